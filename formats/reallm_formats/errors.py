@@ -1,0 +1,69 @@
+"""The one family of errors.
+
+Every mistake that a user can make, and every damage that a file can carry, is raised as a
+`ReallmError`. It holds facts for people in five parts, the same everywhere:
+
+code      a kebab-case name of the kind of error, stable, for scripts and documentation
+message   what is wrong
+location  where: `file:line` and a path in a recipe, or a section and an offset in an archive
+note      why it is refused, or what it means
+hint      what to do next
+
+This module imports nothing of ours, so that every room may import it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ReallmError(Exception):
+    """A mistake or a damage that is told to the user without a traceback.
+
+    Args:
+        message: what is wrong, without a full stop at the end.
+        location: where it is wrong, as short as it can be found again.
+        note: why this is refused.
+        hint: what the reader can do about it.
+    """
+
+    code: ClassVar[str] = "error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        location: str | None = None,
+        note: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.location = location
+        self.note = note
+        self.hint = hint
+
+    def __str__(self) -> str:
+        where = f"{self.location}: " if self.location else ""
+        return f"{where}{self.message}"
+
+
+class FormatError(ReallmError):
+    """A file breaks a rule of SPEC.md.
+
+    `rule` is the name of the broken rule as SPEC.md lists it.
+    """
+
+    code: ClassVar[str] = "bad-archive"
+
+    def __init__(
+        self,
+        rule: str,
+        message: str,
+        *,
+        location: str | None = None,
+        note: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, location=location, note=note, hint=hint)
+        self.rule = rule

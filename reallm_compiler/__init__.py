@@ -1,0 +1,43 @@
+"""reallm: compress language models to an exact size, and get them back.
+
+    import reallm_compiler as reallm
+
+    plan = reallm.plan("reallm-2bit", model="path/to/checkpoint")
+    print(plan.budget().totals.file_bytes)
+    reallm.compile("reallm-2bit", model="path/to/checkpoint", output="out.reallm")
+    model, tokenizer = reallm.load("out.reallm")
+
+Importing this package imports neither torch nor transformers: each name brings what it needs
+when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reallm_compiler.execute.run import compile_model as compile  # noqa: A004
+    from reallm_compiler.plan.build import plan
+    from reallm_compiler.reader.archive import open_archive as open  # noqa: A004
+    from reallm_compiler.reader.huggingface import load
+    from reallm_compiler.reader.reconstruct import reconstruct
+    from reallm_compiler.recipe import load_recipe
+
+__all__ = ["compile", "load", "load_recipe", "open", "plan", "reconstruct"]
+
+_HOMES = {
+    "compile": ("reallm_compiler.execute.run", "compile_model"),
+    "load": ("reallm_compiler.reader.huggingface", "load"),
+    "load_recipe": ("reallm_compiler.recipe", "load_recipe"),
+    "open": ("reallm_compiler.reader.archive", "open_archive"),
+    "plan": ("reallm_compiler.plan.build", "plan"),
+    "reconstruct": ("reallm_compiler.reader.reconstruct", "reconstruct"),
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)

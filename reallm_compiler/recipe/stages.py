@@ -1,0 +1,289 @@
+"""The words of a matrix plan: each stage is a kind with parameters.
+
+    W [p, q]  ~  R                                            residual, the part tuned later
+              +  T^-1( D_phi( P^-1( s * C[codes] + z ) ) )    coded part, frozen
+    then DoRA: each output row is rescaled to its stored magnitude
+
+A `MatrixPlan` says for one matrix which kind stands at each stage. The models only say what may
+be written; what a kind costs is its size law in `layouts`, what it does is its codec in `codecs`.
+The names of kinds and parameters are the words of the recipe language.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+
+FloatType = Literal["float32", "float16", "bfloat16"]
+
+
+class Stage(BaseModel):
+    """Base of all stage models: closed (an unknown key is an error), frozen, strictly typed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _as_fraction(value: object) -> object:
+    """`1/64` and `2.5` as a Fraction; integers stay integers; all else goes on to validation."""
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted, not a truth value")
+    if isinstance(value, str):
+        try:
+            value = Fraction(value.replace(" ", ""))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError("a number or a fraction such as 1/64 is wanted") from None
+    if isinstance(value, float):
+        value = Fraction(str(value))
+    if isinstance(value, Fraction) and value.denominator == 1:
+        return int(value)
+    return value
+
+
+def _plain_number(value: int | Fraction) -> int | str:
+    return value if isinstance(value, int) else f"{value.numerator}/{value.denominator}"
+
+
+Rational = Annotated[
+    int | Fraction,
+    BeforeValidator(_as_fraction, json_schema_input_type=int | float | str),
+    PlainSerializer(_plain_number, return_type=int | str),
+]
+
+
+# ---- residual --------------------------------------------------------------------------------
+
+
+class NoResidual(Stage):
+    """No residual: the coded part is the whole matrix."""
+
+    kind: Literal["none"] = "none"
+
+
+class LowRank(Stage):
+    """A product of two factors, R = L1 L2 with L1 [p, r] and L2 [r, q] (paper, section 3)."""
+
+    kind: Literal["low_rank"]
+    rank: Rational = Field(
+        description="Rank r: an integer, or a fraction of min(p, q) such as 1/64; "
+        "never above min(p, q).",
+    )
+    fit: Literal["svd", "alternating", "zero"] = Field(
+        default="svd",
+        description="svd: one truncated SVD; alternating: SVD and quantiser in turn until the "
+        "error rises (LQ-LoRA, LoftQ); zero: L1 = 0, L2 random (QLoRA).",
+    )
+    order: Literal["residual_first", "quantizer_first"] = Field(
+        default="residual_first",
+        description="Which part sees the whole matrix first: the residual (LQ-LoRA) or the "
+        "quantiser (LoftQ).",
+    )
+    iterations: int = Field(default=100, ge=1, le=1000, description="Cap of the alternating loop.")
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] = Field(
+        default="float16",
+        description="Stored type of the factors; int8 adds one float16 scale for each column of "
+        "L1 and each row of L2.",
+    )
+
+    @model_validator(mode="after")
+    def _rank_in_range(self) -> LowRank:
+        if self.rank <= 0:
+            raise ValueError("the rank must be above 0; `residual: {kind: none}` stores no factors")
+        if isinstance(self.rank, Fraction) and self.rank > 1:
+            raise ValueError("a fractional rank is a share of min(p, q) and cannot be above 1")
+        return self
+
+
+# ---- autoencoder -----------------------------------------------------------------------------
+
+
+class Identity(Stage):
+    """The latent is the matrix itself: e0 = p, e1 = q, e2 = 1."""
+
+    kind: Literal["identity"] = "identity"
+
+
+# ---- permutation -----------------------------------------------------------------------------
+
+
+class NoPermutation(Stage):
+    """Columns stay where they are."""
+
+    kind: Literal["none"] = "none"
+
+
+class NearestPermutation(Stage):
+    """Columns reordered so that each is followed by its nearest unplaced one (Algorithm 1)."""
+
+    kind: Literal["nearest"]
+    rows: int | Literal["all"] = Field(
+        default=128,
+        description="Rows that share one order; `all`: one order for the whole matrix.",
+    )
+
+    @model_validator(mode="after")
+    def _rows_positive(self) -> NearestPermutation:
+        if isinstance(self.rows, int) and self.rows < 1:
+            raise ValueError("rows must be at least 1, or `all`")
+        return self
+
+
+# ---- scales ----------------------------------------------------------------------------------
+
+
+class NoScales(Stage):
+    """The quantiser sees the latent as it is."""
+
+    kind: Literal["none"] = "none"
+
+
+class _Scales(Stage):
+    """What the three kinds of scales share."""
+
+    per: Literal["tensor", "row", "column", "block"] = Field(
+        default="block",
+        description="Which weights share a scale; a block is `block` consecutive weights of the "
+        "matrix read row by row.",
+    )
+    block: int = Field(default=64, ge=2, le=65536, description="Weights of a block.")
+    dtype: FloatType = Field(
+        default="float32", description="Stored type of the scales (of the super-scales if bits)."
+    )
+    bits: int | None = Field(
+        default=None,
+        ge=2,
+        le=8,
+        description="Bits of a second level: scales become codes under a super-scale.",
+    )
+    superblock: int = Field(
+        default=256, ge=2, le=65536, description="Scales that share a super-scale."
+    )
+
+
+class RmsScales(_Scales):
+    """s = root mean square of the group."""
+
+    kind: Literal["rms"]
+
+
+class AbsmaxScales(_Scales):
+    """s = largest magnitude of the group (NF normalisation, QLoRA and LQ-LoRA)."""
+
+    kind: Literal["absmax"]
+
+
+class MinmaxScales(_Scales):
+    """s = max - min with zero point z = min of the group: the quantiser sees [0, 1]."""
+
+    kind: Literal["minmax"]
+
+
+# ---- quantizer -------------------------------------------------------------------------------
+
+
+class NoQuantizer(Stage):
+    """Latents stored as numbers."""
+
+    kind: Literal["none"] = "none"
+    dtype: Literal["source", "float32", "float16", "bfloat16"] = Field(
+        default="source", description="Stored type; `source` is the checkpoint's own."
+    )
+
+
+class UniformQuantizer(Stage):
+    """Evenly spaced levels: 2^bits over [-1, 1], or over [0, 1] under `minmax` scales."""
+
+    kind: Literal["uniform"]
+    bits: int = Field(ge=1, le=8)
+
+
+class NormalFloatQuantizer(Stage):
+    """NF-b: quantiles of the normal distribution on [-1, 1] with an exact 0 (QLoRA)."""
+
+    kind: Literal["normal_float"]
+    bits: int = Field(ge=1, le=8)
+
+
+class VectorQuantizer(Stage):
+    """k-means codebook of 2^(bits x dim) codewords of dimension dim (paper, section 3)."""
+
+    kind: Literal["vq"]
+    bits: Rational = Field(description="Bits per weight b; b x dim must be an integer up to 16.")
+    dim: int = Field(ge=1, le=16, description="Dimension d of the vectors.")
+    axis: Literal["rows", "cols"] = Field(
+        default="rows",
+        description="rows: a vector is dim consecutive rows of one column; cols: dim consecutive "
+        "columns of one row.",
+    )
+    dtype: FloatType = Field(default="float16", description="Stored type of the codebook.")
+    iterations: int = Field(default=25, ge=1, le=1000, description="Lloyd iterations at most.")
+
+    @property
+    def index_bits(self) -> int:
+        """Bits b x d of one code."""
+        return int(self.bits * self.dim)
+
+    @model_validator(mode="after")
+    def _index_fits(self) -> VectorQuantizer:
+        if self.bits <= 0:
+            raise ValueError("bits must be above 0")
+        product = Fraction(self.bits) * self.dim
+        if product.denominator != 1 or not 1 <= product <= 16:
+            raise ValueError(
+                f"bits x dim is {_plain_number(_as_fraction(product))}; "  # type: ignore[arg-type]
+                "it must be an integer from 1 to 16"
+            )
+        return self
+
+
+# ---- the plan of one matrix ------------------------------------------------------------------
+
+Residual = Annotated[NoResidual | LowRank, Field(discriminator="kind")]
+Autoencoder = Annotated[Identity, Field()]
+Permutation = Annotated[NoPermutation | NearestPermutation, Field(discriminator="kind")]
+Scales = Annotated[
+    NoScales | RmsScales | AbsmaxScales | MinmaxScales, Field(discriminator="kind")
+]
+Quantizer = Annotated[
+    NoQuantizer | UniformQuantizer | NormalFloatQuantizer | VectorQuantizer,
+    Field(discriminator="kind"),
+]
+
+
+class MatrixPlan(Stage):
+    """Everything that decides how one matrix is stored, and so how large it is."""
+
+    residual: Residual = NoResidual()
+    autoencoder: Autoencoder = Identity()
+    permutation: Permutation = NoPermutation()
+    scales: Scales = NoScales()
+    quantizer: Quantizer = NoQuantizer()
+    rounding: Literal["nearest"] = "nearest"
+    dora: bool = Field(
+        default=False, description="Store a float16 magnitude for each output row (DoRA)."
+    )
+    share: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Name of a group of matrices that store one codebook together.",
+    )
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> MatrixPlan:
+        if self.share is not None and self.quantizer.kind != "vq":
+            raise ValueError("`share` needs something to share: a `vq` quantizer")
+        if self.scales.kind == "minmax" and self.quantizer.kind == "normal_float":
+            raise ValueError(
+                "`normal_float` levels lie on [-1, 1]; use `absmax` scales, or `uniform` "
+                "with `minmax`"
+            )
+        if self.scales.kind == "none" and self.quantizer.kind in ("uniform", "normal_float"):
+            raise ValueError(
+                f"`{self.quantizer.kind}` levels lie on [-1, 1] and need scales: use `absmax`"
+            )
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """The plan as plain data, each field written out: what an archive stores."""
+        return self.model_dump(mode="json")
