@@ -1,0 +1,49 @@
+"""Measure the shipped model on held-out text, as it is and after naive 2-bit rounding.
+
+The second number says how much there is to lose: a model that survives crude rounding could not
+show whether a better method is better.
+
+    python demo/measure.py
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from train import HERE, perplexity
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def round_to_grid(weight: Tensor, bits: int = 2, block: int = 64) -> Tensor:
+    """Round every block of a row to the nearest of `2**bits` even steps within its absmax."""
+    top = 2**bits - 1
+    parts = []
+    for part in weight.float().split(block, dim=-1):
+        peak = part.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12)
+        code = ((part / peak + 1) / 2 * top).round()
+        parts.append((code / top * 2 - 1) * peak)
+    return torch.cat(parts, dim=-1).to(weight.dtype)
+
+
+def main() -> None:
+    """Print both perplexities and their ratio."""
+    torch.set_num_threads(1)
+    tokenizer = AutoTokenizer.from_pretrained(HERE / "model")
+    model = AutoModelForCausalLM.from_pretrained(HERE / "model", dtype=torch.float32)
+    heldout = (HERE / "heldout.txt").read_text(encoding="ascii")
+    ids = torch.tensor(tokenizer(heldout, verbose=False)["input_ids"])
+    rounded = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, module in rounded.named_modules():
+            if isinstance(module, torch.nn.Linear) and name != "lm_head":
+                module.weight.copy_(round_to_grid(module.weight))
+    before, after = perplexity(model, ids), perplexity(rounded, ids)
+    print(f"parameters: {sum(p.numel() for p in model.parameters())}")
+    print(f"held-out perplexity: {before:.4f}")
+    print(f"after 2-bit absmax rounding, block 64: {after:.4f} ({after / before:.1f} times)")
+
+
+if __name__ == "__main__":
+    main()
