@@ -17,9 +17,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reallm_compiler.execute.run import compile_model as compile  # noqa: A004
+    from reallm_compiler.execute.run import compile_model as compile
     from reallm_compiler.plan.build import plan
-    from reallm_compiler.reader.archive import open_archive as open  # noqa: A004
+    from reallm_compiler.reader.archive import open_archive as open
     from reallm_compiler.reader.huggingface import load
     from reallm_compiler.reader.reconstruct import reconstruct
     from reallm_compiler.recipe import load_recipe

@@ -1,0 +1,1 @@
+"""The executor: recipe to file."""

@@ -1,0 +1,1 @@
+"""Size laws: which sections a stage stores, from parameters and shapes alone."""

@@ -56,7 +56,8 @@ def paper_bits(plan: MatrixPlan, shape: tuple[int, int], source_dtype: str) -> F
     quantizer = plan.quantizer
     bits = Fraction(0)
     if isinstance(quantizer, NoQuantizer):
-        bits += 8 * sum(spec.bytes for spec in scalar.value_sections(quantizer, shape, source_dtype))
+        values = scalar.value_sections(quantizer, shape, source_dtype)
+        bits += 8 * sum(spec.bytes for spec in values)
     else:
         bits += Fraction(quantizer.bits) * p * q
     if isinstance(quantizer, VectorQuantizer):

@@ -1,0 +1,1 @@
+"""The planner: recipe + inventory -> the exact place of every byte, without weights."""

@@ -1,0 +1,1 @@
+"""The reader: file to weights."""

@@ -11,6 +11,7 @@ The names of kinds and parameters are the words of the recipe language.
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -25,15 +26,18 @@ class Stage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+_NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9}| ?/ ?0*[1-9]\d{0,8})?", re.ASCII)
+
+
 def _as_fraction(value: object) -> object:
     """`1/64` and `2.5` as a Fraction; integers stay integers; all else goes on to validation."""
     if isinstance(value, bool):
         raise ValueError("a number is wanted, not a truth value")
     if isinstance(value, str):
-        try:
-            value = Fraction(value.replace(" ", ""))
-        except (ValueError, ZeroDivisionError):
-            raise ValueError("a number or a fraction such as 1/64 is wanted") from None
+        # Only short plain forms: Fraction("1e999999999") would fill the memory.
+        if not _NUMBER.fullmatch(value):
+            raise ValueError("a number or a fraction such as 1/64 is wanted")
+        value = Fraction(value.replace(" ", ""))
     if isinstance(value, float):
         value = Fraction(str(value))
     if isinstance(value, Fraction) and value.denominator == 1:

@@ -1,0 +1,78 @@
+"""What a running compile tells whoever listens: plain values, no printing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reallm_compiler.plan.budget import Budget
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preflight:
+    """What is known before the first matrix.
+
+    Attributes:
+        file_bytes: length that the archive will have.
+        disk_bytes: bytes that must still be reserved on disk.
+        disk_free_bytes: free bytes where the archive is written.
+        memory_bytes: estimated peak memory of all workers together.
+        memory_free_bytes: memory that the machine can give, or None if it does not say.
+        device: `cpu`, or the name of the GPU.
+        workers: processes that encode.
+        units: units of work in all.
+        units_done: units that an interrupted run has finished.
+        weights: weights to be coded in all.
+        weights_done: weights of the finished units.
+    """
+
+    file_bytes: int
+    disk_bytes: int
+    disk_free_bytes: int
+    memory_bytes: int
+    memory_free_bytes: int | None
+    device: str
+    workers: int
+    units: int
+    units_done: int
+    weights: int
+    weights_done: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitDone:
+    """One unit of work is on disk: a matrix, a share group, or the kept tensors and files.
+
+    Attributes:
+        name: the matrix, `share GROUP`, or `kept tensors`.
+        weights: weights coded in this unit.
+        errors: relative error of each matrix in it.
+        units_done, weights_done: progress with this unit counted.
+    """
+
+    name: str
+    weights: int
+    errors: dict[str, float]
+    units_done: int
+    weights_done: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompileReport:
+    """What a compile made.
+
+    Attributes:
+        path: the archive, or None for a trial with `only`.
+        budget: its exact sizes (of the tried matrices for a trial).
+        errors: relative error of each coded matrix.
+        seconds: wall time of this run.
+        units_resumed: units that an interrupted run had finished.
+    """
+
+    path: str | None
+    budget: Budget
+    errors: dict[str, float]
+    seconds: float
+    units_resumed: int
+
+
+Event = Preflight | UnitDone

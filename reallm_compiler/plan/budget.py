@@ -1,0 +1,170 @@
+"""The exact budget of a plan: every byte of the archive under one name.
+
+Bytes are integers throughout. What a share group stores once is divided among its matrices so
+that the parts are integers and add up. The byte terms of the totals add up to the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from reallm_compiler.layouts import matrix as matrix_law
+from reallm_compiler.units import bits_per_weight, split_evenly
+
+if TYPE_CHECKING:
+    from reallm_compiler.plan.model import Plan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixBudget:
+    """Sizes of one matrix.
+
+    Attributes:
+        name, shape: the matrix, [p, q].
+        paper_bits: bits per weight as the paper's Table 5 counts them.
+        exact_bits: 8 x bytes / pq.
+        bytes: all that is stored for it, with its part of what its group shares.
+        terms: the same bytes by budget term.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    paper_bits: Fraction
+    exact_bits: Fraction
+    bytes: int
+    terms: Mapping[str, int]
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, p q."""
+        return self.shape[0] * self.shape[1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `terms` are bytes and add up to `bytes`."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "paper_bits": float(self.paper_bits),
+            "exact_bits": float(self.exact_bits),
+            "bytes": self.bytes,
+            "terms": dict(self.terms),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Totals:
+    """Sizes of the whole archive; the six byte terms add up to `file_bytes`.
+
+    Attributes:
+        weights: weights of all coded matrices.
+        low_rank_parameters: factors stored, r (p + q) summed.
+        paper_bits, exact_bits: bits per weight over all coded matrices.
+        coded_bytes: sections of coded matrices.
+        kept_bytes: kept tensors.
+        header_bytes, manifest_bytes: the container's own.
+        padding_bytes: alignment between sections.
+        other_bytes: config and tokenizer files.
+        file_bytes: length of the archive.
+    """
+
+    weights: int
+    low_rank_parameters: int
+    paper_bits: Fraction
+    exact_bits: Fraction
+    coded_bytes: int
+    kept_bytes: int
+    header_bytes: int
+    manifest_bytes: int
+    padding_bytes: int
+    other_bytes: int
+    file_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "weights": self.weights,
+            "low_rank_parameters": self.low_rank_parameters,
+            "paper_bits": float(self.paper_bits),
+            "exact_bits": float(self.exact_bits),
+            "coded_bytes": self.coded_bytes,
+            "kept_bytes": self.kept_bytes,
+            "header_bytes": self.header_bytes,
+            "manifest_bytes": self.manifest_bytes,
+            "padding_bytes": self.padding_bytes,
+            "other_bytes": self.other_bytes,
+            "file_bytes": self.file_bytes,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """Sizes of each matrix and of the whole."""
+
+    matrices: tuple[MatrixBudget, ...]
+    totals: Totals
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data under the documented keys of `reallm budget --json`."""
+        return {
+            "matrices": [matrix.to_json() for matrix in self.matrices],
+            "totals": self.totals.to_json(),
+            "notes": list(self.notes),
+        }
+
+
+def budget_of(plan: Plan) -> Budget:
+    """The budget of a plan."""
+    shares = _shared_parts(plan)
+    rows = []
+    paper_total = Fraction(0)
+    for matrix in plan.matrices:
+        terms = dict.fromkeys(matrix_law.TERMS, 0)
+        for spec in matrix.specs:
+            terms[spec.term] += shares[matrix.name][spec.role] if spec.shared else spec.bytes
+        size = sum(terms.values())
+        paper = matrix_law.paper_bits(matrix.plan, matrix.shape, matrix.dtype)
+        paper_total += paper * matrix.weights
+        rows.append(
+            MatrixBudget(
+                name=matrix.name,
+                shape=matrix.shape,
+                paper_bits=paper,
+                exact_bits=bits_per_weight(size, matrix.weights),
+                bytes=size,
+                terms=terms,
+            )
+        )
+    weights = sum(matrix.weights for matrix in plan.matrices)
+    coded = sum(row.bytes for row in rows)
+    other = sum(file.bytes for file in plan.files)
+    layout = plan.layout
+    totals = Totals(
+        weights=weights,
+        low_rank_parameters=sum(
+            matrix_law.low_rank_parameters(matrix.plan, matrix.shape) for matrix in plan.matrices
+        ),
+        paper_bits=paper_total / weights if weights else Fraction(0),
+        exact_bits=bits_per_weight(coded, weights),
+        coded_bytes=coded,
+        kept_bytes=layout.section_bytes - coded - other,
+        header_bytes=layout.header_bytes,
+        manifest_bytes=layout.manifest_bytes,
+        padding_bytes=layout.padding_bytes,
+        other_bytes=other,
+        file_bytes=layout.file_bytes,
+    )
+    return Budget(matrices=tuple(rows), totals=totals, notes=plan.notes)
+
+
+def _shared_parts(plan: Plan) -> dict[str, dict[str, int]]:
+    """For each matrix of a group, its bytes of each shared section."""
+    parts: dict[str, dict[str, int]] = {}
+    for members in plan.groups.values():
+        for spec in (spec for spec in members[0].specs if spec.shared):
+            for member, part in zip(members, split_evenly(spec.bytes, len(members)), strict=True):
+                parts.setdefault(member.name, {})[spec.role] = part
+    return parts

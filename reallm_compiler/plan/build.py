@@ -1,0 +1,163 @@
+"""Recipe + inventory -> Plan.
+
+Steps: (1) list what the checkpoint holds, (2) ask the recipe what becomes of each part, (3) apply
+the size laws, (4) place every section. Nothing is written and no weight is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from reallm_compiler.errors import SourceError
+from reallm_compiler.layouts.base import DTYPES
+from reallm_compiler.plan.document import section_list, to_document
+from reallm_compiler.plan.model import Plan, PlannedFile, PlannedMatrix, PlannedTensor
+from reallm_compiler.recipe import Candidate, Decision, Recipe, load_recipe, resolve
+from reallm_compiler.sources import Inventory, MatrixFact, open_source
+from reallm_formats import layout
+
+KIND = "model"
+_FLOATS = frozenset({"f64", "f32", "f16", "bf16", "f8_e4m3", "f8_e5m2"})
+
+
+def plan(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    *,
+    model: str | os.PathLike[str] | Mapping[str, Any] | Inventory | None = None,
+) -> Plan:
+    """The plan of compiling a checkpoint by a recipe.
+
+    Args:
+        recipe: a shipped recipe's name, a file, plain data, or a loaded recipe.
+        model: a checkpoint folder, a bare config.json, a `shapes` document, a hub id, or an
+            opened inventory; the recipe's own `model` when None.
+
+    Raises:
+        RecipeError: the recipe is wrong by itself or for this model; holds every problem.
+        SourceError: the model cannot be read, or none is named.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    return build(loaded, open_model(loaded, model))
+
+
+def open_model(
+    recipe: Recipe, model: str | os.PathLike[str] | Mapping[str, Any] | Inventory | None
+) -> Inventory:
+    """The inventory of `model`, or of the model that the recipe names."""
+    if isinstance(model, Inventory):
+        return model
+    named = model if model is not None else recipe.model
+    if named is None:
+        raise SourceError(
+            "no model is named",
+            hint="add `model: path-or-hub-id` to the recipe, or give --model PATH",
+        )
+    return open_source(named)
+
+
+def build(recipe: Recipe, inventory: Inventory) -> Plan:
+    """The plan for an opened inventory."""
+    facts = inventory.matrices()
+    matrix_tensors = {fact.tensor for fact in facts}
+    loose = [
+        spec
+        for spec in inventory.tensors
+        if spec.name not in matrix_tensors
+        and spec.name not in inventory.ties
+        and spec.name not in inventory.companions
+    ]
+    decisions = resolve(
+        recipe,
+        [_matrix_candidate(fact) for fact in facts]
+        + [
+            Candidate(
+                name=_short(spec.name),
+                layer=inventory.layer_of(spec.name),
+                is_matrix=False,
+                coded_by_default=False,
+            )
+            for spec in loose
+        ],
+    )
+    matrices, tensors = [], []
+    kept_parts: dict[str, Decision] = {}
+    for fact in facts:
+        decision = decisions[fact.name]
+        if decision.plan is None:
+            kept_parts.setdefault(fact.tensor, decision)
+            continue
+        matrices.append(
+            PlannedMatrix(
+                name=fact.name,
+                tensor=fact.tensor,
+                index=fact.index,
+                transposed=fact.transposed,
+                shape=fact.shape,
+                dtype=fact.dtype,
+                plan=decision.plan,
+            )
+        )
+    _refuse_half_kept(matrices, kept_parts)
+    for spec in inventory.tensors:
+        if spec.name in kept_parts:
+            chosen = kept_parts[spec.name]
+        elif spec.name in matrix_tensors or spec not in loose:
+            continue
+        else:
+            chosen = decisions[_short(spec.name)]
+        tensors.append(
+            PlannedTensor(
+                name=spec.name, dtype=_kept_dtype(spec.dtype, chosen.keep), shape=spec.shape
+            )
+        )
+    files = [PlannedFile(path=path, bytes=len(data)) for path, data in inventory.files]
+    placed = layout(
+        kind=KIND,
+        features=[],
+        document=to_document(recipe.document, matrices, inventory.ties),
+        sections=section_list(matrices, tensors, files),
+    )
+    return Plan(
+        recipe=recipe.document,
+        matrices=tuple(matrices),
+        tensors=tuple(tensors),
+        files=tuple(files),
+        ties=inventory.ties,
+        layout=placed,
+        notes=inventory.notes,
+        traces=MappingProxyType({name: decision.trace for name, decision in decisions.items()}),
+    )
+
+
+def _matrix_candidate(fact: MatrixFact) -> Candidate:
+    return Candidate(
+        name=fact.name, layer=fact.layer, is_matrix=True, coded_by_default=fact.coded_by_default
+    )
+
+
+def _short(name: str) -> str:
+    return name.removesuffix(".weight")
+
+
+def _kept_dtype(source: str, keep: str | None) -> str:
+    """Stored type of a kept tensor; only floats are ever cast."""
+    if keep is None or keep == "source" or source not in _FLOATS:
+        return source
+    return DTYPES[keep]
+
+
+def _refuse_half_kept(
+    matrices: list[PlannedMatrix], kept_parts: Mapping[str, Decision]
+) -> None:
+    """A 3-D tensor of experts is coded whole or kept whole."""
+    for matrix in matrices:
+        if matrix.tensor in kept_parts:
+            raise SourceError(
+                f"some experts of {matrix.tensor} are kept and others coded",
+                note="a tensor of experts is stored either way as a whole",
+                hint="let one rule match all of them, such as "
+                f"`match: {_short(matrix.tensor)}.*`",
+            )

@@ -1,0 +1,215 @@
+"""Plan to manifest document, and back.
+
+An archive's document holds the recipe, each distinct matrix plan once, and for every matrix which
+of them it uses. Reading it back gives the plan again, and the sections that the size laws ask for
+must be exactly those that the archive holds: a file cannot say one thing and store another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from reallm_compiler.errors import FormatError
+from reallm_compiler.plan.model import Plan, PlannedFile, PlannedMatrix, PlannedTensor
+from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_formats import Layout, Manifest, names
+
+Section = tuple[str, str, tuple[int, ...]]
+
+PROVENANCE_WIDTH = 32
+"""Characters of each text of the provenance: padded, so that no version changes the length."""
+
+RULE = "D9"
+"""SPEC.md's rule that the sections of a model are those its document asks for."""
+
+
+def fixed_text(text: str) -> str:
+    """`text` at exactly `PROVENANCE_WIDTH` ASCII characters."""
+    ascii_text = text.encode("ascii", "replace").decode("ascii")
+    return ascii_text[:PROVENANCE_WIDTH].ljust(PROVENANCE_WIDTH)
+
+
+def blank_provenance() -> dict[str, Any]:
+    """Provenance of the right width, to be filled when the archive is finished."""
+    blank = fixed_text("")
+    return {"compute": blank, "reallm": blank, "torch": blank, "source": bytes(32)}
+
+
+def section_list(
+    matrices: Iterable[PlannedMatrix],
+    tensors: Iterable[PlannedTensor],
+    files: Iterable[PlannedFile],
+) -> list[Section]:
+    """All sections in storage order: files, kept tensors, then matrices.
+
+    What a group shares stands before its first matrix.
+    """
+    sections: list[Section] = [
+        (names.file_section(file.path), "u8", (file.bytes,)) for file in files
+    ]
+    sections += [
+        (names.tensor_section(tensor.name), tensor.dtype, tensor.shape) for tensor in tensors
+    ]
+    shared: set[str] = set()
+    for matrix in matrices:
+        own: list[Section] = []
+        for spec in matrix.specs:
+            name = matrix.section_name(spec)
+            if not spec.shared:
+                own.append((name, spec.dtype, spec.shape))
+            elif name not in shared:
+                shared.add(name)
+                sections.append((name, spec.dtype, spec.shape))
+        sections += own
+    return sections
+
+
+def to_document(
+    recipe: Mapping[str, Any],
+    matrices: Iterable[PlannedMatrix],
+    ties: Mapping[str, str],
+    *,
+    errors: Mapping[str, float] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The document of a model archive.
+
+    Args:
+        recipe: the recipe as plain data, without `model` and `output`.
+        matrices: coded matrices in storage order.
+        ties: alias to stored tensor.
+        errors: relative error of each matrix; zeros when not known yet.
+        provenance: blank when not known yet.
+    """
+    methods: list[dict[str, Any]] = []
+    places: dict[MatrixPlan, int] = {}
+    rows = []
+    for matrix in matrices:
+        if matrix.plan not in places:
+            places[matrix.plan] = len(methods)
+            methods.append(matrix.plan.plain())
+        rows.append(
+            {
+                "name": matrix.name,
+                "shape": list(matrix.shape),
+                "dtype": matrix.dtype,
+                "tensor": matrix.tensor,
+                "index": matrix.index,
+                "transposed": matrix.transposed,
+                "method": places[matrix.plan],
+                "relative_error": errors[matrix.name] if errors is not None else 0.0,
+            }
+        )
+    return {
+        "recipe": dict(recipe),
+        "methods": methods,
+        "matrices": rows,
+        "ties": dict(ties),
+        "provenance": dict(provenance) if provenance is not None else blank_provenance(),
+    }
+
+
+def from_manifest(manifest: Manifest, placed: Layout) -> Plan:
+    """The plan of a model archive.
+
+    Args:
+        manifest: a structurally valid manifest of kind `model`.
+        placed: its layout.
+
+    Raises:
+        FormatError: the document asks for other sections than the archive holds.
+    """
+    document = manifest.document
+    methods = [_method(place, plain) for place, plain in enumerate(document["methods"])]
+    matrices = []
+    for place, row in enumerate(document["matrices"]):
+        if row["method"] >= len(methods):
+            raise FormatError(
+                RULE,
+                f"method {row['method']} of {len(methods)} does not exist",
+                location=f"document.matrices[{place}]",
+            )
+        matrices.append(
+            PlannedMatrix(
+                name=row["name"],
+                tensor=row["tensor"],
+                index=row["index"],
+                transposed=row["transposed"],
+                shape=(row["shape"][0], row["shape"][1]),
+                dtype=row["dtype"],
+                plan=methods[row["method"]],
+            )
+        )
+    tensors, files = [], []
+    for entry in manifest.sections:
+        if entry.name.startswith(names.TENSOR):
+            name = entry.name.removeprefix(names.TENSOR)
+            tensors.append(PlannedTensor(name=name, dtype=entry.dtype, shape=entry.shape))
+        elif entry.name.startswith(names.FILE):
+            path = entry.name.removeprefix(names.FILE)
+            files.append(PlannedFile(path=path, bytes=entry.bytes))
+    _check_groups(matrices)
+    _check_sections(manifest, section_list(matrices, tensors, files))
+    return Plan(
+        recipe=document["recipe"],
+        matrices=tuple(matrices),
+        tensors=tuple(tensors),
+        files=tuple(files),
+        ties=document["ties"],
+        layout=placed,
+    )
+
+
+def _method(place: int, plain: Mapping[str, Any]) -> MatrixPlan:
+    try:
+        return MatrixPlan.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise FormatError(
+            RULE,
+            f"a matrix plan that this version does not know: {path}: {first['msg']}",
+            location=f"document.methods[{place}]",
+            hint="a newer reallm may read this archive",
+        ) from None
+
+
+def _check_groups(matrices: Iterable[PlannedMatrix]) -> None:
+    """Matrices of one group agree on what they share."""
+    first: dict[str, tuple[str, list[Any]]] = {}
+    for matrix in matrices:
+        if matrix.plan.share is None:
+            continue
+        shared = [spec for spec in matrix.specs if spec.shared]
+        name, expected = first.setdefault(matrix.plan.share, (matrix.name, shared))
+        if shared != expected:
+            raise FormatError(
+                RULE,
+                f"{matrix.name} and {name} share `{matrix.plan.share}` but differ in what they "
+                "share",
+                location="document.matrices",
+            )
+
+
+def _check_sections(manifest: Manifest, wanted: list[Section]) -> None:
+    """Sections in the file, in order, are those the document asks for."""
+    found = [(entry.name, entry.dtype, tuple(entry.shape)) for entry in manifest.sections]
+    if found == wanted:
+        return
+    for place, (have, want) in enumerate(zip(found, wanted, strict=False)):
+        if have != want:
+            raise FormatError(
+                RULE,
+                f"section {have[0]} is {have[1]}{list(have[2])} where the document asks for "
+                f"{want[0]} as {want[1]}{list(want[2])}",
+                location=f"section {place}",
+            )
+    missing = len(wanted) - len(found)
+    raise FormatError(
+        RULE,
+        f"the document asks for {len(wanted)} sections and the archive holds {len(found)}",
+        location=wanted[len(found)][0] if missing > 0 else found[len(wanted)][0],
+    )
