@@ -1,0 +1,85 @@
+"""Small things to try the whole pipeline on, made here and never downloaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+CORPUS = (
+    "Anna has three red apples and gives one to Tom.",
+    "Tom puts the apple on the old table near the window.",
+    "How many apples does Anna have now? Anna has two apples.",
+    "The cat sleeps under the table and dreams of the river.",
+    "In the evening they walk home and count the lamps.",
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Llama: 2 layers, grouped-query attention, tied head, bf16, a tokenizer."""
+    torch = pytest.importorskip("torch")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+        dtype="bfloat16",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": "<s>",
+                "eos_token": "</s>",
+                "model_max_length": 128,
+            }
+        )
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe with a low-rank residual, nearest order, two-level scales, a codebook and DoRA."""
+    path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    path.write_text(
+        "reallm: 1\n"
+        "seed: 7\n"
+        "defaults:\n"
+        "  residual:    {kind: low_rank, rank: 2}\n"
+        "  permutation: {kind: nearest, rows: 32}\n"
+        "  scales:      {kind: absmax, per: block, block: 64, bits: 8, superblock: 16}\n"
+        "  quantizer:   {kind: vq, bits: 2, dim: 2}\n"
+        "  dora: true\n"
+        "rules:\n"
+        '  - match: "*.down_proj"\n'
+        "    layers: 1\n"
+        "    set: {quantizer: {kind: uniform, bits: 4}}\n"
+    )
+    return path
