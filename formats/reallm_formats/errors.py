@@ -14,7 +14,7 @@ This module imports nothing of ours, so that every room may import it.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ReallmError(Exception):
@@ -47,6 +47,17 @@ class ReallmError(Exception):
         where = f"{self.location}: " if self.location else ""
         return f"{where}{self.message}"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without this an error with arguments of its own cannot leave a worker process.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(cls: type[ReallmError], args: tuple[Any, ...], facts: dict[str, Any]) -> ReallmError:
+    """An error as it was pickled, whatever arguments its class takes."""
+    error = cls.__new__(cls, *args)
+    error.__dict__.update(facts)
+    return error
+
 
 class FormatError(ReallmError):
     """A file breaks a rule of SPEC.md.
@@ -67,3 +78,8 @@ class FormatError(ReallmError):
     ) -> None:
         super().__init__(message, location=location, note=note, hint=hint)
         self.rule = rule
+
+    def inside(self, file: str) -> FormatError:
+        """The same error with the file's name in front of its location."""
+        place = f"{file}: {self.location}" if self.location else file
+        return type(self)(self.rule, self.message, location=place, note=self.note, hint=self.hint)

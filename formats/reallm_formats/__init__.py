@@ -1,0 +1,36 @@
+"""The container of compressed models: reading, writing and the law of `.reallm` files.
+
+SPEC.md is the law. This package needs the standard library and msgpack, and knows nothing of
+tensors in memory: a section is bytes of a named type and shape.
+"""
+
+from reallm_formats.dtypes import BITS, section_bytes
+from reallm_formats.errors import FormatError, ReallmError
+from reallm_formats.kinds.model import MatrixEntry, ModelDocument, parse_model
+from reallm_formats.layout import Layout, layout
+from reallm_formats.manifest import Manifest, encode_manifest, parse_manifest
+from reallm_formats.names import SectionName, parse_name
+from reallm_formats.reader import Archive, Damage
+from reallm_formats.sections import SectionEntry
+from reallm_formats.writer import Writer
+
+__all__ = [
+    "BITS",
+    "Archive",
+    "Damage",
+    "FormatError",
+    "Layout",
+    "Manifest",
+    "MatrixEntry",
+    "ModelDocument",
+    "ReallmError",
+    "SectionEntry",
+    "SectionName",
+    "Writer",
+    "encode_manifest",
+    "layout",
+    "parse_manifest",
+    "parse_model",
+    "parse_name",
+    "section_bytes",
+]

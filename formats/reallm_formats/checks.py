@@ -1,0 +1,62 @@
+"""Small checks of decoded data that manifest and documents share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from reallm_formats.errors import FormatError
+
+_WORDS = {
+    dict: "a map",
+    list: "a list",
+    str: "text",
+    bytes: "bytes",
+    int: "an integer",
+    float: "a float",
+    bool: "true or false",
+    type(None): "nothing",
+}
+
+
+def describe(value: object) -> str:
+    """The type of a decoded value in plain words."""
+    return _WORDS.get(type(value), type(value).__name__)
+
+
+def typed(value: object, kind: type, rule: str, where: str) -> Any:  # noqa: ANN401
+    """`value`, which must be exactly of type `kind`: a bool is no integer, an integer no float."""
+    if type(value) is not kind:
+        message = f"{_WORDS[kind]} is wanted here, not {describe(value)}"
+        raise FormatError(rule, message, location=where)
+    return value
+
+
+def closed_map(
+    value: object, keys: Collection[str], rule: str, where: str, *, newer: bool
+) -> dict[str, Any]:
+    """`value`, which must be a map with exactly these keys.
+
+    Args:
+        value: a decoded value.
+        keys: the keys that version 1.0 knows; all are needed.
+        rule: the rule that wants them.
+        where: the place of `value`.
+        newer: the file's minor version is newer than ours, so keys that we do not know pass.
+
+    Raises:
+        FormatError: `rule` for a missing key or another type, M2 for an unknown key.
+    """
+    items: dict[str, Any] = typed(value, dict, rule, where)
+    missing = [key for key in keys if key not in items]
+    if missing:
+        raise FormatError(rule, f"the key `{missing[0]}` is missing", location=where)
+    unknown = [key for key in items if key not in keys]
+    if unknown and not newer:
+        raise FormatError(
+            "M2",
+            f"the key `{unknown[0]}` is not known",
+            location=where,
+            note="only a newer minor version may add keys",
+        )
+    return items

@@ -1,0 +1,225 @@
+"""The document of kind `model`: a whole checkpoint, its matrices coded, all else kept.
+
+    recipe      the recipe that made it, less `model` and `output`: open, read by the compiler
+    methods     the distinct matrix plans; open, read by the compiler
+    matrices    one row for each coded matrix
+    ties        tensors that are stored under another name: alias -> stored tensor
+    provenance  what made it: text, bytes or integers by name
+
+The container checks what keeps a file honest: every section belongs to something that the
+document names, every row points at something that is there, and no tensor is stored twice.
+What a plan means is not its business.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from reallm_formats import names, v1
+from reallm_formats.checks import closed_map, describe, typed
+from reallm_formats.dtypes import NUMBERS
+from reallm_formats.errors import FormatError
+from reallm_formats.sections import SectionEntry
+
+KEYS: Final = ("matrices", "methods", "provenance", "recipe", "ties")
+MATRIX_KEYS: Final = (
+    "dtype",
+    "index",
+    "method",
+    "name",
+    "relative_error",
+    "shape",
+    "tensor",
+    "transposed",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixEntry:
+    """A coded matrix.
+
+    Attributes:
+        name: the matrix's name; the checkpoint's tensor without `.weight`, and with the place
+            in the stack where a tensor holds several.
+        shape: extents [p, q] as coded.
+        dtype: element type in the checkpoint.
+        tensor: the checkpoint's tensor that it is (a part of).
+        index: its place in a tensor that is a stack of matrices; None for a whole tensor.
+        transposed: the checkpoint stores it as [q, p].
+        method: its plan, as a place in `methods`.
+        relative_error: ||W - W^|| / ||W|| (Frobenius), measured when it was encoded.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    dtype: str
+    tensor: str
+    index: int | None = None
+    transposed: bool = False
+    method: int
+    relative_error: float = 0.0
+
+    def plain(self) -> dict[str, Any]:
+        """The row as the manifest stores it."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "tensor": self.tensor,
+            "index": self.index,
+            "transposed": self.transposed,
+            "method": self.method,
+            "relative_error": self.relative_error,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelDocument:
+    """The document of an archive of kind `model`; see the module for its parts."""
+
+    recipe: Mapping[str, Any]
+    methods: tuple[Mapping[str, Any], ...]
+    matrices: tuple[MatrixEntry, ...]
+    ties: Mapping[str, str]
+    provenance: Mapping[str, str | bytes | int]
+
+    def plain(self) -> dict[str, Any]:
+        """The document as the manifest stores it."""
+        return {
+            "recipe": dict(self.recipe),
+            "methods": [dict(method) for method in self.methods],
+            "matrices": [matrix.plain() for matrix in self.matrices],
+            "ties": dict(self.ties),
+            "provenance": dict(self.provenance),
+        }
+
+
+def parse_model(
+    document: Mapping[str, Any], sections: Sequence[SectionEntry] = (), *, newer: bool = False
+) -> ModelDocument:
+    """The document of kind `model` from plain data, checked by itself and against the sections.
+
+    Raises:
+        FormatError: rules D1 to D7, M2.
+    """
+    where = "manifest: document"
+    items = closed_map(document, KEYS, "D1", where, newer=newer)
+    recipe = typed(items["recipe"], dict, "D1", f"{where}.recipe")
+    methods = typed(items["methods"], list, "D1", f"{where}.methods")
+    for place, method in enumerate(methods):
+        typed(method, dict, "D1", f"{where}.methods[{place}]")
+    rows = typed(items["matrices"], list, "D1", f"{where}.matrices")
+    matrices = tuple(
+        _parse_matrix(row, len(methods), f"{where}.matrices[{place}]", newer=newer)
+        for place, row in enumerate(rows)
+    )
+    _check_places(matrices, f"{where}.matrices")
+    _check_sections(sections, matrices)
+    ties = typed(items["ties"], dict, "D1", f"{where}.ties")
+    _check_ties(ties, matrices, sections, f"{where}.ties")
+    provenance = typed(items["provenance"], dict, "D1", f"{where}.provenance")
+    for key, value in provenance.items():
+        if type(value) not in (str, bytes, int):
+            message = f"text, bytes or an integer is wanted here, not {describe(value)}"
+            raise FormatError("D7", message, location=f"{where}.provenance.{key}")
+    return ModelDocument(
+        recipe=recipe,
+        methods=tuple(methods),
+        matrices=matrices,
+        ties=ties,
+        provenance=provenance,
+    )
+
+
+def _parse_matrix(value: object, methods: int, where: str, *, newer: bool) -> MatrixEntry:
+    """A row of `matrices` by itself (rule D2)."""
+    items = closed_map(value, MATRIX_KEYS, "D2", where, newer=newer)
+    for key in ("name", "tensor"):
+        typed(items[key], str, "D2", f"{where}.{key}")
+        names.check_name(items[key], f"{where}.{key}")
+    shape = typed(items["shape"], list, "D2", f"{where}.shape")
+    for extent in shape:
+        typed(extent, int, "D2", f"{where}.shape")
+    if len(shape) != 2 or not all(1 <= extent <= v1.MAX_EXTENT for extent in shape):
+        message = f"a matrix has two extents of at least 1, not {shape}"
+        raise FormatError("D2", message, location=f"{where}.shape")
+    if typed(items["dtype"], str, "D2", f"{where}.dtype") not in NUMBERS:
+        message = f"`{items['dtype']}` is not a number type"
+        raise FormatError("D2", message, location=f"{where}.dtype")
+    index = items["index"]
+    if index is not None and not 0 <= typed(index, int, "D2", f"{where}.index") <= v1.MAX_EXTENT:
+        raise FormatError("D2", f"{index} is not a place in a stack", location=f"{where}.index")
+    typed(items["transposed"], bool, "D2", f"{where}.transposed")
+    if not 0 <= typed(items["method"], int, "D2", f"{where}.method") < methods:
+        message = f"there is no method {items['method']}; {methods} are listed"
+        raise FormatError("D2", message, location=f"{where}.method")
+    error = typed(items["relative_error"], float, "D2", f"{where}.relative_error")
+    if not (math.isfinite(error) and error >= 0):
+        message = f"{error} is not an error: it is a number of at least 0"
+        raise FormatError("D2", message, location=f"{where}.relative_error")
+    return MatrixEntry(
+        **{key: items[key] for key in MATRIX_KEYS if key != "shape"}, shape=(shape[0], shape[1])
+    )
+
+
+def _check_places(matrices: Sequence[MatrixEntry], where: str) -> None:
+    """Each name once, each place in a tensor once, no tensor both whole and in parts (D3)."""
+    seen: set[str] = set()
+    parts: dict[str, set[int | None]] = {}
+    for place, matrix in enumerate(matrices):
+        if matrix.name in seen:
+            message = f"the matrix `{matrix.name}` stands twice"
+            raise FormatError("D3", message, location=f"{where}[{place}].name")
+        seen.add(matrix.name)
+        taken = parts.setdefault(matrix.tensor, set())
+        if matrix.index in taken or (taken and (matrix.index is None or None in taken)):
+            message = f"the tensor `{matrix.tensor}` is filled twice"
+            raise FormatError("D3", message, location=f"{where}[{place}].tensor")
+        taken.add(matrix.index)
+
+
+def _check_sections(sections: Sequence[SectionEntry], matrices: Sequence[MatrixEntry]) -> None:
+    """Each section belongs to something (D4), has a fitting type (D5), and is stored once (D3)."""
+    known = {matrix.name for matrix in matrices}
+    coded = {matrix.tensor for matrix in matrices}
+    for place, section in enumerate(sections):
+        where = f"manifest: sections[{place}]"
+        name = names.parse_name(section.name, where)
+        if name.space == names.MATRIX and name.owner not in known:
+            message = f"section {section.name} belongs to no matrix of the document"
+            raise FormatError("D4", message, location=f"{where}.name")
+        if name.space == names.TENSOR and name.owner in coded:
+            message = f"the tensor `{name.owner}` is stored whole and as a coded matrix"
+            raise FormatError("D3", message, location=f"{where}.name")
+        if name.space == names.TENSOR and section.dtype not in NUMBERS:
+            message = f"a kept tensor holds numbers, not `{section.dtype}`"
+            raise FormatError("D5", message, location=f"{where}.dtype")
+        if name.space == names.FILE and (section.dtype != "u8" or len(section.shape) != 1):
+            message = "an embedded file is a list of bytes: type u8, one extent"
+            raise FormatError("D5", message, location=f"{where}.dtype")
+
+
+def _check_ties(
+    ties: Mapping[str, Any],
+    matrices: Sequence[MatrixEntry],
+    sections: Sequence[SectionEntry],
+    where: str,
+) -> None:
+    """Each tie leads from a tensor that is not stored to one that is (D6)."""
+    stored = {matrix.tensor for matrix in matrices}
+    stored.update(
+        section.name[len(names.TENSOR) :]
+        for section in sections
+        if section.name.startswith(names.TENSOR)
+    )
+    for alias, target in ties.items():
+        names.check_name(alias, f"{where}.{alias!r}")
+        if typed(target, str, "D6", f"{where}.{alias}") not in stored:
+            message = f"the tie leads to `{target}`, which is not stored"
+            raise FormatError("D6", message, location=f"{where}.{alias}")
+        if alias in stored:
+            message = f"`{alias}` is stored, and tied to another tensor"
+            raise FormatError("D6", message, location=f"{where}.{alias}")

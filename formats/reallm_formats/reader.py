@@ -1,0 +1,261 @@
+"""Reading an archive: the whole structure first, then only what is asked for.
+
+`Archive.open` reads the header and the manifest, checks their digest and every rule on them, and
+maps the file. No byte of a section is touched before `read`, which checks the section's digest
+the first time, or `verify`, which checks everything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Any, Final
+
+from reallm_formats import v1
+from reallm_formats.errors import FormatError
+from reallm_formats.header import Header, check_digest, parse_header
+from reallm_formats.kinds.model import ModelDocument, parse_model
+from reallm_formats.manifest import Manifest, parse_manifest
+from reallm_formats.sections import SectionEntry, check_spare
+
+_CHUNK: Final = 1 << 24
+_HINT: Final = "transfer or compile the file again"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Damage:
+    """One thing that `verify` found.
+
+    Attributes:
+        rule: the broken rule of SPEC.md.
+        location: the section and the byte where it starts.
+        message: what is wrong there.
+    """
+
+    rule: str
+    location: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.message}"
+
+
+class Archive:
+    """An open archive whose structure was found right.
+
+    Views that `read` gave out stay valid after `close`; the file is unmapped when the last of
+    them is gone. Damage that happens to the file while it is open is not seen twice: a section
+    is checked once.
+    """
+
+    def __init__(self, data: memoryview, name: str = "archive") -> None:
+        """Check the structure of a whole file in memory (a map, or bytes).
+
+        Args:
+            data: all bytes of the file.
+            name: what errors call it.
+
+        Raises:
+            FormatError: the broken rule and its place.
+        """
+        self._name = name
+        self._data = data
+        self._map: mmap.mmap | None = None
+        self._checked: set[str] = set()
+        try:
+            self.header: Header = parse_header(bytes(data[: v1.HEADER_BYTES]), len(data))
+            self.manifest: Manifest = self._parse(self.header)
+        except FormatError as error:
+            raise error.inside(name) from None
+        self.sections: Mapping[str, SectionEntry] = MappingProxyType(
+            {section.name: section for section in self.manifest.sections}
+        )
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Archive:
+        """Map a file and check its structure.
+
+        Raises:
+            FormatError: it cannot be read (F1), or a rule is broken.
+        """
+        name = os.fspath(path)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (OSError, ValueError) as error:
+            raise _unreadable(error, name) from None
+        try:
+            facts = os.fstat(descriptor)
+            if stat.S_ISDIR(facts.st_mode):
+                hint = "give the .reallm file itself"
+                raise FormatError("F1", "this is a folder, not a file", location=name, hint=hint)
+            if not stat.S_ISREG(facts.st_mode):
+                raise FormatError("F1", "this is not a plain file", location=name)
+            if not facts.st_size:
+                raise FormatError("F2", "the file is empty", location=name, hint=_HINT)
+            try:
+                mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                raise _unreadable(error, name) from None
+        finally:
+            os.close(descriptor)
+        view = memoryview(mapped)
+        try:
+            archive = cls(view, name)
+        except FormatError:
+            view.release()
+            mapped.close()
+            raise
+        archive._map = mapped
+        return archive
+
+    @property
+    def kind(self) -> str:
+        """What the archive is: `model`."""
+        return self.manifest.kind
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        """The document, by kind, as plain data."""
+        return self.manifest.document
+
+    @property
+    def model(self) -> ModelDocument:
+        """The document of an archive of kind `model`; of another kind a FormatError (M3)."""
+        if self.kind != "model":
+            message = f"this is an archive of kind `{self.kind}`, not a model"
+            raise FormatError("M3", message, location=self._name)
+        newer = self.header.minor > v1.MINOR
+        return parse_model(self.document, self.manifest.sections, newer=newer)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of header and manifest, which names every byte of the archive."""
+        return self.header.digest
+
+    @property
+    def file_bytes(self) -> int:
+        """Length of the file."""
+        return self.header.file_bytes
+
+    def read(self, name: str) -> memoryview:
+        """A section's bytes, read-only, without a copy; KeyError if there is no such section.
+
+        Raises:
+            FormatError: the section is damaged (S9, S11).
+        """
+        section = self.sections[name]
+        view = self._view(section)
+        if name not in self._checked:
+            damage = _damage(section, view)
+            if damage:
+                raise FormatError(
+                    damage.rule,
+                    damage.message,
+                    location=f"{self._name}: {damage.location}",
+                    hint=_HINT,
+                )
+            self._checked.add(name)
+        return view
+
+    def verify(self, progress: Callable[[int], None] | None = None) -> list[Damage]:
+        """Check every byte that `open` has not: all sections and all padding.
+
+        Args:
+            progress: called with the number of bytes checked since the last call.
+
+        Returns:
+            What is damaged, in the order of the file; empty if nothing is.
+        """
+        found: list[Damage] = []
+        start = v1.HEADER_BYTES + self.header.manifest_bytes
+        for section in self.manifest.sections:
+            padding = bytes(self._data[start : section.offset])
+            if any(padding):
+                place = start + next(i for i, byte in enumerate(padding) if byte)
+                found.append(
+                    Damage(
+                        rule="S12",
+                        location=f"padding before section {section.name}, byte {place}",
+                        message="a byte between sections is not zero",
+                    )
+                )
+            damage = _damage(section, self._view(section), progress)
+            if damage:
+                found.append(damage)
+            start = section.end
+        return found
+
+    def close(self) -> None:
+        """Let go of the file; a second call does nothing."""
+        self._data = memoryview(b"")
+        if self._map is not None:
+            mapped, self._map = self._map, None
+            try:
+                mapped.close()
+            except BufferError:
+                # Views are still in use; the map goes with the last of them.
+                return
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _parse(self, header: Header) -> Manifest:
+        start = v1.HEADER_BYTES
+        encoded = bytes(self._data[start : start + header.manifest_bytes])
+        check_digest(header, bytes(self._data[:start]), encoded)
+        manifest = parse_manifest(encoded, minor=header.minor)
+        end = manifest.sections[-1].end if manifest.sections else start + len(encoded)
+        if end != header.file_bytes:
+            raise FormatError(
+                "S8",
+                f"the last section ends at byte {end} and the file at byte {header.file_bytes}",
+                location=f"byte {min(end, header.file_bytes)}",
+            )
+        return manifest
+
+    def _view(self, section: SectionEntry) -> memoryview:
+        if not self._data:
+            raise ValueError("the archive is closed")
+        return self._data[section.offset : section.end].toreadonly()
+
+
+def _damage(
+    section: SectionEntry, view: memoryview, progress: Callable[[int], None] | None = None
+) -> Damage | None:
+    """What is wrong with a section's bytes, if anything."""
+    digest = hashlib.sha256()
+    for start in range(0, len(view), _CHUNK):
+        part = view[start : start + _CHUNK]
+        digest.update(part)
+        if progress is not None:
+            progress(len(part))
+    if digest.digest() != section.sha256:
+        message = f"section {section.name} is damaged: its digest differs"
+        return Damage(rule="S9", location=section.place, message=message)
+    try:
+        check_spare(section, view)
+    except FormatError as error:
+        return Damage(rule=error.rule, location=str(error.location), message=error.message)
+    return None
+
+
+def _unreadable(error: OSError | ValueError, name: str) -> FormatError:
+    if isinstance(error, FileNotFoundError):
+        return FormatError("F1", "there is no such file", location=name)
+    if isinstance(error, PermissionError):
+        return FormatError("F1", "the file may not be read", location=name, hint="check its rights")
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return FormatError("F1", f"the file cannot be read: {why}", location=name)

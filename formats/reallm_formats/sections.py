@@ -1,0 +1,185 @@
+"""The section table: what each section is, and where the whole of them lie.
+
+Sections follow the manifest in the table's order, each at the next multiple of 64, with zeros
+between: no holes, no overlap, no tail. So a table has one valid set of offsets, and no byte of
+the file belongs to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from reallm_formats import names, v1
+from reallm_formats.checks import closed_map, typed
+from reallm_formats.dtypes import BITS, CODES, section_bytes
+from reallm_formats.errors import FormatError
+
+KEYS: Final = ("dtype", "name", "offset", "sha256", "shape")
+Digest = bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SectionEntry:
+    """A row of the section table.
+
+    Attributes:
+        name: what the section holds (`reallm_formats.names`).
+        dtype: element type (`reallm_formats.dtypes`).
+        shape: extents in elements; `()` is one element.
+        offset: first byte in the file.
+        sha256: digest of the section's bytes; zeros while the file is only laid out.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    sha256: Digest
+
+    @property
+    def bytes(self) -> int:
+        """Stored bytes, by the size law of `reallm_formats.dtypes`."""
+        return section_bytes(self.dtype, self.shape)
+
+    @property
+    def end(self) -> int:
+        """The first byte after the section."""
+        return self.offset + self.bytes
+
+    @property
+    def place(self) -> str:
+        """The section as error messages name it."""
+        return f"section {self.name}, byte {self.offset}"
+
+    @property
+    def spare_bits(self) -> int:
+        """Bits of the last byte that hold no element; they are zero."""
+        return -self._bits() % 8
+
+    def _bits(self) -> int:
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count * BITS[self.dtype]
+
+    def plain(self) -> dict[str, Any]:
+        """The row as the manifest stores it."""
+        return {
+            "name": self.name,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "offset": self.offset,
+            "sha256": self.sha256,
+        }
+
+
+def parse_entry(value: object, where: str, *, newer: bool) -> SectionEntry:
+    """A row from decoded data; its place in the file is checked by `check_order`.
+
+    Raises:
+        FormatError: rules S2, S3, S5, S6, S7, S8, S10, M2.
+    """
+    items = closed_map(value, KEYS, "S1", where, newer=newer)
+    name = typed(items["name"], str, "S1", f"{where}.name")
+    names.parse_name(name, f"{where}.name")
+    dtype = typed(items["dtype"], str, "S6", f"{where}.dtype")
+    if dtype not in BITS:
+        raise FormatError(
+            "S6",
+            f"the element type `{dtype}` of section {name} is not known",
+            location=f"{where}.dtype",
+            hint="a newer reallm may know it",
+        )
+    shape = check_shape(items["shape"], dtype, f"{where}.shape")
+    offset = typed(items["offset"], int, "S8", f"{where}.offset")
+    sha256 = typed(items["sha256"], bytes, "S10", f"{where}.sha256")
+    if len(sha256) != v1.DIGEST_BYTES:
+        message = f"a digest has {v1.DIGEST_BYTES} bytes, not {len(sha256)}"
+        raise FormatError("S10", message, location=f"{where}.sha256")
+    return SectionEntry(name=name, dtype=dtype, shape=shape, offset=offset, sha256=sha256)
+
+
+def check_shape(value: object, dtype: str, where: str) -> tuple[int, ...]:
+    """A shape from decoded data (rule S7); `dtype` is known.
+
+    The product is taken with 1 in place of 0, so that no reader overflows on the way to 0.
+    """
+    extents = typed(value, list, "S7", where)
+    if len(extents) > v1.MAX_RANK:
+        message = f"a shape has {len(extents)} extents; {v1.MAX_RANK} are allowed"
+        raise FormatError("S7", message, location=where)
+    bits = BITS[dtype]
+    for place, extent in enumerate(extents):
+        typed(extent, int, "S7", f"{where}[{place}]")
+        if not 0 <= extent <= v1.MAX_EXTENT:
+            message = f"the extent {extent} is outside 0 to {v1.MAX_EXTENT}"
+            raise FormatError("S7", message, location=f"{where}[{place}]")
+        bits *= max(1, extent)
+        if bits > v1.MAX_SECTION_BITS:
+            message = f"the shape {extents} of type {dtype} has 2^63 bits or more"
+            raise FormatError("S7", message, location=where)
+    return tuple(extents)
+
+
+def check_unique(sections: Sequence[SectionEntry]) -> None:
+    """Refuse two sections of one name (S4) and a file whose folder is another file (S5)."""
+    seen: set[str] = set()
+    for place, section in enumerate(sections):
+        if section.name in seen:
+            message = f"the name `{section.name}` stands twice"
+            raise FormatError("S4", message, location=f"manifest: sections[{place}].name")
+        seen.add(section.name)
+    for place, section in enumerate(sections):
+        if section.name.startswith(names.FILE):
+            parts = section.name.split("/")
+            for depth in range(1, len(parts)):
+                folder = "/".join(parts[:depth])
+                if folder in seen:
+                    message = f"`{section.name}` lies in `{folder}`, which is a file"
+                    raise FormatError("S5", message, location=f"manifest: sections[{place}].name")
+
+
+def place_all(sizes: Iterable[int], start: int) -> tuple[list[int], int]:
+    """Offsets of sections of these sizes after byte `start`, and the end of the last."""
+    offsets = []
+    end = start
+    for size in sizes:
+        offset = v1.align(end)
+        offsets.append(offset)
+        end = offset + size
+    return offsets, end
+
+
+def check_order(sections: Sequence[SectionEntry], start: int) -> int:
+    """Refuse offsets other than the one valid set (rule S8); returns where the file must end.
+
+    Args:
+        sections: the whole table.
+        start: the first byte after the manifest.
+    """
+    end = start
+    for section in sections:
+        offset = v1.align(end)
+        if section.offset != offset:
+            raise FormatError(
+                "S8",
+                f"section {section.name} is said to start at byte {section.offset}; "
+                f"its place is byte {offset}",
+                location=f"section {section.name}, byte {section.offset}",
+                note="sections follow each other at multiples of 64, without holes or overlap",
+            )
+        end = section.end
+    return end
+
+
+def check_spare(section: SectionEntry, data: memoryview) -> None:
+    """Refuse codes whose unused last bits are not zero (rule S11)."""
+    spare = section.spare_bits
+    if spare and section.dtype in CODES and data[-1] >> (8 - spare):
+        raise FormatError(
+            "S11",
+            f"the {spare} unused bits of the last byte of section {section.name} are not zero",
+            location=f"section {section.name}, byte {section.end - 1}",
+        )
