@@ -14,6 +14,7 @@ from reallm_formats.errors import FormatError, ReallmError
 __all__ = [
     "CodecError",
     "CompileError",
+    "EvaluationError",
     "FormatError",
     "OutputError",
     "Problem",
@@ -88,3 +89,9 @@ class OutputError(ReallmError):
     """An output exists already or cannot be written."""
 
     code: ClassVar[str] = "bad-output"
+
+
+class EvaluationError(ReallmError):
+    """A model cannot be measured: an unfit text, a wrong window, a loss that is not finite."""
+
+    code: ClassVar[str] = "cannot-evaluate"

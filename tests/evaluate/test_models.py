@@ -1,0 +1,205 @@
+"""Loading what is to be evaluated, and the whole of an evaluation from paths."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import types
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from reallm_compiler.errors import EvaluationError, SourceError
+from reallm_compiler.evaluate import (
+    evaluate,
+    evaluate_files,
+    load_for_evaluation,
+    load_tokenizer,
+    resolve_device,
+)
+
+TEXT = "One fine day a fox met a crow with a cheese. " * 12
+
+
+def make_tokenizer(extra=()):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0} | {letter: place + 1 for place, letter in enumerate(alphabet)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens(list(extra))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A stored bfloat16 model; never changed by a test."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=260,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(made, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype"),
+    [
+        (None, torch.float32),
+        ("float32", torch.float32),
+        ("source", torch.bfloat16),
+        ("float16", torch.float16),
+    ],
+)
+def test_a_folder_is_loaded_in_float32_unless_asked(made, asked, dtype):
+    model, tokenizer = load_for_evaluation(made, dtype=asked)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    assert not model.training
+    assert tokenizer("a")["input_ids"] == make_tokenizer()("a")["input_ids"]
+    stored = load_file(made / "model.safetensors")["model.embed_tokens.weight"]
+    if dtype is torch.float32:
+        assert torch.equal(model.model.embed_tokens.weight, stored.float())
+
+
+def test_evaluate_files_is_the_whole_of_it(made, capfd):
+    result = evaluate_files(made, made / "text.txt", window=16, reference=made, batch=2)
+    model, tokenizer = load_for_evaluation(made)
+    assert result == evaluate(model, tokenizer, TEXT, window=16, reference=model, batch=2)
+    assert result.kl == 0.0
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_archive_goes_through_the_reader(made, tmp_path, monkeypatch):
+    calls = []
+
+    def load(path, device="cpu", dtype=None):
+        calls.append((path, device, dtype))
+        return load_for_evaluation(made)
+
+    reader = types.ModuleType("reallm_compiler.reader.huggingface")
+    reader.load = load
+    monkeypatch.setitem(sys.modules, "reallm_compiler.reader.huggingface", reader)
+    archive = tmp_path / "model.reallm"
+    archive.write_bytes(b"any")
+    result = evaluate_files(archive, made / "text.txt", window=16, reference=made)
+    assert calls == [(archive, "cpu", torch.float32)]
+    assert result.kl == 0.0
+
+
+def drop_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def reshape_tensor(folder):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(15)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut_weights(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def pickle_weights(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def unknown_family(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "gyroscope"
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def remove_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        pytest.param(drop_tensor, "the model lacks 1 of its tensors", id="missing-tensor"),
+        pytest.param(reshape_tensor, "the model cannot be loaded", id="other-shape"),
+        pytest.param(cut_weights, "the model cannot be loaded", id="cut-off"),
+        pytest.param(pickle_weights, "the model cannot be loaded", id="pickle-only"),
+        pytest.param(
+            lambda folder: (folder / "config.json").unlink(), "has no config.json", id="no-config"
+        ),
+        pytest.param(
+            lambda folder: (folder / "config.json").write_text("{"), "cannot be", id="bad-config"
+        ),
+        pytest.param(unknown_family, "cannot be loaded", id="unknown-family"),
+        pytest.param(remove_tokenizer, "the tokenizer cannot be loaded", id="no-tokenizer"),
+    ],
+)
+def test_an_unsound_folder_is_told(folder, damage, message):
+    damage(folder)
+    with pytest.raises(SourceError, match=message) as caught:
+        load_for_evaluation(folder)
+    assert caught.value.location == str(folder)
+
+
+@pytest.mark.parametrize(
+    "path", ["/nowhere/model", "./model", "model", "a/b/c", "model.reallm", "~/model"]
+)
+def test_a_path_to_nothing_is_told_without_asking_the_hub(path):
+    for load in (load_for_evaluation, load_tokenizer):
+        with pytest.raises(SourceError, match="there is no such model"):
+            load(path)
+
+
+def test_one_file_of_a_model_points_to_its_folder(made):
+    with pytest.raises(SourceError, match="one file of a model") as caught:
+        load_for_evaluation(made / "model.safetensors")
+    assert caught.value.hint == f"give the folder that holds it: {made}"
+
+
+def test_other_tokenizers_are_refused_before_weights_are_read(made, folder):
+    make_tokenizer(extra=["<new>"]).save_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(EvaluationError, match="different tokenizers"):
+        evaluate_files(made, made / "text.txt", reference=folder)
+
+
+def test_the_text_is_read_before_the_model(tmp_path):
+    with pytest.raises(EvaluationError, match="no such text file"):
+        evaluate_files(tmp_path / "no-model", tmp_path / "no-text")
+
+
+def test_devices_and_types_are_checked(made, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(EvaluationError, match="no device 'gpu'"):
+        resolve_device("gpu")
+    with pytest.raises(EvaluationError, match="no cuda device"):
+        resolve_device("cuda")
+    with pytest.raises(EvaluationError, match="no type 'int4'"):
+        load_for_evaluation(made, dtype="int4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto") == "cuda"
+    assert resolve_device("cuda:1") == "cuda:1"
