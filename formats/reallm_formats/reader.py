@@ -20,6 +20,7 @@ from reallm_formats import v1
 from reallm_formats.errors import FormatError
 from reallm_formats.header import Header, check_digest, parse_header
 from reallm_formats.kinds.model import ModelDocument, parse_model
+from reallm_formats.layout import Layout
 from reallm_formats.manifest import Manifest, parse_manifest
 from reallm_formats.sections import SectionEntry, check_spare
 
@@ -131,6 +132,19 @@ class Archive:
             raise FormatError("M3", message, location=self._name)
         newer = self.header.minor > v1.MINOR
         return parse_model(self.document, self.manifest.sections, newer=newer)
+
+    @property
+    def layout(self) -> Layout:
+        """Where everything lies, as the planner lays it out."""
+        stored = sum(section.bytes for section in self.manifest.sections)
+        own = v1.HEADER_BYTES + self.header.manifest_bytes
+        return Layout(
+            manifest=self.manifest,
+            manifest_bytes=self.header.manifest_bytes,
+            section_bytes=stored,
+            padding_bytes=self.header.file_bytes - own - stored,
+            file_bytes=self.header.file_bytes,
+        )
 
     @property
     def digest(self) -> bytes:

@@ -114,6 +114,17 @@ class Writer:
             digest.update(os.pread(self._descriptor, min(CHUNK, section.end - start), start))
         return digest.digest()
 
+    def read(self, name: str) -> bytes:
+        """What the file holds at a section's place now."""
+        section = self._section(name)
+        parts = []
+        start = section.offset
+        while start < section.end:
+            part = os.pread(self._descriptor, min(CHUNK, section.end - start), start)
+            parts.append(part)
+            start += len(part)
+        return b"".join(parts)
+
     def flush(self) -> None:
         """Force what was written onto the disk."""
         os.fsync(self._descriptor)

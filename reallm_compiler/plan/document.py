@@ -22,7 +22,7 @@ Section = tuple[str, str, tuple[int, ...]]
 PROVENANCE_WIDTH = 32
 """Characters of each text of the provenance: padded, so that no version changes the length."""
 
-RULE = "D9"
+RULE = "D8"
 """SPEC.md's rule that the sections of a model are those its document asks for."""
 
 

@@ -1,0 +1,184 @@
+"""One unit of work, start to end: read, code, write into its slots, make durable.
+
+This runs in the compiling process or in a worker; both hold the same `Encoder`. What it returns
+is plain data for the journal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reallm_compiler.codecs import encode_matrix, fit_shared, from_bytes, to_bytes
+from reallm_compiler.errors import CodecError, CompileError
+from reallm_compiler.execute.seeds import seed_for
+from reallm_compiler.execute.units import Unit
+from reallm_compiler.execute.weights import Weights
+from reallm_compiler.plan.model import Plan, PlannedMatrix
+from reallm_compiler.sources import Inventory
+from reallm_formats import Writer, names
+
+THREADS = 1
+"""Threads of torch in one worker: fixed, because sums depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UnitResult:
+    """What a finished unit leaves for the journal.
+
+    Attributes:
+        unit: its key.
+        sections: SHA-256 of each section that it wrote, in hex.
+        errors: relative error of each matrix that it coded.
+        source: SHA-256 of each tensor that it read, in hex.
+    """
+
+    unit: str
+    sections: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    source: dict[str, str] = field(default_factory=dict)
+
+    def to_record(self) -> dict[str, Any]:
+        """Plain data for the journal."""
+        return {
+            "unit": self.unit,
+            "sections": self.sections,
+            "errors": self.errors,
+            "source": self.source,
+        }
+
+
+class Encoder:
+    """Codes units of one plan into one reserved file.
+
+    Args:
+        plan: the plan.
+        inventory: the checkpoint.
+        path: the reserved file; None tries matrices without writing.
+        device: where the numerical work runs, such as `cpu` or `cuda:0`.
+    """
+
+    def __init__(self, plan: Plan, inventory: Inventory, path: Path | None, device: str) -> None:
+        self.plan = plan
+        self.device = torch.device(device)
+        self.weights = Weights(inventory)
+        self.files = dict(inventory.files)
+        self.writer = Writer.open(path, plan.layout) if path is not None else None
+        self.fitted: dict[str, Mapping[str, torch.Tensor]] = {}
+
+    def run(self, unit: Unit) -> UnitResult:
+        """Do one unit.
+
+        Raises:
+            SourceError: a shard cannot be read.
+            CodecError: a matrix cannot be coded.
+            CompileError: the disk refuses a write.
+        """
+        self.weights.take_digests()
+        result = UnitResult(unit=unit.key)
+        if unit.kind == "copy":
+            self._copy(result)
+        elif unit.kind == "share":
+            self._share(unit.name, result)
+        else:
+            self._matrix(self.plan.by_name[unit.name], result)
+        if self.writer is not None:
+            self.writer.flush()
+        if unit.kind != "share":  # members are read again, and digested, one by one
+            result.source.update(self.weights.take_digests())
+        return result
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.writer is not None:
+            self.writer.close()
+
+    def _copy(self, result: UnitResult) -> None:
+        for file in self.plan.files:
+            self._write(names.file_section(file.path), self.files[file.path], result)
+        for tensor in self.plan.tensors:
+            values = self.weights.tensor(tensor.name, tensor.dtype)
+            self._write(names.tensor_section(tensor.name), to_bytes(values), result)
+
+    def _share(self, group: str, result: UnitResult) -> None:
+        members = self.plan.groups[group]
+        seed = seed_for(self.plan.seed, names.share_section(group, ""))
+        fitted = fit_shared(members[0].plan, self._stream(members), seed=seed)
+        self.fitted[group] = fitted
+        for spec in members[0].specs:
+            if spec.shared:
+                name = members[0].section_name(spec)
+                self._write(name, to_bytes(fitted[spec.role]), result)
+
+    def _stream(self, members: tuple[PlannedMatrix, ...]) -> Iterator[torch.Tensor]:
+        for matrix in members:
+            yield self._load(matrix)
+
+    def _matrix(self, matrix: PlannedMatrix, result: UnitResult) -> None:
+        weight = self._load(matrix)
+        try:
+            encoded = encode_matrix(
+                matrix.plan,
+                weight,
+                seed=seed_for(self.plan.seed, matrix.name),
+                source_dtype=matrix.dtype,
+                shared=self._shared(matrix),
+            )
+        except CodecError as error:
+            error.location = f"{matrix.name}, {error.location}" if error.location else matrix.name
+            raise
+        for spec in matrix.specs:
+            if not spec.shared:
+                data = to_bytes(encoded.sections[spec.role])
+                self._write(matrix.section_name(spec), data, result)
+        result.errors[matrix.name] = encoded.relative_error
+
+    def _load(self, matrix: PlannedMatrix) -> torch.Tensor:
+        weight = self.weights.matrix(matrix.tensor, matrix.index, transposed=matrix.transposed)
+        return weight.to(self.device)
+
+    def _shared(self, matrix: PlannedMatrix) -> Mapping[str, torch.Tensor] | None:
+        """What the matrix's group has stored, from this process or from the file."""
+        group = matrix.plan.share
+        if group is None:
+            return None
+        if group not in self.fitted:
+            if self.writer is None:  # a trial fits the group when it first meets it
+                self._share(group, UnitResult(unit=""))
+            else:
+                self.fitted[group] = {
+                    spec.role: from_bytes(
+                        self.writer.read(matrix.section_name(spec)), spec.dtype, spec.shape
+                    ).to(self.device)
+                    for spec in matrix.specs
+                    if spec.shared
+                }
+        return self.fitted[group]
+
+    def _write(self, name: str, data: bytes | memoryview, result: UnitResult) -> None:
+        if self.writer is None:
+            return
+        try:
+            result.sections[name] = self.writer.write(name, data).hex()
+        except OSError as error:
+            raise CompileError(
+                f"cannot write: {error.strerror}",
+                location=f"section {name}",
+                hint="make room and run the same command again: finished matrices are kept",
+            ) from error
+
+
+def fix_numerics(device: torch.device) -> None:
+    """Make torch's results depend on nothing but data, software and processor."""
+    torch.set_num_threads(THREADS)
+    torch.use_deterministic_algorithms(True)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = False

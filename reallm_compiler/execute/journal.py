@@ -1,0 +1,134 @@
+"""The journal of a compile: what is finished and on disk.
+
+A text file beside the archive, one record per line: eight hex digits of CRC-32, a space, and a
+JSON object. The first record is the identity of the run; each further one is a finished unit with
+the digests of its sections. A record is written after its sections are durable, so that a unit in
+the journal is a unit in the file. A torn last line, left by a kill, is cut off.
+
+The journal is also the lock: whoever holds it owns the output.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from reallm_compiler.errors import OutputError
+
+
+class Journal:
+    """An open, locked journal.
+
+    Attributes:
+        records: the records that were found, in order.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self.records, good = _parse(_read_all(descriptor))
+        os.ftruncate(descriptor, good)
+        os.lseek(descriptor, good, os.SEEK_SET)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open or create the journal and lock it.
+
+        Raises:
+            OutputError: another process compiles to the same output, or the folder is read-only.
+        """
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise OutputError(
+                    f"cannot write here: {error.strerror}", location=str(path.parent)
+                ) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise OutputError(
+                    "another compile is writing this output",
+                    location=str(path).removesuffix(".journal"),
+                    hint="wait for it to end, or choose another output",
+                ) from None
+            # The holder before us may have removed the file between our open and our lock.
+            try:
+                current = os.stat(path).st_ino
+            except FileNotFoundError:
+                current = -1
+            if current == os.fstat(descriptor).st_ino:
+                return cls(path, descriptor)
+            os.close(descriptor)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one record and wait until it is durable."""
+        body = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
+        line = b"%08x %s\n" % (zlib.crc32(body), body)
+        view = memoryview(line)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+        os.fdatasync(self._descriptor)
+        self.records.append(dict(record))
+
+    def clear(self) -> None:
+        """Forget everything, to start over."""
+        os.ftruncate(self._descriptor, 0)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        self.records = []
+
+    def remove(self) -> None:
+        """Delete the file; the lock lasts until `close`."""
+        self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give the lock back."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _read_all(descriptor: int) -> bytes:
+    parts = []
+    while part := os.read(descriptor, 1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Records up to the first damaged line, and the length of the good part in bytes."""
+    records: list[dict[str, Any]] = []
+    good = 0
+    for line in data.splitlines(keepends=True):
+        record = _parse_line(line)
+        if record is None:
+            break
+        records.append(record)
+        good += len(line)
+    return records, good
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    digits, space, body = line.partition(b" ")
+    if not line.endswith(b"\n") or not space or digits != b"%08x" % zlib.crc32(body[:-1]):
+        return None
+    record = json.loads(body)
+    return record if isinstance(record, dict) else None

@@ -1,0 +1,43 @@
+"""A plan of some matrices, to try a recipe on them."""
+
+from __future__ import annotations
+
+import difflib
+from fnmatch import fnmatchcase
+
+from reallm_compiler.errors import CompileError
+from reallm_compiler.plan.build import KIND
+from reallm_compiler.plan.document import section_list, to_document
+from reallm_compiler.plan.model import Plan
+from reallm_formats import layout
+
+
+def trial_plan(plan: Plan, pattern: str) -> Plan:
+    """The plan of the matrices whose names match a glob.
+
+    A group's shared sections are fitted on the chosen members alone.
+
+    Raises:
+        CompileError: none matches.
+    """
+    chosen = tuple(matrix for matrix in plan.matrices if fnmatchcase(matrix.name, pattern))
+    if not chosen:
+        near = difflib.get_close_matches(pattern, [m.name for m in plan.matrices], n=1, cutoff=0.3)
+        raise CompileError(
+            f"`--only {pattern}` matches no coded matrix",
+            hint=f"try `--only '{near[0]}'`" if near else None,
+        )
+    return Plan(
+        recipe=plan.recipe,
+        matrices=chosen,
+        tensors=(),
+        files=(),
+        ties={},
+        layout=layout(
+            kind=KIND,
+            features=[],
+            document=to_document(plan.recipe, chosen, {}),
+            sections=section_list(chosen, (), ()),
+        ),
+        traces=plan.traces,
+    )

@@ -1,0 +1,166 @@
+"""Archive -> a plain Hugging Face folder: safetensors, config, tokenizer.
+
+Tensors are decoded one at a time and gathered into shards of bounded size, so the model is never
+in memory as a whole. The folder appears under its name when it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from reallm_compiler.errors import FormatError, OutputError
+from reallm_compiler.reader.archive import ModelArchive, open_archive
+from reallm_formats.dtypes import section_bytes
+
+_FILE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+"""Config and tokenizer files."""
+
+SHARD_BYTES = 2 * 2**30
+"""Largest shard, unless one tensor is larger."""
+
+
+def reconstruct(
+    path: str | os.PathLike[str], output: str | os.PathLike[str], *, force: bool = False
+) -> Path:
+    """Write the model of an archive as a Hugging Face folder.
+
+    Args:
+        path: the archive.
+        output: the folder to make.
+        force: replace an existing folder.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FormatError: the archive is damaged.
+        OutputError: the folder exists without `force`, or cannot be written.
+    """
+    target = Path(output).absolute()
+    if target.exists() and not force:
+        raise OutputError(
+            "the output exists already",
+            location=str(target),
+            hint="choose another folder with `-o`, or replace it with `--force`",
+        )
+    if target.exists():
+        _refuse_foreign(target)
+    if not target.parent.is_dir():
+        raise OutputError("the output folder's parent does not exist", location=str(target.parent))
+    with open_archive(path) as archive:
+        try:
+            made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            try:
+                write_files(archive, made)
+                _write_tensors(archive, made)
+                made.chmod(0o755)
+                _replace(made, target)
+            except BaseException:
+                shutil.rmtree(made, ignore_errors=True)
+                raise
+        except OSError as error:
+            raise OutputError(
+                f"cannot write: {error.strerror}", location=str(target)
+            ) from error
+    return target
+
+
+def write_files(archive: ModelArchive, folder: Path) -> None:
+    """Write the embedded files (config, tokenizer) into `folder`.
+
+    Raises:
+        FormatError: a path would leave the folder.
+    """
+    root = folder.resolve()
+    for name, data in archive.files():
+        target = (root / name).resolve()
+        if root not in target.parents:
+            raise FormatError(
+                "N4", f"the embedded file `{name}` would leave its folder", location=name
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+
+
+def _write_tensors(archive: ModelArchive, folder: Path) -> None:
+    weight_map: dict[str, str] = {}
+    total = 0
+    shards = list(_shard_names(archive))
+    for place, members in enumerate(shards):
+        name = (
+            "model.safetensors"
+            if len(shards) == 1
+            else f"model-{place + 1:05d}-of-{len(shards):05d}.safetensors"
+        )
+        tensors = {member: archive.tensor(member).contiguous() for member in members}
+        total += sum(values.nbytes for values in tensors.values())
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(members, name))
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+def _shard_names(archive: ModelArchive) -> Iterator[list[str]]:
+    """Tensor names in groups of at most `SHARD_BYTES`."""
+    sizes = _decoded_bytes(archive)
+    group: list[str] = []
+    filled = 0
+    for name in archive.tensor_names:
+        if group and filled + sizes[name] > SHARD_BYTES:
+            yield group
+            group, filled = [], 0
+        group.append(name)
+        filled += sizes[name]
+    yield group
+
+
+def _decoded_bytes(archive: ModelArchive) -> dict[str, int]:
+    sizes = {
+        tensor.name: section_bytes(tensor.dtype, tensor.shape) for tensor in archive.plan.tensors
+    }
+    for matrix in archive.plan.matrices:
+        size = section_bytes(matrix.dtype, matrix.shape)
+        sizes[matrix.tensor] = sizes.get(matrix.tensor, 0) + size
+    return sizes
+
+
+def _refuse_foreign(target: Path) -> None:
+    """`--force` replaces a model folder, never something that a user would miss.
+
+    Raises:
+        OutputError: `target` holds what no model folder holds.
+    """
+    if not target.is_dir():
+        raise OutputError("the output is a file, not a folder", location=str(target))
+    foreign = [
+        entry.name
+        for entry in target.iterdir()
+        if entry.is_dir() or entry.suffix not in (".safetensors", *_FILE_SUFFIXES)
+    ]
+    if foreign:
+        raise OutputError(
+            f"the folder holds more than a model (`{sorted(foreign)[0]}`), so it is not replaced",
+            location=str(target),
+            hint="choose another folder with `-o`",
+        )
+
+
+def _replace(made: Path, target: Path) -> None:
+    """Put the finished folder in place; what stood there goes last."""
+    if not target.exists():
+        os.replace(made, target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    os.replace(target, old / target.name)
+    os.replace(made, target)
+    shutil.rmtree(old, ignore_errors=True)
