@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from reallm_formats.dtypes import BITS
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TensorSpec:
@@ -13,17 +15,67 @@ class TensorSpec:
     Attributes:
         name: the name in the checkpoint, such as `model.layers.0.self_attn.q_proj.weight`.
         dtype: element type in the container's names: `f32`, `f16`, `bf16`, `f8_e4m3`, `i64`, ...
+            For a tensor with scales it is the type of the numbers after scaling.
         shape: the extents; `()` for a scalar.
         shard: the file that holds it, relative to the checkpoint's folder; empty when only
             the shape is known (a bare config).
+        begin: where its first byte stands in the shard, counted from the start of the file.
+        stored: element type in the shard where it is not `dtype` (a tensor with scales).
+        scale: the scales that turn the stored numbers into the weights, or None.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     shard: str = ""
+    begin: int = 0
+    stored: str = ""
+    scale: ScaleSpec | None = None
 
     @property
     def count(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def stored_dtype(self) -> str:
+        """Element type of the bytes in the shard."""
+        return self.stored or self.dtype
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the tensor takes in the shard."""
+        return self.count * BITS[self.stored_dtype] // 8
+
+    def byte_range(
+        self, *, index: int | None = None, rows: tuple[int, int] | None = None
+    ) -> tuple[int, int]:
+        """First byte and the byte after the last, in the shard, of the tensor or a part of it.
+
+        Args:
+            index: takes one slice along the first axis, such as one expert of `[e, p, q]`.
+            rows: takes the rows `first <= row < last` along the first axis of what is left.
+                A range of rows lies in one piece, because tensors are stored row by row.
+        """
+        begin, shape = self.begin, self.shape
+        size = BITS[self.stored_dtype] // 8
+        if index is not None:
+            shape = shape[1:]
+            begin += index * math.prod(shape) * size
+        first, last = (0, shape[0] if shape else 1) if rows is None else rows
+        row = math.prod(shape[1:]) * size
+        return begin + first * row, begin + last * row
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScaleSpec:
+    """The scales of a tensor: weight[i, j] = stored[i, j] x scale[i // rows, j // columns].
+
+    Attributes:
+        tensor: the scales as stored; a 3-D weight has scales with the same first axis.
+        block: rows and columns of the weight, as stored, that one scale covers; the last
+            block of a row or column may be smaller.
+    """
+
+    tensor: TensorSpec
+    block: tuple[int, int]

@@ -1,0 +1,260 @@
+"""The inventory of a checkpoint: everything a plan needs to know, and no weight read.
+
+`open_source` takes whatever a user may call a model - a folder, a file of matrices, a bare
+config, a document of shapes, an id of the Hub - and always gives an `Inventory`. Only headers are
+read, so a checkpoint of any size opens in a moment and without torch; a bare config is the one
+exception (see `config.py`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from reallm_compiler.errors import SourceError
+from reallm_compiler.sources import hub
+from reallm_compiler.sources.config import tensors_of_config, tensors_of_shapes
+from reallm_compiler.sources.embed import code_note, config_bytes, embedded_files, plain_config
+from reallm_compiler.sources.folder import (
+    CONFIG,
+    CONFIG_LIMIT,
+    INDEX,
+    PICKLES,
+    gguf_refused,
+    parse_json,
+    pickle_refused,
+    read_folder,
+)
+from reallm_compiler.sources.headers import read_header
+from reallm_compiler.sources.linear import MatrixFact, matrices, natural_key
+from reallm_compiler.sources.paths import missing, near_miss, read_small
+from reallm_compiler.sources.scales import attach_scales, refuse_packed, without_quantization
+from reallm_compiler.sources.ties import find_ties
+from reallm_compiler.tensors import TensorSpec
+
+Kind = Literal["model", "matrices", "config", "shapes"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inventory:
+    """A checkpoint as its headers describe it.
+
+    Attributes:
+        path: the folder of the shards; for a bare config or shapes the file, or empty.
+        kind: `model` (weights and config), `matrices` (weights alone), `config` or `shapes`
+            (no weights).
+        tensors: what will be stored, sorted by name, numbers in names by value; of tied tensors
+            only the kept one; scales of fp8 weights only inside the weight's own entry.
+        config: the model's config, without `quantization_config` once scales were attached.
+        files: the small files to embed, as (relative path, content).
+        ties: alias to kept tensor; the alias is not in `tensors`.
+        duplicates: tied aliases that the checkpoint stores all the same. A plan holds the kept
+            tensor alone, so whoever reads the weights should check that both are equal.
+        notes: remarks for the user, in English.
+    """
+
+    path: str
+    kind: Kind
+    tensors: tuple[TensorSpec, ...]
+    config: dict[str, Any] | None = None
+    files: tuple[tuple[str, bytes], ...] = ()
+    ties: dict[str, str] = field(default_factory=dict)
+    duplicates: tuple[TensorSpec, ...] = ()
+    notes: tuple[str, ...] = ()
+    facts: tuple[MatrixFact, ...] = field(repr=False, default=())
+
+    @property
+    def complete(self) -> bool:
+        """Whether the weights are there, and not their shapes alone."""
+        return self.kind in ("model", "matrices")
+
+    @property
+    def layers(self) -> int:
+        """Number of layers, one above the highest number in a name; 0 without layers."""
+        return max((fact.layer + 1 for fact in self.facts if fact.layer is not None), default=0)
+
+    def matrices(self) -> tuple[MatrixFact, ...]:
+        """Every matrix that can be coded, in the order of `tensors`; see `linear.py`."""
+        return self.facts
+
+    def others(self) -> tuple[TensorSpec, ...]:
+        """The tensors that are no matrices: they can only be kept."""
+        coded = {fact.tensor.name for fact in self.facts}
+        return tuple(tensor for tensor in self.tensors if tensor.name not in coded)
+
+    def shard_path(self, tensor: TensorSpec) -> Path:
+        """The file that holds a tensor's bytes; they are `tensor.byte_range()` of it.
+
+        Raises:
+            SourceError: only the shape of the tensor is known.
+        """
+        if not self.complete or not tensor.shard:
+            raise SourceError(
+                f"tensor {tensor.name!r} has no weights",
+                location=self.path or None,
+                note="a bare config or a document of shapes can be planned, not compiled",
+            )
+        return Path(self.path) / tensor.shard
+
+
+def open_source(model: str | os.PathLike[str] | Mapping[str, Any]) -> Inventory:
+    """Opens a checkpoint, whatever form it has; a local path always wins over a Hub id.
+
+    Args:
+        model: a folder with safetensors; one safetensors file (its matrices alone); a
+            `config.json` or a folder with nothing more; a YAML or JSON file
+            `{shapes: {NAME: [p, q]}}`; the content of either as a mapping; or a Hub id
+            `ORG/NAME`, optionally with `@REVISION`.
+
+    Raises:
+        SourceError: there is no such thing, or it is broken, hostile, or of a refused format.
+    """
+    if isinstance(model, Mapping):
+        return _from_document(dict(model), "", (), "the given mapping")
+    text = os.fspath(model)
+    if not text or "\0" in text:
+        raise SourceError("the model is an empty or impossible path")
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _from_folder(path)
+    if os.path.lexists(path):
+        return _from_file(path)
+    if isinstance(model, str) and hub.is_hub_id(text) and not _is_a_slip(path):
+        return _from_folder(hub.fetch(text, hint=near_miss(path) if "/" not in text else None))
+    raise missing(path)
+
+
+def _is_a_slip(path: Path) -> bool:
+    """Whether a missing path that could be a Hub id is rather a path with a wrong last name."""
+    return len(path.parts) > 1 and Path(path.parts[0]).is_dir()
+
+
+def _from_folder(folder: Path) -> Inventory:
+    found = read_folder(folder)
+    files = embedded_files(folder)
+    notes = (*found.notes, *code_note(found.config))
+    if found.tensors is None:
+        label = str(folder / CONFIG)
+        return _from_document(found.config or {}, str(folder), files, label, notes)
+    kind: Kind = "matrices" if found.config is None else "model"
+    return _build(str(folder), kind, found.tensors, found.config, files, notes)
+
+
+def _from_file(path: Path) -> Inventory:
+    label, suffix = str(path), path.suffix.lower()
+    if suffix == ".safetensors":
+        specs = read_header(path, path.name)
+        return _build(str(path.parent), "matrices", specs, None, (), ())
+    if suffix == ".gguf":
+        raise gguf_refused(label)
+    if suffix in PICKLES:
+        raise pickle_refused(label)
+    if suffix == ".reallm":
+        raise SourceError(
+            "this is an archive, not a checkpoint",
+            location=label,
+            hint="`reallm reconstruct` turns it into a checkpoint's folder",
+        )
+    if path.name == INDEX:
+        raise SourceError(
+            "this is the index of a sharded checkpoint",
+            location=label,
+            hint=f"give its folder, {str(path.parent)!r}",
+        )
+    if suffix not in (".json", ".yaml", ".yml"):
+        raise SourceError(
+            "this file is no checkpoint",
+            location=label,
+            hint="give a folder, a .safetensors file, a config.json, or a document of shapes",
+        )
+    data = read_small(path, label, CONFIG_LIMIT)
+    document = parse_json(data, label) if suffix == ".json" else _parse_yaml(data, label)
+    files = ((CONFIG, data),) if suffix == ".json" and "shapes" not in document else ()
+    return _from_document(document, label, files, label, code_note(document))
+
+
+def _parse_yaml(data: bytes, label: str) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(data)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{label}:{mark.line + 1}:{mark.column + 1}" if mark else label
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise SourceError(f"the file is not valid YAML: {problem}", location=place) from error
+    if not isinstance(document, dict):
+        raise SourceError(
+            "the file does not hold a mapping",
+            location=label,
+            hint="write {shapes: {NAME: [p, q]}}",
+        )
+    return document
+
+
+def _from_document(
+    document: dict[str, Any],
+    path: str,
+    files: tuple[tuple[str, bytes], ...],
+    label: str,
+    notes: tuple[str, ...] = (),
+) -> Inventory:
+    """Shapes alone: from a document of shapes, or from a config."""
+    if "shapes" in document:
+        tensors = tensors_of_shapes(document, label)
+        return _build(path, "shapes", tensors, None, (), notes)
+    if "model_type" not in document:
+        raise SourceError(
+            "this is neither a config nor a document of shapes",
+            location=label,
+            hint="a config.json has model_type; a document of shapes is {shapes: {NAME: [p, q]}}",
+        )
+    refuse_packed((), document)
+    tensors, ties, note = tensors_of_config(document, label)
+    config = without_quantization(document)
+    content = plain_config(files, document) if config != document else files
+    content = content or ((CONFIG, config_bytes(config)),)
+    return _build(path, "config", tensors, config, content, (*notes, note), ties)
+
+
+def _build(
+    path: str,
+    kind: Kind,
+    specs: tuple[TensorSpec, ...] | list[TensorSpec],
+    config: dict[str, Any] | None,
+    files: tuple[tuple[str, bytes], ...],
+    notes: tuple[str, ...],
+    ties: dict[str, str] | None = None,
+) -> Inventory:
+    refuse_packed(specs, config)
+    plain, scaled = attach_scales(specs, config)
+    if scaled and config is not None:
+        files = plain_config(files, config)
+        config = without_quantization(config)
+    if scaled:
+        notes = (*notes, f"{scaled} fp8 weights are read with their scales multiplied in")
+    if ties is None:
+        ties = find_ties({spec.name for spec in plain}, config)
+    duplicates = tuple(spec for spec in plain if spec.name in ties)
+    if duplicates:
+        names = ", ".join(f"{spec.name} = {ties[spec.name]}" for spec in duplicates)
+        notes = (*notes, f"stored twice although tied, planned once: {names}")
+    tensors = sorted(
+        (spec for spec in plain if spec.name not in ties), key=lambda spec: natural_key(spec.name)
+    )
+    if not tensors:
+        raise SourceError("the checkpoint holds no tensors", location=path or None)
+    return Inventory(
+        path=path,
+        kind=kind,
+        tensors=tuple(tensors),
+        config=config,
+        files=files,
+        ties=ties,
+        duplicates=duplicates,
+        notes=notes,
+        facts=tuple(matrices(tensors, config)),
+    )

@@ -1,0 +1,261 @@
+"""Which tensors are the weights of linear layers, read off names and shapes.
+
+What a tensor is for cannot be seen in its numbers, and building the model only to ask would need
+torch and the model's code. Names tell enough, and the tables below are all that is known about
+names: a family of models that needs a new word gets a row, not a branch.
+
+A tensor is a *matrix*, which can be coded, if it is 2-D and holds floating-point numbers, or if
+it is a 3-D stack of experts, which counts as so many matrices. A matrix is coded by default if
+its role is `linear`. The other roles are kept unless a recipe says otherwise:
+
+embedding   a table that is looked up, of tokens or of positions: no product is made with it
+head        the last layer, which turns a state into scores of tokens or classes
+router      the gate of a mixture of experts: small, and an error in it sends tokens astray
+norm        the scale of a normalisation
+vector      one extent is 1: a vector in disguise
+other       not named as a layer's weight (a bias of all experts, a state-space parameter)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from reallm_compiler.errors import SourceError
+from reallm_compiler.sources.headers import FLOATS
+from reallm_compiler.tensors import TensorSpec
+
+Role = Literal["linear", "embedding", "head", "router", "norm", "vector", "other"]
+
+_MODULES: tuple[tuple[Role, re.Pattern[str]], ...] = (
+    ("router", re.compile(r"(.*_)?router|gate|wg|shared_expert_gate")),
+    (
+        "embedding",
+        re.compile(
+            r".*embed.*|wte|wpe|shared|.*_emb|emb|w_position|relative_attention_bias|pos_bias"
+            r"|codebook"
+        ),
+    ),
+    (
+        "head",
+        re.compile(
+            r".*lm_head|embed_out|score|classifier|.*classifier|output_projection|qa_outputs"
+            r"|unembed|lm_loss|codec_head|vocab_projector|pooler_head"
+        ),
+    ),
+    ("norm", re.compile(r".*norm\d*|ln_.*|.*_ln|ln\d*|.*layer_?norm.*")),
+    ("other", re.compile(r"conv\d*d?|.*_conv|.*_conv\dd|conv_.*")),
+)
+"""Words for the last module of a tensor's name; the first row that fits the whole word holds."""
+
+_ANYWHERE: tuple[tuple[Role, re.Pattern[str]], ...] = (
+    ("router", re.compile(r"router")),
+    ("head", re.compile(r"lm_head|embed_out")),
+)
+"""Words that decide wherever they stand: what is inside such a module belongs to it."""
+
+_WHOLE: Mapping[str, Role] = {
+    "output": "head",
+    "head": "head",
+    "proj_out": "head",
+    "lm_head.decoder": "head",
+    "cls.predictions.decoder": "head",
+    "generator_lm_head": "head",
+    "pred_layer.proj": "head",
+}
+"""Whole names, where the last word alone could also be an inner layer."""
+
+_EXPERTS = re.compile(r"(^|\.)experts(\.|$)|\.(in|out)put_linear$")
+"""Where a 3-D tensor is a stack of linear layers, one for each expert."""
+_EXPERT_WEIGHT = re.compile(
+    r"(gate_up_proj|gate_proj|up_proj|down_proj|gate_and_up_projs?|down_projs?|input_linear"
+    r"|output_linear|w1|w2|w3|v1|w13|mlp\.(w1|v1|w2))$"
+)
+_CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
+_CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
+"""Layers of these models that store [in, out] where all others store [out, in]."""
+
+_EXPERTS_IN_OUT = frozenset({"llama4", "llama4_text", "gpt_oss", "aria", "aria_text"}) | {
+    "openai_privacy_filter",
+    "qwen3_vl_moe",
+    "qwen3_vl_moe_text",
+}
+"""Models whose stacks of experts are [experts, in, out]; all others store [experts, out, in]."""
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block|resblocks|encoders|decoders)\.(\d+)\b")
+_DIGITS = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixFact:
+    """A matrix of the checkpoint, as the codecs see it: [p, q] = [outputs, inputs].
+
+    Attributes:
+        name: the tensor's name without `.weight`; an expert adds `.INDEX`.
+        tensor: where and how it is stored.
+        index: the expert's place along the first axis of a 3-D tensor, or None.
+        transposed: stored as [q, p] (`Conv1D`, some stacks of experts).
+        shape: (p, q), outputs and inputs, whatever the stored order.
+        layer: number of the layer that it belongs to, or None.
+        role: what it is for (module docstring).
+    """
+
+    name: str
+    tensor: TensorSpec
+    index: int | None
+    transposed: bool
+    shape: tuple[int, int]
+    layer: int | None
+    role: Role
+
+    @property
+    def dtype(self) -> str:
+        """Element type of the weights, after scaling where there are scales."""
+        return self.tensor.dtype
+
+    @property
+    def coded_by_default(self) -> bool:
+        """Whether the recipe's `defaults` plan it; all others are kept unless a rule says so."""
+        return self.role == "linear"
+
+
+def matrix_name(tensor: str) -> str:
+    """The name that recipes, budgets and archives use: the tensor's without `.weight`."""
+    return tensor.removesuffix(".weight")
+
+
+def layer_index(name: str) -> int | None:
+    """Number of the layer in a name such as `model.layers.7.mlp.up_proj`, or None."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key under which `layers.2` stands before `layers.10`."""
+    # Each part is (is it text, number, text), so that numbers and text never meet in a comparison.
+    return [
+        (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part)
+        for part in _DIGITS.split(name)
+        if part
+    ]
+
+
+def model_types(config: Mapping[str, Any] | None) -> frozenset[str]:
+    """The model types that a config and the configs inside it (text, decoder, ...) name."""
+    if config is None:
+        return frozenset()
+    inner = [value for value in config.values() if isinstance(value, Mapping)]
+    found = [part.get("model_type") for part in (config, *inner)]
+    return frozenset(word for word in found if isinstance(word, str))
+
+
+def matrices(
+    tensors: Iterable[TensorSpec], config: Mapping[str, Any] | None
+) -> Iterator[MatrixFact]:
+    """All matrices of a checkpoint, in the order of `tensors`; experts in their own order.
+
+    Args:
+        tensors: the checkpoint's tensors.
+        config: the model's config, or None. Without one, a matrix needs no `.weight` in its
+            name to be a linear layer's, and nothing is transposed.
+
+    Raises:
+        SourceError: two matrices would have the same name.
+    """
+    types = model_types(config)
+    sizes = _hidden_sizes(config)
+    seen: dict[str, str] = {}
+    for tensor in tensors:
+        for fact in _facts(tensor, types, sizes, bare=config is None):
+            if fact.name in seen:
+                raise SourceError(
+                    f"tensors {seen[fact.name]!r} and {tensor.name!r} would both be called "
+                    f"{fact.name!r}",
+                    location=tensor.shard or None,
+                )
+            seen[fact.name] = tensor.name
+            yield fact
+
+
+def _facts(
+    tensor: TensorSpec, types: frozenset[str], sizes: frozenset[int], *, bare: bool
+) -> Iterator[MatrixFact]:
+    if tensor.dtype not in FLOATS or 0 in tensor.shape:
+        return
+    name = matrix_name(tensor.name)
+    layer = layer_index(name)
+    if len(tensor.shape) == 2:
+        module = name.rpartition(".")[2]
+        transposed = module in _CONV1D_MODULES and not types.isdisjoint(_CONV1D_MODELS)
+        rows, columns = tensor.shape
+        yield MatrixFact(
+            name=name,
+            tensor=tensor,
+            index=None,
+            transposed=transposed,
+            shape=(columns, rows) if transposed else (rows, columns),
+            layer=layer,
+            role=_role(tensor, name, bare=bare),
+        )
+    elif len(tensor.shape) == 3 and is_expert_stack(tensor.name):
+        experts, rows, columns = tensor.shape
+        transposed = _in_out(name, rows, columns, types, sizes)
+        for index in range(experts):
+            yield MatrixFact(
+                name=f"{name}.{index}",
+                tensor=tensor,
+                index=index,
+                transposed=transposed,
+                shape=(columns, rows) if transposed else (rows, columns),
+                layer=layer,
+                role="linear" if min(rows, columns) > 1 else "vector",
+            )
+
+
+def is_expert_stack(tensor: str) -> bool:
+    """Whether a 3-D tensor of this name is a stack of linear layers, one for each expert."""
+    name = matrix_name(tensor)
+    return bool(_EXPERTS.search(name) and _EXPERT_WEIGHT.search(name))
+
+
+def _role(tensor: TensorSpec, name: str, *, bare: bool) -> Role:
+    if name in _WHOLE:
+        return _WHOLE[name]
+    modules = name.split(".")
+    for role, word in _ANYWHERE:
+        if any(word.fullmatch(module) for module in modules):
+            return role
+    for role, word in _MODULES:
+        if word.fullmatch(modules[-1]):
+            return role
+    if min(tensor.shape) == 1:
+        return "vector"
+    named = tensor.name.endswith(".weight") or (bare and not name.endswith("bias"))
+    stacked = _EXPERTS.search(name) and _EXPERT_WEIGHT.search(name)
+    return "linear" if named or stacked else "other"
+
+
+def _hidden_sizes(config: Mapping[str, Any] | None) -> frozenset[int]:
+    """The widths of the model's state, by which a stack of experts shows which axis is which."""
+    if config is None:
+        return frozenset()
+    inner = [value for value in config.values() if isinstance(value, Mapping)]
+    found = [part.get("hidden_size") for part in (config, *inner)]
+    return frozenset(size for size in found if isinstance(size, int))
+
+
+def _in_out(
+    name: str, rows: int, columns: int, types: frozenset[str], sizes: frozenset[int]
+) -> bool:
+    """Whether an expert's matrix is stored as [in, out].
+
+    One axis is the width of the state: the outputs of a projection down, the inputs of any
+    other. Where the shape does not tell (a square), the model type does.
+    """
+    if (rows in sizes) != (columns in sizes):
+        down = re.search(r"(down_projs?|output_linear|w2)$", name) is not None
+        state_first = rows in sizes
+        return state_first != down
+    return not types.isdisjoint(_EXPERTS_IN_OUT)
