@@ -11,6 +11,7 @@ The names of kinds and parameters are the words of the recipe language.
 
 from __future__ import annotations
 
+import math
 import re
 from fractions import Fraction
 from typing import Annotated, Any, Literal
@@ -36,9 +37,11 @@ def _as_fraction(value: object) -> object:
     if isinstance(value, str):
         # Only short plain forms: Fraction("1e999999999") would fill the memory.
         if not _NUMBER.fullmatch(value):
-            raise ValueError("a number or a fraction such as 1/64 is wanted")
+            raise ValueError(f"a number or a fraction such as 1/64 is wanted, not `{value[:40]}`")
         value = Fraction(value.replace(" ", ""))
     if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("a finite number is wanted")
         value = Fraction(str(value))
     if isinstance(value, Fraction) and value.denominator == 1:
         return int(value)
@@ -246,9 +249,7 @@ class VectorQuantizer(Stage):
 Residual = Annotated[NoResidual | LowRank, Field(discriminator="kind")]
 Autoencoder = Annotated[Identity, Field()]
 Permutation = Annotated[NoPermutation | NearestPermutation, Field(discriminator="kind")]
-Scales = Annotated[
-    NoScales | RmsScales | AbsmaxScales | MinmaxScales, Field(discriminator="kind")
-]
+Scales = Annotated[NoScales | RmsScales | AbsmaxScales | MinmaxScales, Field(discriminator="kind")]
 Quantizer = Annotated[
     NoQuantizer | UniformQuantizer | NormalFloatQuantizer | VectorQuantizer,
     Field(discriminator="kind"),

@@ -1,0 +1,269 @@
+"""YAML text to a tree of located nodes. The only module that knows PyYAML.
+
+The parser's events are read directly, for four reasons: every key and value keeps its line and
+column; a duplicate key is an error and not a silent overwrite; an alias cannot blow up (depth and
+the number of nodes after expansion are limited); and scalars are read by the rules below and not
+by those of YAML 1.1, whose traps they avoid.
+
+Plain scalars (quoted ones are always text):
+
+    null ~ (nothing)          null
+    true false                truth values; `yes no on off` are text
+    12 -3 0x1f 0o17           integers; 010 is ten
+    2.5 1e-3 7.2e6 64.0       numbers; one whose value is whole is an integer
+    1/64, .inf, 12:30, ...    text; fractions are read by the fields that take them
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import yaml
+
+from reallm_compiler.errors import Problem, RecipeError
+from reallm_compiler.recipe.nodes import (
+    MAX_DEPTH,
+    MAX_INTEGER,
+    MAX_NODES,
+    ListNode,
+    MapNode,
+    Node,
+    Place,
+    ScalarNode,
+    count_nodes,
+    height,
+    join,
+    move,
+)
+
+MAX_BYTES = 1 << 20
+
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_PREFIXED = re.compile(r"0x[0-9a-fA-F]+|0o[0-7]+")
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE](?P<exponent>[-+]?[0-9]+))?")
+_WORDS: dict[str, bool | None] = {
+    word: value
+    for name, value in (("true", True), ("false", False), ("null", None))
+    for word in (name, name.capitalize(), name.upper())
+} | {"": None, "~": None}
+_TAG = "tag:yaml.org,2002:"
+_SCALAR_TAGS = {"str": str, "int": int, "float": float, "bool": bool, "null": type(None)}
+_PARSER_WORDS = {
+    "mapping values are not allowed here": "a `:` is not allowed here; quote the text before it",
+    "could not find expected ':'": "a `:` is missing after the key",
+    "found character '\\t' that cannot start any token": "a tab cannot indent; use spaces",
+    "found character that cannot start any token": "this character cannot start a value",
+    "found unexpected end of stream": "the text ends inside a quoted value",
+}
+
+
+def read_file(path: Path, label: str | None = None) -> tuple[Node, list[Problem]]:
+    """The tree of a recipe file.
+
+    Args:
+        path: the file.
+        label: its name in messages; by default the path as it was given.
+
+    Raises:
+        RecipeError: the file cannot be read, or is not YAML.
+    """
+    label = label or str(path)
+    try:
+        if path.is_dir():
+            raise _error(label, "this is a folder, not a recipe file")
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise _error(label, f"a recipe is at most {MAX_BYTES} bytes long; this file has {size}")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise _error(label, "there is no such file") from None
+    except OSError as error:
+        raise _error(label, f"the file cannot be read: {error.strerror}") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        place = Place(label, before.count(b"\n") + 1, len(before) - before.rfind(b"\n"))
+        raise _error(place, "the file is not UTF-8 text") from None
+    return read_text(text, label)
+
+
+def read_text(text: str, label: str) -> tuple[Node, list[Problem]]:
+    """The tree of a recipe, and the problems that do not stop the reading (duplicate keys).
+
+    Args:
+        text: YAML.
+        label: the name of its file in messages.
+
+    Raises:
+        RecipeError: the text is not YAML, is empty, or goes beyond a limit.
+    """
+    builder = _Builder(text, label)
+    try:
+        return builder.document(), builder.problems
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        place = Place(label, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        raise _error(place, f"the character {text[error.position]!r} is not allowed") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = Place(label, mark.line + 1, mark.column + 1) if mark else Place(label)
+        what = error.problem or error.context or "this is not YAML"
+        message = _PARSER_WORDS.get(what, what)
+        if message.startswith("expected <block end>"):
+            message = "this line does not fit the indentation of the lines above"
+        raise _error(place, message, hint="check indentation, quotes and brackets") from None
+
+
+def _error(place: Place | str, message: str, hint: str | None = None) -> RecipeError:
+    return RecipeError([Problem(location=str(place), path="", message=message, hint=hint)])
+
+
+class _Builder:
+    """Reads parser events into nodes."""
+
+    def __init__(self, text: str, label: str) -> None:
+        self.label = label
+        self.problems: list[Problem] = []
+        self.anchors: dict[str, Node | None] = {}
+        self.nodes = 0
+        self.text = text
+        self.events: Iterator[yaml.Event] = iter(())
+
+    def document(self) -> Node:
+        # Made here and not in __init__: the loader checks characters as soon as it is made.
+        self.events = iter(yaml.parse(self.text, Loader=yaml.SafeLoader))
+        event = next(self.events)
+        while isinstance(event, yaml.StreamStartEvent | yaml.DocumentStartEvent):
+            event = next(self.events)
+        if isinstance(event, yaml.StreamEndEvent):
+            raise _error(self.label, "the recipe is empty", hint="start with `reallm: 1`")
+        root = self.node(event, "", 0)
+        next(self.events)  # the document's end
+        event = next(self.events)
+        if isinstance(event, yaml.DocumentStartEvent):
+            raise _error(self.place(event), "a recipe is one YAML document; a second starts here")
+        return root
+
+    def place(self, event: yaml.Event) -> Place:
+        mark = event.start_mark
+        return Place(self.label, mark.line + 1, mark.column + 1) if mark else Place(self.label)
+
+    def count(self, nodes: int, event: yaml.Event, depth: int) -> None:
+        self.nodes += nodes
+        if self.nodes > MAX_NODES:
+            message = f"a recipe holds at most {MAX_NODES} values, aliases written out"
+            raise _error(self.place(event), message)
+        if depth > MAX_DEPTH:
+            raise _error(self.place(event), f"nested more than {MAX_DEPTH} deep")
+
+    def node(self, event: yaml.Event, path: str, depth: int) -> Node:
+        if isinstance(event, yaml.AliasEvent):
+            return self.alias(event, path, depth)
+        self.count(1, event, depth)
+        anchor = getattr(event, "anchor", None)
+        if anchor is not None:
+            self.anchors[anchor] = None  # known, but not complete: it cannot hold itself
+        node: Node
+        if isinstance(event, yaml.ScalarEvent):
+            node = ScalarNode(value=self.scalar(event), place=self.place(event), path=path)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            self.check_tag(event, "seq")
+            items: list[Node] = []
+            while not isinstance(child := next(self.events), yaml.SequenceEndEvent):
+                items.append(self.node(child, join(path, len(items)), depth + 1))
+            node = ListNode(items=tuple(items), place=self.place(event), path=path)
+        else:
+            node = self.mapping(event, path, depth)
+        if anchor is not None:
+            self.anchors[anchor] = node
+        return node
+
+    def alias(self, event: yaml.AliasEvent, path: str, depth: int) -> Node:
+        if event.anchor not in self.anchors:
+            raise _error(self.place(event), f"no anchor `&{event.anchor}` comes before this")
+        target = self.anchors[event.anchor]
+        if target is None:
+            raise _error(self.place(event), f"`*{event.anchor}` stands inside itself")
+        self.count(count_nodes(target), event, depth + height(target))
+        return move(target, path)
+
+    def mapping(self, event: yaml.Event, path: str, depth: int) -> MapNode:
+        self.check_tag(event, "map")
+        fields: dict[str, Node] = {}
+        places: dict[str, Place] = {}
+        while not isinstance(child := next(self.events), yaml.MappingEndEvent):
+            place = self.place(child)
+            if not isinstance(child, yaml.ScalarEvent):
+                raise _error(place, "a key must be a word")
+            key = child.value
+            self.count(1, child, depth)
+            value = self.node(next(self.events), join(path, key), depth + 1)
+            if key == "<<" and child.style is None:
+                message = "merge keys (`<<`) are not part of the recipe language"
+                hint = "use `extends`, or a rule"
+                self.problem(place, path, message, hint)
+            elif key in fields:
+                message = f"`{key}` is written twice; first in line {places[key].line}"
+                self.problem(place, join(path, key), message)
+            else:
+                fields[key] = value
+                places[key] = place
+        return MapNode(fields=fields, place=self.place(event), path=path, key_places=places)
+
+    def problem(self, place: Place, path: str, message: str, hint: str | None = None) -> None:
+        found = Problem(location=str(place), path=path, message=message, hint=hint)
+        self.problems.append(found)
+
+    def check_tag(self, event: yaml.Event, wanted: str) -> None:
+        tag = getattr(event, "tag", None)
+        if tag not in (None, "!", f"{_TAG}{wanted}"):
+            raise _error(self.place(event), f"the tag `{_short(tag)}` is not allowed")
+
+    def scalar(self, event: yaml.ScalarEvent) -> str | int | float | bool | None:
+        name = (event.tag or "").removeprefix(_TAG)
+        if event.tag in (None, "!"):
+            plain = event.implicit[0]
+        elif event.tag.startswith(_TAG) and name in _SCALAR_TAGS:
+            plain = name != "str"
+        else:
+            raise _error(self.place(event), f"the tag `{_short(event.tag)}` is not allowed")
+        if not plain:
+            return event.value
+        value = self.resolve(event)
+        if name in _SCALAR_TAGS and event.tag != "!":
+            kind = _SCALAR_TAGS[name]
+            if kind is float and type(value) is int:
+                return value
+            if type(value) is not kind:
+                message = f"`{event.value}` does not fit the tag `!!{name}`"
+                raise _error(self.place(event), message)
+        return value
+
+    def resolve(self, event: yaml.ScalarEvent) -> str | int | float | bool | None:
+        text = event.value
+        if text in _WORDS:
+            return _WORDS[text]
+        if _PREFIXED.fullmatch(text) and len(text) < 32:
+            return self.integer(int(text, 0), event)
+        if len(text) < 400 and (match := _NUMBER.fullmatch(text)):
+            if _INTEGER.fullmatch(text):
+                return self.integer(int(text), event)
+            exponent = match["exponent"]
+            if exponent is not None and (len(exponent) > 4 or abs(int(exponent)) > 300):
+                raise _error(self.place(event), "the number is out of range")
+            exact = Fraction(text)
+            return self.integer(int(exact), event) if exact.denominator == 1 else float(exact)
+        return text
+
+    def integer(self, value: int, event: yaml.Event) -> int:
+        if abs(value) > MAX_INTEGER:
+            raise _error(self.place(event), "the number is too large")
+        return value
+
+
+def _short(tag: str | None) -> str:
+    return (tag or "").replace(_TAG, "!!")

@@ -1,0 +1,231 @@
+"""From a name, a path or plain data to a checked recipe, `extends` followed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reallm_compiler.errors import Problem, RecipeError
+from reallm_compiler.recipe import check
+from reallm_compiler.recipe.document import read_file
+from reallm_compiler.recipe.match import Pattern, parse_layers
+from reallm_compiler.recipe.model import Recipe, RecipeForm, Rule, RuleForm
+from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode, from_plain
+from reallm_compiler.recipe.patch import merge_maps
+from reallm_compiler.recipe.shipped import list_shipped, shipped_path
+from reallm_compiler.recipe.words import suggestion
+
+_SUFFIXES = (".yaml", ".yml", ".json")
+
+
+def load_recipe(
+    source: str | os.PathLike[str] | Mapping[str, Any], *, name: str | None = None
+) -> Recipe:
+    """A recipe, checked as far as it can be without a model.
+
+    Args:
+        source: a shipped recipe's name, the path of a recipe file, or a recipe as plain data.
+        name: the recipe's name in messages, for plain data.
+
+    Raises:
+        RecipeError: with everything that is wrong.
+    """
+    chain = _Chain()
+    if isinstance(source, Mapping):
+        label = name or "recipe"
+        tree, problems = from_plain(source, label)
+        chain.problems += problems
+        chain.add(_File(tree=tree, name=label, path=None))
+    else:
+        chain.read(_file_of(os.fspath(source), folder=None))
+    return chain.recipe()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """A recipe file that exists by name: where it is and how messages call it."""
+
+    path: Path
+    label: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _File:
+    """A recipe file that was read; `path` is None for plain data."""
+
+    tree: Node
+    name: str
+    path: Path | None
+
+
+def _file_of(source: str, folder: Path | None) -> _Found:
+    """The file that a name or path means; paths are relative to `folder` if one is given.
+
+    Raises:
+        RecipeError: it is neither a shipped recipe nor a file.
+    """
+    shipped = shipped_path(source)
+    if shipped is not None:
+        return _Found(path=shipped, label=shipped.name, name=source)
+    path = (folder or Path()) / Path(source).expanduser()
+    is_name = not path.exists() and os.sep not in source and not source.endswith(_SUFFIXES)
+    if not source or is_name:
+        message = f"there is no shipped recipe `{source}`, and no file of that name"
+        hint = suggestion(source, list_shipped())
+        raise RecipeError([Problem(location=source, path="", message=message, hint=hint)])
+    return _Found(path=path, label=str(path), name=path.stem)
+
+
+class _Chain:
+    """A recipe and what it extends, the recipe itself first; gathers problems on the way."""
+
+    def __init__(self) -> None:
+        self.files: list[_File] = []
+        self.problems: list[Problem] = []
+        self.complete = True
+
+    def read(self, found: _Found) -> None:
+        try:
+            tree, problems = read_file(found.path, found.label)
+        except RecipeError as error:
+            self.problems += error.problems
+            self.complete = False
+            return
+        self.problems += problems
+        self.add(_File(tree=tree, name=found.name, path=found.path))
+
+    def add(self, file: _File) -> None:
+        self.files.append(file)
+        wrong = check.check_version(file.tree)
+        if wrong or not isinstance(file.tree, MapNode):
+            self.problems += wrong
+            self.complete = False
+            return
+        node = file.tree.fields.get("extends")
+        if isinstance(node, ScalarNode) and isinstance(node.value, str) and node.value:
+            self.follow(node, node.value, file.path.parent if file.path else None)
+
+    def follow(self, node: ScalarNode, source: str, folder: Path | None) -> None:
+        try:
+            found = _file_of(source, folder)
+        except RecipeError as error:
+            self.complete = False
+            self.problem(node, error.problems[0].message, error.problems[0].hint)
+            return
+        paths = [file.path.resolve() if file.path else None for file in self.files]
+        if found.path.resolve() in paths:
+            names = [file.path.name for file in self.files if file.path] + [found.path.name]
+            start = paths.index(found.path.resolve())
+            circle = " -> ".join(names[start:])
+            self.complete = False
+            self.problem(node, f"`extends` runs in a circle: {circle}")
+            return
+        if not found.path.is_file():
+            self.complete = False
+            self.problem(node, f"there is no recipe file `{found.path}`")
+            return
+        self.read(found)
+
+    def problem(self, node: Node, message: str, hint: str | None = None) -> None:
+        place = Problem(location=str(node.place), path=node.path, message=message, hint=hint)
+        self.problems.append(place)
+
+    def recipe(self) -> Recipe:
+        trees = [file.tree for file in reversed(self.files)]  # the most basic first
+        maps = [t for t in trees if isinstance(t, MapNode) and not check.check_version(t)]
+        forms: list[RecipeForm] = []
+        for tree in maps:
+            form, problems = check.check_form(tree)
+            self.problems += problems
+            forms += [form] if form else []
+        defaults = check.built_in_plan()
+        rules: list[Node] = []
+        for tree in maps:
+            patch = check.defaults_node(tree)
+            if patch is not None:
+                defaults = merge_maps(defaults, patch)
+            rules += check.rule_nodes(tree)
+        plan = None
+        if self.complete:  # without the base, what follows would be wrong for no reason of its own
+            plan, problems = check.check_plan(defaults)
+            self.problems += problems + check.check_sets(rules, defaults)
+        if self.problems or plan is None:
+            raise RecipeError(_ordered(self.problems, [file.tree for file in self.files]))
+        forms_of_rules = [rule for form in forms for rule in form.rules]
+        checked = [_rule(form, node) for form, node in zip(forms_of_rules, rules, strict=True)]
+        seed = next((f.seed for f in reversed(forms) if "seed" in f.model_fields_set), 0)
+        model = _last(forms, "model")
+        return Recipe(
+            name=self.files[0].name,
+            model=model if model is None or isinstance(model, str) else model.model_dump(),
+            output=_last(forms, "output"),
+            seed=seed,
+            plan=plan,
+            tree=defaults,
+            rules=tuple(checked),
+            document={
+                "reallm": check.VERSION,
+                "seed": seed,
+                "defaults": plan.plain(),
+                "rules": [_rule_document(form) for form in forms_of_rules],
+            },
+            files=tuple(file.path for file in reversed(self.files) if file.path),
+        )
+
+
+def _last(forms: Sequence[RecipeForm], key: str) -> Any:  # noqa: ANN401 - a field's value
+    """The value of the last recipe that says something; a base's `model` is not inherited twice."""
+    return next((v for form in reversed(forms) if (v := getattr(form, key)) is not None), None)
+
+
+def _rule(form: RuleForm, node: Node) -> Rule:
+    fields = node.fields if isinstance(node, MapNode) else {}
+    patch = fields.get("set")
+    return Rule(
+        match=tuple(Pattern(text) for text in form.match),
+        exceptions=tuple(Pattern(text) for text in form.except_ or ()),
+        layers=None if form.layers is None else parse_layers(form.layers),
+        patch=patch if isinstance(patch, MapNode) else None,
+        keep=form.keep,
+        optional=form.optional,
+        note=form.note,
+        place=node.place,
+        key_places={key: value.place for key, value in fields.items()},
+        path=node.path,
+    )
+
+
+def _rule_document(form: RuleForm) -> dict[str, Any]:
+    """A rule as canonical plain data: only what it says, always in the same words."""
+    document: dict[str, Any] = {"match": list(form.match)}
+    if form.except_ is not None:
+        document["except"] = list(form.except_)
+    if form.layers is not None:
+        document["layers"] = form.layers
+    if form.set is not None:
+        document["set"] = form.set
+    if form.keep is not None:
+        document["keep"] = form.keep
+    if form.optional:
+        document["optional"] = True
+    if form.note is not None:
+        document["note"] = form.note
+    return document
+
+
+def _ordered(problems: Sequence[Problem], trees: Sequence[Node]) -> list[Problem]:
+    """Each problem once, file by file, from top to bottom."""
+    files = {tree.place.file: index for index, tree in enumerate(trees)}
+
+    def key(problem: Problem) -> tuple[int, int, int]:
+        file, _, rest = problem.location.rpartition(":")
+        file, _, line = file.rpartition(":")
+        if not (line.isdigit() and rest.isdigit()):
+            return files.get(problem.location, len(files)), 0, 0
+        return files.get(file, len(files)), int(line), int(rest)
+
+    return sorted(dict.fromkeys(problems), key=key)

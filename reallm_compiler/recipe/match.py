@@ -1,0 +1,107 @@
+"""Which names and layers a rule takes.
+
+A pattern is a glob in which `*` also crosses dots, or, after `re:`, a regular expression that must
+match the whole name. Layers are a list of integers and ranges with both ends included; a negative
+number counts from the end.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+
+_SPAN = re.compile(r"(-?[0-9]{1,6})(?:-|\.\.)(-?[0-9]{1,6})")
+_FROM = re.compile(r"(-?[0-9]{1,6})\.\.")
+_TO = re.compile(r"\.\.(-?[0-9]{1,6})")
+_ONE = re.compile(r"-?[0-9]{1,6}")
+LAYERS_HINT = "write layers as `3`, `0-3`, `2..`, `-4..` or a list of these"
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A glob, or `re:` and a regular expression.
+
+    Raises:
+        ValueError: the text is empty or no regular expression.
+    """
+
+    text: str
+    _compiled: re.Pattern[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.text.removeprefix("re:"):
+            raise ValueError("a pattern must not be empty")
+        if self.text.startswith("re:"):
+            try:
+                compiled = re.compile(self.text[3:])
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(f"not a regular expression: {error}") from None
+        else:
+            compiled = re.compile(fnmatch.translate(self.text))
+        object.__setattr__(self, "_compiled", compiled)
+
+    @cached_property
+    def exact(self) -> str | None:
+        """The only name that the pattern can match, if it has no wildcard."""
+        return None if self.text.startswith("re:") or set(self.text) & set("*?[") else self.text
+
+    def matches(self, name: str) -> bool:
+        """Whether the pattern matches the whole name."""
+        return self._compiled.fullmatch(name) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRange:
+    """Layers from `first` to `last`, both included; None is open, negatives count from the end."""
+
+    first: int | None
+    last: int | None
+
+    def resolve(self, count: int) -> range:
+        """The layers meant in a model of `count` layers; parts outside are left out."""
+        first = 0 if self.first is None else self.first
+        last = count - 1 if self.last is None else self.last
+        first += count if first < 0 else 0
+        last += count if last < 0 else 0
+        return range(max(first, 0), min(last, count - 1) + 1)
+
+    def __str__(self) -> str:
+        if self.first == self.last and self.first is not None:
+            return str(self.first)
+        first = "" if self.first is None else self.first
+        last = "" if self.last is None else self.last
+        return f"{first}..{last}"
+
+
+def parse_layers(value: object) -> tuple[LayerRange, ...]:
+    """Layers as a rule writes them: an integer, a text, or a list of these.
+
+    Raises:
+        ValueError: the value says no layers.
+    """
+    if isinstance(value, list | tuple):
+        parsed = [one for item in value for one in parse_layers(item)]
+    elif isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(LAYERS_HINT)
+    else:
+        parsed = [_parse_range(part.strip()) for part in str(value).split(",")]
+    if not parsed:
+        raise ValueError(LAYERS_HINT)
+    return tuple(parsed)
+
+
+def _parse_range(text: str) -> LayerRange:
+    if _ONE.fullmatch(text):
+        return LayerRange(int(text), int(text))
+    if found := _SPAN.fullmatch(text):
+        first, last = int(found[1]), int(found[2])
+        if (first < 0) == (last < 0) and first > last:
+            raise ValueError(f"`{text}` runs backwards")
+        return LayerRange(first, last)
+    if found := _FROM.fullmatch(text):
+        return LayerRange(int(found[1]), None)
+    if found := _TO.fullmatch(text):
+        return LayerRange(None, int(found[1]))
+    raise ValueError(f"`{text}` is no layer and no range of layers; {LAYERS_HINT}")

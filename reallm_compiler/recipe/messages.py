@@ -1,0 +1,172 @@
+"""From a failed validation to problems that a user can act on.
+
+pydantic finds what is wrong; the words are ours. Each of its errors becomes a `Problem` with the
+place of the node that is wrong, the path in the document, a message without jargon and, where one
+is near, the valid word. The alternatives of a union fail one by one; here they are one problem.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from reallm_compiler.errors import Problem
+from reallm_compiler.recipe.nodes import ListNode, MapNode, Node, ScalarNode, find, join
+from reallm_compiler.recipe.words import listed, nearest
+
+Loc = tuple[str | int, ...]
+UnknownKey = Callable[[Loc, str, MapNode], tuple[str, str | None]]
+"""Message and hint for an unknown key: its map's path below the root, the key, the map."""
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "is_instance_of": "a fraction such as 1/64",
+    "bool_type": "`true` or `false`",
+    "string_type": "text",
+    "list_type": "a list",
+    "dict_type": "a map",
+    "model_type": "a map",
+    "model_attributes_type": "a map",
+}
+_LIMITS = {
+    "greater_than_equal": ("ge", "is too small: at least"),
+    "greater_than": ("gt", "is too small: above"),
+    "less_than_equal": ("le", "is too large: at most"),
+    "less_than": ("lt", "is too large: below"),
+}
+_EMPTY = ("string_too_short", "too_short")
+
+
+def problems_of(
+    error: ValidationError, root: Node, unknown_key: UnknownKey, tags: Callable[[Loc], Loc]
+) -> list[Problem]:
+    """The problems behind a failed validation of `root`, one for each place.
+
+    Args:
+        error: what pydantic found.
+        root: the tree that was validated as plain data.
+        unknown_key: the words for a key that is not allowed where it stands.
+        tags: takes the kinds out of a pydantic location, which names the chosen kind as a step.
+    """
+    problems: list[Problem] = []
+    shapes: dict[str, tuple[Node, list[dict[str, Any]]]] = {}
+    for detail in error.errors(include_url=False):
+        loc = tags(detail["loc"])
+        kind = detail["type"]
+        if kind == "extra_forbidden":
+            problems.append(_extra(root, loc, unknown_key))
+        elif kind == "missing":
+            problems.append(_missing(root, loc))
+        elif kind in _WANTED or kind == "literal_error":
+            node, _ = find_known(root, loc)
+            shapes.setdefault(node.path, (node, []))[1].append(dict(detail))
+        else:
+            node, _ = find_known(root, loc)
+            message, hint = _message(dict(detail), node)
+            problems.append(_problem(node, message, hint))
+    taken = {problem.path for problem in problems}
+    for path, (node, details) in shapes.items():
+        # An alternative that fails inside tells more than another that does not fit at all.
+        if path not in taken and not any(_inside(other, path) for other in {*taken, *shapes}):
+            problems.append(_problem(node, *_wanted(details, node)))
+    return problems
+
+
+def _inside(path: str, outer: str) -> bool:
+    return path.startswith((f"{outer}.", f"{outer}["))
+
+
+def find_known(root: Node, loc: Loc) -> tuple[Node, Loc]:
+    """The deepest node on the way along `loc`; steps that name alternatives are left out."""
+    node, known = root, []
+    for part in loc:
+        below, rest = find(node, (part,))
+        if not rest:
+            node = below
+            known.append(part)
+    return node, tuple(known)
+
+
+def _problem(node: Node, message: str, hint: str | None = None) -> Problem:
+    return Problem(location=str(node.place), path=node.path, message=message, hint=hint)
+
+
+def _extra(root: Node, loc: Loc, unknown_key: UnknownKey) -> Problem:
+    node, known = find_known(root, loc[:-1])
+    key = str(loc[-1])
+    if not isinstance(node, MapNode):  # only a map has keys; kept for safety of types
+        return _problem(node, f"unknown key `{key}`")
+    message, hint = unknown_key(known, key, node)
+    return Problem(
+        location=str(node.key_place(key)), path=join(node.path, key), message=message, hint=hint
+    )
+
+
+def _missing(root: Node, loc: Loc) -> Problem:
+    node, _ = find_known(root, loc[:-1])
+    kind = node.fields.get("kind") if isinstance(node, MapNode) else None
+    who = f": `{kind.value}` needs it" if isinstance(kind, ScalarNode) else ""
+    return _problem(node, f"`{loc[-1]}` is missing{who}")
+
+
+def _message(detail: dict[str, Any], node: Node) -> tuple[str, str | None]:
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "value_error":
+        return str(context["error"]), None
+    if kind in _LIMITS:
+        key, words = _LIMITS[kind]
+        return f"{shown(node)} {words} {context[key]}", None
+    if kind in _EMPTY:
+        return "this must not be empty", None
+    if kind == "union_tag_invalid":
+        kinds = re.findall(r"'([^']*)'", context["expected_tags"])
+        near = nearest(context["tag"], kinds)
+        hint = f"did you mean `{near}`?" if near else f"kinds: {listed(kinds)}"
+        return f"there is no kind {shown(_field(node, 'kind'))} here", hint
+    if kind == "union_tag_not_found":
+        return "`kind` is missing", None
+    return "this value is not valid here", None
+
+
+def _field(node: Node, key: str) -> Node:
+    return node.fields.get(key, node) if isinstance(node, MapNode) else node
+
+
+def _wanted(details: Sequence[dict[str, Any]], node: Node) -> tuple[str, str | None]:
+    """One message for all alternatives that do not fit a value."""
+    phrases: list[str] = []
+    words: list[str] = []
+    for detail in details:
+        if detail["type"] == "literal_error":
+            words += re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+        else:
+            phrases.append(_WANTED[detail["type"]])
+    if "`true` or `false`" in phrases:
+        words += ["true", "false"]
+    hint = None
+    if words and isinstance(node, ScalarNode) and isinstance(node.value, str):
+        near = nearest(node.value, words)
+        hint = f"did you mean `{near}`?" if near else None
+    if details[0]["type"] == "literal_error" and len(details) == 1:
+        return f"{shown(node)} is not one of {listed(words)}", hint
+    options = list(dict.fromkeys(phrases)) + [f"`{w}`" for w in words if w not in ("true", "false")]
+    return f"{' or '.join(options)} is wanted, not {shown(node)}", hint
+
+
+def shown(node: Node) -> str:
+    """A value as it is shown in a message."""
+    if isinstance(node, ListNode):
+        return "a list"
+    if isinstance(node, MapNode):
+        return "a map"
+    if node.value is None:
+        return "nothing"
+    if isinstance(node.value, bool):
+        return f"`{str(node.value).lower()}`"
+    text = str(node.value)
+    return f"`{text if len(text) <= 60 else text[:57] + '...'}`"

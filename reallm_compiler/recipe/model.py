@@ -1,0 +1,205 @@
+"""What may stand in a recipe (the forms), and what a checked recipe is (Recipe and Rule).
+
+The forms are pydantic models: they fix keys and types, and the JSON Schema is made from them.
+A `Recipe` is what remains when everything was found right; its nodes still know their lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from reallm_compiler.recipe.match import LayerRange, Pattern, parse_layers
+from reallm_compiler.recipe.nodes import MAX_INTEGER, MapNode, Place
+from reallm_compiler.recipe.stages import MatrixPlan
+
+Keep: TypeAlias = Literal["source", "bfloat16", "float16", "float32"]
+
+KEEP_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _checked_pattern(value: str) -> str:
+    return Pattern(value).text
+
+
+def _canonical_layers(value: object) -> str:
+    return ",".join(str(one) for one in parse_layers(value))
+
+
+def _canonical_keep(value: object) -> object:
+    return KEEP_ALIASES.get(value, value) if isinstance(value, str) else value
+
+
+PatternText = Annotated[str, AfterValidator(_checked_pattern)]
+PatternList = Annotated[
+    list[PatternText],
+    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+    Field(min_length=1),
+]
+LayerText = Annotated[
+    str,
+    BeforeValidator(_canonical_layers, json_schema_input_type=int | str | list[int | str]),
+]
+KeepWord = Annotated[
+    Keep,
+    BeforeValidator(
+        _canonical_keep,
+        json_schema_input_type=Literal[
+            "source", "bfloat16", "float16", "float32", "bf16", "fp16", "fp32"
+        ],
+    ),
+]
+
+
+class Form(BaseModel):
+    """Base of the forms: closed, strictly typed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RuleForm(Form):
+    """A rule: which matrices, and what is different for them."""
+
+    match: PatternList = Field(
+        description="Names of tensors without `.weight`: a glob in which `*` also crosses dots, "
+        "or `re:` and a regular expression for the whole name; a list takes any of its patterns.",
+    )
+    except_: PatternList | None = Field(
+        default=None, alias="except", description="Patterns that are taken out again."
+    )
+    layers: LayerText | None = Field(
+        default=None,
+        description="Only these layers: `3`, `0-3`, `2..`, `-4..`, or a list; both ends are "
+        "included, negative numbers count from the end.",
+    )
+    set: dict[str, Any] | None = Field(
+        default=None, description="A part of a matrix plan, put over what was set before."
+    )
+    keep: KeepWord | None = Field(
+        default=None, description="Store the tensor uncoded, in its own type or in the named one."
+    )
+    optional: bool = Field(
+        default=False, description="A rule that matches nothing is an error unless this is true."
+    )
+    note: str | None = Field(default=None, description="Free text; changes nothing.")
+
+    @model_validator(mode="after")
+    def _one_action(self) -> RuleForm:
+        if (self.set is None) == (self.keep is None):
+            many = "both" if self.set is not None else "neither"
+            raise ValueError(f"a rule has either `set` or `keep`; this one has {many}")
+        return self
+
+
+class ShapesForm(Form):
+    """A model of which only the shapes are known."""
+
+    shapes: dict[str, Annotated[list[int], Field(min_length=1)]]
+
+
+class RecipeForm(Form):
+    """A recipe file."""
+
+    reallm: Literal[1] = Field(description="Version of the recipe language.")
+    model: str | ShapesForm | None = Field(
+        default=None,
+        description="Checkpoint folder or hub id; may be given on the command line instead. For a "
+        "budget also a bare config.json, or `{shapes: {NAME: [p, q]}}`.",
+    )
+    output: str | None = Field(
+        default=None, description="File to write; may be given on the command line instead."
+    )
+    seed: int = Field(default=0, ge=0, le=MAX_INTEGER, description="Seed of all random choices.")
+    extends: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A shipped recipe, or a recipe file relative to this one; what follows is put "
+        "over it, and its rules come first.",
+    )
+    defaults: dict[str, Any] = Field(
+        default_factory=dict, description="The plan of every matrix that no rule changes."
+    )
+    rules: list[RuleForm] = Field(
+        default_factory=list, description="Ordered patches: a later rule wins, field by field."
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """A checked rule.
+
+    Attributes:
+        match: patterns, any of which may match.
+        exceptions: patterns that are taken out again.
+        layers: ranges of layers, or None for all tensors whether in a layer or not.
+        patch: the fields that the rule sets, with their places; None for a `keep` rule.
+        keep: the type to keep a tensor in; None for a `set` rule.
+        optional: whether the rule may match nothing.
+        note: free text.
+        place: where the rule starts.
+        key_places: where the values of its keys are written.
+        path: the rule's place in its own file, such as `rules[2]`.
+    """
+
+    match: tuple[Pattern, ...]
+    exceptions: tuple[Pattern, ...]
+    layers: tuple[LayerRange, ...] | None
+    patch: MapNode | None
+    keep: Keep | None
+    optional: bool
+    note: str | None
+    place: Place
+    key_places: Mapping[str, Place]
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A checked recipe, everything it extends included.
+
+    Attributes:
+        name: a shipped recipe's name, a file's stem, or `recipe`.
+        model: what the recipe says about the model, as written; None if it says nothing.
+        output: the file to write, as written; None if the recipe does not say.
+        seed: seed of all random choices.
+        plan: the plan of a matrix that no rule changes.
+        tree: the same with the place of each field.
+        rules: the rules of the extended recipes first, then its own.
+        document: plain data that says all of this again, without model and output; it holds every
+            field of the defaults, so that an archive does not depend on later defaults.
+        files: the recipe files that were read, the extended ones first.
+    """
+
+    name: str
+    model: str | Mapping[str, Any] | None
+    output: str | None
+    seed: int
+    plan: MatrixPlan
+    tree: MapNode
+    rules: tuple[Rule, ...]
+    document: Mapping[str, Any]
+    files: tuple[Path, ...] = ()
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The plan of a matrix that no rule changes, as plain data."""
+        return self.plan.plain()
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
+        """The recipe that `document` says; its own `document` is equal to it.
+
+        Raises:
+            RecipeError: the document is not a recipe.
+        """
+        from reallm_compiler.recipe.load import load_recipe
+
+        return load_recipe(document, name=name)

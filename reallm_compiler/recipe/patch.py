@@ -1,0 +1,43 @@
+"""The one law by which recipes, defaults and rules are merged: later wins, field by field.
+
+- Two maps merge key by key.
+- A stage whose `kind` changes is replaced whole: parameters of another kind must not survive.
+- Everything else, lists included, is replaced.
+
+Each field of the result is the very node that set it, so its place is that of the last writer.
+"""
+
+from __future__ import annotations
+
+from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode
+
+
+def merge(base: Node, patch: Node) -> Node:
+    """`base` with the fields of `patch` put over it; both stay as they are."""
+    if not (isinstance(base, MapNode) and isinstance(patch, MapNode)):
+        return patch
+    return merge_maps(base, patch)
+
+
+def merge_maps(base: MapNode, patch: MapNode) -> MapNode:
+    """`merge` of two maps."""
+    if _kind_changes(base, patch):
+        return patch
+    fields = dict(base.fields)
+    for key, value in patch.fields.items():
+        fields[key] = merge(fields[key], value) if key in fields else value
+    return MapNode(
+        fields=fields,
+        place=patch.place,
+        path=patch.path,
+        key_places={**base.key_places, **patch.key_places},
+    )
+
+
+def _kind_changes(base: MapNode, patch: MapNode) -> bool:
+    if "kind" not in base.fields or "kind" not in patch.fields:
+        return False
+    before, after = base.fields["kind"], patch.fields["kind"]
+    if isinstance(before, ScalarNode) and isinstance(after, ScalarNode):
+        return before.value != after.value
+    return True

@@ -1,0 +1,199 @@
+"""A recipe meets the tensors of a model: for each of them a decision, and who made it.
+
+Rules run in order. A `set` rule codes a matrix and patches its plan; a `keep` rule keeps the
+tensor. The last rule that matches says whether a tensor is coded or kept; the plan of a coded one
+is the defaults with every matching `set` put over them, in order.
+
+Decisions depend only on which rules apply, so they are made once for each distinct set of rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reallm_compiler.errors import Problem, RecipeError
+from reallm_compiler.recipe.check import BUILT_IN, check_plan
+from reallm_compiler.recipe.model import Keep, Recipe, Rule
+from reallm_compiler.recipe.nodes import MapNode, Node, Place, find, leaves, map_from_plain
+from reallm_compiler.recipe.patch import merge_maps
+from reallm_compiler.recipe.select import select
+from reallm_compiler.recipe.stages import MatrixPlan
+
+__all__ = ["Candidate", "Decision", "FieldSource", "resolve"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A tensor that a recipe decides about.
+
+    Attributes:
+        name: its name in the checkpoint without `.weight`.
+        layer: index of its layer; None outside of the layers.
+        is_matrix: it is two-dimensional and can be coded.
+        coded_by_default: it is coded where no rule says otherwise (a linear layer's weight).
+    """
+
+    name: str
+    layer: int | None
+    is_matrix: bool
+    coded_by_default: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FieldSource:
+    """Who set a field.
+
+    Attributes:
+        path: the field, such as `residual.rank`, or `keep`.
+        value: its value as plain data.
+        location: `file:line` of the last writer; `default` if nobody wrote it.
+        origin: the last writer's place in its document, such as `rules[2].set.residual.rank` or
+            `defaults.residual.rank`; empty if nobody wrote it.
+        overridden: `file:line` of earlier writers of the same field, the first one first.
+    """
+
+    path: str
+    value: object
+    location: str
+    origin: str
+    overridden: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """What happens to a tensor.
+
+    Attributes:
+        plan: how it is coded; None if it is kept.
+        keep: the type it is kept in, or `source` for its own; None if it is coded.
+        trace: for every field of the plan who set it; for a kept tensor one entry, `keep`.
+    """
+
+    plan: MatrixPlan | None
+    keep: Keep | None
+    trace: tuple[FieldSource, ...]
+
+
+def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decision]:
+    """The decision about each candidate, by name.
+
+    Args:
+        recipe: a checked recipe.
+        candidates: all tensors of a model, in any order.
+
+    Raises:
+        RecipeError: a rule (or an entry of its `except`) matches nothing and is not optional, a
+            `set` meets no matrix, rules together make an impossible plan, or the members of a
+            share group have different quantizers.
+    """
+    chosen, problems = select(recipe.rules, candidates)
+    applied: list[list[int]] = [[] for _ in candidates]
+    for number, places in enumerate(chosen):
+        for place in places:
+            applied[place].append(number)
+    known: dict[tuple[bool, tuple[int, ...]], Decision | None] = {}
+    decisions: dict[str, Decision] = {}
+    for candidate, numbers in zip(candidates, applied, strict=True):
+        if not candidate.is_matrix:  # a `set` has no meaning for it; `select` has the complaint
+            numbers = [number for number in numbers if recipe.rules[number].patch is None]
+        key = (candidate.coded_by_default and candidate.is_matrix, tuple(numbers))
+        if key not in known:
+            rules = [recipe.rules[number] for number in numbers]
+            known[key], found = _decide(recipe, rules, candidate.name, coded=key[0])
+            problems += found
+        decision = known[key]
+        if decision is not None:
+            decisions[candidate.name] = decision
+    problems += _uneven_groups(decisions)
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+    return decisions
+
+
+def _decide(
+    recipe: Recipe, rules: Sequence[Rule], name: str, *, coded: bool
+) -> tuple[Decision | None, list[Problem]]:
+    """The decision for a tensor to which `rules` apply, `name` being the first of its kind."""
+    last = rules[-1] if rules else None
+    if last is not None and last.keep is not None:
+        source = FieldSource(
+            path="keep",
+            value=last.keep,
+            location=_line(last.key_places.get("keep", last.place), f"{last.path}.keep"),
+            origin=f"{last.path}.keep",
+        )
+        return Decision(plan=None, keep=last.keep, trace=(source,)), []
+    if last is None and not coded:
+        source = FieldSource(path="keep", value="source", location=BUILT_IN.file, origin="")
+        return Decision(plan=None, keep="source", trace=(source,)), []
+    layers = [recipe.tree, *(rule.patch for rule in rules if rule.patch is not None)]
+    tree = layers[0]
+    for patch in layers[1:]:
+        tree = merge_maps(tree, patch)
+    plan, problems = check_plan(tree)
+    if plan is None:
+        return None, [_met_at(problem, name) for problem in problems]
+    return Decision(plan=plan, keep=None, trace=_trace(plan, tree, layers)), []
+
+
+def _met_at(problem: Problem, name: str) -> Problem:
+    return Problem(
+        location=problem.location,
+        path=problem.path,
+        message=f"{problem.message}; the rules together say so for `{name}`",
+        hint=problem.hint,
+    )
+
+
+def _line(place: Place, path: str) -> str:
+    """`file:line`; a recipe without lines is cited by path."""
+    if place == BUILT_IN:
+        return place.file
+    return f"{place.file}:{place.line}" if place.line else f"{place.file}: {path}"
+
+
+def _trace(plan: MatrixPlan, tree: MapNode, layers: Sequence[MapNode]) -> tuple[FieldSource, ...]:
+    sources = []
+    for path, leaf in leaves(map_from_plain(plan.plain(), BUILT_IN.file)):
+        steps = tuple(path.split("."))
+        node, rest = find(tree, steps)
+        written = not rest and node.place != BUILT_IN
+        location = _line(node.place, node.path) if written else BUILT_IN.file
+        writers = [_line(n.place, n.path) for n in _writers(layers, steps)] if written else []
+        sources.append(
+            FieldSource(
+                path=path,
+                value=getattr(leaf, "value", None),
+                location=location,
+                origin=node.path if written else "",
+                overridden=tuple(writer for writer in writers if writer != location),
+            )
+        )
+    return tuple(sources)
+
+
+def _writers(layers: Sequence[MapNode], steps: tuple[str, ...]) -> list[Node]:
+    found = [find(layer, steps) for layer in layers]
+    return [node for node, rest in found if not rest and node.place != BUILT_IN]
+
+
+def _uneven_groups(decisions: dict[str, Decision]) -> list[Problem]:
+    """Members of a share group that could not share: they are quantised differently."""
+    first: dict[str, tuple[str, MatrixPlan]] = {}
+    problems: dict[str, Problem] = {}
+    for name, decision in decisions.items():
+        plan = decision.plan
+        if plan is None or plan.share is None:
+            continue
+        other, reference = first.setdefault(plan.share, (name, plan))
+        if plan.quantizer != reference.quantizer and plan.share not in problems:
+            at = {source.path: source for source in decision.trace}["share"]
+            problems[plan.share] = Problem(
+                location=at.location,
+                path=at.origin,
+                message=f"`{other}` and `{name}` share the group `{plan.share}` but have "
+                "different quantizers",
+                hint="give them the same quantizer, or groups of their own",
+            )
+    return list(problems.values())

@@ -1,0 +1,127 @@
+"""Which tensors each rule takes, and what is wrong when it takes none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from reallm_compiler.errors import Problem
+from reallm_compiler.recipe.match import Pattern
+from reallm_compiler.recipe.model import Rule
+from reallm_compiler.recipe.words import listed, nearest
+
+if TYPE_CHECKING:
+    from reallm_compiler.recipe.resolve import Candidate
+
+
+def select(
+    rules: Sequence[Rule], candidates: Sequence[Candidate]
+) -> tuple[list[list[int]], list[Problem]]:
+    """For each rule the indices of the candidates that it takes, and the problems."""
+    model = _Model(candidates)
+    chosen: list[list[int]] = []
+    problems: list[Problem] = []
+    for rule in rules:
+        taken, found = _select_one(rule, model)
+        chosen.append(taken)
+        problems += found
+    return chosen, problems
+
+
+class _Model:
+    """The candidates with what the search needs: an index by name, and the number of layers."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.candidates = candidates
+        self.places: dict[str, list[int]] = {}
+        for place, candidate in enumerate(candidates):
+            self.places.setdefault(candidate.name, []).append(place)
+        self.layers = 1 + max((c.layer for c in candidates if c.layer is not None), default=-1)
+
+    def is_matrix(self, place: int) -> bool:
+        """Whether the candidate at `place` can be coded."""
+        return self.candidates[place].is_matrix
+
+    def matching(self, patterns: Iterable[Pattern]) -> list[int]:
+        """Indices of the candidates that any pattern matches, in order."""
+        found: set[int] = set()
+        for pattern in patterns:
+            if pattern.exact is not None:  # a recipe may hold one rule for each matrix
+                found.update(self.places.get(pattern.exact, ()))
+            else:
+                found.update(
+                    place
+                    for name, places in self.places.items()
+                    if pattern.matches(name)
+                    for place in places
+                )
+        return sorted(found)
+
+
+def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
+    by_name = model.matching(rule.match)
+    taken, problems = by_name, []
+    if rule.layers is not None:
+        wanted: set[int] = set()
+        for span in rule.layers:
+            layers = span.resolve(model.layers)
+            wanted.update(layers)
+            if not layers and by_name:
+                have = f"layers 0 to {model.layers - 1}" if model.layers else "no layers"
+                message = f"`{span}` is no layer of this model, which has {have}"
+                problems.append(_problem(rule, "layers", message))
+        taken = [place for place in taken if model.candidates[place].layer in wanted]
+    before = set(taken)
+    for entry in rule.exceptions:
+        out = set(model.matching([entry]))
+        if not out & before and before:
+            message = f"the exception `{entry.text}` takes nothing out of what `match` takes"
+            names = [model.candidates[place].name for place in before]
+            problems.append(_problem(rule, "except", message, _near([entry], names)))
+        taken = [place for place in taken if place not in out]
+    if rule.optional:
+        return taken, []
+    if not taken and not problems:
+        problems.append(_nothing(rule, model, by_name))
+    elif rule.patch is not None and taken and not any(model.is_matrix(p) for p in taken):
+        name = model.candidates[taken[0]].name
+        message = f"`set` meets no matrix: `{name}` cannot be coded"
+        problems.append(_problem(rule, "set", message, "use `keep`, or match matrices"))
+    return taken, problems
+
+
+def _nothing(rule: Rule, model: _Model, by_name: Sequence[int]) -> Problem:
+    if not by_name:
+        texts = listed(pattern.text for pattern in rule.match)
+        hint = _near(rule.match, list(model.places))
+        return _problem(rule, "match", f"no tensor of this model matches {texts}", hint)
+    if rule.layers is not None and all(model.candidates[p].layer is None for p in by_name):
+        name = model.candidates[by_name[0]].name
+        return _problem(rule, "layers", f"`{name}` is in no layer; take `layers` away")
+    message = "after `layers` and `except` nothing is left of what `match` takes"
+    return _problem(rule, "match", message)
+
+
+def _problem(rule: Rule, key: str, message: str, hint: str | None = None) -> Problem:
+    place = rule.key_places.get(key, rule.place)
+    optional = "say `optional: true` if that is meant" if key in ("match", "except") else None
+    hints = "; ".join(part for part in (hint, optional) if part)
+    return Problem(
+        location=str(place), path=f"{rule.path}.{key}", message=message, hint=hints or None
+    )
+
+
+def _near(patterns: Sequence[Pattern], names: Sequence[str]) -> str | None:
+    """The nearest names, numbers written as `*`, so that a model has few of them."""
+    kinds = list(dict.fromkeys(re.sub(r"(?<![^.])[0-9]+(?![^.])", "*", name) for name in names))
+    for pattern in patterns:
+        if pattern.text.endswith((".weight", "*weight")):
+            return "names are written without `.weight`"
+        parts = pattern.text.removeprefix("re:").lstrip("*.").split(".")
+        tails = [".".join(kind.split(".")[-len(parts) :]) for kind in kinds]
+        near = nearest(".".join(parts), tails)
+        if near is not None:
+            full = kinds[tails.index(near)]
+            return f"did you mean `{full if full == near else f'*.{near}'}`?"
+    return f"names here: {listed(kinds[:8])}{', ...' if len(kinds) > 8 else ''}" if kinds else None

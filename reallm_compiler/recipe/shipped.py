@@ -1,0 +1,44 @@
+"""The recipes that come with reallm: in the package when installed, else in the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_ROOM = Path(__file__).resolve().parent
+_HOMES = (_ROOM.parent / "_recipes", _ROOM.parent.parent / "recipes")
+
+
+def _home() -> Path:
+    return next((home for home in _HOMES if home.is_dir()), _HOMES[-1])
+
+
+def list_shipped() -> list[str]:
+    """The names of all shipped recipes, in alphabetical order."""
+    return sorted(path.stem for path in _home().glob("*.yaml"))
+
+
+def shipped_path(name: str) -> Path | None:
+    """The file of a shipped recipe; None if there is no recipe of that name."""
+    return _home() / f"{name}.yaml" if name in list_shipped() else None
+
+
+def read_shipped(name: str) -> str:
+    """The text of a shipped recipe.
+
+    Raises:
+        KeyError: there is no recipe of that name; `list_shipped` has them all.
+    """
+    path = shipped_path(name)
+    if path is None:
+        raise KeyError(name)
+    return path.read_text(encoding="utf-8")
+
+
+def head_comment(text: str) -> str:
+    """The comment at the head of a recipe, without its `#`."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" ").rstrip())
+    return "\n".join(lines).strip()
