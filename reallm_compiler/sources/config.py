@@ -95,7 +95,11 @@ def _check_counts(config: Mapping[str, Any], label: str) -> None:
     for key, value in config.items():
         if isinstance(value, Mapping):
             _check_counts(value, label)
-        elif key.rpartition("_")[2] in _COUNTS and isinstance(value, int) and value > _COUNT_LIMIT:
+        elif (
+            str(key).rpartition("_")[2] in _COUNTS
+            and isinstance(value, int)
+            and value > _COUNT_LIMIT
+        ):
             raise SourceError(f"{key} is {value}, above {_COUNT_LIMIT}", location=label)
 
 
@@ -148,9 +152,9 @@ def _meta_shapes(
 
 
 def _checkpoint_names(
-    model: Any,
+    model: Any,  # noqa: ANN401 - a class of transformers, which has no types
     state: Mapping[str, Any],
-    ties: dict[str, str],  # noqa: ANN401
+    ties: dict[str, str],
 ) -> dict[str, Any]:
     """The tensors as `save_pretrained` would write them; `ties` is renamed in place.
 

@@ -79,7 +79,11 @@ def plain_config(
 
 def config_bytes(config: Mapping[str, Any]) -> bytes:
     """A config as the bytes of a `config.json`; the same mapping gives the same bytes."""
-    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode("utf-8")
+    try:
+        text = json.dumps(config, indent=2, sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SourceError(f"the config cannot be written as JSON: {error}") from error
+    return (text + "\n").encode("utf-8")
 
 
 def code_note(config: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from reallm_compiler.sources.folder import (
     read_folder,
 )
 from reallm_compiler.sources.headers import read_header
-from reallm_compiler.sources.linear import MatrixFact, matrices, natural_key
+from reallm_compiler.sources.linear import MatrixFact, layer_index, matrices, natural_key
 from reallm_compiler.sources.paths import missing, near_miss, read_small
 from reallm_compiler.sources.scales import attach_scales, refuse_packed, without_quantization
 from reallm_compiler.sources.ties import find_ties
@@ -84,8 +84,12 @@ class Inventory:
 
     def others(self) -> tuple[TensorSpec, ...]:
         """The tensors that are no matrices: they can only be kept."""
-        coded = {fact.tensor.name for fact in self.facts}
+        coded = {fact.tensor for fact in self.facts}
         return tuple(tensor for tensor in self.tensors if tensor.name not in coded)
+
+    def layer_of(self, name: str) -> int | None:
+        """Number of the layer that a tensor or a matrix belongs to, or None."""
+        return layer_index(name)
 
     def shard_path(self, tensor: TensorSpec) -> Path:
         """The file that holds a tensor's bytes; they are `tensor.byte_range()` of it.

@@ -94,26 +94,23 @@ class MatrixFact:
 
     Attributes:
         name: the tensor's name without `.weight`; an expert adds `.INDEX`.
-        tensor: where and how it is stored.
+        tensor: name of the tensor that holds it.
         index: the expert's place along the first axis of a 3-D tensor, or None.
         transposed: stored as [q, p] (`Conv1D`, some stacks of experts).
         shape: (p, q), outputs and inputs, whatever the stored order.
+        dtype: element type of the weights, after scaling where there are scales.
         layer: number of the layer that it belongs to, or None.
         role: what it is for (module docstring).
     """
 
     name: str
-    tensor: TensorSpec
+    tensor: str
     index: int | None
     transposed: bool
     shape: tuple[int, int]
+    dtype: str
     layer: int | None
     role: Role
-
-    @property
-    def dtype(self) -> str:
-        """Element type of the weights, after scaling where there are scales."""
-        return self.tensor.dtype
 
     @property
     def coded_by_default(self) -> bool:
@@ -192,8 +189,9 @@ def _facts(
         rows, columns = tensor.shape
         yield MatrixFact(
             name=name,
-            tensor=tensor,
+            tensor=tensor.name,
             index=None,
+            dtype=tensor.dtype,
             transposed=transposed,
             shape=(columns, rows) if transposed else (rows, columns),
             layer=layer,
@@ -205,8 +203,9 @@ def _facts(
         for index in range(experts):
             yield MatrixFact(
                 name=f"{name}.{index}",
-                tensor=tensor,
+                tensor=tensor.name,
                 index=index,
+                dtype=tensor.dtype,
                 transposed=transposed,
                 shape=(columns, rows) if transposed else (rows, columns),
                 layer=layer,

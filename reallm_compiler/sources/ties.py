@@ -53,15 +53,19 @@ _ENCODER_DECODER: tuple[tuple[str, str], ...] = (
 )
 """Embeddings that an encoder and a decoder share; tied where the shared one is stored."""
 
-_TIED_UNLESS_SAID = frozenset(
-    "bart bert bigbird_pegasus biogpt blenderbot blenderbot-small bloom camembert cohere cohere2"
-    " cohere2_moe ctrl electra ernie4_5 ernie4_5_moe falcon falcon_mamba gemma gemma2 gemma3"
-    " gemma3_text gemma3n gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_text"
-    " gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox_japanese granite_swa jetmoe lfm2 lfm2_moe m2m_100"
-    " mamba marian mbart modernbert-decoder mpt mt5 mvp openai-gpt opt pegasus plbart"
-    " recurrent_gemma roberta smollm3 starcoder2 t5 trocr umt5 vaultgemma whisper xglm xlm"
-    " xlm-roberta xlnet zamba zamba2".split()
-)
+# fmt: off
+_TIED_UNLESS_SAID = frozenset({
+    "bart", "bert", "bigbird_pegasus", "biogpt", "blenderbot", "blenderbot-small", "bloom",
+    "camembert", "cohere", "cohere2", "cohere2_moe", "ctrl", "electra", "ernie4_5",
+    "ernie4_5_moe", "falcon", "falcon_mamba", "gemma", "gemma2", "gemma3", "gemma3_text",
+    "gemma3n", "gemma3n_text", "gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text",
+    "gpt-sw3", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox_japanese", "granite_swa", "jetmoe",
+    "lfm2", "lfm2_moe", "m2m_100", "mamba", "marian", "mbart", "modernbert-decoder", "mpt", "mt5",
+    "mvp", "openai-gpt", "opt", "pegasus", "plbart", "recurrent_gemma", "roberta", "smollm3",
+    "starcoder2", "t5", "trocr", "umt5", "vaultgemma", "whisper", "xglm", "xlm", "xlm-roberta",
+    "xlnet", "zamba", "zamba2",
+})
+# fmt: on
 """Model types that tie when the config does not say; all others do not."""
 
 _INNER = ("text_config", "llm_config", "language_config", "decoder")
