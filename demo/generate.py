@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import almanac
 import grammar as gr
 import lessons
 import lexicon as lx
@@ -38,9 +39,15 @@ SCENES: tuple[Scene, ...] = (
     lessons.alphabet,
     lessons.opposites,
     lessons.quiz,
-    lessons.quiz,
     lessons.animal,
     lessons.talk,
+)
+BY_HEART: tuple[Scene, ...] = (
+    almanac.rhyme,
+    almanac.songs,
+    almanac.recipe,
+    almanac.routine,
+    almanac.timetable,
 )
 
 
@@ -87,7 +94,8 @@ def _errand(rng: random.Random, hero: Person) -> tuple[str, str]:
 def story(rng: random.Random) -> str:
     """Tell one story, paragraph by paragraph."""
     hero = world.PEOPLE[rng.choice(list(world.PEOPLE))]
-    told = [scene(rng, hero) for scene in rng.sample(SCENES, rng.randint(2, 5))]
+    chosen = rng.sample(SCENES, rng.randint(1, 3)) + rng.sample(BY_HEART, rng.randint(2, 4))
+    told = [scene(rng, hero) for scene in rng.sample(chosen, len(chosen))]
     if rng.random() < 0.6:
         errand, question = _errand(rng, hero)
         told = [errand, *told, question]

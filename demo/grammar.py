@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from lexicon import words
+
 _IRREGULAR_PAST = dict(
     pair.split(":")
-    for pair in (
+    for pair in words(
         "write:wrote read:read catch:caught sell:sold draw:drew sing:sang build:built dig:dug "
         "fly:flew ring:rang drive:drove make:made find:found buy:bought hang:hung grow:grew "
         "teach:taught light:lit feed:fed sweep:swept sew:sewed"
-    ).split()
+    )
 )
 _IRREGULAR_PLURAL = dict(
     pair.split(":")
-    for pair in (
+    for pair in words(
         "mouse:mice goose:geese ox:oxen sheep:sheep deer:deer wolf:wolves knife:knives loaf:loaves"
-    ).split()
+    )
 )
 _DOUBLED = {"dig", "chop"}
-_UNITS = (
+_UNITS = words(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+)
+_TENS = words("twenty thirty forty fifty sixty seventy eighty ninety")
 
 
 def plural(noun: str) -> str:

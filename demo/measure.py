@@ -13,14 +13,14 @@ import copy
 import torch
 from torch import Tensor
 from train import HERE, perplexity
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 
 def round_to_grid(weight: Tensor, bits: int = 2, block: int = 64) -> Tensor:
     """Round every block of a row to the nearest of `2**bits` even steps within its absmax."""
     top = 2**bits - 1
     parts = []
-    for part in weight.float().split(block, dim=-1):
+    for part in torch.split(weight.float(), block, dim=-1):
         peak = part.abs().amax(dim=-1, keepdim=True).clamp_min(1e-12)
         code = ((part / peak + 1) / 2 * top).round()
         parts.append((code / top * 2 - 1) * peak)
@@ -31,7 +31,7 @@ def main() -> None:
     """Print both perplexities and their ratio."""
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(HERE / "model")
-    model = AutoModelForCausalLM.from_pretrained(HERE / "model", dtype=torch.float32)
+    model = LlamaForCausalLM.from_pretrained(HERE / "model", dtype=torch.float32)
     heldout = (HERE / "heldout.txt").read_text(encoding="ascii")
     ids = torch.tensor(tokenizer(heldout, verbose=False)["input_ids"])
     rounded = copy.deepcopy(model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import grammar as gr
 import lexicon as lx
@@ -141,7 +142,7 @@ def giving(rng: random.Random, p: Person) -> str:
     chain = [p.name, *rng.sample([n for n in world.PEOPLE if n != p.name], rng.randint(2, 3))]
     other, mine = rng.sample(lx.GOODS, 2)
     told = [f"{p.name} found {gr.a(thing)} near {rng.choice(lx.PLACES)}."]
-    for giver, taker in zip(chain, chain[1:], strict=False):
+    for giver, taker in pairwise(chain):
         told.append(f"{giver} {rng.choice(['gave', 'lent', 'sold'])} it to {taker}.")
     told.append(f"In return {p.name} got {gr.a(other)}, but {p.he} had hoped for {gr.a(mine)}.")
     told.append(f"So who has the {thing} now? {chain[-1]} has it, and {p.name} has the {other}.")
