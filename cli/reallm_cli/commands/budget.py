@@ -1,0 +1,135 @@
+"""`reallm budget`: the exact size of an archive, before any work or beside what is stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from reallm_cli.exit_codes import ExitCode
+from reallm_cli.help import ExampleCommand
+from reallm_cli.mistakes import CommandLineError, did_you_mean, nearest
+from reallm_cli.opened import Opened, is_archive, open_facts
+from reallm_cli.tables import Sheet, show_sheet
+from reallm_cli.terminal import Terminal
+from reallm_cli.views import Stored, differences, show_sizes
+from reallm_compiler.plan.model import Plan
+
+
+@click.command(
+    "budget",
+    cls=ExampleCommand,
+    short_help="Show the exact size, before any work.",
+    examples=[
+        (
+            "reallm budget reallm-2bit --model path/to/config.json",
+            "a shipped recipe on a model of which only the config is here",
+        ),
+        ("reallm budget mine.yaml --json", "the same for scripts; `mine.yaml` names its model"),
+        (
+            "reallm budget mine.yaml --explain model.layers.0.self_attn.q_proj",
+            "which line of the recipe set which field of that matrix",
+        ),
+        ("reallm budget model.reallm", "planned against stored bytes of a finished archive"),
+    ],
+)
+@click.argument("source", metavar="RECIPE_OR_ARCHIVE")
+@click.option(
+    "--model",
+    metavar="MODEL",
+    help="Checkpoint folder, bare config.json, `shapes` file or hub id. With an archive: plan "
+    "its recipe on this model.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+@click.option("--explain", metavar="NAME", help="Show which rule set which field of one matrix.")
+@click.pass_obj
+def budget(
+    terminal: Terminal, source: str, model: str | None, as_json: bool, explain: str | None
+) -> int:
+    """Show the exact size of an archive, to the byte, before any work.
+
+    Three numbers stand together: `paper bits` count as the paper's tables do, `exact bits` count
+    everything that is stored for a matrix, and the file's bytes count everything.
+    """
+    opened = open_facts(source) if is_archive(source) else None
+    plan = _plan(source, model, opened)
+    if explain is not None:
+        return _explain(terminal, plan, explain, as_json=as_json, archive=opened)
+    sizes = plan.budget()
+    stored = opened.stored if opened is not None else None
+    if as_json:
+        payload = sizes.to_json()
+        if stored is not None:
+            payload["stored"] = stored_json(stored)
+        terminal.json(payload)
+    else:
+        show_sizes(terminal, plan, sizes, stored=stored)
+        if stored is not None:
+            found = differences(sizes, stored)
+            for line in found or ["planned and stored bytes agree"]:
+                terminal.data(line)
+    return ExitCode.OK
+
+
+def stored_json(stored: Stored) -> dict[str, Any]:
+    """The stored bytes under the keys of `totals`."""
+    return {
+        "coded_bytes": stored.coded,
+        "kept_bytes": stored.kept,
+        "header_bytes": stored.header,
+        "manifest_bytes": stored.manifest,
+        "padding_bytes": stored.padding,
+        "other_bytes": stored.other,
+        "file_bytes": stored.file,
+    }
+
+
+def _plan(source: str, model: str | None, opened: Opened | None) -> Plan:
+    from reallm_compiler.plan.build import plan as build_plan
+
+    if opened is None:
+        return build_plan(source, model=model)
+    if model is None:
+        return opened.plan
+    from reallm_compiler.recipe import Recipe
+
+    return build_plan(Recipe.from_document(opened.plan.recipe), model=model)
+
+
+def _explain(
+    terminal: Terminal, plan: Plan, name: str, *, as_json: bool, archive: Opened | None
+) -> int:
+    if archive is not None and not plan.traces:
+        raise CommandLineError(
+            "an archive keeps its recipe, but not the lines that it was written on",
+            hint=f"`reallm inspect {archive.path} {name}` shows the matrix's plan; to see which "
+            "rule set it, give the recipe's file",
+        )
+    matrix = name.removesuffix(".weight")
+    if matrix not in plan.traces:
+        raise CommandLineError(
+            f"the model has no matrix `{name}`",
+            hint=did_you_mean(nearest(matrix, plan.traces))
+            or "`reallm budget ... --json` lists all names",
+        )
+    trace = plan.traces[matrix]
+    if as_json:
+        fields = [
+            {"path": step.path, "value": step.value, "location": str(step.location)}
+            for step in trace
+        ]
+        terminal.json({"name": matrix, "fields": fields})
+        return ExitCode.OK
+    kept = "" if matrix in plan.by_name else " (kept, not coded)"
+    sheet = Sheet(
+        columns=["<field", "<value", "<set by"],
+        rows=[(step.path, _value(step.value), str(step.location)) for step in trace],
+    )
+    show_sheet(terminal, sheet, title=f"{matrix}{kept}")
+    return ExitCode.OK
+
+
+def _value(value: object) -> str:
+    from reallm_cli.plain_yaml import to_yaml
+
+    return to_yaml(value)

@@ -1,0 +1,170 @@
+"""`reallm compile`: a recipe and a checkpoint into one archive."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+import click
+
+from reallm_cli.commands.inspect import show_archive
+from reallm_cli.exit_codes import ExitCode
+from reallm_cli.help import ExampleCommand
+from reallm_cli.numbers import counted, duration_text, grouped, rate_text, size_text
+from reallm_cli.opened import open_facts
+from reallm_cli.progress import Meter
+from reallm_cli.terminal import Terminal
+from reallm_cli.views import show_matrices
+from reallm_compiler.execute.events import Event, Preflight
+
+
+@click.command(
+    "compile",
+    cls=ExampleCommand,
+    short_help="Make an archive of a model.",
+    examples=[
+        (
+            "reallm compile reallm-3bit --model path/to/model -o model.reallm",
+            "compile a checkpoint by a shipped recipe",
+        ),
+        (
+            "reallm compile mine.yaml --only '*.q_proj'",
+            "try the recipe on some matrices: their bits and errors, no file",
+        ),
+        (
+            "reallm compile mine.yaml --resume required",
+            "go on with an interrupted compile, and never start over by mistake",
+        ),
+    ],
+)
+@click.argument("recipe", metavar="RECIPE")
+@click.option("--model", metavar="MODEL", help="Checkpoint folder or hub id.")
+@click.option("-o", "--output", metavar="FILE", help="The archive to write.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="Where matrices are encoded: auto, cpu, cuda or cuda:N.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes that encode.  [default: by size, cores and memory]",
+)
+@click.option(
+    "--only",
+    metavar="PATTERN",
+    help="Try the matrices whose names match; report their errors and write nothing.",
+)
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "required", "never"]),
+    default="auto",
+    show_default=True,
+    help="What to do with the remains of an interrupted compile of this output.",
+)
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.pass_obj
+def compile_command(
+    terminal: Terminal,
+    recipe: str,
+    model: str | None,
+    output: str | None,
+    device: str,
+    workers: int | None,
+    only: str | None,
+    resume: str,
+    force: bool,
+) -> int:
+    """Compile a model by a recipe into one verified archive.
+
+    RECIPE is a shipped recipe's name or a YAML file. A compile that was interrupted goes on where
+    it stood when the same command is given again, and ends with the same bytes.
+    """
+    from reallm_compiler.execute.run import compile_model
+
+    with CompileTalk(terminal) as talk:
+        report = compile_model(
+            recipe,
+            model=model,
+            output=output,
+            device=device,
+            workers=workers,
+            only=only,
+            resume=resume,
+            force=force,
+            on_event=talk.hear,
+        )
+    if report.path is None:
+        show_matrices(terminal, report.budget, report.errors)
+        terminal.say("a trial: nothing was written")
+        return ExitCode.OK
+    again = f", {counted(report.units_resumed, 'unit')} from an earlier run"
+    terminal.say(
+        f"wrote `{report.path}`: {counted(report.budget.totals.file_bytes, 'byte')} in "
+        f"{duration_text(report.seconds)}{again if report.units_resumed else ''}"
+    )
+    show_archive(terminal, open_facts(report.path))
+    return ExitCode.OK
+
+
+class CompileTalk:
+    """Tells the events of a compile on stderr."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._meter: Meter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._meter is not None:
+            self._meter.__exit__(kind, error, trace)
+
+    def hear(self, event: Event) -> None:
+        """Tell one event."""
+        if isinstance(event, Preflight):
+            for line in preflight_lines(event):
+                self._terminal.say(line)
+            self._meter = Meter(
+                self._terminal,
+                "compile",
+                units=event.units,
+                word="units",
+                work=event.weights,
+                done_units=event.units_done,
+                done_work=event.weights_done,
+                rate=rate_text,
+            ).__enter__()
+        elif self._meter is not None:
+            self._meter.update(event.units_done, event.weights_done)
+
+
+def preflight_lines(event: Preflight) -> list[str]:
+    """What is known before the first matrix, in words."""
+    lines = []
+    if event.file_bytes:
+        lines.append(
+            f"file    {grouped(event.file_bytes)} bytes, {grouped(event.weights)} coded weights"
+        )
+        lines.append(
+            f"disk    {size_text(event.disk_bytes)} to reserve, "
+            f"{size_text(event.disk_free_bytes)} free"
+        )
+    free = event.memory_free_bytes
+    available = f", {size_text(free)} free" if free is not None else ""
+    lines.append(f"memory  about {size_text(event.memory_bytes)} at most{available}")
+    lines.append(f"device  {event.device}, {counted(event.workers, 'worker')}")
+    if event.units_done:
+        lines.append(
+            f"resume  {grouped(event.units_done)} of {counted(event.units, 'unit')} are done"
+        )
+    return lines

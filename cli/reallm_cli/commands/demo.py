@@ -1,0 +1,173 @@
+"""`reallm demo`: the main job from end to end on the model that comes with reallm."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reallm_cli.commands.compile import CompileTalk
+from reallm_cli.exit_codes import ExitCode
+from reallm_cli.help import ExampleCommand
+from reallm_cli.libraries import quiet_libraries
+from reallm_cli.numbers import bits_text, counted, duration_text, grouped
+from reallm_cli.opened import open_facts
+from reallm_cli.progress import Meter
+from reallm_cli.tables import Sheet, show_sheet
+from reallm_cli.terminal import Terminal
+from reallm_cli.views import differences, show_sizes
+
+RECIPE = "reallm-3bit"
+NEW_TOKENS = 64
+PROMPT_WORDS = 60
+SHOWN_WIDTH = 96
+
+
+@click.command(
+    "demo",
+    cls=ExampleCommand,
+    short_help="All of it at work on the bundled model.",
+    examples=[
+        ("reallm demo", "compile, verify, measure and try the bundled model"),
+        ("reallm demo --recipe reallm-2bit", "the same at fewer bits"),
+        ("reallm demo -o demo.reallm", "keep the archive, to `inspect` it afterwards"),
+    ],
+)
+@click.option(
+    "--recipe", default=RECIPE, show_default=True, metavar="RECIPE", help="Shipped name or file."
+)
+@click.option("-o", "--output", metavar="FILE", help="Keep the archive here.")
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.pass_obj
+def demo(terminal: Terminal, recipe: str, output: str | None, force: bool) -> int:
+    """Compile the bundled model, verify the file, and show what it lost.
+
+    Prints the budget beside the stored bytes, the perplexity on held-out text before and after,
+    and a few lines that the original and the compressed model write. Takes about a minute.
+    """
+    from reallm_compiler.demo import find_demo
+
+    bundled = find_demo()
+    with _place(output) as archive:
+        terminal.say(f"compiling the bundled model with `{recipe}`")
+        damaged = _compile_and_check(terminal, recipe, str(bundled.model), archive, force=force)
+        if damaged:
+            return ExitCode.DAMAGED
+        _measure(terminal, str(bundled.model), archive, bundled.heldout)
+        if output is not None:
+            terminal.say()
+            terminal.say(f"the archive is `{output}`; next: `reallm inspect {output}`")
+        else:
+            terminal.say()
+            terminal.say("next: `reallm demo -o demo.reallm`, then `reallm inspect demo.reallm`")
+    return ExitCode.OK
+
+
+@contextmanager
+def _place(output: str | None) -> Iterator[str]:
+    """The archive's path; a temporary one goes away at the end."""
+    if output is not None:
+        yield output
+        return
+    folder = tempfile.mkdtemp(prefix="reallm-demo-")
+    try:
+        yield str(Path(folder) / "demo.reallm")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _compile_and_check(
+    terminal: Terminal, recipe: str, model: str, archive: str, *, force: bool
+) -> bool:
+    """Compile and verify; whether the file is damaged."""
+    from reallm_compiler.execute.run import compile_model
+    from reallm_compiler.reader.verify import verify
+
+    with CompileTalk(terminal) as talk:
+        report = compile_model(
+            recipe, model=model, output=archive, force=force, on_event=talk.hear
+        )
+    terminal.say(f"compiled in {duration_text(report.seconds)}")
+    damages = verify(archive)
+    for damage in damages:
+        terminal.data(terminal.text(f"damaged: {damage.location}: {damage.message}"))
+    if damages:
+        return True
+    opened = open_facts(archive)
+    sizes = opened.plan.budget()
+    show_sizes(terminal, opened.plan, sizes, errors=opened.errors, stored=opened.stored)
+    found = differences(sizes, opened.stored)
+    for line in found or ["planned and stored bytes agree"]:
+        terminal.data(line)
+    sections = counted(len(opened.manifest.sections), "section")
+    terminal.data(f"intact: {sections}, {counted(opened.stored.file, 'byte')}")
+    original = sum(path.stat().st_size for path in Path(model).iterdir() if path.is_file())
+    terminal.data(
+        f"the original's folder has {grouped(original)} bytes; the coded weights went from 16 to "
+        f"{bits_text(sizes.totals.exact_bits)} bits each"
+    )
+    return bool(found)
+
+
+def _measure(terminal: Terminal, model: str, archive: str, heldout: Path) -> None:
+    """Perplexity before and after, and a few lines of each."""
+    from reallm_compiler.evaluate import evaluate, load_for_evaluation, read_text
+
+    quiet_libraries()
+    text = read_text(heldout)
+    before, tokenizer = load_for_evaluation(model)
+    after, _ = load_for_evaluation(archive)
+    meter = Meter(terminal, "eval", units=1, word="windows", work=1)
+    with meter:
+        result = evaluate(after, tokenizer, text, reference=before, progress=meter.retarget)
+    sheet = Sheet(
+        columns=["<held-out text", "perplexity", "KL to the original"],
+        rows=[
+            ("original", f"{result.reference_perplexity:.4f}", ""),
+            ("compressed", f"{result.perplexity:.4f}", f"{result.kl:.4f} nats per token"),
+        ],
+    )
+    terminal.data()
+    show_sheet(terminal, sheet)
+    prompt = demo_prompt(text)
+    terminal.data()
+    _show_text(terminal, "prompt", prompt)
+    _show_text(terminal, "original goes on", _continue(before, tokenizer, prompt))
+    _show_text(terminal, "compressed goes on", _continue(after, tokenizer, prompt))
+
+
+def demo_prompt(text: str) -> str:
+    """A fixed beginning from the text: its first story up to its last question."""
+    story = text.strip().split("\n\n")[0]
+    asked = story.rfind("?")
+    if asked > 0:
+        return story[: asked + 1]
+    return " ".join(story.split()[:PROMPT_WORDS])
+
+
+def _continue(model: Any, tokenizer: Any, prompt: str) -> str:  # noqa: ANN401
+    """What the model writes next, always its likeliest token."""
+    inputs = tokenizer(prompt, return_tensors="pt")
+    written = model.generate(
+        input_ids=inputs["input_ids"],
+        attention_mask=inputs["attention_mask"],
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    fresh = written[0, inputs["input_ids"].shape[1] :]
+    return str(tokenizer.decode(fresh, skip_special_tokens=True))
+
+
+def _show_text(terminal: Terminal, title: str, text: str) -> None:
+    import textwrap
+
+    terminal.data(terminal.text(title, style="bold"))
+    for line in text.strip().splitlines():
+        for part in textwrap.wrap(line, SHOWN_WIDTH) or [""]:
+            terminal.data(terminal.text(f"  {part}"))

@@ -1,0 +1,111 @@
+"""`reallm eval`: perplexity by the literature's protocol, and the distance to a reference."""
+
+from __future__ import annotations
+
+import click
+
+from reallm_cli.exit_codes import ExitCode
+from reallm_cli.help import ExampleCommand
+from reallm_cli.libraries import quiet_libraries
+from reallm_cli.mistakes import check_archive_path
+from reallm_cli.numbers import grouped
+from reallm_cli.progress import Meter
+from reallm_cli.tables import show_facts
+from reallm_cli.terminal import Terminal
+
+
+@click.command(
+    "eval",
+    cls=ExampleCommand,
+    short_help="Measure perplexity on a text.",
+    examples=[
+        ("reallm eval model.reallm --text wiki.test.raw", "perplexity of an archive on a text"),
+        (
+            "reallm eval model.reallm --text wiki.test.raw --reference path/to/model",
+            "also its KL divergence from the original, in nats per token",
+        ),
+        (
+            "reallm eval path/to/model --text stories.txt --separator '<|endoftext|>'",
+            "each document by itself after one BOS token",
+        ),
+    ],
+)
+@click.argument("model", metavar="MODEL_OR_ARCHIVE")
+@click.option("--text", required=True, metavar="FILE", help="UTF-8 text to evaluate on.")
+@click.option(
+    "--window",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Tokens of a window.  [default: the smaller of 2048 and the model's positions]",
+)
+@click.option("--reference", metavar="MODEL", help="Measure the KL divergence from this model.")
+@click.option(
+    "--separator",
+    metavar="TEXT",
+    help="Split the text into documents here, each evaluated by itself. `\\n` is a line end.",
+)
+@click.option(
+    "--batch", type=click.IntRange(min=1), metavar="N", help="Windows at once.  [default: by size]"
+)
+@click.option(
+    "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu or cuda."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+@click.pass_obj
+def eval_command(
+    terminal: Terminal,
+    model: str,
+    text: str,
+    window: int | None,
+    reference: str | None,
+    separator: str | None,
+    batch: int | None,
+    device: str,
+    as_json: bool,
+) -> int:
+    """Measure the perplexity of a model or an archive on a text.
+
+    The text is tokenised once with the tokenizer's defaults and cut into windows that do not
+    overlap; the tail is dropped; the mean is over predicted tokens.
+    """
+    for path in (model, reference):
+        if path is not None and path.endswith(".reallm"):
+            check_archive_path(path)
+    from reallm_compiler.evaluate import evaluate_files
+
+    quiet_libraries()
+    with Meter(terminal, "eval", units=1, word="windows", work=1) as meter:
+        result = evaluate_files(
+            model,
+            text,
+            window=window,
+            separator=_unescaped(separator),
+            reference=reference,
+            batch=batch,
+            device=device,
+            progress=meter.retarget,
+        )
+    if as_json:
+        terminal.json(result.to_json())
+        return ExitCode.OK
+    facts = [
+        ("perplexity", f"{result.perplexity:.4f}"),
+        ("bits per byte", f"{result.bits_per_byte:.4f}"),
+        ("loss", f"{result.loss:.6f} nats per token"),
+        ("tokens", f"{grouped(result.tokens)} predicted, {grouped(result.dropped_tokens)} dropped"),
+        ("windows", f"{grouped(result.windows)} {result.protocol} of at most {result.window}"),
+    ]
+    if result.kl is not None and result.reference_perplexity is not None:
+        facts.append(("reference", f"perplexity {result.reference_perplexity:.4f}"))
+        facts.append(("KL", f"{result.kl:.6f} nats per token from the reference"))
+    if result.top1_agreement is not None:
+        facts.append(("same top token", f"{100 * result.top1_agreement:.2f} %"))
+    show_facts(terminal, facts)
+    return ExitCode.OK
+
+
+def _unescaped(separator: str | None) -> str | None:
+    """The separator with `\\n` and `\\t` read as line end and tab."""
+    if separator is None:
+        return None
+    return separator.replace("\\n", "\n").replace("\\t", "\t")

@@ -1,0 +1,197 @@
+"""`reallm inspect`: what is inside an archive, whole or one matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from reallm_cli.exit_codes import ExitCode
+from reallm_cli.help import ExampleCommand
+from reallm_cli.mistakes import CommandLineError, did_you_mean, nearest
+from reallm_cli.numbers import bits_text, error_text, grouped
+from reallm_cli.opened import Opened, open_facts
+from reallm_cli.plain_yaml import to_yaml
+from reallm_cli.tables import Sheet, show_facts, show_sheet
+from reallm_cli.terminal import Terminal
+from reallm_cli.views import show_sizes
+from reallm_compiler.plan.budget import MatrixBudget
+from reallm_formats import SectionEntry, names
+
+
+@click.command(
+    "inspect",
+    cls=ExampleCommand,
+    short_help="Show what is inside an archive.",
+    examples=[
+        ("reallm inspect model.reallm", "header, provenance, recipe, sizes and errors"),
+        (
+            "reallm inspect model.reallm model.layers.0.self_attn.q_proj",
+            "one matrix: its plan, its sections and its error",
+        ),
+        ("reallm inspect model.reallm --json", "all of it for scripts"),
+    ],
+)
+@click.argument("archive", metavar="ARCHIVE")
+@click.argument("name", metavar="[NAME]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.pass_obj
+def inspect(terminal: Terminal, archive: str, name: str | None, as_json: bool) -> int:
+    """Show what is inside an archive, or all about one matrix, tensor or file in it.
+
+    The error of a matrix is ||W - W^|| / ||W||, measured on what was stored when it was encoded.
+    """
+    opened = open_facts(archive)
+    if name is not None:
+        return _one(terminal, opened, name, as_json=as_json)
+    if as_json:
+        terminal.json(_whole_json(opened))
+        return ExitCode.OK
+    show_archive(terminal, opened)
+    return ExitCode.OK
+
+
+def show_archive(terminal: Terminal, opened: Opened) -> None:
+    """Header, provenance, recipe, sizes and errors of an archive."""
+    features = ", ".join(opened.manifest.features) or "none required"
+    facts = [
+        ("file", opened.path),
+        ("format", f"version {opened.major}.{opened.minor}, kind `{opened.manifest.kind}`"),
+        ("features", features),
+        ("digest", opened.digest.hex()),
+        *opened.provenance.items(),
+    ]
+    show_facts(terminal, facts, title="archive")
+    terminal.data()
+    terminal.data(terminal.text("recipe", style="bold"))
+    terminal.data(terminal.text(to_yaml(opened.plan.recipe, 2)))
+    terminal.data()
+    show_sizes(terminal, opened.plan, opened.plan.budget(), errors=opened.errors)
+    for alias, tensor in sorted(opened.plan.ties.items()):
+        terminal.data(terminal.text(f"tied: {alias} is {tensor}, stored once"))
+
+
+def section_json(entry: SectionEntry) -> dict[str, Any]:
+    """A section under the documented keys."""
+    return {
+        "name": entry.name,
+        "dtype": entry.dtype,
+        "shape": list(entry.shape),
+        "offset": entry.offset,
+        "bytes": entry.bytes,
+        "sha256": entry.sha256.hex(),
+    }
+
+
+def _whole_json(opened: Opened) -> dict[str, Any]:
+    sizes = opened.plan.budget()
+    manifest = opened.manifest
+    return {
+        "format": {"major": opened.major, "minor": opened.minor},
+        "kind": manifest.kind,
+        "features": list(manifest.features),
+        "digest": opened.digest.hex(),
+        "provenance": opened.provenance,
+        "recipe": opened.plan.recipe,
+        **sizes.to_json(),
+        "matrices": [_matrix_json(opened, row) for row in sizes.matrices],
+        "tensors": [
+            section_json(entry)
+            for entry in manifest.sections
+            if entry.name.startswith(names.TENSOR)
+        ],
+        "files": [
+            section_json(entry) for entry in manifest.sections if entry.name.startswith(names.FILE)
+        ],
+        "ties": dict(opened.plan.ties),
+    }
+
+
+def _matrix_json(opened: Opened, row: MatrixBudget) -> dict[str, Any]:
+    matrix = opened.plan.by_name[row.name]
+    return {
+        **row.to_json(),
+        "relative_error": opened.errors[row.name],
+        "plan": matrix.plan.plain(),
+        "sections": [section_json(entry) for entry in opened.sections_of(matrix)],
+    }
+
+
+def _one(terminal: Terminal, opened: Opened, name: str, *, as_json: bool) -> int:
+    """One matrix, or else one kept tensor or file."""
+    short = name.removesuffix(".weight")
+    row = next((row for row in opened.plan.budget().matrices if row.name == short), None)
+    if row is None:
+        _show_section(terminal, opened, name, as_json=as_json)
+    elif as_json:
+        terminal.json(_matrix_json(opened, row))
+    else:
+        _show_matrix(terminal, opened, row)
+    return ExitCode.OK
+
+
+def _show_matrix(terminal: Terminal, opened: Opened, row: MatrixBudget) -> None:
+    matrix = opened.plan.by_name[row.name]
+    stored_as = matrix.tensor if matrix.index is None else f"{matrix.tensor}, part {matrix.index}"
+    facts = [
+        ("shape", f"{row.shape[0]} x {row.shape[1]}, {grouped(row.weights)} weights"),
+        ("tensor", f"{stored_as}, {matrix.dtype}" + (", transposed" if matrix.transposed else "")),
+        ("paper bits", bits_text(row.paper_bits)),
+        ("exact bits", bits_text(row.exact_bits)),
+        ("bytes", grouped(row.bytes)),
+        ("error", error_text(opened.errors[row.name])),
+    ]
+    show_facts(terminal, facts, title=row.name)
+    terminal.data()
+    terminal.data(terminal.text("plan", style="bold"))
+    terminal.data(terminal.text(to_yaml(matrix.plan.plain(), 2)))
+    terminal.data()
+    _show_sections(terminal, opened.sections_of(matrix))
+
+
+def _show_sections(terminal: Terminal, entries: tuple[SectionEntry, ...]) -> None:
+    sheet = Sheet(
+        columns=["<section", "<type", "shape", "offset", "bytes", "<sha256"],
+        rows=[
+            (
+                entry.name,
+                entry.dtype,
+                " x ".join(map(str, entry.shape)) or "1",
+                grouped(entry.offset),
+                grouped(entry.bytes),
+                entry.sha256.hex()[:16],
+            )
+            for entry in entries
+        ],
+    )
+    show_sheet(terminal, sheet)
+
+
+def _show_section(terminal: Terminal, opened: Opened, name: str, *, as_json: bool) -> None:
+    table = opened.sections
+    tried = (name, names.tensor_section(name), f"{names.tensor_section(name)}.weight")
+    entry = next(
+        (table[full] for full in (*tried, names.file_section(name)) if full in table), None
+    )
+    if entry is None:
+        tie = opened.plan.ties.get(name) or opened.plan.ties.get(f"{name}.weight")
+        if tie is not None:
+            raise CommandLineError(
+                f"`{name}` is tied to another tensor, which alone is stored",
+                hint=f"`reallm inspect {opened.path} {tie}` shows it",
+            )
+        known = [
+            *opened.plan.by_name,
+            *(tensor.name.removesuffix(".weight") for tensor in opened.plan.tensors),
+            *(file.path for file in opened.plan.files),
+        ]
+        raise CommandLineError(
+            f"the archive holds nothing called `{name}`",
+            location=opened.path,
+            hint=did_you_mean(nearest(name.removesuffix(".weight"), known))
+            or f"`reallm inspect {opened.path} --json` lists every name",
+        )
+    if as_json:
+        terminal.json(section_json(entry))
+    else:
+        _show_sections(terminal, (entry,))

@@ -1,0 +1,89 @@
+"""`reallm recipes`: what is shipped, and the schema of the recipe language."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+from reallm_cli.exit_codes import ExitCode
+from reallm_cli.help import ExampleCommand, ExampleGroup
+from reallm_cli.mistakes import CommandLineError, did_you_mean, nearest
+from reallm_cli.tables import Sheet, show_sheet
+from reallm_cli.terminal import Terminal
+
+_LIST = [("reallm recipes list", "names, purposes and expected bits")]
+_SHOW = [
+    ("reallm recipes show reallm-3bit", "print the recipe's YAML"),
+    ("reallm recipes show reallm-3bit > mine.yaml", "a recipe of your own to start from"),
+]
+_SCHEMA = [
+    ("reallm recipes schema > recipe.schema.json", "for an editor that completes and checks YAML")
+]
+
+
+@click.group("recipes", cls=ExampleGroup, examples=[*_LIST, *_SHOW, *_SCHEMA])
+def recipes() -> None:
+    """List and show the shipped recipes."""
+
+
+@recipes.command("list", cls=ExampleCommand, examples=_LIST)
+@click.option("--json", "as_json", is_flag=True, help="Print `name`, `purpose`, `bits` as JSON.")
+@click.pass_obj
+def list_recipes(terminal: Terminal, as_json: bool) -> int:
+    """List the shipped recipes: name, expected bits, purpose."""
+    from reallm_compiler.recipe.shipped import head_comment, list_shipped, read_shipped
+
+    rows = []
+    for name in list_shipped():
+        comment = head_comment(read_shipped(name))
+        rows.append({"name": name, "bits": expected_bits(comment), "purpose": purpose(comment)})
+    if as_json:
+        terminal.json(rows)
+        return ExitCode.OK
+    sheet = Sheet(
+        columns=["<recipe", "<exact bits at 4096 x 4096", "<purpose"],
+        rows=[(row["name"], row["bits"], row["purpose"]) for row in rows],
+    )
+    show_sheet(terminal, sheet)
+    return ExitCode.OK
+
+
+@recipes.command("show", cls=ExampleCommand, examples=_SHOW)
+@click.argument("name", metavar="NAME")
+@click.pass_obj
+def show_recipe(terminal: Terminal, name: str) -> int:
+    """Print a shipped recipe as it is written."""
+    from reallm_compiler.recipe.shipped import list_shipped, read_shipped
+
+    known = list_shipped()
+    if name not in known:
+        raise CommandLineError(
+            f"there is no shipped recipe `{name}`",
+            hint=did_you_mean(nearest(name, known)) or "`reallm recipes list` names them all",
+        )
+    # Past rich: the text is data, to be redirected into a file as it is.
+    terminal.out.file.write(read_shipped(name))
+    return ExitCode.OK
+
+
+@recipes.command("schema", cls=ExampleCommand, examples=_SCHEMA)
+@click.pass_obj
+def show_schema(terminal: Terminal) -> int:
+    """Print the JSON Schema of the recipe language."""
+    from reallm_compiler.recipe import json_schema
+
+    terminal.json(json_schema())
+    return ExitCode.OK
+
+
+def purpose(comment: str) -> str:
+    """The first sentence of a head comment."""
+    first = " ".join(comment.split("\n\n")[0].split())
+    return re.split(r"(?<=[^.])\.\s", first)[0].removesuffix(".")
+
+
+def expected_bits(comment: str) -> str:
+    """The exact bits that a head comment promises, or nothing when it does not."""
+    found = re.search(r"exact(?: bits)?\D{0,20}?(\d+\.\d+)", comment)
+    return found[1] if found else ""

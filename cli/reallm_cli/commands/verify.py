@@ -1,0 +1,56 @@
+"""`reallm verify`: every digest and every structural rule."""
+
+from __future__ import annotations
+
+import click
+
+from reallm_cli.exit_codes import ExitCode
+from reallm_cli.help import ExampleCommand
+from reallm_cli.mistakes import check_archive_path
+from reallm_cli.numbers import counted
+from reallm_cli.terminal import Terminal
+
+
+@click.command(
+    "verify",
+    cls=ExampleCommand,
+    short_help="Check every part of an archive.",
+    examples=[
+        ("reallm verify model.reallm", "read the whole file and check every part of it"),
+        ("reallm verify model.reallm --json", "the same for scripts; the exit code is 1 on damage"),
+    ],
+)
+@click.argument("archive", metavar="ARCHIVE")
+@click.option("--json", "as_json", is_flag=True, help="Print `ok` and `damages` as JSON.")
+@click.pass_obj
+def verify(terminal: Terminal, archive: str, as_json: bool) -> int:
+    """Check an archive: every digest and every rule of the format.
+
+    Prints `intact`, or a line for each damaged place.
+    """
+    from reallm_compiler.reader.verify import verify as find_damage
+    from reallm_formats import Archive
+
+    check_archive_path(archive)
+    damages = find_damage(archive)
+    if as_json:
+        terminal.json(
+            {
+                "ok": not damages,
+                "damages": [
+                    {"location": damage.location, "message": damage.message} for damage in damages
+                ],
+            }
+        )
+        return ExitCode.DAMAGED if damages else ExitCode.OK
+    if not damages:
+        with Archive.open(archive) as opened:
+            sections, size = len(opened.sections), opened.file_bytes
+        terminal.data(f"intact: {counted(sections, 'section')}, {counted(size, 'byte')}")
+        return ExitCode.OK
+    for damage in damages:
+        terminal.data(terminal.text(f"{damage.location}: {damage.message}"))
+    terminal.say(f"damaged: {counted(len(damages), 'place')} in `{archive}`")
+    terminal.say()
+    terminal.say("hint: copy the file again from where it came, or compile it again")
+    return ExitCode.DAMAGED

@@ -1,0 +1,78 @@
+"""Mistakes that only the command line can see, and the nearest valid word for them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from reallm_compiler.errors import ReallmError
+
+
+class CommandLineError(ReallmError):
+    """The command line itself is wrong."""
+
+    code: ClassVar[str] = "usage"
+
+
+class NoArchiveError(ReallmError):
+    """A path does not lead to an archive."""
+
+    code: ClassVar[str] = "bad-archive"
+
+
+class SystemRefusalError(ReallmError):
+    """The system refused a file or the network, and no room had a better word for it."""
+
+    code: ClassVar[str] = "system"
+
+
+def nearest(word: str, words: Iterable[str], count: int = 3) -> list[str]:
+    """The words most like `word`, best first; part of a word counts as like it."""
+    known = list(dict.fromkeys(words))
+    found = difflib.get_close_matches(word, known, n=count, cutoff=0.6)
+    if len(found) < count and len(word) >= 3:
+        found += [name for name in known if word in name and name not in found]
+    return found[:count]
+
+
+def did_you_mean(words: list[str]) -> str | None:
+    """A hint that names them, or None when there are none."""
+    if not words:
+        return None
+    quoted = [f"`{word}`" for word in words]
+    if len(quoted) == 1:
+        return f"did you mean {quoted[0]}?"
+    return f"did you mean {', '.join(quoted[:-1])} or {quoted[-1]}?"
+
+
+def check_archive_path(path: str) -> None:
+    """Refuse a path that leads to no file, with the nearest name beside it.
+
+    Raises:
+        NoArchiveError: there is no such file, or it is a folder.
+    """
+    place = Path(path)
+    if place.is_file():
+        return
+    if place.is_dir():
+        inside = sorted(child.name for child in place.glob("*.reallm"))
+        raise NoArchiveError(
+            "an archive is one file, and this is a folder",
+            location=path,
+            hint=did_you_mean([str(place / name) for name in inside[:3]])
+            or "give the `.reallm` file that `reallm compile` wrote",
+        )
+    if not place.parent.is_dir():
+        raise NoArchiveError(
+            "there is no such archive", location=path, note=f"there is no folder `{place.parent}`"
+        )
+    names = sorted(child.name for child in place.parent.iterdir() if child.is_file())
+    alike = [name for name in nearest(place.name, names) if name.endswith(".reallm")]
+    raise NoArchiveError(
+        "there is no such archive",
+        location=path,
+        hint=did_you_mean([str(place.parent / name) for name in alike])
+        or "`reallm compile RECIPE --model MODEL -o FILE.reallm` makes one",
+    )

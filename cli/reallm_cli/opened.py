@@ -1,0 +1,145 @@
+"""An archive as the tables show it: its plan, and the bytes that really stand in it.
+
+Nothing here needs torch or reads a weight, so `budget` and `inspect` answer at once on any file.
+The planned sizes come from the plan inside the archive by the size laws; the stored ones from
+the file's header, its table of sections and its length.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reallm_cli.mistakes import check_archive_path
+from reallm_cli.views import Stored
+from reallm_compiler.errors import FormatError
+from reallm_compiler.plan.document import from_manifest
+from reallm_compiler.plan.model import Plan, PlannedMatrix
+from reallm_compiler.units import split_evenly
+from reallm_formats import Archive, Manifest, SectionEntry, layout, names
+
+SUFFIX = ".reallm"
+MAGIC_START = b"\x89RLM"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """Facts of an archive, read from its header and manifest.
+
+    Attributes:
+        path: the file, as it was given.
+        major, minor: version of the format.
+        digest: SHA-256 of header and manifest, which names every byte of the file.
+        manifest: the manifest.
+        plan: the plan inside.
+        stored: bytes that stand in the file.
+    """
+
+    path: str
+    major: int
+    minor: int
+    digest: bytes
+    manifest: Manifest
+    plan: Plan
+    stored: Stored
+
+    @property
+    def sections(self) -> Mapping[str, SectionEntry]:
+        """The table of sections, by name."""
+        return {entry.name: entry for entry in self.manifest.sections}
+
+    @property
+    def errors(self) -> dict[str, float]:
+        """Relative error of each coded matrix, as measured when it was encoded."""
+        return {row["name"]: row["relative_error"] for row in self.manifest.document["matrices"]}
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What made the archive: digests as hex, texts without their padding."""
+        stored: Mapping[str, Any] = self.manifest.document["provenance"]
+        return {
+            key: value.hex() if isinstance(value, bytes) else str(value).strip()
+            for key, value in sorted(stored.items())
+        }
+
+    def sections_of(self, matrix: PlannedMatrix) -> tuple[SectionEntry, ...]:
+        """Sections of a coded matrix, those of its share group included."""
+        table = self.sections
+        return tuple(table[matrix.section_name(spec)] for spec in matrix.specs)
+
+
+def open_facts(path: str) -> Opened:
+    """Read the header and the manifest of a model archive.
+
+    Raises:
+        NoArchiveError: the path leads to no file.
+        FormatError: the file breaks a rule of its format, or is no model archive.
+    """
+    check_archive_path(path)
+    with Archive.open(path) as archive:
+        manifest, header = archive.manifest, archive.header
+    if manifest.kind != "model":
+        raise FormatError(
+            "M3", f"this is an archive of kind `{manifest.kind}`, not a model", location=path
+        )
+    planned = layout(
+        kind=manifest.kind,
+        features=manifest.features,
+        document=manifest.document,
+        sections=[(entry.name, entry.dtype, entry.shape) for entry in manifest.sections],
+    )
+    plan = from_manifest(manifest, planned)
+    return Opened(
+        path=path,
+        major=header.major,
+        minor=header.minor,
+        digest=header.digest,
+        manifest=manifest,
+        plan=plan,
+        stored=_stored(plan, manifest, planned.header_bytes, header.manifest_bytes, path),
+    )
+
+
+def is_archive(path: str) -> bool:
+    """Whether a path is meant as an archive: by its suffix, or by its first bytes."""
+    if path.endswith(SUFFIX):
+        return True
+    place = Path(path)
+    if not place.is_file():
+        return False
+    with place.open("rb") as file:
+        return file.read(len(MAGIC_START)) == MAGIC_START
+
+
+def _stored(plan: Plan, manifest: Manifest, header: int, manifest_bytes: int, path: str) -> Stored:
+    table = {entry.name: entry for entry in manifest.sections}
+    matrices = {
+        matrix.name: sum(
+            table[matrix.section_name(spec)].bytes for spec in matrix.specs if not spec.shared
+        )
+        for matrix in plan.matrices
+    }
+    for members in plan.groups.values():
+        for spec in (spec for spec in members[0].specs if spec.shared):
+            shared = table[members[0].section_name(spec)].bytes
+            for member, part in zip(members, split_evenly(shared, len(members)), strict=True):
+                matrices[member.name] += part
+    kept = sum(entry.bytes for entry in table.values() if entry.name.startswith(names.TENSOR))
+    other = sum(entry.bytes for entry in table.values() if entry.name.startswith(names.FILE))
+    # The rest of the table, not what the matrices add up to: a section that belongs to no
+    # matrix must show as a difference.
+    coded = sum(entry.bytes for entry in table.values()) - kept - other
+    size = os.stat(path).st_size
+    return Stored(
+        matrices=matrices,
+        coded=coded,
+        kept=kept,
+        other=other,
+        header=header,
+        manifest=manifest_bytes,
+        padding=size - header - manifest_bytes - coded - kept - other,
+        file=size,
+    )

@@ -1,0 +1,70 @@
+"""Plain data as YAML that people read: small maps on one line, the rest in blocks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+LINE = 96
+"""Columns that a map on one line may take."""
+
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./-]+)*|\d+/\d+")
+_TAKEN = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
+
+
+def to_yaml(value: Any, indent: int = 0) -> str:  # noqa: ANN401
+    """`value` (maps, lists, texts, numbers, truth values, None) as YAML lines."""
+    pad = " " * indent
+    if isinstance(value, Mapping) and value:
+        return "\n".join(
+            f"{pad}{_scalar(key)}:{_after_key(item, indent)}" for key, item in value.items()
+        )
+    if _is_list(value) and value:
+        return "\n".join(f"{pad}- {_item(item, indent)}" for item in value)
+    return f"{pad}{_flow(value)}"
+
+
+def _after_key(value: Any, indent: int) -> str:  # noqa: ANN401
+    if _is_short(value, indent) and not (isinstance(value, Mapping) and _has_nested(value)):
+        return f" {_flow(value)}"
+    return f"\n{to_yaml(value, indent + 2)}"
+
+
+def _item(value: Any, indent: int) -> str:  # noqa: ANN401
+    if isinstance(value, Mapping) and value:
+        return to_yaml(value, indent + 2).lstrip()
+    return _flow(value)
+
+
+def _is_short(value: Any, indent: int) -> bool:  # noqa: ANN401
+    simple = not isinstance(value, Mapping) and not _is_list(value)
+    return simple or indent + len(_flow(value)) <= LINE
+
+
+def _has_nested(value: Mapping[str, Any]) -> bool:
+    return any(isinstance(item, Mapping) and len(item) > 1 for item in value.values())
+
+
+def _is_list(value: Any) -> bool:  # noqa: ANN401
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _flow(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{_scalar(key)}: {_flow(item)}" for key, item in value.items())
+        return f"{{{inside}}}"
+    if _is_list(value):
+        return f"[{', '.join(_flow(item) for item in value)}]"
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, str):
+        if _PLAIN.fullmatch(value) and value.lower() not in _TAKEN:
+            return value
+        return json.dumps(value)
+    if isinstance(value, bytes):
+        return json.dumps(value.hex())
+    return json.dumps(value)

@@ -1,0 +1,124 @@
+"""How far a long command is: a bar on a terminal, a line now and then elsewhere.
+
+The rate is measured, never guessed: the time left is shown after the first units of this run, and
+what an interrupted run had finished does not count towards it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, Progress, TextColumn
+
+from reallm_cli.numbers import duration_text, grouped
+from reallm_cli.terminal import Terminal
+
+LINE_SECONDS = 10.0
+"""Seconds between two lines where there is no terminal."""
+
+FIRST_SECONDS = 1.0
+"""Seconds that must have been measured before a rate is shown."""
+
+
+class Meter:
+    """Progress of one long step, on stderr.
+
+    Args:
+        terminal: where to show it.
+        label: what is going on, such as `compile`.
+        units: number of units in all, and the word for them.
+        word: the word for units, such as `matrices`.
+        work: amount of work in all (weights, tokens), of which the rate is taken.
+        done_units, done_work: what an earlier run had finished.
+        rate: how the speed is written, given work per second.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        terminal: Terminal,
+        label: str,
+        *,
+        units: int,
+        word: str,
+        work: int,
+        done_units: int = 0,
+        done_work: int = 0,
+        rate: Callable[[float], str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._terminal = terminal
+        self._label = label
+        self._units = units
+        self._word = word
+        self._work = work
+        self._first_units = done_units
+        self._first_work = done_work
+        self._rate = rate
+        self._clock = clock
+        self._start = self._last_line = clock()
+        self._bar = self._make_bar() if terminal.talk.is_terminal else None
+        self._task = (
+            self._bar.add_task(label, total=max(work, 1), completed=done_work, tail="")
+            if self._bar is not None
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, units: int, work: int) -> None:
+        """Tell how many units and how much work are done, earlier runs included."""
+        tail = self._tail(units, work)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=work, tail=tail)
+            return
+        now = self._clock()
+        if units >= self._units or now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            self._terminal.say(f"{self._label}: {tail}")
+
+    def retarget(self, done: int, total: int) -> None:
+        """As `update` where one unit is one piece of work and the total comes with each call."""
+        self._units = self._work = total
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, total=max(total, 1))
+        self.update(done, done)
+
+    def _tail(self, units: int, work: int) -> str:
+        parts = [f"{grouped(units)} of {grouped(self._units)} {self._word}"]
+        seconds = self._clock() - self._start
+        fresh = work - self._first_work
+        if units > self._first_units and fresh > 0 and seconds >= FIRST_SECONDS:
+            if self._rate is not None:
+                parts.append(self._rate(fresh / seconds))
+            if units < self._units:
+                left = (self._work - work) * seconds / fresh
+                parts.append(f"{duration_text(left)} left")
+        return ", ".join(parts)
+
+    def _make_bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[tail]}", markup=False),
+            console=self._terminal.talk,
+            transient=True,
+            # Data on stdout must pass untouched while the bar stands on stderr.
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )

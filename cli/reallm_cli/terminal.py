@@ -1,0 +1,107 @@
+"""Where output goes: data to stdout, everything else to stderr.
+
+Text that comes from outside (paths, names in a file, messages of libraries) is never read as
+markup, and characters that would steer a terminal are shown as escapes. Without a terminal there
+is no colour and lines are not wrapped, so that tables can be piped. `NO_COLOR` takes away every
+style; where the encoding is not UTF, boxes and signs are ASCII.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from typing import Any, NoReturn, TextIO
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+PIPE_WIDTH = 100_000
+"""Columns of an output that is not a terminal: nothing is wrapped."""
+
+
+class _Screen(Console):
+    """A rich console that leaves a closed pipe to `main`."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError
+
+
+def _screen(stream: TextIO) -> Console:
+    plain = bool(os.environ.get("NO_COLOR"))
+    screen = _Screen(
+        file=stream,
+        markup=False,
+        emoji=False,
+        highlight=False,
+        color_system=None if plain else "auto",
+    )
+    if not screen.is_terminal:
+        screen = _Screen(
+            file=stream, markup=False, emoji=False, highlight=False, color_system=None,
+            width=PIPE_WIDTH,
+        )
+    return screen
+
+
+def escape(text: str, encoding: str = "utf-8") -> str:
+    """`text` with what cannot or must not be shown written as escapes; line ends stay."""
+    shown = "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
+        for char in text
+    )
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+class Terminal:
+    """The two streams of one run of the command line.
+
+    Attributes:
+        out: stdout, for data.
+        talk: stderr, for everything else.
+        traceback: show the traceback of a bug.
+    """
+
+    def __init__(self, out: TextIO | None = None, talk: TextIO | None = None) -> None:
+        self.out = _screen(out if out is not None else sys.stdout)
+        self.talk = _screen(talk if talk is not None else sys.stderr)
+        self.traceback = False
+
+    @property
+    def unicode(self) -> bool:
+        """Whether stderr can show more than ASCII."""
+        return not self.talk.options.ascii_only
+
+    def data(self, item: RenderableType = "") -> None:
+        """Print a table or a line on stdout."""
+        if isinstance(item, str):
+            item = self.text(item)
+        self.out.print(item, soft_wrap=isinstance(item, Text))
+
+    def json(self, payload: Any) -> None:  # noqa: ANN401
+        """Print one JSON document on stdout; a number that is not finite becomes null."""
+        # Past rich: nothing may be wrapped, cropped or coloured. ASCII, for any encoding.
+        self.out.file.write(json.dumps(_finite(payload), indent=2, allow_nan=False) + "\n")
+
+    def say(self, text: str | Text = "") -> None:
+        """Print a line on stderr."""
+        shown = self.text(text, self.talk) if isinstance(text, str) else text
+        self.talk.print(shown, soft_wrap=True)
+
+    def text(self, text: str, screen: Console | None = None, style: str = "") -> Text:
+        """Text from outside, made safe for a stream."""
+        target = screen if screen is not None else self.out
+        return Text(escape(text, target.encoding), style=style)
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    return value

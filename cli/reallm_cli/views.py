@@ -1,0 +1,192 @@
+"""What `budget`, `compile`, `inspect` and `demo` show alike: the sizes of an archive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from reallm_cli.kinds import Kind, kinds_of
+from reallm_cli.numbers import bits_column, error_text, grouped, share_text
+from reallm_cli.tables import Sheet, show_sheet
+from reallm_cli.terminal import Terminal
+from reallm_compiler.layouts.matrix import TERMS
+from reallm_compiler.plan.budget import Budget, MatrixBudget
+from reallm_compiler.plan.model import Plan
+
+TERM_WORDS = {"low_rank": "low rank"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """Bytes that really stand in a file, counted from its own table of sections.
+
+    Attributes:
+        matrices: bytes of each coded matrix, with its part of what its group shares.
+        coded, kept, other: bytes of all coded matrices, kept tensors, and embedded files.
+        header, manifest, padding: the container's own.
+        file: length of the file as the system tells it.
+    """
+
+    matrices: Mapping[str, int]
+    coded: int
+    kept: int
+    other: int
+    header: int
+    manifest: int
+    padding: int
+    file: int
+
+
+def show_sizes(
+    terminal: Terminal,
+    plan: Plan,
+    budget: Budget,
+    *,
+    errors: Mapping[str, float] | None = None,
+    stored: Stored | None = None,
+) -> None:
+    """The table of kinds, the bytes of the file by name, and the notes."""
+    show_kinds(terminal, plan, budget, errors=errors, stored=stored)
+    terminal.data()
+    show_file_bytes(terminal, budget, stored=stored)
+    for note in budget.notes:
+        terminal.data(terminal.text(f"note: {note}"))
+
+
+def show_kinds(
+    terminal: Terminal,
+    plan: Plan,
+    budget: Budget,
+    *,
+    errors: Mapping[str, float] | None = None,
+    stored: Stored | None = None,
+) -> None:
+    """A row for each kind of matrix: bits per weight by term, then bytes."""
+    if not budget.matrices:
+        terminal.data("no matrix is coded: every tensor is kept as it is")
+        return
+    kinds = kinds_of(plan, budget.matrices)
+    whole = Kind(name="all coded matrices", shape=(0, 0), matrices=budget.matrices)
+    rows = [*kinds, whole]
+    columns: list[tuple[str, list[str]]] = [
+        ("<matrices", [kind.name for kind in rows]),
+        ("count", [grouped(kind.count) for kind in rows]),
+        ("shape", [f"{kind.shape[0]} x {kind.shape[1]}" for kind in kinds] + [""]),
+    ]
+    columns += [
+        (TERM_WORDS.get(term, term), bits_column(kind.term_bits(term) for kind in rows))
+        for term in TERMS
+        if whole.term_bytes(term)
+    ]
+    columns += [
+        ("paper bits", bits_column(kind.paper_bits for kind in rows)),
+        ("exact bits", bits_column(kind.exact_bits for kind in rows)),
+        ("bytes", [grouped(kind.bytes) for kind in rows]),
+    ]
+    if stored is not None:
+        columns.append(("stored bytes", [grouped(_stored_of(kind, stored)) for kind in rows]))
+    if errors is not None:
+        measured = [_errors_of(kind.matrices, errors) for kind in rows]
+        columns.append(("error", [error_text(_mean(values)) for values in measured]))
+        worst = [error_text(max(values, default=None)) for values in measured]
+        columns.append(("max error", worst))
+    _show_columns(terminal, columns, title="bits per weight")
+
+
+def show_matrices(
+    terminal: Terminal, budget: Budget, errors: Mapping[str, float]
+) -> None:
+    """A row for each matrix by itself: what a trial of some matrices shows."""
+    rows = budget.matrices
+    columns = [
+        ("<matrix", [row.name for row in rows]),
+        ("shape", [f"{row.shape[0]} x {row.shape[1]}" for row in rows]),
+        ("paper bits", bits_column(row.paper_bits for row in rows)),
+        ("exact bits", bits_column(row.exact_bits for row in rows)),
+        ("bytes", [grouped(row.bytes) for row in rows]),
+        ("error", [error_text(errors.get(row.name)) for row in rows]),
+    ]
+    _show_columns(terminal, columns, total=False)
+
+
+def show_file_bytes(
+    terminal: Terminal, budget: Budget, *, stored: Stored | None = None
+) -> None:
+    """Every byte of the file under one name; the rows add up to the last one."""
+    totals = budget.totals
+    planned = [
+        ("coded matrices", totals.coded_bytes),
+        ("kept tensors", totals.kept_bytes),
+        ("config and tokenizer", totals.other_bytes),
+        ("header", totals.header_bytes),
+        ("manifest", totals.manifest_bytes),
+        ("padding", totals.padding_bytes),
+        ("file", totals.file_bytes),
+    ]
+    columns = [
+        ("<part of the file", [name for name, _ in planned]),
+        ("bytes", [grouped(size) for _, size in planned]),
+    ]
+    if stored is not None:
+        found = (
+            stored.coded,
+            stored.kept,
+            stored.other,
+            stored.header,
+            stored.manifest,
+            stored.padding,
+            stored.file,
+        )
+        columns.append(("stored bytes", [grouped(size) for size in found]))
+    columns.append(("share", [share_text(size, totals.file_bytes) for _, size in planned]))
+    _show_columns(terminal, columns)
+    terminal.data()
+    terminal.data(
+        f"{grouped(totals.weights)} coded weights, "
+        f"{grouped(totals.low_rank_parameters)} low-rank parameters"
+    )
+
+
+def differences(budget: Budget, stored: Stored) -> list[str]:
+    """Where the stored bytes are not the planned ones, in words; empty when all agree."""
+    totals = budget.totals
+    pairs = [
+        ("coded matrices", totals.coded_bytes, stored.coded),
+        ("kept tensors", totals.kept_bytes, stored.kept),
+        ("config and tokenizer", totals.other_bytes, stored.other),
+        ("header", totals.header_bytes, stored.header),
+        ("manifest", totals.manifest_bytes, stored.manifest),
+        ("padding", totals.padding_bytes, stored.padding),
+        ("file", totals.file_bytes, stored.file),
+    ]
+    return [
+        f"{name}: {grouped(planned)} bytes planned, {grouped(found)} stored"
+        for name, planned, found in pairs
+        if planned != found
+    ]
+
+
+def _show_columns(
+    terminal: Terminal,
+    columns: Sequence[tuple[str, Sequence[str]]],
+    *,
+    title: str | None = None,
+    total: bool = True,
+) -> None:
+    rows = [list(cells) for cells in zip(*(cells for _, cells in columns), strict=True)]
+    last = rows.pop() if total else None
+    sheet = Sheet(columns=[heading for heading, _ in columns], rows=[*rows], total=last)
+    show_sheet(terminal, sheet, title=title)
+
+
+def _stored_of(kind: Kind, stored: Stored) -> int:
+    return sum(stored.matrices.get(matrix.name, 0) for matrix in kind.matrices)
+
+
+def _errors_of(matrices: Sequence[MatrixBudget], errors: Mapping[str, float]) -> list[float]:
+    return [errors[matrix.name] for matrix in matrices if matrix.name in errors]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(sum(map(Fraction, values)) / len(values)) if values else None
