@@ -71,7 +71,7 @@ def tensors_of_config(
     dtype = stated or DEFAULT_DTYPE
     try:
         shapes, ties = _meta_shapes(config, label)
-    except _REFUSALS as error:
+    except _refusals() as error:
         raise SourceError(
             f"transformers cannot build a model from this config: {_first_line(error)}",
             location=label,
@@ -88,6 +88,16 @@ def tensors_of_config(
         else f"the config states no dtype: {dtype} is assumed for all weights"
     )
     return tensors, ties, note
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What building a model from a senseless config raises, with huggingface_hub's own class."""
+    try:
+        errors: Any = importlib.import_module("huggingface_hub.errors")
+    except ImportError:
+        return _REFUSALS
+    strict = getattr(errors, "StrictDataclassError", None)
+    return _REFUSALS if strict is None else (*_REFUSALS, strict)
 
 
 def _check_counts(config: Mapping[str, Any], label: str) -> None:
@@ -148,7 +158,7 @@ def _meta_shapes(
         name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
         for name, tensor in names.items()
     }
-    return shapes, ties
+    return shapes, {alias: kept for alias, kept in ties.items() if kept in shapes}
 
 
 def _checkpoint_names(

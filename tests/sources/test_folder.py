@@ -1,0 +1,381 @@
+"""Folders: shards and their index, what is refused, and what is carried along."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from reallm_compiler.errors import SourceError
+from reallm_compiler.sources import open_source
+from reallm_compiler.sources.embed import NAMES
+
+CONFIG = {"model_type": "llama", "tie_word_embeddings": False}
+
+
+def tensors(*names, shape=(4, 6)):
+    return {name: np.zeros(shape, np.float32) for name in names}
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A folder of two shards with a correct index."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file(tensors("layers.0.a.weight"), folder / "model-00001-of-00002.safetensors")
+    save_file(tensors("layers.1.a.weight"), folder / "model-00002-of-00002.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    write_index(folder)
+    return folder
+
+
+def write_index(folder, **changes):
+    weight_map = {
+        "layers.0.a.weight": "model-00001-of-00002.safetensors",
+        "layers.1.a.weight": "model-00002-of-00002.safetensors",
+        **{name.replace("__", "."): shard for name, shard in changes.items()},
+    }
+    weight_map = {name: shard for name, shard in weight_map.items() if shard is not None}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def refusal(path):
+    with pytest.raises(SourceError) as caught:
+        open_source(path)
+    return caught.value
+
+
+def test_sharded(sharded):
+    inventory = open_source(sharded)
+    assert inventory.kind == "model"
+    assert inventory.complete
+    assert [(t.name, t.shard[:11]) for t in inventory.tensors] == [
+        ("layers.0.a.weight", "model-00001"),
+        ("layers.1.a.weight", "model-00002"),
+    ]
+    assert inventory.shard_path(inventory.tensors[1]).exists()
+    assert dict(inventory.files) == {"config.json": (sharded / "config.json").read_bytes()}
+
+
+def test_single_file_wins_over_an_index(sharded):
+    save_file(tensors("layers.0.b.weight"), sharded / "model.safetensors")
+    inventory = open_source(sharded)
+    assert [t.name for t in inventory.tensors] == ["layers.0.b.weight"]
+    assert "both there" in inventory.notes[0]
+
+
+def test_safetensors_win_over_other_formats(sharded):
+    (sharded / "pytorch_model.bin").write_bytes(b"x")
+    (sharded / "model.gguf").write_bytes(b"x")
+    assert len(open_source(sharded).tensors) == 2
+
+
+def test_missing_shards_are_listed_together(sharded):
+    for name in os.listdir(sharded):
+        if name.endswith("2.safetensors"):
+            (sharded / name).unlink()
+    message = str(refusal(sharded))
+    assert "2 of 2 shards are missing" in message
+    assert "model-00001-of-00002.safetensors, model-00002-of-00002.safetensors" in message
+
+
+def test_truncated_shard_is_named(sharded):
+    path = sharded / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    error = refusal(sharded)
+    assert error.message == "shard model-00002-of-00002.safetensors ends 10 bytes early"
+    assert "download it again" in error.hint
+
+
+CONTRADICTIONS = {
+    "in the other shard": (
+        {"layers__1__a__weight": "model-00001-of-00002.safetensors"},
+        "is in model-00001-of-00002.safetensors by the index",
+    ),
+    "not in the index": ({"layers__1__a__weight": None}, None),
+    "not in any shard": (
+        {"extra": "model-00001-of-00002.safetensors"},
+        "by the shards it is not there",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys()
+)
+def test_index_against_shards(sharded, changes, message):
+    write_index(sharded, **changes)
+    if message is None:
+        # A shard that nobody names is not opened: that tensor is simply not in the model.
+        assert [t.name for t in open_source(sharded).tensors] == ["layers.0.a.weight"]
+    else:
+        assert message in str(refusal(sharded))
+
+
+def test_tensor_that_the_index_forgets(sharded):
+    save_file(
+        tensors("layers.0.a.weight", "layers.0.b.weight"),
+        sharded / "model-00001-of-00002.safetensors",
+    )
+    assert "'layers.0.b.weight' is nowhere by the index" in str(refusal(sharded))
+
+
+def test_tensor_in_two_shards(sharded):
+    save_file(
+        tensors("layers.0.a.weight", "layers.1.a.weight"),
+        sharded / "model-00001-of-00002.safetensors",
+    )
+    assert "is in model-00001" in str(refusal(sharded))
+
+
+BAD_INDEXES = {
+    "no JSON": ("{", "not valid JSON"),
+    "a list": ("[]", "no weight_map|JSON mapping"),
+    "no map": ("{}", "no weight_map"),
+    "map of lists": ('{"weight_map": {"a": []}}', "no weight_map"),
+    "another format": ('{"weight_map": {"a": "x.bin"}}', "no safetensors file"),
+    "deep": ('{"weight_map":' + "[" * 100_000, "nested too deeply"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_INDEXES.values(), ids=BAD_INDEXES.keys())
+def test_bad_index(sharded, text, message):
+    (sharded / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(SourceError, match=message):
+        open_source(sharded)
+
+
+OUTSIDE = ("/etc/passwd.safetensors", "../x.safetensors", "a/../../x.safetensors", "..\\x", "C:\\x")
+
+
+@pytest.mark.parametrize("shard", OUTSIDE)
+def test_index_that_points_outside(sharded, shard):
+    save_file(tensors("layers.0.a.weight"), sharded.parent / "x.safetensors")
+    write_index(sharded, layers__0__a__weight=shard)
+    assert "outside the checkpoint's folder" in str(refusal(sharded))
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("relative", [False, True])
+def test_link_that_leads_outside(sharded, name, relative):
+    target = sharded.parent / "secret"
+    target.write_text("{}")
+    (sharded / name).unlink(missing_ok=True)
+    (sharded / name).symlink_to("../secret" if relative else target)
+    error = refusal(sharded)
+    assert "outside the checkpoint's folder" in error.message
+    assert "copy" in error.hint
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_link_that_leads_outside(sharded, name):
+    shutil.move(sharded / name, sharded.parent / name)
+    (sharded / name).symlink_to(sharded.parent / name)
+    assert "outside the checkpoint's folder" in str(refusal(sharded))
+
+
+def test_folder_link_that_leads_outside(sharded):
+    outside = sharded.parent / "other"
+    outside.mkdir()
+    (outside / "x.jinja").write_text("secret")
+    (sharded / "additional_chat_templates").symlink_to(outside)
+    assert "outside the checkpoint's folder" in str(refusal(sharded))
+
+
+def test_link_inside_the_folder_is_fine(sharded):
+    shard = sharded / "model-00001-of-00002.safetensors"
+    (sharded / "blobs").mkdir()
+    shard.rename(sharded / "blobs" / "1")
+    shard.symlink_to("blobs/1")
+    assert len(open_source(sharded).tensors) == 2
+
+
+def test_the_whole_folder_may_be_a_link(sharded):
+    link = sharded.parent / "link"
+    link.symlink_to(sharded)
+    assert len(open_source(link).tensors) == 2
+
+
+def as_hub_cache(folder, repository):
+    """The files of a folder, laid out as the Hub's cache does."""
+    snapshot = repository / "snapshots" / "0123abcd"
+    (repository / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(folder.iterdir())):
+        shutil.copy(path, repository / "blobs" / f"{number:040x}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{number:040x}")
+    return snapshot
+
+
+def test_hub_cache_links_to_its_own_blobs(sharded, tmp_path):
+    snapshot = as_hub_cache(sharded, tmp_path / "hub" / "models--org--name")
+    assert len(open_source(snapshot).tensors) == 2
+    (snapshot / "model-00001-of-00002.safetensors").resolve().unlink()
+    assert "1 of 2 shards are missing" in str(refusal(snapshot))
+
+
+@pytest.mark.parametrize("repository", ["hub/other", "hub/datasets--org--name"])
+def test_only_a_models_cache_may_link_to_blobs(sharded, tmp_path, repository):
+    snapshot = as_hub_cache(sharded, tmp_path / repository)
+    assert "outside the checkpoint's folder" in str(refusal(snapshot))
+
+
+def test_hub_cache_may_not_link_to_another_repository(sharded, tmp_path):
+    first = as_hub_cache(sharded, tmp_path / "hub" / "models--org--name")
+    as_hub_cache(sharded, tmp_path / "hub" / "models--org--other")
+    (first / "config.json").unlink()
+    other = "../../../models--org--other/blobs/" + f"{0:040x}"
+    (first / "config.json").symlink_to(other)
+    assert "outside the checkpoint's folder" in str(refusal(first))
+
+
+def test_matrices_only(tmp_path):
+    save_file(tensors("h.0.attn.q", "h.10.attn.q", "h.2.attn.q"), tmp_path / "b.safetensors")
+    save_file(tensors("bias", shape=(3,)), tmp_path / "a.safetensors")
+    inventory = open_source(tmp_path)
+    assert (inventory.kind, inventory.config, inventory.files) == ("matrices", None, ())
+    assert [m.name for m in inventory.matrices()] == ["h.0.attn.q", "h.2.attn.q", "h.10.attn.q"]
+    assert all(m.coded_by_default for m in inventory.matrices())
+    assert [t.name for t in inventory.others()] == ["bias"]
+    assert inventory.layers == 11
+    alone = open_source(tmp_path / "b.safetensors")
+    assert len(alone.tensors) == 3
+    assert alone.shard_path(alone.tensors[0]) == tmp_path / "b.safetensors"
+
+
+def test_matrices_twice(tmp_path):
+    save_file(tensors("x"), tmp_path / "a.safetensors")
+    save_file(tensors("x"), tmp_path / "b.safetensors")
+    assert "'x' is in a.safetensors and in b.safetensors" in str(refusal(tmp_path))
+
+
+REFUSED = {
+    "pickle": (["config.json", "pytorch_model.bin"], "pickled weights", "save_pretrained"),
+    "pth": (["consolidated.00.pth", "params.json"], "pickled weights", "safe_serialization"),
+    "pt": (["weights.pt"], "pickled weights", "if you trust it"),
+    "gguf": (["model-Q4_K_M.gguf"], "GGUF", "safetensors checkpoint"),
+    "gguf beside a config": (["config.json", "x.gguf"], "GGUF", None),
+    "adapter": (["adapter_config.json", "adapter_model.safetensors"], "adapter", "merge"),
+    "shards without index": (
+        ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
+        "neither model.safetensors nor",
+        "download model.safetensors.index.json",
+    ),
+    "another file name": (["config.json", "weights.safetensors"], "neither", "rename"),
+    "nothing": ([], "holds no checkpoint", "config.json"),
+    "only a text": (["README.md"], "holds no checkpoint", None),
+}
+
+
+@pytest.mark.parametrize(("names", "message", "hint"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused_folder(tmp_path, names, message, hint):
+    for name in names:
+        (tmp_path / name).write_text(json.dumps(CONFIG))
+    error = refusal(tmp_path)
+    assert message in error.message
+    assert hint is None or hint in error.hint
+
+
+REFUSED_FILES = {
+    "x.bin": "pickled",
+    "x.pt": "pickled",
+    "x.gguf": "GGUF",
+    "x.reallm": "an archive",
+    "x.txt": "no checkpoint",
+    "model.safetensors.index.json": "the index",
+}
+
+
+@pytest.mark.parametrize(("name", "message"), REFUSED_FILES.items(), ids=REFUSED_FILES.keys())
+def test_refused_file(tmp_path, name, message):
+    (tmp_path / name).write_text("{}")
+    error = refusal(tmp_path / name)
+    assert message in error.message
+    assert error.hint
+
+
+def test_pickles_are_never_opened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "boom"),)
+
+    import pickle
+
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    refusal(tmp_path)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_typo_in_a_path(sharded, monkeypatch):
+    error = refusal(sharded.parent / "modle")
+    assert error.message == "no such file or folder"
+    assert error.hint == f"did you mean {str(sharded)!r}?"
+    assert "did you mean" in refusal(sharded.parent / "Model" / "config.jsn").hint
+    assert "did you mean" in refusal(sharded / "conifg.json").hint
+    assert "holds no" in refusal(sharded.parent / "zzzzzz").hint
+    monkeypatch.chdir(sharded.parent.parent)
+    # Looks like an id of the Hub, but its first part is a folder here.
+    assert "did you mean" in refusal(f"{sharded.parent.name}/modell").hint
+
+
+def test_permission(sharded):
+    if not os.geteuid():
+        pytest.skip("root may read everything")
+    sharded.chmod(0)
+    try:
+        assert "may not be read" in str(refusal(sharded))
+    finally:
+        sharded.chmod(0o755)
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+def test_impossible_path(path):
+    assert "empty or impossible" in str(refusal(path))
+
+
+def test_embedded_files(sharded):
+    for name in NAMES:
+        if name != "config.json":
+            (sharded / name).write_text(f"content of {name}")
+    for name in ("modeling_x.py", "README.md", "training_args.bin", "optimizer.pt"):
+        (sharded / name).write_text("not carried")
+    (sharded / "additional_chat_templates").mkdir()
+    (sharded / "additional_chat_templates" / "tool.jinja").write_text("{{ x }}")
+    (sharded / "additional_chat_templates" / "evil.py").write_text("boom")
+    files = dict(open_source(sharded).files)
+    assert set(files) == {*NAMES, "additional_chat_templates/tool.jinja"}
+    assert list(files) == sorted(files)
+    assert files["tokenizer.json"] == b"content of tokenizer.json"
+
+
+def test_embedded_file_above_the_limit(sharded, monkeypatch):
+    monkeypatch.setattr("reallm_compiler.sources.embed.FILE_LIMIT", 10)
+    (sharded / "vocab.json").write_text("0123456789a")
+    (sharded / "config.json").write_text('{"a":1}')
+    error = refusal(sharded)
+    assert "longer than 10 bytes" in error.message
+    assert error.location.endswith("vocab.json")
+
+
+def test_custom_code_is_noted(sharded):
+    config = {**CONFIG, "auto_map": {"AutoModelForCausalLM": "modeling_x.X"}}
+    (sharded / "config.json").write_text(json.dumps(config))
+    assert "program code of its own" in open_source(sharded).notes[0]
+
+
+BAD_CONFIGS = {"list": "[]", "cut": "{", "deep": '{"a":' + "[" * 100_000, "no text": "\udcff"}
+
+
+@pytest.mark.parametrize("text", BAD_CONFIGS.values(), ids=BAD_CONFIGS.keys())
+def test_bad_config(sharded, text):
+    (sharded / "config.json").write_text(text, errors="surrogateescape")
+    assert refusal(sharded).location.startswith("config.json")
+
+
+def test_no_tensors(tmp_path):
+    save_file({}, tmp_path / "a.safetensors")
+    assert "holds no tensors" in str(refusal(tmp_path))
