@@ -9,6 +9,7 @@ here: checks, hints, JSON Schema and reference tables.
 from reallm_compiler.recipe.load import load_recipe
 from reallm_compiler.recipe.model import Recipe, Rule
 from reallm_compiler.recipe.resolve import Candidate, Decision, FieldSource, resolve
+from reallm_compiler.recipe.schema import json_schema
 from reallm_compiler.recipe.shipped import list_shipped, read_shipped
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "FieldSource",
     "Recipe",
     "Rule",
+    "json_schema",
     "list_shipped",
     "load_recipe",
     "read_shipped",

@@ -12,7 +12,7 @@ from reallm_compiler.errors import Problem, RecipeError
 from reallm_compiler.recipe import check
 from reallm_compiler.recipe.document import read_file
 from reallm_compiler.recipe.match import Pattern, parse_layers
-from reallm_compiler.recipe.model import Recipe, RecipeForm, Rule, RuleForm
+from reallm_compiler.recipe.model import Recipe, RecipeForm, Rule, RuleForm, ShapesForm
 from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode, from_plain
 from reallm_compiler.recipe.patch import merge_maps
 from reallm_compiler.recipe.shipped import list_shipped, shipped_path
@@ -161,7 +161,9 @@ class _Chain:
         model = _last(forms, "model")
         return Recipe(
             name=self.files[0].name,
-            model=model if model is None or isinstance(model, str) else model.model_dump(),
+            model=model
+            if model is None or isinstance(model, str)
+            else model.model_dump(exclude_none=True),
             output=_last(forms, "output"),
             seed=seed,
             plan=plan,

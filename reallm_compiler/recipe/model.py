@@ -102,7 +102,10 @@ class RuleForm(Form):
 class ShapesForm(Form):
     """A model of which only the shapes are known."""
 
-    shapes: dict[str, Annotated[list[int], Field(min_length=1)]]
+    shapes: dict[str, list[int]] = Field(
+        min_length=1, description="Extents of each tensor, by its name."
+    )
+    dtype: str | None = Field(default=None, description="Their type; float16 if not said.")
 
 
 class RecipeForm(Form):
