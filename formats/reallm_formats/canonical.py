@@ -33,7 +33,7 @@ def normal(value: object) -> Any:  # noqa: ANN401 (plain data has no narrower ty
     Raises:
         FormatError: something in it has no place in a manifest (rules C3 to C8).
     """
-    return _normal(value, "document", 0)
+    return _Normaliser().document(value)
 
 
 def encode(document: object) -> bytes:
@@ -42,67 +42,93 @@ def encode(document: object) -> bytes:
     Raises:
         FormatError: something in it has no place in a manifest (rules C3 to C9).
     """
-    packed = msgpack.packb(normal(document), use_bin_type=True, strict_types=True)
-    data = bytes(packed)
-    if len(data) < value_limit(0) or count_values(document) <= value_limit(len(data)):
-        return data
-    raise FormatError(
-        "C9",
-        f"the document holds more than {value_limit(len(data))} values in {len(data)} bytes",
-        location="document",
-        hint="store long lists of numbers as a section",
-    )
+    normaliser = _Normaliser()
+    plain = normaliser.document(document)
+    data = bytes(msgpack.packb(plain, use_bin_type=True, strict_types=True))
+    if normaliser.count > value_limit(len(data)):
+        raise FormatError(
+            "C9",
+            f"the document holds {normaliser.count} values in {len(data)} bytes; "
+            f"{value_limit(len(data))} are allowed",
+            location="document",
+            hint="store long lists of numbers as a section",
+        )
+    return data
 
 
-def count_values(document: object) -> int:
-    """Number of values in a document; keys of maps count as values."""
-    if isinstance(document, dict):
-        return 1 + len(document) + sum(count_values(item) for item in document.values())
-    if isinstance(document, list | tuple):
-        return 1 + sum(count_values(item) for item in document)
-    return 1
+class _Normaliser:
+    """Copies a document into normal form and counts its values, keys included."""
 
+    __slots__ = ("count",)
 
-def _normal(value: object, where: str, depth: int) -> Any:  # noqa: ANN401
-    kind = type(value)
-    if value is None or kind is bool or kind is bytes:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def document(self, value: object) -> Any:  # noqa: ANN401
+        try:
+            return self.value(value, 0)
+        except FormatError as error:
+            error.location = f"document{error.location or ''}"
+            raise
+
+    def value(self, value: object, depth: int) -> Any:  # noqa: ANN401
+        self.count += 1
+        kind = type(value)
+        if isinstance(value, str) and kind is str:
+            _check_text(value)
+        elif isinstance(value, int) and kind is int:
+            if not _INT_MIN <= value <= _INT_MAX:
+                raise FormatError("C5", f"the integer {value} needs more than 64 bits")
+        elif isinstance(value, float) and kind is float:
+            if not math.isfinite(value):
+                raise FormatError("C6", f"{value} is not a finite number")
+        elif isinstance(value, dict):
+            return self.map(value, depth)
+        elif isinstance(value, list | tuple):
+            return self.array(value, depth)
+        elif value is not None and kind is not bool and kind is not bytes:
+            name = f"{kind.__module__}.{kind.__qualname__}"
+            raise FormatError("C5", f"a value of type {name} is not plain data")
         return value
-    if isinstance(value, str) and kind is str:
-        _check_text(value, where)
-        return value
-    if isinstance(value, int) and kind is int:
-        if not _INT_MIN <= value <= _INT_MAX:
-            raise FormatError("C5", f"the integer {value} needs more than 64 bits", location=where)
-        return value
-    if isinstance(value, float) and kind is float:
-        if not math.isfinite(value):
-            raise FormatError("C6", f"{value} is not a finite number", location=where)
-        return value
-    if isinstance(value, dict):
-        _check_depth(depth, where)
-        for key in value:
+
+    def map(self, items: dict[Any, Any], depth: int) -> dict[str, Any]:
+        _check_depth(depth)
+        for key in items:
             if type(key) is not str:
-                raise FormatError("C3", f"the key {key!r} is not text", location=where)
-            _check_text(key, where)
-        return {key: _normal(value[key], f"{where}.{key}", depth + 1) for key in sorted(value)}
-    if isinstance(value, list | tuple):
-        _check_depth(depth, where)
-        return [_normal(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
-    raise FormatError(
-        "C5", f"a value of type {kind.__module__}.{kind.__qualname__} is not plain", location=where
-    )
+                raise FormatError("C3", f"the key {key!r} is not text")
+            _check_text(key)
+        self.count += len(items)
+        copy = {}
+        for key in sorted(items):
+            try:
+                copy[key] = self.value(items[key], depth + 1)
+            except FormatError as error:
+                error.location = f".{key}{error.location or ''}"
+                raise
+        return copy
+
+    def array(self, items: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
+        _check_depth(depth)
+        copy = []
+        for place, item in enumerate(items):
+            try:
+                copy.append(self.value(item, depth + 1))
+            except FormatError as error:
+                error.location = f"[{place}]{error.location or ''}"
+                raise
+        return copy
 
 
-def _check_text(text: str, where: str) -> None:
+def _check_text(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise FormatError("C7", f"{text!r} is not valid Unicode", location=where) from None
+        raise FormatError("C7", f"{text!r} is not valid Unicode") from None
 
 
-def _check_depth(depth: int, where: str) -> None:
+def _check_depth(depth: int) -> None:
     if depth >= MAX_DEPTH:
-        raise FormatError("C8", f"nested deeper than {MAX_DEPTH} levels", location=where)
+        raise FormatError("C8", f"nested deeper than {MAX_DEPTH} levels")
 
 
 # ---- decoding --------------------------------------------------------------------------------
@@ -130,7 +156,7 @@ def decode(data: bytes, *, base: int = 0) -> Any:  # noqa: ANN401
     decoder = _Decoder(data, base)
     value = decoder.value(0)
     if decoder.at != len(data):
-        decoder.fail("C1", f"{len(data) - decoder.at} bytes follow the document", decoder.at)
+        decoder.fail("C1", "the document is followed by other bytes", decoder.at)
     return value
 
 
@@ -149,12 +175,20 @@ class _Decoder:
     def fail(self, rule: str, message: str, at: int) -> NoReturn:
         raise FormatError(rule, message, location=f"manifest, byte {self.base + at}")
 
+    def tag(self) -> int:
+        """The next byte, which starts a value."""
+        at = self.at
+        if at >= len(self.data):
+            self.fail("C1", "the document ends in the middle of a value", at)
+        self.at = at + 1
+        return self.data[at]
+
     def take(self, count: int) -> bytes:
         """The next `count` bytes; a promise beyond the end is refused before it is allocated."""
         end = self.at + count
         if end > len(self.data):
             left = len(self.data) - self.at
-            self.fail("C1", f"{count} bytes are announced and {left} are left", self.at)
+            self.fail("C1", f"a value of {count} bytes is announced and {left} are left", self.at)
         chunk = self.data[self.at : end]
         self.at = end
         return chunk
@@ -172,7 +206,7 @@ class _Decoder:
             limit = value_limit(len(self.data))
             self.fail("C9", f"more than {limit} values in {len(self.data)} bytes", self.at)
         start = self.at
-        tag = self.take(1)[0]
+        tag = self.tag()
         if tag < 0x80:
             return tag
         if tag >= 0xE0:
@@ -229,7 +263,9 @@ class _Decoder:
             self.fail("C8", f"nested deeper than {MAX_DEPTH} levels", start)
         left = len(self.data) - self.at
         if least > left:
-            self.fail("C1", f"at least {least} bytes are announced and {left} are left", start)
+            self.fail(
+                "C1", f"values of {least} bytes or more are announced and {left} are left", start
+            )
 
     def array(self, start: int, count: int, depth: int) -> list[Any]:
         self.room(start, count, depth)
@@ -254,7 +290,7 @@ class _Decoder:
         """The next key, as bytes (which are compared) and as text."""
         self.left -= 1
         start = self.at
-        tag = self.take(1)[0]
+        tag = self.tag()
         if 0xA0 <= tag < 0xC0:
             size = tag & 0x1F
         elif tag in _STR:

@@ -27,7 +27,7 @@ def describe(value: object) -> str:
 def typed(value: object, kind: type, rule: str, where: str) -> Any:  # noqa: ANN401
     """`value`, which must be exactly of type `kind`: a bool is no integer, an integer no float."""
     if type(value) is not kind:
-        message = f"{_WORDS[kind]} is wanted here, not {describe(value)}"
+        message = f"this must be {_WORDS[kind]}, not {describe(value)}"
         raise FormatError(rule, message, location=where)
     return value
 

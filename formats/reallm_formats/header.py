@@ -73,6 +73,7 @@ def parse_header(data: bytes, file_bytes: int) -> Header:
             "H2",
             f"the file has major version {major}; this reader knows version {v1.MAJOR}",
             location="header, byte 8",
+            note="a major version changes the law of the file, or these bytes are damaged",
             hint="install a newer reallm" if major > v1.MAJOR else None,
         )
     if header_bytes != v1.HEADER_BYTES:

@@ -102,11 +102,12 @@ def check_features(value: object) -> tuple[str, ...]:
         if place and feature <= features[place - 1]:
             message = f"the feature `{feature}` is not in sorted order, or stands twice"
             raise FormatError("M4", message, location=where)
+    for place, feature in enumerate(features):
         if feature not in v1.FEATURES:
             raise FormatError(
                 "M5",
                 f"the file needs the feature `{feature}`, which this reader does not have",
-                location=where,
+                location=f"manifest: features[{place}]",
                 hint="install a newer reallm",
             )
     return tuple(features)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from reallm_formats.errors import FormatError
-from reallm_formats.v1 import MAX_NAME_BYTES
+from reallm_formats.v1 import MAX_NAME_BYTES, MAX_PART_BYTES
 
 MATRIX = "matrix:"
 SHARE = "share:"
@@ -112,8 +112,12 @@ def _check_path(path: str, where: str) -> None:
         problem = "is absolute"
     else:
         for part in path.split("/"):
-            if part in ("", ".", ".."):
+            if not part:
+                problem = "has an empty part"
+            elif part in (".", ".."):
                 problem = f"has the part `{part}`"
+            elif len(part.encode("utf-8")) > MAX_PART_BYTES:
+                problem = f"has a part of more than {MAX_PART_BYTES} bytes"
             elif part.endswith((" ", ".")):
                 problem = f"has the part `{part}`, whose last character some systems drop"
     if problem:

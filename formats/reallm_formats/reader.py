@@ -231,12 +231,14 @@ class Archive:
         encoded = bytes(self._data[start : start + header.manifest_bytes])
         check_digest(header, bytes(self._data[:start]), encoded)
         manifest = parse_manifest(encoded, minor=header.minor)
-        end = manifest.sections[-1].end if manifest.sections else start + len(encoded)
+        last = manifest.sections[-1] if manifest.sections else None
+        end = last.end if last else start + len(encoded)
         if end != header.file_bytes:
             raise FormatError(
                 "S8",
-                f"the last section ends at byte {end} and the file at byte {header.file_bytes}",
-                location=f"byte {min(end, header.file_bytes)}",
+                f"{'the last section' if last else 'the manifest'} ends at byte {end} "
+                f"and the file at byte {header.file_bytes}",
+                location=last.place if last else f"manifest, byte {end}",
             )
         return manifest
 
@@ -257,7 +259,7 @@ def _damage(
         if progress is not None:
             progress(len(part))
     if digest.digest() != section.sha256:
-        message = f"section {section.name} is damaged: its digest differs"
+        message = "the section is damaged: its digest differs"
         return Damage(rule="S9", location=section.place, message=message)
     try:
         check_spare(section, view)

@@ -88,7 +88,7 @@ def parse_entry(value: object, where: str, *, newer: bool) -> SectionEntry:
     if dtype not in BITS:
         raise FormatError(
             "S6",
-            f"the element type `{dtype}` of section {name} is not known",
+            f"the element type `{dtype}` of `{name}` is not known",
             location=f"{where}.dtype",
             hint="a newer reallm may know it",
         )
@@ -165,9 +165,8 @@ def check_order(sections: Sequence[SectionEntry], start: int) -> int:
         if section.offset != offset:
             raise FormatError(
                 "S8",
-                f"section {section.name} is said to start at byte {section.offset}; "
-                f"its place is byte {offset}",
-                location=f"section {section.name}, byte {section.offset}",
+                f"the section is said to start at byte {section.offset}; its place is {offset}",
+                location=section.place,
                 note="sections follow each other at multiples of 64, without holes or overlap",
             )
         end = section.end
@@ -180,6 +179,6 @@ def check_spare(section: SectionEntry, data: memoryview) -> None:
     if spare and section.dtype in CODES and data[-1] >> (8 - spare):
         raise FormatError(
             "S11",
-            f"the {spare} unused bits of the last byte of section {section.name} are not zero",
+            f"the {spare} unused bits of the last byte are not all zero",
             location=f"section {section.name}, byte {section.end - 1}",
         )

@@ -36,6 +36,7 @@ MAX_MANIFEST_BYTES: Final = 1 << 28
 MAX_FILE_BYTES: Final = (1 << 63) - 1
 MAX_SECTIONS: Final = 1 << 20
 MAX_NAME_BYTES: Final = 512
+MAX_PART_BYTES: Final = 255
 MAX_FEATURE_BYTES: Final = 64
 MAX_RANK: Final = 8
 MAX_EXTENT: Final = 1 << 48

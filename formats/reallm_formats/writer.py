@@ -94,7 +94,7 @@ class Writer:
         if view.nbytes != section.bytes:
             raise FormatError(
                 "S7",
-                f"section {name} takes {section.bytes} bytes and was given {view.nbytes}",
+                f"the section takes {section.bytes} bytes and was given {view.nbytes}",
                 location=section.place,
             )
         flat = view.cast("B") if view.nbytes else memoryview(b"")
@@ -191,8 +191,8 @@ class Writer:
         plain = self._layout.manifest.plain()
         for row in plain["sections"]:
             if row["name"] not in digests:
-                message = f"section {row['name']} has no digest: it was not written"
-                raise FormatError("S10", message, location=row["name"])
+                message = "the section has no digest: it was not written"
+                raise FormatError("S10", message, location=f"section {row['name']}")
             row["sha256"] = digests[row["name"]]
         plain["document"] = canonical.normal(document)
         return manifest_of(plain)

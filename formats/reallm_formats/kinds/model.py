@@ -123,7 +123,7 @@ def parse_model(
     provenance = typed(items["provenance"], dict, "D1", f"{where}.provenance")
     for key, value in provenance.items():
         if type(value) not in (str, bytes, int):
-            message = f"text, bytes or an integer is wanted here, not {describe(value)}"
+            message = f"this must be text, bytes or an integer, not {describe(value)}"
             raise FormatError("D7", message, location=f"{where}.provenance.{key}")
     return ModelDocument(
         recipe=recipe,
@@ -189,7 +189,7 @@ def _check_sections(sections: Sequence[SectionEntry], matrices: Sequence[MatrixE
         where = f"manifest: sections[{place}]"
         name = names.parse_name(section.name, where)
         if name.space == names.MATRIX and name.owner not in known:
-            message = f"section {section.name} belongs to no matrix of the document"
+            message = f"`{section.name}` belongs to no matrix of the document"
             raise FormatError("D4", message, location=f"{where}.name")
         if name.space == names.TENSOR and name.owner in coded:
             message = f"the tensor `{name.owner}` is stored whole and as a coded matrix"

@@ -1,0 +1,375 @@
+"""Makes the golden and the hostile files of this folder, and cases.json that lists them.
+
+    python formats/vectors/make.py --write      (from the repository's root)
+
+Nothing else writes here. The files of a released version are never made again: a change of one
+of them is a change of the format.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import struct
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+
+import forge  # noqa: E402 (a sibling script, not a package)
+from forge import Plain, archive, join, pack  # noqa: E402
+
+TEXT: forge.Section = ("file:config.json", "u8", [2], b"{}")
+KEPT: forge.Section = ("tensor:norm.weight", "f32", [2], struct.pack("<2f", 1, -2))
+CODES: forge.Section = ("matrix:up/codes", "b3", [2, 3], b"\x88\xc6\x01")
+MATRIX: Plain = {
+    "name": "up",
+    "shape": [2, 3],
+    "dtype": "bf16",
+    "tensor": "up.weight",
+    "index": None,
+    "transposed": False,
+    "method": 0,
+    "relative_error": 0.125,
+}
+UNTESTABLE = {"F1": "it is about what is not a file: a test makes a folder, a pipe and no file"}
+
+
+def model(**changes: Any) -> Plain:  # noqa: ANN401 (plain data)
+    """A document with one matrix."""
+    return {**forge.MODEL, "methods": [{}], "matrices": [MATRIX], **changes}
+
+
+def accepted() -> Iterator[tuple[str, bytes]]:
+    """Archives that every reader of version 1.0 opens."""
+    yield "empty", archive()
+    yield "tiny", archive([TEXT])
+    yield (
+        "zero-sized",
+        archive(
+            [
+                ("tensor:none", "f32", [0, 281474976710656], b""),
+                ("tensor:scalar", "i16", [], b"\x01\x80"),
+                ("tensor:last", "u8", [0], b""),
+            ]
+        ),
+    )
+    yield "dtypes", archive(list(_one_of_each()), model())
+    stack = [{**MATRIX, "name": f"e/{i}", "tensor": "e", "index": i} for i in range(2)]
+    sections: list[forge.Section] = [
+        CODES,
+        ("matrix:up/l1", "f16", [2, 1], struct.pack("<2e", 0.5, -1)),
+        ("share:group one/codebook", "bf16", [2, 2], bytes.fromhex("803f00c000000041")),
+        ("matrix:e/0/codes", "b16", [1], b"\xff\xff"),
+        ("matrix:e/1/codes", "b1", [9], b"\xff\x01"),
+        KEPT,
+        TEXT,
+        ("file:tokenizer/vocab.txt", "u8", [3], "é\n".encode()),
+    ]
+    document = model(
+        recipe={"reallm": 1, "defaults": {"rank": "1/64", "list": [1, -1, 1.5, None, True]}},
+        methods=[{"quantizer": {"kind": "uniform", "bits": 3}}],
+        matrices=[MATRIX, *stack],
+        ties={"head.weight": "norm.weight"},
+        provenance={"reallm": "0.1.0", "source": bytes(range(32)), "seed": -1},
+    )
+    yield "model", archive(sections, document)
+
+    def newer(manifest: Plain) -> None:
+        manifest["later"] = 1
+        manifest["document"]["later"] = 1
+
+    yield "newer-minor", archive(edit=newer, header={"minor": 7, "reserved": b"\x01" * 64})
+
+
+def _one_of_each() -> Iterator[forge.Section]:
+    """A section of each element type; a type of codes has three elements, 1, 2 and 3."""
+    for bits in range(1, 17):
+        word = sum(((i + 1) & ((1 << bits) - 1)) << (bits * i) for i in range(3))
+        data = word.to_bytes((3 * bits + 7) // 8, "little")
+        yield f"matrix:up/codes{bits}", f"b{bits}", [3], data
+    widths = {1: "bool u8 i8 f8_e4m3 f8_e5m2", 2: "u16 i16 f16 bf16", 4: "u32 i32 f32"}
+    widths[8] = "u64 i64 f64"
+    for width, words in widths.items():
+        for dtype in words.split():
+            yield f"tensor:{dtype}", dtype, [2], bytes([0, 1] * width)
+
+
+def rejected() -> Iterator[tuple[str, str, bytes, str]]:
+    """Rule, name, bytes, and whether `open` or `verify` finds it."""
+    for rule, name, data in _bad_headers():
+        yield rule, name, data, "open"
+    for rule, name, encoded in _bad_encodings():
+        yield rule, name, join(encoded, b""), "open"
+    for rule, name, data in _bad_manifests():
+        yield rule, name, data, "open"
+    for rule, name, data in _bad_documents():
+        yield rule, name, data, "open"
+    yield from _bad_sections()
+
+
+def _bad_headers() -> Iterator[tuple[str, str, bytes]]:
+    good = archive([TEXT])
+    yield "F2", "empty", b""
+    yield "F2", "magic-only", good[:8]
+    yield "F2", "half-a-header", good[:127]
+    yield "H1", "crlf-to-lf", good.replace(b"\r\n", b"\n")
+    yield "H1", "lf-to-crlf", good.replace(b"\n", b"\r\n")
+    yield "H1", "seven-bit", bytes(byte & 0x7F for byte in good)
+    yield "H1", "recoded", good[:128].decode("latin-1").encode("utf-8")
+    yield "H1", "never-finished", bytes(192)
+    yield "H1", "gguf", b"GGUF" + bytes(124)
+    yield "H1", "safetensors", struct.pack("<Q", 120) + b'{"w":{"dtype":"F32"' + b" " * 101
+    yield "H1", "zip", b"PK\x03\x04" + bytes(124)
+    yield "H1", "pickle", b"\x80\x04\x95" + bytes(125)
+    yield "H1", "web-page", b"\n<!DOCTYPE html><title>Sign in</title>"
+    yield "H1", "lfs-pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    yield "H2", "major-0", archive(header={"major": 0})
+    yield "H2", "major-2", archive(header={"major": 2})
+    yield "H2", "big-endian", archive(header={"major": 256})
+    yield "H3", "header-0", archive(header={"header_bytes": 0})
+    yield "H3", "header-192", archive(header={"header_bytes": 192})
+    yield "H4", "cut-short", good[:-1]
+    yield "H4", "tail", good + b"\0"
+    yield "H4", "huge", archive(header={"file_bytes": (1 << 64) - 1})
+    yield "H5", "no-manifest", archive(header={"manifest_bytes": 0})
+    yield "H5", "past-the-end", archive(header={"manifest_bytes": len(archive())})
+    yield "H5", "huge", archive(header={"manifest_bytes": (1 << 64) - 1})
+    yield "H6", "reserved", archive(header={"reserved": bytes(63) + b"\x01"})
+    yield "H7", "no-digest", archive(repair=False)
+    yield "H7", "changed-manifest", archive().replace(b"model", b"modem")
+
+
+def _bad_encodings() -> Iterator[tuple[str, str, bytes]]:
+    """Manifests that are not canonical msgpack."""
+    good = pack({"kind": "model", "features": [], "sections": [], "document": forge.MODEL})
+    yield "C1", "cut-value", good[:-1]
+    yield "C1", "trailing", good + b"\xc0"
+    yield "C1", "array-of-4-billion", b"\xdd\xff\xff\xff\xff"
+    yield "C1", "map-of-4-billion", b"\xdf\xff\xff\xff\xff"
+    yield "C1", "text-of-4-gigabytes", b"\xdb\xff\xff\xff\xff"
+    yield "C1", "bytes-of-4-gigabytes", b"\x81\xa1a\xc6\xff\xff\xff\xff"
+    yield "C2", "long-integer", b"\xcc\x7f"
+    yield "C2", "long-negative", b"\xd1\xff\x80"
+    yield "C2", "positive-as-signed", b"\xd0\x01"
+    yield "C2", "long-text", b"\xd9\x01a"
+    yield "C2", "long-bytes", b"\xc5\x00\x01a"
+    yield "C2", "long-array", b"\xdc\x00\x00"
+    yield "C2", "long-map", b"\xde\x00\x00"
+    yield "C2", "long-key", b"\x81\xd9\x01a\xc0"
+    yield "C3", "unsorted", b"\x82\xa1b\xc0\xa1a\xc0"
+    yield "C3", "integer-key", b"\x81\x01\xc0"
+    yield "C4", "twice", b"\x82\xa1a\xc0\xa1a\xc0"
+    yield "C5", "extension", b"\xd4\x01\x00"
+    yield "C5", "timestamp", b"\xd6\xff\x00\x00\x00\x00"
+    yield "C5", "float32", b"\xca\x00\x00\x00\x00"
+    yield "C5", "never-used", b"\xc1"
+    yield "C6", "nan", b"\xcb\x7f\xf8" + bytes(6)
+    yield "C6", "infinity", b"\xcb\xff\xf0" + bytes(6)
+    yield "C7", "latin-1", b"\xa1\xe9"
+    yield "C7", "surrogate", b"\xa3\xed\xa0\x80"
+    yield "C7", "key", b"\x81\xa1\xff\xc0"
+    yield "C8", "deep-array", b"\x91" * 33 + b"\xc0"
+    yield "C8", "deep-map", b"\x81\xa1a" * 32 + b"\x80"
+    yield "C9", "too-many", b"\xdd" + struct.pack(">I", 88000) + b"\xc0" * 88000
+
+
+def _bad_manifests() -> Iterator[tuple[str, str, bytes]]:
+    """Manifests that are well encoded and say something wrong."""
+
+    def edited(**changes: Any) -> bytes:  # noqa: ANN401
+        return archive(edit=lambda manifest: manifest.update(changes))
+
+    def row(**changes: Any) -> bytes:  # noqa: ANN401
+        return archive([TEXT], edit=lambda manifest: manifest["sections"][0].update(changes))
+
+    yield "M1", "list", join(pack([]), b"")
+    yield "M1", "no-kind", archive(edit=lambda manifest: manifest.pop("kind"))
+    yield "M1", "document-list", edited(document=[])
+    yield "M2", "unknown-key", edited(later=1)
+    yield "M2", "section-key", row(later=1)
+    yield "M2", "document-key", edited(document={**forge.MODEL, "later": 1})
+    yield "M3", "unknown-kind", edited(kind="poem")
+    yield "M3", "number", edited(kind=1)
+    yield "M4", "text", edited(features="x")
+    yield "M4", "number", edited(features=[1])
+    yield "M4", "bad-name", edited(features=["Not A Name"])
+    yield "M4", "unsorted", edited(features=["b", "a"])
+    yield "M4", "twice", edited(features=["a", "a"])
+    yield "M5", "unknown", edited(features=["time_travel"])
+    yield "S1", "map", edited(sections={})
+    yield "S1", "row-list", edited(sections=[[]])
+    yield "S1", "no-offset", archive([TEXT], edit=lambda m: m["sections"][0].pop("offset"))
+    yield "S1", "name-bytes", row(name=b"file:a")
+    yield "S2", "empty", row(name="")
+    yield "S2", "nul", row(name="tensor:a\0b")
+    yield "S2", "escape", row(name="tensor:\x1b[2J")
+    yield "S2", "right-to-left", row(name="tensor:\u202egpj.exe")
+    yield "S2", "long", row(name="tensor:" + "a" * 506)
+    yield "S3", "no-space", row(name="config.json")
+    yield "S3", "no-role", row(name="matrix:up")
+    yield "S3", "bad-role", row(name="matrix:up/Codes")
+    yield "S3", "no-owner", row(name="share:/codebook")
+    yield "S3", "no-tensor", row(name="tensor:")
+    yield "S4", "twice", archive([TEXT, TEXT])
+    paths = {
+        "parent": "../x",
+        "inner-parent": "a/../../x",
+        "absolute": "/etc/passwd",
+        "backslash": "..\\x",
+        "drive": "C:x",
+        "dot": "./x",
+        "empty-part": "a//x",
+        "folder": "a/",
+        "trailing-dot": "a./x",
+        "long-part": "a" * 256,
+    }
+    for name, path in paths.items():
+        yield "S5", name, row(name=f"file:{path}")
+    yield (
+        "S5",
+        "file-as-folder",
+        archive([("file:a", "u8", [0], b""), ("file:a/b", "u8", [0], b"")]),
+    )
+    yield "S6", "unknown", row(dtype="f4")
+    yield "S6", "number", row(dtype=8)
+    yield "S7", "rank-9", row(shape=[1] * 9)
+    yield "S7", "negative", row(shape=[-1])
+    yield "S7", "true", row(shape=[True])
+    yield "S7", "float", row(shape=[2.0])
+    yield "S7", "extent", row(shape=[(1 << 48) + 1])
+    yield "S7", "product", row(shape=[1 << 48, 1 << 12])
+    yield "S7", "product-before-zero", row(shape=[1 << 48, 1 << 48, 0])
+    yield "S7", "map", row(shape={})
+    yield "S8", "text", row(offset="0")
+    yield "S8", "in-header", row(offset=0)
+    yield "S8", "not-aligned", row(offset=321)
+    yield "S8", "hole", row(offset=384)
+    yield "S8", "huge", row(offset=(1 << 64) - 1)
+    yield "S8", "overlap", archive([TEXT, KEPT], edit=_overlap)
+    yield "S8", "past-the-end", row(shape=[3])
+    yield "S8", "hidden-tail", row(shape=[1])
+    yield "S8", "nothing-owns-it", join(pack({**_plain(), "sections": []}), bytes(64))
+    yield "S10", "short", row(sha256=bytes(31))
+    yield "S10", "text", row(sha256="0" * 32)
+
+
+def _plain() -> Plain:
+    return {"kind": "model", "features": [], "sections": [], "document": forge.MODEL}
+
+
+def _overlap(manifest: Plain) -> None:
+    first, second = manifest["sections"]
+    second["offset"] = first["offset"]
+
+
+def _bad_documents() -> Iterator[tuple[str, str, bytes]]:
+    def file(*sections: forge.Section, **changes: Any) -> bytes:  # noqa: ANN401
+        return archive(sections, model(**changes))
+
+    def matrix(**changes: Any) -> bytes:  # noqa: ANN401
+        return file(matrices=[{**MATRIX, **changes}])
+
+    bare = {key: value for key, value in forge.MODEL.items() if key != "ties"}
+    yield "D1", "no-ties", archive(edit=lambda manifest: manifest.update(document=bare))
+    yield "D1", "recipe-list", file(recipe=[])
+    yield "D1", "method-text", file(methods=["nf4"])
+    yield "D2", "row-text", file(matrices=["up"])
+    yield "D2", "no-tensor", file(matrices=[{k: v for k, v in MATRIX.items() if k != "tensor"}])
+    yield "D2", "name-number", matrix(name=1)
+    yield "D2", "three-extents", matrix(shape=[1, 2, 3])
+    yield "D2", "no-rows", matrix(shape=[0, 3])
+    yield "D2", "codes-as-dtype", matrix(dtype="b3")
+    yield "D2", "negative-index", matrix(index=-1)
+    yield "D2", "transposed-number", matrix(transposed=0)
+    yield "D2", "no-such-method", matrix(method=1)
+    yield "D2", "negative-error", matrix(relative_error=-0.5)
+    yield "D2", "integer-error", matrix(relative_error=0)
+    yield "D3", "name-twice", file(matrices=[MATRIX, {**MATRIX, "tensor": "x"}])
+    yield "D3", "tensor-twice", file(matrices=[MATRIX, {**MATRIX, "name": "x"}])
+    parts = [{**MATRIX, "index": 0}, {**MATRIX, "name": "x"}]
+    yield "D3", "whole-and-part", file(matrices=parts)
+    yield "D3", "kept-and-coded", file(("tensor:up.weight", "u8", [0], b""))
+    yield "D4", "no-such-matrix", file(("matrix:down/codes", "b3", [0], b""))
+    yield "D5", "codes-as-tensor", file(("tensor:x", "b3", [0], b""))
+    yield "D5", "numbers-as-file", file(("file:x", "f32", [0], b""))
+    yield "D5", "file-of-rank-2", file(("file:x", "u8", [0, 1], b""))
+    yield "D6", "to-nothing", file(ties={"head.weight": "x"})
+    yield "D6", "from-stored", file(KEPT, ties={"norm.weight": "up.weight"})
+    yield "D6", "number", file(ties={"head.weight": 1})
+    yield "D7", "float", file(provenance={"time": 1.5})
+    yield "D7", "map", file(provenance={"host": {}})
+
+
+def _bad_sections() -> Iterator[tuple[str, str, bytes, str]]:
+    """Files whose structure is right and whose bytes are not."""
+    good = bytearray(archive([TEXT, KEPT]))
+    good[-1] ^= 1
+    yield "S9", "changed", bytes(good), "verify"
+    yield "S11", "spare-bits", archive([(*CODES[:3], b"\x88\xc6\x05")], model()), "verify"
+    padded = bytearray(archive([TEXT, KEPT]))
+    padded[-9] = 1
+    yield "S12", "padding", bytes(padded), "verify"
+
+
+def plain_json(value: object) -> Any:  # noqa: ANN401 (plain data)
+    """Plain data as JSON can hold it: bytes as `{"hex": ...}`."""
+    if isinstance(value, bytes):
+        return {"hex": value.hex()}
+    if isinstance(value, dict):
+        return {key: plain_json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain_json(item) for item in value]
+    return value
+
+
+def build() -> dict[str, bytes]:
+    """Every file of this folder by its path, cases.json included."""
+    import msgpack
+
+    files: dict[str, bytes] = {}
+    cases: Plain = {"accepted": [], "rejected": [], "untestable": UNTESTABLE}
+    for name, data in accepted():
+        path = f"accepted/{name}.bin"
+        files[path] = data
+        major, minor, _, length = struct.unpack_from("<HHIQ", data, 8)
+        manifest = msgpack.unpackb(data[128 : 128 + length])
+        normal = {
+            "major": major,
+            "minor": minor,
+            "manifest_bytes": length,
+            "file_bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "manifest": plain_json(manifest),
+        }
+        cases["accepted"].append({"file": path, "normal": normal})
+    for rule, name, data, found in rejected():
+        path = f"rejected/{rule}-{name}.bin"
+        files[path] = data
+        cases["rejected"].append({"file": path, "rule": rule, "found": found})
+    files["cases.json"] = (json.dumps(cases, indent=1, sort_keys=True) + "\n").encode()
+    return files
+
+
+def main() -> None:
+    """Write the files, or say what would be written."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--write", action="store_true", help="replace the files of this folder")
+    write = parser.parse_args().write
+    files = build()
+    for path, data in files.items():
+        target = HERE / path
+        if write:
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(data)
+    total = sum(map(len, files.values()))
+    verb = "written" if write else "not written (give --write)"
+    print(f"{len(files)} files, {total} bytes: {verb}")
+
+
+if __name__ == "__main__":
+    main()
