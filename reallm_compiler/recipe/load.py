@@ -161,9 +161,7 @@ class _Chain:
         model = _last(forms, "model")
         return Recipe(
             name=self.files[0].name,
-            model=model
-            if model is None or isinstance(model, str)
-            else model.model_dump(exclude_none=True),
+            model=model.model_dump(exclude_none=True) if isinstance(model, ShapesForm) else model,
             output=_last(forms, "output"),
             seed=seed,
             plan=plan,

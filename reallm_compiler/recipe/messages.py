@@ -67,6 +67,8 @@ def problems_of(
             shapes.setdefault(node.path, (node, []))[1].append(dict(detail))
         else:
             node, _ = find_known(root, loc)
+            if kind == "union_tag_invalid":
+                node = _field(node, "kind")
             message, hint = _message(dict(detail), node)
             problems.append(_problem(node, message, hint))
     taken = {problem.path for problem in problems}
@@ -124,13 +126,16 @@ def _message(detail: dict[str, Any], node: Node) -> tuple[str, str | None]:
     if kind in _EMPTY:
         return "this must not be empty", None
     if kind == "union_tag_invalid":
-        kinds = re.findall(r"'([^']*)'", context["expected_tags"])
-        near = nearest(context["tag"], kinds)
-        hint = f"did you mean `{near}`?" if near else f"kinds: {listed(kinds)}"
-        return f"there is no kind {shown(_field(node, 'kind'))} here", hint
+        return _no_kind(node, re.findall(r"'([^']*)'", context["expected_tags"]))
     if kind == "union_tag_not_found":
         return "`kind` is missing", None
     return "this value is not valid here", None
+
+
+def _no_kind(node: Node, kinds: Sequence[str]) -> tuple[str, str]:
+    near = nearest(node.value, kinds) if isinstance(node, ScalarNode) else None
+    hint = f"did you mean `{near}`?" if near else f"kinds: {listed(kinds)}"
+    return f"there is no kind {shown(node)} here", hint
 
 
 def _field(node: Node, key: str) -> Node:
@@ -146,6 +151,8 @@ def _wanted(details: Sequence[dict[str, Any]], node: Node) -> tuple[str, str | N
             words += re.findall(r"'([^']*)'", detail["ctx"]["expected"])
         else:
             phrases.append(_WANTED[detail["type"]])
+    if words and node.path.endswith(".kind"):
+        return _no_kind(node, words)
     if "`true` or `false`" in phrases:
         words += ["true", "false"]
     hint = None

@@ -202,14 +202,14 @@ class UniformQuantizer(Stage):
     """Evenly spaced levels: 2^bits over [-1, 1], or over [0, 1] under `minmax` scales."""
 
     kind: Literal["uniform"]
-    bits: int = Field(ge=1, le=8)
+    bits: int = Field(ge=1, le=8, description="Bits per weight.")
 
 
 class NormalFloatQuantizer(Stage):
     """NF-b: quantiles of the normal distribution on [-1, 1] with an exact 0 (QLoRA)."""
 
     kind: Literal["normal_float"]
-    bits: int = Field(ge=1, le=8)
+    bits: int = Field(ge=1, le=8, description="Bits per weight.")
 
 
 class VectorQuantizer(Stage):
