@@ -1,0 +1,53 @@
+"""DoRA without data: each output row is stored with a magnitude and rescaled to it.
+
+For a row W_i and its reconstruction W^_i, the gain that brings the error of the row to its least
+is <W_i, W^_i> / ||W^_i||^2. The magnitude is that gain times the norm,
+
+    m_i = <W_i, W^_i> / ||W^_i||,   decoded row = m_i W^_i / ||W^_i||
+
+so that the rescaled row is never farther from W_i than W^_i was, up to float16's rounding of m.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.errors import CodecError
+
+
+def magnitude(weight: Tensor, decoded: Tensor) -> Tensor:
+    """Magnitudes m [n] of the rows of `decoded` [n, q], in its type; 0 for a row of zeros.
+
+    A row that points away from its weight gets 0: a magnitude is a norm.
+    """
+    norm = torch.linalg.vector_norm(decoded, dim=1)
+    along = torch.linalg.vecdot(weight, decoded / _divisor(norm)[:, None], dim=1)
+    return along.clamp_(min=0)
+
+
+def stored(values: Tensor) -> Tensor:
+    """Magnitudes [p] as float16.
+
+    Raises:
+        CodecError: a magnitude is above float16's largest number.
+    """
+    half = values.to(torch.float16)
+    if not torch.isfinite(half).all():
+        row = int(torch.isinf(half).nonzero()[0])
+        raise CodecError(
+            f"the magnitude of row {row} is {float(values[row]):.6g} and overflows float16",
+            hint="switch `dora` off for this matrix",
+        )
+    return half
+
+
+def rescale_(rows: Tensor, magnitudes: Tensor) -> Tensor:
+    """Rescales rows [n, q] in place to the norms `magnitudes` [n]; rows of zeros stay zero."""
+    norm = torch.linalg.vector_norm(rows, dim=1)
+    gain = magnitudes.to(rows.dtype) / _divisor(norm)
+    return rows.mul_(gain[:, None])
+
+
+def _divisor(norm: Tensor) -> Tensor:
+    return torch.where(norm > 0, norm, torch.inf)

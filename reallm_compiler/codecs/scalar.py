@@ -1,0 +1,217 @@
+"""What the quantisers of single weights share: levels, codes, and fast ways between them.
+
+Codes of 1, 2, 4 or 8 bits are looked up a byte at a time: a table with one row for each byte
+holds the levels of all its codes, so a 2-bit code costs a quarter of a look-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs.packing import CODES_PER_GROUP, unpack
+from reallm_compiler.codecs.scales import ScaleField
+from reallm_compiler.codecs.sections import DTYPE_NAMES, TORCH_DTYPES, Sections
+from reallm_compiler.errors import CodecError
+from reallm_compiler.layouts.base import DTYPES
+from reallm_compiler.recipe.stages import NoQuantizer
+from reallm_compiler.units import bytes_of_bits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latent:
+    """What a quantiser is given.
+
+    Attributes:
+        values: the normalised latent [p, q], float32 (float64 for a float64 source).
+        scales: the decoded scales; None if the latent was not scaled.
+        unit_range: levels lie on [0, 1] (`minmax` scales) instead of [-1, 1].
+        source_dtype: type of the checkpoint's tensor, a name of the container.
+        generator: the matrix's own source of random numbers, on the CPU.
+        codebook: the codebook of the matrix's share group, as stored; None if it has its own.
+    """
+
+    values: Tensor
+    scales: ScaleField | None
+    unit_range: bool
+    source_dtype: str
+    generator: torch.Generator
+    codebook: Tensor | None
+
+
+class RowReader(Protocol):
+    """Decodes rows of a normalised latent.
+
+    Attributes:
+        step: rows at a multiple of which a range must begin.
+    """
+
+    step: int
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last), a fresh contiguous tensor [last - first, q]."""
+        ...
+
+
+class TableReader:
+    """Rows of codes that index a table of levels.
+
+    Args:
+        levels: the levels [2^bits], in the precision of the work.
+        codes: the packed codes of a latent [p, q].
+        bits: width of a code.
+        shape: p and q.
+    """
+
+    def __init__(
+        self, levels: Tensor, codes: Tensor, bits: int, shape: tuple[int, int]
+    ) -> None:
+        self.step = CODES_PER_GROUP
+        self._codes = codes
+        self._bits = bits
+        self._columns = shape[1]
+        self._levels = levels
+        self._wide = byte_table(levels[:, None], bits) if 8 % bits == 0 else None
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last) of the normalised latent."""
+        count = (last - first) * self._columns
+        start = first * self._columns * self._bits // 8
+        data = self._codes[start : start + bytes_of_bits(count * self._bits)]
+        if self._wide is not None:
+            values = look_up(self._wide, data)
+        else:
+            values = look_up(self._levels[:, None], unpack(data, self._bits, count))
+        return values.view(-1)[:count].view(last - first, self._columns)
+
+
+def byte_table(entries: Tensor, bits: int) -> Tensor:
+    """Entries for a whole byte of codes.
+
+    Args:
+        entries: [2^bits, n], what each code stands for; bits divides 8.
+        bits: width of a code.
+
+    Returns:
+        [256, 8 / bits x n]: for each byte the entries of its codes, lowest code first.
+    """
+    byte = torch.arange(256, device=entries.device)
+    places = [(byte >> place) & ((1 << bits) - 1) for place in range(0, 8, bits)]
+    return torch.cat([entries[place] for place in places], dim=1)
+
+
+def look_up(table: Tensor, codes: Tensor) -> Tensor:
+    """table[codes]: [codes, n] from a table [entries, n].
+
+    Rows of 8 or 16 bytes are moved as single elements: torch looks up elements several times
+    faster than rows.
+    """
+    width = table.shape[1] * table.element_size()
+    whole = {8: torch.int64, 16: torch.complex128}.get(width)
+    index = codes.reshape(-1)
+    # A conversion to int64 is the fast one of the two that torch offers for look-ups.
+    index = index.to(torch.int64)
+    if table.shape[1] == 1:
+        return torch.index_select(table.view(-1), 0, index)[:, None]
+    if whole is None or table.device.type != "cpu":
+        return torch.index_select(table, 0, index)
+    flat = table.contiguous().view(whole).view(-1)
+    return torch.index_select(flat, 0, index).view(table.dtype).view(-1, table.shape[1])
+
+
+def encode_levels(values: Tensor, levels: Tensor) -> Tensor:
+    """Codes of the nearest levels; a tie goes to the lower level.
+
+    The same as `torch.bucketize(values, midpoints)`, several times faster: a fine even grid is
+    laid over the midpoints, such that no cell holds two; a table names the code at a cell's
+    start, and one comparison with the cell's midpoint decides.
+
+    Args:
+        values: [p, q].
+        levels: ascending levels [n] with n from 2 to 256, float64.
+
+    Returns:
+        uint8 [p, q].
+    """
+    middle = ((levels[1:] + levels[:-1]) / 2).to(values.dtype)
+    low, high = float(middle[0]), float(middle[-1])
+    gap = float((middle[1:] - middle[:-1]).min()) if len(middle) > 1 else 1.0
+    cells = max(1, int(2 * (high - low) / gap)) + 1
+    factor = cells / (high - low) if high > low else 0.0
+
+    def cell(x: Tensor) -> Tensor:
+        # Monotone in x, which is all that the comparison below relies on.
+        return x.sub(low).mul_(factor).clamp_(0, cells).to(torch.int64)
+
+    # By cell: midpoints of lower cells, and the cell's own midpoint (or none: infinity).
+    homes = cell(middle)
+    base = torch.bucketize(torch.arange(cells + 1, device=values.device), homes)
+    own = torch.full((cells + 1,), torch.inf, dtype=values.dtype, device=values.device)
+    own[homes] = middle
+    codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
+    flat, out = values.reshape(-1), codes.view(-1)
+    base = base.to(torch.uint8)
+    for first in range(0, flat.numel(), 1 << 18):
+        x = flat[first : first + (1 << 18)]
+        index = cell(x)
+        above = x > torch.index_select(own, 0, index)
+        torch.add(torch.index_select(base, 0, index), above, out=out[first : first + len(x)])
+    return codes
+
+
+def encode_values(params: NoQuantizer, latent: Latent) -> Sections:
+    """Sections of a latent that is stored as numbers (quantizer `none`).
+
+    Raises:
+        CodecError: a value overflows the stored type.
+    """
+    name = latent.source_dtype if params.dtype == "source" else DTYPES[params.dtype]
+    values = latent.values.to(TORCH_DTYPES[name])
+    if not torch.isfinite(values.to(torch.float32) if values.element_size() == 1 else values).all():
+        raise CodecError(
+            f"values up to {float(latent.values.abs().max()):.6g} overflow {name}",
+            hint="store them as bfloat16 or float32",
+        )
+    return {"values": values}
+
+
+class ValueReader:
+    """Rows of a latent that was stored as numbers."""
+
+    def __init__(self, values: Tensor, dtype: torch.dtype) -> None:
+        self.step = 1
+        self._values = values
+        self._dtype = dtype
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last) of the normalised latent."""
+        return self._values[first:last].to(self._dtype, copy=True)
+
+
+def read_values(
+    params: NoQuantizer,
+    shape: tuple[int, int],
+    sections: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    unit_range: bool,
+) -> RowReader:
+    """A reader of stored numbers."""
+    return ValueReader(sections["values"], dtype)
+
+
+__all__ = [
+    "DTYPE_NAMES",
+    "Latent",
+    "RowReader",
+    "TableReader",
+    "ValueReader",
+    "byte_table",
+    "encode_levels",
+    "encode_values",
+    "look_up",
+    "read_values",
+]
