@@ -31,12 +31,13 @@ _HOMES = {
     "load": ("reallm_compiler.reader.huggingface", "load"),
     "load_recipe": ("reallm_compiler.recipe", "load_recipe"),
     "open": ("reallm_compiler.reader.archive", "open_archive"),
-    "plan": ("reallm_compiler.plan.build", "plan"),
     "reconstruct": ("reallm_compiler.reader.reconstruct", "reconstruct"),
 }
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name == "plan":  # a room that can be called, so that both meanings of the name hold
+        return importlib.import_module("reallm_compiler.plan")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _HOMES[name]

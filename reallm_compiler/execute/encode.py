@@ -7,10 +7,10 @@ is plain data for the journal.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -103,21 +103,17 @@ class Encoder:
             self._write(names.file_section(file.path), self.files[file.path], result)
         for tensor in self.plan.tensors:
             values = self.weights.tensor(tensor.name, tensor.dtype)
-            self._write(names.tensor_section(tensor.name), to_bytes(values), result)
+            self._write(names.tensor_section(tensor.name), to_bytes(values, tensor.spec), result)
 
     def _share(self, group: str, result: UnitResult) -> None:
         members = self.plan.groups[group]
         seed = seed_for(self.plan.seed, names.share_section(group, ""))
-        fitted = fit_shared(members[0].plan, self._stream(members), seed=seed)
+        fitted = fit_shared(members[0].plan, _Members(self._load, members), seed=seed)
         self.fitted[group] = fitted
         for spec in members[0].specs:
             if spec.shared:
                 name = members[0].section_name(spec)
-                self._write(name, to_bytes(fitted[spec.role]), result)
-
-    def _stream(self, members: tuple[PlannedMatrix, ...]) -> Iterator[torch.Tensor]:
-        for matrix in members:
-            yield self._load(matrix)
+                self._write(name, to_bytes(fitted[spec.role], spec), result)
 
     def _matrix(self, matrix: PlannedMatrix, result: UnitResult) -> None:
         weight = self._load(matrix)
@@ -134,7 +130,7 @@ class Encoder:
             raise
         for spec in matrix.specs:
             if not spec.shared:
-                data = to_bytes(encoded.sections[spec.role])
+                data = to_bytes(encoded.sections[spec.role], spec)
                 self._write(matrix.section_name(spec), data, result)
         result.errors[matrix.name] = encoded.relative_error
 
@@ -153,7 +149,7 @@ class Encoder:
             else:
                 self.fitted[group] = {
                     spec.role: from_bytes(
-                        self.writer.read(matrix.section_name(spec)), spec.dtype, spec.shape
+                        self.writer.read(matrix.section_name(spec)), spec
                     ).to(self.device)
                     for spec in matrix.specs
                     if spec.shared
@@ -171,6 +167,28 @@ class Encoder:
                 location=f"section {name}",
                 hint="make room and run the same command again: finished matrices are kept",
             ) from error
+
+
+class _Members(Sequence[torch.Tensor]):
+    """The weights of a group, each read when it is asked for, so that one is in memory."""
+
+    def __init__(
+        self, load: Callable[[PlannedMatrix], torch.Tensor], matrices: tuple[PlannedMatrix, ...]
+    ) -> None:
+        self._load = load
+        self._matrices = matrices
+
+    def __len__(self) -> int:
+        return len(self._matrices)
+
+    @overload
+    def __getitem__(self, place: int) -> torch.Tensor: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[torch.Tensor]: ...
+    def __getitem__(self, place: int | slice) -> torch.Tensor | Sequence[torch.Tensor]:
+        if isinstance(place, slice):
+            return _Members(self._load, self._matrices[place])
+        return self._load(self._matrices[place])
 
 
 def fix_numerics(device: torch.device) -> None:

@@ -92,7 +92,7 @@ class Pool:
             raise CompileError(
                 "a worker process died",
                 note="it was killed from outside, most often because memory ran out",
-                hint="run the same command again to go on; use fewer `--workers` if memory is short",
+                hint="run the same command again to go on, with fewer `--workers` if memory is short",
             ) from failure
         if failure is not None:
             raise failure

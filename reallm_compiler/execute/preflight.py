@@ -70,9 +70,8 @@ def free_memory() -> int | None:
     """Bytes that this process may still take, or None where the system does not say."""
     limits = []
     try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail")]
     except OSError:
         pass
     try:

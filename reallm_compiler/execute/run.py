@@ -13,7 +13,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +272,7 @@ def _try(
     tell: Listener,
 ) -> dict[str, float]:
     """Errors of the plan's matrices, without a file."""
-    matrices = [unit for unit in units_of(plan)[1]]
+    matrices = units_of(plan)[1]
     count, memory, free = choose_workers(plan, workers, len(matrices))
     progress = _Progress(matrices, {}, tell)
     tell(

@@ -14,7 +14,7 @@ from types import FrameType
 from reallm_compiler.errors import CompileError
 
 
-class Interrupted(CompileError):
+class Interrupted(CompileError):  # noqa: N818 - an interruption is no error
     """A compile was stopped by a signal; what is done is kept."""
 
     code = "interrupted"

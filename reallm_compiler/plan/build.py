@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from reallm_compiler.errors import SourceError
 from reallm_compiler.layouts.base import DTYPES
 from reallm_compiler.plan.document import section_list, to_document
 from reallm_compiler.plan.model import Plan, PlannedFile, PlannedMatrix, PlannedTensor
-from reallm_compiler.recipe import Candidate, Decision, Recipe, load_recipe, resolve
-from reallm_compiler.sources import Inventory, MatrixFact, open_source
+from reallm_compiler.recipe import Candidate, Recipe, load_recipe, resolve
+from reallm_compiler.sources import (
+    Inventory,
+    MatrixFact,
+    layer_index,
+    matrix_name,
+    open_source,
+)
 from reallm_formats import layout
 
 KIND = "model"
@@ -61,33 +66,26 @@ def open_model(
 def build(recipe: Recipe, inventory: Inventory) -> Plan:
     """The plan for an opened inventory."""
     facts = inventory.matrices()
-    matrix_tensors = {fact.tensor for fact in facts}
-    loose = [
-        spec
-        for spec in inventory.tensors
-        if spec.name not in matrix_tensors
-        and spec.name not in inventory.ties
-        and spec.name not in inventory.companions
-    ]
+    others = inventory.others()
     decisions = resolve(
         recipe,
         [_matrix_candidate(fact) for fact in facts]
         + [
             Candidate(
-                name=_short(spec.name),
-                layer=inventory.layer_of(spec.name),
+                name=matrix_name(spec.name),
+                layer=layer_index(spec.name),
                 is_matrix=False,
                 coded_by_default=False,
             )
-            for spec in loose
+            for spec in others
         ],
     )
-    matrices, tensors = [], []
-    kept_parts: dict[str, Decision] = {}
+    matrices = []
+    kept = {spec.name: decisions[matrix_name(spec.name)].keep for spec in others}
     for fact in facts:
         decision = decisions[fact.name]
         if decision.plan is None:
-            kept_parts.setdefault(fact.tensor, decision)
+            kept.setdefault(fact.tensor, decision.keep)
             continue
         matrices.append(
             PlannedMatrix(
@@ -100,19 +98,14 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
                 plan=decision.plan,
             )
         )
-    _refuse_half_kept(matrices, kept_parts)
-    for spec in inventory.tensors:
-        if spec.name in kept_parts:
-            chosen = kept_parts[spec.name]
-        elif spec.name in matrix_tensors or spec not in loose:
-            continue
-        else:
-            chosen = decisions[_short(spec.name)]
-        tensors.append(
-            PlannedTensor(
-                name=spec.name, dtype=_kept_dtype(spec.dtype, chosen.keep), shape=spec.shape
-            )
+    _refuse_half_kept(matrices, kept)
+    tensors = [
+        PlannedTensor(
+            name=spec.name, dtype=_kept_dtype(spec.dtype, kept[spec.name]), shape=spec.shape
         )
+        for spec in inventory.tensors
+        if spec.name in kept
+    ]
     files = [PlannedFile(path=path, bytes=len(data)) for path, data in inventory.files]
     placed = layout(
         kind=KIND,
@@ -127,19 +120,21 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         files=tuple(files),
         ties=inventory.ties,
         layout=placed,
-        notes=inventory.notes,
-        traces=MappingProxyType({name: decision.trace for name, decision in decisions.items()}),
+        notes=inventory.notes + _unknown_note(inventory),
+        traces={name: decision.trace for name, decision in decisions.items()},
     )
+
+
+def _unknown_note(inventory: Inventory) -> tuple[str, ...]:
+    if inventory.complete:
+        return ()
+    return ("the tokenizer is unknown here: file_bytes leaves it out",)
 
 
 def _matrix_candidate(fact: MatrixFact) -> Candidate:
     return Candidate(
         name=fact.name, layer=fact.layer, is_matrix=True, coded_by_default=fact.coded_by_default
     )
-
-
-def _short(name: str) -> str:
-    return name.removesuffix(".weight")
 
 
 def _kept_dtype(source: str, keep: str | None) -> str:
@@ -150,14 +145,14 @@ def _kept_dtype(source: str, keep: str | None) -> str:
 
 
 def _refuse_half_kept(
-    matrices: list[PlannedMatrix], kept_parts: Mapping[str, Decision]
+    matrices: list[PlannedMatrix], kept: Mapping[str, str | None]
 ) -> None:
     """A 3-D tensor of experts is coded whole or kept whole."""
     for matrix in matrices:
-        if matrix.tensor in kept_parts:
+        if matrix.tensor in kept:
             raise SourceError(
                 f"some experts of {matrix.tensor} are kept and others coded",
                 note="a tensor of experts is stored either way as a whole",
                 hint="let one rule match all of them, such as "
-                f"`match: {_short(matrix.tensor)}.*`",
+                f"`match: {matrix_name(matrix.tensor)}.*`",
             )

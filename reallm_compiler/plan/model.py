@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 from reallm_compiler.layouts import matrix as matrix_law
@@ -74,6 +73,11 @@ class PlannedTensor:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def spec(self) -> SectionSpec:
+        """The section that holds it."""
+        return SectionSpec(role="tensor", dtype=self.dtype, shape=self.shape, term="kept")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedFile:
@@ -110,12 +114,12 @@ class Plan:
     ties: Mapping[str, str]
     layout: Layout
     notes: tuple[str, ...] = ()
-    traces: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    traces: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> Mapping[str, PlannedMatrix]:
         """Coded matrices by name."""
-        return MappingProxyType({matrix.name: matrix for matrix in self.matrices})
+        return {matrix.name: matrix for matrix in self.matrices}
 
     @cached_property
     def groups(self) -> Mapping[str, tuple[PlannedMatrix, ...]]:
@@ -124,7 +128,7 @@ class Plan:
         for matrix in self.matrices:
             if matrix.plan.share is not None:
                 groups.setdefault(matrix.plan.share, []).append(matrix)
-        return MappingProxyType({name: tuple(members) for name, members in groups.items()})
+        return {name: tuple(members) for name, members in groups.items()}
 
     @property
     def seed(self) -> int:

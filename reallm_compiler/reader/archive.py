@@ -39,6 +39,7 @@ class ModelArchive:
         self._archive = archive
         self.path = path
         self.plan: Plan = from_manifest(archive.manifest, archive.layout)
+        self._kept = {tensor.name: tensor for tensor in self.plan.tensors}
         self._parts: dict[str, list[PlannedMatrix]] = {}
         for matrix in self.plan.matrices:
             self._parts.setdefault(matrix.tensor, []).append(matrix)
@@ -107,9 +108,7 @@ class ModelArchive:
         """
         matrix = self._matrix_named(name)
         sections = {
-            spec.role: from_bytes(
-                self._archive.read(matrix.section_name(spec)), spec.dtype, spec.shape
-            ).to(device)
+            spec.role: from_bytes(self._archive.read(matrix.section_name(spec)), spec).to(device)
             for spec in matrix.specs
         }
         return decode_matrix(
@@ -132,11 +131,11 @@ class ModelArchive:
         name = self.plan.ties.get(name, name)
         parts = self._parts.get(name)
         if parts is None:
-            entry = self._archive.sections.get(names.tensor_section(name))
-            if entry is None:
+            kept = self._kept.get(name)
+            if kept is None:
                 raise _unknown(name, self.tensor_names, "tensor")
-            data = self._archive.read(entry.name)
-            values = from_bytes(data, entry.dtype, entry.shape).to(device)
+            data = self._archive.read(names.tensor_section(name))
+            values = from_bytes(data, kept.spec).to(device)
             return values.to(dtype) if dtype is not None and values.is_floating_point() else values
         decoded = []
         for matrix in sorted(parts, key=lambda part: part.index or 0):

@@ -48,7 +48,10 @@ def load(
             )
         config = AutoConfig.from_pretrained(folder)
         state = dict(archive.state_dict(dtype=dtype))
-        model = AutoModelForCausalLM.from_pretrained(
+        with torch.device("meta"):
+            architecture = type(AutoModelForCausalLM.from_config(config))
+        # The class itself, since the factory looks for a folder. It renames and ties as for one.
+        model = architecture.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype if dtype is not None else "auto"
         )
         has_tokenizer = any(

@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 
 from reallm_compiler.errors import FormatError, OutputError
