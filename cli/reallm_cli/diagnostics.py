@@ -83,9 +83,7 @@ def show_bug(terminal: Terminal, error: BaseException) -> None:
         terminal.say()
     summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     lines = [
-        Text.assemble(
-            ("error", _ERROR), ": this is a bug in reallm, and not a mistake of yours"
-        ),
+        Text.assemble(("error", _ERROR), ": this is a bug in reallm, and not a mistake of yours"),
         _part("  what", summary, terminal.talk.encoding),
     ]
     if not terminal.traceback:

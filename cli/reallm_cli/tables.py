@@ -27,18 +27,23 @@ class Sheet:
         columns: headings; one that starts with `<` is aligned to the left.
         rows: cells as text.
         total: a last row below a line, if any.
-        always: columns that both halves keep when the sheet is too wide.
+        last: headings of the columns that go to the right when the sheet is too wide, so that
+            what matters most stays in the first of its parts.
+        always: columns that all parts keep when the sheet is too wide.
     """
 
     columns: Sequence[str]
     rows: list[Sequence[str]] = field(default_factory=list)
     total: Sequence[str] | None = None
+    last: Sequence[str] = ()
     always: int = 1
 
 
 def show_sheet(terminal: Terminal, sheet: Sheet, *, title: str | None = None) -> None:
     """Draw a sheet on stdout, in as many tables as the terminal's width asks for."""
     parts = [list(range(len(sheet.columns)))]
+    if not _fits(terminal, sheet, parts[0]):
+        parts[0].sort(key=lambda place: sheet.columns[place] in sheet.last)
     while not _fits(terminal, sheet, parts[-1]) and len(parts[-1]) > sheet.always + 1:
         wide = parts.pop()
         cut = len(wide)
@@ -81,6 +86,7 @@ def _draw(terminal: Terminal, sheet: Sheet, columns: Sequence[int]) -> Table:
         box=_ASCII_LINES if ascii_only else _LINES,
         show_edge=False,
         pad_edge=False,
+        padding=(0, 1, 0, 0),
         show_footer=sheet.total is not None,
         header_style="bold",
         footer_style="bold",

@@ -39,7 +39,11 @@ def _screen(stream: TextIO) -> Console:
     )
     if not screen.is_terminal:
         screen = _Screen(
-            file=stream, markup=False, emoji=False, highlight=False, color_system=None,
+            file=stream,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            color_system=None,
             width=PIPE_WIDTH,
         )
     return screen

@@ -88,15 +88,14 @@ def show_kinds(
         columns.append(("stored bytes", [grouped(_stored_of(kind, stored)) for kind in rows]))
     if errors is not None:
         measured = [_errors_of(kind.matrices, errors) for kind in rows]
-        columns.append(("error", [error_text(_mean(values)) for values in measured]))
+        columns.append(("mean error", [error_text(_mean(values)) for values in measured]))
         worst = [error_text(max(values, default=None)) for values in measured]
         columns.append(("max error", worst))
-    _show_columns(terminal, columns, title="bits per weight")
+    terms = [TERM_WORDS.get(term, term) for term in TERMS]
+    _show_columns(terminal, columns, title="bits per weight", last=terms)
 
 
-def show_matrices(
-    terminal: Terminal, budget: Budget, errors: Mapping[str, float]
-) -> None:
+def show_matrices(terminal: Terminal, budget: Budget, errors: Mapping[str, float]) -> None:
     """A row for each matrix by itself: what a trial of some matrices shows."""
     rows = budget.matrices
     columns = [
@@ -110,9 +109,7 @@ def show_matrices(
     _show_columns(terminal, columns, total=False)
 
 
-def show_file_bytes(
-    terminal: Terminal, budget: Budget, *, stored: Stored | None = None
-) -> None:
+def show_file_bytes(terminal: Terminal, budget: Budget, *, stored: Stored | None = None) -> None:
     """Every byte of the file under one name; the rows add up to the last one."""
     totals = budget.totals
     planned = [
@@ -172,11 +169,13 @@ def _show_columns(
     columns: Sequence[tuple[str, Sequence[str]]],
     *,
     title: str | None = None,
+    last: Sequence[str] = (),
     total: bool = True,
 ) -> None:
     rows = [list(cells) for cells in zip(*(cells for _, cells in columns), strict=True)]
-    last = rows.pop() if total else None
-    sheet = Sheet(columns=[heading for heading, _ in columns], rows=[*rows], total=last)
+    bottom = rows.pop() if total else None
+    headings = [heading for heading, _ in columns]
+    sheet = Sheet(columns=headings, rows=[*rows], total=bottom, last=last)
     show_sheet(terminal, sheet, title=title)
 
 

@@ -56,7 +56,7 @@ def budget(
     if explain is not None:
         return _explain(terminal, plan, explain, as_json=as_json, archive=opened)
     sizes = plan.budget()
-    stored = opened.stored if opened is not None else None
+    stored = opened.stored if opened is not None and _same_matrices(plan, opened.plan) else None
     if as_json:
         payload = sizes.to_json()
         if stored is not None:
@@ -94,6 +94,13 @@ def _plan(source: str, model: str | None, opened: Opened | None) -> Plan:
     from reallm_compiler.recipe import Recipe
 
     return build_plan(Recipe.from_document(opened.plan.recipe), model=model)
+
+
+def _same_matrices(plan: Plan, stored: Plan) -> bool:
+    """Whether planned and stored bytes can stand side by side."""
+    return [(matrix.name, matrix.shape) for matrix in plan.matrices] == [
+        (matrix.name, matrix.shape) for matrix in stored.matrices
+    ]
 
 
 def _explain(

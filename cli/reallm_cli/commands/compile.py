@@ -101,7 +101,7 @@ def compile_command(
         show_matrices(terminal, report.budget, report.errors)
         terminal.say("a trial: nothing was written")
         return ExitCode.OK
-    again = f", {counted(report.units_resumed, 'unit')} from an earlier run"
+    again = f", {counted(report.units_resumed, 'step')} from an earlier run"
     terminal.say(
         f"wrote `{report.path}`: {counted(report.budget.totals.file_bytes, 'byte')} in "
         f"{duration_text(report.seconds)}{again if report.units_resumed else ''}"
@@ -138,7 +138,7 @@ class CompileTalk:
                 self._terminal,
                 "compile",
                 units=event.units,
-                word="units",
+                word="steps",
                 work=event.weights,
                 done_units=event.units_done,
                 done_work=event.weights_done,
@@ -165,6 +165,6 @@ def preflight_lines(event: Preflight) -> list[str]:
     lines.append(f"device  {event.device}, {counted(event.workers, 'worker')}")
     if event.units_done:
         lines.append(
-            f"resume  {grouped(event.units_done)} of {counted(event.units, 'unit')} are done"
+            f"resume  {grouped(event.units_done)} of {counted(event.units, 'step')} are done"
         )
     return lines

@@ -89,9 +89,7 @@ def _compile_and_check(
     from reallm_compiler.reader.verify import verify
 
     with CompileTalk(terminal) as talk:
-        report = compile_model(
-            recipe, model=model, output=archive, force=force, on_event=talk.hear
-        )
+        report = compile_model(recipe, model=model, output=archive, force=force, on_event=talk.hear)
     terminal.say(f"compiled in {duration_text(report.seconds)}")
     damages = verify(archive)
     for damage in damages:

@@ -88,12 +88,13 @@ def eval_command(
     if as_json:
         terminal.json(result.to_json())
         return ExitCode.OK
+    most = "at most " if result.protocol == "documents" else ""
     facts = [
         ("perplexity", f"{result.perplexity:.4f}"),
         ("bits per byte", f"{result.bits_per_byte:.4f}"),
         ("loss", f"{result.loss:.6f} nats per token"),
         ("tokens", f"{grouped(result.tokens)} predicted, {grouped(result.dropped_tokens)} dropped"),
-        ("windows", f"{grouped(result.windows)} {result.protocol} of at most {result.window}"),
+        (result.protocol, f"{grouped(result.windows)} of {most}{result.window} tokens"),
     ]
     if result.kl is not None and result.reference_perplexity is not None:
         facts.append(("reference", f"perplexity {result.reference_perplexity:.4f}"))

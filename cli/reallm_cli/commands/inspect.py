@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import show_sizes
 from reallm_compiler.plan.budget import MatrixBudget
+from reallm_compiler.recipe.stages import MatrixPlan
 from reallm_formats import SectionEntry, names
 
 
@@ -64,11 +66,30 @@ def show_archive(terminal: Terminal, opened: Opened) -> None:
     show_facts(terminal, facts, title="archive")
     terminal.data()
     terminal.data(terminal.text("recipe", style="bold"))
-    terminal.data(terminal.text(to_yaml(opened.plan.recipe, 2)))
+    terminal.data(terminal.text(to_yaml(_in_reading_order(opened.plan.recipe), 2)))
     terminal.data()
     show_sizes(terminal, opened.plan, opened.plan.budget(), errors=opened.errors)
     for alias, tensor in sorted(opened.plan.ties.items()):
         terminal.data(terminal.text(f"tied: {alias} is {tensor}, stored once"))
+
+
+_ORDER = (
+    "reallm", "seed", "defaults", "rules", "match", "except", "layers", "set", "keep", "optional",
+    "note", "kind", *MatrixPlan.model_fields,
+)  # fmt: skip
+
+
+def _in_reading_order(value: Any) -> Any:  # noqa: ANN401
+    """Plain data with the keys of its maps in the order in which a recipe is read.
+
+    An archive stores maps sorted, which puts `dora` before `quantizer`.
+    """
+    if isinstance(value, Mapping):
+        keys = sorted(value, key=lambda key: _ORDER.index(key) if key in _ORDER else len(_ORDER))
+        return {key: _in_reading_order(value[key]) for key in keys}
+    if isinstance(value, list | tuple):
+        return [_in_reading_order(item) for item in value]
+    return value
 
 
 def section_json(entry: SectionEntry) -> dict[str, Any]:
@@ -144,7 +165,7 @@ def _show_matrix(terminal: Terminal, opened: Opened, row: MatrixBudget) -> None:
     show_facts(terminal, facts, title=row.name)
     terminal.data()
     terminal.data(terminal.text("plan", style="bold"))
-    terminal.data(terminal.text(to_yaml(matrix.plan.plain(), 2)))
+    terminal.data(terminal.text(to_yaml(_in_reading_order(matrix.plan.plain()), 2)))
     terminal.data()
     _show_sections(terminal, opened.sections_of(matrix))
 
