@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -46,6 +46,7 @@ _TYPES: dict[Any, str] = {
     int: "integer",
     Fraction: "fraction",
     bool: "`true`, `false`",
+    float: "number",
     str: "text",
 }
 
@@ -56,11 +57,13 @@ def values(name: str, info: FieldInfo) -> str:
         return _VALUES[name]
     words = [f"`{word}`" for word in literals(info.annotation)]
     types = [_TYPES[kind] for kind in members(info.annotation) if kind in _TYPES]
+    lists = [kind for kind in members(info.annotation) if get_origin(kind) is tuple]
     low = next((str(m.ge) for m in info.metadata if hasattr(m, "ge")), None)
     high = next((str(m.le) for m in info.metadata if hasattr(m, "le")), None)
     if low and high:
         high = "2^63 - 1" if high == str(2**63 - 1) else high
         types = [f"{kind} {low} to {high}" for kind in types]
+    types += [f"list of {len(get_args(kind))} integers" for kind in lists]
     if type(None) in members(info.annotation):
         types.append("`null`")
     return " or ".join([*types, ", ".join(words)] if words else types)
@@ -73,6 +76,8 @@ def default(info: FieldInfo) -> str:
     value = info.get_default(call_default_factory=True)
     if value is None:
         return ""
+    if isinstance(value, Fraction):
+        value = f"{value.numerator}/{value.denominator}"
     return f"`{json.dumps(value) if not isinstance(value, str) else value}`"
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from reallm_compiler.layouts import dora, low_rank, nearest, scalar, scales, vq
+from reallm_compiler.layouts import dora, hnerv, low_rank, nearest, normalize, scalar, scales, vq
 from reallm_compiler.layouts.base import SectionSpec
 from reallm_compiler.recipe.stages import (
+    Hnerv,
     LowRank,
     MatrixPlan,
     NearestPermutation,
@@ -15,8 +16,15 @@ from reallm_compiler.recipe.stages import (
     VectorQuantizer,
 )
 
-TERMS = ("codes", "codebook", "scales", "permutation", "low_rank", "dora")
+TERMS = ("codes", "codebook", "decoder", "scales", "permutation", "low_rank", "dora")
 """The budget terms of a matrix, in the order of tables."""
+
+
+def latent_shape(plan: MatrixPlan, shape: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the latent of a matrix [p, q], on which the later stages act."""
+    if isinstance(plan.autoencoder, Hnerv):
+        return hnerv.latent_shape(plan.autoencoder, shape)
+    return shape
 
 
 def sections(plan: MatrixPlan, shape: tuple[int, int], source_dtype: str) -> list[SectionSpec]:
@@ -24,6 +32,21 @@ def sections(plan: MatrixPlan, shape: tuple[int, int], source_dtype: str) -> lis
     specs: list[SectionSpec] = []
     if isinstance(plan.residual, LowRank):
         specs += low_rank.sections(plan.residual, shape)
+    for transform in plan.transform:
+        specs += normalize.sections(transform, shape)
+    if isinstance(plan.autoencoder, Hnerv):
+        specs += hnerv.sections(plan.autoencoder, shape, shared=plan.share is not None)
+    specs += latent_sections(plan, latent_shape(plan, shape), source_dtype)
+    if plan.dora:
+        specs += dora.sections(shape)
+    return specs
+
+
+def latent_sections(
+    plan: MatrixPlan, shape: tuple[int, int], source_dtype: str
+) -> list[SectionSpec]:
+    """Sections of permutation, scales and quantizer for a latent of `shape`."""
+    specs: list[SectionSpec] = []
     if isinstance(plan.permutation, NearestPermutation):
         specs += nearest.sections(plan.permutation, shape)
     if not isinstance(plan.scales, NoScales):
@@ -34,9 +57,14 @@ def sections(plan: MatrixPlan, shape: tuple[int, int], source_dtype: str) -> lis
         specs += scalar.value_sections(plan.quantizer, shape, source_dtype)
     else:
         specs += scalar.code_sections(plan.quantizer, shape)
-    if plan.dora:
-        specs += dora.sections(shape)
     return specs
+
+
+def refusal(plan: MatrixPlan, shape: tuple[int, int]) -> str | None:
+    """Why a matrix [p, q] cannot be stored under `plan`; None if it can."""
+    if isinstance(plan.autoencoder, Hnerv):
+        return hnerv.refusal(plan.autoencoder, shape, shared=plan.share is not None)
+    return None
 
 
 def low_rank_parameters(plan: MatrixPlan, shape: tuple[int, int]) -> int:
@@ -46,22 +74,46 @@ def low_rank_parameters(plan: MatrixPlan, shape: tuple[int, int]) -> int:
     return low_rank.rank_of(plan.residual, shape) * sum(shape)
 
 
-def paper_bits(plan: MatrixPlan, shape: tuple[int, int], source_dtype: str) -> Fraction:
+def decode_macs(plan: MatrixPlan, shape: tuple[int, int]) -> int:
+    """Multiply-accumulates of the decoder for a matrix [p, q]; 0 without one."""
+    if not isinstance(plan.autoencoder, Hnerv):
+        return 0
+    return hnerv.decode_macs(plan.autoencoder, shape, shared=plan.share is not None)
+
+
+def training_operations(plan: MatrixPlan, shape: tuple[int, int]) -> int:
+    """Floating-point operations that train the autoencoder of a matrix [p, q]; 0 without one."""
+    if not isinstance(plan.autoencoder, Hnerv):
+        return 0
+    return hnerv.training_operations(plan.autoencoder, shape, shared=plan.share is not None)
+
+
+def paper_bits(
+    plan: MatrixPlan, shape: tuple[int, int], source_dtype: str, *, sharers: int = 1
+) -> Fraction:
     """Bits per weight as the paper's Table 5 counts them.
 
-    [ b x latent values + 16 d 2^(bd) if the codebook is learned + 32 r min(p, q) ] / pq: no
-    scales, no permutation, no magnitudes, and a low-rank part that is right for squares only.
+    [ b x latent values + 16 d 2^(bd) if the codebook is learned + c x b_phi / m + 32 r min(p, q) ]
+    / pq: no scales, no permutation, no magnitudes, the nominal c of a decoder, and a low-rank part
+    that is right for squares only.
+
+    Args:
+        plan, shape, source_dtype: the matrix.
+        sharers: m, the matrices that share its decoder.
     """
     p, q = shape
     quantizer = plan.quantizer
+    latent = latent_shape(plan, shape)
     bits = Fraction(0)
     if isinstance(quantizer, NoQuantizer):
-        values = scalar.value_sections(quantizer, shape, source_dtype)
+        values = scalar.value_sections(quantizer, latent, source_dtype)
         bits += 8 * sum(spec.bytes for spec in values)
     else:
-        bits += Fraction(quantizer.bits) * p * q
+        bits += Fraction(quantizer.bits) * latent[0] * latent[1]
     if isinstance(quantizer, VectorQuantizer):
         bits += 16 * quantizer.dim * 2**quantizer.index_bits
+    if isinstance(plan.autoencoder, Hnerv):
+        bits += Fraction(hnerv.nominal_bits(plan.autoencoder), sharers)
     if isinstance(plan.residual, LowRank):
         bits += 32 * low_rank.rank_of(plan.residual, shape) * min(p, q)
     return bits / (p * q)

@@ -2,20 +2,20 @@
 
 1. Each file is checked by itself: version, keys, types.
 2. The defaults of all files are merged and checked as a plan.
-3. The `set` of each rule is merged over the defaults and checked as a plan.
+3. The `set` of each rule is merged over the defaults and checked as a plan (in `check_sets`).
 
 Problems are collected from all three and reported together, in the order of the files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from pydantic import ValidationError
 
 from reallm_compiler.errors import Problem
-from reallm_compiler.recipe.messages import Loc, find_known, problems_of, shown
+from reallm_compiler.recipe.messages import Loc, problems_of, shown
 from reallm_compiler.recipe.model import RecipeForm, RuleForm, ShapesForm
 from reallm_compiler.recipe.nodes import (
     ListNode,
@@ -26,15 +26,12 @@ from reallm_compiler.recipe.nodes import (
     map_from_plain,
     to_plain,
 )
-from reallm_compiler.recipe.patch import merge_maps as merged
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.recipe.stages import MatrixPlan, Stage
 from reallm_compiler.recipe.words import homes, keys_of, listed, nearest, owners, stages, suggestion
 
 VERSION = 1
 BUILT_IN = Place("default")
 """The place of a field that no recipe wrote."""
-
-_NEIGHBOURS = 64
 
 
 def built_in_plan() -> MapNode:
@@ -55,8 +52,12 @@ def check_plan(tree: MapNode) -> tuple[MatrixPlan | None, list[Problem]]:
 
 
 def _without_kind(loc: Loc) -> Loc:
+    """A location without the kind that pydantic names after a stage, or after a list's entry."""
     kinds = stages().get(str(loc[0]), {}) if loc else {}
-    return (loc[0], *loc[2:]) if len(loc) > 1 and len(kinds) > 1 and loc[1] in kinds else loc
+    at = 2 if len(loc) > 1 and isinstance(loc[1], int) else 1
+    if len(kinds) > 1 and len(loc) > at and loc[at] in kinds:
+        return (*loc[:at], *loc[at + 1 :])
+    return loc
 
 
 def _unknown_in_plan(loc: Loc, key: str, node: MapNode) -> tuple[str, str | None]:
@@ -89,21 +90,25 @@ def _near_or_home(key: str, valid: Sequence[str]) -> str:
 def _with_plan_hint(problem: Problem, tree: MapNode) -> Problem:
     """Hints that need the stage: a bare word for a stage, parameters without a kind."""
     for stage, kinds in stages().items():
-        node = tree.fields.get(stage)
-        if node is None or node.path != problem.path or problem.hint:
-            continue
-        hint = None
-        if isinstance(node, ScalarNode) and node.value in kinds:
-            hint = f"write `{{kind: {node.value}}}`"
-        elif isinstance(node, MapNode) and problem.message == "`kind` is missing":
-            fitting = [kind for kind in kinds if set(node.fields) <= set(keys_of(kinds[kind]))]
-            hint = f"kinds with these parameters: {listed(fitting)}" if fitting else None
-            hint = hint or f"kinds: {listed(kinds)}"
-        if hint:
-            return Problem(
-                location=problem.location, path=problem.path, message=problem.message, hint=hint
-            )
+        field = tree.fields.get(stage)
+        nodes = field.items if isinstance(field, ListNode) else (field,)
+        for node in nodes:
+            if node is not None and node.path == problem.path:
+                return replace(problem, hint=_stage_hint(problem, node, kinds) or problem.hint)
     return problem
+
+
+def _stage_hint(problem: Problem, node: Node, kinds: Mapping[str, type[Stage]]) -> str | None:
+    if isinstance(node, ScalarNode):
+        if node.value in kinds:
+            return f"write `{{kind: {node.value}}}`"
+        return "write `{kind: none}`" if node.value is None and "none" in kinds else None
+    if isinstance(node, MapNode) and problem.message == "`kind` is missing":
+        fitting = [kind for kind in kinds if set(node.fields) <= set(keys_of(kinds[kind]))]
+        if len(fitting) < len(kinds):
+            return f"with these parameters it can be {listed(fitting)}" if fitting else None
+        return f"kinds: {listed(kinds)}"
+    return None
 
 
 # ---- a file ----------------------------------------------------------------------------------
@@ -153,66 +158,3 @@ def _unknown_in_form(loc: Loc, key: str, node: MapNode) -> tuple[str, str | None
     if near := nearest(key, keys_of(MatrixPlan)):
         return message, f"did you mean `{near}`? {below}"
     return message, _near_or_home(key, valid)
-
-
-# ---- rules -----------------------------------------------------------------------------------
-
-
-def check_sets(rules: Sequence[Node], defaults: MapNode) -> list[Problem]:
-    """What is wrong with the `set` of each rule, reported at the rule.
-
-    A rule may build on an earlier one (the first sets a kind, the second a parameter of it), so a
-    rule is wrong only if it fits neither the defaults nor any rule before it.
-    """
-    plan, of_defaults = check_plan(defaults)
-    known = {problem.message for problem in of_defaults if problem.path == defaults.path}
-    problems: list[Problem] = []
-    earlier: list[MapNode] = []
-    together = defaults
-    for rule in rules:
-        patch = rule.fields.get("set") if isinstance(rule, MapNode) else None
-        if not isinstance(patch, MapNode):
-            continue
-        found = _own_problems(defaults, patch)
-        if found and plan is not None and _fits_an_earlier(earlier, together, defaults, patch):
-            found = []
-        problems += [problem for problem in found if problem.message not in known]
-        earlier.append(patch)
-        together = merged(together, patch)
-    return problems
-
-
-def _own_problems(base: MapNode, patch: MapNode) -> list[Problem]:
-    _, problems = check_plan(merged(base, patch))
-    file = patch.place.file
-    return [
-        problem
-        for problem in problems
-        if problem.path.startswith(patch.path)
-        and (problem.location == file or problem.location.startswith(f"{file}:"))
-    ]
-
-
-def _fits_an_earlier(
-    earlier: Sequence[MapNode], together: MapNode, defaults: MapNode, patch: MapNode
-) -> bool:
-    bases = [together, *(merged(defaults, one) for one in reversed(earlier[-_NEIGHBOURS:]))]
-    return any(check_plan(merged(base, patch))[0] is not None for base in bases)
-
-
-def rule_nodes(tree: MapNode) -> tuple[Node, ...]:
-    """The rules of one file."""
-    node = tree.fields.get("rules")
-    return node.items if isinstance(node, ListNode) else ()
-
-
-def defaults_node(tree: MapNode) -> MapNode | None:
-    """The defaults of one file."""
-    node = tree.fields.get("defaults")
-    return node if isinstance(node, MapNode) else None
-
-
-def value_of(tree: MapNode, *path: str | int) -> Any:  # noqa: ANN401 - plain data
-    """The plain value at `path`; None if it is not there."""
-    node, known = find_known(tree, path)
-    return to_plain(node) if len(known) == len(path) else None

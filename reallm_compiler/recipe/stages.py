@@ -59,6 +59,20 @@ Rational = Annotated[
 ]
 
 
+def _as_whole(value: object) -> object:
+    """`7.2e6` as the integer it is; all else goes on to validation."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_tuple(value: object) -> object:
+    """A list as a tuple, which can be hashed; all else goes on to validation."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Whole = Annotated[int, BeforeValidator(_as_whole, json_schema_input_type=int | float)]
+Extent = Annotated[int, Field(ge=1, le=65536)]
+
+
 # ---- residual --------------------------------------------------------------------------------
 
 
@@ -102,6 +116,37 @@ class LowRank(Stage):
         return self
 
 
+# ---- transform -------------------------------------------------------------------------------
+
+
+class Normalize(Stage):
+    """The matrix divided by scales of its own blocks before it is encoded, and back after."""
+
+    kind: Literal["normalize"]
+    by: Literal["absmax", "rms"] = Field(
+        default="absmax",
+        description="What each group is divided by: its largest magnitude or its root mean square.",
+    )
+    per: Literal["tensor", "row", "column", "block"] = Field(
+        default="block",
+        description="Which weights share a scale; a block is `block` consecutive weights of the "
+        "matrix read row by row.",
+    )
+    block: int = Field(default=64, ge=2, le=65536, description="Weights of a block.")
+    dtype: FloatType = Field(
+        default="float32", description="Stored type of the scales (of the super-scales if bits)."
+    )
+    bits: int | None = Field(
+        default=8,
+        ge=2,
+        le=8,
+        description="Bits of a second level: scales become codes under a super-scale.",
+    )
+    superblock: int = Field(
+        default=256, ge=2, le=65536, description="Scales that share a super-scale."
+    )
+
+
 # ---- autoencoder -----------------------------------------------------------------------------
 
 
@@ -109,6 +154,118 @@ class Identity(Stage):
     """The latent is the matrix itself: e0 = p, e1 = q, e2 = 1."""
 
     kind: Literal["identity"] = "identity"
+
+
+LARGEST_STRIDE = 7
+"""The largest factor by which one stage of a decoder may enlarge its input."""
+
+
+class Hnerv(Stage):
+    """A convolutional autoencoder trained on the patches of the matrix (HNeRV; paper, section 3).
+
+    The latent of each patch and the decoder's weights are stored, the encoder is not. One stage of
+    the decoder enlarges by one prime factor of patch / latent, the largest factor first.
+    """
+
+    kind: Literal["hnerv"]
+    patch: (
+        Extent
+        | Annotated[
+            tuple[Extent, Extent], BeforeValidator(_as_tuple, json_schema_input_type=list[int])
+        ]
+    ) = Field(
+        default=512,
+        description="Rows and columns of a patch, or one number for both; a ragged edge is padded.",
+    )
+    latent: Annotated[
+        tuple[Extent, Extent, Extent],
+        BeforeValidator(_as_tuple, json_schema_input_type=list[Extent]),
+    ] = Field(
+        default=(16, 16, 16), description="Channels, rows and columns of the latent of one patch."
+    )
+    decoder_params: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=10**10,
+        description="The paper's c: parameters of decoder and latents of a matrix together (of the "
+        "decoder alone if it is shared), for which the width is solved. Either this or `width`.",
+    )
+    width: int | None = Field(
+        default=None,
+        ge=1,
+        le=65536,
+        description="Channels of the decoder's first stage. Either this or `decoder_params`.",
+    )
+    decoder_bits: int = Field(
+        default=6, ge=2, le=8, description="Bits of a weight of the decoder's convolutions."
+    )
+    qat: bool = Field(
+        default=True,
+        description="true: the decoder is trained with quantised weights (straight-through); "
+        "false: it is rounded after training.",
+    )
+    reduce: Rational = Field(
+        default=Fraction(6, 5), description="Each stage has so many times fewer channels."
+    )
+    min_width: int = Field(default=12, ge=1, le=65536, description="Least channels of a stage.")
+    kernel_min: int = Field(default=1, ge=1, le=15, description="Kernel of the first stage, odd.")
+    kernel_max: int = Field(
+        default=5, ge=1, le=15, description="Kernels grow by 2 with each stage up to this, odd."
+    )
+    encoder_width: int = Field(
+        default=64, ge=1, le=4096, description="Channels of the encoder, which is not stored."
+    )
+    epochs: int = Field(
+        default=2000, ge=1, le=10**6, description="Passes over all patches of the matrix."
+    )
+    lr: float = Field(
+        default=1e-3, gt=0, le=1, description="Largest learning rate of Adam; cosine schedule."
+    )
+    batch: int = Field(default=2, ge=1, le=65536, description="Patches of one training step.")
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Rows and columns of a patch."""
+        return (self.patch, self.patch) if isinstance(self.patch, int) else self.patch
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Factors of the decoder's stages: the primes of patch / latent, the largest first."""
+        ratio, factors, prime = self.patch_shape[0] // self.latent[1], [], 2
+        while ratio > 1:
+            if ratio % prime:
+                prime += 1
+            else:
+                factors.append(prime)
+                ratio //= prime
+        return tuple(reversed(factors))
+
+    @model_validator(mode="after")
+    def _stages_exist(self) -> Hnerv:
+        (high, wide), (_, rows, columns) = self.patch_shape, self.latent
+        if high % rows or wide % columns or high // rows != wide // columns or high == rows:
+            raise ValueError(
+                f"a patch of {high} x {wide} cannot come from a latent of {rows} x {columns}: rows "
+                "and columns must grow by the same whole factor above 1"
+            )
+        if self.strides[0] > LARGEST_STRIDE:
+            raise ValueError(
+                f"patch / latent is {high // rows}, and its prime factor {self.strides[0]} is more "
+                f"than one stage can enlarge by; use factors up to {LARGEST_STRIDE}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _size_known(self) -> Hnerv:
+        if (self.decoder_params is None) == (self.width is None):
+            raise ValueError("the decoder's size is wanted once: `decoder_params` or `width`")
+        if not 1 <= self.reduce <= 16:
+            raise ValueError("reduce must lie between 1 and 16")
+        if self.kernel_min % 2 == 0 or self.kernel_max % 2 == 0:
+            raise ValueError("kernels must be odd, so that a convolution keeps rows and columns")
+        if self.kernel_max < self.kernel_min:
+            raise ValueError("kernel_max is below kernel_min")
+        return self
 
 
 # ---- permutation -----------------------------------------------------------------------------
@@ -247,7 +404,8 @@ class VectorQuantizer(Stage):
 # ---- the plan of one matrix ------------------------------------------------------------------
 
 Residual = Annotated[NoResidual | LowRank, Field(discriminator="kind")]
-Autoencoder = Annotated[Identity, Field()]
+Transform = Annotated[Normalize, Field()]
+Autoencoder = Annotated[Identity | Hnerv, Field(discriminator="kind")]
 Permutation = Annotated[NoPermutation | NearestPermutation, Field(discriminator="kind")]
 Scales = Annotated[NoScales | RmsScales | AbsmaxScales | MinmaxScales, Field(discriminator="kind")]
 Quantizer = Annotated[
@@ -260,6 +418,10 @@ class MatrixPlan(Stage):
     """Everything that decides how one matrix is stored, and so how large it is."""
 
     residual: Residual = NoResidual()
+    transform: Annotated[
+        tuple[Transform, ...],
+        BeforeValidator(_as_tuple, json_schema_input_type=list[Transform]),
+    ] = Field(default=(), description="Transforms of the matrix before it is encoded, in order.")
     autoencoder: Autoencoder = Identity()
     permutation: Permutation = NoPermutation()
     scales: Scales = NoScales()
@@ -271,13 +433,17 @@ class MatrixPlan(Stage):
     share: str | None = Field(
         default=None,
         min_length=1,
-        description="Name of a group of matrices that store one codebook together.",
+        description="Name of a group of matrices that store one codebook or decoder together.",
     )
 
     @model_validator(mode="after")
     def _stages_fit(self) -> MatrixPlan:
-        if self.share is not None and self.quantizer.kind != "vq":
-            raise ValueError("`share` needs something to share: a `vq` quantizer")
+        if (
+            self.share is not None
+            and self.quantizer.kind != "vq"
+            and self.autoencoder.kind != "hnerv"
+        ):
+            raise ValueError("`share` needs something to share: a `vq` quantizer or a decoder")
         if self.scales.kind == "minmax" and self.quantizer.kind == "normal_float":
             raise ValueError(
                 "`normal_float` levels lie on [-1, 1]; use `absmax` scales, or `uniform` "
@@ -286,6 +452,21 @@ class MatrixPlan(Stage):
         if self.scales.kind == "none" and self.quantizer.kind in ("uniform", "normal_float"):
             raise ValueError(
                 f"`{self.quantizer.kind}` levels lie on [-1, 1] and need scales: use `absmax`"
+            )
+        kinds = [transform.kind for transform in self.transform]
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("a kind of transform can stand in the list once")
+        return self
+
+    @model_validator(mode="after")
+    def _trained_once(self) -> MatrixPlan:
+        residual = self.residual
+        if self.autoencoder.kind == "identity" or residual.kind == "none":
+            return self
+        if residual.fit == "alternating" or residual.order == "quantizer_first":
+            raise ValueError(
+                f"`{self.autoencoder.kind}` is trained once, on what the residual leaves: use "
+                "`fit: svd` or `zero` and `order: residual_first`"
             )
         return self
 
