@@ -2,23 +2,13 @@
 
 The parser's events are read directly, for four reasons: every key and value keeps its line and
 column; a duplicate key is an error and not a silent overwrite; an alias cannot blow up (depth and
-the number of nodes after expansion are limited); and scalars are read by the rules below and not
-by those of YAML 1.1, whose traps they avoid.
-
-Plain scalars (quoted ones are always text):
-
-    null ~ (nothing)          null
-    true false                truth values; `yes no on off` are text
-    12 -3 0x1f 0o17           integers; 010 is ten
-    2.5 1e-3 7.2e6 64.0       numbers; one whose value is whole is an integer
-    1/64, .inf, 12:30, ...    text; fractions are read by the fields that take them
+the number of nodes after expansion are limited); and plain scalars are read by `scalars`, not by
+the rules of YAML 1.1.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from fractions import Fraction
 from pathlib import Path
 
 import yaml
@@ -26,7 +16,6 @@ import yaml
 from reallm_compiler.errors import Problem, RecipeError
 from reallm_compiler.recipe.nodes import (
     MAX_DEPTH,
-    MAX_INTEGER,
     MAX_NODES,
     ListNode,
     MapNode,
@@ -38,17 +27,10 @@ from reallm_compiler.recipe.nodes import (
     join,
     move,
 )
+from reallm_compiler.recipe.scalars import read_scalar
 
 MAX_BYTES = 1 << 20
 
-_INTEGER = re.compile(r"[-+]?[0-9]+")
-_PREFIXED = re.compile(r"0x[0-9a-fA-F]+|0o[0-7]+")
-_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE](?P<exponent>[-+]?[0-9]+))?")
-_WORDS: dict[str, bool | None] = {
-    word: value
-    for name, value in (("true", True), ("false", False), ("null", None))
-    for word in (name, name.capitalize(), name.upper())
-} | {"": None, "~": None}
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {"str": str, "int": int, "float": float, "bool": bool, "null": type(None)}
 _PARSER_WORDS = {
@@ -57,7 +39,11 @@ _PARSER_WORDS = {
     "found character '\\t' that cannot start any token": "a tab cannot indent; use spaces",
     "found character that cannot start any token": "this character cannot start a value",
     "found unexpected end of stream": "the text ends inside a quoted value",
+    "expected ',' or ']'": "a `,` or `]` is missing before this",
+    "expected ',' or '}'": "a `,` or `}` is missing before this",
+    "expected <block end>": "this line does not fit the indentation of the lines above",
 }
+"""What the parser says, by its first words, in ours."""
 
 
 def read_file(path: Path, label: str | None = None) -> tuple[Node, list[Problem]]:
@@ -112,9 +98,8 @@ def read_text(text: str, label: str) -> tuple[Node, list[Problem]]:
         mark = error.problem_mark or error.context_mark
         place = Place(label, mark.line + 1, mark.column + 1) if mark else Place(label)
         what = error.problem or error.context or "this is not YAML"
-        message = _PARSER_WORDS.get(what, what)
-        if message.startswith("expected <block end>"):
-            message = "this line does not fit the indentation of the lines above"
+        ours = (word for start, word in _PARSER_WORDS.items() if what.startswith(start))
+        message = next(ours, what)
         raise _error(place, message, hint="check indentation, quotes and brackets") from None
 
 
@@ -233,7 +218,10 @@ class _Builder:
             raise _error(self.place(event), f"the tag `{_short(event.tag)}` is not allowed")
         if not plain:
             return event.value
-        value = self.resolve(event)
+        try:
+            value = read_scalar(event.value)
+        except ValueError as error:
+            raise _error(self.place(event), str(error)) from None
         if name in _SCALAR_TAGS and event.tag != "!":
             kind = _SCALAR_TAGS[name]
             if kind is float and type(value) is int:
@@ -241,27 +229,6 @@ class _Builder:
             if type(value) is not kind:
                 message = f"`{event.value}` does not fit the tag `!!{name}`"
                 raise _error(self.place(event), message)
-        return value
-
-    def resolve(self, event: yaml.ScalarEvent) -> str | int | float | bool | None:
-        text = event.value
-        if text in _WORDS:
-            return _WORDS[text]
-        if _PREFIXED.fullmatch(text) and len(text) < 32:
-            return self.integer(int(text, 0), event)
-        if len(text) < 400 and (match := _NUMBER.fullmatch(text)):
-            if _INTEGER.fullmatch(text):
-                return self.integer(int(text), event)
-            exponent = match["exponent"]
-            if exponent is not None and (len(exponent) > 4 or abs(int(exponent)) > 300):
-                raise _error(self.place(event), "the number is out of range")
-            exact = Fraction(text)
-            return self.integer(int(exact), event) if exact.denominator == 1 else float(exact)
-        return text
-
-    def integer(self, value: int, event: yaml.Event) -> int:
-        if abs(value) > MAX_INTEGER:
-            raise _error(self.place(event), "the number is too large")
         return value
 
 

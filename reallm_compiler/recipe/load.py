@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reallm_compiler.errors import Problem, RecipeError
-from reallm_compiler.recipe import check
+from reallm_compiler.recipe import check, check_sets
 from reallm_compiler.recipe.document import read_file
 from reallm_compiler.recipe.match import Pattern, parse_layers
 from reallm_compiler.recipe.model import Recipe, RecipeForm, Rule, RuleForm, ShapesForm
@@ -73,7 +73,10 @@ def _file_of(source: str, folder: Path | None) -> _Found:
         return _Found(path=shipped, label=shipped.name, name=source)
     path = (folder or Path()) / Path(source).expanduser()
     is_name = not path.exists() and os.sep not in source and not source.endswith(_SUFFIXES)
-    if not source or is_name:
+    if not source:
+        problem = Problem(location="recipe", path="", message="no recipe is named")
+        raise RecipeError([problem])
+    if is_name:
         message = f"there is no shipped recipe `{source}`, and no file of that name"
         hint = suggestion(source, list_shipped())
         raise RecipeError([Problem(location=source, path="", message=message, hint=hint)])
@@ -145,14 +148,17 @@ class _Chain:
         defaults = check.built_in_plan()
         rules: list[Node] = []
         for tree in maps:
-            patch = check.defaults_node(tree)
+            patch = check_sets.defaults_node(tree)
             if patch is not None:
                 defaults = merge_maps(defaults, patch)
-            rules += check.rule_nodes(tree)
+            rules += check_sets.rule_nodes(tree)
         plan = None
         if self.complete:  # without the base, what follows would be wrong for no reason of its own
             plan, problems = check.check_plan(defaults)
-            self.problems += problems + check.check_sets(rules, defaults)
+            self.problems += problems + check_sets.check_sets(rules, defaults)
+        else:
+            for patch in check_sets.patches(maps):
+                self.problems += check_sets.check_alone(patch)
         if self.problems or plan is None:
             raise RecipeError(_ordered(self.problems, [file.tree for file in self.files]))
         forms_of_rules = [rule for form in forms for rule in form.rules]

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from reallm_compiler.errors import Problem
 from reallm_compiler.recipe.nodes import ListNode, MapNode, Node, ScalarNode, find, join
+from reallm_compiler.recipe.scalars import read_scalar
 from reallm_compiler.recipe.words import listed, nearest
 
 Loc = tuple[str | int, ...]
@@ -29,6 +30,7 @@ _WANTED = {
     "bool_type": "`true` or `false`",
     "string_type": "text",
     "list_type": "a list",
+    "tuple_type": "a list",
     "dict_type": "a map",
     "model_type": "a map",
     "model_attributes_type": "a map",
@@ -54,6 +56,7 @@ def problems_of(
         tags: takes the kinds out of a pydantic location, which names the chosen kind as a step.
     """
     problems: list[Problem] = []
+    missing: list[Loc] = []
     shapes: dict[str, tuple[Node, list[dict[str, Any]]]] = {}
     for detail in error.errors(include_url=False):
         loc = tags(detail["loc"])
@@ -61,7 +64,7 @@ def problems_of(
         if kind == "extra_forbidden":
             problems.append(_extra(root, loc, unknown_key))
         elif kind == "missing":
-            problems.append(_missing(root, loc))
+            missing.append(loc)
         elif kind in _WANTED or kind == "literal_error":
             node, _ = find_known(root, loc)
             shapes.setdefault(node.path, (node, []))[1].append(dict(detail))
@@ -71,6 +74,12 @@ def problems_of(
                 node = _field(node, "kind")
             message, hint = _message(dict(detail), node)
             problems.append(_problem(node, message, hint))
+    for loc in missing:
+        # A key that is only misspelt is one problem, not two.
+        slips = (p for p in problems if p.hint == f"did you mean `{loc[-1]}`?")
+        parent = find_known(root, loc[:-1])[0].path
+        if not any(slip.path.rpartition(".")[0] == parent for slip in slips):
+            problems.append(_missing(root, loc))
     taken = {problem.path for problem in problems}
     for path, (node, details) in shapes.items():
         # An alternative that fails inside tells more than another that does not fit at all.
@@ -111,6 +120,8 @@ def _extra(root: Node, loc: Loc, unknown_key: UnknownKey) -> Problem:
 
 def _missing(root: Node, loc: Loc) -> Problem:
     node, _ = find_known(root, loc[:-1])
+    if isinstance(node, ListNode):
+        return _problem(node, f"the list is too short: it has {len(node.items)} entries")
     kind = node.fields.get("kind") if isinstance(node, MapNode) else None
     who = f": `{kind.value}` needs it" if isinstance(kind, ScalarNode) else ""
     return _problem(node, f"`{loc[-1]}` is missing{who}")
@@ -123,6 +134,8 @@ def _message(detail: dict[str, Any], node: Node) -> tuple[str, str | None]:
     if kind in _LIMITS:
         key, words = _LIMITS[kind]
         return f"{shown(node)} {words} {context[key]}", None
+    if kind == "too_long":
+        return f"the list is too long: at most {context['max_length']} entries", None
     if kind in _EMPTY:
         return "this must not be empty", None
     if kind == "union_tag_invalid":
@@ -133,7 +146,9 @@ def _message(detail: dict[str, Any], node: Node) -> tuple[str, str | None]:
 
 
 def _no_kind(node: Node, kinds: Sequence[str]) -> tuple[str, str]:
-    near = nearest(node.value, kinds) if isinstance(node, ScalarNode) else None
+    if not (isinstance(node, ScalarNode) and isinstance(node.value, str)):
+        return f"a kind is wanted, not {shown(node)}", f"kinds: {listed(kinds)}"
+    near = nearest(node.value, kinds)
     hint = f"did you mean `{near}`?" if near else f"kinds: {listed(kinds)}"
     return f"there is no kind {shown(node)} here", hint
 
@@ -156,6 +171,8 @@ def _wanted(details: Sequence[dict[str, Any]], node: Node) -> tuple[str, str | N
     if "`true` or `false`" in phrases:
         words += ["true", "false"]
     hint = None
+    if isinstance(node, ScalarNode) and node.value is None:
+        hint = "take the key out if nothing is meant"
     if words and isinstance(node, ScalarNode) and isinstance(node.value, str):
         near = nearest(node.value, words)
         hint = f"did you mean `{near}`?" if near else None
@@ -176,4 +193,13 @@ def shown(node: Node) -> str:
     if isinstance(node.value, bool):
         return f"`{str(node.value).lower()}`"
     text = str(node.value)
-    return f"`{text if len(text) <= 60 else text[:57] + '...'}`"
+    short = f"`{text if len(text) <= 60 else text[:57] + '...'}`"
+    # Only a quoted value can be a text that looks like something else.
+    return f"the text {short}" if isinstance(node.value, str) and _looks_otherwise(text) else short
+
+
+def _looks_otherwise(text: str) -> bool:
+    try:
+        return not isinstance(read_scalar(text), str)
+    except ValueError:
+        return True

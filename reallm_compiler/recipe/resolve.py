@@ -15,9 +15,17 @@ from dataclasses import dataclass
 from reallm_compiler.errors import Problem, RecipeError
 from reallm_compiler.recipe.check import BUILT_IN, check_plan
 from reallm_compiler.recipe.model import Keep, Recipe, Rule
-from reallm_compiler.recipe.nodes import MapNode, Node, Place, find, leaves, map_from_plain
+from reallm_compiler.recipe.nodes import (
+    MapNode,
+    Node,
+    Place,
+    find,
+    leaves,
+    map_from_plain,
+    to_plain,
+)
 from reallm_compiler.recipe.patch import merge_maps
-from reallm_compiler.recipe.select import select
+from reallm_compiler.recipe.selection import select
 from reallm_compiler.recipe.stages import MatrixPlan
 
 __all__ = ["Candidate", "Decision", "FieldSource", "resolve"]
@@ -164,7 +172,7 @@ def _trace(plan: MatrixPlan, tree: MapNode, layers: Sequence[MapNode]) -> tuple[
         sources.append(
             FieldSource(
                 path=path,
-                value=getattr(leaf, "value", None),
+                value=to_plain(leaf),
                 location=location,
                 origin=node.path if written else "",
                 overridden=tuple(writer for writer in writers if writer != location),

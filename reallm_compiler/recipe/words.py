@@ -97,17 +97,10 @@ def stages() -> dict[str, dict[str, type[Stage]]]:
     """Each stage of a matrix plan with its kinds and their models."""
     table: dict[str, dict[str, type[Stage]]] = {}
     for name, info in MatrixPlan.model_fields.items():
-        models = [part for part in _entries(info.annotation) if _is_stage(part)]
+        models = [part for part in members(info.annotation) if _is_stage(part)]
         if models:
             table[name] = {kind_of(model): model for model in models}
     return table
-
-
-def _entries(annotation: Any) -> list[Any]:  # noqa: ANN401
-    """The alternatives of a stage, or of the entries of a stage that is a list."""
-    if get_origin(annotation) in (list, tuple):
-        return members(get_args(annotation)[0])
-    return members(annotation)
 
 
 def _is_stage(part: object) -> bool:
