@@ -72,7 +72,8 @@ class ScaleSpec:
     """The scales of a tensor: weight[i, j] = stored[i, j] x scale[i // rows, j // columns].
 
     Attributes:
-        tensor: the scales as stored; a 3-D weight has scales with the same first axis.
+        tensor: the scales, with the shape [rows of blocks, columns of blocks]; those of a 3-D
+            weight have its first axis too. A flat shape in the file is the same bytes.
         block: rows and columns of the weight, as stored, that one scale covers; the last
             block of a row or column may be smaller.
     """

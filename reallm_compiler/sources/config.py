@@ -23,6 +23,8 @@ from reallm_compiler.tensors import TensorSpec
 DEFAULT_DTYPE = "f16"
 _COUNT_LIMIT = 2000
 _COUNTS = ("layers", "layer", "blocks")
+# Neither code, nor packing, nor the type of the numbers changes a shape.
+_LEFT_OUT = ("auto_map", "quantization_config", "transformers_version", "dtype", "torch_dtype")
 _TORCH_DTYPES = {
     "bool": "bool",
     "uint8": "u8",
@@ -141,16 +143,18 @@ def _meta_shapes(
             note="program code from a repository is never run",
             hint="give a folder with the weights: its headers need no code",
         )
-    plain = {
-        key: value
-        for key, value in config.items()
-        if key not in ("auto_map", "quantization_config", "transformers_version")
-    }
+    plain = {key: value for key, value in config.items() if key not in _LEFT_OUT}
     built = known[model_type].from_dict(plain)
     causal = type(built) in transformers.AutoModelForCausalLM._model_mapping
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
-    with torch.device("meta"):
-        model = auto.from_config(built, trust_remote_code=False)
+    log = transformers.utils.logging
+    loudness = log.get_verbosity()
+    log.set_verbosity_error()  # its remarks on generation settings say nothing about shapes
+    try:
+        with torch.device("meta"):
+            model = auto.from_config(built, trust_remote_code=False)
+    finally:
+        log.set_verbosity(loudness)
     ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
     state = model.state_dict()
     names = _checkpoint_names(model, state, ties)

@@ -34,8 +34,8 @@ _MODULES: tuple[tuple[Role, re.Pattern[str]], ...] = (
     (
         "embedding",
         re.compile(
-            r".*embed.*|wte|wpe|shared|.*_emb|emb|w_position|relative_attention_bias|pos_bias"
-            r"|codebook"
+            r"(?!.*(proj|project|projection|mapping_in)$).*embed.*"  # but not their projections
+            r"|wte|wpe|shared|.*_emb|emb|relative_attention_bias|bias_values"
         ),
     ),
     (
@@ -57,6 +57,7 @@ _ANYWHERE: tuple[tuple[Role, re.Pattern[str]], ...] = (
 """Words that decide wherever they stand: what is inside such a module belongs to it."""
 
 _WHOLE: Mapping[str, Role] = {
+    "transformer.w": "embedding",
     "output": "head",
     "head": "head",
     "proj_out": "head",
@@ -65,9 +66,9 @@ _WHOLE: Mapping[str, Role] = {
     "generator_lm_head": "head",
     "pred_layer.proj": "head",
 }
-"""Whole names, where the last word alone could also be an inner layer."""
+"""Whole names, where the last word alone would not tell."""
 
-_EXPERTS = re.compile(r"(^|\.)experts(\.|$)|\.(in|out)put_linear$")
+_EXPERTS = re.compile(r"(^|\.)(shared_)?experts(\.|$)|\.(in|out)put_linear$")
 """Where a 3-D tensor is a stack of linear layers, one for each expert."""
 _EXPERT_WEIGHT = re.compile(
     r"(gate_up_proj|gate_proj|up_proj|down_proj|gate_and_up_projs?|down_projs?|input_linear"

@@ -134,12 +134,12 @@ def attach_scales(
         scale = by_name[names[0]]
         if scale.dtype not in ("f32", "bf16", "f16"):
             raise _unusable(tensor, f"its scales have the type {scale.dtype}")
-        covered = _block(tensor, scale, block)
+        grid, covered = _block(tensor, scale, block)
         scaled[tensor.name] = replace(
             tensor,
             dtype=dtype,
             stored=tensor.dtype,
-            scale=ScaleSpec(tensor=scale, block=covered),
+            scale=ScaleSpec(tensor=replace(scale, shape=grid), block=covered),
         )
         used.update(names)
         module = tensor.name.removesuffix("weight")
@@ -163,23 +163,20 @@ def _stated_block(config: Mapping[str, Any] | None) -> tuple[int, int] | None:
 
 def _block(
     tensor: TensorSpec, scale: TensorSpec, stated: tuple[int, int] | None
-) -> tuple[int, int]:
-    """Rows and columns of the weight that one scale covers."""
+) -> tuple[tuple[int, ...], tuple[int, int]]:
+    """The scales' shape as a grid of blocks, and the rows and columns that one scale covers."""
     extents, shape = tensor.shape, scale.shape
+    stack: tuple[int, ...] = ()
     if len(extents) == 3 and shape[:1] == extents[:1]:
-        extents, shape = extents[1:], shape[1:]
+        stack, extents, shape = extents[:1], extents[1:], shape[1:]
     if len(extents) != 2:
         raise _unusable(tensor, f"scales {list(scale.shape)} do not fit {list(tensor.shape)}")
     p, q = extents
     grid = {0: (1, 1), 1: (*shape, 1), 2: shape}.get(len(shape))
-    if grid == (1, 1):
-        return p, q
-    if grid is not None and stated and grid == (ceil_div(p, stated[0]), ceil_div(q, stated[1])):
-        return stated
-    if grid == (p, 1):
-        return 1, q
-    if grid == (1, q):
-        return p, 1
+    blocks = [(p, q), *([stated] if stated else []), (1, q), (p, 1)]
+    for rows, columns in blocks:
+        if grid == (ceil_div(p, rows), ceil_div(q, columns)):
+            return (*stack, *grid), (rows, columns)
     hint = f" in blocks of {list(stated)}" if stated else " (no weight_block_size is stated)"
     raise _unusable(tensor, f"scales {list(scale.shape)} do not fit {list(tensor.shape)}{hint}")
 

@@ -104,9 +104,7 @@ CONTRADICTIONS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"), CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys()
-)
+@pytest.mark.parametrize(("changes", "message"), CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
 def test_index_against_shards(sharded, changes, message):
     write_index(sharded, **changes)
     if message is None:
