@@ -58,11 +58,12 @@ def values(name: str, info: FieldInfo) -> str:
     words = [f"`{word}`" for word in literals(info.annotation)]
     types = [_TYPES[kind] for kind in members(info.annotation) if kind in _TYPES]
     lists = [kind for kind in members(info.annotation) if get_origin(kind) is tuple]
-    low = next((str(m.ge) for m in info.metadata if hasattr(m, "ge")), None)
+    low = next((f"{m.ge} to" for m in info.metadata if hasattr(m, "ge")), None)
+    low = next((f"above {m.gt}, up to" for m in info.metadata if hasattr(m, "gt")), low)
     high = next((str(m.le) for m in info.metadata if hasattr(m, "le")), None)
     if low and high:
         high = "2^63 - 1" if high == str(2**63 - 1) else high
-        types = [f"{kind} {low} to {high}" for kind in types]
+        types = [f"{kind} {low} {high}" for kind in types]
     types += [f"list of {len(get_args(kind))} integers" for kind in lists]
     if type(None) in members(info.annotation):
         types.append("`null`")
