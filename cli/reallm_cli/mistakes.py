@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from reallm_compiler.errors import ReallmError
+from reallm_compiler.errors import Problem, ReallmError, RecipeError
+
+RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 class CommandLineError(ReallmError):
@@ -45,6 +47,33 @@ def did_you_mean(words: list[str]) -> str | None:
     if len(quoted) == 1:
         return f"did you mean {quoted[0]}?"
     return f"did you mean {', '.join(quoted[:-1])} or {quoted[-1]}?"
+
+
+def check_recipe_path(recipe: str) -> None:
+    """Refuse a recipe's path that leads nowhere, with the nearest name beside it.
+
+    A word without a suffix or a folder is a shipped recipe's name, which the recipe room checks.
+
+    Raises:
+        RecipeError: there is no such file.
+    """
+    place = Path(recipe)
+    if place.exists() or (place.suffix not in RECIPE_SUFFIXES and len(place.parts) == 1):
+        return
+    problem = Problem(
+        location=recipe,
+        path="",
+        message="there is no such recipe file",
+        hint=did_you_mean(_recipes_like(place)) or "`reallm recipes list` names the shipped ones",
+    )
+    raise RecipeError([problem])
+
+
+def _recipes_like(place: Path) -> list[str]:
+    if not place.parent.is_dir():
+        return []
+    beside = [child.name for child in place.parent.iterdir() if child.suffix in RECIPE_SUFFIXES]
+    return [str(place.parent / name) for name in nearest(place.name, sorted(beside))]
 
 
 def check_archive_path(path: str) -> None:

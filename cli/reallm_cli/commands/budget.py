@@ -8,7 +8,7 @@ import click
 
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
-from reallm_cli.mistakes import CommandLineError, did_you_mean, nearest
+from reallm_cli.mistakes import CommandLineError, check_recipe_path, did_you_mean, nearest
 from reallm_cli.opened import Opened, is_archive, open_facts
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
@@ -88,6 +88,7 @@ def _plan(source: str, model: str | None, opened: Opened | None) -> Plan:
     from reallm_compiler.plan.build import plan as build_plan
 
     if opened is None:
+        check_recipe_path(source)
         return build_plan(source, model=model)
     if model is None:
         return opened.plan

@@ -10,6 +10,7 @@ import click
 from reallm_cli.commands.inspect import show_archive
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
+from reallm_cli.mistakes import check_recipe_path
 from reallm_cli.numbers import counted, duration_text, grouped, rate_text, size_text
 from reallm_cli.opened import open_facts
 from reallm_cli.progress import Meter
@@ -83,6 +84,7 @@ def compile_command(
     RECIPE is a shipped recipe's name or a YAML file. A compile that was interrupted goes on where
     it stood when the same command is given again, and ends with the same bytes.
     """
+    check_recipe_path(recipe)
     from reallm_compiler.execute.run import compile_model
 
     with CompileTalk(terminal) as talk:

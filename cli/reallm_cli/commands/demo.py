@@ -15,6 +15,7 @@ from reallm_cli.commands.compile import CompileTalk
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_libraries
+from reallm_cli.mistakes import check_recipe_path
 from reallm_cli.numbers import bits_text, counted, duration_text, grouped
 from reallm_cli.opened import open_facts
 from reallm_cli.progress import Meter
@@ -50,6 +51,7 @@ def demo(terminal: Terminal, recipe: str, output: str | None, force: bool) -> in
     Prints the budget beside the stored bytes, the perplexity on held-out text before and after,
     and a few lines that the original and the compressed model write. Takes about a minute.
     """
+    check_recipe_path(recipe)
     from reallm_compiler.demo import find_demo
 
     bundled = find_demo()

@@ -9,6 +9,7 @@ from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import check_archive_path
 from reallm_cli.numbers import counted
 from reallm_cli.terminal import Terminal
+from reallm_formats import Archive, FormatError
 
 
 @click.command(
@@ -29,7 +30,6 @@ def verify(terminal: Terminal, archive: str, as_json: bool) -> int:
     Prints `intact`, or a line for each damaged place.
     """
     from reallm_compiler.reader.verify import verify as find_damage
-    from reallm_formats import Archive
 
     check_archive_path(archive)
     damages = find_damage(archive)
@@ -50,7 +50,17 @@ def verify(terminal: Terminal, archive: str, as_json: bool) -> int:
         return ExitCode.OK
     for damage in damages:
         terminal.data(terminal.text(f"{damage.location}: {damage.message}"))
-    terminal.say(f"damaged: {counted(len(damages), 'place')} in `{archive}`")
+    terminal.say(f"not intact: {counted(len(damages), 'place')} in `{archive}`")
     terminal.say()
-    terminal.say("hint: copy the file again from where it came, or compile it again")
+    terminal.say(f"hint: {_next_step(archive)}")
     return ExitCode.DAMAGED
+
+
+def _next_step(path: str) -> str:
+    """What to do: the broken structure's own hint, as a text file is not a cut archive."""
+    try:
+        Archive.open(path).close()
+    except FormatError as error:
+        if error.hint is not None:
+            return error.hint
+    return "copy the file again from where it came, or compile it again"
