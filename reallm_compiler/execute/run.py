@@ -133,12 +133,13 @@ def _compile(
             return _errors(plan, done), len(units)
         place.check(force=force)
         if done is None:
-            count, memory, free = choose_workers(plan, workers, len(units))
             try:
+                count, memory, free = choose_workers(plan, workers, len(units))
                 disk = check_disk(place.path.parent, plan.layout.file_bytes)
                 place.reserve(plan.layout)
             except BaseException:
-                journal.remove()
+                if not journal.records:
+                    journal.remove()
                 raise
             journal.clear()
             journal.append({"identity": identity})

@@ -1,0 +1,133 @@
+"""The budget: exact numbers of the paper's shapes, and terms that add up for any model."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import reallm_compiler as reallm
+from reallm_compiler.layouts.matrix import TERMS
+
+SQUARE = {"shapes": {"layers.0.q_proj.weight": [4096, 4096]}}
+
+
+def test_the_papers_setting_at_4096() -> None:
+    (row,) = reallm.plan("reallm-2bit", model=SQUARE).budget().matrices
+    weights = 4096 * 4096
+    bits = {term: Fraction(8 * size, weights) for term, size in row.terms.items()}
+    assert row.paper_bits == Fraction("2.5009765625")
+    assert bits["codes"] == 2
+    assert bits["scales"] == Fraction("0.126953125") + Fraction(32, weights)  # one fp32 offset
+    assert bits["permutation"] == Fraction("0.09375")
+    assert bits["low_rank"] == Fraction("0.5")
+    assert bits["dora"] == Fraction("0.00390625")
+    assert bits["codebook"] == Fraction("0.0009765625")
+    assert row.exact_bits == sum(bits.values())
+
+
+def test_llama_2_7b_from_its_bare_config() -> None:
+    pytest.importorskip("transformers")
+    plan = reallm.plan("reallm-2bit", model={"model_type": "llama"})
+    totals = plan.budget().totals
+    assert totals.weights == 6_476_005_376
+    assert totals.low_rank_parameters == 159_907_840
+    assert any("tokenizer" in note for note in plan.notes)
+
+
+def test_json_keys_are_the_documented_ones() -> None:
+    budget = json.loads(json.dumps(reallm.plan("nf4", model=SQUARE).budget().to_json()))
+    assert set(budget) == {"matrices", "totals", "notes"}
+    (row,) = budget["matrices"]
+    assert set(row) == {"name", "shape", "paper_bits", "exact_bits", "bytes", "terms"}
+    assert row["name"] == "layers.0.q_proj"
+    assert row["shape"] == [4096, 4096]
+    assert set(row["terms"]) == set(TERMS)
+    assert set(budget["totals"]) == {
+        "weights",
+        "low_rank_parameters",
+        "paper_bits",
+        "exact_bits",
+        "coded_bytes",
+        "kept_bytes",
+        "header_bytes",
+        "manifest_bytes",
+        "padding_bytes",
+        "other_bytes",
+        "file_bytes",
+    }
+
+
+PLANS = st.fixed_dictionaries(
+    {
+        "residual": st.sampled_from(
+            [
+                {"kind": "none"},
+                {"kind": "low_rank", "rank": "1/8"},
+                {"kind": "low_rank", "rank": 3, "dtype": "int8"},
+            ]
+        ),
+        "permutation": st.sampled_from([{"kind": "none"}, {"kind": "nearest", "rows": 5}]),
+        "scales": st.sampled_from(
+            [
+                {"kind": "absmax", "block": 7},
+                {"kind": "rms", "per": "row", "bits": 5, "superblock": 3},
+                {"kind": "absmax", "per": "column", "dtype": "float16"},
+            ]
+        ),
+        "quantizer": st.sampled_from(
+            [
+                {"kind": "uniform", "bits": 3},
+                {"kind": "normal_float", "bits": 4},
+                {"kind": "vq", "bits": 2, "dim": 3},
+                {"kind": "vq", "bits": "5/2", "dim": 2, "axis": "cols"},
+                {"kind": "none", "dtype": "float16"},
+            ]
+        ),
+        "dora": st.booleans(),
+    }
+)
+SHAPES = st.lists(
+    st.tuples(st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=4
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plan=PLANS, shapes=SHAPES, shared=st.booleans())
+def test_byte_terms_add_up(
+    plan: dict[str, object], shapes: list[tuple[int, int]], shared: bool
+) -> None:
+    if shared and plan["quantizer"]["kind"] == "vq":  # type: ignore[index]
+        plan = {**plan, "share": "all"}
+    model = {"shapes": {f"m{place}.weight": list(shape) for place, shape in enumerate(shapes)}}
+    made = reallm.plan({"reallm": 1, "defaults": plan}, model=model)
+    budget = made.budget()
+    for row in budget.matrices:
+        assert sum(row.terms.values()) == row.bytes
+    totals = budget.totals
+    assert sum(row.bytes for row in budget.matrices) == totals.coded_bytes
+    assert totals.file_bytes == (
+        totals.coded_bytes
+        + totals.kept_bytes
+        + totals.header_bytes
+        + totals.manifest_bytes
+        + totals.padding_bytes
+        + totals.other_bytes
+    )
+    last = made.layout.manifest.sections[-1]
+    assert totals.file_bytes == last.offset + last.bytes
+
+
+def test_a_shared_codebook_is_counted_once_and_divided() -> None:
+    recipe = {
+        "reallm": 1,
+        "defaults": {"quantizer": {"kind": "vq", "bits": 2, "dim": 4}, "share": "all"},
+    }
+    shapes = {f"layers.{n}.up_proj.weight": [64, 64] for n in range(3)}
+    budget = reallm.plan(recipe, model={"shapes": shapes}).budget()
+    parts = [row.terms["codebook"] for row in budget.matrices]
+    assert sum(parts) == 256 * 4 * 2
+    assert max(parts) - min(parts) <= 1
