@@ -59,7 +59,15 @@ def load_for_evaluation(
         _check_archive_name(place)
         from reallm_compiler.reader.huggingface import load
 
-        return load(path, device=device, dtype=torch_dtype)
+        with _quiet_loading():
+            model, tokenizer = load(path, device=device, dtype=torch_dtype)
+        if tokenizer is None:
+            raise SourceError(
+                "the archive holds no tokenizer, so no text can be evaluated",
+                location=place,
+                hint="compile it from a folder that has tokenizer.json",
+            )
+        return model, tokenizer
     tokenizer = load_tokenizer(path)
     from transformers import AutoModelForCausalLM
 

@@ -173,6 +173,23 @@ def test_a_path_to_nothing_is_told_without_asking_the_hub(path):
             load(path)
 
 
+def test_a_path_in_a_folder_that_exists_is_no_hub_id(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="there is no such model"):
+        load_for_evaluation("models/nothing")
+
+
+def test_an_archive_without_a_tokenizer_is_told(tmp_path, monkeypatch):
+    reader = types.ModuleType("reallm_compiler.reader.huggingface")
+    reader.load = lambda path, device, dtype: (None, None)
+    monkeypatch.setitem(sys.modules, "reallm_compiler.reader.huggingface", reader)
+    archive = tmp_path / "model.reallm"
+    archive.write_bytes(b"any")
+    with pytest.raises(SourceError, match="the archive holds no tokenizer"):
+        load_for_evaluation(archive)
+
+
 def test_one_file_of_a_model_points_to_its_folder(made):
     with pytest.raises(SourceError, match="one file of a model") as caught:
         load_for_evaluation(made / "model.safetensors")

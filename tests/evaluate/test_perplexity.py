@@ -261,6 +261,9 @@ def test_progress_counts_windows(model, tokenizer):
     )
     total = result.windows
     assert calls == [(min(at, total), total) for at in range(5, total + 5, 5)]
+    calls.clear()
+    evaluate(model, tokenizer, TEXT, window=16, progress=lambda *done: calls.append(done))
+    assert calls == [(total, total)]  # 2048 tokens hold 128 such windows
 
 
 def test_a_model_in_training_is_measured_without_dropout(tokenizer):
