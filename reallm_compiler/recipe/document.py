@@ -39,6 +39,7 @@ _PARSER_WORDS = {
     "found character '\\t' that cannot start any token": "a tab cannot indent; use spaces",
     "found character that cannot start any token": "this character cannot start a value",
     "found unexpected end of stream": "the text ends inside a quoted value",
+    "expected alphabetic or numeric": "a value that starts with `*` or `&` needs quotes",
     "expected ',' or ']'": "a `,` or `]` is missing before this",
     "expected ',' or '}'": "a `,` or `}` is missing before this",
     "expected <block end>": "this line does not fit the indentation of the lines above",

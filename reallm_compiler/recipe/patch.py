@@ -9,7 +9,7 @@ Each field of the result is the very node that set it, so its place is that of t
 
 from __future__ import annotations
 
-from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode
+from reallm_compiler.recipe.nodes import MapNode, Node, to_plain
 
 
 def merge(base: Node, patch: Node) -> Node:
@@ -37,7 +37,4 @@ def merge_maps(base: MapNode, patch: MapNode) -> MapNode:
 def _kind_changes(base: MapNode, patch: MapNode) -> bool:
     if "kind" not in base.fields or "kind" not in patch.fields:
         return False
-    before, after = base.fields["kind"], patch.fields["kind"]
-    if isinstance(before, ScalarNode) and isinstance(after, ScalarNode):
-        return before.value != after.value
-    return True
+    return bool(to_plain(base.fields["kind"]) != to_plain(patch.fields["kind"]))

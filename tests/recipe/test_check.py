@@ -1,0 +1,468 @@
+"""What is said about wrong recipes: the full text, one case for each kind of problem."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reallm_compiler.errors import RecipeError
+from reallm_compiler.recipe import list_shipped, load_recipe
+from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.recipe.words import keys_of, stages
+
+SHIPPED = ", ".join(f"`{name}`" for name in list_shipped())
+
+
+@pytest.fixture
+def complaint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Loads a recipe's text as `r.yaml` and gives all that is said against it."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(text: str) -> str:
+        (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+        with pytest.raises(RecipeError) as caught:
+            load_recipe("r.yaml")
+        return str(caught.value)
+
+    return load
+
+
+def plan(text: str) -> str:
+    """A recipe whose defaults are `text`, in line 2 from column 12."""
+    return f"reallm: 1\ndefaults: {text}\n"
+
+
+def rule(text: str) -> str:
+    """A recipe with one rule, in line 2 from column 9."""
+    return f"reallm: 1\nrules: [{text}]\n"
+
+
+FILES = {
+    "no version": (
+        "rules: []",
+        "r.yaml:1:1: reallm: `reallm: 1` is missing: it says which version of the language this is",
+    ),
+    "newer version": (
+        "reallm: 2\nwhatever: 3",
+        "r.yaml:1:9: reallm: this reallm reads version 1 of the recipe language, not `2` "
+        "(install a newer reallm, or rewrite the recipe for version 1)",
+    ),
+    "version as text": (
+        "reallm: '1'",
+        "r.yaml:1:9: reallm: this reallm reads version 1 of the recipe language, "
+        "not the text `1` (write `reallm: 1`)",
+    ),
+    "version as truth": (
+        "reallm: true",
+        "r.yaml:1:9: reallm: this reallm reads version 1 of the recipe language, not `true` "
+        "(write `reallm: 1`)",
+    ),
+    "no map": (
+        "- a\n- b",
+        "r.yaml:1:1: a recipe is a map that starts with `reallm: 1`, not a list",
+    ),
+    "no map but text": (
+        "reallm-2bit",
+        "r.yaml:1:1: a recipe is a map that starts with `reallm: 1`, not `reallm-2bit`",
+    ),
+    "unknown key": (
+        "reallm: 1\ndefualts: {}",
+        "r.yaml:2:1: defualts: unknown key `defualts` (did you mean `defaults`?)",
+    ),
+    "unknown key, nothing near": (
+        "reallm: 1\nzzz: {}",
+        "r.yaml:2:1: zzz: unknown key `zzz` (valid here: `reallm`, `model`, `output`, `seed`, "
+        "`extends`, `defaults`, `rules`)",
+    ),
+    "a stage at the top": (
+        "reallm: 1\nquantizer: {kind: vq}",
+        "r.yaml:2:1: quantizer: unknown key `quantizer` (put it under `defaults`)",
+    ),
+    "a parameter at the top": (
+        "reallm: 1\nrank: 3",
+        "r.yaml:2:1: rank: unknown key `rank` (it belongs under `residual` (kind `low_rank`))",
+    ),
+    "a rule's key at the top": (
+        "reallm: 1\nmatch: a",
+        "r.yaml:2:1: match: unknown key `match` (it belongs to a rule)",
+    ),
+    "negative seed": ("reallm: 1\nseed: -1", "r.yaml:2:7: seed: `-1` is too small: at least 0"),
+    "true as seed": (
+        "reallm: 1\nseed: true",
+        "r.yaml:2:7: seed: a whole number is wanted, not `true`",
+    ),
+    "text as seed": (
+        "reallm: 1\nseed: '7'",
+        "r.yaml:2:7: seed: a whole number is wanted, not the text `7`",
+    ),
+    "fraction as seed": (
+        "reallm: 1\nseed: 1.5",
+        "r.yaml:2:7: seed: a whole number is wanted, not `1.5`",
+    ),
+    "model as number": (
+        "reallm: 1\nmodel: 3",
+        "r.yaml:2:8: model: text or a map is wanted, not `3`",
+    ),
+    "model with a slip": (
+        "reallm: 1\nmodel: {shape: {a: [1, 2]}}",
+        "r.yaml:2:9: model.shape: unknown key `shape` (did you mean `shapes`?)",
+    ),
+    "a shape that is none": (
+        "reallm: 1\nmodel: {shapes: {a: [1, x]}}",
+        "r.yaml:2:25: model.shapes.a[1]: a whole number is wanted, not `x`",
+    ),
+    "empty defaults and rules": (
+        "reallm: 1\ndefaults:\nrules:\n",
+        "r.yaml:2:10: defaults: a map is wanted, not nothing "
+        "(take the key out if nothing is meant)\n"
+        "r.yaml:3:7: rules: a list is wanted, not nothing (take the key out if nothing is meant)",
+    ),
+}
+PLANS = {
+    "unknown key": (
+        "{dor: true}",
+        "r.yaml:2:12: defaults.dor: unknown key `dor` (did you mean `dora`?)",
+    ),
+    "a parameter in the plan": (
+        "{rank: 3}",
+        "r.yaml:2:12: defaults.rank: unknown key `rank` "
+        "(it belongs under `residual` (kind `low_rank`))",
+    ),
+    "unknown kind": (
+        "{quantizer: {kind: vqq, bits: 2, dim: 4}}",
+        "r.yaml:2:30: defaults.quantizer.kind: there is no kind `vqq` here (did you mean `vq`?)",
+    ),
+    "another tool's word": (
+        "{quantizer: {kind: nf4}}",
+        "r.yaml:2:30: defaults.quantizer.kind: there is no kind `nf4` here "
+        "(did you mean `normal_float`?)",
+    ),
+    "kind that is none": (
+        "{scales: {kind: [a]}}",
+        "r.yaml:2:27: defaults.scales.kind: a kind is wanted, not a list "
+        "(kinds: `none`, `rms`, `absmax`, `minmax`)",
+    ),
+    "a bare kind": (
+        "{residual: none}",
+        "r.yaml:2:22: defaults.residual: a map is wanted, not `none` (write `{kind: none}`)",
+    ),
+    "an emptied stage": (
+        "{residual: null}",
+        "r.yaml:2:22: defaults.residual: a map is wanted, not nothing (write `{kind: none}`)",
+    ),
+    "parameter without its kind": (
+        "{residual: {rank: 3}}",
+        "r.yaml:2:23: defaults.residual.rank: `rank` is not a parameter of `none` "
+        "(it belongs to the kind `low_rank`)",
+    ),
+    "parameter of another kind": (
+        "{scales: {kind: rms}, quantizer: {kind: uniform, bits: 3, dim: 4}}",
+        "r.yaml:2:69: defaults.quantizer.dim: `dim` is not a parameter of `uniform` "
+        "(it belongs to the kind `vq`)",
+    ),
+    "misspelt parameter": (
+        "{residual: {kind: low_rank, rnk: 1/64}}",
+        "r.yaml:2:39: defaults.residual.rnk: `rnk` is not a parameter of `low_rank` "
+        "(did you mean `rank`?)",
+    ),
+    "misspelt parameter of another kind": (
+        "{scales: {kind: none, blok: 64}}",
+        "r.yaml:2:33: defaults.scales.blok: `blok` is not a parameter of `none` "
+        "(did you mean `block` of the kind `rms`?)",
+    ),
+    "missing parameter": (
+        "{residual: {kind: low_rank}}",
+        "r.yaml:2:22: defaults.residual: `rank` is missing: `low_rank` needs it",
+    ),
+    "rank 0": (
+        "{residual: {kind: low_rank, rank: 0}}",
+        "r.yaml:2:22: defaults.residual: the rank must be above 0; "
+        "`residual: {kind: none}` stores no factors",
+    ),
+    "rank above its matrix": (
+        "{residual: {kind: low_rank, rank: 3/2}}",
+        "r.yaml:2:22: defaults.residual: a fractional rank is a share of min(p, q) "
+        "and cannot be above 1",
+    ),
+    "rank as word": (
+        "{residual: {kind: low_rank, rank: big}}",
+        "r.yaml:2:45: defaults.residual.rank: a number or a fraction such as 1/64 is wanted, "
+        "not `big`",
+    ),
+    "rank by zero": (
+        "{residual: {kind: low_rank, rank: 1/0}}",
+        "r.yaml:2:45: defaults.residual.rank: a number or a fraction such as 1/64 is wanted, "
+        "not `1/0`",
+    ),
+    "rank as list": (
+        "{residual: {kind: low_rank, rank: [1]}}",
+        "r.yaml:2:45: defaults.residual.rank: a whole number or a fraction such as 1/64 "
+        "is wanted, not a list",
+    ),
+    "true as rank": (
+        "{residual: {kind: low_rank, rank: true}}",
+        "r.yaml:2:45: defaults.residual.rank: a number is wanted, not a truth value",
+    ),
+    "word of a list": (
+        "{residual: {kind: low_rank, rank: 1, fit: svdd}}",
+        "r.yaml:2:53: defaults.residual.fit: `svdd` is not one of `svd`, `alternating`, `zero` "
+        "(did you mean `svd`?)",
+    ),
+    "another name of a type": (
+        "{residual: {kind: low_rank, rank: 1, dtype: fp16}}",
+        "r.yaml:2:55: defaults.residual.dtype: `fp16` is not one of `float32`, `float16`, "
+        "`bfloat16`, `int8` (did you mean `float16`?)",
+    ),
+    "too many bits": (
+        "{scales: {kind: rms}, quantizer: {kind: uniform, bits: 9}}",
+        "r.yaml:2:66: defaults.quantizer.bits: `9` is too large: at most 8",
+    ),
+    "bits of a vector": (
+        "{quantizer: {kind: vq, bits: 3, dim: 6}}",
+        "r.yaml:2:23: defaults.quantizer: bits x dim is 18; it must be an integer from 1 to 16",
+    ),
+    "rows or a word": (
+        "{permutation: {kind: nearest, rows: al}}",
+        "r.yaml:2:47: defaults.permutation.rows: a whole number or `all` is wanted, not `al` "
+        "(did you mean `all`?)",
+    ),
+    "rows 0": (
+        "{permutation: {kind: nearest, rows: 0}}",
+        "r.yaml:2:25: defaults.permutation: rows must be at least 1, or `all`",
+    ),
+    "yes": (
+        "{dora: yes}",
+        "r.yaml:2:18: defaults.dora: `true` or `false` is wanted, not `yes` (did you mean `true`?)",
+    ),
+    "one as truth": (
+        "{dora: 1}",
+        "r.yaml:2:18: defaults.dora: `true` or `false` is wanted, not `1`",
+    ),
+    "stages that do not fit": (
+        "{quantizer: {kind: normal_float, bits: 4}}",
+        "r.yaml:2:11: defaults: `normal_float` levels lie on [-1, 1] and need scales: use `absmax`",
+    ),
+    "nothing to share": (
+        "{share: ''}",
+        "r.yaml:2:19: defaults.share: this must not be empty",
+    ),
+}
+RULES = {
+    "no map": ("q_proj", "r.yaml:2:9: rules[0]: a map is wanted, not `q_proj`"),
+    "no match": ("{keep: source}", "r.yaml:2:9: rules[0]: `match` is missing"),
+    "match of nothing": (
+        "{match: [], keep: source}",
+        "r.yaml:2:17: rules[0].match: this must not be empty",
+    ),
+    "match of numbers": (
+        "{match: [a, 3], keep: source}",
+        "r.yaml:2:21: rules[0].match[1]: text is wanted, not `3`",
+    ),
+    "empty pattern": (
+        "{match: '', keep: source}",
+        "r.yaml:2:17: rules[0].match: a pattern must not be empty",
+    ),
+    "bad regular expression": (
+        "{match: [a, 're:(b'], keep: source}",
+        "r.yaml:2:21: rules[0].match[1]: not a regular expression: missing ), "
+        "unterminated subpattern at position 0",
+    ),
+    "no action": (
+        "{match: a}",
+        "r.yaml:2:9: rules[0]: a rule has either `set` or `keep`; this one has neither",
+    ),
+    "two actions": (
+        "{match: a, set: {}, keep: source}",
+        "r.yaml:2:9: rules[0]: a rule has either `set` or `keep`; this one has both",
+    ),
+    "unknown type to keep": (
+        "{match: a, keep: fp8}",
+        "r.yaml:2:26: rules[0].keep: `fp8` is not one of `source`, `bfloat16`, `float16`, "
+        "`float32`",
+    ),
+    "a stage in the rule": (
+        "{match: a, quantizer: {kind: none}, keep: source}",
+        "r.yaml:2:20: rules[0].quantizer: unknown key `quantizer` (put it under `set`)",
+    ),
+    "misspelt key": (
+        "{mach: a, keep: source}",
+        "r.yaml:2:10: rules[0].mach: unknown key `mach` (did you mean `match`?)",
+    ),
+    "layers backwards": (
+        "{match: a, layers: 5-3, keep: source}",
+        "r.yaml:2:28: rules[0].layers: `5-3` runs backwards",
+    ),
+    "no layers": (
+        "{match: a, layers: first, keep: source}",
+        "r.yaml:2:28: rules[0].layers: `first` is no layer and no range of layers; "
+        "write layers as `3`, `0-3`, `2..`, `-4..` or a list of these",
+    ),
+    "a parameter out of range": (
+        "{match: a, set: {residual: {kind: low_rank, rank: 1, iterations: 0}}}",
+        "r.yaml:2:74: rules[0].set.residual.iterations: `0` is too small: at least 1",
+    ),
+    "a plan that does not fit": (
+        "{match: a, set: {quantizer: {kind: uniform, bits: 2}}}",
+        "r.yaml:2:25: rules[0].set: `uniform` levels lie on [-1, 1] and need scales: use `absmax`",
+    ),
+    "a kind from no rule": (
+        "{match: a, set: {quantizer: {bits: 3}}}",
+        "r.yaml:2:38: rules[0].set.quantizer.bits: `bits` is not a parameter of `none` "
+        "(it belongs to the kind `uniform`, `normal_float`, `vq`)",
+    ),
+    "what an earlier rule's kind refuses": (
+        "{match: a, set: {quantizer: {kind: vq, bits: 2, dim: 4}}}, "
+        "{match: a, set: {quantizer: {dim: 99}}}",
+        "r.yaml:2:102: rules[1].set.quantizer.dim: `99` is too large: at most 16",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files(complaint, case):
+    text, expected = FILES[case]
+    assert complaint(text) == expected
+
+
+@pytest.mark.parametrize("case", PLANS)
+def test_plans(complaint, case):
+    text, expected = PLANS[case]
+    assert complaint(plan(text)) == expected
+
+
+@pytest.mark.parametrize("case", RULES)
+def test_rules(complaint, case):
+    text, expected = RULES[case]
+    assert complaint(rule(text)) == expected
+
+
+def test_three_slips_are_reported_together(complaint):
+    text = (
+        "reallm: 1\n"
+        "defaults:\n"
+        "  scales: {kind: absmax, blok: 64}\n"
+        "  quantizer: {kind: normal_float, bits: 4}\n"
+        "rules:\n"
+        '  - match: "*.q_proj"\n'
+        "    layer: 0-3\n"
+        "    set:\n"
+        "      residual: {kind: lowrank, rank: 1/64}\n"
+    )
+    assert complaint(text).splitlines() == [
+        "r.yaml:3:26: defaults.scales.blok: `blok` is not a parameter of `absmax` "
+        "(did you mean `block`?)",
+        "r.yaml:7:5: rules[0].layer: unknown key `layer` (did you mean `layers`?)",
+        "r.yaml:9:24: rules[0].set.residual.kind: there is no kind `lowrank` here "
+        "(did you mean `low_rank`?)",
+    ]
+
+
+def test_wrong_defaults_are_not_repeated_at_each_rule(complaint):
+    text = (
+        "reallm: 1\n"
+        "defaults: {quantizer: {kind: uniform, bits: 4}}\n"
+        "rules: [{match: a, set: {dora: true}}, {match: b, set: {dora: false}}]\n"
+    )
+    assert complaint(text) == (
+        "r.yaml:2:11: defaults: `uniform` levels lie on [-1, 1] and need scales: use `absmax`"
+    )
+
+
+def test_a_rule_may_build_on_an_earlier_one(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        "reallm: 1\n"
+        "rules:\n"
+        "  - {match: a, set: {scales: {kind: rms}, quantizer: {kind: uniform, bits: 4}}}\n"
+        "  - {match: b, set: {quantizer: {kind: vq, bits: 2, dim: 4}}}\n"
+        "  - {match: a, set: {quantizer: {bits: 3}}}\n"
+        "  - {match: b, set: {quantizer: {dim: 2}}}\n"
+    )
+    assert len(load_recipe(path).rules) == 4
+
+
+words = st.sampled_from(
+    ["reallm", "defaults", "rules", "set", "match", "kind", "residual", "quantizer", "scales"]
+    + ["transform", "autoencoder", "vq", "none", "bits", "rank", "1/64", "x", "layers", "keep"]
+)
+leaf = words | st.integers(-2, 70) | st.booleans() | st.none() | st.floats(allow_nan=True)
+anything = st.recursive(
+    leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=4)
+)
+JARGON = re.compile(r"pydantic|Input should|valid (integer|string|dict)|https?:|Error|tuple|_type")
+
+
+@given(anything, anything, st.dictionaries(words, anything, max_size=4))
+def test_whatever_is_wrong_is_said_in_plain_words(defaults, rules, rest):
+    document = {**rest, "reallm": 1, "defaults": defaults, "rules": rules}
+    try:
+        load_recipe(document)
+    except RecipeError as error:
+        assert error.problems
+        assert len(set(error.problems)) == len(error.problems)
+        assert not JARGON.search(str(error))
+        assert "this value is not valid here" not in str(error)
+
+
+SETTINGS = [
+    (stage, kind, key)
+    for stage, kinds in stages().items()
+    for kind, model in kinds.items()
+    for key in keys_of(model)
+]
+ODD = [None, True, -1, 0, 1, 10**12, 2.5, "x", "", "3", [], [1], [1, 2, 3, 4], {}, {"kind": "x"}]
+
+
+@pytest.mark.parametrize(("stage", "kind", "key"), SETTINGS)
+def test_every_parameter_complains_in_plain_words(stage, kind, key):
+    required = {"rank": 1, "bits": 2, "dim": 2}
+    wanted = [
+        name for name, info in stages()[stage][kind].model_fields.items() if info.is_required()
+    ]
+    for value in ODD:
+        chosen = {"kind": kind, **{name: required[name] for name in wanted if name in required}}
+        chosen[key] = value
+        settings = [chosen] if isinstance(MatrixPlan().plain()[stage], list) else chosen
+        try:
+            load_recipe({"reallm": 1, "defaults": {stage: settings}})
+        except RecipeError as error:
+            assert not JARGON.search(str(error))
+            assert "this value is not valid here" not in str(error)
+            assert all(problem.path.startswith("defaults") for problem in error.problems)
+            assert len({problem.path for problem in error.problems}) == len(error.problems)
+
+
+def test_plain_data_that_is_no_recipe():
+    cases = [
+        (
+            {},
+            "recipe: reallm: `reallm: 1` is missing: it says which version of the language this is",
+        ),
+        ({"reallm": 1, 3: 4}, "recipe: a key must be text, not `3`"),
+        ({"reallm": 1, "seed": 2**63}, "recipe: seed: the number is too large"),
+    ]
+    for document, expected in cases:
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(document)
+        assert str(caught.value) == expected
+
+
+def test_recipes_that_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cases = {
+        "reallm-2bt": "reallm-2bt: there is no shipped recipe `reallm-2bt`, and no file of that "
+        "name (did you mean `reallm-2bit`?)",
+        "zzz": f"zzz: there is no shipped recipe `zzz`, and no file of that name (valid here: {SHIPPED})",
+        "mine.yaml": "mine.yaml: there is no such file",
+        "a/b": "a/b: there is no such file",
+        "": "recipe: no recipe is named",
+        ".": ".: this is a folder, not a recipe file",
+    }
+    for source, expected in cases.items():
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(source)
+        assert str(caught.value) == expected
