@@ -1,0 +1,173 @@
+"""`reallm budget`: the numbers add up, and each mistake in a recipe is shown with its place."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+MATRIX_KEYS = {"name", "shape", "paper_bits", "exact_bits", "bytes", "terms"}
+TOTAL_KEYS = {
+    "weights",
+    "low_rank_parameters",
+    "paper_bits",
+    "exact_bits",
+    "coded_bytes",
+    "kept_bytes",
+    "header_bytes",
+    "manifest_bytes",
+    "padding_bytes",
+    "other_bytes",
+    "file_bytes",
+}
+
+
+def test_json_has_exactly_the_documented_keys(run, tiny_recipe, tiny_llama):
+    result = run("budget", tiny_recipe, "--model", tiny_llama, "--json")
+    assert (result.code, result.err) == (0, "")
+    document = result.json
+    assert set(document) == {"matrices", "totals", "notes"}
+    assert len(document["matrices"]) == 14
+    for matrix in document["matrices"]:
+        assert set(matrix) == MATRIX_KEYS
+        assert sum(matrix["terms"].values()) == matrix["bytes"]
+    totals = document["totals"]
+    assert set(totals) == TOTAL_KEYS
+    parts = ("coded", "kept", "header", "manifest", "padding", "other")
+    assert sum(totals[f"{part}_bytes"] for part in parts) == totals["file_bytes"]
+    assert sum(matrix["bytes"] for matrix in document["matrices"]) == totals["coded_bytes"]
+
+
+def test_the_table_has_a_row_for_each_kind(run, tiny_recipe, tiny_llama):
+    result = run("budget", tiny_recipe, "--model", tiny_llama)
+    assert (result.code, result.err) == (0, "")
+    first = {line.split()[0]: line.split()[1:] for line in result.out.splitlines() if line.strip()}
+    assert first["model.layers.*.self_attn.q_proj"][:4] == ["2", "64", "x", "64"]
+    assert first["model.layers.*.self_attn.k_proj"][:4] == ["2", "32", "x", "64"]
+    # The rule makes two kinds of one name: their layers tell them apart.
+    assert "model.layers.*.mlp.down_proj" not in first
+    assert first["model.layers.0.mlp.down_proj"][0] == "1"
+    assert first["model.layers.1.mlp.down_proj"][0] == "1"
+    assert "permutation" in first["matrices"]
+    totals = run("budget", tiny_recipe, "--model", tiny_llama, "--json").json["totals"]
+    assert first["file"] == [f"{totals['file_bytes']:,}", "100.00", "%"]
+    assert f"{totals['weights']:,} coded weights" in result.out
+
+
+def test_the_printed_bytes_add_up_to_the_file(run, tiny_recipe, tiny_llama):
+    out = run("budget", tiny_recipe, "--model", tiny_llama).out
+    rows = out.split("part of the file")[1].split("coded weights")[0].splitlines()
+    sizes = [int(line.split()[-3].replace(",", "")) for line in rows if line.endswith("%")]
+    assert len(sizes) == 7
+    assert sum(sizes[:-1]) == sizes[-1]
+
+
+def test_a_matrix_of_4096_shows_the_papers_bits(run, tmp_path):
+    shapes = tmp_path / "shapes.json"
+    shapes.write_text(json.dumps({"shapes": {"layers.0.q_proj": [4096, 4096]}}))
+    out = run("budget", "reallm-2bit", "--model", shapes).out
+    row = next(line for line in out.splitlines() if line.startswith("layers.*.q_proj")).split()
+    terms = ["2", "0.000977", "0.126955", "0.09375", "0.5", "0.003906"]
+    assert row[1:] == ["1", "4096", "x", "4096", *terms, "2.500977", "2.725588", "5,715,972"]
+
+
+def test_a_bare_config_says_that_the_tokenizer_is_unknown(run, tiny_llama, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text((tiny_llama / "config.json").read_text())
+    result = run("budget", "nf4", "--model", config)
+    assert result.code == 0
+    assert "note: the tokenizer is unknown" in result.out
+
+
+def test_explain_names_the_line_of_each_field(run, tiny_recipe, tiny_llama):
+    words = ("budget", tiny_recipe, "--model", tiny_llama, "--explain")
+    result = run(*words, "model.layers.1.mlp.down_proj")
+    assert result.code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in result.out.splitlines() if line.strip()}
+    assert rows["quantizer.bits"] == ["4", f"{tiny_recipe}:12"]
+    assert rows["dora"] == ["true", f"{tiny_recipe}:8"]
+    assert rows["rounding"][1] == "default"
+    fields = run(*words, "model.layers.1.mlp.down_proj.weight", "--json").json
+    assert fields["name"] == "model.layers.1.mlp.down_proj"
+    assert all(set(field) == {"path", "value", "location"} for field in fields["fields"])
+    assert {"path": "quantizer.bits", "value": 4} in [
+        {key: field[key] for key in ("path", "value")} for field in fields["fields"]
+    ]
+
+
+def test_explain_knows_the_nearest_name(run, tiny_recipe, tiny_llama):
+    result = run(
+        "budget", tiny_recipe, "--model", tiny_llama, "--explain", "model.layers.1.mlp.down_prj"
+    )
+    assert result.code == 2
+    assert "did you mean `model.layers.1.mlp.down_proj`" in result.err
+
+
+def test_three_typos_are_three_answers(run, tmp_path, tiny_llama, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(
+        "reallm: 1\n"
+        "defaults:\n"
+        "  residual:  {kind: lowrank, rank: 1/64}\n"
+        "  quantizer: {kind: vq, bits: 2, dims: 4}\n"
+        "rules:\n"
+        '  - match: "*.k_proj"\n'
+        "    sets: {dora: true}\n"
+    )
+    result = run("budget", "mine.yaml", "--model", tiny_llama)
+    assert result.code == 3
+    assert result.out == ""
+    lines = result.err.splitlines()
+    places = [line for line in lines if line.startswith("  mine.yaml:")]
+    assert [place.split(":")[1] for place in places[:2]] == ["3", "4"]
+    assert any(place.split(":")[1] in {"6", "7"} for place in places[2:])
+    for word in ("low_rank", "dim", "set"):
+        assert f"    hint: did you mean `{word}`?" in lines
+
+
+def test_a_wrong_model_path_names_the_nearest(run, tiny_llama):
+    result = run("budget", "nf4", "--model", tiny_llama.parent / "tiny-lama")
+    assert result.code == 4
+    assert "tiny-llama" in result.err
+
+
+def test_a_wrong_recipe_path_names_the_nearest(run, tiny_recipe, tiny_llama):
+    result = run("budget", tiny_recipe.with_suffix(".yml"), "--model", tiny_llama)
+    assert result.code == 3
+    assert f"did you mean `{tiny_recipe}`?" in result.err
+
+
+def test_an_archive_shows_planned_beside_stored(run, archive, tiny_llama):
+    result = run("budget", archive)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.endswith("planned and stored bytes agree\n")
+    document = run("budget", archive, "--json").json
+    stored = document["stored"]
+    assert set(stored) == {key for key in TOTAL_KEYS if key.endswith("_bytes")}
+    assert stored == {key: document["totals"][key] for key in stored}
+    assert stored["file_bytes"] == archive.stat().st_size
+    again = run("budget", archive, "--model", tiny_llama, "--json").json
+    assert again == document
+
+
+def test_an_archives_recipe_can_be_planned_on_another_model(run, archive, tmp_path):
+    shapes = tmp_path / "shapes.json"
+    names = {f"model.layers.{layer}.mlp.down_proj": [64, 96] for layer in (0, 1)}
+    shapes.write_text(json.dumps({"shapes": names}))
+    document = run("budget", archive, "--model", shapes, "--json").json
+    assert set(document) == {"matrices", "totals", "notes"}
+    assert document["totals"]["weights"] == 2 * 64 * 96
+
+
+def test_explain_of_an_archive_says_what_it_cannot(run, archive):
+    result = run("budget", archive, "--explain", "model.layers.0.mlp.up_proj")
+    assert result.code == 2
+    assert f"`reallm inspect {archive} model.layers.0.mlp.up_proj`" in result.err
+
+
+@pytest.mark.parametrize("recipe", ["nf4", "reallm-3bit"])
+def test_budget_and_planner_say_the_same(run, recipe, tiny_llama):
+    from reallm_compiler.plan.build import plan
+
+    document = run("budget", recipe, "--model", tiny_llama, "--json").json
+    assert document == json.loads(json.dumps(plan(recipe, model=tiny_llama).budget().to_json()))

@@ -1,0 +1,161 @@
+"""`eval`, `demo` and `recipes` on tiny things."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from reallm_cli.commands import demo as demo_module
+from reallm_cli.commands.recipes import expected_bits, purpose
+from reallm_compiler import demo as demo_room
+
+EVAL_KEYS = {
+    "perplexity",
+    "tokens",
+    "window",
+    "windows",
+    "bits_per_byte",
+    "loss",
+    "bytes",
+    "dropped_tokens",
+    "protocol",
+}
+REFERENCE_KEYS = {"kl", "top1_agreement", "reference_perplexity"}
+
+
+def test_eval_json_has_exactly_the_documented_keys(run, archive, text):
+    result = run("eval", archive, "--text", text, "--json")
+    assert result.code == 0
+    assert set(result.json) == EVAL_KEYS
+    assert result.json["window"] == 128
+    assert result.json["protocol"] == "windows"
+
+
+def test_eval_with_a_reference_and_documents(run, archive, tiny_llama, text):
+    words = ("eval", archive, "--text", text, "--reference", tiny_llama, "--separator", "\\n\\n")
+    result = run(*words, "--json")
+    assert result.code == 0
+    assert set(result.json) == EVAL_KEYS | REFERENCE_KEYS
+    assert result.json["protocol"] == "documents"
+    shown = run(*words)
+    assert shown.code == 0
+    assert f"  perplexity      {result.json['perplexity']:.4f}\n" in shown.out
+    assert f"{result.json['kl']:.6f} nats per token" in shown.out
+    assert "eval: " in shown.err
+
+
+def test_eval_of_a_model_with_itself_has_no_divergence(run, tiny_llama, text):
+    words = ("eval", tiny_llama, "--text", text, "--reference", tiny_llama, "--window", 32)
+    result = run(*words, "--json").json
+    assert result["kl"] == pytest.approx(0, abs=1e-9)
+    assert result["top1_agreement"] == 1
+    assert result["perplexity"] == result["reference_perplexity"]
+
+
+def test_eval_tells_what_does_not_fit(run, archive, tiny_llama, text, tmp_path):
+    assert run("eval", archive, "--text", tmp_path / "no.txt").code == 10
+    assert run("eval", archive, "--text", text, "--window", 999).code == 10
+    assert run("eval", tmp_path / "no-model", "--text", text).code == 4
+    assert run("eval", tmp_path / "no.reallm", "--text", text).code == 5
+    (tmp_path / "short.txt").write_text("Anna")
+    short = run("eval", tiny_llama, "--text", tmp_path / "short.txt")
+    assert (short.code, short.out) == (10, "")
+    assert "too short" in short.err
+
+
+@pytest.fixture
+def bundled(monkeypatch, tiny_llama, text):
+    found = demo_room.Demo(model=tiny_llama, heldout=text)
+    monkeypatch.setattr(demo_room, "find_demo", lambda: found)
+
+
+def test_demo_does_the_whole_job(run, bundled, tiny_recipe, tmp_path):
+    path = tmp_path / "demo.reallm"
+    result = run("demo", "--recipe", tiny_recipe, "-o", path)
+    assert result.code == 0
+    for part in (
+        "stored bytes",
+        "planned and stored bytes agree",
+        f"intact: {len(run('inspect', path, '--json').out.split('sha256')) - 1} sections",
+        "perplexity",
+        "original",
+        "compressed",
+        "prompt\n",
+        "original goes on\n",
+        "compressed goes on\n",
+    ):
+        assert part in result.out
+    assert f"next: `reallm inspect {path}`" in result.err
+    assert run("demo", "--recipe", tiny_recipe, "-o", path).code == 6
+
+
+def test_demo_leaves_nothing_behind(run, bundled, tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_module.tempfile, "tempdir", str(tmp_path))
+    assert run("demo", "--recipe", tiny_recipe).code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_without_its_model_says_so(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo_room, "_HOMES", (tmp_path,))
+    result = run("demo")
+    assert (result.code, result.out) == (4, "")
+    assert "the bundled model is not here" in result.err
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ("A b. What is c? D.\n\nE?", "A b. What is c?"),
+        (" ".join(["word"] * 100), " ".join(["word"] * 60)),
+    ],
+)
+def test_demo_prompt_ends_with_the_first_storys_question(text, prompt):
+    assert demo_module.demo_prompt(text) == prompt
+
+
+def test_recipes_are_listed_with_their_purpose(run):
+    names = {"reallm-2bit", "reallm-3bit", "reallm-2bit-lean", "lq-lora", "qlora", "nf4", "nf3"}
+    rows = run("recipes", "list", "--json").json
+    assert names | {"rtn-4bit", "rtn-2bit"} <= {row["name"] for row in rows}
+    shown = run("recipes", "list").out
+    for row in rows:
+        assert set(row) == {"name", "bits", "purpose"}
+        assert row["purpose"]
+        assert float(row["bits"]) > 1
+        assert row["name"] in shown
+
+
+def test_a_listed_rate_is_the_planned_one(run, tmp_path):
+    shapes = tmp_path / "shapes.json"
+    names = {f"layers.{layer}.q_proj": [4096, 4096] for layer in range(4)}
+    shapes.write_text(json.dumps({"shapes": names}))
+    for row in run("recipes", "list", "--json").json:
+        totals = run("budget", row["name"], "--model", shapes, "--json").json["totals"]
+        # A codebook that the whole model shares costs each matrix less than one of its own.
+        assert totals["exact_bits"] == pytest.approx(float(row["bits"]), abs=1e-3), row["name"]
+
+
+def test_a_shown_recipe_is_the_file(run, tmp_path, tiny_llama):
+    shown = run("recipes", "show", "reallm-2bit")
+    assert shown.code == 0
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(shown.out)
+    words = ("--model", tiny_llama, "--json")
+    assert run("budget", mine, *words).json == run("budget", "reallm-2bit", *words).json
+    wrong = run("recipes", "show", "reallm-2bti")
+    assert wrong.code == 2
+    assert "`reallm-2bit`" in wrong.err
+
+
+def test_the_schema_is_one(run):
+    schema = run("recipes", "schema").json
+    assert schema["type"] == "object"
+    assert {"reallm", "defaults", "rules", "extends"} <= set(schema["properties"])
+
+
+def test_head_comments_are_read():
+    comment = "Vectors of 4,\none scale. More.\n\nExact bits at 4096 x 4096: 2.003906"
+    assert purpose(comment) == "Vectors of 4, one scale"
+    assert expected_bits("exact bits 2.003906 at 4096") == "2.003906"
+    assert expected_bits("nothing") == ""
