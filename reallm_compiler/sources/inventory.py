@@ -9,8 +9,9 @@ exception (see `config.py`).
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +33,7 @@ from reallm_compiler.sources.folder import (
 )
 from reallm_compiler.sources.headers import read_header
 from reallm_compiler.sources.linear import MatrixFact, layer_index, matrices, natural_key
-from reallm_compiler.sources.paths import missing, near_miss, read_small
+from reallm_compiler.sources.paths import missing, near_miss, read_small, unreadable
 from reallm_compiler.sources.scales import attach_scales, refuse_packed, without_quantization
 from reallm_compiler.sources.ties import find_ties
 from reallm_compiler.tensors import TensorSpec
@@ -97,7 +98,7 @@ class Inventory:
         Raises:
             SourceError: only the shape of the tensor is known.
         """
-        if not self.complete or not tensor.shard:
+        if not self.complete:
             raise SourceError(
                 f"tensor {tensor.name!r} has no weights",
                 location=self.path or None,
@@ -123,14 +124,29 @@ def open_source(model: str | os.PathLike[str] | Mapping[str, Any]) -> Inventory:
     text = os.fspath(model)
     if not text or "\0" in text:
         raise SourceError("the model is an empty or impossible path")
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return _from_folder(path)
-    if os.path.lexists(path):
-        return _from_file(path)
-    if isinstance(model, str) and hub.is_hub_id(text) and not _is_a_slip(path):
-        return _from_folder(hub.fetch(text, hint=near_miss(path) if "/" not in text else None))
-    raise missing(path)
+    path = Path(os.path.expanduser(text))
+    try:
+        # Unlike os.path.isdir, stat tells "may not be looked at" from "is not there".
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            raise SourceError("this link leads nowhere", location=text) from error
+        if isinstance(model, str) and hub.is_hub_id(text) and not _is_a_slip(path):
+            return _from_hub(text, path)
+        raise missing(path) from error
+    except OSError as error:
+        raise unreadable(error, text) from error
+    return _from_folder(path) if is_folder else _from_file(path)
+
+
+def _from_hub(text: str, path: Path) -> Inventory:
+    inventory = _from_folder(hub.fetch(text, hint=near_miss(path) if "/" not in text else None))
+    if inventory.complete:
+        return inventory
+    return replace(
+        inventory,
+        notes=(*inventory.notes, f"{text} has no safetensors on the Hub: its config alone is used"),
+    )
 
 
 def _is_a_slip(path: Path) -> bool:

@@ -125,6 +125,8 @@ def list_files(folder: Path) -> list[str]:
             location=str(folder),
             hint="change its permissions, or run as a user that may read it",
         ) from error
+    except OSError as error:
+        raise unreadable(error, str(folder)) from error
 
 
 def missing(path: Path) -> SourceError:
@@ -134,7 +136,7 @@ def missing(path: Path) -> SourceError:
 
 def near_miss(path: Path) -> str | None:
     """What the writer of a wrong path may have meant: an existing name like the first bad one."""
-    whole = Path(os.path.abspath(path.expanduser()))
+    whole = Path(os.path.abspath(path))
     for place in (whole, *whole.parents):
         parent = place.parent
         if not parent.is_dir():

@@ -176,10 +176,26 @@ def test_json_link_that_leads_outside(sharded, name):
     assert "outside the checkpoint's folder" in str(refusal(sharded))
 
 
-def test_folder_link_that_leads_outside(sharded):
+def test_secret_behind_a_config_is_not_even_parsed(sharded):
+    (sharded / "config.json").unlink()
+    (sharded / "config.json").symlink_to("/proc/self/status")
+    assert "outside the checkpoint's folder" in str(refusal(sharded))
+
+
+def test_single_file_link_that_leads_outside(tmp_path):
+    save_file(tensors("x.weight"), tmp_path / "secret.safetensors")
+    (tmp_path / "model").mkdir()
+    for name in ("model.safetensors", "bare.safetensors"):
+        (tmp_path / "model" / name).symlink_to("../secret.safetensors")
+        assert "outside the checkpoint's folder" in str(refusal(tmp_path / "model"))
+        (tmp_path / "model" / name).unlink()
+
+
+@pytest.mark.parametrize("inside", ["x.jinja", "x.txt"])
+def test_folder_link_that_leads_outside(sharded, inside):
     outside = sharded.parent / "other"
     outside.mkdir()
-    (outside / "x.jinja").write_text("secret")
+    (outside / inside).write_text("secret")
     (sharded / "additional_chat_templates").symlink_to(outside)
     assert "outside the checkpoint's folder" in str(refusal(sharded))
 
@@ -328,6 +344,32 @@ def test_permission(sharded):
         assert "may not be read" in str(refusal(sharded))
     finally:
         sharded.chmod(0o755)
+
+
+def test_denied_by_the_system(sharded, monkeypatch):
+    """The same complaints where the tests run as root, who may read everything."""
+
+    def deny(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", deny)
+        assert "the file may not be read" in str(refusal(sharded))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", deny)
+        assert "the folder may not be read" in str(refusal(sharded))
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.stat", deny)
+        assert "may not be read" in str(refusal(sharded))
+
+
+def test_paths_that_the_system_refuses(tmp_path):
+    assert "cannot be read" in str(refusal("/" + "a" * 5000))
+    (tmp_path / "nowhere").symlink_to("gone")
+    assert "leads nowhere" in str(refusal(tmp_path / "nowhere"))
+    (tmp_path / "loop").symlink_to("loop")
+    assert "cannot be read" in str(refusal(tmp_path / "loop"))
+    assert "no such file" in str(refusal("~no-such-user/x"))
 
 
 @pytest.mark.parametrize("path", ["", "a\0b"])

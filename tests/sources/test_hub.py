@@ -44,6 +44,15 @@ def test_from_the_cache(cache, text):
     assert [name for name, _ in inventory.files] == ["config.json"]
 
 
+def test_a_repository_without_safetensors(cache):
+    pytest.importorskip("torch")
+    repository = cache / "hub" / "models--org--name"
+    (repository / "snapshots" / REVISION / "model.safetensors").unlink()
+    inventory = open_source("org/name")
+    assert not inventory.complete
+    assert "no safetensors on the Hub" in inventory.notes[-1]
+
+
 def test_a_local_folder_wins(cache):
     folder = cache / "org" / "name"
     folder.mkdir(parents=True)
@@ -80,6 +89,7 @@ def test_near_miss_of_a_local_name(cache):
         ("a/b/c", False),
         ("~/x", False),
         ("org/..", False),
+        ("org/name@../../x", False),
         ("x.json", False),
         ("a b", False),
         ("", False),
