@@ -37,6 +37,7 @@ from reallm_formats import Archive, FormatError, ReallmError, encode_manifest  #
 
 MEMORY = 64 << 20
 SECONDS = 10.0
+HANG_S = 600
 HOSTILE: list[Any] = [
     *(None, True, False, 0, 1, -1, 63, 64, 65, 127, 128, 1 << 31, 1 << 32, 1 << 48, 1 << 63),
     *((1 << 64) - 1, -(1 << 63), 0.0, -0.0, 1.5, -2.5, float("nan"), float("inf"), 1e308),
@@ -207,10 +208,9 @@ def fuzz(count: int, seed: int, folder: Path, *, files_every: int = 50) -> Outco
     """Try `count` mutants; every `files_every`-th goes through a file on the disk."""
     outcome = Outcome()
     tracemalloc.start()
-    faulthandler.dump_traceback_later(600, exit=True)
     for number, data in enumerate(mutants(count, seed)):
         if number % 1000 == 0:
-            faulthandler.dump_traceback_later(600, exit=True)
+            faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.__stderr__)
         file = folder / "mutant.bin" if number % files_every == 0 else None
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]

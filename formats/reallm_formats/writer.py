@@ -14,7 +14,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -108,22 +108,14 @@ class Writer:
 
     def digest(self, name: str) -> bytes:
         """SHA-256 of what the file holds at a section's place now: to check a resumed slot."""
-        section = self._section(name)
         digest = hashlib.sha256()
-        for start in range(section.offset, section.end, CHUNK):
-            digest.update(os.pread(self._descriptor, min(CHUNK, section.end - start), start))
+        for part in self._parts(name):
+            digest.update(part)
         return digest.digest()
 
     def read(self, name: str) -> bytes:
         """What the file holds at a section's place now."""
-        section = self._section(name)
-        parts = []
-        start = section.offset
-        while start < section.end:
-            part = os.pread(self._descriptor, min(CHUNK, section.end - start), start)
-            parts.append(part)
-            start += len(part)
-        return b"".join(parts)
+        return b"".join(self._parts(name))
 
     def flush(self) -> None:
         """Force what was written onto the disk."""
@@ -178,6 +170,17 @@ class Writer:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _parts(self, name: str) -> Iterator[bytes]:
+        """A section's place, chunk by chunk; OSError if somebody cut the file short meanwhile."""
+        section = self._section(name)
+        start = section.offset
+        while start < section.end:
+            part = os.pread(self._descriptor, min(CHUNK, section.end - start), start)
+            if not part:
+                raise OSError(errno.EIO, f"the reserved file ends before byte {section.end}")
+            yield part
+            start += len(part)
 
     def _section(self, name: str) -> SectionEntry:
         if name not in self._sections:
