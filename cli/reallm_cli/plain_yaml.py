@@ -27,7 +27,7 @@ def to_yaml(value: Any, indent: int = 0) -> str:  # noqa: ANN401
 
 
 def _after_key(value: Any, indent: int) -> str:  # noqa: ANN401
-    if _is_short(value, indent) and not (isinstance(value, Mapping) and _has_nested(value)):
+    if _is_short(value, indent) and not _has_maps(value):
         return f" {_flow(value)}"
     return f"\n{to_yaml(value, indent + 2)}"
 
@@ -43,8 +43,11 @@ def _is_short(value: Any, indent: int) -> bool:  # noqa: ANN401
     return simple or indent + len(_flow(value)) <= LINE
 
 
-def _has_nested(value: Mapping[str, Any]) -> bool:
-    return any(isinstance(item, Mapping) and len(item) > 1 for item in value.values())
+def _has_maps(value: Any) -> bool:  # noqa: ANN401
+    """A list of maps, or a map of maps that say more than one thing: read better in blocks."""
+    if isinstance(value, Mapping):
+        return any(isinstance(item, Mapping) and len(item) > 1 for item in value.values())
+    return _is_list(value) and any(isinstance(item, Mapping) for item in value)
 
 
 def _is_list(value: Any) -> bool:  # noqa: ANN401
@@ -64,7 +67,15 @@ def _scalar(value: Any) -> str:  # noqa: ANN401
     if isinstance(value, str):
         if _PLAIN.fullmatch(value) and value.lower() not in _TAKEN:
             return value
-        return json.dumps(value)
+        return _quoted(value)
     if isinstance(value, bytes):
         return json.dumps(value.hex())
     return json.dumps(value)
+
+
+def _quoted(text: str) -> str:
+    """A double-quoted scalar; JSON's escapes stop at 16 bits, YAML's do not."""
+    return "".join(
+        char if char.isprintable() else f"\\U{ord(char):08x}"
+        for char in json.dumps(text, ensure_ascii=False)
+    )

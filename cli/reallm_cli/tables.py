@@ -15,6 +15,9 @@ from rich.text import Text
 
 from reallm_cli.terminal import Terminal, escape
 
+PROSE = 30
+"""Least columns of a column of prose."""
+
 _LINES = Box("    \n    \n ── \n    \n ── \n ── \n    \n    \n")
 _ASCII_LINES = Box("    \n    \n -- \n    \n -- \n -- \n    \n    \n", ascii=True)
 
@@ -29,6 +32,7 @@ class Sheet:
         total: a last row below a line, if any.
         last: headings of the columns that go to the right when the sheet is too wide, so that
             what matters most stays in the first of its parts.
+        wrap: heading of a column of prose, which alone may take several lines.
         always: columns that all parts keep when the sheet is too wide.
     """
 
@@ -37,6 +41,7 @@ class Sheet:
     total: Sequence[str] | None = None
     last: Sequence[str] = ()
     always: int = 1
+    wrap: str = ""
 
 
 def show_sheet(terminal: Terminal, sheet: Sheet, *, title: str | None = None) -> None:
@@ -55,7 +60,7 @@ def show_sheet(terminal: Terminal, sheet: Sheet, *, title: str | None = None) ->
             terminal.data(terminal.text(title, style="bold"))
         if place:
             terminal.data()
-        terminal.out.print(_draw(terminal, sheet, columns), crop=False, no_wrap=True)
+        terminal.out.print(_draw(terminal, sheet, columns), crop=False)
 
 
 def show_facts(
@@ -76,7 +81,10 @@ def _fits(terminal: Terminal, sheet: Sheet, columns: Sequence[int]) -> bool:
     if not terminal.out.is_terminal:
         return True
     rows = [sheet.columns, *sheet.rows, *([sheet.total] if sheet.total else [])]
-    widths = [max(len(row[place].lstrip("<")) for row in rows) for place in columns]
+    widths = [
+        PROSE if sheet.columns[place] == sheet.wrap else max(len(row[place]) for row in rows)
+        for place in columns
+    ]
     return sum(widths) + 2 * len(widths) <= terminal.out.width
 
 
@@ -97,7 +105,8 @@ def _draw(terminal: Terminal, sheet: Sheet, columns: Sequence[int]) -> Table:
             Text(heading.removeprefix("<")),
             footer=_cell(terminal, sheet.total[place]) if sheet.total is not None else "",
             justify="left" if heading.startswith("<") else "right",
-            no_wrap=True,
+            no_wrap=heading != sheet.wrap,
+            overflow="fold",
         )
     for row in sheet.rows:
         table.add_row(*(_cell(terminal, row[place]) for place in columns))

@@ -42,10 +42,13 @@ def list_recipes(terminal: Terminal, as_json: bool) -> int:
         terminal.json(rows)
         return ExitCode.OK
     sheet = Sheet(
-        columns=["<recipe", "<exact bits at 4096 x 4096", "<purpose"],
+        columns=["<recipe", "exact bits*", "<purpose"],
         rows=[(row["name"], row["bits"], row["purpose"]) for row in rows],
+        wrap="<purpose",
     )
     show_sheet(terminal, sheet)
+    terminal.data()
+    terminal.data("* at 4096 x 4096; `reallm budget RECIPE --model MODEL` has yours")
     return ExitCode.OK
 
 
