@@ -83,11 +83,11 @@ class Pool:
                 break
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
-                error = future.exception()
-                if error is None:
+                raised = future.exception()
+                if raised is None:
                     yield future.result()
                 elif failure is None:
-                    failure = error
+                    failure = raised
         if isinstance(failure, BrokenProcessPool):
             raise CompileError(
                 "a worker process died",

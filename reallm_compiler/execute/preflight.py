@@ -53,7 +53,7 @@ def choose_device(asked: str) -> torch.device:
             note="torch reports no CUDA device (driver missing, or a CPU build of torch)",
             hint="use `--device cpu`, or install a CUDA build of torch",
         )
-    if device.index is not None and device.index >= torch.cuda.device_count():
+    if (device.index or 0) >= torch.cuda.device_count():
         raise CompileError(
             f"`{asked}` does not exist: this machine has {torch.cuda.device_count()} CUDA devices",
         )

@@ -186,7 +186,9 @@ def _what_is_done(
 ) -> dict[str, Mapping[str, Any]] | None:
     """Finished units of an interrupted run that this one goes on with; None to start afresh."""
     found = journal.records[0].get("identity") if journal.records else None
-    records = {record["unit"]: record for record in journal.records[1:]}
+    records: dict[str, Mapping[str, Any]] = {
+        record["unit"]: record for record in journal.records[1:]
+    }
     left = found is not None and (place.partial.exists() or place.holds_finished(records))
     if resume == "required" and not left:
         if not journal.records:

@@ -49,7 +49,7 @@ def load(
         config = AutoConfig.from_pretrained(folder)
         state = dict(archive.state_dict(dtype=dtype))
         with torch.device("meta"):
-            architecture = type(AutoModelForCausalLM.from_config(config))
+            architecture = type(AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
         # The class itself, since the factory looks for a folder. It renames and ties as for one.
         model = architecture.from_pretrained(
             None, config=config, state_dict=state, dtype=dtype if dtype is not None else "auto"
