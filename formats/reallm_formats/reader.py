@@ -84,7 +84,7 @@ class Archive:
         Raises:
             FormatError: it cannot be read (F1), or a rule is broken.
         """
-        name = os.fspath(path)
+        name = os.fsdecode(path)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except (OSError, ValueError) as error:

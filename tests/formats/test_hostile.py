@@ -1,10 +1,13 @@
 """Thousands of mutants, bombs of memory, names and first bytes that mean harm."""
 
+import copy
 import importlib
 import struct
 import tracemalloc
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 
 from reallm_formats import Archive, FormatError, names, parse_name
 from vectors import forge, make
@@ -47,6 +50,64 @@ def test_the_fuzzer_fails_loudly(monkeypatch, capsys):
     monkeypatch.setattr(fuzzer, "SECONDS", 0.0)
     assert fuzzer.main() == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+    | st.binary(max_size=40),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["name", "shape", "a"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+ROW = {"name": make.CODES[0], "dtype": "b3", "shape": [2, 3], "offset": 0, "sha256": b""}
+GOOD = {
+    "kind": "model",
+    "features": [],
+    "sections": [ROW],
+    "document": make.model(ties={"x": "up.weight"}, provenance={"a": "b"}),
+}
+PLACES = [(), *((key,) for key in GOOD), ("sections", 0)]
+PLACES += [("sections", 0, key) for key in ROW]
+PLACES += [("document", key) for key in GOOD["document"]]
+PLACES += [("document", "methods", 0), ("document", "matrices", 0), ("document", "ties", "x")]
+PLACES += [("document", "provenance", "a"), ("document", "recipe", "new"), ("document", "new")]
+PLACES += [("document", "matrices", 0, key) for key in make.MATRIX]
+
+
+@given(st.sampled_from(PLACES), VALUES, st.booleans())
+@settings(max_examples=400)
+def test_any_value_at_any_place_of_a_manifest(place, value, newer):
+    """Whatever stands somewhere is refused by a rule, or the archive opens and is sound."""
+    manifest = copy.deepcopy(GOOD)
+    data = make.CODES[3]
+    forge.place(manifest, [data])
+    *path, last = place or (None,)
+    holder = manifest
+    for key in path:
+        holder = holder[key]
+    if place:
+        holder[last] = value
+    else:
+        manifest = value
+    encoded = forge.pack(manifest)
+    body = bytes(-len(encoded) % 64) + data
+    refused = None
+    try:
+        archive = Archive(memoryview(forge.join(encoded, body, header={"minor": int(newer)})))
+    except FormatError as error:
+        refused = error
+    if refused is None:
+        assert archive.verify() == [] or place == ("sections", 0, "sha256")
+        assert archive.model.plain()["methods"] is not None
+    else:
+        assert refused.rule[0] in "MSD"
+        assert refused.location
 
 
 BOMBS = {
