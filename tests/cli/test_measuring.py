@@ -108,6 +108,7 @@ def test_demo_without_its_model_says_so(run, monkeypatch, tmp_path):
     [
         ("A b. What is c? D.\n\nE?", "A b. What is c?"),
         (" ".join(["word"] * 100), " ".join(["word"] * 60)),
+        (" ".join(["word?"] * 300), " ".join(["word?"] * 60)),
     ],
 )
 def test_demo_prompt_ends_with_the_first_storys_question(text, prompt):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,19 @@ from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_libraries
 from reallm_cli.mistakes import check_recipe_path
 from reallm_cli.numbers import bits_text, counted, duration_text, grouped
-from reallm_cli.opened import open_facts
+from reallm_cli.opened import Opened, open_facts
 from reallm_cli.progress import Meter
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import differences, show_sizes
+from reallm_formats import BITS
 
 RECIPE = "reallm-3bit"
 NEW_TOKENS = 64
 PROMPT_WORDS = 60
+STORY_WORDS = 240
+"""Words of the longest story that is used whole: more would not fit a small model's window."""
+
 SHOWN_WIDTH = 96
 
 
@@ -108,10 +114,16 @@ def _compile_and_check(
     terminal.data(f"intact: {sections}, {counted(opened.stored.file, 'byte')}")
     original = sum(path.stat().st_size for path in Path(model).iterdir() if path.is_file())
     terminal.data(
-        f"the original's folder has {grouped(original)} bytes; the coded weights went from 16 to "
-        f"{bits_text(sizes.totals.exact_bits)} bits each"
+        f"the original's folder has {grouped(original)} bytes; the coded weights went from "
+        f"{_source_bits(opened)} to {bits_text(sizes.totals.exact_bits)} bits each"
     )
     return bool(found)
+
+
+def _source_bits(opened: Opened) -> str:
+    """Bits per weight that the coded matrices had in the checkpoint."""
+    bits = sum(matrix.weights * BITS[matrix.dtype] for matrix in opened.plan.matrices)
+    return bits_text(Fraction(bits, sum(matrix.weights for matrix in opened.plan.matrices)))
 
 
 def _measure(terminal: Terminal, model: str, archive: str, heldout: Path) -> None:
@@ -142,10 +154,10 @@ def _measure(terminal: Terminal, model: str, archive: str, heldout: Path) -> Non
 
 
 def demo_prompt(text: str) -> str:
-    """A fixed beginning from the text: its first story up to its last question."""
+    """A fixed beginning from the text: its first story up to its last question, if it is short."""
     story = text.strip().split("\n\n")[0]
     asked = story.rfind("?")
-    if asked > 0:
+    if asked > 0 and len(story.split()) <= STORY_WORDS:
         return story[: asked + 1]
     return " ".join(story.split()[:PROMPT_WORDS])
 
@@ -165,8 +177,6 @@ def _continue(model: Any, tokenizer: Any, prompt: str) -> str:  # noqa: ANN401
 
 
 def _show_text(terminal: Terminal, title: str, text: str) -> None:
-    import textwrap
-
     terminal.data(terminal.text(title, style="bold"))
     for line in text.strip().splitlines():
         for part in textwrap.wrap(line, SHOWN_WIDTH) or [""]:
