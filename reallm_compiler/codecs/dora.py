@@ -22,7 +22,7 @@ def magnitude(weight: Tensor, decoded: Tensor) -> Tensor:
     A row that points away from its weight gets 0: a magnitude is a norm.
     """
     norm = torch.linalg.vector_norm(decoded, dim=1)
-    along = torch.linalg.vecdot(weight, decoded / _divisor(norm)[:, None], dim=1)
+    along = (weight * decoded).div_(_divisor(norm)[:, None]).sum(1)
     return along.clamp_(min=0)
 
 

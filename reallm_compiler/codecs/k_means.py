@@ -1,15 +1,17 @@
 """Weighted k-means for codebooks of up to 2^16 codewords.
 
-Vectors x_v of dimension d come with weights w, one for each vector or each element: the error is
-sum w (x - c)^2 (algorithms of vector quantisation call for weights s^2, the squared scales, so
-that it is an error in weight space). Its stages:
+Vectors x of dimension d come with weights w, one for each vector or one for each element; the
+error is the sum of w (x - c)^2. With w = s^2, the squared scales, it is an error in weight space.
 
-1. k-means++ on a sample (Arthur and Vassilvitskii), with restarts where they are cheap;
-2. Lloyd's iterations on the sample, then on all vectors; a codeword that lost all its vectors
-   moves to the vector with the largest error.
+1. k-means++ (Arthur and Vassilvitskii) on a small sample;
+2. Lloyd's iterations on samples, each four times the last, then on all vectors: the first ones
+   are cheap and go far, the last ones only refine. A step goes beyond the mean of its vectors as
+   long as that lowers the error (over-relaxation halves the number of steps). A codeword that
+   lost all its vectors moves to the vector with the largest error.
 
-Assignment is one matrix product and an argmin. With features f = [w x, w] and the table
-[-c, c^2 / 2] the product is the error up to a term without c; the blocks of scores stay in cache.
+Assignment is one matrix product and an argmin: features [w x, w] times a table [-c, c^2 / 2] are
+half the errors, up to a term without c. Blocks of scores stay in cache. In one dimension the
+codewords are kept in order and assignment is a search between them.
 """
 
 from __future__ import annotations
@@ -21,34 +23,57 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.scalar import nearest_levels
+
 SCORES = 1 << 17
 """Scores of a block of assignment, in elements: half a megabyte of float32."""
 
-SAMPLE_PER_CODEWORD = 256
-SAMPLE_RANGE = (1 << 14, 1 << 20)
-"""Vectors of the sample for each codeword, and the least and most of them in all."""
+DEVICE_SCORES = 1 << 26
+"""The same on an accelerator."""
+
+WORD_BLOCK = 1 << 11
+"""Codewords of a block of scores, for codebooks of more."""
+
+SEED_SAMPLE = 16
+"""Vectors of the sample of k-means++ for each codeword."""
+
+FIRST_SAMPLE = 64
+"""Vectors of the first sample of Lloyd's iterations for each codeword."""
+
+GROWTH = 4
+"""Size of a sample in terms of the one before."""
+
+LEAST_SAMPLE = 1 << 12
+LARGEST_SAMPLE = 1 << 18
+"""Bounds on a sample, in vectors; a large codebook is always seeded by `SEED_SAMPLE` a word."""
 
 RESTARTS = 3
 RESTART_CODEWORDS = 64
-"""Runs on the sample for codebooks of at most that many words; one run for larger ones."""
+"""Runs on the first sample for codebooks of at most that many words; one run for larger ones."""
 
-SETTLED = 1e-4
-"""Relative gain of an iteration below which Lloyd's iterations end."""
+BEYOND = 1.8
+"""Length of a step, in distances to the mean."""
+
+SETTLED_SAMPLE = 1e-4
+SETTLED = 3e-4
+"""Relative gains of a step below which Lloyd's iterations end, on samples and on all vectors."""
 
 SEEDING_ROUNDS = 256
 """k-means++ draws K / 256 codewords at a time, one at a time for K up to 256."""
 
 
 class Vectors(Protocol):
-    """Weighted vectors that are made a chunk at a time.
+    """Weighted vectors that are made a chunk at a time."""
 
-    Attributes:
-        count: number of vectors n.
-        dim: their dimension d.
-    """
+    @property
+    def count(self) -> int:
+        """Number of vectors n."""
+        ...
 
-    count: int
-    dim: int
+    @property
+    def dim(self) -> int:
+        """Their dimension d."""
+        ...
 
     def chunks(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """All vectors in order: place of the first, vectors [n, d], weights [n] or [n, d].
@@ -98,23 +123,28 @@ def fit(
     With fewer distinct vectors than words, the words left over are zero.
 
     Args:
-        vectors: the vectors.
+        vectors: the vectors, at least one.
         words: K, 2 to 65536.
-        iterations: the most Lloyd iterations, on the sample and again on all vectors.
+        iterations: the most Lloyd iterations, on each sample and on all vectors.
         generator: on the CPU.
     """
-    low, high = SAMPLE_RANGE
-    size = min(max(low, SAMPLE_PER_CODEWORD * words), high)
-    whole = vectors.count <= size
+    least = max(LEAST_SAMPLE, SEED_SAMPLE * words)
+    most = max(LARGEST_SAMPLE, least)
+    small = sampled(vectors, least, generator)
+    size = min(max(LEAST_SAMPLE, FIRST_SAMPLE * words), most)
     sample = sampled(vectors, size, generator)
-    best, best_error = None, float("inf")
+    runs = []
     for _ in range(RESTARTS if words <= RESTART_CODEWORDS else 1):
-        start = seed_codebook(sample, words, generator)
-        codebook, error = lloyd(sample, start, iterations)
-        if best is None or error < best_error:
-            best, best_error = codebook, error
-    assert best is not None
-    return best if whole else lloyd(vectors, best, iterations)[0]
+        start = seed_codebook(small, words, generator)
+        runs.append(lloyd(sample, start, iterations, SETTLED_SAMPLE))
+    codebook, _ = min(runs, key=lambda run: run[1])
+    while size < min(most, vectors.count):
+        size = min(GROWTH * size, most)
+        sample = sampled(vectors, size, generator)
+        codebook, _ = lloyd(sample, codebook, iterations, SETTLED_SAMPLE)
+    if size < vectors.count:
+        codebook, _ = lloyd(vectors, codebook, iterations, SETTLED)
+    return codebook
 
 
 def sampled(vectors: Vectors, size: int, generator: torch.Generator) -> DenseVectors:
@@ -149,78 +179,87 @@ def seed_codebook(sample: DenseVectors, words: int, generator: torch.Generator) 
             break  # every vector is a codeword already
         fresh = values[chosen.to(values.device)]
         codebook[done : done + len(fresh)] = fresh
-        error = torch.minimum(error, _errors(values, weights, fresh))
+        error = torch.minimum(error, _errors(values, weights, _ordered(fresh)))
         done += len(fresh)
-    return codebook
+    return _ordered(codebook)
 
 
-def lloyd(vectors: Vectors, codebook: Tensor, iterations: int) -> tuple[Tensor, float]:
-    """Lloyd's iterations from `codebook` [K, d] until they settle.
+def lloyd(
+    vectors: Vectors, codebook: Tensor, iterations: int, settled: float
+) -> tuple[Tensor, float]:
+    """Lloyd's iterations from `codebook` [K, d] until a step gains less than `settled`.
 
     Returns:
-        the codebook with the least error seen, and that error, a sum over the vectors.
+        the codebook of the least error that was met, moved to its means, and that error before
+        the move (which cannot raise it), a sum over the vectors.
     """
     best, best_error = codebook, float("inf")
+    step = 1.0
     for _ in range(iterations):
         error, sums, masses = _statistics(vectors, codebook)
-        settled = error >= best_error * (1 - SETTLED)
-        if error < best_error:
-            best, best_error = codebook, error
-        if settled:
+        gain = 1.0 if best_error == float("inf") else 1 - error / max(best_error, 1e-300)
+        mean = (sums / masses.clamp(min=torch.finfo(torch.float64).tiny)).to(codebook.dtype)
+        mean = torch.where(masses > 0, mean, codebook)
+        if gain > 0:
+            best, best_error = mean, error
+        if error == 0 or (gain < settled and step == 1.0):
             break
-        means = (sums / masses.clamp(min=torch.finfo(torch.float64).tiny)).to(codebook.dtype)
-        moved = torch.where(masses > 0, means, codebook)
+        # A long step that gained too little is followed by a plain one, which has the last word.
+        step = BEYOND if gain >= settled else 1.0
+        moved = torch.lerp(codebook, mean, step) if gain > 0 else best
         empty = (masses.sum(1) == 0).nonzero()[:, 0]
         if len(empty):
             moved = _reseeded(vectors, codebook, moved, empty)
-        codebook = moved
-    else:
-        error, _, _ = _statistics(vectors, codebook)
-        if error < best_error:
-            best, best_error = codebook, error
-    return best, best_error
+        codebook = _ordered(moved)
+    return _ordered(best), best_error
 
 
-def assign(values: Tensor, weights: Tensor | None, table: Tensor) -> Tensor:
+def _ordered(codebook: Tensor) -> Tensor:
+    """One-dimensional codewords in ascending order; others as they are."""
+    return codebook.sort(dim=0).values if codebook.shape[1] == 1 else codebook
+
+
+def assign(values: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
     """The nearest codeword of each vector; the lowest index among equals.
 
     Args:
         values: [n, d].
         weights: [n, d] for weights of elements; None or [n] where they cannot matter.
-        table: `score_table` of the codebook for such weights.
+        codebook: [K, d]; ascending for d = 1.
 
     Returns:
         int64 [n].
     """
+    if codebook.shape[1] == 1:
+        return nearest_levels(values.reshape(-1), codebook[:, 0])
+    per_element = weights is not None and weights.dim() == 2
+    table = score_table(codebook, per_element=per_element)
     features = _features(values, weights)
-    n, words = len(features), table.shape[1]
-    # Blocks of words for large codebooks, blocks of vectors always.
-    width = min(words, 1 << 11)
-    height = max(1, SCORES // width) if values.device.type == "cpu" else 1 << 14
+    n, words = len(features), len(codebook)
+    width = min(words, WORD_BLOCK)
+    on_cpu = values.device.type == "cpu"
+    height = max(1, (SCORES if on_cpu else DEVICE_SCORES) // width)
     result = torch.empty(n, dtype=torch.int64, device=values.device)
-    if values.device.type == "cpu":
-        out = result.numpy()
-        buffer = torch.empty(min(height, n), width, dtype=values.dtype)
-        for first in range(0, n, height):
-            part = features[first : first + height]
-            scores = buffer[: len(part)]
-            if width == words:
-                torch.mm(part, table, out=scores)
-                scores.numpy().argmin(axis=1, out=out[first : first + len(part)])
-                continue
-            least = torch.full((len(part),), torch.inf, dtype=values.dtype)
-            for word in range(0, words, width):
-                torch.mm(part, table[:, word : word + width], out=scores)
-                index = torch.from_numpy(scores.numpy().argmin(axis=1))
-                found = scores.gather(1, index[:, None])[:, 0]
-                nearer = found < least
-                least = torch.where(nearer, found, least)
-                target = result[first : first + len(part)]
-                target.copy_(torch.where(nearer, index + word, target))
-        return result
+    buffer = torch.empty(min(height, n), width, dtype=values.dtype, device=values.device)
     for first in range(0, n, height):
-        part = features[first : first + height]
-        result[first : first + height] = (part @ table).argmin(dim=1)
+        part, target = features[first : first + height], result[first : first + height]
+        least: Tensor | None = None
+        for word in range(0, words, width):
+            scores = buffer[: len(part), : min(width, words - word)]
+            torch.mm(part, table[:, word : word + width], out=scores)
+            # numpy finds a least place several times faster than torch does.
+            index = torch.from_numpy(scores.numpy().argmin(1)) if on_cpu else scores.argmin(1)
+            if width == words:
+                target.copy_(index)
+                continue
+            found = scores.gather(1, index[:, None])[:, 0]
+            if least is None:
+                least = found
+                target.copy_(index)
+                continue
+            nearer = found < least
+            least = torch.where(nearer, found, least)
+            target.copy_(torch.where(nearer, index + word, target))
     return result
 
 
@@ -248,13 +287,9 @@ def _statistics(vectors: Vectors, codebook: Tensor) -> tuple[float, Tensor, Tens
     sums = torch.zeros(words, dim, dtype=torch.float64, device=codebook.device)
     masses = torch.zeros_like(sums)
     squares = 0.0
-    table: Tensor | None = None
     for _, values, weights in vectors.chunks():
-        per_element = weights is not None and weights.dim() == 2
-        if table is None:
-            table = score_table(codebook, per_element=per_element)
-        nearest = assign(values, weights, table)
-        wide = weights if weights is None or per_element else weights[:, None]
+        nearest = assign(values, weights, codebook)
+        wide = weights[:, None] if weights is not None and weights.dim() == 1 else weights
         weighted = values if wide is None else values * wide
         squares += float((weighted * values).sum(dtype=torch.float64))
         mass = values.new_ones(len(values), 1) if wide is None else wide
@@ -301,15 +336,13 @@ def _reseeded(vectors: Vectors, codebook: Tensor, moved: Tensor, empty: Tensor) 
 
 def _errors(values: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
     """float64 [n]: the weighted squared distance of each vector to its nearest codeword."""
-    per_element = weights is not None and weights.dim() == 2
     if len(codebook) == 1:
         difference = values - codebook
     else:
-        table = score_table(codebook, per_element=per_element)
-        difference = values - codebook[assign(values, weights, table)]
-    squares = difference.square()
+        difference = values - codebook[assign(values, weights, codebook)]
+    squares = difference.square_()
     if weights is not None:
-        squares = squares * (weights if per_element else weights[:, None])
+        squares *= weights if weights.dim() == 2 else weights[:, None]
     return squares.sum(1, dtype=torch.float64)
 
 
@@ -328,4 +361,7 @@ def _draw(chances: Tensor, count: int, generator: torch.Generator) -> Tensor:
         return torch.empty(0, dtype=torch.int64)
     points = torch.rand(count, generator=generator, dtype=torch.float64) * total
     places = torch.searchsorted(running, points, right=True).clamp_(max=len(running) - 1)
-    return places.unique() if count > 1 else places
+    if count == 1:
+        return places
+    places = places.sort().values
+    return places[torch.cat([places.new_ones(1) > 0, places[1:] > places[:-1]])]

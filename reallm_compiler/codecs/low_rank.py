@@ -107,7 +107,8 @@ def _randomised_svd(
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
-    return torch.linalg.qr(columns).Q
+    basis: Tensor = torch.linalg.qr(columns).Q
+    return basis
 
 
 def _stored(factor: Tensor, dtype: torch.dtype) -> Tensor:

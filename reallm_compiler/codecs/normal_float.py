@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.packing import pack
-from reallm_compiler.codecs.scalar import Latent, RowReader, TableReader, encode_levels
+from reallm_compiler.codecs.scalar import Latent, RowReader, TableReader, level_codes
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.recipe.stages import NormalFloatQuantizer
 
@@ -45,7 +45,7 @@ def levels(bits: int) -> Tensor:
 def encode(params: NormalFloatQuantizer, latent: Latent) -> Sections:
     """Sections of the codes of the nearest levels; a tie goes to the lower level."""
     table = levels(params.bits).to(latent.values.device)
-    return {"codes": pack(encode_levels(latent.values, table), params.bits)}
+    return {"codes": pack(level_codes(latent.values, table), params.bits)}
 
 
 def reader(

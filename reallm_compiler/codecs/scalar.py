@@ -15,11 +15,17 @@ from torch import Tensor
 
 from reallm_compiler.codecs.packing import CODES_PER_GROUP, unpack
 from reallm_compiler.codecs.scales import ScaleField
-from reallm_compiler.codecs.sections import DTYPE_NAMES, TORCH_DTYPES, Sections
+from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
 from reallm_compiler.errors import CodecError
 from reallm_compiler.layouts.base import DTYPES
 from reallm_compiler.recipe.stages import NoQuantizer
 from reallm_compiler.units import bytes_of_bits
+
+BLOCK = 1 << 16
+"""Weights that are coded in one step, so that intermediates stay in cache."""
+
+MOST_CELLS = 1 << 16
+"""Cells of the grid of `nearest_levels`, at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,44 +129,58 @@ def look_up(table: Tensor, codes: Tensor) -> Tensor:
     return torch.index_select(flat, 0, index).view(table.dtype).view(-1, table.shape[1])
 
 
-def encode_levels(values: Tensor, levels: Tensor) -> Tensor:
-    """Codes of the nearest levels; a tie goes to the lower level.
+def nearest_levels(values: Tensor, levels: Tensor) -> Tensor:
+    """Places of the nearest levels; a tie goes to the lower level.
 
     The same as `torch.bucketize(values, midpoints)`, several times faster: a fine even grid is
-    laid over the midpoints, such that no cell holds two; a table names the code at a cell's
-    start, and one comparison with the cell's midpoint decides.
+    laid over the midpoints, such that no cell holds two of them; a table names the place at a
+    cell's start, and one comparison with the cell's own midpoint decides.
 
     Args:
-        values: [p, q].
-        levels: ascending levels [n] with n from 2 to 256, float64.
+        values: finite, of any shape.
+        levels: ascending levels [n], n from 2 to 65536, float64 or the type of `values`.
 
     Returns:
-        uint8 [p, q].
+        int64, of the shape of `values`.
     """
     middle = ((levels[1:] + levels[:-1]) / 2).to(values.dtype)
     low, high = float(middle[0]), float(middle[-1])
     gap = float((middle[1:] - middle[:-1]).min()) if len(middle) > 1 else 1.0
-    cells = max(1, int(2 * (high - low) / gap)) + 1
-    factor = cells / (high - low) if high > low else 0.0
+    cells = int(2 * (high - low) / gap) + 2 if gap > 0 else MOST_CELLS + 1
+    if cells > MOST_CELLS:
+        return torch.bucketize(values, middle)
+    factor = cells / (high - low) if high > low else 1.0
 
     def cell(x: Tensor) -> Tensor:
         # Monotone in x, which is all that the comparison below relies on.
-        return x.sub(low).mul_(factor).clamp_(0, cells).to(torch.int64)
+        return x.sub(low).mul_(factor).clamp_(-1, cells).add_(1).to(torch.int64)
 
-    # By cell: midpoints of lower cells, and the cell's own midpoint (or none: infinity).
     homes = cell(middle)
-    base = torch.bucketize(torch.arange(cells + 1, device=values.device), homes)
-    own = torch.full((cells + 1,), torch.inf, dtype=values.dtype, device=values.device)
+    if (homes[1:] == homes[:-1]).any():
+        return torch.bucketize(values, middle)
+    # By cell: the midpoints of lower cells, and the cell's own midpoint (or none: infinity).
+    base = torch.bucketize(torch.arange(cells + 2, device=values.device), homes)
+    own = torch.full((cells + 2,), torch.inf, dtype=values.dtype, device=values.device)
     own[homes] = middle
-    codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
-    flat, out = values.reshape(-1), codes.view(-1)
-    base = base.to(torch.uint8)
-    for first in range(0, flat.numel(), 1 << 18):
-        x = flat[first : first + (1 << 18)]
+    flat = values.reshape(-1)
+    result = torch.empty(flat.shape, dtype=torch.int64, device=values.device)
+    for first in range(0, flat.numel(), BLOCK):
+        x = flat[first : first + BLOCK]
         index = cell(x)
         above = x > torch.index_select(own, 0, index)
-        torch.add(torch.index_select(base, 0, index), above, out=out[first : first + len(x)])
-    return codes
+        torch.index_select(base, 0, index, out=result[first : first + BLOCK])
+        result[first : first + BLOCK] += above
+    return result.view(values.shape)
+
+
+def level_codes(values: Tensor, levels: Tensor) -> Tensor:
+    """Codes of the nearest of at most 256 levels, uint8, of the shape of `values`."""
+    flat = values.reshape(-1)
+    codes = torch.empty(flat.shape, dtype=torch.uint8, device=values.device)
+    for first in range(0, flat.numel(), 16 * BLOCK):
+        part = flat[first : first + 16 * BLOCK]
+        codes[first : first + 16 * BLOCK] = nearest_levels(part, levels)
+    return codes.view(values.shape)
 
 
 def encode_values(params: NoQuantizer, latent: Latent) -> Sections:
@@ -201,17 +221,3 @@ def read_values(
 ) -> RowReader:
     """A reader of stored numbers."""
     return ValueReader(sections["values"], dtype)
-
-
-__all__ = [
-    "DTYPE_NAMES",
-    "Latent",
-    "RowReader",
-    "TableReader",
-    "ValueReader",
-    "byte_table",
-    "encode_levels",
-    "encode_values",
-    "look_up",
-    "read_values",
-]

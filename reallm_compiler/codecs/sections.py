@@ -10,11 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import torch
-from reallm_formats.dtypes import CODES
 from torch import Tensor
 
 from reallm_compiler.errors import CodecError
 from reallm_compiler.layouts.base import SectionSpec
+from reallm_formats.dtypes import CODES
 
 TORCH_DTYPES = {
     "bool": torch.bool,
@@ -92,7 +92,7 @@ def to_bytes(tensor: Tensor, spec: SectionSpec) -> memoryview:
     _need_little_endian()
     if not flat.numel():
         return memoryview(b"")
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+    return flat.view(torch.uint8).numpy().data
 
 
 def from_bytes(data: bytes | bytearray | memoryview, spec: SectionSpec) -> Tensor:

@@ -19,7 +19,7 @@ BLOCK = 1 << 18
 def levels(bits: int, *, unit_range: bool) -> Tensor:
     """The 2^bits levels, ascending, float64: k / (2^bits - 1) on [0, 1], or the same on [-1, 1]."""
     steps = 2**bits - 1
-    unit = torch.arange(steps + 1, dtype=torch.float64) / steps
+    unit: Tensor = torch.arange(steps + 1, dtype=torch.float64) / steps
     return unit if unit_range else 2 * unit - 1
 
 

@@ -125,12 +125,8 @@ def encode(params: VectorQuantizer, latent: Latent) -> Sections:
     codes = torch.empty(
         vectors.count, dtype=code_dtype(params.index_bits), device=words.device
     )
-    table: Tensor | None = None
     for first, values, weights in vectors.chunks():
-        if table is None:
-            per_element = weights is not None and weights.dim() == 2
-            table = k_means.score_table(words, per_element=per_element)
-        codes[first : first + len(values)] = k_means.assign(values, weights, table)
+        codes[first : first + len(values)] = k_means.assign(values, weights, words)
     return {"codes": pack(codes, params.index_bits)} | sections
 
 
