@@ -56,9 +56,10 @@ def identity_of(plan: Plan, inventory: Inventory, device: torch.device) -> dict[
 
 
 def _shards(inventory: Inventory) -> dict[str, list[int]]:
-    shards = sorted({spec.shard for spec in inventory.tensors})
+    shards = {spec.shard for spec in (*inventory.tensors, *inventory.duplicates)}
+    shards |= {spec.scale.tensor.shard for spec in inventory.tensors if spec.scale is not None}
     facts = {}
-    for shard in shards:
+    for shard in sorted(shards):
         status = Path(inventory.path, shard).stat()
         facts[shard] = [status.st_size, status.st_mtime_ns]
     return facts

@@ -29,6 +29,7 @@ from reallm_compiler.execute.preflight import check_disk, choose_device, choose_
 from reallm_compiler.execute.stop import Interrupted, StopRequest, listening
 from reallm_compiler.execute.trial import trial_plan
 from reallm_compiler.execute.units import Unit, units_of
+from reallm_compiler.execute.weights import check_duplicates
 from reallm_compiler.plan.build import build, open_model
 from reallm_compiler.plan.document import to_document
 from reallm_compiler.plan.model import Plan
@@ -79,6 +80,7 @@ def compile_model(
             location=str(inventory.path),
             hint="`reallm budget` works on a bare config; give `compile` a folder with weights",
         )
+    check_duplicates(inventory)
     tell = on_event or _silent
     chosen = choose_device(device)
     if only is not None:

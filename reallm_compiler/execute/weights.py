@@ -20,6 +20,29 @@ CHUNK = 64 * 2**20
 """Bytes read at once."""
 
 
+def check_duplicates(inventory: Inventory) -> None:
+    """Tensors that the config ties, and the checkpoint stores twice, are equal.
+
+    Only one of them goes into the archive, so a config that ties two different tensors would
+    lose one without a word.
+
+    Raises:
+        SourceError: two tied tensors differ.
+    """
+    weights = Weights(inventory)
+    for spec in inventory.duplicates:
+        kept = weights.by_name[inventory.ties[spec.name]]
+        same = (spec.shape, spec.stored_dtype) == (kept.shape, kept.stored_dtype)
+        if not same or weights.digest_of(spec) != weights.digest_of(kept):
+            raise SourceError(
+                f"the config ties {spec.name} to {kept.name}, and the checkpoint stores two "
+                "different tensors",
+                location=str(inventory.path),
+                note="an archive stores tied tensors once, so one of them would be lost",
+                hint="set `tie_word_embeddings` to false in config.json if both are meant",
+            )
+
+
 class Weights:
     """Reads tensors of an inventory.
 
@@ -30,7 +53,7 @@ class Weights:
 
     def __init__(self, inventory: Inventory) -> None:
         self.folder = Path(inventory.path)
-        self.by_name = {spec.name: spec for spec in inventory.tensors}
+        self.by_name = {spec.name: spec for spec in (*inventory.tensors, *inventory.duplicates)}
         self.digests: dict[str, str] = {}
 
     def matrix(self, tensor: str, index: int | None, *, transposed: bool) -> torch.Tensor:
@@ -58,6 +81,12 @@ class Weights:
         if spec.scale is not None:
             values = self._scaled(spec, None, values)
         return values.to(TORCH_DTYPES[dtype])
+
+    def digest_of(self, spec: TensorSpec) -> str:
+        """SHA-256 of a tensor's stored bytes, in hex."""
+        begin, end = spec.byte_range()
+        self._read(spec, begin, end)
+        return self.take_digests()[spec.name]
 
     def take_digests(self) -> dict[str, str]:
         """The digests since the last call."""

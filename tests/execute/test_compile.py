@@ -333,6 +333,24 @@ def test_a_matrix_of_zeros_comes_back_as_zeros(
         assert archive.errors[name] == 0.0
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_tied_tensors_that_differ_are_refused(
+    tiny_llama: Path, tiny_recipe: Path, tmp_path: Path, equal: bool
+) -> None:
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    if not equal:
+        head[0, 0] += 1
+    save_file({**tensors, "lm_head.weight": head}, model / "model.safetensors")
+    if equal:
+        compiled(tiny_recipe, model, tmp_path / "o.reallm")
+    else:
+        with pytest.raises(SourceError, match="two different tensors"):
+            compiled(tiny_recipe, model, tmp_path / "o.reallm")
+        assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_shard_that_shrinks_while_compiling(
     tiny_llama: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
