@@ -10,7 +10,6 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass, field
-from functools import cached_property
 
 _SPAN = re.compile(r"(-?[0-9]{1,6})(?:-|\.\.)(-?[0-9]{1,6})")
 _FROM = re.compile(r"(-?[0-9]{1,6})\.\.")
@@ -28,28 +27,29 @@ class Pattern:
     """
 
     text: str
-    _compiled: re.Pattern[str] = field(init=False, repr=False, compare=False)
+    _compiled: re.Pattern[str] | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.text.removeprefix("re:"):
             raise ValueError("a pattern must not be empty")
+        compiled = None  # a name without wildcards needs no search
         if self.text.startswith("re:"):
             try:
                 compiled = re.compile(self.text[3:])
             except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"not a regular expression: {error}") from None
-        else:
+        elif set(self.text) & set("*?["):
             compiled = re.compile(fnmatch.translate(self.text))
         object.__setattr__(self, "_compiled", compiled)
 
-    @cached_property
+    @property
     def exact(self) -> str | None:
         """The only name that the pattern can match, if it has no wildcard."""
-        return None if self.text.startswith("re:") or set(self.text) & set("*?[") else self.text
+        return self.text if self._compiled is None else None
 
     def matches(self, name: str) -> bool:
         """Whether the pattern matches the whole name."""
-        return self._compiled.fullmatch(name) is not None
+        return name == self.text if self._compiled is None else bool(self._compiled.fullmatch(name))
 
 
 @dataclass(frozen=True, slots=True)

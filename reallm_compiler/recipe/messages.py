@@ -133,7 +133,8 @@ def _message(detail: dict[str, Any], node: Node) -> tuple[str, str | None]:
         return str(context["error"]), None
     if kind in _LIMITS:
         key, words = _LIMITS[kind]
-        return f"{shown(node)} {words} {context[key]}", None
+        limit = context[key]
+        return f"{shown(node)} {words} {limit:{'g' if isinstance(limit, float) else ''}}", None
     if kind == "too_long":
         return f"the list is too long: at most {context['max_length']} entries", None
     if kind in _EMPTY:
@@ -193,6 +194,8 @@ def shown(node: Node) -> str:
     if isinstance(node.value, bool):
         return f"`{str(node.value).lower()}`"
     text = str(node.value)
+    if not text:
+        return "an empty text"
     short = f"`{text if len(text) <= 60 else text[:57] + '...'}`"
     # Only a quoted value can be a text that looks like something else.
     return f"the text {short}" if isinstance(node.value, str) and _looks_otherwise(text) else short

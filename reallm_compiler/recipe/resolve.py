@@ -9,20 +9,17 @@ Decisions depend only on which rules apply, so they are made once for each disti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from reallm_compiler.errors import Problem, RecipeError
 from reallm_compiler.recipe.check import BUILT_IN, check_plan
 from reallm_compiler.recipe.model import Keep, Recipe, Rule
 from reallm_compiler.recipe.nodes import (
     MapNode,
-    Node,
     Place,
-    find,
     leaves,
-    map_from_plain,
-    to_plain,
 )
 from reallm_compiler.recipe.patch import merge_maps
 from reallm_compiler.recipe.selection import select
@@ -102,13 +99,14 @@ def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decisi
             applied[place].append(number)
     known: dict[tuple[bool, tuple[int, ...]], Decision | None] = {}
     decisions: dict[str, Decision] = {}
+    trace = _Trace()
     for candidate, numbers in zip(candidates, applied, strict=True):
         if not candidate.is_matrix:  # a `set` has no meaning for it; `select` has the complaint
             numbers = [number for number in numbers if recipe.rules[number].patch is None]
         key = (candidate.coded_by_default and candidate.is_matrix, tuple(numbers))
         if key not in known:
             rules = [recipe.rules[number] for number in numbers]
-            known[key], found = _decide(recipe, rules, candidate.name, coded=key[0])
+            known[key], found = _decide(recipe, rules, candidate.name, trace, coded=key[0])
             problems += found
         decision = known[key]
         if decision is not None:
@@ -120,7 +118,7 @@ def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decisi
 
 
 def _decide(
-    recipe: Recipe, rules: Sequence[Rule], name: str, *, coded: bool
+    recipe: Recipe, rules: Sequence[Rule], name: str, trace: _Trace, *, coded: bool
 ) -> tuple[Decision | None, list[Problem]]:
     """The decision for a tensor to which `rules` apply, `name` being the first of its kind."""
     last = rules[-1] if rules else None
@@ -142,7 +140,7 @@ def _decide(
     plan, problems = check_plan(tree)
     if plan is None:
         return None, [_met_at(problem, name) for problem in problems]
-    return Decision(plan=plan, keep=None, trace=_trace(plan, tree, layers)), []
+    return Decision(plan=plan, keep=None, trace=trace.of(plan, tree, layers)), []
 
 
 def _met_at(problem: Problem, name: str) -> Problem:
@@ -161,29 +159,54 @@ def _line(place: Place, path: str) -> str:
     return f"{place.file}:{place.line}" if place.line else f"{place.file}: {path}"
 
 
-def _trace(plan: MatrixPlan, tree: MapNode, layers: Sequence[MapNode]) -> tuple[FieldSource, ...]:
-    sources = []
-    for path, leaf in leaves(map_from_plain(plan.plain(), BUILT_IN.file)):
-        steps = tuple(path.split("."))
-        node, rest = find(tree, steps)
-        written = not rest and node.place != BUILT_IN
-        location = _line(node.place, node.path) if written else BUILT_IN.file
-        writers = [_line(n.place, n.path) for n in _writers(layers, steps)] if written else []
-        sources.append(
-            FieldSource(
-                path=path,
-                value=to_plain(leaf),
-                location=location,
-                origin=node.path if written else "",
-                overridden=tuple(writer for writer in writers if writer != location),
-            )
-        )
-    return tuple(sources)
+class _Trace:
+    """Finds who set a field; the fields of each part of a plan are listed once."""
+
+    def __init__(self) -> None:
+        self._fields: dict[int, dict[str, str]] = {}
+
+    def of(
+        self, plan: MatrixPlan, tree: MapNode, layers: Sequence[MapNode]
+    ) -> tuple[FieldSource, ...]:
+        """The sources of a plan's fields; `tree` is what `layers` were merged to, in order."""
+        final = dict(leaves(tree))
+        writers = [self._written(layer) for layer in layers]
+        sources = []
+        for path, value in _fields(plan.plain()):
+            node = final.get(path)
+            if node is None or node.place == BUILT_IN:
+                source = FieldSource(path=path, value=value, location=BUILT_IN.file, origin="")
+            else:
+                location = _line(node.place, node.path)
+                others = (written[path] for written in writers if path in written)
+                source = FieldSource(
+                    path=path,
+                    value=value,
+                    location=location,
+                    origin=node.path,
+                    overridden=tuple(other for other in others if other != location),
+                )
+            sources.append(source)
+        return tuple(sources)
+
+    def _written(self, layer: MapNode) -> dict[str, str]:
+        """The fields that a part of a plan writes, and in which line."""
+        if id(layer) not in self._fields:
+            self._fields[id(layer)] = {
+                path: _line(node.place, node.path)
+                for path, node in leaves(layer)
+                if node.place != BUILT_IN
+            }
+        return self._fields[id(layer)]
 
 
-def _writers(layers: Sequence[MapNode], steps: tuple[str, ...]) -> list[Node]:
-    found = [find(layer, steps) for layer in layers]
-    return [node for node, rest in found if not rest and node.place != BUILT_IN]
+def _fields(plan: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a plain plan, each with its path."""
+    for key, value in plan.items():
+        if isinstance(value, Mapping):
+            yield from _fields(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
 
 
 def _uneven_groups(decisions: dict[str, Decision]) -> list[Problem]:

@@ -16,7 +16,15 @@ import re
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    field_validator,
+    model_validator,
+)
 
 FloatType = Literal["float32", "float16", "bfloat16"]
 
@@ -107,13 +115,14 @@ class LowRank(Stage):
         "L1 and each row of L2.",
     )
 
-    @model_validator(mode="after")
-    def _rank_in_range(self) -> LowRank:
-        if self.rank <= 0:
+    @field_validator("rank")
+    @classmethod
+    def _rank_in_range(cls, rank: int | Fraction) -> int | Fraction:
+        if rank <= 0:
             raise ValueError("the rank must be above 0; `residual: {kind: none}` stores no factors")
-        if isinstance(self.rank, Fraction) and self.rank > 1:
+        if isinstance(rank, Fraction) and rank > 1:
             raise ValueError("a fractional rank is a share of min(p, q) and cannot be above 1")
-        return self
+        return rank
 
 
 # ---- transform -------------------------------------------------------------------------------
@@ -286,11 +295,12 @@ class NearestPermutation(Stage):
         description="Rows that share one order; `all`: one order for the whole matrix.",
     )
 
-    @model_validator(mode="after")
-    def _rows_positive(self) -> NearestPermutation:
-        if isinstance(self.rows, int) and self.rows < 1:
+    @field_validator("rows")
+    @classmethod
+    def _rows_positive(cls, rows: int | str) -> int | str:
+        if isinstance(rows, int) and rows < 1:
             raise ValueError("rows must be at least 1, or `all`")
-        return self
+        return rows
 
 
 # ---- scales ----------------------------------------------------------------------------------
@@ -388,10 +398,15 @@ class VectorQuantizer(Stage):
         """Bits b x d of one code."""
         return int(self.bits * self.dim)
 
+    @field_validator("bits")
+    @classmethod
+    def _bits_positive(cls, bits: int | Fraction) -> int | Fraction:
+        if bits <= 0:
+            raise ValueError("bits must be above 0")
+        return bits
+
     @model_validator(mode="after")
     def _index_fits(self) -> VectorQuantizer:
-        if self.bits <= 0:
-            raise ValueError("bits must be above 0")
         product = Fraction(self.bits) * self.dim
         if product.denominator != 1 or not 1 <= product <= 16:
             raise ValueError(

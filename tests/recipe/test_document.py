@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -207,19 +208,13 @@ def test_files_that_cannot_be_read(tmp_path: Path):
 
 @given(st.text(alphabet="ab:-[]{}&*!#|>'\"\n \t%@0.e\x85\u2028", max_size=40))
 def test_no_text_breaks_the_reader(text):
-    try:
-        tree, _ = read_text(text, "r.yaml")
-    except RecipeError as error:
-        assert error.problems
-    else:
-        to_plain(tree)
+    with contextlib.suppress(RecipeError):
+        to_plain(read_text(text, "r.yaml")[0])
 
 
 @given(st.binary(max_size=60))
 def test_no_bytes_break_the_reader(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(data)
-    try:
-        read_file(path)
-    except RecipeError as error:
-        assert str(error)
+    with contextlib.suppress(RecipeError):
+        to_plain(read_file(path)[0])

@@ -29,9 +29,8 @@ def slow_merge(base, patch):
     """The law once more, on plain data."""
     if not (isinstance(base, dict) and isinstance(patch, dict)):
         return patch
-    if "kind" in base and "kind" in patch:
-        if base["kind"] != patch["kind"]:
-            return patch
+    if "kind" in base and "kind" in patch and base["kind"] != patch["kind"]:
+        return patch
     both = {key: slow_merge(base[key], patch[key]) for key in base if key in patch}
     return {**base, **both, **{key: patch[key] for key in patch if key not in base}}
 

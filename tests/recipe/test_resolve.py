@@ -1,0 +1,321 @@
+"""Recipes meet a model: who is coded, who is kept, who set what, and what is wrong."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from reallm_compiler.errors import RecipeError
+from reallm_compiler.recipe import Candidate, load_recipe, resolve
+from reallm_compiler.recipe import resolve as resolve_function
+from reallm_compiler.recipe.stages import MatrixPlan
+
+RESOLVE = resolve_function.__module__
+PARTS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")
+
+
+def model(layers: int = 4) -> list[Candidate]:
+    """A small Llama: matrices and a norm in each layer, embeddings, head, final norm."""
+    found = [
+        Candidate(name="model.embed_tokens", layer=None, is_matrix=True, coded_by_default=False)
+    ]
+    for layer in range(layers):
+        base = f"model.layers.{layer}."
+        found += [
+            Candidate(name=base + part, layer=layer, is_matrix=True, coded_by_default=True)
+            for part in PARTS
+        ]
+        found.append(
+            Candidate(name=base + "norm", layer=layer, is_matrix=False, coded_by_default=False)
+        )
+    found.append(Candidate(name="model.norm", layer=None, is_matrix=False, coded_by_default=False))
+    found.append(Candidate(name="lm_head", layer=None, is_matrix=True, coded_by_default=False))
+    return found
+
+
+def meet(*rules, layers=4, defaults=None):
+    recipe = load_recipe(
+        {"reallm": 1, "extends": "reallm-2bit", "defaults": defaults or {}, "rules": list(rules)}
+    )
+    return resolve(recipe, model(layers))
+
+
+def complaint(*rules, **options) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        meet(*rules, **options)
+    return str(caught.value).splitlines()
+
+
+def test_without_rules_linear_layers_are_coded_and_all_else_is_kept():
+    decisions = meet()
+    plan = load_recipe("reallm-2bit").plan
+    assert set(decisions) == {candidate.name for candidate in model()}
+    for candidate in model():
+        decision = decisions[candidate.name]
+        assert decision.plan == (plan if candidate.coded_by_default else None)
+        assert decision.keep == (None if candidate.coded_by_default else "source")
+
+
+def test_later_rules_win_field_by_field():
+    decisions = meet(
+        {"match": "*.q_proj", "set": {"quantizer": {"bits": 3, "dim": 2}}},
+        {"match": "*.layers.1.*", "set": {"quantizer": {"bits": 1}, "dora": False}},
+    )
+    both = decisions["model.layers.1.self_attn.q_proj"].plan
+    assert both is not None
+    assert (both.quantizer.bits, both.quantizer.dim, both.dora) == (1, 2, False)
+    second = decisions["model.layers.1.mlp.up_proj"].plan
+    assert second is not None
+    assert (second.quantizer.bits, second.quantizer.dim) == (1, 4)
+
+
+def test_layers_and_exceptions():
+    decisions = meet(
+        {"match": "*_proj", "except": "*.q_proj", "layers": "0,-1", "keep": "bf16"},
+    )
+    kept = {name for name, decision in decisions.items() if decision.keep == "bfloat16"}
+    assert kept == {f"model.layers.{n}.{part}" for n in (0, 3) for part in PARTS[1:]}
+
+
+def test_set_codes_an_embedding_or_head_and_keep_keeps_a_matrix():
+    decisions = meet(
+        {"match": ["lm_head", "*.embed_tokens"], "set": {}},
+        {"match": "*.down_proj", "keep": "float32"},
+    )
+    plan = load_recipe("reallm-2bit").plan
+    assert decisions["lm_head"].plan == decisions["model.embed_tokens"].plan == plan
+    assert decisions["model.layers.0.mlp.down_proj"].keep == "float32"
+    assert decisions["model.layers.0.mlp.down_proj"].plan is None
+
+
+def test_the_last_rule_decides_and_earlier_sets_still_count():
+    name = "model.layers.0.mlp.up_proj"
+    change = {"match": name, "set": {"dora": False}}
+    keep = {"match": name, "keep": "source"}
+    again = {"match": name, "set": {"permutation": {"kind": "none"}}}
+    assert meet(change, keep)[name].keep == "source"
+    plan = meet(change, keep, again)[name].plan
+    assert plan is not None
+    assert (plan.dora, plan.permutation.kind) == (False, "none")
+
+
+def test_set_is_nothing_to_tensors_that_are_no_matrices():
+    decisions = meet({"match": "model.*", "set": {"dora": False}})
+    assert decisions["model.norm"].keep == "source"
+    assert decisions["model.layers.0.norm"].keep == "source"
+    assert decisions["model.embed_tokens"].plan is not None
+
+
+def test_keep_with_a_type_works_on_any_tensor():
+    assert meet({"match": "*norm", "keep": "fp32"})["model.norm"].keep == "float32"
+
+
+WRONG = {
+    "misspelt name": (
+        [{"match": "*.q_porj", "keep": "source"}],
+        "recipe: rules[0].match: no tensor of this model matches `*.q_porj` "
+        "(did you mean `*.q_proj`?; say `optional: true` if that is meant)",
+    ),
+    "misspelt whole name": (
+        [{"match": "lm_haed", "keep": "source"}],
+        "recipe: rules[0].match: no tensor of this model matches `lm_haed` "
+        "(did you mean `lm_head`?; say `optional: true` if that is meant)",
+    ),
+    "no star": (
+        [{"match": "q_proj", "keep": "source"}],
+        "recipe: rules[0].match: no tensor of this model matches `q_proj` "
+        "(did you mean `*.q_proj`?; say `optional: true` if that is meant)",
+    ),
+    "weight": (
+        [{"match": "lm_head.weight", "keep": "source"}],
+        "recipe: rules[0].match: no tensor of this model matches `lm_head.weight` "
+        "(names are written without `.weight`; say `optional: true` if that is meant)",
+    ),
+    "nothing near": (
+        [{"match": ["zzz", "re:yyy"], "keep": "source"}],
+        "recipe: rules[0].match: no tensor of this model matches `zzz`, `re:yyy` "
+        "(names here: `model.embed_tokens`, `model.layers.*.self_attn.q_proj`, "
+        "`model.layers.*.self_attn.k_proj`, `model.layers.*.mlp.up_proj`, "
+        "`model.layers.*.mlp.down_proj`, `model.layers.*.norm`, `model.norm`, `lm_head`; "
+        "say `optional: true` if that is meant)",
+    ),
+    "exception that takes nothing out": (
+        [{"match": "*.q_proj", "except": ["*.layers.0.*", "*.k_proj"], "keep": "source"}],
+        "recipe: rules[0].except: the exception `*.k_proj` takes nothing out of what `match` "
+        "takes (did you mean `*.q_proj`?; say `optional: true` if that is meant)",
+    ),
+    "exception that takes all": (
+        [{"match": "*.q_proj", "except": "*proj", "keep": "source"}],
+        "recipe: rules[0].match: after `layers` and `except` nothing is left of what `match` "
+        "takes (say `optional: true` if that is meant)",
+    ),
+    "layer that is not there": (
+        [{"match": "*.q_proj", "layers": "0,7..9", "keep": "source"}],
+        "recipe: rules[0].layers: `7..9` is no layer of this model, which has layers 0 to 3",
+    ),
+    "layers of what is in none": (
+        [{"match": "lm_head", "layers": 3, "keep": "source"}],
+        "recipe: rules[0].layers: `lm_head` is in no layer; take `layers` away",
+    ),
+    "set meets no matrix": (
+        [{"match": "*norm", "set": {"dora": False}}],
+        "recipe: rules[0].set: `set` meets no matrix: `model.layers.0.norm` cannot be coded "
+        "(use `keep`, or match matrices)",
+    ),
+    "rules that do not fit together": (
+        [
+            {"match": "*.q_proj", "set": {"scales": {"kind": "none"}}},
+            {"match": "*.layers.2.*", "set": {"quantizer": {"kind": "uniform", "bits": 2}}},
+        ],
+        "recipe: rules[1].set: `uniform` levels lie on [-1, 1] and need scales: use `absmax`; "
+        "the rules together say so for `model.layers.2.self_attn.q_proj`",
+    ),
+    "uneven group": (
+        [
+            {"match": "*_proj", "set": {"share": "all"}},
+            {"match": "*.k_proj", "layers": 1, "set": {"quantizer": {"bits": 1}}},
+        ],
+        "recipe: rules[0].set.share: rules[0].set.share: `model.layers.0.self_attn.q_proj` and "
+        "`model.layers.1.self_attn.k_proj` share the group `all` but have different quantizers "
+        "(give them the same quantizer, or groups of their own)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_wrong_with_a_model(case):
+    rules, expected = WRONG[case]
+    assert complaint(*rules) == [expected]
+
+
+def test_all_of_it_is_reported_together():
+    rules = [
+        rule
+        for case in ("misspelt name", "weight", "set meets no matrix")
+        for rule in WRONG[case][0]
+    ]
+    assert [line.split(": ")[1] for line in complaint(*rules)] == [
+        "rules[0].match",
+        "rules[1].match",
+        "rules[2].set",
+    ]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in WRONG if case not in ("rules that do not fit together", "uneven group")],
+)
+def test_optional_rules_may_miss(case):
+    rules, _ = WRONG[case]
+    assert meet(*({**rule, "optional": True} for rule in rules))
+
+
+def test_who_set_each_field(tmp_path):
+    path = tmp_path / "r.yaml"
+    (tmp_path / "base.yaml").write_text(
+        "reallm: 1\n"
+        "defaults:\n"
+        "  scales: {kind: absmax, block: 64}\n"
+        "  quantizer: {kind: normal_float, bits: 4}\n"
+    )
+    path.write_text(
+        "reallm: 1\n"
+        "extends: base.yaml\n"
+        "defaults:\n"
+        "  dora: true\n"
+        "rules:\n"
+        '  - match: "*.q_proj"\n'
+        "    set:\n"
+        "      quantizer: {bits: 3}\n"
+        '  - match: "*.layers.0.*"\n'
+        "    layers: 0\n"
+        "    set: {quantizer: {kind: normal_float, bits: 2}}\n"
+        "  - {match: lm_head, keep: bf16}\n"
+    )
+    decisions = resolve(load_recipe(path), model())
+    own, base = path, tmp_path / "base.yaml"
+    trace = {s.path: s for s in decisions["model.layers.0.self_attn.q_proj"].trace}
+    bits = trace["quantizer.bits"]
+    assert (bits.value, bits.location, bits.origin) == (
+        2,
+        f"{own}:11",
+        "rules[1].set.quantizer.bits",
+    )
+    assert bits.overridden == (f"{base}:4", f"{own}:8")
+    assert (trace["dora"].location, trace["dora"].origin) == (f"{own}:4", "defaults.dora")
+    assert trace["scales.block"].location == f"{base}:3"
+    assert trace["permutation.kind"].location == "default"
+    assert (trace["share"].value, trace["share"].origin) == (None, "")
+    head = decisions["lm_head"].trace
+    assert [(s.path, s.value, s.location) for s in head] == [("keep", "bfloat16", f"{own}:12")]
+    norm = decisions["model.norm"].trace
+    assert [(s.path, s.value, s.location) for s in norm] == [("keep", "source", "default")]
+
+
+def test_the_trace_covers_every_field_of_the_plan():
+    def fields(value, path=""):
+        if isinstance(value, dict):
+            return [f for k, v in value.items() for f in fields(v, f"{path}.{k}".lstrip("."))]
+        return [(path, value)]
+
+    decision = meet()["model.layers.0.mlp.up_proj"]
+    assert decision.plan is not None
+    assert [(s.path, s.value) for s in decision.trace] == fields(decision.plan.plain())
+
+
+def test_a_recipe_without_lines_is_traced_by_path():
+    decision = meet({"match": "*.up_proj", "set": {"dora": False}})["model.layers.0.mlp.up_proj"]
+    dora = next(source for source in decision.trace if source.path == "dora")
+    assert dora.location == "recipe: rules[0].set.dora"
+
+
+def test_plans_are_made_once_for_each_set_of_rules(monkeypatch):
+    """Twenty thousand matrices and a few rules: some validations, not twenty thousand."""
+    recipe = load_recipe(
+        {
+            "reallm": 1,
+            "extends": "reallm-2bit",
+            "rules": [
+                {"match": "*.q_proj", "set": {"dora": False}},
+                {"match": "*", "layers": "0-9", "set": {"quantizer": {"bits": 3, "dim": 2}}},
+                {"match": "re:.*mlp.*", "keep": "source"},
+            ],
+        }
+    )
+    calls = []
+    module = __import__(RESOLVE, fromlist=["check_plan"])
+    real = module.check_plan
+    monkeypatch.setattr(module, "check_plan", lambda tree: calls.append(tree) or real(tree))
+    decisions = resolve(recipe, model(layers=4000))
+    assert len(decisions) == 4000 * 5 + 3
+    assert len(calls) == 4
+    assert len({id(decision) for decision in decisions.values()}) <= 8
+
+
+def test_many_rules_for_single_matrices_are_looked_up_by_name(monkeypatch):
+    candidates = model(layers=50)
+    names = [candidate.name for candidate in candidates if candidate.coded_by_default]
+    rules = [{"match": name, "set": {"quantizer": {"bits": 1}}} for name in names]
+    recipe = load_recipe({"reallm": 1, "extends": "reallm-2bit", "rules": rules})
+    patterns = __import__("reallm_compiler.recipe.match", fromlist=["Pattern"])
+    monkeypatch.setattr(patterns.Pattern, "matches", lambda *_: pytest.fail("searched"))
+    decisions = resolve(recipe, candidates)
+    assert all(decisions[name].plan.quantizer.bits == 1 for name in names)
+
+
+def test_the_order_of_the_tensors_does_not_matter():
+    recipe = load_recipe(
+        {"reallm": 1, "extends": "nf4", "rules": [{"match": "*q*", "set": {"dora": True}}]}
+    )
+    shuffled = model()
+    random.Random(0).shuffle(shuffled)
+    one, two = resolve(recipe, model()), resolve(recipe, shuffled)
+    assert {n: (d.plan, d.keep) for n, d in one.items()} == {
+        n: (d.plan, d.keep) for n, d in two.items()
+    }
+
+
+def test_no_plan_is_no_coding():
+    recipe = load_recipe({"reallm": 1})
+    assert resolve(recipe, model())["model.layers.0.mlp.up_proj"].plan == MatrixPlan()
