@@ -27,22 +27,28 @@ def round_to_grid(weight: Tensor, bits: int = 2, block: int = 64) -> Tensor:
     return torch.cat(parts, dim=-1).to(weight.dtype)
 
 
+def rounded(model: LlamaForCausalLM, *, output_too: bool) -> LlamaForCausalLM:
+    """A copy whose linear weights are rounded, with or without the (tied) output layer."""
+    result = copy.deepcopy(model)
+    with torch.no_grad():
+        for name, module in result.named_modules():
+            if isinstance(module, torch.nn.Linear) and (output_too or name != "lm_head"):
+                module.weight.copy_(round_to_grid(module.weight))
+    return result
+
+
 def main() -> None:
-    """Print both perplexities and their ratio."""
+    """Print the perplexity of the model as it is and of two rounded copies."""
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(HERE / "model")
     model = LlamaForCausalLM.from_pretrained(HERE / "model", dtype=torch.float32)
     heldout = (HERE / "heldout.txt").read_text(encoding="ascii")
     ids = torch.tensor(tokenizer(heldout, verbose=False)["input_ids"])
-    rounded = copy.deepcopy(model)
-    with torch.no_grad():
-        for name, module in rounded.named_modules():
-            if isinstance(module, torch.nn.Linear) and name != "lm_head":
-                module.weight.copy_(round_to_grid(module.weight))
-    before, after = perplexity(model, ids), perplexity(rounded, ids)
-    print(f"parameters: {sum(p.numel() for p in model.parameters())}")
+    before = perplexity(model, ids)
     print(f"held-out perplexity: {before:.4f}")
-    print(f"after 2-bit absmax rounding, block 64: {after:.4f} ({after / before:.1f} times)")
+    for label, output_too in (("all linear weights", True), ("all but the output", False)):
+        after = perplexity(rounded(model, output_too=output_too), ids)
+        print(f"2-bit absmax, block 64, {label}: {after:.4f} ({after / before:.2f} times)")
 
 
 if __name__ == "__main__":
