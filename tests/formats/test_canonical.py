@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 
 from reallm_formats import FormatError, canonical
+from reallm_formats.v1 import value_limit
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 SCALARS = (
@@ -193,3 +194,17 @@ def test_every_first_byte():
 def test_places_count_from_the_base():
     with pytest.raises(FormatError, match=r"^manifest, byte 129: .* shortest form$"):
         canonical.decode(b"\x91\xcc\x01", base=128)
+
+
+def test_the_largest_number_of_values():
+    """Encoder and decoder agree on the last list that passes rule C9."""
+    count = 2**16
+    while count + 2 <= value_limit(count + 6):
+        count += 1
+    data = canonical.encode([None] * count)
+    assert len(canonical.decode(data)) == count
+    longer = b"\xdd" + struct.pack(">I", count + 1) + b"\xc0" * (count + 1)
+    for act in (lambda: canonical.encode([None] * (count + 1)), lambda: canonical.decode(longer)):
+        with pytest.raises(FormatError) as caught:
+            act()
+        assert caught.value.rule == "C9"
