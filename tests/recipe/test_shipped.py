@@ -1,0 +1,104 @@
+"""The shipped recipes: complete, honest about their size, free of any model's names."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from reallm_compiler.layouts.matrix import paper_bits, sections
+from reallm_compiler.recipe import Candidate, list_shipped, load_recipe, read_shipped, resolve
+from reallm_compiler.recipe import shipped as shipped_module
+from reallm_compiler.recipe.shipped import head_comment
+from reallm_compiler.units import bits_per_weight
+
+ROOT = Path(__file__).resolve().parents[2]
+SHAPE = (4096, 4096)
+PROMISED = {
+    "reallm-2bit",
+    "reallm-3bit",
+    "reallm-2bit-lean",
+    "lq-lora",
+    "qlora",
+    "nf4",
+    "nf3",
+    "rtn-4bit",
+    "rtn-2bit",
+}
+NAMES = list_shipped()
+
+
+def test_all_promised_recipes_are_there():
+    assert set(NAMES) >= PROMISED
+    assert {path.stem for path in (ROOT / "recipes").iterdir()} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_loads_and_meets_a_model(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert (recipe.model, recipe.output) == (None, None)
+    assert recipe.rules == ()  # nothing about the names of one family
+    matrix = Candidate(name="layers.0.q", layer=0, is_matrix=True, coded_by_default=True)
+    head = Candidate(name="head", layer=None, is_matrix=True, coded_by_default=False)
+    decisions = resolve(recipe, [matrix, head])
+    assert decisions["layers.0.q"].plan == recipe.plan
+    assert decisions["head"].keep == "source"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_head_says_purpose_source_command_and_size(name):
+    head = head_comment(read_shipped(name))
+    purpose, rest = head.split("\n\n", 1)
+    assert len(purpose) > 40
+    assert re.search(r"^Source:  \S", rest, re.MULTILINE)
+    assert f"Run:     reallm compile {name} --model PATH -o model.reallm\n" in rest
+    assert re.search(r"^Size:    exact bits \d", rest, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_head_has_the_right_numbers(name):
+    head = head_comment(read_shipped(name))
+    plan = load_recipe(name).plan
+    stored = sections(plan, SHAPE, "bf16")
+    own = sum(section.bytes for section in stored if not section.shared)
+    shared = sum(section.bytes for section in stored if section.shared)
+    exact = bits_per_weight(own, SHAPE[0] * SHAPE[1])
+    assert f"exact bits {float(exact):.6f} at 4096 x 4096" in head
+    if "paper bits" in head:
+        assert f"(paper bits {float(paper_bits(plan, SHAPE, 'bf16')):.6f})" in head
+    if shared:
+        assert f"and {shared} bytes once" in head
+
+
+def test_the_two_bits_of_the_paper_add_up():
+    stored = sections(load_recipe("reallm-2bit").plan, SHAPE, "bf16")
+    terms: dict[str, Fraction] = {}
+    for section in stored:
+        bits = bits_per_weight(section.bytes, SHAPE[0] * SHAPE[1])
+        terms[section.term] = terms.get(section.term, Fraction(0)) + bits
+    assert terms == {
+        "codes": 2,
+        "scales": Fraction(8, 64) + Fraction(32, 64 * 256) + Fraction(32, 4096**2),
+        "permutation": Fraction(12, 128),
+        "low_rank": Fraction(1, 2),
+        "dora": Fraction(16, 4096),
+        "codebook": Fraction(16 * 4 * 256, 4096**2),
+    }
+
+
+def test_the_package_comes_before_the_repository(tmp_path, monkeypatch):
+    packaged = tmp_path / "_recipes"
+    packaged.mkdir()
+    (packaged / "mine.yaml").write_text("# Mine.\nreallm: 1\nseed: 8\n")
+    monkeypatch.setattr(shipped_module, "_HOMES", (packaged, ROOT / "recipes"))
+    assert list_shipped() == ["mine"]
+    assert load_recipe("mine").seed == 8
+    assert head_comment(read_shipped("mine")) == "Mine."
+
+
+def test_an_unknown_name_is_a_key_error():
+    with pytest.raises(KeyError):
+        read_shipped("../recipes/nf4")
