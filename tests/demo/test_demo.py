@@ -121,7 +121,7 @@ def test_tokenizer_restores_the_text_and_adds_a_start_token(tokenizer, heldout):
 
 
 def test_model_predicts_heldout_text_and_naive_rounding_ruins_it(tokenizer, model, heldout):
-    ids = torch.tensor(tokenizer(heldout[:8000])["input_ids"][:1536]).view(3, 512)
+    ids = torch.tensor(tokenizer(heldout[:4000], verbose=False)["input_ids"][:512]).view(1, 512)
     before = perplexity(model, ids)
     assert before < 1.9
     rounded = tool("measure").rounded(model, output_too=True)
@@ -141,13 +141,13 @@ def test_rounding_keeps_to_four_levels_and_the_last_short_block():
 def test_greedy_generation_keeps_to_the_facts(tokenizer, model):
     world = tool("world")
     right = 0
-    people = list(world.PEOPLE.values())[:8]
+    people = list(world.PEOPLE.values())[:4]
     for person in people:
         prompt = f"This is a story about {person.name}, the"
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         out = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=1)
         right += f"the {person.job}." in tokenizer.decode(out[0])
-    assert right >= 6
+    assert right >= 3
 
 
 def test_a_story_comes_to_an_end(tokenizer, model, generate):
