@@ -309,11 +309,16 @@ def _by_word(values: Tensor, nearest: Tensor, words: int) -> Tensor:
             for column in values.to(torch.float64).unbind(1)
         ]
         return torch.stack(parts, dim=1)
-    # On an accelerator additions in no fixed order would change the bytes: sort, then add runs.
+    return _sums_of_runs(values, nearest, words)
+
+
+def _sums_of_runs(values: Tensor, nearest: Tensor, words: int) -> Tensor:
+    """`_by_word` on an accelerator, where additions in no fixed order would change the bytes."""
     index = nearest.sort(stable=True)
     lengths = torch.bincount(nearest, minlength=words)
     ordered = values[index.indices].to(torch.float64)
-    return torch.segment_reduce(ordered, "sum", lengths=lengths, axis=0, unsafe=True)
+    sums: Tensor = torch.segment_reduce(ordered, "sum", lengths=lengths, axis=0, unsafe=True)
+    return sums
 
 
 def _reseeded(vectors: Vectors, codebook: Tensor, moved: Tensor, empty: Tensor) -> Tensor:

@@ -1,0 +1,80 @@
+"""Magnitudes never hurt."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reallm_compiler.codecs import decode_matrix, dora, encode_matrix
+from reallm_compiler.errors import CodecError
+
+
+@given(seed=st.integers(0, 2**32), size=st.sampled_from([1e-2, 1.0, 100.0]), q=st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_never_farther_than_before(seed, size, q):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(6, q, generator=generator) * size
+    decoded = weight * torch.rand(6, 1, generator=generator) * 2
+    decoded += torch.randn(6, q, generator=generator) * size * 0.5
+    decoded[0] = 0
+    m = dora.stored(dora.magnitude(weight, decoded))
+    rescaled = dora.rescale_(decoded.clone(), m)
+    before = (weight - decoded).norm(dim=1)
+    after = (weight - rescaled).norm(dim=1)
+    slack = weight.norm(dim=1) * 2**-10  # float16's rounding of m
+    assert (after <= before + slack).all()
+    assert not rescaled[0].any()
+
+
+def test_the_formula():
+    weight = torch.tensor([[3.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
+    decoded = torch.tensor([[1.0, 1.0], [2.0, 2.0], [-1.0, 0.0]])
+    m = dora.magnitude(weight, decoded)
+    # <W, W^> / |W^|: 3 / sqrt 2, sqrt 2, and 0 for a row that points away.
+    assert m.tolist() == pytest.approx([3 / 2**0.5, 2**0.5, 0.0])
+    assert dora.rescale_(decoded, m)[:2].flatten().tolist() == pytest.approx([1.5, 1.5, 1, 1])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)])
+@pytest.mark.parametrize(
+    ("residual", "quantizer"),
+    list(
+        itertools.product(
+            [{"kind": "none"}, {"kind": "low_rank", "rank": 2}],
+            [{"kind": "normal_float", "bits": 2}, {"kind": "vq", "bits": 1, "dim": 4}],
+        )
+    ),
+    ids=lambda words: words["kind"],
+)
+def test_battery(shape, residual, quantizer, gaussian, plan_of, check_codec):
+    words = {"residual": residual, "scales": {"kind": "absmax"}, "quantizer": quantizer}
+    weight = gaussian(*shape)
+    plain = check_codec(plan_of(**words), weight).relative_error
+    tuned = check_codec(plan_of(**words, dora=True), weight).relative_error
+    assert tuned <= plain * (1 + 1e-6) + 2**-11
+
+
+def test_a_row_of_zeros_stays_zero(gaussian, plan_of):
+    weight = gaussian(6, 64)
+    weight[2] = 0
+    plan = plan_of(
+        scales={"kind": "absmax", "per": "row"},
+        quantizer={"kind": "normal_float", "bits": 3},
+        dora=True,
+    )
+    encoded = encode_matrix(plan, weight, seed=0, source_dtype="f32")
+    assert float(encoded.sections["magnitude"][2]) == 0
+    back = decode_matrix(plan, (6, 64), "f32", encoded.sections, dtype=torch.float32)
+    assert not back[2].any()
+    torch.testing.assert_close(
+        back.norm(dim=1), encoded.sections["magnitude"].float(), rtol=1e-5, atol=0
+    )
+
+
+def test_overflow_names_the_row():
+    with pytest.raises(CodecError, match="row 1 is 70000"):
+        dora.stored(torch.tensor([1.0, 7e4]))

@@ -1,0 +1,145 @@
+"""Factors: the best ones, their stored types, their signs."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from reallm_compiler.codecs import low_rank
+from reallm_compiler.errors import CodecError
+
+SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("shape", [(33, 100), (172, 64), (1, 7)])
+@pytest.mark.parametrize("rank", [1, 7])
+def test_svd_is_the_best_of_its_rank(shape, rank, gaussian):
+    weight = gaussian(*shape)
+    rank = min(rank, *shape)
+    left, right = low_rank.truncated_svd(weight, rank, generator())
+    rest = torch.linalg.svdvals(weight.double())[rank:]
+    error = torch.linalg.norm(weight.double() - left.double() @ right.double())
+    assert float(error) == pytest.approx(float(rest.square().sum().sqrt()), rel=1e-4, abs=1e-5)
+    # The singular values are split evenly.
+    torch.testing.assert_close(left.norm(dim=0), right.norm(dim=1))
+
+
+def test_randomised_svd_comes_near_the_best(gaussian, monkeypatch):
+    weight = gaussian(200, 300) + 20 * gaussian(200, 1) @ gaussian(1, 300, seed=3) / 17
+    best = torch.linalg.svdvals(weight)[8:].square().sum().sqrt()
+    monkeypatch.setattr(low_rank, "EXACT_BELOW", 10)
+    left, right = low_rank.truncated_svd(weight, 8, generator())
+    error = torch.linalg.norm(weight - left @ right)
+    assert 1 - 1e-5 < float(error / best) < 1.003
+    again = low_rank.truncated_svd(weight, 8, generator())
+    assert torch.equal(left, again[0])
+    assert torch.equal(right, again[1])
+
+
+def test_signs_are_fixed(gaussian):
+    left, _ = low_rank.truncated_svd(gaussian(40, 30), 5, generator())
+    other, _ = low_rank.truncated_svd(-gaussian(40, 30), 5, generator())
+    peaks = left.gather(0, left.abs().argmax(0, keepdim=True))
+    assert (peaks > 0).all()
+    torch.testing.assert_close(left, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+@pytest.mark.parametrize("rank", [3, "1/4"])
+def test_battery(shape, dtype, rank, gaussian, plan_of, check_codec):
+    plan = plan_of(
+        residual={"kind": "low_rank", "rank": rank, "dtype": dtype},
+        scales={"kind": "absmax"},
+        quantizer={"kind": "normal_float", "bits": 3},
+    )
+    without = plan_of(scales={"kind": "absmax"}, quantizer={"kind": "normal_float", "bits": 3})
+    weight = gaussian(*shape)
+    error = check_codec(plan, weight).relative_error
+    assert error <= max(check_codec(without, weight).relative_error * 1.02, 0.01)
+
+
+def test_the_quantiser_sees_the_stored_factors(gaussian, plan_of, check_codec):
+    weight = gaussian(48, 64)
+    words = {"kind": "low_rank", "rank": 40, "dtype": "int8"}
+    plan = plan_of(residual=words, quantizer={"kind": "none", "dtype": "float32"})
+    # 8-bit factors are far off, and float32 values of what they leave repair it.
+    assert check_codec(plan, weight).relative_error < 1e-6
+
+
+def test_int8_is_symmetric_by_column_of_l1_and_row_of_l2(gaussian, plan_of):
+    params = plan_of(residual={"kind": "low_rank", "rank": 4, "dtype": "int8"}).residual
+    weight = gaussian(20, 30)
+    sections = low_rank.encode(params, weight, generator())
+    exact = low_rank.truncated_svd(weight, 4, generator())
+    for factor, role, dim in zip(exact, ("l1", "l2"), (0, 1), strict=True):
+        assert sections[role].abs().amax(dim).tolist() == [127] * 4
+        torch.testing.assert_close(
+            sections[f"{role}_scales"].float(), factor.abs().amax(dim) / 127, rtol=1e-3, atol=0
+        )
+    left, right = low_rank.decode(params, sections, torch.float32)
+    assert (left - exact[0]).abs().max() <= exact[0].abs().max() / 127
+    assert (right - exact[1]).abs().max() <= exact[1].abs().max() / 127
+
+
+def test_zero_starts_as_lora_does(gaussian, plan_of):
+    params = plan_of(residual={"kind": "low_rank", "rank": 16, "fit": "zero"}).residual
+    sections = low_rank.encode(params, gaussian(50, 400), generator(3))
+    assert not sections["l1"].any()
+    assert float(sections["l2"].float().std()) == pytest.approx(1 / math.sqrt(1200), rel=0.05)
+    again = low_rank.encode(params, gaussian(50, 400, seed=9), generator(3))
+    assert torch.equal(sections["l2"], again["l2"])
+
+
+def test_a_zero_matrix_has_zero_factors(plan_of, check_codec):
+    for dtype in ("float16", "int8"):
+        plan = plan_of(residual={"kind": "low_rank", "rank": 2, "dtype": dtype})
+        assert check_codec(plan, torch.zeros(6, 9)).relative_error == 0
+
+
+def test_overflow_is_refused(plan_of):
+    params = plan_of(residual={"kind": "low_rank", "rank": 1}).residual
+    with pytest.raises(CodecError, match="overflow float16"):
+        low_rank.encode(params, torch.full((2, 2), 1e12), generator())
+
+
+@pytest.mark.parametrize("order", ["residual_first", "quantizer_first"])
+def test_alternating_is_never_worse_than_one_round(order, gaussian, plan_of, check_codec):
+    weight = gaussian(96, 128) + 3 * gaussian(96, 2, seed=1) @ gaussian(2, 128, seed=2)
+    errors = {}
+    for fit in ("svd", "alternating"):
+        words = {"kind": "low_rank", "rank": 4, "dtype": "float32"}
+        plan = plan_of(
+            residual=words | {"fit": fit, "order": order},
+            scales={"kind": "absmax"},
+            quantizer={"kind": "normal_float", "bits": 2},
+        )
+        errors[fit] = check_codec(plan, weight).relative_error
+    assert errors["alternating"] < errors["svd"]
+
+
+def test_the_loop_ends_when_the_error_rises_and_keeps_the_best(gaussian, plan_of, monkeypatch):
+    from reallm_compiler.codecs import encode_matrix, matrix
+
+    errors = iter([0.5, 0.4, 0.45, 0.1])
+    measured = []
+
+    def relative_error(weight, reader):
+        measured.append(next(errors))
+        return measured[-1]
+
+    monkeypatch.setattr(matrix, "_relative_error", relative_error)
+    plan = plan_of(
+        residual={"kind": "low_rank", "rank": 2, "fit": "alternating"},
+        scales={"kind": "absmax"},
+        quantizer={"kind": "normal_float", "bits": 2},
+    )
+    encode_matrix(plan, gaussian(16, 64), seed=0, source_dtype="f32")
+    # Three rounds, the last one worse; the fourth number is the final measurement.
+    assert measured == [0.5, 0.4, 0.45, 0.1]
