@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import multiprocessing
 import os
 import signal
 import sys
@@ -106,7 +105,7 @@ def set_trap(phase: str, number: int) -> None:
 
 
 # A worker process imports this file again before it starts work, and finds its trap here.
-if multiprocessing.parent_process() is not None and "KILL_WORKER" in os.environ:
+if __name__ == "__mp_main__" and "KILL_WORKER" in os.environ:
     from reallm_compiler.execute.encode import Encoder
 
     Encoder.run = at_call(Encoder.run, int(os.environ["KILL_WORKER"]))

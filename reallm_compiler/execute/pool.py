@@ -8,7 +8,10 @@ unit. Errors travel back as themselves.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -31,8 +34,17 @@ def _start(plan: Plan, inventory: Inventory, path: Path | None, device: str) -> 
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     fix_numerics(torch.device(device))
     _encoder = Encoder(plan, inventory, path, device)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the compile that started it is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _run(unit: Unit) -> UnitResult:
