@@ -3,6 +3,9 @@
 `Archive.open` reads the header and the manifest, checks their digest and every rule on them, and
 maps the file. No byte of a section is touched before `read`, which checks the section's digest
 the first time, or `verify`, which checks everything.
+
+A file must not be shortened in place while it is open: the system stops a process that touches a
+mapped page which is gone. Writers put a new file in the place of an old one by renaming.
 """
 
 from __future__ import annotations
