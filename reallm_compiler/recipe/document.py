@@ -61,14 +61,16 @@ def read_file(path: Path, label: str | None = None) -> tuple[Node, list[Problem]
     try:
         if path.is_dir():
             raise _error(label, "this is a folder, not a recipe file")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise _error(label, f"a recipe is at most {MAX_BYTES} bytes long; this file has {size}")
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # no more, whatever it is: it could be /dev/zero
+    except ValueError:  # a path that no system has, with a zero byte in it
+        raise _error(label, "there is no such file") from None
     except FileNotFoundError:
         raise _error(label, "there is no such file") from None
     except OSError as error:
         raise _error(label, f"the file cannot be read: {error.strerror}") from None
+    if len(data) > MAX_BYTES:
+        raise _error(label, f"a recipe is at most {MAX_BYTES} bytes long; this file has more")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -72,7 +72,15 @@ def _file_of(source: str, folder: Path | None) -> _Found:
     if shipped is not None:
         return _Found(path=shipped, label=shipped.name, name=source)
     path = (folder or Path()) / Path(source).expanduser()
-    is_name = not path.exists() and os.sep not in source and not source.endswith(_SUFFIXES)
+    if "\n" in source:
+        problem = Problem(
+            location="recipe",
+            path="",
+            message="this is text of several lines, not the name or path of a recipe",
+            hint="save it as a file, or give the recipe as plain data",
+        )
+        raise RecipeError([problem])
+    is_name = os.sep not in source and not source.endswith(_SUFFIXES) and not os.path.exists(path)
     if not source:
         problem = Problem(location="recipe", path="", message="no recipe is named")
         raise RecipeError([problem])

@@ -23,6 +23,8 @@ KEEP_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def _as_list(value: object) -> object:
+    if not isinstance(value, str | list):
+        raise ValueError("a pattern or a list of patterns is wanted")
     return [value] if isinstance(value, str) else value
 
 

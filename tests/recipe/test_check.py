@@ -254,6 +254,10 @@ PLANS = {
 RULES = {
     "no map": ("q_proj", "r.yaml:2:9: rules[0]: a map is wanted, not `q_proj`"),
     "no match": ("{keep: source}", "r.yaml:2:9: rules[0]: `match` is missing"),
+    "match of a number": (
+        "{match: 3, keep: source}",
+        "r.yaml:2:17: rules[0].match: a pattern or a list of patterns is wanted",
+    ),
     "match of nothing": (
         "{match: [], keep: source}",
         "r.yaml:2:17: rules[0].match: this must not be empty",
@@ -485,6 +489,12 @@ def test_recipes_that_are_not_there(tmp_path, monkeypatch):
         "mine.yaml": "mine.yaml: there is no such file",
         "a/b": "a/b: there is no such file",
         "": "recipe: no recipe is named",
+        "a\0b.yaml": "a\0b.yaml: there is no such file",
+        "a"
+        * 300: f"{'a' * 300}: there is no shipped recipe `{'a' * 300}`, and no file of that name "
+        f"(valid here: {SHIPPED})",
+        "reallm: 1\nseed: 3": "recipe: this is text of several lines, not the name or path of a "
+        "recipe (save it as a file, or give the recipe as plain data)",
         ".": ".: this is a folder, not a recipe file",
     }
     for source, expected in cases.items():
