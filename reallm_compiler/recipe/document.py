@@ -63,8 +63,6 @@ def read_file(path: Path, label: str | None = None) -> tuple[Node, list[Problem]
             raise _error(label, "this is a folder, not a recipe file")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)  # no more, whatever it is: it could be /dev/zero
-    except ValueError:  # a path that no system has, with a zero byte in it
-        raise _error(label, "there is no such file") from None
     except FileNotFoundError:
         raise _error(label, "there is no such file") from None
     except OSError as error:

@@ -71,24 +71,24 @@ def _file_of(source: str, folder: Path | None) -> _Found:
     shipped = shipped_path(source)
     if shipped is not None:
         return _Found(path=shipped, label=shipped.name, name=source)
-    path = (folder or Path()) / Path(source).expanduser()
-    if "\n" in source:
-        problem = Problem(
-            location="recipe",
-            path="",
-            message="this is text of several lines, not the name or path of a recipe",
-            hint="save it as a file, or give the recipe as plain data",
-        )
-        raise RecipeError([problem])
-    is_name = os.sep not in source and not source.endswith(_SUFFIXES) and not os.path.exists(path)
     if not source:
-        problem = Problem(location="recipe", path="", message="no recipe is named")
-        raise RecipeError([problem])
-    if is_name:
+        raise _refused("recipe", "no recipe is named")
+    if "\n" in source:
+        message = "this is text of several lines, not the name or path of a recipe"
+        hint = "save it as a file, or give the recipe as plain data"
+        raise _refused("recipe", message, hint)
+    if "\0" in source:
+        raise _refused("recipe", "this is no name and no path: it holds a zero byte")
+    path = (folder or Path()) / os.path.expanduser(source)
+    is_name = os.sep not in source and not source.endswith(_SUFFIXES)
+    if is_name and not os.path.exists(path):
         message = f"there is no shipped recipe `{source}`, and no file of that name"
-        hint = suggestion(source, list_shipped())
-        raise RecipeError([Problem(location=source, path="", message=message, hint=hint)])
+        raise _refused(source, message, suggestion(source, list_shipped()))
     return _Found(path=path, label=str(path), name=path.stem)
+
+
+def _refused(location: str, message: str, hint: str | None = None) -> RecipeError:
+    return RecipeError([Problem(location=location, path="", message=message, hint=hint)])
 
 
 class _Chain:
@@ -127,15 +127,15 @@ class _Chain:
             self.complete = False
             self.problem(node, error.problems[0].message, error.problems[0].hint)
             return
-        paths = [file.path.resolve() if file.path else None for file in self.files]
-        if found.path.resolve() in paths:
-            names = [file.path.name for file in self.files if file.path] + [found.path.name]
-            start = paths.index(found.path.resolve())
-            circle = " -> ".join(names[start:])
+        before = [file.path for file in self.files if file.path is not None]
+        known = [os.path.realpath(path) for path in before]
+        if os.path.realpath(found.path) in known:
+            start = known.index(os.path.realpath(found.path))
+            circle = " -> ".join(path.name for path in (*before[start:], found.path))
             self.complete = False
             self.problem(node, f"`extends` runs in a circle: {circle}")
             return
-        if not found.path.is_file():
+        if not os.path.isfile(found.path):
             self.complete = False
             self.problem(node, f"there is no recipe file `{found.path}`")
             return

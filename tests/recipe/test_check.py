@@ -489,7 +489,8 @@ def test_recipes_that_are_not_there(tmp_path, monkeypatch):
         "mine.yaml": "mine.yaml: there is no such file",
         "a/b": "a/b: there is no such file",
         "": "recipe: no recipe is named",
-        "a\0b.yaml": "a\0b.yaml: there is no such file",
+        "a\0b": "recipe: this is no name and no path: it holds a zero byte",
+        "~nobody-at-all/x.yaml": "~nobody-at-all/x.yaml: there is no such file",
         "a"
         * 300: f"{'a' * 300}: there is no shipped recipe `{'a' * 300}`, and no file of that name "
         f"(valid here: {SHIPPED})",

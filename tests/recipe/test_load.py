@@ -81,6 +81,8 @@ def test_circles_and_missing_bases(write):
         lost="reallm: 1\nextends: nowhere.yaml\ndefaults: {dor: true, scales: {block: 32}}\n",
         near="reallm: 1\nextends: reallm-2bt\n",
         folder="reallm: 1\nextends: .\n",
+        zero='reallm: 1\nextends: "a\\0b.yaml"\n',
+        long=f"reallm: 1\nextends: {'x' * 300}\n",
         broken="reallm: 1\nextends: bad.yaml\nsed: 1\n",
         bad="reallm: [\n",
         newer="reallm: 1\nextends: future.yaml\n",
@@ -102,6 +104,12 @@ def test_circles_and_missing_bases(write):
         "name (did you mean `reallm-2bit`?)"
     ]
     assert complaint("folder.yaml") == ["folder.yaml:2:10: extends: there is no recipe file `.`"]
+    assert complaint("zero.yaml") == [
+        "zero.yaml:2:10: extends: this is no name and no path: it holds a zero byte"
+    ]
+    assert complaint("long.yaml")[0].startswith(
+        "long.yaml:2:10: extends: there is no shipped recipe"
+    )
     assert complaint("broken.yaml") == [
         "broken.yaml:3:1: sed: unknown key `sed` (did you mean `seed`?)",
         "bad.yaml:2:1: expected the node content, but found '<stream end>' "
