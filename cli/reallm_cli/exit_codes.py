@@ -25,6 +25,8 @@ class ExitCode(IntEnum):
     BAD_MATRIX = 9
     CANNOT_EVALUATE = 10
     SYSTEM = 11
+    BAD_ADAPTER = 12
+    CANNOT_FINETUNE = 13
     BUG = 70
     INTERRUPTED = 130
     BROKEN_PIPE = 141
@@ -43,6 +45,8 @@ MEANINGS = {
     ExitCode.BAD_MATRIX: "a matrix cannot be encoded or decoded, such as one with NaN",
     ExitCode.CANNOT_EVALUATE: "the model cannot be measured: an unfit text, a wrong window",
     ExitCode.SYSTEM: "the system refused a file or the network: permission, disk, connection",
+    ExitCode.BAD_ADAPTER: "an adapter belongs to another base, or does not fit it",
+    ExitCode.CANNOT_FINETUNE: "the model cannot be tuned: an unfit text, a loss that is not finite",
     ExitCode.BUG: "a bug in reallm",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C or a signal",
     ExitCode.BROKEN_PIPE: "the program that read our output went away",
@@ -61,6 +65,8 @@ _BY_ERROR = {
     "bad-matrix": ExitCode.BAD_MATRIX,
     "cannot-evaluate": ExitCode.CANNOT_EVALUATE,
     "system": ExitCode.SYSTEM,
+    "bad-adapter": ExitCode.BAD_ADAPTER,
+    "cannot-finetune": ExitCode.CANNOT_FINETUNE,
 }
 
 

@@ -28,9 +28,8 @@ from reallm_formats import BITS
 
 RECIPE = "reallm-3bit"
 NEW_TOKENS = 64
-PROMPT_WORDS = 60
-STORY_WORDS = 240
-"""Words of the longest story that is used whole: more would not fit a small model's window."""
+PROMPT_WORDS = 24
+"""Words of the prompt, at least: its last line is whole."""
 
 SHOWN_WIDTH = 96
 
@@ -154,12 +153,13 @@ def _measure(terminal: Terminal, model: str, archive: str, heldout: Path) -> Non
 
 
 def demo_prompt(text: str) -> str:
-    """A fixed beginning from the text: its first story up to its last question, if it is short."""
-    story = text.strip().split("\n\n")[0]
-    asked = story.rfind("?")
-    if asked > 0 and len(story.split()) <= STORY_WORDS:
-        return story[: asked + 1]
-    return " ".join(story.split()[:PROMPT_WORDS])
+    """A fixed beginning from the text: the first lines of its first story."""
+    chosen: list[str] = []
+    for line in text.strip().splitlines():
+        chosen.append(line)
+        if sum(len(part.split()) for part in chosen) >= PROMPT_WORDS:
+            break
+    return "\n".join(chosen)
 
 
 def _continue(model: Any, tokenizer: Any, prompt: str) -> str:  # noqa: ANN401
