@@ -12,9 +12,11 @@ from typing import ClassVar
 from reallm_formats.errors import FormatError, ReallmError
 
 __all__ = [
+    "AdapterError",
     "CodecError",
     "CompileError",
     "EvaluationError",
+    "FinetuneError",
     "FormatError",
     "OutputError",
     "Problem",
@@ -89,6 +91,18 @@ class OutputError(ReallmError):
     """An output exists already or cannot be written."""
 
     code: ClassVar[str] = "bad-output"
+
+
+class AdapterError(ReallmError):
+    """An adapter does not fit: another base, other matrices, or a layout that is not known."""
+
+    code: ClassVar[str] = "bad-adapter"
+
+
+class FinetuneError(ReallmError):
+    """A model cannot be tuned: an unfit text, nothing to tune, a loss that is not finite."""
+
+    code: ClassVar[str] = "cannot-finetune"
 
 
 class EvaluationError(ReallmError):

@@ -6,6 +6,7 @@ tensors in memory: a section is bytes of a named type and shape.
 
 from reallm_formats.dtypes import BITS, section_bytes
 from reallm_formats.errors import FormatError, ReallmError
+from reallm_formats.kinds.adapter import AdapterDocument, AdapterEntry, parse_adapter
 from reallm_formats.kinds.model import MatrixEntry, ModelDocument, parse_model
 from reallm_formats.layout import Layout, layout
 from reallm_formats.manifest import Manifest, encode_manifest, parse_manifest
@@ -16,6 +17,8 @@ from reallm_formats.writer import Writer
 
 __all__ = [
     "BITS",
+    "AdapterDocument",
+    "AdapterEntry",
     "Archive",
     "Damage",
     "FormatError",
@@ -29,6 +32,7 @@ __all__ = [
     "Writer",
     "encode_manifest",
     "layout",
+    "parse_adapter",
     "parse_manifest",
     "parse_model",
     "parse_name",

@@ -59,7 +59,7 @@ def layout(
     """Lay out a file.
 
     Args:
-        kind: what the archive is: `model`.
+        kind: what the archive is: `model` or `adapter`.
         document: its document; what depends on data holds a value of the final width, such as
             0.0 for an error. It is copied.
         sections: (name, dtype, shape) in the order of the file.

@@ -29,7 +29,7 @@ class Manifest:
     """What an archive holds.
 
     Attributes:
-        kind: what the archive is: `model`.
+        kind: what the archive is: `model` or `adapter`.
         features: names of features that a reader must know, sorted.
         sections: the section table, in the file's order.
         document: the content, by kind, as plain data.

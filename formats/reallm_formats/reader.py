@@ -22,6 +22,7 @@ from typing import Any, Final
 from reallm_formats import v1
 from reallm_formats.errors import FormatError
 from reallm_formats.header import Header, check_digest, parse_header
+from reallm_formats.kinds.adapter import AdapterDocument, parse_adapter
 from reallm_formats.kinds.model import ModelDocument, parse_model
 from reallm_formats.layout import Layout
 from reallm_formats.manifest import Manifest, parse_manifest
@@ -119,7 +120,7 @@ class Archive:
 
     @property
     def kind(self) -> str:
-        """What the archive is: `model`."""
+        """What the archive is: `model` or `adapter`."""
         return self.manifest.kind
 
     @property
@@ -135,6 +136,15 @@ class Archive:
             raise FormatError("M3", message, location=self._name)
         newer = self.header.minor > v1.MINOR
         return parse_model(self.document, self.manifest.sections, newer=newer)
+
+    @property
+    def adapter(self) -> AdapterDocument:
+        """The document of an archive of kind `adapter`; of another kind a FormatError (M3)."""
+        if self.kind != "adapter":
+            message = f"this is an archive of kind `{self.kind}`, not an adapter"
+            raise FormatError("M3", message, location=self._name)
+        newer = self.header.minor > v1.MINOR
+        return parse_adapter(self.document, self.manifest.sections, newer=newer)
 
     @property
     def layout(self) -> Layout:

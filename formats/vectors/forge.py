@@ -91,27 +91,29 @@ def archive(
     edit: Callable[[Plain], object] | None = None,
     header: Mapping[str, Any] | None = None,
     repair: bool = True,
+    kind: str = "model",
 ) -> bytes:
-    """A whole file of kind `model`.
+    """A whole file.
 
     Args:
         sections: (name, dtype, shape, data) in order.
-        document: the document; an empty one by default.
+        document: the document; for a model, keys that are left out are empty.
         edit: changes the manifest after offsets and digests are filled in. It must keep the
             manifest's length if the sections are to stay in place.
         header: header fields to replace.
         repair: compute the header's digest.
+        kind: what the archive is.
     """
     given = list(sections)
     datas = [data for *_, data in given]
     manifest: Plain = {
-        "kind": "model",
+        "kind": kind,
         "features": [],
         "sections": [
             {"name": name, "dtype": dtype, "shape": shape, "offset": 0, "sha256": b""}
             for name, dtype, shape, _ in given
         ],
-        "document": {**MODEL, **(document or {})},
+        "document": {**(MODEL if kind == "model" else {}), **(document or {})},
     }
     place(manifest, datas)
     body = body_of(manifest["sections"], datas, 128 + len(pack(manifest)))

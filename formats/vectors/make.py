@@ -36,12 +36,31 @@ MATRIX: Plain = {
     "method": 0,
     "relative_error": 0.125,
 }
+ROW: Plain = {
+    "name": "up",
+    "shape": [2, 3],
+    "rank": 1,
+    "dtype": "f16",
+    "magnitude": True,
+    "rounding_error": 0.125,
+}
+PARTS: list[forge.Section] = [
+    ("matrix:up/l1", "f16", [2, 1], struct.pack("<2e", 0.5, -1)),
+    ("matrix:up/l2", "f16", [1, 3], struct.pack("<3e", 1, 2, 3)),
+    ("matrix:up/magnitude", "f16", [2], struct.pack("<2e", 1.5, 0)),
+]
 UNTESTABLE = {"F1": "it is about what is not a file: a test makes a folder, a pipe and no file"}
 
 
 def model(**changes: Any) -> Plain:  # noqa: ANN401 (plain data)
     """A document with one matrix."""
     return {**forge.MODEL, "methods": [{}], "matrices": [MATRIX], **changes}
+
+
+def adapter(**changes: Any) -> Plain:  # noqa: ANN401 (plain data)
+    """The document of an adapter of one matrix."""
+    base = bytes(range(32))
+    return {"base": base, "matrices": [ROW], "provenance": {}, "settings": {}, **changes}
 
 
 def accepted() -> Iterator[tuple[str, bytes]]:
@@ -79,6 +98,23 @@ def accepted() -> Iterator[tuple[str, bytes]]:
     )
     yield "model", archive(sections, document)
 
+    rows = [
+        ROW,
+        {**ROW, "name": "e/0", "dtype": "i8", "magnitude": False, "rounding_error": 0.0},
+        {**ROW, "name": "bare", "rank": 0},
+        {**ROW, "name": "none", "rank": 0, "magnitude": False},
+    ]
+    coded: list[forge.Section] = [
+        ("matrix:e/0/l1", "i8", [2, 1], b"\x7f\x81"),
+        ("matrix:e/0/l2", "i8", [1, 3], b"\x01\x00\xff"),
+        ("matrix:e/0/l1_scales", "f16", [1], struct.pack("<e", 0.25)),
+        ("matrix:e/0/l2_scales", "f16", [1], struct.pack("<e", 2)),
+        ("matrix:bare/magnitude", "f16", [2], struct.pack("<2e", 1, 2)),
+    ]
+    settings = {"stages": ["block", "e2e"], "lr": 1e-05}
+    tuned = adapter(matrices=rows, settings=settings, provenance={"reallm": "0.1.0"})
+    yield "adapter", archive([*PARTS, *coded], tuned, kind="adapter")
+
     def newer(manifest: Plain) -> None:
         manifest["later"] = 1
         manifest["document"]["later"] = 1
@@ -108,6 +144,8 @@ def rejected() -> Iterator[tuple[str, str, bytes, str]]:
     for rule, name, data in _bad_manifests():
         yield rule, name, data, "open"
     for rule, name, data in _bad_documents():
+        yield rule, name, data, "open"
+    for rule, name, data in _bad_adapters():
         yield rule, name, data, "open"
     yield from _bad_sections()
 
@@ -303,6 +341,45 @@ def _bad_documents() -> Iterator[tuple[str, str, bytes]]:
     yield "D6", "number", file(ties={"head.weight": 1})
     yield "D7", "float", file(provenance={"time": 1.5})
     yield "D7", "map", file(provenance={"host": {}})
+
+
+def _bad_adapters() -> Iterator[tuple[str, str, bytes]]:
+    def file(sections: list[forge.Section] = PARTS, **changes: Any) -> bytes:  # noqa: ANN401
+        return archive(sections, adapter(**changes), kind="adapter")
+
+    def row(**changes: Any) -> bytes:  # noqa: ANN401
+        return file(matrices=[{**ROW, **changes}])
+
+    bare = {key: value for key, value in adapter().items() if key != "settings"}
+    yield "A1", "no-settings", archive(PARTS, bare, kind="adapter")
+    yield "A1", "settings-list", file(settings=[])
+    yield "A1", "matrices-map", file(matrices={})
+    yield "A1", "model-document", archive([], forge.MODEL, kind="adapter")
+    yield "A2", "short", file(base=bytes(31))
+    yield "A2", "text", file(base="0" * 32)
+    yield "A3", "row-text", file(matrices=["up"])
+    yield "A3", "no-rank", file(matrices=[{k: v for k, v in ROW.items() if k != "rank"}])
+    yield "A3", "rank-above", row(rank=3)
+    yield "A3", "rank-negative", row(rank=-1)
+    yield "A3", "rank-true", row(rank=True)
+    yield "A3", "name-number", row(name=1)
+    yield "A3", "one-extent", row(shape=[2])
+    yield "A3", "no-columns", row(shape=[2, 0])
+    yield "A3", "codes-as-dtype", row(dtype="b4")
+    yield "A3", "magnitude-number", row(magnitude=1)
+    yield "A3", "integer-error", row(rounding_error=0)
+    yield "A3", "negative-error", row(rounding_error=-0.5)
+    yield "A4", "twice", file(matrices=[ROW, ROW])
+    yield "A5", "no-sections", file([])
+    yield "A5", "one-missing", file(PARTS[:2])
+    yield "A5", "order", file([PARTS[1], PARTS[0], PARTS[2]])
+    yield "A5", "other-type", row(dtype="bf16")
+    yield "A5", "other-rank", row(rank=2)
+    yield "A5", "one-more", file([*PARTS, KEPT])
+    yield "A5", "no-scales", row(dtype="i8")
+    yield "D7", "adapter-float", file(provenance={"time": 1.5})
+    yield "M2", "adapter-key", file(later=1)
+    yield "M2", "adapter-row-key", row(later=1)
 
 
 def _bad_sections() -> Iterator[tuple[str, str, bytes, str]]:

@@ -18,12 +18,18 @@ from typing import Any, Self
 
 import torch
 
-from reallm_compiler.codecs import decode_matrix, from_bytes
+from reallm_compiler.codecs import decode_matrix, from_bytes, low_rank
 from reallm_compiler.codecs.sections import TORCH_DTYPES
-from reallm_compiler.errors import FormatError, SourceError
+from reallm_compiler.errors import AdapterError, FormatError, SourceError
+from reallm_compiler.layouts import dora as dora_law
+from reallm_compiler.layouts import low_rank as low_rank_law
+from reallm_compiler.layouts import matrix as matrix_law
+from reallm_compiler.layouts.base import SectionSpec
 from reallm_compiler.plan.budget import Budget
 from reallm_compiler.plan.document import from_manifest
 from reallm_compiler.plan.model import Plan, PlannedMatrix
+from reallm_compiler.recipe.stages import LowRank, MatrixPlan, NoResidual
+from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
 from reallm_formats import Archive, Manifest, SectionEntry, names
 
 
@@ -33,11 +39,13 @@ class ModelArchive:
     Attributes:
         path: the file.
         plan: what it stores, as the planner saw it.
+        adapter: the adapter whose factors and magnitudes stand in place of the archive's own.
     """
 
     def __init__(self, archive: Archive, path: Path) -> None:
         self._archive = archive
         self.path = path
+        self.adapter: AdapterArchive | None = None
         self.plan: Plan = from_manifest(archive.manifest, archive.layout)
         self._kept = {tensor.name: tensor for tensor in self.plan.tensors}
         self._parts: dict[str, list[PlannedMatrix]] = {}
@@ -48,6 +56,11 @@ class ModelArchive:
     def manifest(self) -> Manifest:
         """The container's manifest."""
         return self._archive.manifest
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of header and manifest, which names every byte of the archive."""
+        return self._archive.digest
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,22 +120,56 @@ class ModelArchive:
             FormatError: a section of it is damaged.
         """
         matrix = self._matrix_named(name)
-        sections = {
-            spec.role: from_bytes(self._archive.read(matrix.section_name(spec)), spec).to(device)
-            for spec in matrix.specs
-        }
-        return decode_matrix(
-            matrix.plan,
-            matrix.shape,
-            matrix.dtype,
-            sections,
-            dtype=dtype if dtype is not None else TORCH_DTYPES[matrix.dtype],
-        )
+        plan, sections = matrix.plan, {}
+        if self.adapter is not None and matrix.name in self.adapter.rows:
+            plan = self.adapter.plan(matrix.name, plan)
+            sections = self.adapter.sections(matrix.name)
+        return self._decode(matrix, plan, dtype, device, sections)
 
-    def tensor(
+    def coded(
         self, name: str, *, dtype: torch.dtype | None = None, device: str = "cpu"
     ) -> torch.Tensor:
+        """The coded part alone of a matrix [p, q]: no factors are added, no row is rescaled.
+
+        It is what tuning never changes. Arguments and errors are those of `matrix`.
+        """
+        matrix = self._matrix_named(name)
+        return self._decode(matrix, frozen_plan(matrix.plan), dtype, device)
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The archive's own L1 [p, r] and L2 [r, q] as float32; None without a residual."""
+        matrix = self._matrix_named(name)
+        if not isinstance(matrix.plan.residual, LowRank):
+            return None
+        tuned = {spec.role: spec for spec in low_rank_law.sections(
+            matrix.plan.residual, matrix.shape
+        )}
+        sections = {role: self._section(matrix, spec) for role, spec in tuned.items()}
+        return low_rank.decode(matrix.plan.residual, sections, torch.float32)
+
+    def magnitude(self, name: str) -> torch.Tensor | None:
+        """The archive's own DoRA magnitudes [p] as float32; None if the matrix has none."""
+        matrix = self._matrix_named(name)
+        if not matrix.plan.dora:
+            return None
+        (spec,) = dora_law.sections(matrix.shape)
+        return self._section(matrix, spec).to(torch.float32)
+
+    def tensor(
+        self,
+        name: str,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str = "cpu",
+        coded_only: bool = False,
+    ) -> torch.Tensor:
         """One tensor as the checkpoint has it: shape, orientation, and type unless `dtype`.
+
+        Args:
+            name: one of `tensor_names`, or a tie to one.
+            dtype: the checkpoint's own when None.
+            device: where it is decoded.
+            coded_only: give the coded part alone of coded matrices (see `coded`).
 
         Raises:
             SourceError: no tensor has this name.
@@ -139,7 +186,8 @@ class ModelArchive:
             return values.to(dtype) if dtype is not None and values.is_floating_point() else values
         decoded = []
         for matrix in sorted(parts, key=lambda part: part.index or 0):
-            values = self.matrix(matrix.name, dtype=dtype, device=device)
+            decode = self.coded if coded_only else self.matrix
+            values = decode(matrix.name, dtype=dtype, device=device)
             decoded.append(values.t().contiguous() if matrix.transposed else values)
         return decoded[0] if parts[0].index is None else torch.stack(decoded)
 
@@ -155,9 +203,30 @@ class ModelArchive:
         for file in self.plan.files:
             yield file.path, bytes(self._archive.read(names.file_section(file.path)))
 
+    def use(self, adapter: AdapterArchive | None) -> None:
+        """Let `matrix` and all that rests on it take the parts of an adapter; None: its own.
+
+        The adapter is closed together with the archive.
+
+        Raises:
+            AdapterError: the adapter belongs to another base, or holds a matrix of another shape.
+        """
+        if adapter is not None:
+            adapter.check_base(self.digest)
+            for row in adapter.rows.values():
+                matrix = self.plan.by_name.get(row.name)
+                if matrix is None or matrix.shape != row.shape:
+                    raise AdapterError(
+                        f"the base has no matrix {row.name} of {row.shape[0]} x {row.shape[1]}",
+                        location=str(adapter.path),
+                    )
+        self.adapter = adapter
+
     def close(self) -> None:
         """Unmap the file."""
         self._archive.close()
+        if self.adapter is not None:
+            self.adapter.close()
 
     def __enter__(self) -> Self:
         return self
@@ -170,6 +239,31 @@ class ModelArchive:
     ) -> None:
         self.close()
 
+    def _decode(
+        self,
+        matrix: PlannedMatrix,
+        plan: MatrixPlan,
+        dtype: torch.dtype | None,
+        device: str,
+        others: Mapping[str, torch.Tensor] = MappingProxyType({}),
+    ) -> torch.Tensor:
+        """`matrix` by `plan`, from its own sections or, where they are given, others."""
+        sections = {}
+        for spec in matrix_law.sections(plan, matrix.shape, matrix.dtype):
+            found = others.get(spec.role)
+            values = found if found is not None else self._section(matrix, spec)
+            sections[spec.role] = values.to(device)
+        return decode_matrix(
+            plan,
+            matrix.shape,
+            matrix.dtype,
+            sections,
+            dtype=dtype if dtype is not None else TORCH_DTYPES[matrix.dtype],
+        )
+
+    def _section(self, matrix: PlannedMatrix, spec: SectionSpec) -> torch.Tensor:
+        return from_bytes(self._archive.read(matrix.section_name(spec)), spec)
+
     def _matrix_named(self, name: str) -> PlannedMatrix:
         matrix = self.plan.by_name.get(name.removesuffix(".weight"))
         if matrix is None:
@@ -177,11 +271,23 @@ class ModelArchive:
         return matrix
 
 
-def open_archive(path: str | os.PathLike[str]) -> ModelArchive:
+def frozen_plan(plan: MatrixPlan) -> MatrixPlan:
+    """The plan of the coded part alone: what is left without residual and magnitudes."""
+    return plan.model_copy(update={"residual": NoResidual(), "dora": False})
+
+
+def open_archive(
+    path: str | os.PathLike[str], *, adapter: str | os.PathLike[str] | None = None
+) -> ModelArchive:
     """Open a model archive.
 
+    Args:
+        path: the archive.
+        adapter: an adapter whose factors and magnitudes stand in place of the archive's own.
+
     Raises:
-        FormatError: the file breaks a rule of SPEC.md, or is no model archive.
+        FormatError: a file breaks a rule of SPEC.md, or is no model archive.
+        AdapterError: the adapter belongs to another base.
     """
     archive = Archive.open(path)
     try:
@@ -191,7 +297,15 @@ def open_archive(path: str | os.PathLike[str]) -> ModelArchive:
                 f"this archive holds a `{archive.kind}`, not a `model`",
                 location=str(path),
             )
-        return ModelArchive(archive, Path(path))
+        opened = ModelArchive(archive, Path(path))
+        if adapter is not None:
+            tuned = open_adapter(adapter)
+            try:
+                opened.use(tuned)
+            except BaseException:
+                tuned.close()
+                raise
+        return opened
     except BaseException:
         archive.close()
         raise

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from reallm_compiler.errors import SourceError
-from reallm_compiler.reader.archive import open_archive
+from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.reconstruct import write_files
 
 
@@ -19,6 +20,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> tuple[Any, Any]:
     """The model of an archive, in evaluation mode, and its tokenizer.
 
@@ -28,9 +30,34 @@ def load(
         path: the archive.
         device: where the model will run.
         dtype: the checkpoint's own when None.
+        adapter: an adapter whose factors and magnitudes stand in place of the archive's own. To
+            switch between several without decoding again, see `open_tunable`.
 
     Returns:
         The model and the tokenizer; None for the tokenizer if the checkpoint had none.
+
+    Raises:
+        SourceError: the archive holds matrices without a config.
+        FormatError: the archive or the adapter is damaged.
+        AdapterError: the adapter belongs to another base.
+    """
+    with open_archive(path, adapter=adapter) as archive:
+        model, tokenizer = build(archive, dtype=dtype)
+    return model.to(device).eval(), tokenizer
+
+
+def build(
+    archive: ModelArchive,
+    *,
+    dtype: torch.dtype | None = None,
+    coded_only: Collection[str] = (),
+) -> tuple[Any, Any]:
+    """The model of an open archive, on the CPU, and its tokenizer or None.
+
+    Args:
+        archive: the archive.
+        dtype: the checkpoint's own when None.
+        coded_only: tensors of which the coded part alone is put in, for those who add the rest.
 
     Raises:
         SourceError: the archive holds matrices without a config.
@@ -38,16 +65,19 @@ def load(
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    with open_archive(path) as archive, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         write_files(archive, Path(folder))
         if not (Path(folder) / "config.json").exists():
             raise SourceError(
                 "this archive holds matrices without a config, so there is no model to build",
-                location=str(path),
+                location=str(archive.path),
                 hint="read single matrices with `reallm_compiler.open(path).matrix(name)`",
             )
         config = AutoConfig.from_pretrained(folder)
-        state = dict(archive.state_dict(dtype=dtype))
+        state = {
+            name: archive.tensor(name, dtype=dtype, coded_only=name in coded_only)
+            for name in archive.tensor_names
+        }
         with torch.device("meta"):
             architecture = type(AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
         # The class itself, since the factory looks for a folder. It renames and ties as for one.
@@ -59,4 +89,4 @@ def load(
             for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
         )
         tokenizer = AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
-    return model.to(device).eval(), tokenizer
+    return model, tokenizer

@@ -27,7 +27,12 @@ SHARD_BYTES = 2 * 2**30
 
 
 def reconstruct(
-    path: str | os.PathLike[str], output: str | os.PathLike[str], *, force: bool = False
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    coded_only: bool = False,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write the model of an archive as a Hugging Face folder.
 
@@ -35,6 +40,9 @@ def reconstruct(
         path: the archive.
         output: the folder to make.
         force: replace an existing folder.
+        coded_only: write the coded part alone of coded matrices: the base for an adapter that
+            was exported to another library.
+        adapter: an adapter whose factors and magnitudes stand in place of the archive's own.
 
     Returns:
         The folder.
@@ -54,12 +62,12 @@ def reconstruct(
         _refuse_foreign(target)
     if not target.parent.is_dir():
         raise OutputError("the output folder's parent does not exist", location=str(target.parent))
-    with open_archive(path) as archive:
+    with open_archive(path, adapter=adapter) as archive:
         try:
             made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             try:
                 write_files(archive, made)
-                _write_tensors(archive, made)
+                _write_tensors(archive, made, coded_only=coded_only)
                 made.chmod(0o755)
                 _replace(made, target)
             except BaseException:
@@ -89,7 +97,7 @@ def write_files(archive: ModelArchive, folder: Path) -> None:
         target.write_bytes(data)
 
 
-def _write_tensors(archive: ModelArchive, folder: Path) -> None:
+def _write_tensors(archive: ModelArchive, folder: Path, *, coded_only: bool) -> None:
     weight_map: dict[str, str] = {}
     total = 0
     shards = list(_shard_names(archive))
@@ -99,7 +107,10 @@ def _write_tensors(archive: ModelArchive, folder: Path) -> None:
             if len(shards) == 1
             else f"model-{place + 1:05d}-of-{len(shards):05d}.safetensors"
         )
-        tensors = {member: archive.tensor(member).contiguous() for member in members}
+        tensors = {
+            member: archive.tensor(member, coded_only=coded_only).contiguous()
+            for member in members
+        }
         total += sum(values.nbytes for values in tensors.values())
         save_file(tensors, folder / name, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(members, name))

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from reallm_formats.errors import FormatError
-from reallm_formats.kinds import model
+from reallm_formats.kinds import adapter, model
 from reallm_formats.sections import SectionEntry
 
 
@@ -23,7 +23,9 @@ class DocumentCheck(Protocol):
         """Raise `FormatError` if `document` does not fit its kind, or not these sections."""
 
 
-KINDS: Final[Mapping[str, DocumentCheck]] = MappingProxyType({"model": model.parse_model})
+KINDS: Final[Mapping[str, DocumentCheck]] = MappingProxyType(
+    {"adapter": adapter.parse_adapter, "model": model.parse_model}
+)
 
 
 def check_document(

@@ -1,0 +1,184 @@
+"""The document of kind `adapter`: other factors and magnitudes for the matrices of one base.
+
+    base        digest of the model archive that it belongs to
+    matrices    one row for each matrix whose factors or magnitudes it replaces
+    settings    how it was made; open
+    provenance  what made it: text, bytes or integers by name
+
+An adapter holds nothing but these parts, so its sections follow from its rows: which, of what
+type and shape, and in what order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from reallm_formats import names, v1
+from reallm_formats.checks import closed_map, describe, typed
+from reallm_formats.errors import FormatError
+from reallm_formats.sections import SectionEntry
+
+KEYS: Final = ("base", "matrices", "provenance", "settings")
+ROW_KEYS: Final = ("dtype", "magnitude", "name", "rank", "rounding_error", "shape")
+DTYPES: Final = ("bf16", "f16", "f32", "i8")
+"""Types of factors; those of type i8 have a scale of type f16 for each column and row."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterEntry:
+    """The tuned parts of one matrix.
+
+    Attributes:
+        name: the matrix's name in the base.
+        shape: its extents [p, q].
+        rank: columns r of L1 and rows of L2; 0 if there are no factors.
+        dtype: type of the factors as stored.
+        magnitude: whether there is a magnitude for each row.
+        rounding_error: ||R - R'|| / ||R|| (Frobenius) of the factors' product R as it was tuned
+            and R' as it is stored.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rank: int
+    dtype: str
+    magnitude: bool
+    rounding_error: float = 0.0
+
+    def sections(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+        """(name, dtype, shape) of its sections, in the order of the file."""
+        p, q = self.shape
+        if self.rank:
+            yield names.matrix_section(self.name, "l1"), self.dtype, (p, self.rank)
+            yield names.matrix_section(self.name, "l2"), self.dtype, (self.rank, q)
+            if self.dtype == "i8":
+                yield names.matrix_section(self.name, "l1_scales"), "f16", (self.rank,)
+                yield names.matrix_section(self.name, "l2_scales"), "f16", (self.rank,)
+        if self.magnitude:
+            yield names.matrix_section(self.name, "magnitude"), "f16", (p,)
+
+    def plain(self) -> dict[str, Any]:
+        """The row as the manifest stores it."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "rank": self.rank,
+            "dtype": self.dtype,
+            "magnitude": self.magnitude,
+            "rounding_error": self.rounding_error,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterDocument:
+    """The document of an archive of kind `adapter`; see the module for its parts."""
+
+    base: bytes
+    matrices: tuple[AdapterEntry, ...]
+    settings: Mapping[str, Any]
+    provenance: Mapping[str, str | bytes | int]
+
+    def sections(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """(name, dtype, shape) of all sections, in the order of the file."""
+        return [section for row in self.matrices for section in row.sections()]
+
+    def plain(self) -> dict[str, Any]:
+        """The document as the manifest stores it."""
+        return {
+            "base": self.base,
+            "matrices": [row.plain() for row in self.matrices],
+            "settings": dict(self.settings),
+            "provenance": dict(self.provenance),
+        }
+
+
+def parse_adapter(
+    document: Mapping[str, Any], sections: Sequence[SectionEntry] = (), *, newer: bool = False
+) -> AdapterDocument:
+    """The document of kind `adapter` from plain data, checked by itself and against the sections.
+
+    Raises:
+        FormatError: rules A1 to A5, D7, M2.
+    """
+    where = "manifest: document"
+    items = closed_map(document, KEYS, "A1", where, newer=newer)
+    settings = typed(items["settings"], dict, "A1", f"{where}.settings")
+    rows = typed(items["matrices"], list, "A1", f"{where}.matrices")
+    base = typed(items["base"], bytes, "A2", f"{where}.base")
+    if len(base) != v1.DIGEST_BYTES:
+        message = f"a digest has {v1.DIGEST_BYTES} bytes, not {len(base)}"
+        raise FormatError("A2", message, location=f"{where}.base")
+    matrices = tuple(
+        _parse_row(row, f"{where}.matrices[{place}]", newer=newer)
+        for place, row in enumerate(rows)
+    )
+    seen: set[str] = set()
+    for place, matrix in enumerate(matrices):
+        if matrix.name in seen:
+            message = f"the matrix `{matrix.name}` stands twice"
+            raise FormatError("A4", message, location=f"{where}.matrices[{place}].name")
+        seen.add(matrix.name)
+    provenance = typed(items["provenance"], dict, "A1", f"{where}.provenance")
+    for key, value in provenance.items():
+        if type(value) not in (str, bytes, int):
+            message = f"this must be text, bytes or an integer, not {describe(value)}"
+            raise FormatError("D7", message, location=f"{where}.provenance.{key}")
+    parsed = AdapterDocument(
+        base=base, matrices=matrices, settings=settings, provenance=provenance
+    )
+    _check_sections(sections, parsed.sections())
+    return parsed
+
+
+def _parse_row(value: object, where: str, *, newer: bool) -> AdapterEntry:
+    """A row of `matrices` by itself (rule A3)."""
+    items = closed_map(value, ROW_KEYS, "A3", where, newer=newer)
+    name = typed(items["name"], str, "A3", f"{where}.name")
+    names.check_name(name, f"{where}.name")
+    shape = typed(items["shape"], list, "A3", f"{where}.shape")
+    for extent in shape:
+        typed(extent, int, "A3", f"{where}.shape")
+    if len(shape) != 2 or not all(1 <= extent <= v1.MAX_EXTENT for extent in shape):
+        message = f"a matrix has two extents of at least 1, not {shape}"
+        raise FormatError("A3", message, location=f"{where}.shape")
+    rank = typed(items["rank"], int, "A3", f"{where}.rank")
+    if not 0 <= rank <= min(shape):
+        message = f"the rank {rank} is not in 0 to {min(shape)}"
+        raise FormatError("A3", message, location=f"{where}.rank")
+    dtype = typed(items["dtype"], str, "A3", f"{where}.dtype")
+    if dtype not in DTYPES:
+        message = f"factors have one of the types {', '.join(DTYPES)}, not `{dtype}`"
+        raise FormatError("A3", message, location=f"{where}.dtype")
+    magnitude = typed(items["magnitude"], bool, "A3", f"{where}.magnitude")
+    error = typed(items["rounding_error"], float, "A3", f"{where}.rounding_error")
+    if not (math.isfinite(error) and error >= 0):
+        message = f"{error} is not an error: it is a number of at least 0"
+        raise FormatError("A3", message, location=f"{where}.rounding_error")
+    return AdapterEntry(
+        name=name,
+        shape=(shape[0], shape[1]),
+        rank=rank,
+        dtype=dtype,
+        magnitude=magnitude,
+        rounding_error=error,
+    )
+
+
+def _check_sections(
+    sections: Sequence[SectionEntry], wanted: Sequence[tuple[str, str, tuple[int, ...]]]
+) -> None:
+    """The sections are those that the rows ask for, in their order (A5)."""
+    found = [(section.name, section.dtype, section.shape) for section in sections]
+    for place, (have, want) in enumerate(zip(found, wanted, strict=False)):
+        if have != want:
+            message = (
+                f"section {have[0]} is {have[1]} {list(have[2])} where the document asks for "
+                f"{want[0]} as {want[1]} {list(want[2])}"
+            )
+            raise FormatError("A5", message, location=f"manifest: sections[{place}]")
+    if len(found) != len(wanted):
+        message = f"the document asks for {len(wanted)} sections; {len(found)} are listed"
+        raise FormatError("A5", message, location="manifest: sections")

@@ -1,0 +1,159 @@
+"""An open adapter: the tuned factors and magnitudes of one base, one matrix at a time.
+
+    with open_adapter("law.adapter") as adapter:
+        adapter.check_base(base.digest)
+        parts = adapter.parts("model.layers.0.self_attn.q_proj")    # l1, l2, magnitude
+
+An adapter is bound to the bytes of its base: the same factors over other codes are another model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs import from_bytes, low_rank
+from reallm_compiler.errors import AdapterError
+from reallm_compiler.layouts import dora as dora_law
+from reallm_compiler.layouts import low_rank as low_rank_law
+from reallm_compiler.layouts.base import DTYPES, SectionSpec
+from reallm_compiler.recipe.stages import LowRank, MatrixPlan, NoResidual
+from reallm_formats import AdapterEntry, Archive, Manifest, names
+
+_WORDS = {section: word for word, section in DTYPES.items()}
+"""Section types of factors as the recipe's words."""
+
+
+class AdapterArchive:
+    """An adapter, open for reading. Use `open_adapter`, and close it or use `with`.
+
+    Attributes:
+        path: the file.
+        rows: what it holds for each matrix, by name.
+    """
+
+    def __init__(self, archive: Archive, path: Path) -> None:
+        self._archive = archive
+        self.path = path
+        self._document = archive.adapter
+        self.rows: Mapping[str, AdapterEntry] = {row.name: row for row in self._document.matrices}
+
+    @property
+    def manifest(self) -> Manifest:
+        """The container's manifest."""
+        return self._archive.manifest
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of header and manifest, which names every byte of the adapter."""
+        return self._archive.digest
+
+    @property
+    def base(self) -> bytes:
+        """The digest of the model archive that it belongs to."""
+        return self._document.base
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its matrices, in storage order."""
+        return tuple(self.rows)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """How it was made."""
+        return self._document.settings
+
+    def check_base(self, digest: bytes) -> None:
+        """Refuse a base that is not the adapter's own.
+
+        Raises:
+            AdapterError: names both digests.
+        """
+        if digest != self.base:
+            raise AdapterError(
+                "this adapter belongs to another base",
+                location=str(self.path),
+                note=f"it was tuned on {self.base.hex()}, and this base is {digest.hex()}",
+                hint="`reallm inspect` shows the digest of an archive",
+            )
+
+    def plan(self, name: str, plan: MatrixPlan) -> MatrixPlan:
+        """The plan of a matrix of the base with this adapter's residual and magnitudes."""
+        row = self.rows[name]
+        residual = _residual(row) if row.rank else NoResidual()
+        return plan.model_copy(update={"residual": residual, "dora": row.magnitude})
+
+    def sections(self, name: str) -> dict[str, Tensor]:
+        """The section tensors of a matrix, by role.
+
+        Raises:
+            FormatError: a section is damaged.
+        """
+        return {
+            spec.role: from_bytes(self._archive.read(names.matrix_section(name, spec.role)), spec)
+            for spec in section_specs(self.rows[name])
+        }
+
+    def parts(self, name: str) -> dict[str, Tensor]:
+        """`l1` [p, r], `l2` [r, q] and `magnitude` [p] as float32, as far as they are there."""
+        row, sections = self.rows[name], self.sections(name)
+        parts: dict[str, Tensor] = {}
+        if row.rank:
+            parts["l1"], parts["l2"] = low_rank.decode(_residual(row), sections, torch.float32)
+        if row.magnitude:
+            parts["magnitude"] = sections["magnitude"].to(torch.float32)
+        return parts
+
+    def close(self) -> None:
+        """Unmap the file."""
+        self._archive.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_adapter(path: str | os.PathLike[str]) -> AdapterArchive:
+    """Open an adapter.
+
+    Raises:
+        FormatError: the file breaks a rule of SPEC.md.
+        AdapterError: it is an archive of another kind.
+    """
+    archive = Archive.open(path)
+    try:
+        if archive.kind != "adapter":
+            raise AdapterError(
+                f"this archive holds a `{archive.kind}`, not an adapter", location=str(path)
+            )
+        return AdapterArchive(archive, Path(path))
+    except BaseException:
+        archive.close()
+        raise
+
+
+def section_specs(row: AdapterEntry) -> list[SectionSpec]:
+    """The sections of a row by the size laws, which are those that the container asks for."""
+    specs = low_rank_law.sections(_residual(row), row.shape) if row.rank else []
+    if row.magnitude:
+        specs += dora_law.sections(row.shape)
+    return specs
+
+
+def _residual(row: AdapterEntry) -> LowRank:
+    return LowRank.model_validate(
+        {"kind": "low_rank", "rank": row.rank, "dtype": _WORDS[row.dtype]}
+    )

@@ -1,0 +1,202 @@
+"""A model whose coded matrices stay in their parts: what is tuned, and what adapters change.
+
+    with the archive's coded parts decoded once,
+    tunable.use("law.reallm-adapter")     # other factors and magnitudes, nothing decoded again
+    tunable.use(None)                     # those of the archive itself
+
+The model is an ordinary transformers model; the linear layers of coded matrices are
+`TunedLinear`. Matrices that are no linear layer of their own (experts stacked in one tensor, a
+coded embedding) are decoded whole and stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reallm_compiler.errors import AdapterError
+from reallm_compiler.plan.model import PlannedMatrix
+from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
+from reallm_compiler.reader.archive import ModelArchive, open_archive
+from reallm_compiler.reader.huggingface import build
+from reallm_compiler.runtime.linear import TunedLinear
+
+
+class TunableModel:
+    """A model with `TunedLinear` layers. Use `open_tunable`.
+
+    Attributes:
+        model: the transformers model, in evaluation mode; every parameter is frozen but the
+            factors and magnitudes of its tuned layers.
+        tokenizer: its tokenizer, or None.
+        layers: the tuned layers by matrix name, in storage order.
+        untuned: coded matrices that are no linear layer of their own.
+        base: digest of the archive.
+        adapter: digest of the adapter in use; None for the archive's own parts.
+    """
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 (transformers has no types)
+        tokenizer: Any,  # noqa: ANN401
+        layers: Mapping[str, TunedLinear],
+        untuned: tuple[str, ...],
+        base: bytes,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.layers = dict(layers)
+        self.untuned = untuned
+        self.base = base
+        self.adapter: bytes | None = None
+        self._own = {
+            name: {part: value.detach().clone() for part, value in layer.tuned()}
+            for name, layer in layers.items()
+        }
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What tuning changes, as (`MATRIX/part`, parameter), in storage order."""
+        for name, layer in self.layers.items():
+            for part, value in layer.tuned():
+                yield f"{name}/{part}", value
+
+    def use(self, adapter: str | os.PathLike[str] | AdapterArchive | None) -> None:
+        """Put an adapter's factors and magnitudes in; None puts back those of the archive.
+
+        Matrices that the adapter does not hold get the archive's own parts.
+
+        Raises:
+            AdapterError: the adapter belongs to another base, or to matrices that this model
+                has not.
+            FormatError: the adapter is damaged.
+        """
+        if adapter is None:
+            for name, layer in self.layers.items():
+                _set(layer, self._own[name])
+            self.adapter = None
+            return
+        if not isinstance(adapter, AdapterArchive):
+            with open_adapter(adapter) as opened:
+                self.use(opened)
+            return
+        adapter.check_base(self.base)
+        strange = [name for name in adapter.names if name not in self.layers]
+        if strange:
+            raise AdapterError(
+                f"the adapter holds {strange[0]}, which is no tuned layer of this model",
+                location=str(adapter.path),
+            )
+        parts = {name: adapter.parts(name) for name in adapter.names}
+        for name, layer in self.layers.items():
+            _set(layer, parts.get(name, self._own[name]))
+        self.adapter = adapter.digest
+
+
+def open_tunable(
+    path: str | os.PathLike[str] | ModelArchive,
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> TunableModel:
+    """The model of an archive with its coded matrices in their parts.
+
+    Args:
+        path: the archive, or an open one.
+        adapter: an adapter to start with.
+        device: where the model will run.
+        dtype: type of everything but factors and magnitudes; the checkpoint's own when None.
+
+    Raises:
+        SourceError: the archive holds matrices without a config.
+        FormatError: the archive or the adapter is damaged.
+        AdapterError: the adapter belongs to another base.
+    """
+    if not isinstance(path, ModelArchive):
+        with open_archive(path) as archive:
+            return open_tunable(archive, adapter=adapter, device=device, dtype=dtype)
+    tied = set(path.plan.ties.values())
+    candidates = [
+        matrix
+        for matrix in path.plan.matrices
+        if matrix.index is None and matrix.tensor not in tied
+    ]
+    model, tokenizer = build(
+        path, dtype=dtype, coded_only={matrix.tensor for matrix in candidates}
+    )
+    model.requires_grad_(False)
+    layers: dict[str, TunedLinear] = {}
+    for matrix in candidates:
+        layer = _layer_of(model, path, matrix)
+        if layer is None:
+            _copy_whole(model, path, matrix.tensor)
+        else:
+            layers[matrix.name] = layer
+    model.to(device).eval()
+    untuned = tuple(name for name in path.names if name not in layers)
+    tunable = TunableModel(model, tokenizer, layers, untuned, path.digest)
+    if adapter is not None:
+        tunable.use(adapter)
+    return tunable
+
+
+def module_name(model: Any, tensor: str) -> str:  # noqa: ANN401
+    """The model's module that holds a checkpoint tensor; some checkpoints leave out the prefix."""
+    name = tensor.removesuffix(".weight")
+    prefix = getattr(model, "base_model_prefix", "")
+    for candidate in (name, f"{prefix}.{name}"):
+        try:
+            model.get_submodule(candidate)
+        except AttributeError:
+            continue
+        return candidate
+    return name
+
+
+def _layer_of(
+    model: Any,  # noqa: ANN401
+    archive: ModelArchive,
+    matrix: PlannedMatrix,
+) -> TunedLinear | None:
+    """The tuned layer of a matrix, put in its module's place; None if it has no such module."""
+    name = module_name(model, matrix.tensor)
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        return None
+    if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
+        return None
+    weight: Tensor = module.weight
+    left, right = archive.factors(matrix.name) or (None, None)
+    layer = TunedLinear(
+        weight.t() if matrix.transposed else weight,
+        left=left,
+        right=right,
+        magnitude=archive.magnitude(matrix.name),
+        bias=module.bias,
+    )
+    model.set_submodule(name, layer)
+    return layer
+
+
+def _copy_whole(model: Any, archive: ModelArchive, tensor: str) -> None:  # noqa: ANN401
+    """Put the whole tensor where the coded part alone was put, for want of a linear layer."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    prefix = getattr(model, "base_model_prefix", "")
+    name = tensor if tensor in parameters else f"{prefix}.{tensor}"
+    if name not in parameters:
+        raise AdapterError(
+            f"{tensor} is coded, and this model keeps it under another name",
+            location=str(archive.path),
+            note="its factors would find no place",
+        )
+    with torch.no_grad():
+        parameters[name].copy_(archive.tensor(tensor))
+
+
+def _set(layer: TunedLinear, parts: Mapping[str, Tensor]) -> None:
+    layer.set_parts(parts.get("l1"), parts.get("l2"), parts.get("magnitude"))
