@@ -1,55 +1,34 @@
 """A whole matrix: the stages of its plan, one after the other, and back.
 
-    encode: W -> take off R -> order the columns -> scales -> quantise -> (magnitudes)
-    decode: codes -> levels or codewords -> s x + z -> columns back -> + R -> (rescale rows)
+    encode: W -> take off R -> transforms -> encode -> code the latent -> (magnitudes)
+    decode: latent -> decode -> transforms undone -> + R -> (rescale rows)
 
-No method has a path of its own: a table says which codec a kind has. Decoding goes by panels of
-rows that stay in cache; nothing of full size is made but the result. The relative error of a
-matrix is measured on what a reader will decode.
+No method has a path of its own: tables say which codec a kind has. What happens to the latent is
+in `latent`. Decoding goes by panels of rows that stay in cache; with the identity autoencoder
+nothing of full size is made but the result. The relative error of a matrix is measured on what a
+reader will decode.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import (
-    dora,
-    k_means,
-    low_rank,
-    nearest,
-    normal_float,
-    scalar,
-    scales,
-    uniform,
-    vq,
-)
-from reallm_compiler.codecs.scalar import Latent, RowReader
+from reallm_compiler.codecs import dora, hnerv, identity, low_rank, normalize
+from reallm_compiler.codecs.autoencoder import Coding
+from reallm_compiler.codecs.latent import PANEL, LatentCoder, LatentReader, panels
+from reallm_compiler.codecs.scalar import RowReader
+from reallm_compiler.codecs.scales import ScaleField
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections, check_sections
+from reallm_compiler.codecs.watch import Unwatched, Watch
 from reallm_compiler.errors import CodecError
 from reallm_compiler.layouts import matrix as law
-from reallm_compiler.recipe.stages import (
-    LowRank,
-    MatrixPlan,
-    MinmaxScales,
-    NearestPermutation,
-    NoQuantizer,
-    NormalFloatQuantizer,
-    NoScales,
-    UniformQuantizer,
-    VectorQuantizer,
-)
-
-PANEL = 1 << 18
-"""Weights of a panel of rows, about: a megabyte of float32."""
-
-SHARED_VECTORS = 1 << 22
-"""Vectors of a share group that its codebook is learned from, in all."""
+from reallm_compiler.recipe.stages import Hnerv, Identity, LowRank, MatrixPlan, Normalize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,25 +45,49 @@ class Encoded:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class QuantizerCodec:
-    """The codec of a kind of quantiser.
+class TransformCodec:
+    """The codec of a kind of transform.
 
     Attributes:
-        encode: (params, latent) -> sections.
-        reader: (params, shape, sections, dtype, unit_range) -> reader of rows.
+        encode: (params, matrix) -> sections, the transformed matrix in its place.
+        reader: (params, shape, sections, dtype) -> what undoes it on decoded rows.
     """
 
-    encode: Callable[[Any, Latent], Sections]
-    reader: Callable[[Any, tuple[int, int], Mapping[str, Tensor], torch.dtype, bool], RowReader]
+    encode: Callable[[Any, Tensor], tuple[Sections, Tensor]]
+    reader: Callable[[Any, tuple[int, int], Mapping[str, Tensor], torch.dtype], ScaleField]
 
 
-QUANTIZERS: dict[type, QuantizerCodec] = {
-    NoQuantizer: QuantizerCodec(encode=scalar.encode_values, reader=scalar.read_values),
-    UniformQuantizer: QuantizerCodec(encode=uniform.encode, reader=uniform.reader),
-    NormalFloatQuantizer: QuantizerCodec(encode=normal_float.encode, reader=normal_float.reader),
-    VectorQuantizer: QuantizerCodec(encode=vq.encode, reader=vq.reader),
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AutoencoderCodec:
+    """The codec of a kind of autoencoder.
+
+    Attributes:
+        encode: (params, matrix, coding) -> sections of decoder and latent.
+        fit_shared: (params, members, their number, generator) -> sections of a share group.
+        reader: (params, shape, sections, latent's reader, dtype) -> reader of rows.
+    """
+
+    encode: Callable[[Any, Tensor, Coding], Sections]
+    fit_shared: Callable[[Any, Iterable[tuple[Coding, Tensor]], int, torch.Generator], Sections]
+    reader: Callable[
+        [Any, tuple[int, int], Mapping[str, Tensor], LatentReader, torch.dtype], RowReader
+    ]
+
+
+TRANSFORMS: dict[type, TransformCodec] = {
+    Normalize: TransformCodec(encode=normalize.encode, reader=normalize.reader),
 }
-"""The codec of each kind of quantiser."""
+"""The codec of each kind of transform."""
+
+AUTOENCODERS: dict[type, AutoencoderCodec] = {
+    Identity: AutoencoderCodec(
+        encode=identity.encode, fit_shared=identity.fit_shared, reader=identity.reader
+    ),
+    Hnerv: AutoencoderCodec(
+        encode=hnerv.encode, fit_shared=hnerv.fit_shared, reader=hnerv.reader
+    ),
+}
+"""The codec of each kind of autoencoder."""
 
 
 def encode_matrix(
@@ -94,6 +97,7 @@ def encode_matrix(
     seed: int,
     source_dtype: str,
     shared: Mapping[str, Tensor] | None = None,
+    watch: Watch | None = None,
 ) -> Encoded:
     """Encodes a matrix by its plan.
 
@@ -103,6 +107,7 @@ def encode_matrix(
         seed: of the matrix's own generator, from 0 to 2^63 - 1.
         source_dtype: type of the checkpoint's tensor, a name of the container.
         shared: sections of the plan's share group, as `fit_shared` made them.
+        watch: looks on the training of an autoencoder.
 
     Returns:
         the sections that `layouts.matrix.sections` lists, less the shared ones, on the device of
@@ -119,7 +124,16 @@ def encode_matrix(
     common = dict(shared or {})
     if plan.share is not None and not common:
         raise CodecError(f"the sections of share group `{plan.share}` are missing")
-    job = _Job(plan, work, source_dtype, torch.Generator().manual_seed(seed), common)
+    coder = LatentCoder(
+        plan=plan,
+        shape=law.latent_shape(plan, shape),
+        source_dtype=source_dtype,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    coding = Coding(
+        coder=coder, shape=shape, seed=seed, shared=common, watch=watch or Unwatched()
+    )
+    job = _Job(work, coding)
     sections = job.fit()
     specs = law.sections(plan, shape, source_dtype)
     if plan.dora:
@@ -160,41 +174,49 @@ def decode_matrix(
     return result
 
 
-def fit_shared(plan: MatrixPlan, weights: Sequence[Tensor], *, seed: int) -> Sections:
+def fit_shared(
+    plan: MatrixPlan, weights: Sequence[Tensor], *, seed: int, watch: Watch | None = None
+) -> Sections:
     """Learns the sections that the matrices of a share group store once.
-
-    Every matrix counts by its number of weights and relative to its own scales, so that one with
-    large weights does not take the codebook for itself. Vectors are sampled, evenly from each.
 
     Args:
         plan: the plan of the group; its matrices differ in shape only.
         weights: the group's matrices, each taken from the sequence once, in order.
         seed: of the group's generator.
+        watch: looks on the training of a decoder.
 
     Raises:
         CodecError: the plan shares nothing, or a weight is not a finite matrix.
     """
-    quantizer = plan.quantizer
-    if plan.share is None or not isinstance(quantizer, VectorQuantizer) or not len(weights):
+    if plan.share is None or not len(weights):
         raise CodecError("a share group needs a plan with `share` and at least one matrix")
     generator = torch.Generator().manual_seed(seed)
-    most = max(SHARED_VECTORS // len(weights), 1 << 10)
-    values, masses = [], []
+    codec = AUTOENCODERS[type(plan.autoencoder)]
+    members = _members(plan, weights, generator, seed, watch or Unwatched())
+    return codec.fit_shared(plan.autoencoder, members, len(weights), generator)
+
+
+def _members(
+    plan: MatrixPlan,
+    weights: Iterable[Tensor],
+    generator: torch.Generator,
+    seed: int,
+    watch: Watch,
+) -> Iterator[tuple[Coding, Tensor]]:
+    """What the autoencoder of each matrix is given, made when it is asked for."""
     for weight in weights:
         _check_weight(weight)
-        dtype = _work_dtype("f64" if weight.dtype == torch.float64 else "f32")
-        work = weight.detach().to(dtype).contiguous()
-        job = _Job(plan, work, "f32", generator, {})
-        vectors, mean_square = job.vectors(quantizer)
-        sample = k_means.sampled(vectors, most, generator)
-        each = vectors.count / sample.count / (mean_square or 1.0)
-        mass = sample.values.new_ones(sample.values.shape)
-        if sample.weights is not None:
-            mass *= sample.weights if sample.weights.dim() == 2 else sample.weights[:, None]
-        values.append(sample.values)
-        masses.append(mass * each)
-    group = k_means.DenseVectors(values=torch.cat(values), weights=torch.cat(masses))
-    return {"codebook": vq.fit_codebook(quantizer, group, generator)}
+        source_dtype = "f64" if weight.dtype == torch.float64 else "f32"
+        work = weight.detach().to(_work_dtype(source_dtype)).contiguous()
+        shape = (work.shape[0], work.shape[1])
+        coder = LatentCoder(
+            plan=plan,
+            shape=law.latent_shape(plan, shape),
+            source_dtype=source_dtype,
+            generator=generator,
+        )
+        coding = Coding(coder=coder, shape=shape, seed=seed, watch=watch)
+        yield coding, _Job(work, coding).target()
 
 
 class MatrixReader:
@@ -214,13 +236,14 @@ class MatrixReader:
         sections: Mapping[str, Tensor],
         dtype: torch.dtype,
     ) -> None:
-        self._plan = plan
         self._shape = shape
-        self._field = scales.decode(plan.scales, shape, sections, dtype)
-        self._places = nearest.decode(plan.permutation, shape, sections)
-        codec = QUANTIZERS[type(plan.quantizer)]
-        unit_range = isinstance(plan.scales, MinmaxScales)
-        self._codes = codec.reader(plan.quantizer, shape, sections, dtype, unit_range)
+        latent = LatentReader(plan, law.latent_shape(plan, shape), sections, dtype)
+        codec = AUTOENCODERS[type(plan.autoencoder)]
+        self._coded = codec.reader(plan.autoencoder, shape, sections, latent, dtype)
+        self._undo = [
+            TRANSFORMS[type(transform)].reader(transform, shape, sections, dtype)
+            for transform in reversed(plan.transform)
+        ]
         self._factors: tuple[Tensor, Tensor] | None = None
         if isinstance(plan.residual, LowRank) and "l1" in sections:
             self._factors = low_rank.decode(plan.residual, sections, dtype)
@@ -228,19 +251,13 @@ class MatrixReader:
 
     def panels(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows that may be decoded by themselves and fill the matrix."""
-        p, q = self._shape
-        step = max(PANEL // q // self._codes.step, 1) * self._codes.step
-        for first in range(0, p, step):
-            yield first, min(first + step, p)
+        return panels(self._shape, self._coded.step)
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last) of the matrix, a fresh tensor [last - first, q]; see `panels`."""
-        rows = self._codes.rows(first, last)
-        if self._field is not None:
-            self._field.restore_(rows, first)
-        if self._places is not None:
-            assert isinstance(self._plan.permutation, NearestPermutation)
-            rows = nearest.restore(self._plan.permutation, rows, first, self._places)
+        rows = self._coded.rows(first, last)
+        for transform in self._undo:
+            transform.restore_(rows, first)
         if self._factors is not None:
             left, right = self._factors
             rows.addmm_(left[first:last], right)
@@ -252,20 +269,11 @@ class MatrixReader:
 class _Job:
     """One matrix on its way through the stages."""
 
-    def __init__(
-        self,
-        plan: MatrixPlan,
-        weight: Tensor,
-        source_dtype: str,
-        generator: torch.Generator,
-        shared: Sections,
-    ) -> None:
-        self.plan = plan
+    def __init__(self, weight: Tensor, coding: Coding) -> None:
+        self.plan = coding.coder.plan
         self.weight = weight
-        self.shape = (weight.shape[0], weight.shape[1])
-        self.source_dtype = source_dtype
-        self.generator = generator
-        self.shared = shared
+        self.coding = coding
+        self.generator = coding.coder.generator
 
     def fit(self) -> Sections:
         """Sections of the residual and of the coded part."""
@@ -293,19 +301,14 @@ class _Job:
             best, best_error = sections, error
         return best
 
-    def vectors(self, quantizer: VectorQuantizer) -> tuple[vq.MatrixVectors, float]:
-        """The vectors that a quantiser would see after one residual, and the mean s^2."""
+    def target(self) -> Tensor:
+        """What the autoencoder would see after one residual, a fresh tensor."""
         target = self.weight.clone()
         residual = self.plan.residual
         if isinstance(residual, LowRank) and residual.order == "residual_first":
-            target = self._without_factors(
-                low_rank.encode(residual, self.weight, self.generator)
-            )
-        _, latent, field = self._prepare(target)
-        mean_square = 1.0 if field is None else field.mean_square()
-        if field is None:
-            mean_square = float(latent.square().mean(dtype=torch.float64))
-        return vq.MatrixVectors(quantizer, latent, field), mean_square
+            factors = low_rank.encode(residual, self.weight, self.generator)
+            target = self._without_factors(factors)
+        return self._transform(target)[1]
 
     def magnitudes(self, sections: Sections) -> Tensor:
         """float16 [p]: the magnitudes of the rows of W^."""
@@ -316,33 +319,19 @@ class _Job:
         ]
         return dora.stored(torch.cat(parts))
 
-    def _prepare(self, target: Tensor) -> tuple[Sections, Tensor, scales.ScaleField | None]:
-        """Orders and normalises `target`, which is used up."""
-        plan = self.plan
+    def _transform(self, target: Tensor) -> tuple[Sections, Tensor]:
+        """Sections of the transforms of `target` [p, q], and the outcome in its place."""
         sections: Sections = {}
-        if isinstance(plan.permutation, NearestPermutation):
-            sections, places = nearest.encode(plan.permutation, target)
-            target = nearest.permute(plan.permutation, target, places)
-        if isinstance(plan.scales, NoScales):
-            return sections, target, None
-        sections = sections | scales.encode(plan.scales, target)
-        field = scales.decode(plan.scales, self.shape, sections, target.dtype)
-        assert field is not None
-        return sections, field.normalise_(target), field
+        for transform in self.plan.transform:
+            made, target = TRANSFORMS[type(transform)].encode(transform, target)
+            sections |= made
+        return sections, target
 
     def _code(self, target: Tensor) -> Sections:
         """Sections of the coded part of `target` [p, q], which is used up."""
-        sections, values, field = self._prepare(target)
-        latent = Latent(
-            values=values,
-            scales=field,
-            unit_range=isinstance(self.plan.scales, MinmaxScales),
-            source_dtype=self.source_dtype,
-            generator=self.generator,
-            codebook=self.shared.get("codebook"),
-        )
-        codec = QUANTIZERS[type(self.plan.quantizer)]
-        return sections | codec.encode(self.plan.quantizer, latent)
+        sections, target = self._transform(target)
+        codec = AUTOENCODERS[type(self.plan.autoencoder)]
+        return sections | codec.encode(self.plan.autoencoder, target, self.coding)
 
     def _without_factors(self, factors: Sections) -> Tensor:
         """W - L1 L2 with the factors as stored; a copy of W without factors."""
@@ -363,7 +352,8 @@ class _Job:
         return rest
 
     def _reader(self, sections: Sections) -> MatrixReader:
-        return MatrixReader(self.plan, self.shape, sections | self.shared, self.weight.dtype)
+        common = dict(self.coding.shared)
+        return MatrixReader(self.plan, self.coding.shape, sections | common, self.weight.dtype)
 
 
 def _relative_error(weight: Tensor, reader: MatrixReader) -> float:

@@ -149,10 +149,10 @@ def stages(params: Hnerv, width: int) -> tuple[DecoderStage, ...]:
 
 def decoder_parameters(params: Hnerv, width: int) -> int:
     """Parameters of a decoder: weights of the stages, and all that is stored as float16."""
-    return sum(stage.weights for stage in stages(params, width)) + _plain_values(params, width)
+    return sum(stage.weights for stage in stages(params, width)) + plain_values(params, width)
 
 
-def _plain_values(params: Hnerv, width: int) -> int:
+def plain_values(params: Hnerv, width: int) -> int:
     """Stem, head and biases: the parameters that are stored as float16."""
     made = stages(params, width)
     stem = params.latent[0] * width + width
@@ -201,7 +201,7 @@ def sections(params: Hnerv, shape: tuple[int, int], *, shared: bool) -> list[Sec
         SectionSpec(
             role="decoder_values",
             dtype="f16",
-            shape=(_plain_values(params, width),),
+            shape=(plain_values(params, width),),
             term="decoder",
             shared=shared,
         ),

@@ -1,0 +1,219 @@
+"""The latent of a matrix on its way through permutation, scales and quantiser, and back.
+
+    encode: latent -> order the columns -> scales -> quantise
+    decode: codes -> levels or codewords -> s x + z -> columns back
+
+With the identity autoencoder the latent is the matrix itself, with a trained one it is the matrix
+of all latents of its patches: these stages need not know. Decoding goes by panels of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs import (
+    k_means,
+    nearest,
+    normal_float,
+    scalar,
+    scales,
+    uniform,
+    vq,
+)
+from reallm_compiler.codecs.scalar import Latent, RowReader
+from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.errors import CodecError
+from reallm_compiler.recipe.stages import (
+    MatrixPlan,
+    MinmaxScales,
+    NearestPermutation,
+    NoQuantizer,
+    NormalFloatQuantizer,
+    NoScales,
+    UniformQuantizer,
+    VectorQuantizer,
+)
+
+PANEL = 1 << 18
+"""Weights of a panel of rows, about: a megabyte of float32."""
+
+SHARED_VECTORS = 1 << 22
+"""Vectors of several latents that a common codebook is learned from, in all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizerCodec:
+    """The codec of a kind of quantiser.
+
+    Attributes:
+        encode: (params, latent) -> sections.
+        reader: (params, shape, sections, dtype, unit_range) -> reader of rows.
+    """
+
+    encode: Callable[[Any, Latent], Sections]
+    reader: Callable[[Any, tuple[int, int], Mapping[str, Tensor], torch.dtype, bool], RowReader]
+
+
+QUANTIZERS: dict[type, QuantizerCodec] = {
+    NoQuantizer: QuantizerCodec(encode=scalar.encode_values, reader=scalar.read_values),
+    UniformQuantizer: QuantizerCodec(encode=uniform.encode, reader=uniform.reader),
+    NormalFloatQuantizer: QuantizerCodec(encode=normal_float.encode, reader=normal_float.reader),
+    VectorQuantizer: QuantizerCodec(encode=vq.encode, reader=vq.reader),
+}
+"""The codec of each kind of quantiser."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LatentCoder:
+    """Codes latents of one shape by the later stages of a plan.
+
+    Attributes:
+        plan: whose permutation, scales and quantizer are meant.
+        shape: rows and columns of the latent.
+        source_dtype: type of the checkpoint's tensor, a name of the container.
+        generator: the matrix's own source of random numbers, on the CPU.
+    """
+
+    plan: MatrixPlan
+    shape: tuple[int, int]
+    source_dtype: str
+    generator: torch.Generator
+
+    def encode(self, latent: Tensor, codebook: Tensor | None) -> Sections:
+        """Sections of a latent of the coder's shape, which is used up.
+
+        Args:
+            latent: float32, or float64 for a float64 source.
+            codebook: as stored; None to learn one if the plan has one.
+        """
+        sections, values, field = self._prepare(latent)
+        given = Latent(
+            values=values,
+            scales=field,
+            unit_range=isinstance(self.plan.scales, MinmaxScales),
+            source_dtype=self.source_dtype,
+            generator=self.generator,
+            codebook=codebook,
+        )
+        codec = QUANTIZERS[type(self.plan.quantizer)]
+        return sections | codec.encode(self.plan.quantizer, given)
+
+    def reader(self, sections: Mapping[str, Tensor], dtype: torch.dtype) -> LatentReader:
+        """A reader of coded latents."""
+        return LatentReader(self.plan, self.shape, sections, dtype)
+
+    def vectors(
+        self, quantizer: VectorQuantizer, latent: Tensor
+    ) -> tuple[vq.MatrixVectors, float]:
+        """The vectors of a latent, which is used up, as its quantiser sees them; the mean s^2."""
+        _, values, field = self._prepare(latent)
+        if field is not None:
+            mean_square = field.mean_square()
+        else:
+            mean_square = float(values.square().mean(dtype=torch.float64))
+        return vq.MatrixVectors(quantizer, values, field), mean_square
+
+    def _prepare(self, latent: Tensor) -> tuple[Sections, Tensor, scales.ScaleField | None]:
+        """Orders and normalises a latent, which is used up."""
+        plan = self.plan
+        sections: Sections = {}
+        if isinstance(plan.permutation, NearestPermutation):
+            sections, places = nearest.encode(plan.permutation, latent)
+            latent = nearest.permute(plan.permutation, latent, places)
+        if isinstance(plan.scales, NoScales):
+            return sections, latent, None
+        sections = sections | scales.encode(plan.scales, latent)
+        field = scales.decode(plan.scales, self.shape, sections, latent.dtype)
+        assert field is not None
+        return sections, field.normalise_(latent), field
+
+
+class LatentReader:
+    """Decodes rows of a latent (`scalar.RowReader`).
+
+    Args:
+        plan: whose permutation, scales and quantizer are meant.
+        shape: rows and columns of the latent.
+        sections: its section tensors by role, the codebook of its group too.
+        dtype: precision of the work.
+
+    Attributes:
+        plan: likewise.
+        step: rows at a multiple of which a range must begin.
+    """
+
+    def __init__(
+        self,
+        plan: MatrixPlan,
+        shape: tuple[int, int],
+        sections: Mapping[str, Tensor],
+        dtype: torch.dtype,
+    ) -> None:
+        self.plan = plan
+        self._shape = shape
+        self._field = scales.decode(plan.scales, shape, sections, dtype)
+        self._places = nearest.decode(plan.permutation, shape, sections)
+        codec = QUANTIZERS[type(plan.quantizer)]
+        unit_range = isinstance(plan.scales, MinmaxScales)
+        self._codes = codec.reader(plan.quantizer, shape, sections, dtype, unit_range)
+        self.step = self._codes.step
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last) of the latent, a fresh tensor; `first` is a multiple of `step`."""
+        rows = self._codes.rows(first, last)
+        if self._field is not None:
+            self._field.restore_(rows, first)
+        if self._places is not None:
+            assert isinstance(self.plan.permutation, NearestPermutation)
+            rows = nearest.restore(self.plan.permutation, rows, first, self._places)
+        return rows
+
+    def whole(self) -> Tensor:
+        """The latent, a fresh tensor."""
+        return torch.cat([self.rows(first, last) for first, last in panels(self._shape, self.step)])
+
+
+def panels(shape: tuple[int, int], step: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that may be decoded by themselves and fill a matrix [p, q]."""
+    p, q = shape
+    size = max(PANEL // q // step, 1) * step
+    for first in range(0, p, size):
+        yield first, min(first + size, p)
+
+
+def learn_codebook(
+    latents: Iterable[tuple[LatentCoder, Tensor]], count: int, generator: torch.Generator
+) -> Tensor:
+    """A common codebook of several latents, in its stored type.
+
+    Every latent counts by its number of weights and relative to its own scales, so that one with
+    large weights does not take the codebook for itself. Vectors are sampled, evenly from each.
+
+    Args:
+        latents: coders of one plan, each with its latent, which is used up.
+        count: how many there are.
+        generator: of the group.
+    """
+    most = max(SHARED_VECTORS // count, 1 << 10)
+    quantizer: VectorQuantizer | None = None
+    values, masses = [], []
+    for coder, latent in latents:
+        assert isinstance(coder.plan.quantizer, VectorQuantizer)
+        quantizer = coder.plan.quantizer
+        vectors, mean_square = coder.vectors(quantizer, latent)
+        sample = k_means.sampled(vectors, most, generator)
+        each = vectors.count / sample.count / (mean_square or 1.0)
+        mass = sample.values.new_ones(sample.values.shape)
+        if sample.weights is not None:
+            mass *= sample.weights if sample.weights.dim() == 2 else sample.weights[:, None]
+        values.append(sample.values)
+        masses.append(mass * each)
+    if quantizer is None:
+        raise CodecError("a codebook needs at least one matrix")
+    group = k_means.DenseVectors(values=torch.cat(values), weights=torch.cat(masses))
+    return vq.fit_codebook(quantizer, group, generator)
