@@ -105,11 +105,11 @@ def _nothing(rule: Rule, model: _Model, by_name: Sequence[int]) -> Problem:
 
 def _problem(rule: Rule, key: str, message: str, hint: str | None = None) -> Problem:
     place = rule.key_places.get(key, rule.place)
-    optional = "say `optional: true` if that is meant" if key in ("match", "except") else None
-    hints = "; ".join(part for part in (hint, optional) if part)
-    return Problem(
-        location=str(place), path=f"{rule.path}.{key}", message=message, hint=hints or None
-    )
+    if key in ("match", "except"):
+        allow = "`optional: true` allows it to match nothing"
+        between = " " if hint and hint.endswith("?") else "; "
+        hint = f"{hint}{between}{allow}" if hint else allow
+    return Problem(location=str(place), path=f"{rule.path}.{key}", message=message, hint=hint)
 
 
 def _near(patterns: Sequence[Pattern], names: Sequence[str]) -> str | None:

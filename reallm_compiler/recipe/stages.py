@@ -315,6 +315,7 @@ class NoScales(Stage):
 class _Scales(Stage):
     """What the three kinds of scales share."""
 
+    kind: str  # narrowed by each kind; here so that it comes first
     per: Literal["tensor", "row", "column", "block"] = Field(
         default="block",
         description="Which weights share a scale; a block is `block` consecutive weights of the "

@@ -58,7 +58,10 @@ def nearest(word: object, valid: Iterable[str]) -> str | None:
     if SYNONYMS.get(text) in options:
         return SYNONYMS[text]
     close = difflib.get_close_matches(text, options, n=1, cutoff=0.6)
-    return close[0] if close else None
+    if close:
+        return close[0]
+    other = difflib.get_close_matches(text, SYNONYMS, n=1, cutoff=0.7)
+    return SYNONYMS[other[0]] if other and SYNONYMS[other[0]] in options else None
 
 
 def suggestion(word: object, valid: Sequence[str]) -> str:

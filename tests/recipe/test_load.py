@@ -216,5 +216,5 @@ def test_a_broken_document_is_refused_by_path():
         Recipe.from_document(document, name="archive.reallm")
     assert str(caught.value) == (
         "archive.reallm: defaults.quantizer.kind: there is no kind `nff` here "
-        "(kinds: `none`, `uniform`, `normal_float`, `vq`)"
+        "(did you mean `normal_float`?)"
     )

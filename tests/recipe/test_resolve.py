@@ -115,22 +115,22 @@ WRONG = {
     "misspelt name": (
         [{"match": "*.q_porj", "keep": "source"}],
         "recipe: rules[0].match: no tensor of this model matches `*.q_porj` "
-        "(did you mean `*.q_proj`?; say `optional: true` if that is meant)",
+        "(did you mean `*.q_proj`? `optional: true` allows it to match nothing)",
     ),
     "misspelt whole name": (
         [{"match": "lm_haed", "keep": "source"}],
         "recipe: rules[0].match: no tensor of this model matches `lm_haed` "
-        "(did you mean `lm_head`?; say `optional: true` if that is meant)",
+        "(did you mean `lm_head`? `optional: true` allows it to match nothing)",
     ),
     "no star": (
         [{"match": "q_proj", "keep": "source"}],
         "recipe: rules[0].match: no tensor of this model matches `q_proj` "
-        "(did you mean `*.q_proj`?; say `optional: true` if that is meant)",
+        "(did you mean `*.q_proj`? `optional: true` allows it to match nothing)",
     ),
     "weight": (
         [{"match": "lm_head.weight", "keep": "source"}],
         "recipe: rules[0].match: no tensor of this model matches `lm_head.weight` "
-        "(names are written without `.weight`; say `optional: true` if that is meant)",
+        "(names are written without `.weight`; `optional: true` allows it to match nothing)",
     ),
     "nothing near": (
         [{"match": ["zzz", "re:yyy"], "keep": "source"}],
@@ -138,17 +138,17 @@ WRONG = {
         "(names here: `model.embed_tokens`, `model.layers.*.self_attn.q_proj`, "
         "`model.layers.*.self_attn.k_proj`, `model.layers.*.mlp.up_proj`, "
         "`model.layers.*.mlp.down_proj`, `model.layers.*.norm`, `model.norm`, `lm_head`; "
-        "say `optional: true` if that is meant)",
+        "`optional: true` allows it to match nothing)",
     ),
     "exception that takes nothing out": (
         [{"match": "*.q_proj", "except": ["*.layers.0.*", "*.k_proj"], "keep": "source"}],
         "recipe: rules[0].except: the exception `*.k_proj` takes nothing out of what `match` "
-        "takes (did you mean `*.q_proj`?; say `optional: true` if that is meant)",
+        "takes (did you mean `*.q_proj`? `optional: true` allows it to match nothing)",
     ),
     "exception that takes all": (
         [{"match": "*.q_proj", "except": "*proj", "keep": "source"}],
         "recipe: rules[0].match: after `layers` and `except` nothing is left of what `match` "
-        "takes (say `optional: true` if that is meant)",
+        "takes (`optional: true` allows it to match nothing)",
     ),
     "layer that is not there": (
         [{"match": "*.q_proj", "layers": "0,7..9", "keep": "source"}],
