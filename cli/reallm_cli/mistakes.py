@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from reallm_compiler.errors import Problem, ReallmError, RecipeError
+from reallm_compiler.errors import EvaluationError, Problem, ReallmError, RecipeError
 
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -74,6 +74,20 @@ def _recipes_like(place: Path) -> list[str]:
         return []
     beside = [child.name for child in place.parent.iterdir() if child.suffix in RECIPE_SUFFIXES]
     return [str(place.parent / name) for name in nearest(place.name, sorted(beside))]
+
+
+def check_text_path(path: str) -> None:
+    """Refuse a text's path that leads nowhere before anything slow is loaded.
+
+    Raises:
+        EvaluationError: there is no such file.
+    """
+    place = Path(path)
+    if place.exists():
+        return
+    beside = sorted(child.name for child in place.parent.iterdir()) if place.parent.is_dir() else []
+    alike = [str(place.parent / name) for name in nearest(place.name, beside)]
+    raise EvaluationError("there is no such text file", location=path, hint=did_you_mean(alike))
 
 
 def check_archive_path(path: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ SUFFIX = ".reallm"
 MAGIC_START = b"\x89RLM"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Opened:
     """Facts of an archive, read from its header and manifest.
 
@@ -46,12 +47,12 @@ class Opened:
     plan: Plan
     stored: Stored
 
-    @property
+    @cached_property
     def sections(self) -> Mapping[str, SectionEntry]:
         """The table of sections, by name."""
         return {entry.name: entry for entry in self.manifest.sections}
 
-    @property
+    @cached_property
     def errors(self) -> dict[str, float]:
         """Relative error of each coded matrix, as measured when it was encoded."""
         return {row["name"]: row["relative_error"] for row in self.manifest.document["matrices"]}

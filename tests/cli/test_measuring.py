@@ -54,7 +54,12 @@ def test_eval_of_a_model_with_itself_has_no_divergence(run, tiny_llama, text):
 
 
 def test_eval_tells_what_does_not_fit(run, archive, tiny_llama, text, tmp_path):
-    assert run("eval", archive, "--text", tmp_path / "no.txt").code == 10
+    missing = run("eval", archive, "--text", text.with_name("hld.txt"))
+    assert (missing.code, missing.out) == (10, "")
+    assert missing.err == (
+        f"error: there is no such text file\n  at: {text.with_name('hld.txt')}\n\n"
+        f"hint: did you mean `{text}`?\n"
+    )
     assert run("eval", archive, "--text", text, "--window", 999).code == 10
     assert run("eval", tmp_path / "no-model", "--text", text).code == 4
     assert run("eval", tmp_path / "no.reallm", "--text", text).code == 5

@@ -7,7 +7,7 @@ import click
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_libraries
-from reallm_cli.mistakes import check_archive_path
+from reallm_cli.mistakes import check_archive_path, check_text_path
 from reallm_cli.numbers import grouped
 from reallm_cli.progress import Meter
 from reallm_cli.tables import show_facts
@@ -68,6 +68,7 @@ def eval_command(
     The text is tokenised once with the tokenizer's defaults and cut into windows that do not
     overlap; the tail is dropped; the mean is over predicted tokens.
     """
+    check_text_path(text)
     for path in (model, reference):
         if path is not None and path.endswith(".reallm"):
             check_archive_path(path)
