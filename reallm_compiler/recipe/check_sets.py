@@ -14,6 +14,9 @@ from reallm_compiler.recipe.words import stages
 _NEIGHBOURS = 64
 """A rule is tried after so many single rules before it; more would take long and find no more."""
 
+_ENOUGH = 100
+"""After so many problems no rule is given the benefit of the doubt, which takes time."""
+
 
 def rule_nodes(tree: MapNode) -> tuple[Node, ...]:
     """The rules of one file."""
@@ -54,7 +57,7 @@ def check_sets(rules: Sequence[Node], defaults: MapNode) -> list[Problem]:
         if not isinstance(patch, MapNode):
             continue
         found = _own_problems(defaults, patch)
-        if found and plan is not None and earlier:
+        if found and plan is not None and earlier and len(problems) < _ENOUGH:
             if _fits_an_earlier(earlier, together, defaults, patch):
                 found = []
             elif _builds_on(earlier, patch):

@@ -98,6 +98,7 @@ def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decisi
         for place in places:
             applied[place].append(number)
     known: dict[tuple[bool, tuple[int, ...]], Decision | None] = {}
+    told: dict[tuple[str, str, str], Problem] = {}
     decisions: dict[str, Decision] = {}
     trace = _Trace()
     for candidate, numbers in zip(candidates, applied, strict=True):
@@ -106,21 +107,23 @@ def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decisi
         key = (candidate.coded_by_default and candidate.is_matrix, tuple(numbers))
         if key not in known:
             rules = [recipe.rules[number] for number in numbers]
-            known[key], found = _decide(recipe, rules, candidate.name, trace, coded=key[0])
-            problems += found
+            known[key], found = _decide(recipe, rules, trace, coded=key[0])
+            for problem in found:  # once for each rule, not for each matrix
+                what = (problem.location, problem.path, problem.message)
+                told.setdefault(what, _met_at(problem, candidate.name))
         decision = known[key]
         if decision is not None:
             decisions[candidate.name] = decision
-    problems += _uneven_groups(decisions)
+    problems += [*told.values(), *_uneven_groups(decisions)]
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return decisions
 
 
 def _decide(
-    recipe: Recipe, rules: Sequence[Rule], name: str, trace: _Trace, *, coded: bool
+    recipe: Recipe, rules: Sequence[Rule], trace: _Trace, *, coded: bool
 ) -> tuple[Decision | None, list[Problem]]:
-    """The decision for a tensor to which `rules` apply, `name` being the first of its kind."""
+    """The decision for a tensor to which `rules` apply."""
     last = rules[-1] if rules else None
     if last is not None and last.keep is not None:
         source = FieldSource(
@@ -139,8 +142,22 @@ def _decide(
         tree = merge_maps(tree, patch)
     plan, problems = check_plan(tree)
     if plan is None:
-        return None, [_met_at(problem, name) for problem in problems]
+        return None, [_earliest(problem, layers) for problem in problems]
     return Decision(plan=plan, keep=None, trace=trace.of(plan, tree, layers)), []
+
+
+def _earliest(problem: Problem, layers: Sequence[MapNode]) -> Problem:
+    """The same problem at the rule that brought it, which later rules may have nothing to do with.
+
+    Only a problem of several stages can be reported too late: it has no node but the whole plan's.
+    """
+    tree = layers[0]
+    for patch in layers[1:]:
+        tree = merge_maps(tree, patch)
+        for other in check_plan(tree)[1]:
+            if other.message == problem.message:
+                return other
+    return problem
 
 
 def _met_at(problem: Problem, name: str) -> Problem:
@@ -210,7 +227,7 @@ def _fields(plan: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 
 def _uneven_groups(decisions: dict[str, Decision]) -> list[Problem]:
-    """Members of a share group that could not share: they are quantised differently."""
+    """Members of a share group that could not share: their codebooks or decoders differ."""
     first: dict[str, tuple[str, MatrixPlan]] = {}
     problems: dict[str, Problem] = {}
     for name, decision in decisions.items():
@@ -218,13 +235,18 @@ def _uneven_groups(decisions: dict[str, Decision]) -> list[Problem]:
         if plan is None or plan.share is None:
             continue
         other, reference = first.setdefault(plan.share, (name, plan))
-        if plan.quantizer != reference.quantizer and plan.share not in problems:
+        differing = [
+            stage
+            for stage in ("quantizer", "autoencoder")
+            if getattr(plan, stage) != getattr(reference, stage)
+        ]
+        if differing and plan.share not in problems:
             at = {source.path: source for source in decision.trace}["share"]
             problems[plan.share] = Problem(
                 location=at.location,
                 path=at.origin,
                 message=f"`{other}` and `{name}` share the group `{plan.share}` but have "
-                "different quantizers",
-                hint="give them the same quantizer, or groups of their own",
+                f"different {differing[0]}s",
+                hint=f"give them the same {differing[0]}, or groups of their own",
             )
     return list(problems.values())

@@ -151,6 +151,12 @@ def test_plain_data():
     assert recipe.plan.residual.rank == Fraction(1, 32)
 
 
+def test_whole_numbers_of_plain_data_are_integers():
+    defaults = {"scales": {"kind": "rms", "per": "block", "block": 64.0}}
+    recipe = load_recipe({"reallm": 1.0, "seed": 7.0, "defaults": defaults})
+    assert (recipe.seed, recipe.plan.plain()["scales"]["block"]) == (7, 64)
+
+
 def test_equal_recipes_have_equal_documents(write):
     write(
         one="# a comment\nreallm: 1\nmodel: here\noutput: there\n"
