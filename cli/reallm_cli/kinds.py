@@ -52,6 +52,12 @@ class Kind:
         total = sum((matrix.paper_bits * matrix.weights for matrix in self.matrices), Fraction(0))
         return total / self.weights if self.weights else Fraction(0)
 
+    def paper_term_bits(self, term: str) -> Fraction:
+        """The part of `paper_bits` that one budget term is."""
+        zero = Fraction(0)
+        parts = (matrix.paper_terms.get(term, zero) * matrix.weights for matrix in self.matrices)
+        return sum(parts, zero) / self.weights if self.weights else zero
+
     def term_bits(self, term: str) -> Fraction:
         """Bits per weight that one budget term takes."""
         return bits_per_weight(self.term_bytes(term), self.weights)

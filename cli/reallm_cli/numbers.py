@@ -43,6 +43,13 @@ def size_text(count: int) -> str:
     return f"{count / 1000**step:.1f} {units[step - 1]}"
 
 
+def amount_text(count: int, unit: str) -> str:
+    """A large count in three digits: `7.47 TMAC`."""
+    prefixes = ("", "k", "M", "G", "T", "P", "E", "Z")
+    step = min(len(prefixes) - 1, (len(str(count)) - 1) // 3)
+    return f"{count / 1000**step:.3g} {prefixes[step]}{unit}"
+
+
 def error_text(value: float | None) -> str:
     """A relative error: four digits after the point, or the mark for unknown."""
     if value is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from reallm_cli.kinds import Kind, kinds_of
-from reallm_cli.numbers import bits_column, error_text, grouped, share_text
+from reallm_cli.numbers import amount_text, bits_column, error_text, grouped, share_text
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.layouts.matrix import TERMS
@@ -48,6 +48,9 @@ def show_sizes(
 ) -> None:
     """The table of kinds, the bytes of the file by name, and the notes."""
     show_kinds(terminal, plan, budget, errors=errors, stored=stored)
+    if budget.totals.training_operations:
+        terminal.data()
+        show_autoencoders(terminal, plan, budget)
     terminal.data()
     show_file_bytes(terminal, budget, stored=stored)
     for note in budget.notes:
@@ -93,6 +96,39 @@ def show_kinds(
         columns.append(("max error", worst))
     terms = [TERM_WORDS.get(term, term) for term in TERMS]
     _show_columns(terminal, columns, title="bits per weight", last=terms)
+
+
+def show_autoencoders(terminal: Terminal, plan: Plan, budget: Budget) -> None:
+    """For each kind with a trained autoencoder: the paper's bits by term, and what it costs."""
+    kinds = [
+        kind for kind in kinds_of(plan, budget.matrices) if kind.matrices[0].training_operations
+    ]
+    terms = [term for term in TERMS if any(kind.paper_term_bits(term) for kind in kinds)]
+    columns: list[tuple[str, list[str]]] = [("<matrices", [kind.name for kind in kinds])]
+    columns += [
+        (TERM_WORDS.get(term, term), bits_column(kind.paper_term_bits(term) for kind in kinds))
+        for term in terms
+    ]
+    columns.append(("paper bits", bits_column(kind.paper_bits for kind in kinds)))
+    _show_columns(terminal, columns, title="paper bits by term", total=False)
+    terminal.data()
+    costs: list[tuple[str, list[str]]] = [
+        ("<matrices", [kind.name for kind in kinds]),
+        ("count", [grouped(kind.count) for kind in kinds]),
+        ("decode each", [amount_text(kind.matrices[0].decode_macs, "MAC") for kind in kinds]),
+        (
+            "train each",
+            [amount_text(kind.matrices[0].training_operations, "FLOP") for kind in kinds],
+        ),
+        (
+            "train all",
+            [
+                amount_text(sum(row.training_operations for row in kind.matrices), "FLOP")
+                for kind in kinds
+            ],
+        ),
+    ]
+    _show_columns(terminal, costs, title="trained autoencoders", total=False)
 
 
 def show_matrices(terminal: Terminal, budget: Budget, errors: Mapping[str, float]) -> None:

@@ -250,10 +250,16 @@ def encoder_macs(params: Hnerv) -> int:
 
 
 def training_operations(params: Hnerv, shape: tuple[int, int], *, shared: bool) -> int:
-    """Floating-point operations that train a matrix [p, q]: two for each multiply-accumulate,
-    a backward pass counted as two forward passes, for all epochs.
+    """Floating-point operations that train a matrix [p, q].
+
+    Two for each multiply-accumulate; a backward pass counts as two forward passes; for all epochs.
+    A member of a share group takes part in the group's training and then trains an encoder of its
+    own to the finished decoder, whose weights need no gradient any more.
     """
     width = decoder_width(params, shape, shared=shared)
     high, wide = grid(params, shape)
-    each = patch_macs(params, width) + encoder_macs(params)
-    return 6 * params.epochs * high * wide * each
+    decoder, encoder = patch_macs(params, width), encoder_macs(params)
+    each = 6 * (decoder + encoder)
+    if shared:
+        each += 4 * decoder + 6 * encoder
+    return params.epochs * high * wide * each

@@ -88,10 +88,10 @@ def training_operations(plan: MatrixPlan, shape: tuple[int, int]) -> int:
     return hnerv.training_operations(plan.autoencoder, shape, shared=plan.share is not None)
 
 
-def paper_bits(
+def paper_terms(
     plan: MatrixPlan, shape: tuple[int, int], source_dtype: str, *, sharers: int = 1
-) -> Fraction:
-    """Bits per weight as the paper's Table 5 counts them.
+) -> dict[str, Fraction]:
+    """Bits per weight as the paper's Table 5 counts them, by budget term.
 
     [ b x latent values + 16 d 2^(bd) if the codebook is learned + c x b_phi / m + 32 r min(p, q) ]
     / pq: no scales, no permutation, no magnitudes, the nominal c of a decoder, and a low-rank part
@@ -104,16 +104,25 @@ def paper_bits(
     p, q = shape
     quantizer = plan.quantizer
     latent = latent_shape(plan, shape)
-    bits = Fraction(0)
+    terms: dict[str, Fraction] = {}
     if isinstance(quantizer, NoQuantizer):
         values = scalar.value_sections(quantizer, latent, source_dtype)
-        bits += 8 * sum(spec.bytes for spec in values)
+        terms["codes"] = Fraction(8 * sum(spec.bytes for spec in values))
     else:
-        bits += Fraction(quantizer.bits) * latent[0] * latent[1]
+        terms["codes"] = Fraction(quantizer.bits) * latent[0] * latent[1]
     if isinstance(quantizer, VectorQuantizer):
-        bits += 16 * quantizer.dim * 2**quantizer.index_bits
+        terms["codebook"] = Fraction(16 * quantizer.dim * 2**quantizer.index_bits)
     if isinstance(plan.autoencoder, Hnerv):
-        bits += Fraction(hnerv.nominal_bits(plan.autoencoder), sharers)
+        terms["decoder"] = Fraction(hnerv.nominal_bits(plan.autoencoder), sharers)
     if isinstance(plan.residual, LowRank):
-        bits += 32 * low_rank.rank_of(plan.residual, shape) * min(p, q)
-    return bits / (p * q)
+        rank = low_rank.rank_of(plan.residual, shape)
+        terms["low_rank"] = Fraction(32 * rank * min(p, q))
+    return {term: bits / (p * q) for term, bits in terms.items()}
+
+
+def paper_bits(
+    plan: MatrixPlan, shape: tuple[int, int], source_dtype: str, *, sharers: int = 1
+) -> Fraction:
+    """The sum of `paper_terms`."""
+    terms = paper_terms(plan, shape, source_dtype, sharers=sharers)
+    return sum(terms.values(), Fraction(0))

@@ -28,6 +28,9 @@ class MatrixBudget:
         exact_bits: 8 x bytes / pq.
         bytes: all that is stored for it, with its part of what its group shares.
         terms: the same bytes by budget term.
+        paper_terms: the parts of `paper_bits`, by budget term.
+        decode_macs: multiply-accumulates that its trained decoder takes, once; 0 without one.
+        training_operations: floating-point operations that train its autoencoder; 0 without one.
     """
 
     name: str
@@ -36,6 +39,9 @@ class MatrixBudget:
     exact_bits: Fraction
     bytes: int
     terms: Mapping[str, int]
+    paper_terms: Mapping[str, Fraction]
+    decode_macs: int
+    training_operations: int
 
     @property
     def weights(self) -> int:
@@ -51,6 +57,8 @@ class MatrixBudget:
             "exact_bits": float(self.exact_bits),
             "bytes": self.bytes,
             "terms": dict(self.terms),
+            "decode_macs": self.decode_macs,
+            "training_operations": self.training_operations,
         }
 
 
@@ -68,6 +76,7 @@ class Totals:
         padding_bytes: alignment between sections.
         other_bytes: config and tokenizer files.
         file_bytes: length of the archive.
+        decode_macs, training_operations: of all trained autoencoders together.
     """
 
     weights: int
@@ -81,6 +90,8 @@ class Totals:
     padding_bytes: int
     other_bytes: int
     file_bytes: int
+    decode_macs: int
+    training_operations: int
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -96,6 +107,8 @@ class Totals:
             "padding_bytes": self.padding_bytes,
             "other_bytes": self.other_bytes,
             "file_bytes": self.file_bytes,
+            "decode_macs": self.decode_macs,
+            "training_operations": self.training_operations,
         }
 
 
@@ -126,7 +139,11 @@ def budget_of(plan: Plan) -> Budget:
         for spec in matrix.specs:
             terms[spec.term] += shares[matrix.name][spec.role] if spec.shared else spec.bytes
         size = sum(terms.values())
-        paper = matrix_law.paper_bits(matrix.plan, matrix.shape, matrix.dtype)
+        sharers = len(plan.groups[matrix.plan.share]) if matrix.plan.share is not None else 1
+        paper_terms = matrix_law.paper_terms(
+            matrix.plan, matrix.shape, matrix.dtype, sharers=sharers
+        )
+        paper = sum(paper_terms.values(), Fraction(0))
         paper_total += paper * matrix.weights
         rows.append(
             MatrixBudget(
@@ -136,6 +153,9 @@ def budget_of(plan: Plan) -> Budget:
                 exact_bits=bits_per_weight(size, matrix.weights),
                 bytes=size,
                 terms=terms,
+                paper_terms=paper_terms,
+                decode_macs=matrix_law.decode_macs(matrix.plan, matrix.shape),
+                training_operations=matrix_law.training_operations(matrix.plan, matrix.shape),
             )
         )
     weights = sum(matrix.weights for matrix in plan.matrices)
@@ -156,6 +176,8 @@ def budget_of(plan: Plan) -> Budget:
         padding_bytes=layout.padding_bytes,
         other_bytes=other,
         file_bytes=layout.file_bytes,
+        decode_macs=sum(row.decode_macs for row in rows),
+        training_operations=sum(row.training_operations for row in rows),
     )
     return Budget(matrices=tuple(rows), totals=totals, notes=plan.notes)
 

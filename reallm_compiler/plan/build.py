@@ -10,11 +10,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from reallm_compiler.errors import SourceError
+from reallm_compiler.errors import Problem, RecipeError, SourceError
+from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.layouts.base import DTYPES
 from reallm_compiler.plan.document import section_list, to_document
 from reallm_compiler.plan.model import Plan, PlannedFile, PlannedMatrix, PlannedTensor
-from reallm_compiler.recipe import Candidate, Recipe, load_recipe, resolve
+from reallm_compiler.recipe import Candidate, Decision, Recipe, load_recipe, resolve
 from reallm_compiler.sources import (
     Inventory,
     MatrixFact,
@@ -98,6 +99,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
                 plan=decision.plan,
             )
         )
+    _refuse_impossible(matrices, decisions)
     _refuse_half_kept(matrices, kept)
     tensors = [
         PlannedTensor(
@@ -142,6 +144,25 @@ def _kept_dtype(source: str, keep: str | None) -> str:
     if keep is None or keep == "source" or source not in _FLOATS:
         return source
     return DTYPES[keep]
+
+
+def _refuse_impossible(
+    matrices: list[PlannedMatrix], decisions: Mapping[str, Decision]
+) -> None:
+    """A plan that fits no matrix of this shape, told at the line that names its autoencoder."""
+    problems: dict[str, Problem] = {}
+    for matrix in matrices:
+        reason = matrix_law.refusal(matrix.plan, matrix.shape)
+        if reason is None:
+            continue
+        trace = {source.path: source for source in decisions[matrix.name].trace}
+        at = trace["autoencoder.kind"]
+        problem = Problem(
+            location=at.location, path=at.origin.removesuffix(".kind"), message=reason
+        )
+        problems.setdefault(str(problem), problem)
+    if problems:
+        raise RecipeError(list(problems.values()))
 
 
 def _refuse_half_kept(

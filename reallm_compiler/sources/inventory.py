@@ -113,8 +113,8 @@ def open_source(model: str | os.PathLike[str] | Mapping[str, Any]) -> Inventory:
     Args:
         model: a folder with safetensors; one safetensors file (its matrices alone); a
             `config.json` or a folder with nothing more; a YAML or JSON file
-            `{shapes: {NAME: [p, q]}}`; the content of either as a mapping; or a Hub id
-            `ORG/NAME`, optionally with `@REVISION`.
+            `{shapes: {NAME: [p, q]}}`; the content of either as a mapping, or as JSON text that
+            starts with `{`; or a Hub id `ORG/NAME`, optionally with `@REVISION`.
 
     Raises:
         SourceError: there is no such thing, or it is broken, hostile, or of a refused format.
@@ -124,6 +124,9 @@ def open_source(model: str | os.PathLike[str] | Mapping[str, Any]) -> Inventory:
     text = os.fspath(model)
     if not text or "\0" in text:
         raise SourceError("the model is an empty or impossible path")
+    if text.lstrip().startswith("{"):
+        label = "the given text"
+        return _from_document(parse_json(text.encode(), label), "", (), label)
     path = Path(os.path.expanduser(text))
     try:
         # Unlike os.path.isdir, stat tells "may not be looked at" from "is not there".

@@ -6,7 +6,16 @@ import json
 
 import pytest
 
-MATRIX_KEYS = {"name", "shape", "paper_bits", "exact_bits", "bytes", "terms"}
+MATRIX_KEYS = {
+    "name",
+    "shape",
+    "paper_bits",
+    "exact_bits",
+    "bytes",
+    "terms",
+    "decode_macs",
+    "training_operations",
+}
 TOTAL_KEYS = {
     "weights",
     "low_rank_parameters",
@@ -19,6 +28,8 @@ TOTAL_KEYS = {
     "padding_bytes",
     "other_bytes",
     "file_bytes",
+    "decode_macs",
+    "training_operations",
 }
 
 

@@ -42,7 +42,16 @@ def test_json_keys_are_the_documented_ones() -> None:
     budget = json.loads(json.dumps(reallm.plan("nf4", model=SQUARE).budget().to_json()))
     assert set(budget) == {"matrices", "totals", "notes"}
     (row,) = budget["matrices"]
-    assert set(row) == {"name", "shape", "paper_bits", "exact_bits", "bytes", "terms"}
+    assert set(row) == {
+        "name",
+        "shape",
+        "paper_bits",
+        "exact_bits",
+        "bytes",
+        "terms",
+        "decode_macs",
+        "training_operations",
+    }
     assert row["name"] == "layers.0.q_proj"
     assert row["shape"] == [4096, 4096]
     assert set(row["terms"]) == set(TERMS)
@@ -58,6 +67,8 @@ def test_json_keys_are_the_documented_ones() -> None:
         "padding_bytes",
         "other_bytes",
         "file_bytes",
+        "decode_macs",
+        "training_operations",
     }
 
 
