@@ -15,6 +15,7 @@ from reallm_compiler.recipe.model import RecipeForm
 from reallm_compiler.recipe.stages import MatrixPlan
 
 _PART = "Part"
+_LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 
 def json_schema() -> dict[str, Any]:
@@ -90,7 +91,10 @@ def _untitled(node: Any, *, names: bool = False) -> Any:  # noqa: ANN401 - a sch
     if not isinstance(node, dict):
         return node
     return {
-        key: _untitled(value, names=not names and key in ("properties", "$defs"))
+        # pydantic leaves its own words for limits where it cannot see that a number is meant.
+        key if names else _LIMITS.get(key, key): _untitled(
+            value, names=not names and key in ("properties", "$defs")
+        )
         for key, value in node.items()
         if names or key not in ("title", "discriminator")
     }

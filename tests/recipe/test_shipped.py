@@ -54,7 +54,8 @@ def test_its_head_says_purpose_source_command_and_size(name):
     purpose, rest = head.split("\n\n", 1)
     assert len(purpose) > 40
     assert re.search(r"^Source:  \S", rest, re.MULTILINE)
-    assert f"Run:     reallm compile {name} --model PATH -o model.reallm\n" in rest
+    assert re.search(r"^Run:     reallm \S", rest, re.MULTILINE)
+    assert f" reallm compile {name} --model PATH -o model.reallm" in rest
     assert re.search(r"^Size:    exact bits \d", rest, re.MULTILINE)
 
 
