@@ -1,4 +1,4 @@
-"""Size law of the trained autoencoder: the paper's numbers, and words that cannot stand together."""
+"""Size law of the trained autoencoder: the paper's numbers, and words that do not go together."""
 
 from __future__ import annotations
 
