@@ -43,9 +43,10 @@ FIRST_SAMPLE = 64
 GROWTH = 4
 """Size of a sample in terms of the one before."""
 
-LEAST_SAMPLE = 1 << 12
+LEAST_SEED_SAMPLE = 1 << 12
+LEAST_SAMPLE = 1 << 14
 LARGEST_SAMPLE = 1 << 18
-"""Bounds on a sample, in vectors; a large codebook is always seeded by `SEED_SAMPLE` a word."""
+"""Bounds on samples, in vectors; a large codebook is always seeded by `SEED_SAMPLE` a word."""
 
 RESTARTS = 3
 RESTART_CODEWORDS = 64
@@ -128,7 +129,7 @@ def fit(
         iterations: the most Lloyd iterations, on each sample and on all vectors.
         generator: on the CPU.
     """
-    least = max(LEAST_SAMPLE, SEED_SAMPLE * words)
+    least = max(LEAST_SEED_SAMPLE, SEED_SAMPLE * words)
     most = max(LARGEST_SAMPLE, least)
     small = sampled(vectors, least, generator)
     size = min(max(LEAST_SAMPLE, FIRST_SAMPLE * words), most)

@@ -25,7 +25,7 @@ from reallm_compiler.layouts.nearest import row_blocks
 from reallm_compiler.recipe.stages import NearestPermutation, NoPermutation
 from reallm_compiler.units import index_bits
 
-DISTANCE_BYTES = 64 << 20
+DISTANCE_BYTES = 128 << 20
 """Bytes of distances that may be held at once, or twice the latent's own if that is more."""
 
 DEVICE_BYTES = 4 << 30

@@ -25,7 +25,8 @@ from reallm_compiler.recipe.stages import VectorQuantizer
 from reallm_compiler.units import bytes_of_bits, ceil_div
 
 CHUNK = 1 << 17
-"""Weights of a chunk of vectors."""
+DEVICE_CHUNK = 1 << 24
+"""Weights of a chunk of vectors: one that stays in cache, and one that fills an accelerator."""
 
 
 class MatrixVectors:
@@ -60,7 +61,8 @@ class MatrixVectors:
         """All vectors, a few rows of the grid of codes at a time."""
         p, q = self._values.shape
         high = self.dim if self._axis == "rows" else 1
-        step = max(1, CHUNK // (q * high))
+        chunk = CHUNK if self._values.device.type == "cpu" else DEVICE_CHUNK
+        step = max(1, chunk // (q * high))
         for first in range(0, self._grid[0], step):
             top, end = first * high, min((first + step) * high, p)
             vectors = self._cut(self._values[top:end])
