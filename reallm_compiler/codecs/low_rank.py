@@ -52,6 +52,15 @@ def encode(params: LowRank, weight: Tensor, generator: torch.Generator) -> Secti
         right = right.to(weight).div_(math.sqrt(3 * q))
     else:
         left, right = truncated_svd(weight, rank, generator)
+    return store(params, left, right)
+
+
+def store(params: LowRank, left: Tensor, right: Tensor) -> Sections:
+    """Sections of the factors L1 [p, r] and L2 [r, q], rounded to their stored type.
+
+    Raises:
+        CodecError: a factor overflows that type.
+    """
     if params.dtype == "int8":
         codes1, scales1 = _int8(left, dim=0)
         codes2, scales2 = _int8(right, dim=1)

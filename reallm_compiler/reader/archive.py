@@ -141,9 +141,9 @@ class ModelArchive:
         matrix = self._matrix_named(name)
         if not isinstance(matrix.plan.residual, LowRank):
             return None
-        tuned = {spec.role: spec for spec in low_rank_law.sections(
-            matrix.plan.residual, matrix.shape
-        )}
+        tuned = {
+            spec.role: spec for spec in low_rank_law.sections(matrix.plan.residual, matrix.shape)
+        }
         sections = {role: self._section(matrix, spec) for role, spec in tuned.items()}
         return low_rank.decode(matrix.plan.residual, sections, torch.float32)
 
@@ -197,6 +197,10 @@ class ModelArchive:
         """All stored tensors, one after another, so that a caller need not hold them all."""
         for name in self.tensor_names:
             yield name, self.tensor(name, dtype=dtype, device=device)
+
+    def section(self, name: str) -> memoryview:
+        """The bytes of one section as they are stored, its digest checked."""
+        return self._archive.read(name)
 
     def files(self) -> Iterator[tuple[str, bytes]]:
         """Embedded files: relative path and content."""

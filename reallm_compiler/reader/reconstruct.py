@@ -74,9 +74,7 @@ def reconstruct(
                 shutil.rmtree(made, ignore_errors=True)
                 raise
         except OSError as error:
-            raise OutputError(
-                f"cannot write: {error.strerror}", location=str(target)
-            ) from error
+            raise OutputError(f"cannot write: {error.strerror}", location=str(target)) from error
     return target
 
 
@@ -108,8 +106,7 @@ def _write_tensors(archive: ModelArchive, folder: Path, *, coded_only: bool) -> 
             else f"model-{place + 1:05d}-of-{len(shards):05d}.safetensors"
         )
         tensors = {
-            member: archive.tensor(member, coded_only=coded_only).contiguous()
-            for member in members
+            member: archive.tensor(member, coded_only=coded_only).contiguous() for member in members
         }
         total += sum(values.nbytes for values in tensors.values())
         save_file(tensors, folder / name, metadata={"format": "pt"})

@@ -125,9 +125,7 @@ def open_tunable(
         for matrix in path.plan.matrices
         if matrix.index is None and matrix.tensor not in tied
     ]
-    model, tokenizer = build(
-        path, dtype=dtype, coded_only={matrix.tensor for matrix in candidates}
-    )
+    model, tokenizer = build(path, dtype=dtype, coded_only={matrix.tensor for matrix in candidates})
     model.requires_grad_(False)
     layers: dict[str, TunedLinear] = {}
     for matrix in candidates:

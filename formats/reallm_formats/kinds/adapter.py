@@ -112,8 +112,7 @@ def parse_adapter(
         message = f"a digest has {v1.DIGEST_BYTES} bytes, not {len(base)}"
         raise FormatError("A2", message, location=f"{where}.base")
     matrices = tuple(
-        _parse_row(row, f"{where}.matrices[{place}]", newer=newer)
-        for place, row in enumerate(rows)
+        _parse_row(row, f"{where}.matrices[{place}]", newer=newer) for place, row in enumerate(rows)
     )
     seen: set[str] = set()
     for place, matrix in enumerate(matrices):
@@ -126,9 +125,7 @@ def parse_adapter(
         if type(value) not in (str, bytes, int):
             message = f"this must be text, bytes or an integer, not {describe(value)}"
             raise FormatError("D7", message, location=f"{where}.provenance.{key}")
-    parsed = AdapterDocument(
-        base=base, matrices=matrices, settings=settings, provenance=provenance
-    )
+    parsed = AdapterDocument(base=base, matrices=matrices, settings=settings, provenance=provenance)
     _check_sections(sections, parsed.sections())
     return parsed
 

@@ -1,0 +1,24 @@
+"""Tuning the low-rank part: block by block, then end to end; the coded part never changes.
+
+`finetune` runs it all; `estimate` tells the memory before; `peft_layout` exchanges adapters with
+peft. Nothing is printed here.
+"""
+
+from reallm_compiler.finetune.events import BlockDone, Event, FinetuneReport, Started, StepDone
+from reallm_compiler.finetune.memory import MemoryEstimate, estimate
+from reallm_compiler.finetune.options import BlockOptions, EndToEndOptions, FinetuneOptions
+from reallm_compiler.finetune.run import finetune
+
+__all__ = [
+    "BlockDone",
+    "BlockOptions",
+    "EndToEndOptions",
+    "Event",
+    "FinetuneOptions",
+    "FinetuneReport",
+    "MemoryEstimate",
+    "Started",
+    "StepDone",
+    "estimate",
+    "finetune",
+]

@@ -1,0 +1,268 @@
+"""Block-wise tuning (Algorithm 2): each block follows the original block on what reaches it.
+
+For block 0, 1, ...:
+  1. the inputs are the outputs of the tuned blocks before it, for all sequences;
+  2. the targets, also those of the held-out sequences, are the *original* block's outputs on these
+     inputs; then the original block is dropped;
+  3. Adam lowers the mean squared error; after each pass the held-out error is taken, the best
+     factors are kept, and a few passes without a better one end it;
+  4. the inputs are replaced by the tuned block's outputs.
+
+In memory are the quantised model, one original block, and inputs and targets of all sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.errors import FinetuneError
+from reallm_compiler.finetune.blocks import Block, Call, calls_of, hidden_states, run_block
+from reallm_compiler.finetune.events import BlockDone
+from reallm_compiler.finetune.numerics import Adam, rate, restore
+from reallm_compiler.finetune.options import BlockOptions
+from reallm_compiler.finetune.original import Original
+from reallm_compiler.finetune.state import State
+from reallm_compiler.finetune.text import Sequences, permutation
+from reallm_compiler.runtime.tunable import TunableModel
+
+
+class BlockWise:
+    """The first stage of a run.
+
+    Args:
+        tunable: the model.
+        blocks: its blocks.
+        original: where targets come from.
+        train: sequences to tune on.
+        held: held-out sequences.
+        options: settings.
+        seed: of the order of sequences.
+        state: where to keep how far it is.
+        tell: is told of each finished block.
+    """
+
+    def __init__(
+        self,
+        tunable: TunableModel,
+        blocks: list[Block],
+        original: Original,
+        train: Sequences,
+        held: Sequences,
+        options: BlockOptions,
+        seed: int,
+        state: State,
+        tell: Callable[[BlockDone], None],
+    ) -> None:
+        self.tunable = tunable
+        self.blocks = blocks
+        self.original = original
+        self.train = train.take(range(min(len(train), options.sequences)))
+        self.held = held
+        self.options = options
+        self.seed = seed
+        self.state = state
+        self.tell = tell
+        self.device = torch.device(tunable.model.device)
+        self.dtype = next(iter(tunable.layers.values())).coded.dtype
+
+    def run(self, place: dict[str, Any], tensors: dict[str, Tensor]) -> list[BlockDone]:
+        """Tune all blocks, from the place where an earlier run stood.
+
+        Args:
+            place: `block`, and within a block `epoch` and more; empty to begin.
+            tensors: Adam's moments and the best factors of that block.
+        """
+        done = [BlockDone(**entry) for entry in place.get("blocks", [])]
+        model = self.tunable.model
+        calls = calls_of(model, self.blocks, self.train.ids[:1].to(self.device))
+        inputs = [self._first(part) for part in (self.train, self.held)]
+        for number, (block, call) in enumerate(zip(self.blocks, calls, strict=True)):
+            if number >= len(done):
+                targets = self._targets(block, call, inputs)
+                within = place if place.get("block") == number else {}
+                result = self._tune(number, block, call, inputs, targets, within, tensors, done)
+                del targets
+                done.append(result)
+                self.tell(result)
+                if self.state.due():
+                    self._save({"blocks": done}, {})
+            for part in inputs:
+                self._advance(block, call, part)
+        return done
+
+    def _first(self, part: Sequences) -> Tensor:
+        """What reaches the first block: [n, t, d]."""
+        first = self.blocks[0].module
+        return torch.cat(
+            [
+                hidden_states(self.tunable.model, first, part.ids[at].to(self.device))
+                for at in self._batches(len(part))
+            ]
+        )
+
+    def _targets(self, block: Block, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+        """The original block's outputs on the inputs; it is gone afterwards."""
+        original = self.original.block(block, self.tunable.model, self.device, self.dtype)
+        targets = []
+        with torch.no_grad():
+            for part in inputs:
+                made = torch.empty_like(part)
+                for at in self._batches(len(part)):
+                    made[at] = run_block(original, part[at], call)
+                targets.append(made)
+        return targets
+
+    def _advance(self, block: Block, call: Call, part: Tensor) -> None:
+        with torch.no_grad():
+            for at in self._batches(len(part)):
+                part[at] = run_block(block.module, part[at], call)
+
+    def _tune(
+        self,
+        number: int,
+        block: Block,
+        call: Call,
+        inputs: list[Tensor],
+        targets: list[Tensor],
+        within: dict[str, Any],
+        tensors: dict[str, Tensor],
+        done: list[BlockDone],
+    ) -> BlockDone:
+        options = self.options
+        parameters = dict(block.parameters())
+        if not parameters:
+            return BlockDone(block=number, blocks=len(self.blocks), before=0, after=0, epochs=0)
+        adam = Adam(parameters, options.betas)
+        best = {name: value.detach().clone() for name, value in parameters.items()}
+        first = float(within.get("before", math.nan))
+        least = float(within.get("least", math.nan))
+        epoch, idle = int(within.get("epoch", 0)), int(within.get("idle", 0))
+        if within:
+            adam.load(_under("adam/", tensors))
+            best = {name: tensors[f"best/{name}"].to(self.device) for name in best}
+        else:
+            first = least = self._held_out(block, call, inputs[1], targets[1])
+            self._check_finite(first, number, epoch, 0)
+        batch = min(options.batch, len(inputs[0]))
+        per_epoch = len(inputs[0]) // batch
+        mask = self.train.mask
+        while epoch < options.epochs and idle < options.patience:
+            order = permutation(len(inputs[0]), self.seed, "block", number, epoch)
+            for step in range(per_epoch):
+                at = order[step * batch : (step + 1) * batch]
+                output = run_block(block.module, inputs[0][at], call)
+                loss = _squared(output, targets[0][at], mask[at]) / _count(mask[at], output)
+                value = float(loss.detach())
+                if not math.isfinite(value):  # back to the last good state, without momentum
+                    restore(parameters, best)
+                    still = Adam(parameters, options.betas)
+                    self._keep(number, epoch, idle, first, least, still, best, done)
+                self._check_finite(value, number, epoch, step)
+                loss.backward()  # type: ignore[no-untyped-call]
+                adam.step(
+                    rate(
+                        epoch * per_epoch + step,
+                        options.epochs * per_epoch,
+                        lr=options.lr,
+                        warmup=options.warmup,
+                        schedule=options.schedule,
+                    )
+                )
+            epoch += 1
+            held = self._held_out(block, call, inputs[1], targets[1])
+            if held < least:
+                least, idle = held, 0
+                best = {name: value.detach().clone() for name, value in parameters.items()}
+            else:
+                idle += 1
+            if self.state.due():
+                self._keep(number, epoch, idle, first, least, adam, best, done)
+        restore(parameters, best)
+        return BlockDone(
+            block=number, blocks=len(self.blocks), before=first, after=least, epochs=epoch
+        )
+
+    def _held_out(self, block: Block, call: Call, inputs: Tensor, targets: Tensor) -> float:
+        """Mean squared error on the held-out sequences."""
+        mask = self.held.mask
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for at in self._batches(len(inputs)):
+                output = run_block(block.module, inputs[at], call)
+                total += float(_squared(output, targets[at], mask[at]))
+                count += _count(mask[at], output)
+        return total / count
+
+    def _keep(
+        self,
+        number: int,
+        epoch: int,
+        idle: int,
+        first: float,
+        least: float,
+        adam: Adam,
+        best: dict[str, Tensor],
+        done: list[BlockDone],
+    ) -> None:
+        place = {
+            "block": number,
+            "epoch": epoch,
+            "idle": idle,
+            "before": first,
+            "least": least,
+            "blocks": done,
+        }
+        tensors = {f"adam/{name}": value for name, value in adam.state().items()}
+        tensors |= {f"best/{name}": value for name, value in best.items()}
+        self._save(place, tensors)
+
+    def _save(self, place: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        blocks = [plain_of(entry) for entry in place["blocks"]]
+        tuned = {f"tuned/{name}": value for name, value in self.tunable.parameters()}
+        self.state.save({**place, "stage": "block", "blocks": blocks}, tensors | tuned)
+
+    def _check_finite(self, value: float, number: int, epoch: int, step: int) -> None:
+        if not math.isfinite(value):
+            raise FinetuneError(
+                f"the loss is {value} in block {number}, pass {epoch}, step {step}",
+                location=self.blocks[number].path,
+                note=f"the last good state is kept in {self.state.path}",
+                hint="give a smaller learning rate",
+            )
+
+    def _batches(self, count: int) -> list[slice]:
+        return [slice(at, at + self.options.batch) for at in range(0, count, self.options.batch)]
+
+
+def plain_of(entry: BlockDone) -> dict[str, Any]:
+    """A finished block as plain data."""
+    return {
+        "block": entry.block,
+        "blocks": entry.blocks,
+        "before": entry.before,
+        "after": entry.after,
+        "epochs": entry.epochs,
+    }
+
+
+def _squared(output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Summed squared error over real tokens, in float32."""
+    wrong = (output.float() - target.float()).square().sum(-1)  # [b, t]
+    return (wrong * mask.to(wrong.device)).sum()
+
+
+def _count(mask: Tensor, output: Tensor) -> int:
+    return int(mask.sum()) * output.shape[-1]
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }

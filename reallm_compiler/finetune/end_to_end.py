@@ -1,0 +1,225 @@
+"""End-to-end tuning: all factors and magnitudes at once, against the text or the original.
+
+`next_token` lowers the cross-entropy of the text, `distill` the divergence KL(original || model)
+of the predictions, which needs the whole original in memory as well. The held-out loss is taken
+before the first step and a few times on the way, and the best factors are kept.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from reallm_compiler.errors import FinetuneError
+from reallm_compiler.finetune.blocks import Block
+from reallm_compiler.finetune.events import StepDone
+from reallm_compiler.finetune.numerics import Adam, rate, restore
+from reallm_compiler.finetune.options import EndToEndOptions
+from reallm_compiler.finetune.state import State
+from reallm_compiler.finetune.text import Sequences, places_of
+from reallm_compiler.runtime.tunable import TunableModel
+
+
+class EndToEnd:
+    """The second stage of a run.
+
+    Args:
+        tunable: the model.
+        teacher: the original, for `distill`; else None.
+        train: sequences to tune on.
+        held: held-out sequences.
+        options: settings.
+        seed: of the order of sequences.
+        state: where to keep how far it is.
+        tell: is told of each step.
+
+    Attributes:
+        before: held-out loss at the beginning.
+        least: the best held-out loss.
+        speed: steps per second of those made by this process; None without any.
+    """
+
+    def __init__(
+        self,
+        tunable: TunableModel,
+        teacher: Any,  # noqa: ANN401 (transformers has no types)
+        train: Sequences,
+        held: Sequences,
+        options: EndToEndOptions,
+        seed: int,
+        state: State,
+        tell: Callable[[StepDone], None],
+    ) -> None:
+        self.tunable = tunable
+        self.teacher = teacher
+        self.train = train
+        self.held = held
+        self.options = options
+        self.seed = seed
+        self.state = state
+        self.tell = tell
+        self.device = torch.device(tunable.model.device)
+        self.parameters = dict(tunable.parameters())
+        self.before = self.least = math.nan
+        self.speed: float | None = None
+        self._best: dict[str, Tensor] = {}
+        self._adam = Adam(self.parameters, options.betas)
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        if self.options.steps is not None:
+            return self.options.steps
+        each = self.options.batch * self.options.accumulation
+        return max(1, round(self.options.epochs * len(self.train) / each))
+
+    def run(
+        self, place: dict[str, Any], tensors: dict[str, Tensor], blocks: list[dict[str, Any]]
+    ) -> None:
+        """Make all steps, from the place where an earlier run stood.
+
+        Args:
+            place: `step`, `before`, `least`; empty to begin.
+            tensors: Adam's moments and the best factors.
+            blocks: what block-wise tuning has done, to be kept in the state.
+        """
+        step = int(place.get("step", 0))
+        if place:
+            self.before, self.least = float(place["before"]), float(place["least"])
+            self._adam.load(
+                {name[5:]: value for name, value in tensors.items() if name.startswith("adam/")}
+            )
+            self._best = {name: tensors[f"best/{name}"].to(self.device) for name in self.parameters}
+        else:
+            self.before = self.least = self._held_out(0)
+            self._keep_best()
+        began, first = time.monotonic(), step
+        checked = 0.0
+        while step < self.steps:
+            loss = self._step(step, blocks)
+            step += 1
+            held = None
+            if step == self.steps or self._check_after(step):
+                started = time.monotonic()
+                held = self._held_out(step)
+                if held < self.least:
+                    self.least = held
+                    self._keep_best()
+                checked += time.monotonic() - started
+            self.speed = (step - first) / max(1e-9, time.monotonic() - began - checked)
+            self.tell(StepDone(step=step, steps=self.steps, loss=loss, held_out=held))
+            if self.state.due():
+                self._save(step, blocks)
+        restore(self.parameters, self._best)
+
+    def _step(self, step: int, blocks: list[dict[str, Any]]) -> float:
+        """One step of Adam; the loss of its sequences."""
+        options = self.options
+        batch = options.batch * options.accumulation
+        at = places_of(step, batch, len(self.train), self.seed, "end to end")
+        group = self.train.take(at)
+        tokens = group.predicted
+        total = 0.0
+        for start in range(0, batch, options.batch):
+            part = group.take(range(start, start + options.batch))
+            loss = self._summed(part) / tokens
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                restore(self.parameters, self._best)
+                self._adam = Adam(self.parameters, options.betas)
+                self._save(step, blocks)
+            self._check_finite(value, step)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += value
+        self._adam.step(
+            rate(step, self.steps, lr=options.lr, warmup=options.warmup, schedule=options.schedule)
+        )
+        return total
+
+    def _summed(self, part: Sequences) -> Tensor:
+        """Summed loss of the predicted tokens, in nats."""
+        longest = int(part.lengths.max())
+        ids = part.ids[:, :longest].to(self.device)  # [b, t]
+        real = part.mask[:, 1:longest].to(self.device)  # [b, t - 1]
+        logits = self.tunable.model(input_ids=ids, use_cache=False).logits[:, :-1]
+        log_q = logits[real].float().log_softmax(-1)  # [tokens, v]
+        if self.teacher is None:
+            chosen: Tensor = log_q.gather(1, ids[:, 1:][real][:, None])
+            return -chosen.sum()
+        with torch.no_grad():
+            expected = self.teacher(input_ids=ids, use_cache=False).logits[:, :-1]
+            log_p = expected[real].float().log_softmax(-1)  # [tokens, v]
+        kl: Tensor = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
+        return kl
+
+    def _held_out(self, step: int) -> float:
+        total = 0.0
+        # Sums depend on nothing but the held-out text, whatever the batch of training.
+        with torch.no_grad():
+            for at in range(0, len(self.held), 8):
+                part = self.held.take(range(at, min(at + 8, len(self.held))))
+                total += float(self._summed(part))
+        loss = total / self.held.predicted
+        self._check_finite(loss, step)
+        return loss
+
+    def _check_after(self, step: int) -> bool:
+        """Checks are spread evenly over the steps."""
+        checks, steps = self.options.checks, self.steps
+        return checks > 0 and step * checks // steps > (step - 1) * checks // steps
+
+    def _keep_best(self) -> None:
+        self._best = {name: value.detach().clone() for name, value in self.parameters.items()}
+
+    def _save(self, step: int, blocks: list[dict[str, Any]]) -> None:
+        place = {
+            "stage": "e2e",
+            "step": step,
+            "before": self.before,
+            "least": self.least,
+            "blocks": blocks,
+        }
+        tensors: dict[str, Tensor] = {}
+        tensors |= {f"tuned/{name}": value for name, value in self.parameters.items()}
+        tensors |= {f"best/{name}": value for name, value in self._best.items()}
+        tensors |= {f"adam/{name}": value for name, value in self._adam.state().items()}
+        self.state.save(place, tensors)
+
+    def _check_finite(self, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise FinetuneError(
+                f"the loss is {value} at step {step} of {self.steps}, end to end",
+                location="all blocks",
+                note=f"the last good state is kept in {self.state.path}",
+                hint="give a smaller learning rate",
+            )
+
+
+@contextmanager
+def checkpointed(blocks: list[Block], wanted: bool) -> Iterator[None]:
+    """Let each block compute its activations again in the backward pass."""
+    if not wanted:
+        yield
+        return
+    for block in blocks:
+        block.module.forward = _again(block.module.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.module.forward
+
+
+def _again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run

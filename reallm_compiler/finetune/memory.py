@@ -1,0 +1,207 @@
+"""What tuning takes in memory, from shapes alone: any config, before a weight is read.
+
+All figures are bytes at the peak of a stage. Weights, factors, gradients and Adam's moments are
+exact counts. Activations are counted by what the backward pass of a Llama-like block keeps:
+
+    per token of a block   norms, attention and its projections, the products of the MLP
+    per token of the end   logits, their float32 log-probabilities and the gradient
+
+so they are an estimate, as an attention that keeps its whole map, or another MLP, differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reallm_compiler.finetune.options import FinetuneOptions, Stage
+from reallm_compiler.layouts.matrix import low_rank_parameters
+from reallm_compiler.plan.model import Plan, PlannedMatrix
+from reallm_compiler.sources import layer_index
+
+FLOAT = 4
+"""Bytes of what is tuned, its gradients and its moments."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryEstimate:
+    """Bytes by stage and by what they are for.
+
+    Attributes:
+        stages: for each stage its terms in order; they add up to the stage's `total`.
+        tuned: numbers that are tuned.
+        window: tokens of a sequence.
+    """
+
+    stages: Mapping[Stage, Mapping[str, int]]
+    tuned: int
+    window: int
+
+    def total(self, stage: Stage) -> int:
+        """Bytes at the peak of a stage."""
+        return sum(self.stages[stage].values())
+
+    @property
+    def peak(self) -> int:
+        """Bytes at the peak of the run."""
+        return max(self.total(stage) for stage in self.stages)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data under stable keys."""
+        return {
+            "stages": {
+                stage: {**terms, "total": self.total(stage)} for stage, terms in self.stages.items()
+            },
+            "tuned_parameters": self.tuned,
+            "window": self.window,
+            "peak_bytes": self.peak,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Sizes:
+    """Extents of a model: width d, MLP f, queries and keys per token, vocabulary v."""
+
+    width: int
+    inner: int
+    queries: int
+    keys: int
+    vocabulary: int
+    layers: int
+    positions: int | None
+
+
+def estimate(plan: Plan, config: Mapping[str, Any], options: FinetuneOptions) -> MemoryEstimate:
+    """The memory of tuning the model of a plan.
+
+    Args:
+        plan: what is coded and how, from an archive or from a recipe and a bare config.
+        config: the model's config.json.
+        options: settings of the run.
+    """
+    sizes = _sizes(plan, config)
+    window = options.window or min(2048, sizes.positions or 2048)
+    width = 2 if options.precision == "bfloat16" else 4
+    weights = sum(matrix.weights for matrix in plan.matrices)
+    kept = sum(_count(tensor.shape) for tensor in plan.tensors)
+    frozen = {
+        "coded weights": weights * width,
+        "kept weights": kept * width,
+    }
+    tuned = {matrix.name: tuned_parameters(matrix) for matrix in plan.matrices}
+    stages: dict[Stage, Mapping[str, int]] = {}
+    if "block" in options.stages:
+        stages["block"] = frozen | _block_terms(plan, tuned, sizes, window, width, options)
+    if "e2e" in options.stages:
+        stages["e2e"] = frozen | _end_terms(plan, tuned, sizes, window, width, options)
+    return MemoryEstimate(stages=stages, tuned=sum(tuned.values()), window=window)
+
+
+def tuned_parameters(matrix: PlannedMatrix) -> int:
+    """Numbers of a matrix that are tuned: factors and magnitudes."""
+    return low_rank_parameters(matrix.plan, matrix.shape) + matrix.plan.dora * matrix.shape[0]
+
+
+def _block_terms(
+    plan: Plan,
+    tuned: Mapping[str, int],
+    sizes: _Sizes,
+    window: int,
+    width: int,
+    options: FinetuneOptions,
+) -> dict[str, int]:
+    by_layer: dict[int, list[PlannedMatrix]] = {}
+    for matrix in plan.matrices:
+        layer = layer_index(matrix.name)
+        if layer is not None:
+            by_layer.setdefault(layer, []).append(matrix)
+    largest = max((sum(m.weights for m in block) for block in by_layer.values()), default=0)
+    most = max((sum(tuned[m.name] for m in block) for block in by_layer.values()), default=0)
+    tokens = options.block.batch * window
+    stored = (options.block.sequences + options.held_out) * window * sizes.width
+    return {
+        "factors and magnitudes": sum(tuned.values()) * FLOAT,
+        "best so far": most * FLOAT,
+        "gradients": most * FLOAT,
+        "optimiser states": 2 * most * FLOAT,
+        "one original block": largest * width,
+        "inputs and targets": 2 * stored * width,
+        "activations": tokens * _per_token(sizes, width),
+    }
+
+
+def _end_terms(
+    plan: Plan,
+    tuned: Mapping[str, int],
+    sizes: _Sizes,
+    window: int,
+    width: int,
+    options: FinetuneOptions,
+) -> dict[str, int]:
+    count = sum(tuned.values())
+    tokens = options.e2e.batch * window
+    one = tokens * _per_token(sizes, width)
+    if options.checkpointing:
+        inner = sizes.layers * tokens * sizes.width * width + one
+    else:
+        inner = sizes.layers * one
+    teacher = 0
+    if options.e2e.loss == "distill":
+        teacher = width * (
+            sum(matrix.weights for matrix in plan.matrices)
+            + sum(_count(tensor.shape) for tensor in plan.tensors)
+        )
+    # Logits in the model's type and their gradient; float32 copy, log-probabilities, gradient.
+    ends = tokens * sizes.vocabulary * (2 * width + 3 * FLOAT)
+    if teacher:
+        ends += tokens * sizes.vocabulary * (width + 2 * FLOAT)
+    return {
+        "factors and magnitudes": count * FLOAT,
+        "best so far": count * FLOAT,
+        "gradients": count * FLOAT,
+        "optimiser states": 2 * count * FLOAT,
+        "the original": teacher,
+        "activations": inner,
+        "logits": ends,
+    }
+
+
+def _per_token(sizes: _Sizes, width: int) -> int:
+    """Bytes that the backward pass keeps for one token of one block.
+
+    Two norms (input, float32 copy, normalised, scaled), queries, keys and values before and after
+    rotation and the attention's output, three results of each tuned layer (coded, low-rank, their
+    sum, which the magnitude is multiplied by), and the products of the MLP.
+    """
+    norms = 2 * (2 * width + 2 * FLOAT) * sizes.width
+    attention = (2 * sizes.queries + 3 * sizes.keys) * 2 * width + 2 * sizes.queries * width
+    outputs = 2 * sizes.queries + 2 * sizes.keys + 2 * sizes.width + 2 * sizes.inner
+    return norms + attention + 2 * outputs * width + 4 * sizes.inner * width
+
+
+def _sizes(plan: Plan, config: Mapping[str, Any]) -> _Sizes:
+    text = config.get("text_config", config)
+    width = int(text.get("hidden_size") or text.get("n_embd") or 0)
+    heads = int(text.get("num_attention_heads") or text.get("n_head") or 1)
+    groups = int(text.get("num_key_value_heads") or heads)
+    each = int(text.get("head_dim") or width // heads)
+    layers = text.get("num_hidden_layers") or text.get("n_layer") or 0
+    inner = text.get("intermediate_size") or text.get("n_inner") or 4 * width
+    positions = text.get("max_position_embeddings") or text.get("n_positions")
+    return _Sizes(
+        width=width,
+        inner=int(inner),
+        queries=heads * each,
+        keys=groups * each,
+        vocabulary=int(text.get("vocab_size") or 0),
+        layers=int(layers),
+        positions=int(positions) if positions else None,
+    )
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for extent in shape:
+        count *= extent
+    return count

@@ -1,0 +1,124 @@
+"""The original model: one block at a time, or whole as a teacher.
+
+A block is built empty from the config and filled from the checkpoint's files, so of the original
+never more than one block is in memory while blocks are tuned.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reallm_compiler.errors import FinetuneError
+from reallm_compiler.execute.weights import Weights
+from reallm_compiler.finetune.blocks import Block
+from reallm_compiler.reader.archive import ModelArchive
+from reallm_compiler.sources import Inventory, open_source
+
+CHECKED = 1 << 16
+"""Weights of a kept tensor up to which it is compared with the archive's."""
+
+
+class Original:
+    """The checkpoint that an archive was compiled from.
+
+    Args:
+        model: its folder or hub id.
+        archive: the archive; small kept tensors are compared, to find a wrong model at once.
+
+    Raises:
+        SourceError: it cannot be read.
+        FinetuneError: it is another model.
+    """
+
+    def __init__(self, model: str | os.PathLike[str], archive: ModelArchive) -> None:
+        self.path = model
+        self.inventory: Inventory = open_source(model)
+        if not self.inventory.complete:
+            raise FinetuneError("the original has no weights", location=str(model))
+        self.weights = Weights(self.inventory)
+        self._check(archive)
+        self._skeleton: Any = None
+
+    def block(
+        self,
+        block: Block,
+        model: Any,
+        device: torch.device,
+        dtype: torch.dtype,  # noqa: ANN401
+    ) -> nn.Module:
+        """The original of a block, frozen.
+
+        Args:
+            block: the block of `model`.
+            model: the tuned model, of the same architecture.
+            device: where it will run.
+            dtype: type of its weights.
+        """
+        if self._skeleton is None:
+            with torch.device("meta"):
+                self._skeleton = type(model)(copy.deepcopy(model.config))
+        module: nn.Module = copy.deepcopy(self._skeleton.get_submodule(block.path))
+        module.to_empty(device="cpu")
+        prefix = getattr(model, "base_model_prefix", "") + "."
+        ours = dict(block.module.named_buffers())
+        with torch.no_grad():
+            for name, values in (*module.named_parameters(), *module.named_buffers()):
+                full = f"{block.path}.{name}"
+                known = full if full in self.weights.by_name else full.removeprefix(prefix)
+                if known in self.weights.by_name:
+                    values.copy_(self.weights.tensor(known, "f32"))
+                elif name in ours:  # made by the architecture, such as a mask
+                    values.copy_(ours[name])
+                else:
+                    raise FinetuneError(
+                        f"the original has no tensor {full}",
+                        location=str(self.path),
+                        note="the model keeps this part under another name than the checkpoint",
+                        hint="tune end to end alone with `--stage e2e`",
+                    )
+        return module.to(device, dtype).requires_grad_(False).eval()
+
+    def teacher(self, device: torch.device, dtype: torch.dtype) -> Any:  # noqa: ANN401
+        """The whole original, frozen."""
+        from transformers import AutoModelForCausalLM
+
+        loader: Any = AutoModelForCausalLM
+        teacher = loader.from_pretrained(str(self.inventory.path), dtype=dtype)
+        return teacher.to(device).requires_grad_(False).eval()
+
+    def matrix(self, tensor: str, index: int | None, *, transposed: bool) -> Tensor:
+        """A matrix [p, q] in the checkpoint's type."""
+        return self.weights.matrix(tensor, index, transposed=transposed)
+
+    def _check(self, archive: ModelArchive) -> None:
+        for matrix in archive.plan.matrices:
+            self._known(matrix.tensor)
+        for tensor in archive.plan.tensors:
+            spec = self._known(tensor.name)
+            small = spec.count <= CHECKED and spec.dtype == tensor.dtype
+            if spec.shape != tensor.shape or (
+                small
+                and not torch.equal(
+                    self.weights.tensor(tensor.name, tensor.dtype), archive.tensor(tensor.name)
+                )
+            ):
+                raise FinetuneError(
+                    f"{tensor.name} of the original is not what the archive keeps",
+                    location=str(self.path),
+                    note="the archive was compiled from another model",
+                )
+
+    def _known(self, name: str) -> Any:  # noqa: ANN401
+        spec = self.weights.by_name.get(name)
+        if spec is None:
+            raise FinetuneError(
+                f"the original has no tensor {name}, which the archive holds",
+                location=str(self.path),
+                note="the archive was compiled from another model",
+            )
+        return spec

@@ -1,0 +1,267 @@
+"""A tuning run: archive + original + text -> adapter, or a new model archive.
+
+Steps: (1) settings, text, sequences; (2) what an interrupted run has left; (3) block by block;
+(4) end to end; (5) the file. A run that is killed goes on from its state and ends with the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reallm_compiler.errors import FinetuneError, ResumeError
+from reallm_compiler.execute.identity import compute_name
+from reallm_compiler.execute.stop import listening
+from reallm_compiler.finetune.blocks import find_blocks
+from reallm_compiler.finetune.blockwise import BlockWise, plain_of
+from reallm_compiler.finetune.end_to_end import EndToEnd, checkpointed
+from reallm_compiler.finetune.events import BlockDone, Event, FinetuneReport, Started
+from reallm_compiler.finetune.memory import estimate
+from reallm_compiler.finetune.numerics import fixed_numerics
+from reallm_compiler.finetune.options import FinetuneOptions, options_from
+from reallm_compiler.finetune.original import Original
+from reallm_compiler.finetune.state import State
+from reallm_compiler.finetune.store import check_output, write_adapter, write_model
+from reallm_compiler.finetune.text import Sequences, cut, read_texts, split
+from reallm_compiler.plan.document import fixed_text
+from reallm_compiler.plan.provenance import software_version
+from reallm_compiler.reader.archive import ModelArchive, open_archive
+from reallm_compiler.runtime.tunable import TunableModel, open_tunable
+
+LITERATURE_WINDOW = 2048
+"""Tokens of a sequence where the model has as many positions."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def finetune(
+    archive: str | PathLike[str],
+    *,
+    model: str | PathLike[str],
+    text: Sequence[str | PathLike[str]],
+    output: str | PathLike[str],
+    options: FinetuneOptions | Mapping[str, Any] | None = None,
+    adapter: str | PathLike[str] | None = None,
+    into: bool = False,
+    device: str = "cpu",
+    resume: str = "auto",
+    force: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> FinetuneReport:
+    """Tune the factors and magnitudes of an archive.
+
+    Args:
+        archive: the archive; it is not changed.
+        model: the checkpoint that it was compiled from.
+        text: UTF-8 files to tune on.
+        output: the adapter, or with `into` the model archive, to write.
+        options: settings; the paper's when None.
+        adapter: an adapter of the archive to begin with.
+        into: write a whole model archive.
+        device: `cpu`, `cuda` or `cuda:N`.
+        resume: `auto` goes on where an interrupted run stood, `required` refuses to start
+            afresh, `never` starts over.
+        force: overwrite an existing output when the new one is finished.
+        on_event: is told what happens.
+
+    Raises:
+        FinetuneError: nothing can be tuned, the text is unfit, or a loss is not finite.
+        ResumeError: an interrupted run had other inputs.
+        FormatError, SourceError, AdapterError, OutputError: see `reallm_compiler.errors`;
+            `Interrupted` after SIGINT or SIGTERM.
+    """
+    began = time.monotonic()
+    chosen = options if isinstance(options, FinetuneOptions) else options_from(options)
+    target = Path(output).absolute()
+    check_output(target, force=force)
+    place = _device(device)
+    texts, text_digest = read_texts(text)
+    tell = on_event or _silent
+    with open_archive(archive) as base, fixed_numerics(chosen.threads, place), listening() as stop:
+        original = Original(model, base)
+        tunable = open_tunable(base, adapter=adapter, device=place, dtype=_DTYPES[chosen.precision])
+        train, held = _sequences(tunable, texts, chosen)
+        for _, parameter in tunable.parameters():
+            parameter.requires_grad_(True)
+        if not list(tunable.parameters()):
+            raise FinetuneError(
+                "this archive has no factors and no magnitudes, so nothing can be tuned",
+                location=str(archive),
+                hint="compile with a `low_rank` residual, or with `dora: true`",
+            )
+        identity = {
+            "base": base.digest.hex() + (tunable.adapter or b"").hex(),
+            "source": [[name, list(spec.shape)] for name, spec in original.weights.by_name.items()],
+            "text": text_digest.hex(),
+            "options": chosen.plain(),
+            "compute": compute_name(place),
+            "reallm": software_version("reallm"),
+            "torch": torch.__version__,
+        }
+        state = State(target, identity, stop)
+        found = None if resume == "never" else state.load()
+        if found is None and resume == "required":
+            raise ResumeError(
+                "there is no interrupted run of this output",
+                location=str(target),
+                hint="leave out `--resume required` to start afresh",
+            )
+        _start(tell, base, tunable, train, held, chosen, found)
+        blocks, end = _stages(tunable, original, train, held, chosen, state, found, tell)
+        tuned = {
+            name: {part: value.detach() for part, value in layer.tuned()}
+            for name, layer in tunable.layers.items()
+        }
+        if into:
+            size, error = write_model(target, base, tuned, original, force=force)
+        else:
+            size, error = write_adapter(
+                target,
+                base,
+                tuned,
+                factors=chosen.factors,
+                settings=chosen.plain(),
+                provenance={
+                    "compute": fixed_text(str(identity["compute"])),
+                    "reallm": fixed_text(str(identity["reallm"])),
+                    "torch": fixed_text(str(identity["torch"])),
+                    "text": text_digest,
+                },
+                force=force,
+            )
+        state.remove()
+    return FinetuneReport(
+        path=str(target),
+        blocks=tuple(blocks),
+        before=end.before if end is not None else None,
+        after=end.least if end is not None else None,
+        rounding_error=error,
+        file_bytes=size,
+        seconds=time.monotonic() - began,
+        steps_per_second=end.speed if end is not None else None,
+    )
+
+
+def _stages(
+    tunable: TunableModel,
+    original: Original,
+    train: Sequences,
+    held: Sequences,
+    options: FinetuneOptions,
+    state: State,
+    found: tuple[dict[str, Any], dict[str, torch.Tensor]] | None,
+    tell: Callable[[Event], None],
+) -> tuple[list[BlockDone], EndToEnd | None]:
+    """Both stages, or one, from where an earlier run stood."""
+    where, tensors = found if found is not None else ({}, {})
+    with torch.no_grad():
+        for name, parameter in tunable.parameters():
+            if f"tuned/{name}" in tensors:
+                parameter.copy_(tensors[f"tuned/{name}"])
+    in_end = where.get("stage") == "e2e"
+    blocks = [BlockDone(**entry) for entry in where.get("blocks", [])]
+    if "block" in options.stages and not in_end:
+        stage = BlockWise(
+            tunable,
+            find_blocks(tunable),
+            original,
+            train,
+            held,
+            options.block,
+            options.seed,
+            state,
+            tell,
+        )
+        blocks = stage.run(where, tensors)
+    if "e2e" not in options.stages:
+        return blocks, None
+    teacher = None
+    if options.e2e.loss == "distill":
+        teacher = original.teacher(torch.device(tunable.model.device), _DTYPES[options.precision])
+    end = EndToEnd(tunable, teacher, train, held, options.e2e, options.seed, state, tell)
+    wrapped = find_blocks(tunable) if options.checkpointing else []
+    with checkpointed(wrapped, options.checkpointing):
+        end.run(where if in_end else {}, tensors, [plain_of(entry) for entry in blocks])
+    return blocks, end
+
+
+def _sequences(
+    tunable: TunableModel, texts: list[str], options: FinetuneOptions
+) -> tuple[Sequences, Sequences]:
+    """Sequences to tune on and held-out ones."""
+    if tunable.tokenizer is None:
+        raise FinetuneError("the archive holds no tokenizer, so no text can be read")
+    positions = getattr(tunable.model.config.get_text_config(), "max_position_embeddings", None)
+    window = options.window or min(LITERATURE_WINDOW, positions or LITERATURE_WINDOW)
+    if positions is not None and window > positions:
+        raise FinetuneError(
+            f"a window of {window} tokens is longer than the model's {positions} positions"
+        )
+    sequences = cut(tunable.tokenizer, texts, window, options.separator)
+    return split(sequences, options.held_out, options.seed)
+
+
+def _start(
+    tell: Callable[[Event], None],
+    base: ModelArchive,
+    tunable: TunableModel,
+    train: Sequences,
+    held: Sequences,
+    options: FinetuneOptions,
+    found: tuple[dict[str, Any], dict[str, torch.Tensor]] | None,
+) -> None:
+    resumed = None
+    if found is not None:
+        where = found[0]
+        resumed = (
+            f"end to end, step {where['step']}"
+            if where["stage"] == "e2e"
+            else f"block {where.get('block', len(where['blocks']))}"
+        )
+    tell(
+        Started(
+            memory=estimate(base.plan, config_of(base), options),
+            matrices=len(tunable.layers),
+            parameters=sum(value.numel() for _, value in tunable.parameters()),
+            sequences=len(train),
+            held_out=len(held),
+            tokens=train.predicted,
+            blocks=len(find_blocks(tunable)),
+            resumed=resumed,
+        )
+    )
+
+
+def config_of(archive: ModelArchive) -> dict[str, Any]:
+    """The config.json inside an archive.
+
+    Raises:
+        FinetuneError: it holds none.
+    """
+    for name, data in archive.files():
+        if name == "config.json":
+            config: dict[str, Any] = json.loads(data)
+            return config
+    raise FinetuneError("the archive holds no config, so there is no model to tune")
+
+
+def _device(name: str) -> torch.device:
+    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise FinetuneError(f"there is no device {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise FinetuneError("there is no cuda device here", hint="use `--device cpu`")
+    return device
+
+
+def _silent(event: Event) -> None:
+    """Nobody listens."""

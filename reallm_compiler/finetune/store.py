@@ -1,0 +1,257 @@
+"""What was tuned, as a file: an adapter bound to its base, or a whole new model archive.
+
+Both are laid out, reserved and filled like any archive and appear under their name when they are
+complete. In a new model archive every section but factors and magnitudes is copied as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs import dora, low_rank, to_bytes
+from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.errors import AdapterError, OutputError
+from reallm_compiler.finetune.original import Original
+from reallm_compiler.layouts.base import DTYPES
+from reallm_compiler.plan.document import section_list, to_document
+from reallm_compiler.reader.adapter import section_specs
+from reallm_compiler.reader.archive import ModelArchive
+from reallm_compiler.recipe.stages import LowRank
+from reallm_formats import AdapterDocument, AdapterEntry, Layout, Writer, layout, names
+
+Parts = Mapping[str, Tensor]
+"""`l1`, `l2`, `magnitude` of one matrix, as far as they are there."""
+
+TUNED_ROLES = frozenset({"l1", "l2", "l1_scales", "l2_scales", "magnitude"})
+"""Roles of the sections that tuning changes."""
+
+
+def row_of(archive: ModelArchive, name: str, parts: Parts, factors: str | None) -> AdapterEntry:
+    """What an adapter says of a matrix.
+
+    Args:
+        archive: the base.
+        name: the matrix.
+        parts: its tuned parts.
+        factors: stored type, as the recipe's word; that of the base when None.
+    """
+    matrix = archive.plan.by_name[name]
+    own = matrix.plan.residual
+    base = own.dtype if isinstance(own, LowRank) else "float16"
+    return AdapterEntry(
+        name=name,
+        shape=matrix.shape,
+        rank=parts["l1"].shape[1] if "l1" in parts else 0,
+        dtype=DTYPES[factors if factors is not None else base],
+        magnitude="magnitude" in parts,
+    )
+
+
+def packed(row: AdapterEntry, parts: Parts) -> tuple[Sections, float]:
+    """Section tensors of a matrix, and the error that rounding its factors brings."""
+    sections: Sections = {}
+    error = 0.0
+    if row.rank:
+        words = {section: word for word, section in DTYPES.items()}
+        residual = LowRank.model_validate(
+            {"kind": "low_rank", "rank": row.rank, "dtype": words[row.dtype]}
+        )
+        left, right = parts["l1"].detach().cpu(), parts["l2"].detach().cpu()
+        sections = low_rank.store(residual, left, right)
+        error = _product_error((left, right), low_rank.decode(residual, sections, torch.float32))
+    if row.magnitude:
+        sections["magnitude"] = dora.stored(parts["magnitude"].detach().cpu())
+    return sections, error
+
+
+def write_adapter(
+    path: Path,
+    archive: ModelArchive,
+    tuned: Mapping[str, Parts],
+    *,
+    factors: str | None,
+    settings: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    force: bool = False,
+) -> tuple[int, float]:
+    """Write an adapter of `archive`.
+
+    Args:
+        path: the file.
+        archive: its base.
+        tuned: parts of each matrix.
+        factors: stored type of the factors; that of the base when None.
+        settings: how it was made, plain data.
+        provenance: text, bytes or integers by name.
+        force: replace an existing file.
+
+    Returns:
+        Its length in bytes, and the largest error of rounding.
+
+    Raises:
+        OutputError: it exists already without `force`, or cannot be written.
+        CodecError: a factor overflows its stored type.
+    """
+    rows, sections = [], {}
+    for name, parts in tuned.items():
+        row = row_of(archive, name, parts, factors)
+        made, error = packed(row, parts)
+        for spec in section_specs(row):
+            data = to_bytes(made[spec.role], spec)
+            sections[names.matrix_section(name, spec.role)] = data
+        rows.append(
+            AdapterEntry(
+                name=row.name,
+                shape=row.shape,
+                rank=row.rank,
+                dtype=row.dtype,
+                magnitude=row.magnitude,
+                rounding_error=error,
+            )
+        )
+    document = AdapterDocument(
+        base=archive.digest,
+        matrices=tuple(rows),
+        settings=settings,
+        provenance=dict(provenance),
+    )
+    placed = layout(kind="adapter", document=document.plain(), sections=document.sections())
+    with _new_file(path, placed, force=force) as writer:
+        digests = {name: writer.write(name, data) for name, data in sections.items()}
+        writer.finish(document.plain(), digests)
+    return placed.file_bytes, max((row.rounding_error for row in rows), default=0.0)
+
+
+def write_model(
+    path: Path,
+    archive: ModelArchive,
+    tuned: Mapping[str, Parts],
+    original: Original,
+    *,
+    force: bool = False,
+) -> tuple[int, float]:
+    """Write a model archive with tuned parts; all other sections are those of `archive`.
+
+    Factors get the types of the archive's plan, and relative errors are measured again. Returns
+    and raises as `write_adapter`.
+    """
+    plan = archive.plan
+    for name, parts in tuned.items():
+        residual = plan.by_name[name].plan.residual
+        rank = parts["l1"].shape[1] if "l1" in parts else 0
+        if rank != _rank(residual, plan.by_name[name].shape):
+            raise AdapterError(f"the factors of {name} have another rank than its plan")
+    provenance = {**archive.manifest.document["provenance"], "tuned_from": archive.digest}
+    errors = dict(archive.errors)
+    placed = layout(
+        kind="model",
+        document=to_document(
+            plan.recipe, plan.matrices, plan.ties, errors=errors, provenance=provenance
+        ),
+        sections=section_list(plan.matrices, plan.tensors, plan.files),
+    )
+    worst = 0.0
+    with _new_file(path, placed, force=force) as writer:
+        digests: dict[str, bytes] = {}
+        for matrix in plan.matrices:
+            if matrix.name not in tuned:
+                continue
+            row = row_of(archive, matrix.name, tuned[matrix.name], None)
+            made, error = packed(row, tuned[matrix.name])
+            worst = max(worst, error)
+            for spec in section_specs(row):
+                name = names.matrix_section(matrix.name, spec.role)
+                digests[name] = writer.write(name, to_bytes(made[spec.role], spec))
+            weight = original.matrix(matrix.tensor, matrix.index, transposed=matrix.transposed)
+            errors[matrix.name] = _relative_error(
+                weight, archive.coded(matrix.name, dtype=torch.float64), row, made
+            )
+        for entry in archive.manifest.sections:
+            if entry.name not in digests:
+                digests[entry.name] = writer.write(entry.name, archive.section(entry.name))
+        document = to_document(
+            plan.recipe, plan.matrices, plan.ties, errors=errors, provenance=provenance
+        )
+        writer.finish(document, digests)
+    return placed.file_bytes, worst
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """The path can be written.
+
+    Raises:
+        OutputError: its folder is missing, or it exists without `force`.
+    """
+    if not path.parent.is_dir():
+        raise OutputError("the output folder does not exist", location=str(path.parent))
+    if path.is_dir():
+        raise OutputError("the output is a folder", location=str(path))
+    if path.exists() and not force:
+        raise OutputError(
+            "the output exists already",
+            location=str(path),
+            hint="choose another name with `-o`, or overwrite it with `--force`",
+        )
+
+
+@contextlib.contextmanager
+def _new_file(path: Path, placed: Layout, *, force: bool) -> Iterator[Writer]:
+    """A writer of a file that appears under its name when all went well."""
+    check_output(path, force=force)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.unlink(missing_ok=True)
+        writer = Writer.create(partial, placed)
+        try:
+            yield writer
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        finally:
+            writer.close()
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"cannot write: {error.strerror}", location=str(path)) from error
+
+
+def _rank(residual: object, shape: tuple[int, int]) -> int:
+    from reallm_compiler.layouts.low_rank import rank_of
+
+    return rank_of(residual, shape) if isinstance(residual, LowRank) else 0
+
+
+def _product_error(exact: tuple[Tensor, Tensor], rounded: tuple[Tensor, Tensor]) -> float:
+    """||L1 L2 - L1' L2'|| / ||L1 L2||, from r x r products alone; 0 for a product of zeros."""
+    left = torch.cat([exact[0], -rounded[0]], 1).double()  # [p, 2r]
+    right = torch.cat([exact[1], rounded[1]], 0).double()  # [2r, q]
+    wrong = float(((left.T @ left) * (right @ right.T)).sum())
+    one, two = exact[0].double(), exact[1].double()
+    whole = float(((one.T @ one) * (two @ two.T)).sum())
+    return (max(0.0, wrong) / whole) ** 0.5 if whole > 0 else 0.0
+
+
+def _relative_error(
+    weight: Tensor, coded: Tensor, row: AdapterEntry, made: Mapping[str, Tensor]
+) -> float:
+    """||W - W^|| / ||W|| in float64, with W^ as a reader decodes it; `coded` is used up."""
+    if row.rank:
+        residual = LowRank.model_validate(
+            {
+                "kind": "low_rank",
+                "rank": row.rank,
+                "dtype": next(word for word, code in DTYPES.items() if code == row.dtype),
+            }
+        )
+        coded.addmm_(*low_rank.decode(residual, made, torch.float64))
+    if row.magnitude:
+        dora.rescale_(coded, made["magnitude"])
+    exact = weight.double()
+    norm = float(torch.linalg.vector_norm(exact))
+    return float(torch.linalg.vector_norm(exact - coded)) / norm if norm else 0.0
