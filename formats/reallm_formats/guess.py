@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Final
 
 from reallm_formats.errors import FormatError
@@ -86,6 +87,13 @@ def _other_format(head: bytes) -> tuple[str | None, str | None]:
         return "an archive whose first bytes are damaged", "transfer it again"
     if words.startswith(b"{"):
         return "JSON text", None
-    if b"\0" not in head and all(byte >= 0x20 or byte in b"\t\r\n" for byte in head):
-        return "text", None
-    return None, None
+    return ("text", None) if _is_text(head) else (None, None)
+
+
+def _is_text(head: bytes) -> bool:
+    """UTF-8 without control characters; the last character may be cut."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return all(byte >= 0x20 or byte in b"\t\r\n" for byte in head)

@@ -223,15 +223,23 @@ def test_errors_about_names_are_safe_to_show():
         (b"version https://git-lfs.github.com", "Git LFS pointer", "git lfs pull"),
         (b'{"model_type": "llama"}', "looks like JSON text", None),
         (b"reallm: 1\nmodel: x\n", "looks like text", None),
+        ("é".encode() * 9 + b"\xc3", "looks like text", None),
         (b"\x01\x02\x03\x04\x05\x06\x07\x08", "this is not a .reallm archive", None),
+        (b"sixbytes{\x01", "this is not a .reallm archive", None),
+        (b"text\0and a zero", "this is not a .reallm archive", None),
+        (b"\x88\x53\x4d", "this is not a .reallm archive", None),
+        (b"\x88SMM\r\n\x1a\n", "this is not a .reallm archive", None),
+        (b"\x89RLN\r\n\x1a\x0b", "first bytes are damaged", "transfer it again"),
     ],
-    ids=range(16),
+    ids=range(22),
 )  # fmt: skip
 def test_other_files_are_named(tmp_path, head, message, hint):
-    (tmp_path / "a").write_bytes(head + bytes(8) * (b"text" not in head) * (head[0] > 0x7F))
+    (tmp_path / "a").write_bytes(head)
     with pytest.raises(FormatError) as caught:
         Archive.open(tmp_path / "a")
     assert caught.value.rule == "H1"
     assert message in caught.value.message
+    guessed = "looks like" in caught.value.message
+    assert guessed == ("not a .reallm" not in message and "as text" not in message)
     assert (hint or "") in (caught.value.hint or "")
     assert (caught.value.hint is None) == (hint is None)
