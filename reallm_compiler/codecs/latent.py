@@ -107,16 +107,10 @@ class LatentCoder:
         """A reader of coded latents."""
         return LatentReader(self.plan, self.shape, sections, dtype)
 
-    def vectors(
-        self, quantizer: VectorQuantizer, latent: Tensor
-    ) -> tuple[vq.MatrixVectors, float]:
-        """The vectors of a latent, which is used up, as its quantiser sees them; the mean s^2."""
+    def vectors(self, quantizer: VectorQuantizer, latent: Tensor) -> vq.MatrixVectors:
+        """The vectors of a latent, which is used up, as its quantiser sees them."""
         _, values, field = self._prepare(latent)
-        if field is not None:
-            mean_square = field.mean_square()
-        else:
-            mean_square = float(values.square().mean(dtype=torch.float64))
-        return vq.MatrixVectors(quantizer, values, field), mean_square
+        return vq.MatrixVectors(quantizer, values, field)
 
     def _prepare(self, latent: Tensor) -> tuple[Sections, Tensor, scales.ScaleField | None]:
         """Orders and normalises a latent, which is used up."""
@@ -191,8 +185,9 @@ def learn_codebook(
 ) -> Tensor:
     """A common codebook of several latents, in its stored type.
 
-    Every latent counts by its number of weights and relative to its own scales, so that one with
-    large weights does not take the codebook for itself. Vectors are sampled, evenly from each.
+    What is made small is the sum of the latents' relative errors, each counted by its number of
+    weights, so that one with large weights does not take the codebook for itself. Vectors are
+    sampled, as many from each.
 
     Args:
         latents: coders of one plan, each with its latent, which is used up.
@@ -205,14 +200,14 @@ def learn_codebook(
     for coder, latent in latents:
         assert isinstance(coder.plan.quantizer, VectorQuantizer)
         quantizer = coder.plan.quantizer
-        vectors, mean_square = coder.vectors(quantizer, latent)
+        vectors = coder.vectors(quantizer, latent)
         sample = k_means.sampled(vectors, most, generator)
-        each = vectors.count / sample.count / (mean_square or 1.0)
         mass = sample.values.new_ones(sample.values.shape)
         if sample.weights is not None:
             mass *= sample.weights if sample.weights.dim() == 2 else sample.weights[:, None]
+        energy = float((mass * sample.values.square()).sum(dtype=torch.float64))
         values.append(sample.values)
-        masses.append(mass * each)
+        masses.append(mass * (vectors.count / energy if energy else 0.0))
     if quantizer is None:
         raise CodecError("a codebook needs at least one matrix")
     group = k_means.DenseVectors(values=torch.cat(values), weights=torch.cat(masses))

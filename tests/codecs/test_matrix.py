@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from reallm_compiler.codecs import MatrixReader, decode_matrix, encode_matrix, fit_shared, matrix
+from reallm_compiler.codecs import MatrixReader, decode_matrix, encode_matrix, fit_shared, latent
 from reallm_compiler.errors import CodecError
 from reallm_compiler.recipe.stages import MatrixPlan
 
@@ -103,16 +105,17 @@ def test_the_result_is_the_work_rounded_once(dtype, gaussian, plan_of):
     assert torch.equal(other, exact.to(dtype))
 
 
-@pytest.mark.parametrize("panel", [1, 1000, 5000])
+@pytest.mark.parametrize("panel", [1, 5000, 20000])
 def test_panels_join_without_a_seam(panel, gaussian, plan_of, monkeypatch):
     plan = reallm_2bit(plan_of)
     encoded = encode_matrix(plan, gaussian(172, 64), seed=0, source_dtype="f32")
     whole = decode_matrix(plan, (172, 64), "f32", encoded.sections, dtype=torch.float32)
-    monkeypatch.setattr(matrix, "PANEL", panel)
+    monkeypatch.setattr(latent, "PANEL", panel)
     parts = decode_matrix(plan, (172, 64), "f32", encoded.sections, dtype=torch.float32)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
     reader = MatrixReader(plan, (172, 64), encoded.sections, torch.float32)
     panels = list(reader.panels())
+    assert (len(panels) == 1) == (panel > 172 * 64)
     assert panels[0][0] == 0
     assert panels[-1][1] == 172
     torch.testing.assert_close(reader.rows(*panels[-1]), whole[panels[-1][0] :])
@@ -213,6 +216,20 @@ class TestShared:
             )
             error = float((back - weight).norm() / weight.norm())
             assert error == pytest.approx(encoded.relative_error, rel=1e-5)
+
+    @pytest.mark.parametrize("per", ["tensor", "row"])
+    def test_members_count_by_their_weights_and_relative_errors(self, per, gaussian, plan_of):
+        plan = plan_of(
+            scales={"kind": "rms", "per": per},
+            quantizer={"kind": "vq", "bits": 1, "dim": 1, "dtype": "float32"},
+            share="all",
+        )
+        signs = 1000 * gaussian(64, 256).sign()
+        normal = gaussian(128, 256, seed=1)
+        words = fit_shared(plan, [signs, normal], seed=0)["codebook"]
+        # Alone the first wants +-1 and the second +-sqrt(2/pi); it has twice as many weights.
+        expected = (1 + 2 * (2 / math.pi) ** 0.5) / 3
+        assert words.flatten().tolist() == pytest.approx([-expected, expected], abs=0.01)
 
     def test_a_missing_group_is_refused(self, gaussian, plan_of):
         with pytest.raises(CodecError, match="share group `mlp` are missing"):
