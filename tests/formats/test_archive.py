@@ -512,15 +512,15 @@ def test_the_digest_names_the_archive(tmp_path, complete, plan):
         assert first.digest != second.digest
 
 
-def test_the_model_of_another_kind(complete, monkeypatch):
+def test_the_document_of_another_kind(complete, monkeypatch):
     with Archive.open(complete[0]) as archive:
-        manifest = archive.manifest
-        monkeypatch.setattr(
-            archive, "manifest", Manifest(kind="adapter", document=manifest.document)
-        )
+        with pytest.raises(FormatError, match="not an adapter") as caught:
+            _ = archive.adapter
+        assert caught.value.rule == "M3"
+        monkeypatch.setattr(archive, "manifest", Manifest(kind="adapter"))
         with pytest.raises(FormatError, match="not a model") as caught:
             _ = archive.model
-    assert caught.value.rule == "M3"
+        assert caught.value.rule == "M3"
 
 
 def test_what_is_not_a_file(tmp_path, monkeypatch):
