@@ -121,6 +121,26 @@ def test_panels_join_without_a_seam(panel, gaussian, plan_of, monkeypatch):
     torch.testing.assert_close(reader.rows(*panels[-1]), whole[panels[-1][0] :])
 
 
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        {"kind": "none"},
+        {"kind": "uniform", "bits": 3},
+        {"kind": "normal_float", "bits": 4},
+        {"kind": "vq", "bits": 3, "dim": 1},
+        {"kind": "vq", "bits": 1, "dim": 3, "axis": "cols"},
+        {"kind": "vq", "bits": 1, "dim": 3, "axis": "rows"},
+    ],
+    ids=lambda words: "-".join(str(word) for word in words.values()),
+)
+def test_panels_of_odd_width_begin_at_whole_bytes(quantizer, gaussian, plan_of, monkeypatch):
+    plan = plan_of(scales={"kind": "absmax", "block": 9}, quantizer=quantizer)
+    sections = encode_matrix(plan, gaussian(61, 7), seed=0, source_dtype="f32").sections
+    whole = decode_matrix(plan, (61, 7), "f32", sections, dtype=torch.float32)
+    monkeypatch.setattr(latent, "PANEL", 1)
+    assert torch.equal(decode_matrix(plan, (61, 7), "f32", sections, dtype=torch.float32), whole)
+
+
 def test_decoding_by_the_formula(gaussian, plan_of):
     """Everything spelled out: P^-1(s C[codes]) + L1 L2, rows rescaled."""
     from reallm_compiler.codecs.packing import unpack
@@ -229,6 +249,16 @@ class TestShared:
         words = fit_shared(plan, [signs, normal], seed=0)["codebook"]
         # Alone the first wants +-1 and the second +-sqrt(2/pi); it has twice as many weights.
         expected = (1 + 2 * (2 / math.pi) ** 0.5) / 3
+        assert words.flatten().tolist() == pytest.approx([-expected, expected], abs=0.01)
+
+    def test_without_scales_large_members_do_not_take_the_codebook(self, gaussian, plan_of):
+        plan = plan_of(
+            quantizer={"kind": "vq", "bits": 1, "dim": 1, "dtype": "float32"}, share="all"
+        )
+        signs, normal = 3 * gaussian(64, 256).sign(), gaussian(128, 256, seed=1)
+        words = fit_shared(plan, [signs, normal], seed=0)["codebook"]
+        # The least of (3 - c)^2 / 9 + 2 E(|x| - c)^2.
+        expected = (3 / 9 + 2 * (2 / math.pi) ** 0.5) / (1 / 9 + 2)
         assert words.flatten().tolist() == pytest.approx([-expected, expected], abs=0.01)
 
     def test_a_missing_group_is_refused(self, gaussian, plan_of):
