@@ -3,6 +3,7 @@
 import pytest
 
 from reallm_formats import Archive, FormatError, layout, parse_model, parse_name, v1
+from reallm_formats.kinds.adapter import parse_adapter
 from vectors import forge, make
 
 EMPTY = forge.MODEL
@@ -15,6 +16,11 @@ def plan(*sections, features=()):
 
 def model(**changes):
     return parse_model(make.model(matrices=[{**make.MATRIX, **changes}]))
+
+
+def adapter(**changes):
+    row = {**make.ROW, "rank": 0, "magnitude": False, **changes}
+    return parse_adapter(make.adapter(matrices=[row]))
 
 
 def opened(header):
@@ -36,12 +42,17 @@ def opened(header):
         (lambda n: model(index=n), MOST, MOST + 1, "D2"),
         (lambda n: model(method=n), 0, -1, "D2"),
         (lambda n: model(relative_error=n), 0.0, -5e-324, "D2"),
+        (lambda n: adapter(shape=[n, 1]), 1, 0, "A3"),
+        (lambda n: adapter(shape=[1, n]), MOST, MOST + 1, "A3"),
+        (lambda n: adapter(rank=n), 0, -1, "A3"),
+        (lambda n: adapter(rounding_error=n), 0.0, -5e-324, "A3"),
         (lambda n: opened({"manifest_bytes": n}), 87, 88, "H5"),
         (lambda n: opened({"file_bytes": n}), 215, 214, "H4"),
     ],
     ids=[
         *("name", "part-of-path", "rank", "extent", "extent-0", "bits", "matrix-row"),
-        *("matrix-extent", "index-0", "index", "method", "error", "manifest", "file"),
+        *("matrix-extent", "index-0", "index", "method", "error", "adapter-row"),
+        *("adapter-extent", "adapter-rank", "adapter-error", "manifest", "file"),
     ],
 )
 def test_limit(build, last, first, rule):

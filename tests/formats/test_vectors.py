@@ -66,7 +66,7 @@ def test_accepted(case):
             assert make.plain_json(archive.manifest.plain()) == normal["manifest"]
         for section in archive.sections.values():
             assert hashlib.sha256(archive.read(section.name)).digest() == section.sha256
-        document = archive.model if archive.kind == "model" else archive.adapter
+        document = getattr(archive, archive.kind)
         assert document.plain() == {
             key: value for key, value in archive.document.items() if key != "later"
         }
