@@ -129,7 +129,9 @@ def _visit(block: Tensor, budget: int) -> np.ndarray[tuple[int], np.dtype[np.int
             np.add(row, barred, out=scores)
             current = int(scores.argmin())
         if placed < q:
-            # One more step from the last placed column, then only the unplaced ones.
+            # One more step from the last placed column, then only the unplaced ones. Two tables
+            # would not fit, so this one goes first.
+            del table
             row = torch.addmv(norms, columns, columns[current], alpha=-2).numpy()
             nearest = int((row + barred).argmin())
             free = np.flatnonzero(barred == 0)

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from reallm_compiler.errors import OutputError
+from reallm_compiler.errors import CompileError, OutputError
 
 
 class Journal:
@@ -69,13 +69,24 @@ class Journal:
             os.close(descriptor)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one record and wait until it is durable."""
+        """Write one record and wait until it is durable.
+
+        Raises:
+            CompileError: the disk refuses it; the records before it stand.
+        """
         body = json.dumps(record, sort_keys=True, separators=(",", ":")).encode()
         line = b"%08x %s\n" % (zlib.crc32(body), body)
         view = memoryview(line)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
-        os.fdatasync(self._descriptor)
+        try:
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            raise CompileError(
+                f"cannot write the journal: {error.strerror}",
+                location=str(self.path),
+                hint="make room and run the same command again: finished matrices are kept",
+            ) from error
         self.records.append(dict(record))
 
     def clear(self) -> None:
