@@ -294,15 +294,15 @@ def _statistics(vectors: Vectors, codebook: Tensor) -> tuple[float, Tensor, Tens
         weighted = values if wide is None else values * wide
         squares += float((weighted * values).sum(dtype=torch.float64))
         mass = values.new_ones(len(values), 1) if wide is None else wide
-        sums += _by_word(weighted, nearest, words)
-        masses += _by_word(mass, nearest, words)
+        sums += sums_by_word(weighted, nearest, words)
+        masses += sums_by_word(mass, nearest, words)
     # sum w (x - c)^2 = sum w x^2 - 2 c sum w x + c^2 sum w, over the vectors of each codeword.
     c = codebook.to(torch.float64)
     error = squares + float((c * (c * masses - 2 * sums)).sum())
     return max(error, 0.0), sums, masses
 
 
-def _by_word(values: Tensor, nearest: Tensor, words: int) -> Tensor:
+def sums_by_word(values: Tensor, nearest: Tensor, words: int) -> Tensor:
     """Sums of `values` [n, m] by codeword, float64 [K, m], in a fixed order of addition."""
     if values.device.type == "cpu":
         parts = [
@@ -314,7 +314,7 @@ def _by_word(values: Tensor, nearest: Tensor, words: int) -> Tensor:
 
 
 def _sums_of_runs(values: Tensor, nearest: Tensor, words: int) -> Tensor:
-    """`_by_word` on an accelerator, where additions in no fixed order would change the bytes."""
+    """`sums_by_word` on an accelerator, where sums in no fixed order would change the bytes."""
     index = nearest.sort(stable=True)
     lengths = torch.bincount(nearest, minlength=words)
     ordered = values[index.indices].to(torch.float64)

@@ -22,6 +22,7 @@ from reallm_compiler.codecs import (
     normal_float,
     scalar,
     scales,
+    trellis,
     uniform,
     vq,
 )
@@ -35,6 +36,7 @@ from reallm_compiler.recipe.stages import (
     NoQuantizer,
     NormalFloatQuantizer,
     NoScales,
+    TrellisQuantizer,
     UniformQuantizer,
     VectorQuantizer,
 )
@@ -64,6 +66,7 @@ QUANTIZERS: dict[type, QuantizerCodec] = {
     UniformQuantizer: QuantizerCodec(encode=uniform.encode, reader=uniform.reader),
     NormalFloatQuantizer: QuantizerCodec(encode=normal_float.encode, reader=normal_float.reader),
     VectorQuantizer: QuantizerCodec(encode=vq.encode, reader=vq.reader),
+    TrellisQuantizer: QuantizerCodec(encode=trellis.encode, reader=trellis.reader),
 }
 """The codec of each kind of quantiser."""
 
@@ -111,6 +114,13 @@ class LatentCoder:
         """The vectors of a latent, which is used up, as its quantiser sees them."""
         _, values, field = self._prepare(latent)
         return vq.MatrixVectors(quantizer, values, field)
+
+    def segments(
+        self, quantizer: TrellisQuantizer, latent: Tensor, sharers: int
+    ) -> list[trellis.Segments]:
+        """Segments of a latent, which is used up, for the tables that `sharers` latents share."""
+        _, values, field = self._prepare(latent)
+        return trellis.sample(quantizer, values, field, sharers, self.generator)
 
     def _prepare(self, latent: Tensor) -> tuple[Sections, Tensor, scales.ScaleField | None]:
         """Orders and normalises a latent, which is used up."""
@@ -195,11 +205,15 @@ def learn_codebook(
         generator: of the group.
     """
     most = max(SHARED_VECTORS // count, 1 << 10)
-    quantizer: VectorQuantizer | None = None
+    quantizer: VectorQuantizer | TrellisQuantizer | None = None
     values, masses = [], []
+    pieces: list[list[trellis.Segments]] = []
     for coder, latent in latents:
-        assert isinstance(coder.plan.quantizer, VectorQuantizer)
+        assert isinstance(coder.plan.quantizer, VectorQuantizer | TrellisQuantizer)
         quantizer = coder.plan.quantizer
+        if isinstance(quantizer, TrellisQuantizer):
+            pieces.append(coder.segments(quantizer, latent, count))
+            continue
         vectors = coder.vectors(quantizer, latent)
         sample = k_means.sampled(vectors, most, generator)
         mass = sample.values.new_ones(sample.values.shape)
@@ -210,5 +224,8 @@ def learn_codebook(
         masses.append(mass * (vectors.count / energy if energy else 0.0))
     if quantizer is None:
         raise CodecError("a codebook needs at least one matrix")
+    if isinstance(quantizer, TrellisQuantizer):
+        joined = [trellis.Segments.joined(parts) for parts in zip(*pieces, strict=True)]
+        return trellis.fit_tables(quantizer, joined, generator)
     group = k_means.DenseVectors(values=torch.cat(values), weights=torch.cat(masses))
     return vq.fit_codebook(quantizer, group, generator)

@@ -14,21 +14,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import dora, hnerv, identity, low_rank, normalize
+from reallm_compiler.codecs import dora, hadamard, hnerv, identity, low_rank, normalize
 from reallm_compiler.codecs.autoencoder import Coding
 from reallm_compiler.codecs.latent import PANEL, LatentCoder, LatentReader, panels
 from reallm_compiler.codecs.scalar import RowReader
-from reallm_compiler.codecs.scales import ScaleField
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections, check_sections
 from reallm_compiler.codecs.watch import Unwatched, Watch
 from reallm_compiler.errors import CodecError
 from reallm_compiler.layouts import matrix as law
-from reallm_compiler.recipe.stages import Hnerv, Identity, LowRank, MatrixPlan, Normalize
+from reallm_compiler.recipe.stages import (
+    Hadamard,
+    Hnerv,
+    Identity,
+    LowRank,
+    MatrixPlan,
+    Normalize,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +50,19 @@ class Encoded:
     relative_error: float
 
 
+class Undo(Protocol):
+    """Undoes a transform on decoded rows."""
+
+    @property
+    def step(self) -> int:
+        """Rows at a multiple of which a range must begin."""
+        ...
+
+    def restore_(self, rows: Tensor, first: int) -> Tensor:
+        """Rows first, first + 1, ... of the matrix in the place of the transformed ones."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransformCodec:
     """The codec of a kind of transform.
@@ -54,7 +73,7 @@ class TransformCodec:
     """
 
     encode: Callable[[Any, Tensor], tuple[Sections, Tensor]]
-    reader: Callable[[Any, tuple[int, int], Mapping[str, Tensor], torch.dtype], ScaleField]
+    reader: Callable[[Any, tuple[int, int], Mapping[str, Tensor], torch.dtype], Undo]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +95,7 @@ class AutoencoderCodec:
 
 TRANSFORMS: dict[type, TransformCodec] = {
     Normalize: TransformCodec(encode=normalize.encode, reader=normalize.reader),
+    Hadamard: TransformCodec(encode=hadamard.encode, reader=hadamard.reader),
 }
 """The codec of each kind of transform."""
 
@@ -106,7 +126,8 @@ def encode_matrix(
         weight: [p, q], of any floating type, on any device; it is not changed.
         seed: of the matrix's own generator, from 0 to 2^63 - 1.
         source_dtype: type of the checkpoint's tensor, a name of the container.
-        shared: sections of the plan's share group, as `fit_shared` made them.
+        shared: sections of the plan's share group, as `fit_shared` made them, or of the decoder
+            that it reuses.
         watch: looks on the training of an autoencoder.
 
     Returns:
@@ -124,6 +145,10 @@ def encode_matrix(
     common = dict(shared or {})
     if plan.share is not None and not common:
         raise CodecError(f"the sections of share group `{plan.share}` are missing")
+    check_sections(
+        {role: values for role, values in common.items() if plan.share is None},
+        law.reused_sections(plan, shape),
+    )
     coder = LatentCoder(
         plan=plan,
         shape=law.latent_shape(plan, shape),
@@ -159,13 +184,15 @@ def decode_matrix(
         plan: the plan that it was encoded by.
         shape: p and q.
         source_dtype: type of the checkpoint's tensor, a name of the container.
-        sections: all section tensors by role, those of its share group too, on one device.
+        sections: all section tensors by role, those of its share group and of a reused decoder
+            too, on one device.
         dtype: type of the result; the work is done in float32 (float64 for a float64 source).
 
     Raises:
         CodecError: the sections are not those of the size law, or an index is out of range.
     """
-    check_sections(sections, law.sections(plan, shape, source_dtype))
+    specs = law.sections(plan, shape, source_dtype) + law.reused_sections(plan, shape)
+    check_sections(sections, specs)
     reader = MatrixReader(plan, shape, sections, _work_dtype(source_dtype))
     device = next(iter(sections.values())).device
     result = torch.empty(shape, dtype=dtype, device=device)
@@ -251,7 +278,8 @@ class MatrixReader:
 
     def panels(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows that may be decoded by themselves and fill the matrix."""
-        return panels(self._shape, self._coded.step)
+        step = math.lcm(self._coded.step, *(transform.step for transform in self._undo))
+        return panels(self._shape, step)
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last) of the matrix, a fresh tensor [last - first, q]; see `panels`."""

@@ -39,7 +39,12 @@ class ScaleField:
         shape: p and q.
         scale: scales [groups], in the precision of the work.
         zero: zero points [groups], or None for zeros.
+
+    Attributes:
+        step: rows at a multiple of which a range must begin.
     """
+
+    step = 1
 
     def __init__(
         self,

@@ -4,15 +4,28 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from reallm_compiler.layouts import dora, hnerv, low_rank, nearest, normalize, scalar, scales, vq
+from reallm_compiler.layouts import (
+    dora,
+    hadamard,
+    hnerv,
+    low_rank,
+    nearest,
+    normalize,
+    scalar,
+    scales,
+    trellis,
+    vq,
+)
 from reallm_compiler.layouts.base import SectionSpec
 from reallm_compiler.recipe.stages import (
+    Hadamard,
     Hnerv,
     LowRank,
     MatrixPlan,
     NearestPermutation,
     NoQuantizer,
     NoScales,
+    TrellisQuantizer,
     VectorQuantizer,
 )
 
@@ -33,13 +46,25 @@ def sections(plan: MatrixPlan, shape: tuple[int, int], source_dtype: str) -> lis
     if isinstance(plan.residual, LowRank):
         specs += low_rank.sections(plan.residual, shape)
     for transform in plan.transform:
-        specs += normalize.sections(transform, shape)
+        if isinstance(transform, Hadamard):
+            specs += hadamard.sections(transform, shape)
+        else:
+            specs += normalize.sections(transform, shape)
     if isinstance(plan.autoencoder, Hnerv):
         specs += hnerv.sections(plan.autoencoder, shape, shared=plan.share is not None)
     specs += latent_sections(plan, latent_shape(plan, shape), source_dtype)
     if plan.dora:
         specs += dora.sections(shape)
     return specs
+
+
+def reused_sections(plan: MatrixPlan, shape: tuple[int, int]) -> list[SectionSpec]:
+    """Sections that decoding needs from an archive of kind `decoder`; mostly none."""
+    params = plan.autoencoder
+    if not isinstance(params, Hnerv) or params.decoder is None:
+        return []
+    width = hnerv.decoder_width(params, shape, shared=True)
+    return hnerv.decoder_sections(params, width, shared=True)
 
 
 def latent_sections(
@@ -53,6 +78,8 @@ def latent_sections(
         specs += scales.sections(plan.scales, shape)
     if isinstance(plan.quantizer, VectorQuantizer):
         specs += vq.sections(plan.quantizer, shape, shared=plan.share is not None)
+    elif isinstance(plan.quantizer, TrellisQuantizer):
+        specs += trellis.sections(plan.quantizer, shape, shared=plan.share is not None)
     elif isinstance(plan.quantizer, NoQuantizer):
         specs += scalar.value_sections(plan.quantizer, shape, source_dtype)
     else:
@@ -88,6 +115,20 @@ def training_operations(plan: MatrixPlan, shape: tuple[int, int]) -> int:
     return hnerv.training_operations(plan.autoencoder, shape, shared=plan.share is not None)
 
 
+def group_operations(plan: MatrixPlan, shape: tuple[int, int]) -> int:
+    """The part of `training_operations` that a matrix causes in the training of its group."""
+    if not isinstance(plan.autoencoder, Hnerv) or plan.share is None:
+        return 0
+    return hnerv.joint_operations(plan.autoencoder, shape, shared=True)
+
+
+def working_bytes(plan: MatrixPlan, shape: tuple[int, int]) -> int:
+    """Memory that a trained autoencoder takes while a matrix [p, q] is coded; 0 without one."""
+    if not isinstance(plan.autoencoder, Hnerv):
+        return 0
+    return hnerv.working_bytes(plan.autoencoder, shape, shared=plan.share is not None)
+
+
 def paper_terms(
     plan: MatrixPlan, shape: tuple[int, int], source_dtype: str, *, sharers: int = 1
 ) -> dict[str, Fraction]:
@@ -112,6 +153,8 @@ def paper_terms(
         terms["codes"] = Fraction(quantizer.bits) * latent[0] * latent[1]
     if isinstance(quantizer, VectorQuantizer):
         terms["codebook"] = Fraction(16 * quantizer.dim * 2**quantizer.index_bits)
+    if isinstance(quantizer, TrellisQuantizer):
+        terms["codebook"] = Fraction(16 * len(quantizer.widths) * 2**quantizer.memory)
     if isinstance(plan.autoencoder, Hnerv):
         terms["decoder"] = Fraction(hnerv.nominal_bits(plan.autoencoder), sharers)
     if isinstance(plan.residual, LowRank):

@@ -156,6 +156,34 @@ class Normalize(Stage):
     )
 
 
+class Hadamard(Stage):
+    """The matrix rotated by blocks of a signed Hadamard matrix, which spreads its outliers.
+
+    Weights of a rotated matrix are nearly normal with one deviation, so that one scale for the
+    whole matrix and one codebook for the whole model fit (QuIP#). Nothing is stored for it.
+    """
+
+    kind: Literal["hadamard"]
+    sides: Literal["both", "rows", "columns"] = Field(
+        default="both",
+        description="What is mixed: columns (input features, within each row), rows (output "
+        "features), or both.",
+    )
+    block: int = Field(
+        default=128,
+        description="Largest block, a power of two from 2 to 4096; a block is the largest power "
+        "of two up to it that divides the extent.",
+    )
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of the signs.")
+
+    @field_validator("block")
+    @classmethod
+    def _power_of_two(cls, block: int) -> int:
+        if not 2 <= block <= 4096 or block & (block - 1):
+            raise ValueError("the block must be a power of two from 2 to 4096")
+        return block
+
+
 # ---- autoencoder -----------------------------------------------------------------------------
 
 
@@ -204,6 +232,12 @@ class Hnerv(Stage):
         ge=1,
         le=65536,
         description="Channels of the decoder's first stage. Either this or `decoder_params`.",
+    )
+    decoder: str | None = Field(
+        default=None,
+        min_length=1,
+        description="A trained decoder that is used as it is: an archive of kind `decoder`, which "
+        "says how it is built; only latents are learned and stored.",
     )
     decoder_bits: int = Field(
         default=6, ge=2, le=8, description="Bits of a weight of the decoder's convolutions."
@@ -266,7 +300,9 @@ class Hnerv(Stage):
 
     @model_validator(mode="after")
     def _size_known(self) -> Hnerv:
-        if (self.decoder_params is None) == (self.width is None):
+        if self.decoder is not None and self.decoder_params is not None:
+            raise ValueError("a trained `decoder` has its size already: leave out `decoder_params`")
+        if self.decoder is None and (self.decoder_params is None) == (self.width is None):
             raise ValueError("the decoder's size is wanted once: `decoder_params` or `width`")
         if not 1 <= self.reduce <= 16:
             raise ValueError("reduce must lie between 1 and 16")
@@ -417,15 +453,63 @@ class VectorQuantizer(Stage):
         return self
 
 
+class TrellisQuantizer(Stage):
+    """Trellis-coded quantiser: a weight's value is looked up by its own code and those before it.
+
+    A row is one sequence; the last `memory` bits of its codes are the state that picks the value
+    from a learned table, and the codes of a row are chosen together (Viterbi; QTIP's bit-shift
+    trellis). Of all quantisers here it has the least error at equal bits.
+    """
+
+    kind: Literal["trellis"]
+    bits: Rational = Field(
+        description="Bits per weight, 1 to 8; with a fraction such as 9/4 that share of the "
+        "columns, those with most energy, gets one bit more than the others."
+    )
+    memory: int = Field(
+        default=10,
+        ge=2,
+        le=16,
+        description="Bits of the state; the table has 2^memory values. Time to encode grows with "
+        "2^memory.",
+    )
+    dtype: FloatType = Field(default="float16", description="Stored type of the table.")
+    iterations: int = Field(
+        default=10, ge=1, le=1000, description="Passes in which the table is learned."
+    )
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits of a code: of narrow columns, and of wide ones where there are any."""
+        low = int(self.bits)
+        return (low,) if low == self.bits else (low, low + 1)
+
+    @field_validator("bits")
+    @classmethod
+    def _bits_in_range(cls, bits: int | Fraction) -> int | Fraction:
+        if not 1 <= bits <= 8:
+            raise ValueError("bits must lie between 1 and 8")
+        return bits
+
+    @model_validator(mode="after")
+    def _memory_holds_a_code(self) -> TrellisQuantizer:
+        if self.memory <= self.widths[-1]:
+            raise ValueError(
+                f"a memory of {self.memory} bits has no room for codes of {self.widths[-1]} bits "
+                "and what came before them"
+            )
+        return self
+
+
 # ---- the plan of one matrix ------------------------------------------------------------------
 
 Residual = Annotated[NoResidual | LowRank, Field(discriminator="kind")]
-Transform = Annotated[Normalize, Field()]
+Transform = Annotated[Normalize | Hadamard, Field(discriminator="kind")]
 Autoencoder = Annotated[Identity | Hnerv, Field(discriminator="kind")]
 Permutation = Annotated[NoPermutation | NearestPermutation, Field(discriminator="kind")]
 Scales = Annotated[NoScales | RmsScales | AbsmaxScales | MinmaxScales, Field(discriminator="kind")]
 Quantizer = Annotated[
-    NoQuantizer | UniformQuantizer | NormalFloatQuantizer | VectorQuantizer,
+    NoQuantizer | UniformQuantizer | NormalFloatQuantizer | VectorQuantizer | TrellisQuantizer,
     Field(discriminator="kind"),
 ]
 
@@ -456,10 +540,16 @@ class MatrixPlan(Stage):
     def _stages_fit(self) -> MatrixPlan:
         if (
             self.share is not None
-            and self.quantizer.kind != "vq"
+            and self.quantizer.kind not in ("vq", "trellis")
             and self.autoencoder.kind != "hnerv"
         ):
-            raise ValueError("`share` needs something to share: a `vq` quantizer or a decoder")
+            raise ValueError(
+                "`share` needs something to share: a `vq` or `trellis` quantizer or a decoder"
+            )
+        if self.quantizer.kind == "trellis" and self.autoencoder.kind == "hnerv":
+            raise ValueError(
+                "`trellis` codes are not learned while an autoencoder is trained; use `vq`"
+            )
         if self.scales.kind == "minmax" and self.quantizer.kind == "normal_float":
             raise ValueError(
                 "`normal_float` levels lie on [-1, 1]; use `absmax` scales, or `uniform` "
@@ -477,7 +567,11 @@ class MatrixPlan(Stage):
     @model_validator(mode="after")
     def _trained_once(self) -> MatrixPlan:
         residual = self.residual
-        if self.autoencoder.kind == "identity" or residual.kind == "none":
+        if self.autoencoder.kind == "identity":
+            return self
+        if self.share is not None and self.autoencoder.decoder is not None:
+            raise ValueError("a trained `decoder` is shared as it is: leave out `share`")
+        if residual.kind == "none":
             return self
         if residual.fit == "alternating" or residual.order == "quantizer_first":
             raise ValueError(

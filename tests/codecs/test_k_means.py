@@ -137,7 +137,7 @@ def test_sums_by_word_are_the_same_in_sorted_runs():
     values = torch.randn(400, 3, generator=generator())
     nearest = torch.randint(10, (400,), generator=generator(1))
     expected = torch.zeros(12, 3, dtype=torch.float64).index_add_(0, nearest, values.double())
-    torch.testing.assert_close(k_means._by_word(values, nearest, 12), expected)
+    torch.testing.assert_close(k_means.sums_by_word(values, nearest, 12), expected)
     torch.testing.assert_close(k_means._sums_of_runs(values, nearest, 12), expected)
 
 

@@ -316,7 +316,7 @@ RULES = {
     "a kind from no rule": (
         "{match: a, set: {quantizer: {bits: 3}}}",
         "r.yaml:2:38: rules[0].set.quantizer.bits: `bits` is not a parameter of `none` "
-        "(it belongs to the kind `uniform`, `normal_float`, `vq`)",
+        "(it belongs to the kind `uniform`, `normal_float`, `vq`, `trellis`)",
     ),
     "what an earlier rule's kind refuses": (
         "{match: a, set: {quantizer: {kind: vq, bits: 2, dim: 4}}}, "

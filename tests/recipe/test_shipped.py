@@ -20,6 +20,8 @@ PROMISED = {
     "reallm-2bit",
     "reallm-3bit",
     "reallm-2bit-lean",
+    "reallm-3bit-lean",
+    "reallm-4bit-lean",
     "lq-lora",
     "qlora",
     "nf4",
