@@ -200,7 +200,7 @@ def attempt(data: bytes, file: Path | None = None) -> str | None:
             start, size = 128, archive.header.manifest_bytes
             if encode_manifest(archive.manifest) != data[start : start + size]:
                 raise AssertionError("an accepted manifest is not canonical")
-        document = archive.model if archive.kind == "model" else archive.adapter
+        document = getattr(archive, archive.kind)
         document.plain()
     return damages[0].rule if damages else None
 

@@ -23,6 +23,7 @@ from reallm_formats import v1
 from reallm_formats.errors import FormatError
 from reallm_formats.header import Header, check_digest, parse_header
 from reallm_formats.kinds.adapter import AdapterDocument, parse_adapter
+from reallm_formats.kinds.decoder import DecoderDocument, parse_decoder
 from reallm_formats.kinds.model import ModelDocument, parse_model
 from reallm_formats.layout import Layout
 from reallm_formats.manifest import Manifest, parse_manifest
@@ -120,7 +121,7 @@ class Archive:
 
     @property
     def kind(self) -> str:
-        """What the archive is: `model` or `adapter`."""
+        """What the archive is: `model`, `adapter` or `decoder`."""
         return self.manifest.kind
 
     @property
@@ -145,6 +146,15 @@ class Archive:
             raise FormatError("M3", message, location=self._name)
         newer = self.header.minor > v1.MINOR
         return parse_adapter(self.document, self.manifest.sections, newer=newer)
+
+    @property
+    def decoder(self) -> DecoderDocument:
+        """The document of an archive of kind `decoder`; of another kind a FormatError (M3)."""
+        if self.kind != "decoder":
+            message = f"this is an archive of kind `{self.kind}`, not a decoder"
+            raise FormatError("M3", message, location=self._name)
+        newer = self.header.minor > v1.MINOR
+        return parse_decoder(self.document, self.manifest.sections, newer=newer)
 
     @property
     def layout(self) -> Layout:

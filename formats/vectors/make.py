@@ -49,6 +49,11 @@ PARTS: list[forge.Section] = [
     ("matrix:up/l2", "f16", [1, 3], struct.pack("<3e", 1, 2, 3)),
     ("matrix:up/magnitude", "f16", [2], struct.pack("<2e", 1.5, 0)),
 ]
+DECODER: list[forge.Section] = [
+    ("share:decoder/decoder_codes", "b6", [3], b"\x81\x30\x00"),
+    ("share:decoder/decoder_scales", "f16", [1], struct.pack("<e", 0.25)),
+    ("share:decoder/decoder_values", "f16", [2], struct.pack("<2e", 1, -2)),
+]
 UNTESTABLE = {"F1": "it is about what is not a file: a test makes a folder, a pipe and no file"}
 
 
@@ -61,6 +66,12 @@ def adapter(**changes: Any) -> Plain:  # noqa: ANN401 (plain data)
     """The document of an adapter of one matrix."""
     base = bytes(range(32))
     return {"base": base, "matrices": [ROW], "provenance": {}, "settings": {}, **changes}
+
+
+def decoder(**changes: Any) -> Plain:  # noqa: ANN401 (plain data)
+    """The document of a decoder."""
+    structure = {"patch": [8, 8], "latent": [1, 4, 4], "width": 1, "decoder_bits": 6}
+    return {"provenance": {"reallm": "0.1.0"}, "structure": structure, **changes}
 
 
 def accepted() -> Iterator[tuple[str, bytes]]:
@@ -115,6 +126,8 @@ def accepted() -> Iterator[tuple[str, bytes]]:
     tuned = adapter(matrices=rows, settings=settings, provenance={"reallm": "0.1.0"})
     yield "adapter", archive([*PARTS, *coded], tuned, kind="adapter")
 
+    yield "decoder", archive(DECODER, decoder(), kind="decoder")
+
     def newer(manifest: Plain) -> None:
         manifest["later"] = 1
         manifest["document"]["later"] = 1
@@ -146,6 +159,8 @@ def rejected() -> Iterator[tuple[str, str, bytes, str]]:
     for rule, name, data in _bad_documents():
         yield rule, name, data, "open"
     for rule, name, data in _bad_adapters():
+        yield rule, name, data, "open"
+    for rule, name, data in _bad_decoders():
         yield rule, name, data, "open"
     yield from _bad_sections()
 
@@ -341,6 +356,27 @@ def _bad_documents() -> Iterator[tuple[str, str, bytes]]:
     yield "D6", "number", file(ties={"head.weight": 1})
     yield "D7", "float", file(provenance={"time": 1.5})
     yield "D7", "map", file(provenance={"host": {}})
+
+
+def _bad_decoders() -> Iterator[tuple[str, str, bytes]]:
+    def file(sections: list[forge.Section] = DECODER, **changes: Any) -> bytes:  # noqa: ANN401
+        return archive(sections, decoder(**changes), kind="decoder")
+
+    codes, scales, values = DECODER
+    bare = {"structure": {}}
+    yield "E1", "no-provenance", archive(DECODER, bare, kind="decoder")
+    yield "E1", "structure-list", file(structure=[])
+    yield "M2", "decoder-one-key-more", file(later=1)
+    yield "E1", "structure-text", file(structure="8x8")
+    yield "E2", "no-sections", file([])
+    yield "E2", "one-missing", file([codes, scales])
+    yield "E2", "one-more", file([*DECODER, KEPT])
+    yield "E2", "order", file([scales, codes, values])
+    yield "E2", "numbers-as-codes", file([(codes[0], "u8", [3], bytes(3)), scales, values])
+    yield "E2", "wide-codes", file([(codes[0], "b9", [2], b"\x01\x00\x00"), scales, values])
+    yield "E2", "wide-scales", file([codes, (scales[0], "f32", [1], bytes(4)), values])
+    yield "E2", "two-extents", file([codes, scales, (values[0], "f16", [1, 2], bytes(4))])
+    yield "E2", "of-a-matrix", file([("matrix:up/decoder_codes", *codes[1:]), scales, values])
 
 
 def _bad_adapters() -> Iterator[tuple[str, str, bytes]]:

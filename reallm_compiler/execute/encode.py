@@ -15,11 +15,17 @@ from typing import Any, overload
 import torch
 
 from reallm_compiler.codecs import encode_matrix, fit_shared, from_bytes, to_bytes
+from reallm_compiler.codecs.decoder_file import read_decoder
+from reallm_compiler.codecs.watch import Watch
 from reallm_compiler.errors import CodecError, CompileError
 from reallm_compiler.execute.seeds import seed_for
-from reallm_compiler.execute.units import Unit
+from reallm_compiler.execute.shortage import shortage_told
+from reallm_compiler.execute.training import Watches
+from reallm_compiler.execute.units import Unit, units_of
 from reallm_compiler.execute.weights import Weights
+from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.plan.model import Plan, PlannedMatrix
+from reallm_compiler.recipe.stages import Hnerv
 from reallm_compiler.sources import Inventory
 from reallm_formats import Writer, names
 
@@ -61,10 +67,20 @@ class Encoder:
         inventory: the checkpoint.
         path: the reserved file; None tries matrices without writing.
         device: where the numerical work runs, such as `cpu` or `cuda:0`.
+        watches: looks on trainings.
     """
 
-    def __init__(self, plan: Plan, inventory: Inventory, path: Path | None, device: str) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        inventory: Inventory,
+        path: Path | None,
+        device: str,
+        watches: Watches,
+    ) -> None:
         self.plan = plan
+        self.watches = watches
+        self.units = {unit.key: unit for wave in units_of(plan) for unit in wave}
         self.device = torch.device(device)
         self.weights = Weights(inventory)
         self.files = dict(inventory.files)
@@ -77,16 +93,17 @@ class Encoder:
         Raises:
             SourceError: a shard cannot be read.
             CodecError: a matrix cannot be coded.
-            CompileError: the disk refuses a write.
+            CompileError: the disk refuses a write, or memory runs out.
         """
         self.weights.take_digests()
         result = UnitResult(unit=unit.key)
-        if unit.kind == "copy":
-            self._copy(result)
-        elif unit.kind == "share":
-            self._share(unit.name, result)
-        else:
-            self._matrix(self.plan.by_name[unit.name], result)
+        with shortage_told(unit.title):
+            if unit.kind == "copy":
+                self._copy(result)
+            elif unit.kind == "share":
+                self._share(unit.name, result)
+            else:
+                self._matrix(self.plan.by_name[unit.name], self.watches.of(unit), result)
         if self.writer is not None:
             self.writer.flush()
         if unit.kind != "share":  # members are read again, and digested, one by one
@@ -108,14 +125,16 @@ class Encoder:
     def _share(self, group: str, result: UnitResult) -> None:
         members = self.plan.groups[group]
         seed = seed_for(self.plan.seed, names.share_section(group, ""))
-        fitted = fit_shared(members[0].plan, _Members(self._load, members), seed=seed)
+        watch = self.watches.of(self.units[f"share:{group}"])
+        weights = _Members(self._load, members)
+        fitted = fit_shared(members[0].plan, weights, seed=seed, watch=watch)
         self.fitted[group] = fitted
         for spec in members[0].specs:
             if spec.shared:
                 name = members[0].section_name(spec)
                 self._write(name, to_bytes(fitted[spec.role], spec), result)
 
-    def _matrix(self, matrix: PlannedMatrix, result: UnitResult) -> None:
+    def _matrix(self, matrix: PlannedMatrix, watch: Watch, result: UnitResult) -> None:
         weight = self._load(matrix)
         try:
             encoded = encode_matrix(
@@ -124,6 +143,7 @@ class Encoder:
                 seed=seed_for(self.plan.seed, matrix.name),
                 source_dtype=matrix.dtype,
                 shared=self._shared(matrix),
+                watch=watch,
             )
         except CodecError as error:
             error.location = f"{matrix.name}, {error.location}" if error.location else matrix.name
@@ -142,7 +162,7 @@ class Encoder:
         """What the matrix's group has stored, from this process or from the file."""
         group = matrix.plan.share
         if group is None:
-            return None
+            return self._reused(matrix)
         if group not in self.fitted:
             if self.writer is None:  # a trial fits the group when it first meets it
                 self._share(group, UnitResult(unit=""))
@@ -155,6 +175,19 @@ class Encoder:
                     if spec.shared
                 }
         return self.fitted[group]
+
+    def _reused(self, matrix: PlannedMatrix) -> Mapping[str, torch.Tensor] | None:
+        """The trained decoder that the matrix uses as it is, from its own file."""
+        params = matrix.plan.autoencoder
+        if not isinstance(params, Hnerv) or params.decoder is None:
+            return None
+        if params.decoder not in self.fitted:
+            specs = matrix_law.reused_sections(matrix.plan, matrix.shape)
+            found = read_decoder(self.plan.decoders[params.decoder], params.decoder, specs)
+            self.fitted[params.decoder] = {
+                role: values.to(self.device) for role, values in found.items()
+            }
+        return self.fitted[params.decoder]
 
     def _write(self, name: str, data: bytes | memoryview, result: UnitResult) -> None:
         if self.writer is None:

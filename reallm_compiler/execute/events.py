@@ -23,6 +23,8 @@ class Preflight:
         units_done: units that an interrupted run has finished.
         weights: weights to be coded in all.
         weights_done: weights of the finished units.
+        operations: floating-point operations of all trainings that a compile of the whole recipe
+            has still to do; 0 where nothing is trained.
     """
 
     file_bytes: int
@@ -36,6 +38,37 @@ class Preflight:
     units_done: int
     weights: int
     weights_done: int
+    operations: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """A training is under way: told at most once a second, at the end of an epoch.
+
+    Attributes:
+        name: the matrix, or `share group GROUP`.
+        epoch, epochs: epochs that are done, and that there will be.
+        error: relative error over the last epoch.
+        epoch_seconds: mean time of an epoch in this run.
+        operations: floating-point operations of the whole training of this unit.
+    """
+
+    name: str
+    epoch: int
+    epochs: int
+    error: float
+    epoch_seconds: float
+    operations: int
+
+    @property
+    def seconds_left(self) -> float:
+        """Time that this training still takes, at the rate so far."""
+        return (self.epochs - self.epoch) * self.epoch_seconds
+
+    @property
+    def operations_per_second(self) -> float:
+        """The rate so far."""
+        return self.operations / self.epochs / self.epoch_seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +99,7 @@ class CompileReport:
         errors: relative error of each coded matrix.
         seconds: wall time of this run.
         units_resumed: units that an interrupted run had finished.
+        whole_seconds: for a trial, how long compiling the whole model would take at its rate.
     """
 
     path: str | None
@@ -73,6 +107,7 @@ class CompileReport:
     errors: dict[str, float]
     seconds: float
     units_resumed: int
+    whole_seconds: float | None = None
 
 
-Event = Preflight | UnitDone
+Event = Preflight | Training | UnitDone

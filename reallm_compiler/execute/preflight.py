@@ -1,7 +1,7 @@
 """What is checked before the first matrix: device, memory, disk.
 
 Memory is an estimate on the safe side: the interpreter with torch, and for each worker six copies
-of the largest matrix in float32 with a fixed reserve.
+of the largest matrix in float32 with a fixed reserve, and what training an autoencoder takes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from reallm_compiler.errors import CompileError
+from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.plan.model import Plan
 
 INTERPRETER_BYTES = 350 * 2**20
@@ -63,7 +64,9 @@ def choose_device(asked: str) -> torch.device:
 def worker_bytes(plan: Plan) -> int:
     """Estimated peak memory of one worker, in bytes, without the interpreter."""
     largest = max((matrix.weights for matrix in plan.matrices), default=0)
-    return COPIES * 4 * largest + RESERVE_BYTES
+    shapes = {(matrix.plan, matrix.shape) for matrix in plan.matrices}
+    training = max((matrix_law.working_bytes(*shape) for shape in shapes), default=0)
+    return COPIES * 4 * largest + training + RESERVE_BYTES
 
 
 def free_memory() -> int | None:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from reallm_compiler.execute.output import Output, intact_units
 from reallm_compiler.execute.pool import Pool
 from reallm_compiler.execute.preflight import check_disk, choose_device, choose_workers
 from reallm_compiler.execute.stop import Interrupted, StopRequest, listening
-from reallm_compiler.execute.trial import trial_plan
+from reallm_compiler.execute.training import Watches, remove_states, run_name, state_path
+from reallm_compiler.execute.trial import trial_plan, work_of
 from reallm_compiler.execute.units import Unit, units_of
 from reallm_compiler.execute.weights import check_duplicates
 from reallm_compiler.plan.build import build, open_model
@@ -84,14 +86,16 @@ def compile_model(
     tell = on_event or _silent
     chosen = choose_device(device)
     if only is not None:
-        plan = trial_plan(plan, only)
-        errors = _try(plan, inventory, chosen, workers, tell)
+        whole, plan = plan, trial_plan(plan, only)
+        errors = _try(plan, whole, inventory, chosen, workers, tell)
+        seconds = time.monotonic() - began
         return CompileReport(
             path=None,
             budget=plan.budget(),
             errors=errors,
-            seconds=time.monotonic() - began,
+            seconds=seconds,
             units_resumed=0,
+            whole_seconds=seconds * work_of(whole) / work_of(plan),
         )
     named = output if output is not None else loaded.output
     if named is None:
@@ -143,6 +147,7 @@ def _compile(
                 if not journal.records:
                     journal.remove()
                 raise
+            remove_states(place.partial)
             journal.clear()
             journal.append({"identity": identity})
             done = {}
@@ -164,15 +169,19 @@ def _compile(
                 units_done=resumed,
                 weights=sum(unit.weights for unit in units),
                 weights_done=progress.weights,
+                operations=sum(unit.operations for unit in units if unit.key not in done),
             )
         )
-        for result in _run(plan, inventory, place.partial, device, count, waves, done):
+        site = _Site(plan, inventory, place.partial, device, run_name(identity), tell)
+        for result in _run(site, count, waves, done):
             record = result.to_record()
             journal.append(record)
+            state_path(place.partial, result.unit).unlink(missing_ok=True)
             done[result.unit] = record
             progress.finished(result)
         _finish(plan, place, done, identity)
         place.publish()
+        remove_states(place.partial)
         journal.remove()
     return _errors(plan, done), resumed
 
@@ -208,11 +217,20 @@ def _what_is_done(
     return intact_units(place.partial, plan.layout, units, records)
 
 
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """Where units are done: what of, into which file (None for a trial), on what, for whom."""
+
+    plan: Plan
+    inventory: Inventory
+    partial: Path | None
+    device: torch.device
+    run: str
+    tell: Listener
+
+
 def _run(
-    plan: Plan,
-    inventory: Inventory,
-    partial: Path | None,
-    device: torch.device,
+    site: _Site,
     workers: int,
     waves: tuple[list[Unit], list[Unit]],
     done: Mapping[str, Any],
@@ -221,9 +239,17 @@ def _run(
     todo = [[unit for unit in wave if unit.key not in done] for wave in waves]
     with listening() as stop:
         if workers == 1:
-            yield from _run_here(plan, inventory, partial, device, todo, stop)
+            yield from _run_here(site, todo, stop)
         else:
-            pool = Pool(plan, inventory, partial, str(device), workers)
+            pool = Pool(
+                site.plan,
+                site.inventory,
+                site.partial,
+                str(site.device),
+                workers,
+                site.run,
+                site.tell,
+            )
             try:
                 for wave in todo:
                     yield from pool.run(wave, stop)
@@ -237,15 +263,13 @@ def _run(
 
 
 def _run_here(
-    plan: Plan,
-    inventory: Inventory,
-    partial: Path | None,
-    device: torch.device,
-    todo: list[list[Unit]],
-    stop: StopRequest,
+    site: _Site, todo: list[list[Unit]], stop: StopRequest
 ) -> Iterator[UnitResult]:
-    with _fixed_numerics(device):
-        encoder = Encoder(plan, inventory, partial, str(device))
+    watches = Watches(
+        partial=site.partial, run=site.run, tell=site.tell, stopped=lambda: stop.requested
+    )
+    with _fixed_numerics(site.device):
+        encoder = Encoder(site.plan, site.inventory, site.partial, str(site.device), watches)
         try:
             for wave in todo:
                 for unit in wave:
@@ -271,12 +295,13 @@ def _fixed_numerics(device: torch.device) -> Iterator[None]:
 
 def _try(
     plan: Plan,
+    whole: Plan,
     inventory: Inventory,
     device: torch.device,
     workers: int | None,
     tell: Listener,
 ) -> dict[str, float]:
-    """Errors of the plan's matrices, without a file."""
+    """Errors of the plan's matrices, a part of the `whole` plan's, without a file."""
     matrices = units_of(plan)[1]
     count, memory, free = choose_workers(plan, workers, len(matrices))
     progress = _Progress(matrices, {}, tell)
@@ -293,11 +318,13 @@ def _try(
             units_done=0,
             weights=sum(unit.weights for unit in matrices),
             weights_done=0,
+            operations=whole.budget().totals.training_operations,
         )
     )
     errors: dict[str, float] = {}
     done: dict[str, Any] = {}
-    for result in _run(plan, inventory, None, device, count, ([], matrices), done):
+    site = _Site(plan, inventory, None, device, "", tell)
+    for result in _run(site, count, ([], matrices), done):
         done[result.unit] = result.to_record()
         errors.update(result.errors)
         progress.finished(result)

@@ -1,6 +1,7 @@
 """Stopping in good order: the first SIGINT or SIGTERM lets the matrix under way finish.
 
-A second signal ends the process at once; what the journal holds is kept either way.
+A matrix in training stops at the end of its epoch instead, and its state is kept. A second signal
+ends the process at once; what the journal holds is kept either way.
 """
 
 from __future__ import annotations

@@ -40,4 +40,11 @@ def trial_plan(plan: Plan, pattern: str) -> Plan:
             sections=section_list(chosen, (), ()),
         ),
         traces=plan.traces,
+        decoders=plan.decoders,
     )
+
+
+def work_of(plan: Plan) -> int:
+    """A measure of the work of a plan: that of its trainings, or else its weights."""
+    totals = plan.budget().totals
+    return max(1, totals.training_operations or totals.weights)

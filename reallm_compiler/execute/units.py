@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.plan.model import Plan
 from reallm_formats import names
 
@@ -23,12 +24,14 @@ class Unit:
         name: the group, the matrix, or `` for the copies.
         sections: the archive's sections that it writes, in order.
         weights: weights that it codes.
+        operations: floating-point operations of the training in it; 0 without one.
     """
 
     kind: Literal["copy", "share", "matrix"]
     name: str
     sections: tuple[str, ...]
     weights: int
+    operations: int = 0
 
     @property
     def key(self) -> str:
@@ -51,7 +54,18 @@ def units_of(plan: Plan) -> tuple[list[Unit], list[Unit]]:
         shared = [
             members[0].section_name(spec) for spec in members[0].specs if spec.shared
         ]
-        first.append(Unit(kind="share", name=group, sections=tuple(shared), weights=0))
+        operations = sum(
+            matrix_law.group_operations(member.plan, member.shape) for member in members
+        )
+        first.append(
+            Unit(
+                kind="share",
+                name=group,
+                sections=tuple(shared),
+                weights=0,
+                operations=operations,
+            )
+        )
     second = [
         Unit(
             kind="matrix",
@@ -60,6 +74,8 @@ def units_of(plan: Plan) -> tuple[list[Unit], list[Unit]]:
                 matrix.section_name(spec) for spec in matrix.specs if not spec.shared
             ),
             weights=matrix.weights,
+            operations=matrix_law.training_operations(matrix.plan, matrix.shape)
+            - matrix_law.group_operations(matrix.plan, matrix.shape),
         )
         for matrix in plan.matrices
     ]

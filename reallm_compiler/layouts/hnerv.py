@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from reallm_compiler.layouts.base import SectionSpec
 from reallm_compiler.recipe.stages import Hnerv
@@ -180,8 +181,20 @@ def _encoder_stages(params: Hnerv) -> list[tuple[int, int, int, int]]:
 
 
 def sections(params: Hnerv, shape: tuple[int, int], *, shared: bool) -> list[SectionSpec]:
-    """Sections of the decoder, and of the level and deviation of a matrix [p, q]."""
+    """Sections of the decoder, and of the level and deviation of a matrix [p, q].
+
+    A trained decoder that is used as it is stands in an archive of its own.
+    """
+    # Mean and deviation, so that a network always sees and makes numbers around 1.
+    level = SectionSpec(role="level", dtype="f32", shape=(2,), term="scales")
+    if params.decoder is not None:
+        return [level]
     width = decoder_width(params, shape, shared=shared)
+    return [*decoder_sections(params, width, shared=shared), level]
+
+
+def decoder_sections(params: Hnerv, width: int, *, shared: bool) -> list[SectionSpec]:
+    """Sections of a decoder whose first stage has `width` channels."""
     made = stages(params, width)
     return [
         SectionSpec(
@@ -205,13 +218,32 @@ def sections(params: Hnerv, shape: tuple[int, int], *, shared: bool) -> list[Sec
             term="decoder",
             shared=shared,
         ),
-        # Mean and deviation, so that a network always sees and makes numbers around 1.
-        SectionSpec(role="level", dtype="f32", shape=(2,), term="scales"),
     ]
 
 
+STRUCTURE = (
+    "patch",
+    "latent",
+    "width",
+    "decoder_bits",
+    "reduce",
+    "min_width",
+    "kernel_min",
+    "kernel_max",
+)
+"""Parameters that say how a decoder is built; the others say how it is trained."""
+
+
+def structure(params: Hnerv, width: int) -> dict[str, Any]:
+    """How a decoder of that width is built, as plain data."""
+    plain = {**params.model_dump(mode="json"), "width": width}
+    return {key: plain[key] for key in STRUCTURE}
+
+
 def nominal_bits(params: Hnerv) -> int:
-    """c x b_phi, the decoder as the paper's Table 5 counts it."""
+    """c x b_phi, the decoder as the paper's Table 5 counts it; 0 for one that stands elsewhere."""
+    if params.decoder is not None:
+        return 0
     c = params.decoder_params
     if c is None:
         assert params.width is not None  # the schema wants one of the two
@@ -252,14 +284,48 @@ def encoder_macs(params: Hnerv) -> int:
 def training_operations(params: Hnerv, shape: tuple[int, int], *, shared: bool) -> int:
     """Floating-point operations that train a matrix [p, q].
 
-    Two for each multiply-accumulate; a backward pass counts as two forward passes; for all epochs.
     A member of a share group takes part in the group's training and then trains an encoder of its
     own to the finished decoder, whose weights need no gradient any more.
     """
+    frozen = params.decoder is not None
+    operations = 0 if frozen else joint_operations(params, shape, shared=shared)
+    if shared or frozen:
+        width = decoder_width(params, shape, shared=True)
+        high, wide = grid(params, shape)
+        each = 4 * patch_macs(params, width) + 6 * encoder_macs(params)
+        operations += params.epochs * high * wide * each
+    return operations
+
+
+def joint_operations(params: Hnerv, shape: tuple[int, int], *, shared: bool) -> int:
+    """Floating-point operations that train encoder and decoder on the patches of a matrix.
+
+    Two for each multiply-accumulate; a backward pass counts as two forward passes; for all epochs.
+    """
     width = decoder_width(params, shape, shared=shared)
     high, wide = grid(params, shape)
-    decoder, encoder = patch_macs(params, width), encoder_macs(params)
-    each = 6 * (decoder + encoder)
-    if shared:
-        each += 4 * decoder + 6 * encoder
-    return params.epochs * high * wide * each
+    each = patch_macs(params, width) + encoder_macs(params)
+    return 6 * params.epochs * high * wide * each
+
+
+def working_bytes(params: Hnerv, shape: tuple[int, int], *, shared: bool) -> int:
+    """Memory of a training step: what a batch leaves for its backward pass, and Adam's numbers.
+
+    An estimate on the safe side, in float32: four numbers for each that a stage of the decoder
+    makes, eighteen channels' worth for each stage of the encoder, five for each parameter.
+    """
+    width = decoder_width(params, shape, shared=shared)
+    _, rows, columns = params.latent
+    places = rows * columns
+    numbers = 0
+    for stage in stages(params, width):
+        places *= stage.stride**2
+        numbers += 4 * places * stage.outputs
+    high, wide = params.patch_shape
+    places = high * wide
+    for _, outputs, stride, _ in _encoder_stages(params):
+        places //= stride**2
+        numbers += 18 * places * outputs
+    parameters = decoder_parameters(params, width) + encoder_parameters(params)
+    patches = math.prod(grid(params, shape))
+    return 4 * (min(params.batch, patches) * numbers + 5 * parameters)

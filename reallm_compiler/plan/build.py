@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from reallm_compiler.errors import Problem, RecipeError, SourceError
 from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.layouts.base import DTYPES
+from reallm_compiler.plan.decoders import DecoderFile, resolve_decoders, with_digests
 from reallm_compiler.plan.document import section_list, to_document
 from reallm_compiler.plan.model import Plan, PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.recipe import Candidate, Decision, Recipe, load_recipe, resolve
@@ -99,6 +101,9 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
                 plan=decision.plan,
             )
         )
+    folder = recipe.files[-1].parent if recipe.files else Path()
+    matrices, decoders = resolve_decoders(matrices, decisions, folder)
+    document = with_digests(recipe.document, decoders)
     _refuse_impossible(matrices, decisions)
     _refuse_half_kept(matrices, kept)
     tensors = [
@@ -112,17 +117,18 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
     placed = layout(
         kind=KIND,
         features=[],
-        document=to_document(recipe.document, matrices, inventory.ties),
+        document=to_document(document, matrices, inventory.ties),
         sections=section_list(matrices, tensors, files),
     )
     return Plan(
-        recipe=recipe.document,
+        recipe=document,
         matrices=tuple(matrices),
         tensors=tuple(tensors),
         files=tuple(files),
         ties=inventory.ties,
         layout=placed,
-        notes=inventory.notes + _unknown_note(inventory),
+        notes=inventory.notes + _unknown_note(inventory) + _decoder_notes(decoders),
+        decoders={file.digest: file.path for file in decoders.values()},
         traces={name: decision.trace for name, decision in decisions.items()},
     )
 
@@ -131,6 +137,14 @@ def _unknown_note(inventory: Inventory) -> tuple[str, ...]:
     if inventory.complete:
         return ()
     return ("the tokenizer is unknown here: file_bytes leaves it out",)
+
+
+def _decoder_notes(decoders: Mapping[str, DecoderFile]) -> tuple[str, ...]:
+    return tuple(
+        f"the decoder {file.digest} is used as it is: its file of {file.bytes} bytes is not "
+        "counted here and must stand beside the archive"
+        for file in decoders.values()
+    )
 
 
 def _matrix_candidate(fact: MatrixFact) -> Candidate:

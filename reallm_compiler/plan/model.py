@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from reallm_compiler.layouts import matrix as matrix_law
@@ -104,6 +105,8 @@ class Plan:
         ties: names that stand for another tensor, which alone is stored.
         layout: place of every section.
         notes: what a reader of the budget should know (such as a tokenizer left out).
+        decoders: files of trained decoders that are used as they are, by digest; empty for a plan
+            from an archive.
         traces: for each matrix, which rule set which field; empty for a plan from an archive.
     """
 
@@ -114,6 +117,7 @@ class Plan:
     ties: Mapping[str, str]
     layout: Layout
     notes: tuple[str, ...] = ()
+    decoders: Mapping[str, Path] = field(default_factory=dict)
     traces: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @cached_property

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -19,6 +19,7 @@ from typing import Any, Self
 import torch
 
 from reallm_compiler.codecs import decode_matrix, from_bytes, low_rank
+from reallm_compiler.codecs.decoder_file import read_decoder
 from reallm_compiler.codecs.sections import TORCH_DTYPES
 from reallm_compiler.errors import AdapterError, FormatError, SourceError
 from reallm_compiler.layouts import dora as dora_law
@@ -26,10 +27,11 @@ from reallm_compiler.layouts import low_rank as low_rank_law
 from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.layouts.base import SectionSpec
 from reallm_compiler.plan.budget import Budget
+from reallm_compiler.plan.decoders import find_decoder
 from reallm_compiler.plan.document import from_manifest
 from reallm_compiler.plan.model import Plan, PlannedMatrix
-from reallm_compiler.recipe.stages import LowRank, MatrixPlan, NoResidual
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
+from reallm_compiler.recipe.stages import Hnerv, LowRank, MatrixPlan, NoResidual
 from reallm_formats import Archive, Manifest, SectionEntry, names
 
 
@@ -40,12 +42,16 @@ class ModelArchive:
         path: the file.
         plan: what it stores, as the planner saw it.
         adapter: the adapter whose factors and magnitudes stand in place of the archive's own.
+        decoders: files where a trained decoder that the archive uses is looked for first; then
+            comes the archive's folder.
     """
 
     def __init__(self, archive: Archive, path: Path) -> None:
         self._archive = archive
         self.path = path
         self.adapter: AdapterArchive | None = None
+        self.decoders: tuple[Path, ...] = ()
+        self._reused: dict[str, dict[str, torch.Tensor]] = {}
         self.plan: Plan = from_manifest(archive.manifest, archive.layout)
         self._kept = {tensor.name: tensor for tensor in self.plan.tensors}
         self._parts: dict[str, list[PlannedMatrix]] = {}
@@ -257,6 +263,8 @@ class ModelArchive:
             found = others.get(spec.role)
             values = found if found is not None else self._section(matrix, spec)
             sections[spec.role] = values.to(device)
+        for role, values in self._decoder_of(plan, matrix.shape).items():
+            sections[role] = values.to(device)
         return decode_matrix(
             plan,
             matrix.shape,
@@ -264,6 +272,17 @@ class ModelArchive:
             sections,
             dtype=dtype if dtype is not None else TORCH_DTYPES[matrix.dtype],
         )
+
+    def _decoder_of(self, plan: MatrixPlan, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """Sections of the decoder that a plan uses from an archive of its own; mostly none."""
+        specs = matrix_law.reused_sections(plan, shape)
+        if not specs or not isinstance(plan.autoencoder, Hnerv):
+            return {}
+        digest = plan.autoencoder.decoder or ""
+        if digest not in self._reused:
+            path = find_decoder(digest, self.path, self.decoders)
+            self._reused[digest] = read_decoder(path, digest, specs)
+        return self._reused[digest]
 
     def _section(self, matrix: PlannedMatrix, spec: SectionSpec) -> torch.Tensor:
         return from_bytes(self._archive.read(matrix.section_name(spec)), spec)
@@ -281,13 +300,18 @@ def frozen_plan(plan: MatrixPlan) -> MatrixPlan:
 
 
 def open_archive(
-    path: str | os.PathLike[str], *, adapter: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    decoders: Iterable[str | os.PathLike[str]] = (),
 ) -> ModelArchive:
     """Open a model archive.
 
     Args:
         path: the archive.
         adapter: an adapter whose factors and magnitudes stand in place of the archive's own.
+        decoders: files where a trained decoder that the archive uses is looked for before its
+            own folder.
 
     Raises:
         FormatError: a file breaks a rule of SPEC.md, or is no model archive.
@@ -302,6 +326,7 @@ def open_archive(
                 location=str(path),
             )
         opened = ModelArchive(archive, Path(path))
+        opened.decoders = tuple(map(Path, decoders))
         if adapter is not None:
             tuned = open_adapter(adapter)
             try:

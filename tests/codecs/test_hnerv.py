@@ -193,7 +193,7 @@ def test_each_pipeline_keeps_the_laws(words: MatrixPlan, gaussian, check_codec) 
     check_codec(words, gaussian(20, 17))
 
 
-class Interruption(Exception):
+class InterruptionError(Exception):
     pass
 
 
@@ -211,7 +211,7 @@ class Keeper:
         self.errors.append(error())
         if epoch == self.stop:
             self.state = {key: value.clone() for key, value in state().items()}
-            raise Interruption
+            raise InterruptionError
 
 
 @pytest.mark.parametrize("stop", [1, 5, 6, 7], ids=lambda epoch: f"after {epoch}")
@@ -220,7 +220,7 @@ def test_an_interrupted_training_ends_with_the_same_bytes(name: str, stop: int, 
     words, matrix = PLANS[name], gaussian(20, 17)
     whole = encode_matrix(words, matrix, seed=1, source_dtype="f32")
     first = Keeper(stop)
-    with pytest.raises(Interruption):
+    with pytest.raises(InterruptionError):
         encode_matrix(words, matrix, seed=1, source_dtype="f32", watch=first)
     second = Keeper(state=first.state)
     resumed = encode_matrix(words, matrix, seed=1, source_dtype="f32", watch=second)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from types import TracebackType
 from typing import Self
 
@@ -11,12 +13,23 @@ from reallm_cli.commands.inspect import show_archive
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import check_recipe_path
-from reallm_cli.numbers import counted, duration_text, grouped, rate_text, size_text
+from reallm_cli.numbers import (
+    amount_text,
+    counted,
+    duration_text,
+    error_text,
+    grouped,
+    rate_text,
+    size_text,
+)
 from reallm_cli.opened import open_facts
 from reallm_cli.progress import Meter
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import show_matrices
-from reallm_compiler.execute.events import Event, Preflight
+from reallm_compiler.execute.events import Event, Preflight, Training
+
+TRAINING_SECONDS = 10.0
+"""Seconds between two lines about trainings."""
 
 
 @click.command(
@@ -101,6 +114,9 @@ def compile_command(
         )
     if report.path is None:
         show_matrices(terminal, report.budget, report.errors)
+        if report.whole_seconds is not None:
+            took = duration_text(report.whole_seconds)
+            terminal.say(f"at this rate the whole model takes about {took}")
         terminal.say("a trial: nothing was written")
         return ExitCode.OK
     again = f", {counted(report.units_resumed, 'step')} from an earlier run"
@@ -118,6 +134,9 @@ class CompileTalk:
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
         self._meter: Meter | None = None
+        self._operations = 0
+        self._workers = 1
+        self._told_at = -math.inf
 
     def __enter__(self) -> Self:
         return self
@@ -146,8 +165,26 @@ class CompileTalk:
                 done_work=event.weights_done,
                 rate=rate_text,
             ).__enter__()
+            self._operations = event.operations
+            self._workers = event.workers
+        elif isinstance(event, Training):
+            self._hear_training(event)
         elif self._meter is not None:
             self._meter.update(event.units_done, event.weights_done)
+
+
+    def _hear_training(self, event: Training) -> None:
+        """Tell how far a training is: at its start, and then every now and then."""
+        now = time.monotonic()
+        if now - self._told_at < TRAINING_SECONDS:
+            return
+        self._told_at = now
+        whole = self._operations / event.operations_per_second / self._workers
+        self._terminal.say(
+            f"{event.name}: epoch {grouped(event.epoch)} of {grouped(event.epochs)}, "
+            f"error {error_text(event.error)}, {duration_text(event.seconds_left)} left; "
+            f"all trainings at this rate: {duration_text(whole)}"
+        )
 
 
 def preflight_lines(event: Preflight) -> list[str]:
@@ -165,6 +202,8 @@ def preflight_lines(event: Preflight) -> list[str]:
     available = f", {size_text(free)} free" if free is not None else ""
     lines.append(f"memory  about {size_text(event.memory_bytes)} at most{available}")
     lines.append(f"device  {event.device}, {counted(event.workers, 'worker')}")
+    if event.operations:
+        lines.append(f"train   {amount_text(event.operations, 'FLOP')} in all")
     if event.units_done:
         lines.append(
             f"resume  {grouped(event.units_done)} of {counted(event.units, 'step')} are done"

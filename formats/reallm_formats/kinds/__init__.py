@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from reallm_formats.errors import FormatError
-from reallm_formats.kinds import adapter, model
+from reallm_formats.kinds import adapter, decoder, model
 from reallm_formats.sections import SectionEntry
 
 
@@ -24,7 +24,11 @@ class DocumentCheck(Protocol):
 
 
 KINDS: Final[Mapping[str, DocumentCheck]] = MappingProxyType(
-    {"adapter": adapter.parse_adapter, "model": model.parse_model}
+    {
+        "adapter": adapter.parse_adapter,
+        "decoder": decoder.parse_decoder,
+        "model": model.parse_model,
+    }
 )
 
 

@@ -1,0 +1,92 @@
+"""A decoder by itself: taken out of a model's archive, for other checkpoints to use.
+
+    extract_decoder("a.reallm", "q", "q-decoder.reallm")     the decoder of share group `q`
+
+"Done once and for all": a recipe that names the new file as `decoder` uses it as it is for other
+checkpoints and stores latents alone. Such an archive is read with the decoder's file beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from reallm_compiler.errors import OutputError, SourceError
+from reallm_compiler.layouts import hnerv as law
+from reallm_compiler.plan.decoders import KIND
+from reallm_compiler.plan.document import blank_provenance
+from reallm_compiler.reader.archive import open_archive
+from reallm_compiler.recipe.stages import Hnerv
+from reallm_formats import Writer, layout, names
+from reallm_formats.kinds.decoder import section_name
+
+
+def extract_decoder(
+    archive: str | os.PathLike[str],
+    owner: str,
+    output: str | os.PathLike[str],
+    *,
+    force: bool = False,
+) -> Path:
+    """Write the decoder of a share group, or of one matrix, to a file of its own.
+
+    Args:
+        archive: a model archive.
+        owner: the group's name, or the matrix's.
+        output: the new file.
+        force: overwrite it if it exists.
+
+    Raises:
+        SourceError: the archive has no decoder of this owner.
+        OutputError: the output exists already or cannot be written.
+        FormatError: the archive is damaged.
+    """
+    path = Path(output).absolute()
+    if path.exists() and not force:
+        raise OutputError("the output exists already", location=str(path), hint="use `--force`")
+    with open_archive(archive) as opened:
+        for matrix in opened.plan.matrices:
+            params = matrix.plan.autoencoder
+            group = matrix.plan.share
+            if isinstance(params, Hnerv) and params.decoder is None:
+                known = group if group is not None else matrix.name
+                if owner == known:
+                    break
+        else:
+            raise SourceError(
+                f"the archive has no decoder of `{owner}`",
+                location=str(archive),
+                hint="name a share group, or a matrix, that has one",
+            )
+        width = law.decoder_width(params, matrix.shape, shared=group is not None)
+        specs = law.decoder_sections(params, width, shared=group is not None)
+        name = names.share_section if group is not None else names.matrix_section
+        data = {
+            section_name(spec.role): bytes(opened.section(name(owner, spec.role)))
+            for spec in specs
+        }
+        stored = opened.manifest.document["provenance"]
+    document = {
+        "structure": law.structure(params, width),
+        "provenance": {key: stored[key] for key in blank_provenance()},
+    }
+    placed = layout(
+        kind=KIND,
+        features=[],
+        document=document,
+        sections=[(section_name(spec.role), spec.dtype, spec.shape) for spec in specs],
+    )
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.unlink(missing_ok=True)
+        writer = Writer.create(partial, placed)
+        try:
+            digests = {role: writer.write(role, content) for role, content in data.items()}
+            writer.finish(document, digests)
+        finally:
+            writer.close()
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"cannot write: {error.strerror}", location=str(path)) from error
+    return path
