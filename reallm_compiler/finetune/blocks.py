@@ -100,7 +100,7 @@ def hidden_states(model: Any, first: nn.Module, ids: Tensor) -> Tensor:  # noqa:
 
 
 def calls_of(model: Any, blocks: list[Block], ids: Tensor) -> list[Call]:  # noqa: ANN401
-    """What each block is called with beside hidden states, for sequences as long as `ids` [1, t]."""
+    """What each block is called with beside hidden states, for one sequence `ids` [1, t]."""
     calls: list[Call] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

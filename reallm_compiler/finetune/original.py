@@ -47,9 +47,9 @@ class Original:
     def block(
         self,
         block: Block,
-        model: Any,
+        model: Any,  # noqa: ANN401
         device: torch.device,
-        dtype: torch.dtype,  # noqa: ANN401
+        dtype: torch.dtype,
     ) -> nn.Module:
         """The original of a block, frozen.
 

@@ -1,0 +1,99 @@
+"""The layer in its parts is the decoded matrix, and only its parts have gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from reallm_compiler.runtime import TunedLinear
+
+
+def parts(p: int = 12, q: int = 20, r: int = 3) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "coded": torch.randn(p, q, generator=generator),
+        "left": torch.randn(p, r, generator=generator),
+        "right": torch.randn(r, q, generator=generator),
+        "magnitude": torch.rand(p, generator=generator) + 0.5,
+        "bias": torch.randn(p, generator=generator),
+    }
+
+
+def obvious(given: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The weight as the formula has it, in float64."""
+    weight = given["coded"].double()
+    if "left" in given:
+        weight = weight + given["left"].double() @ given["right"].double()
+    if "magnitude" in given:
+        weight = given["magnitude"].double()[:, None] * weight / weight.norm(dim=1, keepdim=True)
+    return weight
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("coded",),
+        ("coded", "bias"),
+        ("coded", "left", "right"),
+        ("coded", "magnitude"),
+        ("coded", "left", "right", "magnitude", "bias"),
+    ],
+    ids=lambda names: "+".join(names),
+)
+def test_it_computes_with_the_whole_weight(names: tuple[str, ...]) -> None:
+    given = {name: value for name, value in parts().items() if name in names}
+    layer = TunedLinear(**given)
+    weight = obvious(given)
+    assert torch.allclose(layer.weight.double(), weight, atol=1e-5)
+    inputs = torch.randn(2, 5, 20, generator=torch.Generator().manual_seed(2))
+    wanted = functional.linear(inputs.double(), weight, given.get("bias", torch.zeros(12)).double())
+    assert torch.allclose(layer(inputs).double(), wanted, atol=1e-4)
+
+
+def test_gradients_are_those_with_norms_held_fixed() -> None:
+    given = parts()
+    layer = TunedLinear(**given)
+    inputs = torch.randn(7, 20, generator=torch.Generator().manual_seed(2))
+    layer(inputs).square().sum().backward()
+    left, right, magnitude = (
+        given[name].double().requires_grad_() for name in ("left", "right", "magnitude")
+    )
+    total = given["coded"].double() + left @ right
+    weight = (magnitude / total.norm(dim=1).detach())[:, None] * total
+    functional.linear(inputs.double(), weight, given["bias"].double()).square().sum().backward()
+    for mine, wanted in ((layer.l1, left), (layer.l2, right), (layer.magnitude, magnitude)):
+        assert torch.allclose(mine.grad.double(), wanted.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_only_the_parts_are_parameters() -> None:
+    layer = TunedLinear(**parts())
+    assert {name for name, _ in layer.named_parameters()} == {"l1", "l2", "magnitude"}
+    assert not layer.coded.requires_grad
+    assert not layer.bias.requires_grad
+
+
+def test_norms_follow_the_factors() -> None:
+    given = parts()
+    layer = TunedLinear(**given)
+    inputs = torch.eye(20)
+    layer(inputs)
+    with torch.no_grad():
+        layer.l1.mul_(2)
+    changed = obvious({**given, "left": 2 * given["left"]})
+    assert torch.allclose((layer(inputs) - layer.bias).T.double(), changed, atol=1e-4)
+    layer.set_parts(None, None, given["magnitude"])
+    bare = obvious({"coded": given["coded"], "magnitude": given["magnitude"]})
+    assert torch.allclose((layer(inputs) - layer.bias).T.double(), bare, atol=1e-4)
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    layer = TunedLinear(torch.zeros(2, 4), magnitude=torch.ones(2))
+    assert torch.equal(layer.weight, torch.zeros(2, 4))
+    assert torch.equal(layer(torch.ones(1, 4)), torch.zeros(1, 2))
+
+
+def test_it_computes_in_the_type_of_its_inputs() -> None:
+    layer = TunedLinear(**parts())
+    assert layer(torch.ones(1, 20, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert layer.l1.dtype == torch.float32

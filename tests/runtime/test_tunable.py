@@ -1,0 +1,78 @@
+"""The model in its parts is the loaded model, whatever its layers are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import reallm_compiler as reallm
+from reallm_compiler.runtime import TunedLinear, open_tunable
+
+RECIPE = {
+    "reallm": 1,
+    "defaults": {
+        "residual": {"kind": "low_rank", "rank": 2},
+        "scales": {"kind": "absmax", "per": "row"},
+        "quantizer": {"kind": "uniform", "bits": 3},
+        "dora": True,
+    },
+}
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.arange(24)[None] + 3).logits
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2, whose linear layers are Conv1D, stored as [inputs, outputs]."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("models") / "gpt2"
+    config = GPT2Config(vocab_size=64, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_llama_in_parts(tiny_llama: Path, tiny_recipe: Path, tmp_path: Path) -> None:
+    path = tmp_path / "llama.reallm"
+    reallm.compile(tiny_recipe, model=tiny_llama, output=path, device="cpu", workers=1)
+    tunable = open_tunable(path, dtype=torch.float32)
+    assert len(tunable.layers) == 14
+    assert tunable.untuned == ()
+    with reallm.open(path) as archive:
+        assert tuple(tunable.layers) == archive.names
+        for name, layer in tunable.layers.items():
+            whole = archive.matrix(name, dtype=torch.float32)
+            assert torch.allclose(layer.weight, whole, atol=1e-6), name
+    whole_model, _ = reallm.load(path, dtype=torch.float32)
+    assert torch.allclose(logits(tunable.model), logits(whole_model), atol=1e-4)
+    tuned = {name for name, value in tunable.model.named_parameters() if value.requires_grad}
+    assert tuned == {
+        f"{name}.{part}" for name in tunable.layers for part in ("l1", "l2", "magnitude")
+    }
+
+
+def test_a_gpt2_in_parts(gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gpt2.reallm"
+    reallm.compile(RECIPE, model=gpt2, output=path, device="cpu", workers=1)
+    tunable = open_tunable(path)
+    assert len(tunable.layers) == 8
+    assert isinstance(tunable.model.get_submodule("transformer.h.0.attn.c_attn"), TunedLinear)
+    whole, _ = reallm.load(path)
+    assert torch.allclose(logits(tunable.model), logits(whole), atol=1e-4)
+
+
+def test_a_coded_tensor_that_is_no_linear_layer_is_whole(gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gpt2.reallm"
+    recipe = {**RECIPE, "rules": [{"match": "*.wpe", "set": {"dora": True}}]}
+    reallm.compile(recipe, model=gpt2, output=path, device="cpu", workers=1)
+    tunable = open_tunable(path)
+    assert [name.split(".")[-1] for name in tunable.untuned] == ["wpe"]
+    whole, _ = reallm.load(path)
+    assert torch.allclose(logits(tunable.model), logits(whole), atol=1e-4)
