@@ -10,6 +10,8 @@ import yaml
 
 SECTION_KEYS = {"name", "dtype", "shape", "offset", "bytes", "sha256"}
 MATRIX_KEYS = {
+    "decode_macs",
+    "training_operations",
     "name",
     "shape",
     "paper_bits",
