@@ -16,6 +16,7 @@ from click.shell_completion import shell_complete
 
 from reallm_cli.commands.budget import budget
 from reallm_cli.commands.compile import compile_command
+from reallm_cli.commands.decoder import decoder
 from reallm_cli.commands.demo import demo
 from reallm_cli.commands.eval import eval_command
 from reallm_cli.commands.inspect import inspect
@@ -77,6 +78,7 @@ for command in (
     inspect,
     verify,
     reconstruct,
+    decoder,
     eval_command,
     recipes,
     demo,
