@@ -1,0 +1,294 @@
+"""A large checkpoint: memory stays within its law, and the speed is told.
+
+    python benchmarks/scale.py                        4 GB of bf16, as written below
+    python benchmarks/scale.py --gigabytes 0.5 --workers 2
+    python benchmarks/scale.py --budget               sizes of many matrices, without weights
+    python benchmarks/scale.py --profile              where the time goes, one matrix
+
+A sharded checkpoint with the shapes of Llama-2-7B (random numbers, written as they are drawn) is
+compiled with `reallm-2bit` by the command line in processes of its own. Their anonymous memory is
+sampled; each process that codes must stay under
+
+    an interpreter with torch + 6 x the largest matrix in float32 + 200 MB
+
+Then the archive is verified. Prints the figures; ends with 1 if the law is broken. The machine
+is usually busy with something else too, so seconds of the processor are told beside the clock's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import cProfile
+import json
+import os
+import pstats
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+MB = 10**6
+SAMPLE_SECONDS = 0.1
+COMMAND = [sys.executable, "-c", "from reallm_cli.main import run; run()"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+
+LLAMA_70B = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+}
+
+
+def shapes_of_layer(hidden: int, inner: int) -> dict[str, tuple[int, int]]:
+    """Matrices of a layer of Llama."""
+    attention = {f"self_attn.{letter}_proj": (hidden, hidden) for letter in "qkvo"}
+    return {
+        **attention,
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+
+
+def write_checkpoint(folder: Path, *, weights: int, hidden: int, inner: int) -> int:
+    """Layers of Llama up to so many weights, one shard each; the number of weights written."""
+    folder.mkdir(parents=True)
+    layer = shapes_of_layer(hidden, inner)
+    size = sum(p * q for p, q in layer.values())
+    # The last shard may hold a part of a layer, so that small checkpoints are possible.
+    named = [
+        (place, f"model.layers.{place}.{name}.weight", shape)
+        for place in range(-(-weights // size))
+        for name, shape in layer.items()
+    ]
+    left, shards = weights, {}
+    for place, name, shape in named:
+        if left <= 0:
+            break
+        shards.setdefault(f"model-{place:05d}.safetensors", {})[name] = shape
+        left -= shape[0] * shape[1]
+    generator = torch.Generator().manual_seed(0)
+    for shard, tensors in shards.items():
+        write_shard(folder / shard, tensors, generator)
+    weight_map = {name: shard for shard, tensors in shards.items() for name in tensors}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    config = {"model_type": "llama", "tie_word_embeddings": False, "dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return weights - left
+
+
+def write_shard(
+    path: Path, tensors: dict[str, tuple[int, int]], generator: torch.Generator | None
+) -> None:
+    """A safetensors file of bf16 matrices; a hole of zeros without a generator."""
+    header, offset = {}, 0
+    for name, (p, q) in tensors.items():
+        end = offset + 2 * p * q
+        header[name] = {"dtype": "BF16", "shape": [p, q], "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for p, q in tensors.values() if generator is not None else ():
+            for count in pieces(p * q):
+                values = torch.randn(count, generator=generator) * 0.02
+                file.write(values.to(torch.bfloat16).view(torch.uint8).numpy().data)
+        file.truncate(8 + len(text) + offset)
+
+
+def pieces(count: int, size: int = 1 << 22) -> Iterator[int]:
+    for first in range(0, count, size):
+        yield min(size, count - first)
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Anonymous resident memory of a process; 0 once it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    try:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [pid, *map(int, found)]
+
+
+def interpreter_bytes() -> int:
+    """Anonymous memory of an interpreter with torch."""
+    code = (
+        "import torch; torch.ones(64, 64) @ torch.ones(64, 64)\n"
+        "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('RssAnon')][0])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    return int(told.stdout) * 1024
+
+
+def watched(words: list[str]) -> tuple[dict[int, int], float, float]:
+    """Run the command line: peak anonymous bytes by process, seconds, processor seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.monotonic()
+    process = subprocess.Popen([*COMMAND, *words], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    peaks: dict[int, int] = {}
+    while process.poll() is None:
+        for pid in family(process.pid):
+            peaks[pid] = max(peaks.get(pid, 0), anonymous_bytes(pid))
+        time.sleep(SAMPLE_SECONDS)
+    seconds = time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if process.returncode:
+        sys.exit(process.returncode)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return peaks, seconds, used
+
+
+def study(given: argparse.Namespace, folder: Path) -> bool:
+    """Write, compile, measure, verify."""
+    wanted = int(given.gigabytes * 1e9 / 2)
+    model, output = folder / "model", folder / "out.reallm"
+    began = time.monotonic()
+    weights = write_checkpoint(model, weights=wanted, hidden=given.hidden, inner=given.inner)
+    shards = len(list(model.glob("*.safetensors")))
+    print(
+        f"checkpoint  {2 * weights / 1e9:.3f} GB of bf16 in {shards} shards, written in "
+        f"{time.monotonic() - began:.0f} s",
+        flush=True,
+    )
+    words = ["compile", given.recipe, "--model", str(model), "-o", str(output)]
+    words += ["--device", "cpu", "--workers", str(given.workers)]
+    peaks, seconds, used = watched(words)
+    largest = max(p * q for p, q in shapes_of_layer(given.hidden, given.inner).values())
+    interpreter = interpreter_bytes()
+    limit = interpreter + 6 * 4 * largest + 200 * MB
+    print(f"file        {output.stat().st_size:,} bytes")
+    print(f"time        {seconds:.0f} s, {weights / seconds:,.0f} weights/s")
+    print(f"processor   {used:.0f} s, {weights / used:,.0f} weights/s of one core")
+    print(
+        f"limit       {limit / MB:,.0f} MB = interpreter {interpreter / MB:,.0f} "
+        f"+ 6 x {4 * largest / MB:,.0f} + 200"
+    )
+    for place, peak in enumerate(sorted(peaks.values(), reverse=True)):
+        print(f"process {place}   {peak / MB:,.0f} MB at most")
+    good = max(peaks.values()) < limit
+    verified = subprocess.run([*COMMAND, "verify", str(output)], env=ENVIRONMENT, check=False)
+    return good and verified.returncode == 0
+
+
+def budgets(folder: Path) -> bool:
+    """`budget` on many matrices and on the config of a large model."""
+    many = {f"model.layers.{place}.mlp.up_proj.weight": (64, 64) for place in range(1000)}
+    (folder / "many").mkdir()
+    write_shard(folder / "many" / "model.safetensors", many, None)
+    (folder / "many" / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "70b.json").write_text(json.dumps(LLAMA_70B))
+    good = True
+    for title, model, limit in (
+        ("1,000 matrices", folder / "many", 1.0),
+        ("config of Llama-2-70B", folder / "70b.json", 10.0),
+    ):
+        seconds, used, modules = timed_budget(model)
+        start = timed_budget(None)[1]
+        fits = used < limit and ("torch" not in modules or title != "1,000 matrices")
+        print(
+            f"budget of {title}: {used:.2f} s of the processor (limit {limit:.0f}), of which "
+            f"{start:.2f} start the interpreter; {seconds:.2f} s by the clock; torch "
+            f"{'imported' if 'torch' in modules else 'not imported'}"
+        )
+        good &= fits
+    return good
+
+
+def timed_budget(model: Path | None) -> tuple[float, float, list[str]]:
+    """Seconds and processor seconds of a `budget` process, and the modules it imported.
+
+    Without a model: of an interpreter that does nothing.
+    """
+    code = (
+        "import sys\nfrom reallm_cli.main import main\n"
+        f"code = main(['budget', 'reallm-2bit', '--model', {str(model)!r}, '--json'])\n"
+        "print(' '.join(sys.modules), file=sys.stderr)\nsys.exit(code)"
+    )
+    words = [sys.executable, "-c", code if model is not None else "pass"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = time.monotonic()
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, check=True, text=True)
+    seconds = time.monotonic() - began
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, used, done.stderr.split()
+
+
+STAGES = {
+    ("low_rank.py", "encode"): "residual: randomised SVD",
+    ("nearest.py", "encode"): "permutation: greedy walk",
+    ("nearest.py", "permute"): "permutation: columns moved",
+    ("scales.py", "encode"): "scales",
+    ("vq.py", "fit_codebook"): "codebook: k-means",
+    ("vq.py", "encode"): "codebook and codes together",
+    ("matrix.py", "magnitudes"): "magnitudes",
+    ("matrix.py", "_relative_error"): "error measured",
+    ("matrix.py", "encode_matrix"): "all",
+}
+
+
+def profile(given: argparse.Namespace) -> None:
+    """Time by stage of the largest matrix."""
+    from reallm_compiler.codecs import encode_matrix
+    from reallm_compiler.recipe import Candidate, load_recipe, resolve
+
+    name = "model.layers.0.mlp.down_proj"
+    candidate = Candidate(name=name, layer=0, is_matrix=True, coded_by_default=True)
+    plan = resolve(load_recipe(given.recipe), [candidate])[name].plan
+    assert plan is not None
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(given.hidden, given.inner, generator=generator).to(torch.bfloat16)
+    profiler = cProfile.Profile(time.process_time)
+    profiler.runcall(encode_matrix, plan, weight, seed=0, source_dtype="bf16")
+    found = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
+    for (file, _, function), (_, _, _, together, _) in found.items():
+        title = STAGES.get((Path(file).name, function))
+        if title is not None:
+            print(f"{title:30} {together:7.2f} s of the processor")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=4.0)
+    parser.add_argument("--hidden", type=int, default=4096)
+    parser.add_argument("--inner", type=int, default=11008)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--recipe", default="reallm-2bit")
+    parser.add_argument("--budget", action="store_true")
+    parser.add_argument("--profile", action="store_true")
+    given = parser.parse_args()
+    if given.profile:
+        profile(given)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="scale-") as name:
+        good = (budgets if given.budget else lambda place: study(given, place))(Path(name))
+    print("within the law" if good else "FAILED")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

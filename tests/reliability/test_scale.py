@@ -1,0 +1,45 @@
+"""Draws of benchmarks/scale.py: a small checkpoint, and sizes without torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scale.py"
+
+
+def run(*words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_memory_stays_within_the_law() -> None:
+    told = run("--gigabytes", "0.0006", "--hidden", "128", "--inner", "344", "--workers", "1")
+    assert "within the law" in told
+    assert "intact" in told
+    assert "process 0" in told
+
+
+def test_sizes_of_many_matrices_without_torch() -> None:
+    """The limits themselves are held by the script; a busy machine may take longer here."""
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--budget"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=500,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"},
+    )
+    assert "1,000 matrices" in done.stdout, done.stderr
+    assert "torch not imported" in done.stdout
+    assert "Llama-2-70B" in done.stdout
