@@ -13,7 +13,7 @@ import hashlib
 import json
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import forge  # noqa: E402 (a sibling script, not a package)
 from forge import Plain, archive, join, pack  # noqa: E402
 
 TEXT: forge.Section = ("file:config.json", "u8", [2], b"{}")
+TEXT_2: forge.Section = ("file:other.json", "u8", [2], b"[]")
 KEPT: forge.Section = ("tensor:norm.weight", "f32", [2], struct.pack("<2f", 1, -2))
 CODES: forge.Section = ("matrix:up/codes", "b3", [2, 3], b"\x88\xc6\x01")
 MATRIX: Plain = {
@@ -304,6 +305,9 @@ def _bad_manifests() -> Iterator[tuple[str, str, bytes]]:
     yield "S8", "hole", row(offset=384)
     yield "S8", "huge", row(offset=(1 << 64) - 1)
     yield "S8", "overlap", archive([TEXT, KEPT], edit=_overlap)
+    yield "S8", "overlap-before-the-last", archive([TEXT, TEXT_2, KEPT], edit=_overlap)
+    yield "S8", "manifest-before-the-last", archive([TEXT, KEPT], edit=_first_at(256))
+    yield "S8", "beyond-before-the-last", archive([TEXT, KEPT], edit=_first_at(512))
     yield "S8", "past-the-end", row(shape=[3])
     yield "S8", "hidden-tail", row(shape=[1])
     yield "S8", "nothing-owns-it", join(pack({**_plain(), "sections": []}), bytes(64))
@@ -316,8 +320,17 @@ def _plain() -> Plain:
 
 
 def _overlap(manifest: Plain) -> None:
-    first, second = manifest["sections"]
+    first, second = manifest["sections"][:2]
     second["offset"] = first["offset"]
+
+
+def _first_at(offset: int) -> Callable[[Plain], None]:
+    """The first section somewhere else, the others where they are."""
+
+    def edit(manifest: Plain) -> None:
+        manifest["sections"][0]["offset"] = offset
+
+    return edit
 
 
 def _bad_documents() -> Iterator[tuple[str, str, bytes]]:

@@ -4,10 +4,12 @@ import pytest
 
 from reallm_formats import Archive, FormatError, layout, parse_model, parse_name, v1
 from reallm_formats.kinds.adapter import parse_adapter
+from reallm_formats.sections import check_shape
 from vectors import forge, make
 
 EMPTY = forge.MODEL
 MOST = v1.MAX_EXTENT
+FACTOR = (2**63 - 1) // 454_279  # 7 x 7 x 73 x 127 is a divisor
 
 
 def plan(*sections, features=()):
@@ -36,6 +38,7 @@ def opened(header):
         (lambda n: plan(("tensor:a", "u8", (n,))), MOST, MOST + 1, "S7"),
         (lambda n: plan(("tensor:a", "u8", (n,))), 0, -1, "S7"),
         (lambda n: plan(("tensor:a", "f64", (n, 2**33, 0))), 2**24 - 1, 2**24, "S7"),
+        (lambda n: check_shape([454_279, n], "b1", "here"), FACTOR, FACTOR + 1, "S7"),
         (lambda n: model(shape=[n, 1]), 1, 0, "D2"),
         (lambda n: model(shape=[1, n]), MOST, MOST + 1, "D2"),
         (lambda n: model(index=n), 0, -1, "D2"),
@@ -50,7 +53,7 @@ def opened(header):
         (lambda n: opened({"file_bytes": n}), 215, 214, "H4"),
     ],
     ids=[
-        *("name", "part-of-path", "rank", "extent", "extent-0", "bits", "matrix-row"),
+        *("name", "part-of-path", "rank", "extent", "extent-0", "bits", "odd-bits", "matrix-row"),
         *("matrix-extent", "index-0", "index", "method", "error", "adapter-row"),
         *("adapter-extent", "adapter-rank", "adapter-error", "manifest", "file"),
     ],
