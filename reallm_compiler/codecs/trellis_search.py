@@ -55,10 +55,16 @@ def best_codes(
     least = min(widths)
     by_width = {width: tables[min(width - least, len(tables) - 1)] for width in set(widths)}
     codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
+    window = min(DECIDED + AHEAD, len(widths))
+    # One piece of memory for all: fresh memory costs more than the work that is done in it.
+    room = values.new_empty((window + 1) * 2**memory * min(size, count))
     for first in range(0, count, size):
         lane = slice(first, first + size)
         part = None if weights is None else weights[lane].t().contiguous()
-        codes[lane] = _search(values[lane].t().contiguous(), part, by_width, widths, memory)
+        across = values[lane].t().contiguous()  # [t, lanes]
+        costs = room[: (window + 1) * 2**memory * across.shape[1]]
+        costs = costs.view(window + 1, 2**memory, -1)
+        codes[lane] = _search(across, part, by_width, widths, costs)
     return codes
 
 
@@ -82,13 +88,11 @@ def _search(
     weights: Tensor | None,
     tables: dict[int, Tensor],
     widths: Sequence[int],
-    memory: int,
+    costs: Tensor,
 ) -> Tensor:
-    """Codes [n, t] for values [t, n]."""
+    """Codes [n, t] for values [t, n]; `costs` [window + 1, states, n] is room to work in."""
     steps, count = values.shape
-    states = 2**memory
-    window = min(DECIDED + AHEAD, steps)
-    costs = values.new_empty(window + 1, states, count)
+    window, states = len(costs) - 1, costs.shape[1]
     lane = torch.arange(count, device=values.device)
     start = torch.zeros(count, dtype=torch.int64, device=values.device)
     codes = torch.empty(steps, count, dtype=torch.uint8, device=values.device)
