@@ -66,7 +66,17 @@ def worker_bytes(plan: Plan) -> int:
     largest = max((matrix.weights for matrix in plan.matrices), default=0)
     shapes = {(matrix.plan, matrix.shape) for matrix in plan.matrices}
     training = max((matrix_law.working_bytes(*shape) for shape in shapes), default=0)
-    return COPIES * 4 * largest + training + RESERVE_BYTES
+    return COPIES * 4 * largest + training + _group_bytes(plan) + RESERVE_BYTES
+
+
+def _group_bytes(plan: Plan) -> int:
+    """Memory of the largest group that trains a decoder: all its patches, and where they lie."""
+    trained = [
+        members
+        for members in plan.groups.values()
+        if matrix_law.group_operations(members[0].plan, members[0].shape)
+    ]
+    return max((8 * sum(matrix.weights for matrix in group) for group in trained), default=0)
 
 
 def free_memory() -> int | None:

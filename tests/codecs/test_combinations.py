@@ -54,6 +54,13 @@ NORMALIZE = st.fixed_dictionaries(
         "superblock": st.sampled_from([2, 256]),
     }
 )
+HADAMARD = st.fixed_dictionaries(
+    {
+        "kind": st.just("hadamard"),
+        "sides": st.sampled_from(["both", "rows", "columns"]),
+        "block": st.sampled_from([2, 8]),
+    }
+)
 SCALES = st.one_of(
     st.just({"kind": "none"}),
     st.fixed_dictionaries(
@@ -83,7 +90,7 @@ QUANTIZERS = st.one_of(
 PLANS = st.fixed_dictionaries(
     {
         "residual": RESIDUALS,
-        "transform": st.lists(NORMALIZE, max_size=1),
+        "transform": st.lists(st.one_of(NORMALIZE, HADAMARD), max_size=2),
         "autoencoder": st.one_of(HNERV, HNERV, st.just({"kind": "identity"})),
         "permutation": st.sampled_from([{"kind": "none"}, {"kind": "nearest", "rows": 4}]),
         "scales": SCALES,
