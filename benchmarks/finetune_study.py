@@ -9,8 +9,8 @@ sees TUNE.txt, everything is measured on EVAL.txt. The share of the gap is
 
     (perplexity untuned, SVD - perplexity) / (perplexity untuned, SVD - perplexity of the original)
 
-Options of a model: window=N, separator=S, documents=N (the last N of EVAL.txt), bytes=N (the first N
-of EVAL.txt), and any setting of a tuning run by its path (`block.epochs=4`, `e2e.loss=distill`).
+Options of a model: window=N, separator=S, documents=N (the last N of EVAL.txt), bytes=N (the first
+N of EVAL.txt), and any setting of a tuning run by its path (`block.epochs=4`, `e2e.loss=distill`).
 Finished rows are kept in `--work DIR` and not made again.
 """
 

@@ -10,7 +10,8 @@ import reallm_formats
 
 
 def test_names_of_the_package() -> None:
-    names = ["compile", "load", "load_recipe", "open", "plan", "reconstruct"]
+    names = ["compile", "load", "load_recipe", "open", "open_tunable", "plan", "reconstruct"]
+    names += ["tune"]
     assert sorted(reallm_compiler.__all__) == names
     for name in names:
         assert callable(getattr(reallm_compiler, name)), name

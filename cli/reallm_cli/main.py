@@ -14,11 +14,13 @@ from collections.abc import Sequence
 import click
 from click.shell_completion import shell_complete
 
+from reallm_cli.commands.adapter import adapter
 from reallm_cli.commands.budget import budget
 from reallm_cli.commands.compile import compile_command
 from reallm_cli.commands.decoder import decoder
 from reallm_cli.commands.demo import demo
 from reallm_cli.commands.eval import eval_command
+from reallm_cli.commands.finetune import finetune_command
 from reallm_cli.commands.inspect import inspect
 from reallm_cli.commands.recipes import recipes
 from reallm_cli.commands.reconstruct import reconstruct
@@ -80,6 +82,8 @@ for command in (
     reconstruct,
     decoder,
     eval_command,
+    finetune_command,
+    adapter,
     recipes,
     demo,
 ):

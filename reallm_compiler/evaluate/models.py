@@ -37,7 +37,11 @@ _DTYPES = {
 
 
 def load_for_evaluation(
-    path: str | os.PathLike[str], *, device: str = "cpu", dtype: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, ready to be evaluated.
 
@@ -46,6 +50,7 @@ def load_for_evaluation(
         device: `cpu`, `cuda`, `cuda:1`, ... or `auto`: cuda where there is one.
         dtype: `float32`, `bfloat16`, `float16`, or `source` for the stored type; without it
             float32 on the CPU and the stored type elsewhere.
+        adapter: an adapter of the archive at `path`.
 
     Raises:
         SourceError: there is no such model, or the folder is not a sound one.
@@ -60,7 +65,7 @@ def load_for_evaluation(
         from reallm_compiler.reader.huggingface import load
 
         with _quiet_loading():
-            model, tokenizer = load(path, device=device, dtype=torch_dtype)
+            model, tokenizer = load(path, device=device, dtype=torch_dtype, adapter=adapter)
         if tokenizer is None:
             raise SourceError(
                 "the archive holds no tokenizer, so no text can be evaluated",
@@ -68,6 +73,8 @@ def load_for_evaluation(
                 hint="compile it from a folder that has tokenizer.json",
             )
         return model, tokenizer
+    if adapter is not None:
+        raise SourceError("an adapter belongs to an archive, and this is none", location=place)
     tokenizer = load_tokenizer(path)
     from transformers import AutoModelForCausalLM
 
@@ -113,6 +120,7 @@ def evaluate_files(
     *,
     window: int | None = None,
     separator: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
     reference: str | os.PathLike[str] | None = None,
     batch: int | None = None,
     device: str = "cpu",
@@ -128,7 +136,7 @@ def evaluate_files(
     device = resolve_device(device)
     if reference is not None and not Path(model).is_file() and not Path(reference).is_file():
         check_same_tokenizer(load_tokenizer(model), load_tokenizer(reference), content)
-    ours, tokenizer = load_for_evaluation(model, device=device, dtype=dtype)
+    ours, tokenizer = load_for_evaluation(model, device=device, dtype=dtype, adapter=adapter)
     other, other_tokenizer = (
         (None, None)
         if reference is None

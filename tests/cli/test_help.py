@@ -29,9 +29,11 @@ ALL = list(commands())
 def test_all_commands_of_the_design_are_there():
     assert {path[0] for path in ALL} == {
         "compile", "budget", "inspect", "verify", "reconstruct", "eval", "recipes", "demo",
-        "decoder",
+        "decoder", "finetune", "adapter",
     }  # fmt: skip
-    assert {path[1] for path in ALL if len(path) == 2} == {"list", "show", "schema"}
+    assert {path[1] for path in ALL if len(path) == 2} == {
+        "list", "show", "schema", "export", "import",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)

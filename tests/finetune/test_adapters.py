@@ -16,7 +16,6 @@ from reallm_compiler.reader.adapter import open_adapter
 from reallm_compiler.reader.verify import verify
 from reallm_compiler.runtime import open_tunable
 
-
 # peft 0.21 asks transformers 5.23 by the old name.
 OLD_NAME = "ignore:.*is_gradient_checkpointing:FutureWarning"
 

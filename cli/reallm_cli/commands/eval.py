@@ -38,6 +38,7 @@ from reallm_cli.terminal import Terminal
     metavar="N",
     help="Tokens of a window.  [default: the smaller of 2048 and the model's positions]",
 )
+@click.option("--adapter", metavar="FILE", help="An adapter of the archive to evaluate with.")
 @click.option("--reference", metavar="MODEL", help="Measure the KL divergence from this model.")
 @click.option(
     "--separator",
@@ -57,6 +58,7 @@ def eval_command(
     model: str,
     text: str,
     window: int | None,
+    adapter: str | None,
     reference: str | None,
     separator: str | None,
     batch: int | None,
@@ -72,6 +74,8 @@ def eval_command(
     for path in (model, reference):
         if path is not None and path.endswith(".reallm"):
             check_archive_path(path)
+    if adapter is not None:
+        check_archive_path(adapter)
     from reallm_compiler.evaluate import evaluate_files
 
     quiet_libraries()
@@ -81,6 +85,7 @@ def eval_command(
             text,
             window=window,
             separator=_unescaped(separator),
+            adapter=adapter,
             reference=reference,
             batch=batch,
             device=device,

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from reallm_cli.commands.inspect_adapter import inspect_adapter
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
-from reallm_cli.mistakes import CommandLineError, did_you_mean, nearest
+from reallm_cli.mistakes import CommandLineError, check_archive_path, did_you_mean, nearest
 from reallm_cli.numbers import bits_text, error_text, grouped
 from reallm_cli.opened import Opened, open_facts
 from reallm_cli.plain_yaml import to_yaml
@@ -18,7 +19,7 @@ from reallm_cli.terminal import Terminal
 from reallm_cli.views import show_sizes
 from reallm_compiler.plan.budget import MatrixBudget
 from reallm_compiler.recipe.stages import MatrixPlan
-from reallm_formats import SectionEntry, names
+from reallm_formats import Archive, SectionEntry, names
 
 
 @click.command(
@@ -43,6 +44,10 @@ def inspect(terminal: Terminal, archive: str, name: str | None, as_json: bool) -
 
     The error of a matrix is ||W - W^|| / ||W||, measured on what was stored when it was encoded.
     """
+    check_archive_path(archive)
+    with Archive.open(archive) as container:
+        if container.kind == "adapter":
+            return inspect_adapter(terminal, container, archive, name, as_json=as_json)
     opened = open_facts(archive)
     if name is not None:
         return _one(terminal, opened, name, as_json=as_json)

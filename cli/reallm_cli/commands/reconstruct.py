@@ -8,7 +8,7 @@ import click
 
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
-from reallm_cli.mistakes import check_archive_path
+from reallm_cli.mistakes import CommandLineError, check_archive_path
 from reallm_cli.numbers import counted, size_text
 from reallm_cli.terminal import Terminal
 
@@ -22,22 +22,45 @@ from reallm_cli.terminal import Terminal
             "reallm reconstruct model.reallm -o model-back",
             "write safetensors, config and tokenizer into the folder `model-back`",
         ),
+        (
+            "reallm reconstruct model.reallm --adapter tuned.adapter -o tuned-model",
+            "with the factors and magnitudes of an adapter",
+        ),
     ],
 )
 @click.argument("archive", metavar="ARCHIVE")
 @click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write.")
+@click.option("--adapter", metavar="FILE", help="Put this adapter of the archive in.")
+@click.option(
+    "--coded-only",
+    is_flag=True,
+    help="Leave out factors and magnitudes: the base for `reallm adapter export`.",
+)
 @click.option("--force", is_flag=True, help="Write into a folder that exists already.")
 @click.pass_obj
-def reconstruct(terminal: Terminal, archive: str, output: str, force: bool) -> int:
+def reconstruct(
+    terminal: Terminal,
+    archive: str,
+    output: str,
+    adapter: str | None,
+    coded_only: bool,
+    force: bool,
+) -> int:
     """Turn an archive back into a plain Hugging Face folder.
 
     The weights are decoded to the model's own type; any program that reads safetensors can load
     the folder. Prints the folder's path.
     """
     check_archive_path(archive)
+    if adapter is not None:
+        check_archive_path(adapter)
+    if adapter is not None and coded_only:
+        raise CommandLineError("`--coded-only` leaves out what `--adapter` puts in")
     from reallm_compiler.reader.reconstruct import reconstruct as write_folder
 
-    folder = Path(write_folder(archive, output, force=force))
+    folder = Path(
+        write_folder(archive, output, force=force, coded_only=coded_only, adapter=adapter)
+    )
     files = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     terminal.say(f"wrote {counted(len(files), 'file')}, {size_text(size)}")

@@ -1,0 +1,295 @@
+"""`reallm finetune`: tune the low-rank part of an archive, block by block and end to end."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import click
+import yaml
+
+from reallm_cli.exit_codes import ExitCode
+from reallm_cli.help import ExampleCommand
+from reallm_cli.libraries import quiet_libraries
+from reallm_cli.mistakes import CommandLineError, check_archive_path
+from reallm_cli.numbers import counted, duration_text, grouped, size_text
+from reallm_cli.opened import is_archive
+from reallm_cli.progress import Meter
+from reallm_cli.tables import Sheet, show_sheet
+from reallm_cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from reallm_compiler.finetune import Event, FinetuneOptions, MemoryEstimate
+
+
+@click.command(
+    "finetune",
+    cls=ExampleCommand,
+    short_help="Tune the low-rank part of an archive.",
+    examples=[
+        (
+            "reallm finetune model.reallm --model path/to/model --text text.txt -o tuned.adapter",
+            "block by block, then end to end, with the paper's settings",
+        ),
+        (
+            "reallm finetune a.reallm --model original --text t.txt -o b.reallm --into --stage e2e",
+            "end to end alone, and a new archive instead of an adapter",
+        ),
+        (
+            "reallm finetune reallm-2bit --model config.json --dry-run --set precision=bfloat16",
+            "the memory that it would take, for any config",
+        ),
+    ],
+)
+@click.argument("archive", metavar="ARCHIVE")
+@click.option("--model", required=True, metavar="MODEL", help="The model it was compiled from.")
+@click.option("--text", multiple=True, metavar="FILE", help="UTF-8 text to tune on; repeatable.")
+@click.option("-o", "--output", metavar="FILE", help="The adapter (or archive) to write.")
+@click.option("--into", is_flag=True, help="Write a whole model archive instead of an adapter.")
+@click.option(
+    "--stage",
+    "stages",
+    default="block,e2e",
+    show_default=True,
+    metavar="STAGES",
+    help="block (block by block), e2e (end to end), or both.",
+)
+@click.option("--adapter", metavar="FILE", help="Begin with this adapter of the archive.")
+@click.option("--window", type=click.IntRange(min=2), metavar="N", help="Tokens of a sequence.")
+@click.option(
+    "--separator", metavar="TEXT", help="Split the text into documents here. `\\n` is a line end."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any setting by its name, such as `e2e.lr=1e-4`; repeatable.",
+)
+@click.option(
+    "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu or cuda."
+)
+@click.option(
+    "--resume",
+    type=click.Choice(["auto", "required", "never"]),
+    default="auto",
+    show_default=True,
+    help="What to do with the state of an interrupted run of this output.",
+)
+@click.option("--dry-run", is_flag=True, help="Show the memory it would take, and do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.pass_obj
+def finetune_command(
+    terminal: Terminal,
+    archive: str,
+    model: str,
+    text: tuple[str, ...],
+    output: str | None,
+    into: bool,
+    stages: str,
+    adapter: str | None,
+    window: int | None,
+    separator: str | None,
+    settings: tuple[str, ...],
+    device: str,
+    resume: str,
+    dry_run: bool,
+    as_json: bool,
+    force: bool,
+) -> int:
+    """Tune the factors and magnitudes of an archive; its codes never change.
+
+    First each block follows the original block, then all factors are tuned at once on the text.
+    The result is an adapter, bound to the archive by its digest. A run that was interrupted goes
+    on where it stood when the same command is given again, and ends with the same bytes.
+    docs/finetune.md lists the settings.
+    """
+    if not dry_run or is_archive(archive):
+        check_archive_path(archive)
+    from reallm_compiler.finetune import finetune
+    from reallm_compiler.finetune.options import options_from
+
+    plain = _settings(settings)
+    plain["stages"] = [stage.strip() for stage in stages.split(",") if stage.strip()]
+    if window is not None:
+        plain["window"] = window
+    if separator is not None:
+        plain["separator"] = separator.replace("\\n", "\n").replace("\\t", "\t")
+    options = options_from(plain)
+    if dry_run:
+        return _dry_run(terminal, archive, model, options, as_json=as_json)
+    if output is None:
+        raise CommandLineError("no output is named", hint="give `-o NAME.adapter`")
+    quiet_libraries()
+    with _Talk(terminal) as talk:
+        report = finetune(
+            archive,
+            model=model,
+            text=text,
+            output=output,
+            options=options,
+            adapter=adapter,
+            into=into,
+            device=device,
+            resume=resume,
+            force=force,
+            on_event=talk.hear,
+        )
+    if as_json:
+        terminal.json(
+            {
+                "path": report.path,
+                "blocks": [
+                    {"block": row.block, "before": row.before, "after": row.after}
+                    for row in report.blocks
+                ],
+                "before": report.before,
+                "after": report.after,
+                "rounding_error": report.rounding_error,
+                "file_bytes": report.file_bytes,
+                "seconds": report.seconds,
+                "steps_per_second": report.steps_per_second,
+            }
+        )
+        return ExitCode.OK
+    if report.blocks:
+        rows = [
+            (str(row.block), f"{row.before:.6g}", f"{row.after:.6g}", str(row.epochs))
+            for row in report.blocks
+        ]
+        columns = ["block", "error before", "error after", "passes"]
+        show_sheet(terminal, Sheet(columns=columns, rows=[*rows]), title="held-out, by block")
+    if report.before is not None and report.after is not None:
+        terminal.data(
+            f"held-out loss end to end: {report.before:.4f} before, {report.after:.4f} after"
+        )
+    terminal.data(f"rounding of the factors: at most {100 * report.rounding_error:.3f} %")
+    terminal.say(
+        f"wrote `{report.path}`: {counted(report.file_bytes, 'byte')} in "
+        f"{duration_text(report.seconds)}"
+    )
+    return ExitCode.OK
+
+
+def _settings(words: tuple[str, ...]) -> dict[str, Any]:
+    """`--set` as nested plain data."""
+    plain: dict[str, Any] = {}
+    for word in words:
+        path, equals, value = word.partition("=")
+        if not equals:
+            raise CommandLineError(
+                f"`--set {word}` has no value", hint="write NAME=VALUE, such as `e2e.lr=1e-4`"
+            )
+        *outer, last = path.split(".")
+        level = plain
+        for key in outer:
+            level = level.setdefault(key, {})
+            if not isinstance(level, dict):
+                raise CommandLineError(f"`--set {word}`: `{key}` is a value, not a group")
+        level[last] = yaml.safe_load(value)
+    return plain
+
+
+def _dry_run(
+    terminal: Terminal, archive: str, model: str, options: FinetuneOptions, *, as_json: bool
+) -> int:
+    """The memory of a run, from shapes alone."""
+    from reallm_compiler.finetune import estimate
+    from reallm_compiler.plan.build import build
+    from reallm_compiler.recipe import load_recipe
+    from reallm_compiler.sources import open_source
+
+    inventory = open_source(model)
+    if inventory.config is None:
+        raise CommandLineError("this model has no config, so its blocks are unknown")
+    if is_archive(archive):
+        from reallm_compiler.reader.archive import open_archive
+
+        with open_archive(archive) as opened:
+            found = estimate(opened.plan, inventory.config, options)
+    else:
+        found = estimate(build(load_recipe(archive), inventory), inventory.config, options)
+    if as_json:
+        terminal.json(found.to_json())
+    else:
+        show_memory(terminal, found)
+    return ExitCode.OK
+
+
+_TITLES = {"block": "block by block", "e2e": "end to end"}
+
+
+def show_memory(terminal: Terminal, memory: MemoryEstimate) -> None:
+    """The table of what takes how much memory in each stage."""
+    names = list(dict.fromkeys(name for terms in memory.stages.values() for name in terms))
+    stages = list(memory.stages)
+    rows = [
+        [name, *(_bytes(memory.stages[stage].get(name, 0)) for stage in stages)] for name in names
+    ]
+    total = ["all", *(size_text(memory.total(stage)) for stage in stages)]
+    columns = ["<memory", *(_TITLES[stage] for stage in stages)]
+    show_sheet(terminal, Sheet(columns=columns, rows=[*rows], total=total))
+    terminal.data(
+        f"{grouped(memory.tuned)} tuned parameters, sequences of {grouped(memory.window)} tokens; "
+        "activations are an estimate, all else is counted"
+    )
+
+
+def _bytes(size: int) -> str:
+    return size_text(size) if size else ""
+
+
+class _Talk:
+    """Tells the events of a run on stderr."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._meter: Meter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._meter is not None:
+            self._meter.__exit__(kind, error, trace)
+
+    def hear(self, event: Event) -> None:
+        """Tell one event."""
+        from reallm_compiler.finetune import BlockDone, Started
+
+        say = self._terminal.say
+        if isinstance(event, Started):
+            say(f"tuned   {grouped(event.parameters)} parameters of {event.matrices} matrices")
+            say(
+                f"text    {counted(event.sequences, 'sequence')}, {grouped(event.tokens)} "
+                f"predicted tokens; {event.held_out} held out"
+            )
+            say(f"memory  about {size_text(event.memory.peak)} at most")
+            if event.resumed is not None:
+                say(f"resume  at {event.resumed}")
+        elif isinstance(event, BlockDone):
+            passes = counted(event.epochs, "pass", "passes")
+            say(
+                f"block {event.block + 1} of {event.blocks}: held-out error "
+                f"{event.before:.5g} -> {event.after:.5g} in {passes}"
+            )
+        else:
+            if self._meter is None:
+                self._meter = Meter(
+                    self._terminal,
+                    "end to end",
+                    units=event.steps,
+                    word="steps",
+                    work=event.steps,
+                    done_units=event.step - 1,
+                    done_work=event.step - 1,
+                ).__enter__()
+            self._meter.update(event.step, event.step)
+            if event.held_out is not None:
+                say(f"step {event.step} of {event.steps}: held-out loss {event.held_out:.4f}")

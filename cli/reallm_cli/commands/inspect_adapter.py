@@ -1,0 +1,94 @@
+"""What `reallm inspect` shows of an adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reallm_cli.exit_codes import ExitCode
+from reallm_cli.mistakes import CommandLineError, did_you_mean, nearest
+from reallm_cli.numbers import grouped
+from reallm_cli.plain_yaml import to_yaml
+from reallm_cli.tables import Sheet, show_facts, show_sheet
+from reallm_cli.terminal import Terminal
+from reallm_formats import AdapterEntry, Archive, section_bytes
+
+WORDS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i8": "int8"}
+
+
+def inspect_adapter(
+    terminal: Terminal, archive: Archive, path: str, name: str | None, *, as_json: bool
+) -> int:
+    """Show an adapter, or one of its matrices."""
+    document = archive.adapter
+    rows = list(document.matrices)
+    if name is not None:
+        rows = [row for row in rows if row.name == name.removesuffix(".weight")]
+        if not rows:
+            raise CommandLineError(
+                f"the adapter holds nothing called `{name}`",
+                location=path,
+                hint=did_you_mean(nearest(name, [row.name for row in document.matrices])),
+            )
+    if as_json:
+        plain = [_row_json(row) for row in rows]
+        terminal.json(plain[0] if name is not None else _whole_json(archive, plain))
+        return ExitCode.OK
+    facts = [
+        ("file", path),
+        ("format", f"version {archive.header.major}.{archive.header.minor}, kind `adapter`"),
+        ("digest", archive.digest.hex()),
+        ("base", document.base.hex()),
+        *_provenance(archive).items(),
+    ]
+    show_facts(terminal, facts, title="adapter")
+    if document.settings:
+        terminal.data()
+        terminal.data(terminal.text("settings", style="bold"))
+        terminal.data(terminal.text(to_yaml(dict(document.settings), 2)))
+    terminal.data()
+    sheet = Sheet(
+        columns=["<matrix", "shape", "rank", "<factors", "<magnitudes", "bytes", "rounding"],
+        rows=[
+            (
+                row.name,
+                f"{row.shape[0]} x {row.shape[1]}",
+                str(row.rank),
+                WORDS[row.dtype] if row.rank else "none",
+                "float16" if row.magnitude else "none",
+                grouped(_bytes(row)),
+                f"{100 * row.rounding_error:.3f} %",
+            )
+            for row in rows
+        ],
+    )
+    show_sheet(terminal, sheet)
+    return ExitCode.OK
+
+
+def _whole_json(archive: Archive, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "format": {"major": archive.header.major, "minor": archive.header.minor},
+        "kind": "adapter",
+        "features": list(archive.manifest.features),
+        "digest": archive.digest.hex(),
+        "base": archive.adapter.base.hex(),
+        "provenance": _provenance(archive),
+        "settings": dict(archive.adapter.settings),
+        "matrices": rows,
+        "file_bytes": archive.file_bytes,
+    }
+
+
+def _row_json(row: AdapterEntry) -> dict[str, Any]:
+    return {**row.plain(), "bytes": _bytes(row)}
+
+
+def _bytes(row: AdapterEntry) -> int:
+    return sum(section_bytes(dtype, shape) for _, dtype, shape in row.sections())
+
+
+def _provenance(archive: Archive) -> dict[str, str]:
+    return {
+        key: value.hex() if isinstance(value, bytes) else str(value).strip()
+        for key, value in sorted(archive.adapter.provenance.items())
+    }

@@ -1,0 +1,132 @@
+"""Tuning and adapters from the command line."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from reallm_cli.exit_codes import ExitCode
+
+FAST = (
+    "--window", "16", "--set", "held_out=2", "--set", "block.epochs=1", "--set", "block.lr=1e-3",
+    "--set", "e2e.steps=2", "--set", "e2e.batch=2", "--set", "e2e.accumulation=1",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def adapter(archive: Path, tiny_llama: Path, text: Path, tmp_path_factory) -> Path:
+    from reallm_cli.main import main
+
+    path = tmp_path_factory.mktemp("adapters") / "one.adapter"
+    words = ["finetune", archive, "--model", tiny_llama, "--text", text, "-o", path, *FAST]
+    assert main([str(word) for word in words]) == 0
+    return path
+
+
+def test_tuning_tells_and_writes(run, archive, tiny_llama, text, tmp_path):
+    result = run(
+        "finetune", archive, "--model", tiny_llama, "--text", text, "-o", tmp_path / "a", *FAST
+    )
+    assert result.code == 0
+    assert "block 2 of 2" in result.err
+    assert "step 2 of 2" in result.err
+    assert "held-out loss end to end" in result.out
+    assert "rounding of the factors" in result.out
+    assert (tmp_path / "a").exists()
+
+
+def test_tuning_as_json(run, archive, tiny_llama, text, tmp_path):
+    words = ("--stage", "e2e", "--into", "--json")
+    path = tmp_path / "new.reallm"
+    result = run(
+        "finetune", archive, "--model", tiny_llama, "--text", text, "-o", path, *FAST, *words
+    )
+    assert result.code == 0
+    assert result.json["path"] == str(path)
+    assert result.json["blocks"] == []
+    assert result.json["file_bytes"] == path.stat().st_size
+    assert run("verify", path).code == 0
+
+
+def test_adapters_are_inspected_verified_and_evaluated(run, archive, adapter, text, tmp_path):
+    shown = run("inspect", adapter)
+    assert shown.code == 0
+    base = run("inspect", archive, "--json").json["digest"]
+    assert base in shown.out
+    assert "model.layers.1.mlp.down_proj" in shown.out
+    whole = run("inspect", adapter, "--json").json
+    assert whole["kind"] == "adapter"
+    assert whole["base"] == base
+    assert whole["settings"]["e2e"]["steps"] == 2
+    assert whole["file_bytes"] == adapter.stat().st_size
+    one = run("inspect", adapter, "model.layers.0.self_attn.q_proj", "--json").json
+    assert one["rank"] == 2
+    assert "did you mean" in run("inspect", adapter, "model.layers.0.self_attn.q").err
+    assert run("verify", adapter).out.startswith("intact")
+    plain = run("eval", archive, "--text", text, "--window", 32, "--json").json
+    tuned = run("eval", archive, "--adapter", adapter, "--text", text, "--window", 32, "--json")
+    assert tuned.json["perplexity"] < plain["perplexity"]
+    folder = tmp_path / "model"
+    assert run("reconstruct", archive, "--adapter", adapter, "-o", folder).code == 0
+    again = run("eval", folder, "--text", text, "--window", 32, "--json").json
+    assert again["perplexity"] == pytest.approx(tuned.json["perplexity"], rel=0.02)
+
+
+def test_an_adapter_of_another_base(run, archive, adapter, tiny_recipe, tiny_llama, tmp_path, text):
+    other = tmp_path / "other.reallm"
+    recipe = tmp_path / "other.yaml"
+    recipe.write_text(tiny_recipe.read_text().replace("seed: 7", "seed: 9"))
+    run("compile", recipe, "--model", tiny_llama, "-o", other, "--workers", "1")
+    result = run("eval", other, "--adapter", adapter, "--text", text)
+    assert result.code == ExitCode.BAD_ADAPTER
+    assert "another base" in result.err
+
+
+def test_to_peft_and_back(run, archive, adapter, tmp_path):
+    folder = tmp_path / "peft"
+    assert run("adapter", "export", archive, "--adapter", adapter, "-o", folder).code == 0
+    assert (folder / "adapter_config.json").exists()
+    back = tmp_path / "back.adapter"
+    result = run("adapter", "import", archive, folder, "-o", back)
+    assert result.code == 0
+    assert "at most 0.000 %" in result.out
+    shutil.rmtree(folder)
+    assert run("adapter", "import", archive, folder, "-o", back).code == ExitCode.BAD_OUTPUT
+    missing = run("adapter", "import", archive, folder, "-o", back, "--force")
+    assert missing.code == ExitCode.BAD_ADAPTER
+
+
+@pytest.mark.parametrize("subject", ["archive", "recipe"])
+def test_memory_before(run, archive, tiny_recipe, tiny_llama, subject):
+    what = archive if subject == "archive" else tiny_recipe
+    model = tiny_llama / "config.json" if subject == "recipe" else tiny_llama
+    words = ("--dry-run", "--set", "e2e.loss=distill")
+    table = run("finetune", what, "--model", model, *words)
+    assert table.code == 0
+    for word in ("coded weights", "optimiser states", "one original block", "logits", "all"):
+        assert word in table.out
+    found = run("finetune", what, "--model", model, *words, "--json").json
+    for terms in found["stages"].values():
+        assert sum(size for name, size in terms.items() if name != "total") == terms["total"]
+    assert found["peak_bytes"] == max(terms["total"] for terms in found["stages"].values())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], ExitCode.USAGE, "no output is named"),
+        (["-o", "x", "--set", "lr"], ExitCode.USAGE, "has no value"),
+        (["-o", "x", "--set", "e2e.lrr=1"], ExitCode.CANNOT_FINETUNE, "e2e.lrr"),
+        (["-o", "x", "--stage", "other"], ExitCode.CANNOT_FINETUNE, "stages"),
+        (["-o", "x"], ExitCode.CANNOT_FINETUNE, "no text to tune on"),
+    ],
+    ids=["output", "value", "setting", "stage", "text"],
+)
+def test_mistakes(run, archive, tiny_llama, tmp_path, monkeypatch, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    result = run("finetune", archive, "--model", tiny_llama, *words)
+    assert result.code == code
+    assert message in result.err
+    assert result.out == ""
