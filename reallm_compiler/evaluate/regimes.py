@@ -1,0 +1,157 @@
+"""Which shape fits a matrix: the paper's two regimes, by statistics and by measurement.
+
+Section 3 of the paper finds two sets of good shapes: a small latent with a large decoder for
+matrices with patterns, and a large latent with a small decoder (plain VQ at its end) for the rest.
+The thresholds that tell them apart are ours, and stand here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+from reallm_compiler.evaluate.spectrum import Spectrum
+from reallm_compiler.plan.budget import MatrixBudget
+
+Structure = Literal["none", "weak", "strong"]
+
+STRONG_BITS = 0.5
+"""Least `structure_bits` of strong structure.
+
+At 2 bits good VQ is about 0.3 bits above the bound for noise, and a decoder has to be stored: a
+trained decoder must find more than that to win. 0.5 bits are those of an `ordered` of 0.71 along
+one axis, or of 0.54 along both.
+"""
+
+WEAK_BITS = 0.02
+"""Least `structure_bits` of weak structure: an `ordered` of 0.17 along one axis."""
+
+LOW_RANK_NET_BITS = 0.02
+"""Least bits per weight that a low-rank part must save to be named."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measure:
+    """What one recipe makes of one matrix.
+
+    Attributes:
+        recipe: its name.
+        trained: whether it decodes by a trained decoder.
+        paper_bits, exact_bits: bits per weight.
+        bytes: all that is stored, with the part of what its group shares.
+        relative_error: ||W - W^|| / ||W||, of the decoded sections.
+        gap_bits: exact bits less log2(1 / error), the least that any coder of white Gaussian
+            noise needs for this error; negative where a recipe makes use of structure. As the
+            error of a quantizer falls by half with each bit, this compares recipes at equal
+            exact bits: x bits less are an error smaller by 2^x.
+        best_within: the recipe with the least error among those with as many exact bits or fewer.
+    """
+
+    recipe: str
+    trained: bool
+    paper_bits: Fraction
+    exact_bits: Fraction
+    bytes: int
+    relative_error: float
+    gap_bits: float
+    best_within: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data under the documented keys."""
+        return {
+            "recipe": self.recipe,
+            "trained": self.trained,
+            "paper_bits": float(self.paper_bits),
+            "exact_bits": float(self.exact_bits),
+            "bytes": self.bytes,
+            "relative_error": self.relative_error,
+            "gap_bits": self.gap_bits,
+            "best_within": self.best_within,
+        }
+
+
+def gap_bits(exact_bits: Fraction, relative_error: float) -> float:
+    """Exact bits less the rate of white Gaussian noise at this error."""
+    if relative_error <= 0:
+        return -math.inf
+    return float(exact_bits) + math.log2(relative_error)
+
+
+def measures(rows: Sequence[tuple[str, MatrixBudget, float]]) -> tuple[Measure, ...]:
+    """The measures of one matrix, from (recipe, sizes, relative error) of each."""
+    return tuple(
+        Measure(
+            recipe=recipe,
+            trained=bool(sizes.terms.get("decoder") or sizes.training_operations),
+            paper_bits=sizes.paper_bits,
+            exact_bits=sizes.exact_bits,
+            bytes=sizes.bytes,
+            relative_error=error,
+            gap_bits=gap_bits(sizes.exact_bits, error),
+            best_within=min(
+                (row for row in rows if row[1].bytes <= sizes.bytes),
+                key=lambda row: (row[2], row[1].bytes),
+            )[0],
+        )
+        for recipe, sizes, error in rows
+    )
+
+
+def best_of(found: Sequence[Measure]) -> Measure | None:
+    """The measure that is best at equal exact bits: the least `gap_bits`, then fewest bytes."""
+    return min(found, key=lambda one: (one.gap_bits, one.bytes), default=None)
+
+
+def structure_of(bits: float) -> Structure:
+    """The word for `structure_bits`."""
+    if bits >= STRONG_BITS:
+        return "strong"
+    return "weak" if bits >= WEAK_BITS else "none"
+
+
+def words_of(bits: float, spectrum: Spectrum, found: Sequence[Measure]) -> str:
+    """What was found in a matrix, and which shape fits it, in English."""
+    if not any(spectrum.values):
+        return "all weights are zero: any recipe fits"
+    said = [_structure_words(bits)]
+    pays = max(spectrum.low_rank, key=lambda part: part.net_bits)
+    if pays.net_bits >= LOW_RANK_NET_BITS:
+        rank = pays.fraction if pays.rank > 1 else "1"
+        said.append(f"a low-rank part pays: rank {rank} saves {pays.net_bits:.2f} bits per weight")
+    best = best_of(found)
+    if best is not None:
+        said.append(_measured_words(best, found))
+    return "; ".join(said)
+
+
+def _structure_words(bits: float) -> str:
+    structure = structure_of(bits)
+    if structure == "strong":
+        return (
+            f"structure was found: neighbours tell {bits:.2f} bits of each weight; a small latent "
+            "with a large decoder (`hnerv`) is worth trying"
+        )
+    if structure == "weak":
+        return (
+            f"weak structure was found: neighbours tell {bits:.2f} bits of each weight; try a "
+            "permutation and plain VQ first, and measure before a decoder is trained at length"
+        )
+    return (
+        "no structure was found: neighbours are as in a random order, as in white noise; a large "
+        "latent with a small decoder fits, and at its end plain VQ"
+    )
+
+
+def _measured_words(best: Measure, found: Sequence[Measure]) -> str:
+    said = f"measured: {best.recipe} is best at equal exact bits"
+    trained = best_of([one for one in found if one.trained])
+    plain = best_of([one for one in found if not one.trained])
+    if trained is None or plain is None:
+        return said
+    ahead, behind = (trained, plain) if best.trained else (plain, trained)
+    lead = behind.gap_bits - ahead.gap_bits
+    side = "the trained decoder" if best.trained else "a recipe without a trained decoder"
+    return f"{said}, {side} leads by {lead:.2f} bits per weight"

@@ -1,0 +1,184 @@
+"""The survey: which matrix wants which shape.
+
+Each recipe is tried on the matrices, as `compile --only` would, with the sizes that the planner
+gives; then each matrix is read by itself, looked at (`spectrum.py`, `statistics.py`) and let go.
+Nothing is written.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+
+from reallm_compiler.errors import EvaluationError, SourceError
+from reallm_compiler.evaluate.regimes import (
+    Measure,
+    best_of,
+    gap_bits,
+    measures,
+    structure_of,
+    words_of,
+)
+from reallm_compiler.evaluate.spectrum import spectrum
+from reallm_compiler.evaluate.statistics import (
+    block_scales,
+    neighbours,
+    outliers,
+    relative_total,
+    structure_bits,
+)
+from reallm_compiler.evaluate.survey_report import MatrixSurvey, RecipeSurvey, Survey
+from reallm_compiler.execute.events import CompileReport, Event
+from reallm_compiler.execute.preflight import choose_device
+from reallm_compiler.execute.run import compile_model
+from reallm_compiler.execute.weights import Weights
+from reallm_compiler.plan.budget import MatrixBudget
+from reallm_compiler.recipe import Recipe, load_recipe
+from reallm_compiler.sources import Inventory, MatrixFact, open_source
+from reallm_compiler.units import bits_per_weight
+
+Listener = Callable[[Event], None]
+
+
+def survey_model(
+    model: str | os.PathLike[str] | Inventory,
+    *,
+    recipes: Sequence[str | os.PathLike[str] | Recipe] = (),
+    only: str | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    listen: Callable[[str], Listener] | None = None,
+) -> Survey:
+    """Look at the matrices of a checkpoint, and try recipes on them.
+
+    Args:
+        model: the checkpoint.
+        recipes: shipped names, files or loaded recipes to try on the matrices that they code.
+        only: a glob on matrix names; without one, the weights of linear layers, and what a
+            recipe codes beyond them.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        workers: processes that encode; chosen by size, cores and memory when None.
+        progress: is told how many matrices of how many were looked at.
+        listen: gives for a recipe's name who is told of the events of its trial.
+
+    Raises:
+        SourceError: the model cannot be read or has no weights.
+        EvaluationError: no matrix matches `only`, or one holds a NaN or an infinity.
+        RecipeError, CompileError, CodecError: a recipe does not fit, or fails.
+    """
+    inventory = model if isinstance(model, Inventory) else open_source(model)
+    if not inventory.complete:
+        raise SourceError(
+            "this model has no weights to survey",
+            location=str(inventory.path),
+            hint="give a folder with weights",
+        )
+    loaded = _loaded(recipes)
+    facts = [fact for fact in inventory.matrices() if only is None or fnmatchcase(fact.name, only)]
+    if not facts:
+        raise EvaluationError(
+            f"`--only {only}` matches no matrix" if only else "the model has no matrix",
+            location=str(inventory.path),
+            hint="`reallm budget RECIPE --model MODEL --json` lists the names" if only else None,
+        )
+    trials: dict[str, CompileReport] = {}
+    for name, recipe in loaded.items():
+        trials[name] = compile_model(
+            recipe,
+            model=inventory,
+            only=only or "*",
+            device=device,
+            workers=workers,
+            on_event=listen(name) if listen is not None else None,
+        )
+    tried: dict[str, list[tuple[str, MatrixBudget, float]]] = {}
+    for name, report in trials.items():
+        for row in report.budget.matrices:
+            tried.setdefault(row.name, []).append((name, row, report.errors[row.name]))
+    facts = [fact for fact in facts if only or fact.coded_by_default or fact.name in tried]
+    weights = Weights(inventory)
+    place = choose_device(device)
+    rows = []
+    for done, fact in enumerate(facts):
+        if progress is not None:
+            progress(done, len(facts))
+        weight = weights.matrix(fact.tensor, fact.index, transposed=fact.transposed).to(place)
+        rows.append(survey_matrix(weight, fact, measures(tried.get(fact.name, []))))
+    if progress is not None:
+        progress(len(facts), len(facts))
+    return Survey(matrices=tuple(rows), recipes=tuple(_total(name, rows) for name in trials))
+
+
+def survey_matrix(
+    weight: torch.Tensor, fact: MatrixFact, found: tuple[Measure, ...] = ()
+) -> MatrixSurvey:
+    """What is found in one matrix [p, q].
+
+    Raises:
+        EvaluationError: it is empty, or holds a NaN or an infinity.
+    """
+    if not weight.numel() or not torch.isfinite(weight.float()).all():
+        raise EvaluationError(
+            "a matrix without weights" if not weight.numel() else "a weight is no finite number",
+            location=fact.name,
+            note="there is nothing to measure in it",
+            hint="leave it out with `--only`",
+        )
+    if weight.element_size() == 1:  # few operations know the types of 8 bits
+        weight = weight.float()
+    rows, columns = neighbours(weight)
+    magnitude_rows, magnitude_columns = neighbours(weight.abs())
+    bits = structure_bits(rows, columns)
+    singular = spectrum(weight)
+    best = best_of(found)
+    return MatrixSurvey(
+        name=fact.name,
+        shape=fact.shape,
+        layer=fact.layer,
+        spectrum=singular,
+        outliers=outliers(weight),
+        rows=rows,
+        columns=columns,
+        magnitude_rows=magnitude_rows,
+        magnitude_columns=magnitude_columns,
+        scales=block_scales(weight),
+        structure_bits=bits,
+        structure=structure_of(bits),
+        measures=found,
+        best=best.recipe if best is not None else None,
+        words=words_of(bits, singular, found),
+    )
+
+
+def _loaded(recipes: Sequence[str | os.PathLike[str] | Recipe]) -> dict[str, Recipe]:
+    """Recipes by a name of their own: where two files have one name, their paths are it."""
+    found: dict[str, Recipe] = {}
+    pairs = [
+        (one, one.name) if isinstance(one, Recipe) else (load_recipe(one), os.fspath(one))
+        for one in recipes
+    ]
+    names = [recipe.name for recipe, _ in pairs]
+    for recipe, text in pairs:
+        name = recipe.name if names.count(recipe.name) == 1 else text
+        count = sum(known.split(" #")[0] == name for known in found)
+        found[f"{name} #{count + 1}" if count else name] = recipe
+    return found
+
+
+def _total(name: str, rows: Sequence[MatrixSurvey]) -> RecipeSurvey:
+    coded = [(row, one) for row in rows for one in row.measures if one.recipe == name]
+    size = sum(one.bytes for _, one in coded)
+    bits = bits_per_weight(size, sum(row.shape[0] * row.shape[1] for row, _ in coded))
+    error = relative_total([one.relative_error for _, one in coded], [row.norm for row, _ in coded])
+    return RecipeSurvey(
+        recipe=name,
+        matrices=len(coded),
+        exact_bits=bits,
+        relative_error=error,
+        gap_bits=gap_bits(bits, error),
+        best=sum(row.best == name for row in rows),
+    )
