@@ -182,3 +182,17 @@ def test_budget_and_planner_say_the_same(run, recipe, tiny_llama):
 
     document = run("budget", recipe, "--model", tiny_llama, "--json").json
     assert document == json.loads(json.dumps(plan(recipe, model=tiny_llama).budget().to_json()))
+
+
+def test_the_papers_worked_example_term_by_term(run):
+    shapes = '{"shapes": {"q_proj": [4096, 4096]}}'
+    out = run("budget", "reallm-hnerv", "--model", shapes).out
+    rows = [line.split() for line in out.splitlines() if line.startswith("q_proj")]
+    sizes, paper, costs = rows
+    # codes, decoder, scales; paper bits, exact bits: all that is stored, so that scales count.
+    assert sizes[5:10] == ["0.25", "2.451859", "0.126959", "2.824921", "2.828818"]
+    assert paper[1:] == ["0.25", "2.574921", "2.824921"]
+    assert costs[2:] == ["7.47", "TMAC", "92.4", "PFLOP", "92.4", "PFLOP"]
+    document = run("budget", "reallm-hnerv", "--model", shapes, "--json").json
+    assert round(document["matrices"][0]["paper_bits"], 6) == 2.824921
+    assert document["totals"]["training_operations"] == 92_358_721_929_216_000

@@ -6,6 +6,9 @@ import json
 import struct
 import time
 
+import pytest
+
+from reallm_compiler.errors import SourceError
 from reallm_compiler.sources import open_source
 
 
@@ -71,3 +74,14 @@ def test_tiny_llama(tiny_llama):
 
 def test_the_same_inventory_twice(tiny_llama):
     assert open_source(tiny_llama) == open_source(str(tiny_llama))
+
+
+def test_shapes_as_text():
+    (fact,) = open_source(' {"shapes": {"a.weight": [2, 3]}}').matrices()
+    assert (fact.name, fact.shape) == ("a", (2, 3))
+
+
+@pytest.mark.parametrize("text", ['{"shapes": ', "{shapes: {a: [2, 3]}}", "{}"])
+def test_text_that_says_no_shapes(text):
+    with pytest.raises(SourceError):
+        open_source(text)
