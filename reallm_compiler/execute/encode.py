@@ -228,6 +228,9 @@ def fix_numerics(device: torch.device) -> None:
     """Make torch's results depend on nothing but data, software and processor."""
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
+    # Otherwise torch fills every tensor that will be overwritten anyway.
+    torch_mode: Any = torch.utils.deterministic  # its one attribute is made at run time
+    torch_mode.fill_uninitialized_memory = False
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cuda.matmul.allow_tf32 = False

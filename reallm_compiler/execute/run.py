@@ -285,12 +285,15 @@ def _fixed_numerics(device: torch.device) -> Iterator[None]:
     """The fixed settings of torch, and the caller's own again afterwards."""
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
+    torch_mode: Any = torch.utils.deterministic  # its one attribute is made at run time
+    filled = torch_mode.fill_uninitialized_memory
     fix_numerics(device)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
+        torch_mode.fill_uninitialized_memory = filled
 
 
 def _try(

@@ -10,7 +10,10 @@ tests marked below and benchmarks/gpu.py show where a CUDA device is at hand.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -196,3 +199,14 @@ def test_the_same_error_on_cuda(
         torch.use_deterministic_algorithms(False)
     assert error_there == pytest.approx(error, rel=0.05, abs=1e-7)
     assert torch.equal(first, again)
+
+
+def test_the_study_says_that_there_is_no_device() -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 2
+    assert "no CUDA device" in done.stderr
+    assert "Traceback" not in done.stderr
