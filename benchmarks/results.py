@@ -8,7 +8,8 @@ Each `--model` takes a name, a checkpoint folder, a text, and options:
 
     window=N       tokens of a window (default: the protocol's own)
     separator=S    documents of the text are separated by S and stand by themselves
-    documents=N    only the last N documents
+    drop=N         leave out the last N documents, such as one that is cut
+    documents=N    only the last N documents (of the rest)
     bytes=N        only the first N bytes of the text
 
 Compile times are seconds of wall time on this machine in this run; all else is exact.
@@ -32,6 +33,10 @@ from reallm_compiler.evaluate import evaluate, load_for_evaluation
 from reallm_compiler.recipe import list_shipped
 
 
+MOST_TRAINING = 10**14
+"""Operations of training above which a recipe is not run here: hours on a few cores."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model, its text, and how it is evaluated."""
@@ -46,13 +51,14 @@ class Subject:
     def parse(cls, words: list[str]) -> Subject:
         name, folder, text_path, *rest = words
         options = dict(word.split("=", 1) for word in rest)
-        unknown = set(options) - {"window", "separator", "documents", "bytes"}
+        unknown = set(options) - {"window", "separator", "drop", "documents", "bytes"}
         if unknown:
             raise SystemExit(f"unknown option: {sorted(unknown)[0]}")
         text = Path(text_path).read_text(encoding="utf-8")
         separator = options.get("separator")
         if "documents" in options and separator is not None:
             parts = [part for part in text.split(separator) if part.strip()]
+            parts = parts[: len(parts) - int(options.get("drop", 0))]
             text = separator.join(parts[-int(options["documents"]) :])
         if "bytes" in options:
             text = text.encode()[: int(options["bytes"])].decode(errors="ignore")
@@ -70,6 +76,10 @@ def measure(subject: Subject, recipes: list[str], workers: int) -> list[str]:
         f"| {base.bits_per_byte:.4f} | 0 | |"
     ]
     for recipe in recipes:
+        training = reallm.plan(recipe, model=subject.folder).budget().totals.training_operations
+        if training > MOST_TRAINING:
+            rows.append(f"| `{recipe}` | not run: {training:.1e} operations of training | | | | | | |")
+            continue
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "out.reallm"
             began = time.perf_counter()

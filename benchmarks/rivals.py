@@ -1,0 +1,315 @@
+"""reallm beside the libraries that a user would pick instead: quality at true stored bits.
+
+    python benchmarks/rivals.py --write rivals.md --plot rivals.png \\
+        --model demo demo/model demo/heldout.txt window=256 bytes=60000 \\
+        --model my-model PATH/TO/FOLDER PATH/TO/text.txt window=256 bytes=60000
+
+Every method is data-free and codes the same matrices of the same model; all are evaluated on the
+CPU in float32 on the same windows. Bits are counted from what a method really stores for these
+matrices: packed weights, scales, zero points and tables. Rivals get their weights as float16, so
+that they store 16-bit scales. `pip install "reallm[rivals,plots]"` brings them; one that is not
+installed, or that fails here, is named below the table. The options of `--model` are those of
+`benchmarks/results.py`.
+
+bitsandbytes gets a matrix as one list of blocks: its CPU version decodes matrices wrongly whose rows
+are no whole number of blocks.
+
+A rival is beaten if a recipe of ours has fewer or as many bits, a lower perplexity and a lower
+divergence; the last column names the cheapest such recipe.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import math
+import os
+import platform
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from results import Subject
+from torch import Tensor, nn
+
+import reallm_compiler as reallm
+from reallm_compiler.evaluate import evaluate, load_for_evaluation
+
+LEAN = tuple(f"reallm-{bits}bit-lean" for bits in (2, 3, 4, 5))
+OURS = (*LEAN, "nf4", "rtn-4bit")
+
+Quantise = Callable[[Tensor], tuple[Tensor, int]]
+"""A matrix [p, q] -> the matrix that the library gives back, and the bits that it stores."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One method on one model."""
+
+    name: str
+    family: str
+    bits: float
+    perplexity: float
+    bits_per_byte: float
+    kl: float
+
+
+def stored_bits(*tensors: Tensor) -> int:
+    """Bits of tensors as they are held."""
+    return sum(8 * tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def hqq(bits: int, group: int) -> Quantise:
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    config = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)
+
+    def quantise(weight: Tensor) -> tuple[Tensor, int]:
+        p, q = weight.shape
+        linear = nn.Linear(q, p, bias=False)
+        linear.weight.data = weight
+        layer = HQQLinear(linear, config, compute_dtype=torch.float16, device="cpu")
+        return layer.dequantize(), stored_bits(layer.W_q, layer.meta["scale"], layer.meta["zero"])
+
+    return quantise
+
+
+def quanto(bits: int, group: int | None) -> Quantise:
+    import optimum.quanto as library
+
+    kind = {2: library.qint2, 4: library.qint4, 8: library.qint8}[bits]
+
+    def quantise(weight: Tensor) -> tuple[Tensor, int]:
+        if group is None:
+            scale = library.AbsmaxOptimizer()(weight, qtype=kind, axis=0)
+            coded = library.quantize_weight(weight, kind, 0, scale, optimized=False)
+            return coded.dequantize(), stored_bits(coded._data, coded._scale)
+        scale, shift = library.MaxOptimizer()(weight, qtype=kind, axis=0, group_size=group)
+        coded = library.quantize_weight(
+            weight, kind, 0, scale, shift, group_size=group, optimized=False
+        )
+        return coded.dequantize(), stored_bits(coded._data._data, coded._scale, coded._shift)
+
+    return quantise
+
+
+def bitsandbytes(kind: str, block: int, double: bool) -> Quantise:
+    import bitsandbytes.functional as library
+
+    def quantise(weight: Tensor) -> tuple[Tensor, int]:
+        # As one long list of blocks: where a row is no whole number of blocks, the CPU version of
+        # 0.50 decodes a matrix wrongly. The blocks are the same ones.
+        coded, state = library.quantize_4bit(
+            weight.reshape(-1, block), blocksize=block, compress_statistics=double, quant_type=kind
+        )
+        bits = stored_bits(coded, state.absmax)
+        if double:
+            bits += stored_bits(state.state2.absmax, state.offset)
+        return library.dequantize_4bit(coded, state), bits
+
+    return quantise
+
+
+def bitsandbytes_int8() -> Quantise:
+    import bitsandbytes.functional as library
+
+    def quantise(weight: Tensor) -> tuple[Tensor, int]:
+        coded, scale, _ = library.int8_vectorwise_quant(weight)
+        return coded.float() * scale[:, None] / 127, stored_bits(coded, scale)
+
+    return quantise
+
+
+def rivals() -> list[tuple[str, str, Callable[[], Quantise]]]:
+    """Name, package and maker of every rival."""
+    found: list[tuple[str, str, Callable[[], Quantise]]] = []
+    for bits in (2, 3, 4, 8):
+        for group in (32, 64, 128):
+            name = f"hqq {bits} bit g{group}"
+            found.append((name, "hqq", lambda b=bits, g=group: hqq(b, g)))
+    for bits in (2, 4):
+        for group in (32, 64, 128):
+            name = f"quanto qint{bits} g{group}"
+            found.append((name, "optimum-quanto", lambda b=bits, g=group: quanto(b, g)))
+    found.append(("quanto qint8", "optimum-quanto", lambda: quanto(8, None)))
+    for kind in ("nf4", "fp4"):
+        for block in (64, 128):
+            for double in (False, True):
+                name = f"bitsandbytes {kind} b{block}" + (" double" if double else "")
+                make = lambda k=kind, b=block, d=double: bitsandbytes(k, b, d)  # noqa: E731
+                found.append((name, "bitsandbytes", make))
+    found.append(("bitsandbytes int8", "bitsandbytes", bitsandbytes_int8))
+    return found
+
+
+class Remembered(nn.Module):
+    """A model whose logits are computed once for each input."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.config = model.config
+        self.seen: dict[bytes, object] = {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def forward(self, input_ids: Tensor, **rest) -> object:
+        key = input_ids.numpy().tobytes()
+        if key not in self.seen:
+            self.seen[key] = self.model(input_ids=input_ids, **rest)
+        return self.seen[key]
+
+
+def measure(
+    subject: Subject, ours: list[str], left_out: dict[str, str]
+) -> tuple[Point, list[Point]]:
+    """The original, and every method on one model."""
+    original, tokenizer = load_for_evaluation(subject.folder)
+    reference = Remembered(original)
+    options = {"window": subject.window, "separator": subject.separator, "reference": reference}
+    weights: dict[str, Tensor] = {}
+    points: list[Point] = []
+
+    def add(name: str, family: str, bits: float, model: nn.Module) -> None:
+        found = evaluate(model, tokenizer, subject.text, **options)
+        points.append(
+            Point(name, family, bits, found.perplexity, found.bits_per_byte, found.kl)
+        )
+        print(subject.name, points[-1], file=sys.stderr, flush=True)
+
+    for recipe in ours:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "out.reallm"
+            report = reallm.compile(recipe, model=subject.folder, output=path, device="cpu")
+            model, _ = load_for_evaluation(path)
+            add(recipe, "reallm", float(report.budget.totals.exact_bits), model)
+            names = [matrix.name for matrix in report.budget.matrices]
+    model, _ = load_for_evaluation(subject.folder)
+    weights = {name: model.get_submodule(name).weight.data.clone() for name in names}
+    total = sum(weight.numel() for weight in weights.values())
+    for name, package, make in rivals():
+        try:
+            quantise, bits = make(), 0
+            for matrix, weight in weights.items():
+                decoded, stored = quantise(weight.to(torch.float16))
+                model.get_submodule(matrix).weight.data = decoded.float().view(weight.shape)
+                bits += stored
+        except (ImportError, RuntimeError, ValueError, AssertionError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            left_out[name] = f"{subject.name}: {first[:120]}"
+            continue
+        add(name, package, bits / total, model)
+    base = evaluate(original, tokenizer, subject.text, **options)
+    return Point("(original)", "", 16, base.perplexity, base.bits_per_byte, 0.0), points
+
+
+def beaten_by(point: Point, points: list[Point]) -> Point | None:
+    """The cheapest of ours that is no larger and better by both measures."""
+    better = [
+        own
+        for own in points
+        if own.family == "reallm"
+        and own.bits <= point.bits
+        and own.perplexity < point.perplexity
+        and own.kl < point.kl
+    ]
+    return min(better, key=lambda own: own.bits, default=None)
+
+
+def table(subject: Subject, base: Point, points: list[Point]) -> list[str]:
+    rows = [
+        f"## Quality: {subject.name}",
+        "",
+        f"Original: perplexity {base.perplexity:.3f}, {base.bits_per_byte:.4f} bits per byte.",
+        "",
+        "| method | stored bits | perplexity | bits per byte | KL (nats) | beaten by (KL ratio) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for point in sorted(points, key=lambda point: point.bits):
+        verdict = ""
+        if point.family != "reallm":
+            best = beaten_by(point, points)
+            verdict = f"{best.name} ({point.kl / best.kl:.2f})" if best else "not beaten"
+        name = f"**{point.name}**" if point.family == "reallm" else point.name
+        rows.append(
+            f"| {name} | {point.bits:.4f} | {point.perplexity:.3f} | {point.bits_per_byte:.4f} "
+            f"| {point.kl:.5f} | {verdict} |"
+        )
+    return [*rows, ""]
+
+
+def plot(path: Path, results: list[tuple[Subject, list[Point]]]) -> None:
+    """KL over stored bits, a panel for each model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(results), figsize=(6 * len(results), 5), squeeze=False)
+    markers = {"reallm": "o", "hqq": "s", "optimum-quanto": "^", "bitsandbytes": "D"}
+    for axis, (subject, points) in zip(axes[0], results, strict=True):
+        for family, marker in markers.items():
+            own = sorted((p.bits, max(p.kl, 1e-6)) for p in points if p.family == family)
+            if own:
+                axis.plot(*zip(*own, strict=True), marker, label=family, alpha=0.8)
+        axis.set_yscale("log")
+        axis.set_title(subject.name)
+        axis.set_xlabel("stored bits per weight")
+        axis.set_ylabel("KL to the original, nats per token")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def versions() -> str:
+    found = []
+    for package in ("torch", "hqq", "optimum-quanto", "bitsandbytes"):
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"{package} not installed")
+    return ", ".join(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", action="append", nargs="+", required=True)
+    parser.add_argument("--recipe", action="append", help="of ours (default: the lean ones, nf4)")
+    parser.add_argument("--write", type=Path, help="write the tables here as well")
+    parser.add_argument("--plot", type=Path, help="a picture of all models (extra `plots`)")
+    given = parser.parse_args()
+    warnings.filterwarnings("ignore")  # rivals warn about what they would do on a GPU
+    torch.manual_seed(0)
+    left_out: dict[str, str] = {}
+    results, lines = [], []
+    for words in given.model:
+        subject = Subject.parse(words)
+        base, points = measure(subject, given.recipe or list(OURS), left_out)
+        assert all(math.isfinite(point.kl) for point in points)
+        results.append((subject, points))
+        lines += table(subject, base, points)
+    lines += [f"Not run: {name} ({reason})." for name, reason in left_out.items()]
+    lines.append(
+        f"{versions()}; {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
+        f"Python {platform.python_version()}."
+    )
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if given.write:
+        given.write.write_text(text, encoding="utf-8")
+    if given.plot:
+        plot(given.plot, results)
+
+
+if __name__ == "__main__":
+    main()
