@@ -78,7 +78,8 @@ def measure(subject: Subject, recipes: list[str], workers: int) -> list[str]:
     for recipe in recipes:
         training = reallm.plan(recipe, model=subject.folder).budget().totals.training_operations
         if training > MOST_TRAINING:
-            rows.append(f"| `{recipe}` | not run: {training:.1e} operations of training | | | | | | |")
+            why = f"not run: {training:.1e} operations of training"
+            rows.append(f"| `{recipe}` | {why} | | | | | | |")
             continue
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "out.reallm"
@@ -133,8 +134,8 @@ def main() -> None:
     page = [
         "# Results",
         "",
-        "Printed by `python benchmarks/results.py` (its first lines say how to call it). Bits are per "
-        "weight of the coded matrices; file bytes count everything. KL is the mean over predicted "
+        "Printed by `python benchmarks/results.py` (its first lines say how to call it). Bits are "
+        "per weight of the coded matrices; file bytes count everything. KL is the mean over predicted "
         "tokens of KL(original || compressed). Smaller is better everywhere.",
         "",
         f"torch {torch.__version__}, {os.cpu_count()} cores, "
