@@ -153,18 +153,22 @@ def table(study: Study, rows: list[dict]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        worst = next(
+        worst = [
             other["perplexity"]
             for other in rows
             if (other["bits"], other["fit"], other["stage"]) == (row["bits"], "svd", "untuned")
-        )
-        share = (worst - row["perplexity"]) / (worst - row["reference"])
+        ]
+        share = "" if not worst else f"{100 * _share(row, worst[0]):.1f} %"
         lines.append(
             f"| {row['bits']} | {row['fit']} | {TITLES[row['stage']]} | {row['exact_bits']:.4f} "
             f"| {row['file_bytes']:,} | {row['perplexity']:.3f} | {row['kl']:.4f} "
-            f"| {100 * share:.1f} % | {row['seconds']:.0f} |"
+            f"| {share} | {row['seconds']:.0f} |"
         )
     return [*lines, ""]
+
+
+def _share(row: dict, worst: float) -> float:
+    return (worst - row["perplexity"]) / (worst - row["reference"])
 
 
 def main() -> None:

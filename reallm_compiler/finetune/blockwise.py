@@ -8,7 +8,8 @@ For block 0, 1, ...:
      factors are kept, and a few passes without a better one end it;
   4. the inputs are replaced by the tuned block's outputs.
 
-In memory are the quantised model, one original block, and inputs and targets of all sequences.
+In memory are the quantised model and one original block; inputs and targets of all sequences lie
+in host memory.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class BlockWise:
         first = self.blocks[0].module
         return torch.cat(
             [
-                hidden_states(self.tunable.model, first, part.ids[at].to(self.device))
+                hidden_states(self.tunable.model, first, part.ids[at].to(self.device)).cpu()
                 for at in self._batches(len(part))
             ]
         )
@@ -113,14 +114,14 @@ class BlockWise:
             for part in inputs:
                 made = torch.empty_like(part)
                 for at in self._batches(len(part)):
-                    made[at] = run_block(original, part[at], call)
+                    made[at] = run_block(original, part[at].to(self.device), call).cpu()
                 targets.append(made)
         return targets
 
     def _advance(self, block: Block, call: Call, part: Tensor) -> None:
         with torch.no_grad():
             for at in self._batches(len(part)):
-                part[at] = run_block(block.module, part[at], call)
+                part[at] = run_block(block.module, part[at].to(self.device), call).cpu()
 
     def _tune(
         self,
@@ -155,7 +156,7 @@ class BlockWise:
             order = permutation(len(inputs[0]), self.seed, "block", number, epoch)
             for step in range(per_epoch):
                 at = order[step * batch : (step + 1) * batch]
-                output = run_block(block.module, inputs[0][at], call)
+                output = run_block(block.module, inputs[0][at].to(self.device), call)
                 loss = _squared(output, targets[0][at], mask[at]) / _count(mask[at], output)
                 value = float(loss.detach())
                 if not math.isfinite(value):  # back to the last good state, without momentum
@@ -193,7 +194,7 @@ class BlockWise:
         total, count = 0.0, 0
         with torch.no_grad():
             for at in self._batches(len(inputs)):
-                output = run_block(block.module, inputs[at], call)
+                output = run_block(block.module, inputs[at].to(self.device), call)
                 total += float(_squared(output, targets[at], mask[at]))
                 count += _count(mask[at], output)
         return total / count
@@ -252,7 +253,7 @@ def plain_of(entry: BlockDone) -> dict[str, Any]:
 
 def _squared(output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Summed squared error over real tokens, in float32."""
-    wrong = (output.float() - target.float()).square().sum(-1)  # [b, t]
+    wrong = (output.float() - target.to(output.device).float()).square().sum(-1)  # [b, t]
     return (wrong * mask.to(wrong.device)).sum()
 
 

@@ -1,12 +1,12 @@
 """What tuning takes in memory, from shapes alone: any config, before a weight is read.
 
 All figures are bytes at the peak of a stage. Weights, factors, gradients and Adam's moments are
-exact counts. Activations are counted by what the backward pass of a Llama-like block keeps:
+exact counts. Activations are what the backward pass of a Llama-like block keeps for each token,
+which was compared with what torch saves (2 to 4 % more: the inner products of the factors), and
+at the end logits, their float32 log-probabilities and gradients. Another block differs.
 
-    per token of a block   norms, attention and its projections, the products of the MLP
-    per token of the end   logits, their float32 log-probabilities and the gradient
-
-so they are an estimate, as an attention that keeps its whole map, or another MLP, differs.
+Inputs and targets of all sequences lie in host memory while a block is tuned; a batch at a time
+goes to the device.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ class MemoryEstimate:
 
     Attributes:
         stages: for each stage its terms in order; they add up to the stage's `total`.
+        host: bytes for inputs and targets of block-wise tuning, in host memory.
         tuned: numbers that are tuned.
         window: tokens of a sequence.
     """
 
     stages: Mapping[Stage, Mapping[str, int]]
+    host: int
     tuned: int
     window: int
 
@@ -44,7 +46,7 @@ class MemoryEstimate:
 
     @property
     def peak(self) -> int:
-        """Bytes at the peak of the run."""
+        """Bytes at the peak of the run, without what lies in host memory."""
         return max(self.total(stage) for stage in self.stages)
 
     def to_json(self) -> dict[str, Any]:
@@ -53,6 +55,7 @@ class MemoryEstimate:
             "stages": {
                 stage: {**terms, "total": self.total(stage)} for stage, terms in self.stages.items()
             },
+            "host_bytes": self.host,
             "tuned_parameters": self.tuned,
             "window": self.window,
             "peak_bytes": self.peak,
@@ -91,11 +94,14 @@ def estimate(plan: Plan, config: Mapping[str, Any], options: FinetuneOptions) ->
     }
     tuned = {matrix.name: tuned_parameters(matrix) for matrix in plan.matrices}
     stages: dict[Stage, Mapping[str, int]] = {}
+    host = 0
     if "block" in options.stages:
         stages["block"] = frozen | _block_terms(plan, tuned, sizes, window, width, options)
+        sequences = options.block.sequences + options.held_out
+        host = 2 * sequences * window * sizes.width * width
     if "e2e" in options.stages:
         stages["e2e"] = frozen | _end_terms(plan, tuned, sizes, window, width, options)
-    return MemoryEstimate(stages=stages, tuned=sum(tuned.values()), window=window)
+    return MemoryEstimate(stages=stages, host=host, tuned=sum(tuned.values()), window=window)
 
 
 def tuned_parameters(matrix: PlannedMatrix) -> int:
@@ -119,14 +125,12 @@ def _block_terms(
     largest = max((sum(m.weights for m in block) for block in by_layer.values()), default=0)
     most = max((sum(tuned[m.name] for m in block) for block in by_layer.values()), default=0)
     tokens = options.block.batch * window
-    stored = (options.block.sequences + options.held_out) * window * sizes.width
     return {
         "factors and magnitudes": sum(tuned.values()) * FLOAT,
         "best so far": most * FLOAT,
         "gradients": most * FLOAT,
         "optimiser states": 2 * most * FLOAT,
         "one original block": largest * width,
-        "inputs and targets": 2 * stored * width,
         "activations": tokens * _per_token(sizes, width),
     }
 
@@ -170,14 +174,14 @@ def _end_terms(
 def _per_token(sizes: _Sizes, width: int) -> int:
     """Bytes that the backward pass keeps for one token of one block.
 
-    Two norms (input, float32 copy, normalised, scaled), queries, keys and values before and after
-    rotation and the attention's output, three results of each tuned layer (coded, low-rank, their
-    sum, which the magnitude is multiplied by), and the products of the MLP.
+    Inputs of two norms in float32 and their outputs; rotated queries and keys, values and the
+    attention's output; the results of the tuned layers before their rows are rescaled; and of the
+    MLP the two results, their activation and product.
     """
-    norms = 2 * (2 * width + 2 * FLOAT) * sizes.width
-    attention = (2 * sizes.queries + 3 * sizes.keys) * 2 * width + 2 * sizes.queries * width
-    outputs = 2 * sizes.queries + 2 * sizes.keys + 2 * sizes.width + 2 * sizes.inner
-    return norms + attention + 2 * outputs * width + 4 * sizes.inner * width
+    norms = 2 * (FLOAT + width) * sizes.width
+    attention = 2 * (sizes.queries + sizes.keys) * width
+    outputs = (sizes.queries + 2 * sizes.keys + 2 * sizes.width) * width
+    return norms + attention + outputs + 6 * sizes.inner * width
 
 
 def _sizes(plan: Plan, config: Mapping[str, Any]) -> _Sizes:

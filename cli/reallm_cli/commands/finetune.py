@@ -222,7 +222,8 @@ _TITLES = {"block": "block by block", "e2e": "end to end"}
 
 def show_memory(terminal: Terminal, memory: MemoryEstimate) -> None:
     """The table of what takes how much memory in each stage."""
-    names = list(dict.fromkeys(name for terms in memory.stages.values() for name in terms))
+    used = [name for terms in memory.stages.values() for name, size in terms.items() if size]
+    names = list(dict.fromkeys(used))
     stages = list(memory.stages)
     rows = [
         [name, *(_bytes(memory.stages[stage].get(name, 0)) for stage in stages)] for name in names
@@ -230,6 +231,8 @@ def show_memory(terminal: Terminal, memory: MemoryEstimate) -> None:
     total = ["all", *(size_text(memory.total(stage)) for stage in stages)]
     columns = ["<memory", *(_TITLES[stage] for stage in stages)]
     show_sheet(terminal, Sheet(columns=columns, rows=[*rows], total=total))
+    if memory.host:
+        terminal.data(f"inputs and targets of blocks: {size_text(memory.host)} of host memory")
     terminal.data(
         f"{grouped(memory.tuned)} tuned parameters, sequences of {grouped(memory.window)} tokens; "
         "activations are an estimate, all else is counted"
@@ -270,7 +273,8 @@ class _Talk:
                 f"text    {counted(event.sequences, 'sequence')}, {grouped(event.tokens)} "
                 f"predicted tokens; {event.held_out} held out"
             )
-            say(f"memory  about {size_text(event.memory.peak)} at most")
+            host = f", and {size_text(event.memory.host)} of the host" if event.memory.host else ""
+            say(f"memory  about {size_text(event.memory.peak)} at most{host}")
             if event.resumed is not None:
                 say(f"resume  at {event.resumed}")
         elif isinstance(event, BlockDone):
