@@ -1,0 +1,120 @@
+"""Decoding a packed matrix to bfloat16: ours, bitsandbytes' NF4, and a plain copy of the result.
+
+    pip install 'reallm[rivals]'
+    python benchmarks/decode_speed.py --size 4096
+
+For each recipe a random matrix is coded, with and without its low-rank residual and magnitudes, and
+decoded again and again. Each measurement alternates with a copy of the result (`clone`) and, for
+NF4, with bitsandbytes' dequantisation, so that a busy machine slows all of them; the medians of the
+ratios are printed. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from reallm_compiler.codecs import decode_matrix, encode_matrix
+from reallm_compiler.recipe.stages import MatrixPlan
+
+BLOCK = {"kind": "absmax", "bits": 8}
+ROW = {"kind": "rms", "per": "row", "dtype": "float16"}
+CASES: dict[str, dict[str, Any]] = {
+    "nf4, one float32 scale per 64": {
+        "scales": {"kind": "absmax"},
+        "quantizer": {"kind": "normal_float", "bits": 4},
+    },
+    "nf4, two levels of scales": {
+        "scales": BLOCK,
+        "quantizer": {"kind": "normal_float", "bits": 4},
+    },
+    "uniform 4": {"scales": {"kind": "minmax"}, "quantizer": {"kind": "uniform", "bits": 4}},
+    "vq (2, 4), row scales": {"scales": ROW, "quantizer": {"kind": "vq", "bits": 2, "dim": 4}},
+    "vq (2, 4), two levels of scales": {
+        "scales": BLOCK,
+        "quantizer": {"kind": "vq", "bits": 2, "dim": 4},
+    },
+    "vq (3, 2), two levels of scales": {
+        "scales": BLOCK,
+        "quantizer": {"kind": "vq", "bits": 3, "dim": 2},
+    },
+}
+RESIDUAL = {"residual": {"kind": "low_rank", "rank": "1/64"}, "dora": True}
+
+
+def seconds(act: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    began = time.perf_counter()
+    act()
+    return time.perf_counter() - began
+
+
+def paired(acts: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Times of each act, taken in turn, after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in acts}
+    for place in range(rounds + 1):
+        for name, act in acts.items():
+            spent = seconds(act)
+            if place:
+                times[name].append(spent)
+    return times
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """Median of the ratios, pair by pair."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def bitsandbytes_nf4(weight: torch.Tensor) -> Callable[[], object] | None:
+    """bitsandbytes' dequantisation of the same matrix to bfloat16, where it is installed."""
+    try:
+        from bitsandbytes import functional
+    except ImportError:
+        return None
+    packed, state = functional.quantize_4bit(
+        weight.to(torch.bfloat16), blocksize=64, quant_type="nf4"
+    )
+    return lambda: functional.dequantize_4bit(packed, state)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=15)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    weight = torch.randn(given.size, given.size)
+    result = weight.to(torch.bfloat16)
+    rival = bitsandbytes_nf4(weight)
+    print("| recipe | ms | x copy | x bitsandbytes | with residual and DoRA, ms | x copy |")
+    print("|---|---|---|---|---|---|")
+    for name, words in CASES.items():
+        cells = []
+        for extra in ({}, RESIDUAL):
+            plan = MatrixPlan.model_validate({**words, **extra})
+            encoded = encode_matrix(plan, weight, seed=0, source_dtype="bf16")
+
+            def decode(plan: MatrixPlan = plan, sections: Any = encoded.sections) -> object:
+                shape = (given.size, given.size)
+                return decode_matrix(plan, shape, "bf16", sections, dtype=torch.bfloat16)
+
+            acts: dict[str, Callable[[], object]] = {"ours": decode, "copy": result.clone}
+            if rival is not None and not extra and name.startswith("nf4"):
+                acts["rival"] = rival
+            times = paired(acts, given.rounds)
+            cells.append(f"{1000 * statistics.median(times['ours']):.1f}")
+            cells.append(f"{ratio(times['ours'], times['copy']):.2f}")
+            if not extra:
+                other = f"{ratio(times['ours'], times['rival']):.2f}" if "rival" in times else ""
+                cells.append(other)
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
