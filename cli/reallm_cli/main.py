@@ -24,6 +24,7 @@ from reallm_cli.commands.finetune import finetune_command
 from reallm_cli.commands.inspect import inspect
 from reallm_cli.commands.recipes import recipes
 from reallm_cli.commands.reconstruct import reconstruct
+from reallm_cli.commands.survey import survey_command
 from reallm_cli.commands.verify import verify
 from reallm_cli.diagnostics import from_click, show_bug, show_error
 from reallm_cli.exit_codes import ExitCode, exit_code_of
@@ -82,6 +83,7 @@ for command in (
     reconstruct,
     decoder,
     eval_command,
+    survey_command,
     finetune_command,
     adapter,
     recipes,

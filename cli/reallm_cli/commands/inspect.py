@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from reallm_cli.commands.inspect_adapter import inspect_adapter
+from reallm_cli.commands.inspect_heatmap import show_heatmap
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_archive_path, did_you_mean, nearest
@@ -33,17 +34,44 @@ from reallm_formats import Archive, SectionEntry, names
             "one matrix: its plan, its sections and its error",
         ),
         ("reallm inspect model.reallm --json", "all of it for scripts"),
+        (
+            "reallm inspect model.reallm --heatmap model.layers.0.mlp.up_proj -o f.png --model DIR",
+            "a picture: the original, the reconstruction and the error",
+        ),
     ],
 )
 @click.argument("archive", metavar="ARCHIVE")
 @click.argument("name", metavar="[NAME]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option(
+    "--heatmap",
+    metavar="NAME",
+    help="Draw one matrix beside the original; needs `-o`, `--model` and matplotlib.",
+)
+@click.option("-o", "--output", metavar="FILE.png", help="The picture to write.")
+@click.option("--model", metavar="MODEL", help="The checkpoint that the archive was made of.")
 @click.pass_obj
-def inspect(terminal: Terminal, archive: str, name: str | None, as_json: bool) -> int:
+def inspect(
+    terminal: Terminal,
+    archive: str,
+    name: str | None,
+    as_json: bool,
+    heatmap: str | None,
+    output: str | None,
+    model: str | None,
+) -> int:
     """Show what is inside an archive, or all about one matrix, tensor or file in it.
 
     The error of a matrix is ||W - W^|| / ||W||, measured on what was stored when it was encoded.
     """
+    if heatmap is not None:
+        return show_heatmap(
+            terminal, archive, heatmap, output, model, alone=name is None and not as_json
+        )
+    if output is not None or model is not None:
+        raise CommandLineError(
+            "`-o` and `--model` go with `--heatmap NAME`", location="`reallm inspect`"
+        )
     check_archive_path(archive)
     with Archive.open(archive) as container:
         if container.kind == "adapter":

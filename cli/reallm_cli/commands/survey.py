@@ -1,0 +1,256 @@
+"""`reallm survey`: what the matrices of a model look like, and which recipe fits which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import click
+
+from reallm_cli.commands.compile import CompileTalk
+from reallm_cli.exit_codes import ExitCode
+from reallm_cli.help import ExampleCommand
+from reallm_cli.mistakes import check_recipe_path
+from reallm_cli.numbers import bits_text, counted, error_text
+from reallm_cli.progress import Meter
+from reallm_cli.tables import Sheet, show_sheet
+from reallm_cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from reallm_compiler.evaluate.survey_report import Survey
+    from reallm_compiler.execute.events import Event
+
+
+@click.command(
+    "survey",
+    cls=ExampleCommand,
+    short_help="Show which matrix wants which recipe.",
+    examples=[
+        (
+            "reallm survey path/to/model",
+            "spectrum, outliers and structure of each matrix, and what fits it",
+        ),
+        (
+            "reallm survey path/to/model --only '*.layers.0.*' --recipe nf3 --recipe mine.yaml",
+            "the same for one layer, with the measured error of two recipes",
+        ),
+        (
+            "reallm survey path/to/model --recipe reallm-3bit --plots pictures --json",
+            "for scripts, with spectrum.png, structure.png and error.png in a folder",
+        ),
+    ],
+)
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--recipe",
+    "recipes",
+    multiple=True,
+    metavar="RECIPE",
+    help="Try this recipe too: its exact bits and its measured error. May be given many times.",
+)
+@click.option("--only", metavar="PATTERN", help="Only the matrices whose names match.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="DEVICE",
+    help="Where the work is done: auto, cpu, cuda or cuda:N.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes that try a recipe.  [default: by size, cores and memory]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+@click.option("--plots", metavar="FOLDER", help="Draw the numbers as pictures into a folder.")
+@click.pass_obj
+def survey_command(
+    terminal: Terminal,
+    model: str,
+    recipes: tuple[str, ...],
+    only: str | None,
+    device: str,
+    workers: int | None,
+    as_json: bool,
+    plots: str | None,
+) -> int:
+    """Look at the matrices of a model one by one, and try recipes on them.
+
+    Each number stands beside what white noise, or the same rows in random order, would give.
+    Recipes are compared at equal exact bits: `gap` is how many bits per weight a recipe takes
+    more than the best coder of white noise needs for the same error; less is better. Nothing is
+    written but the pictures.
+    """
+    for recipe in recipes:
+        check_recipe_path(recipe)
+    from reallm_compiler.evaluate.survey import survey_model
+
+    if plots is not None:
+        from reallm_compiler.evaluate.pictures import check_matplotlib
+
+        check_matplotlib()
+    with _Talk(terminal) as talk:
+        survey = survey_model(
+            model,
+            recipes=recipes,
+            only=only,
+            device=device,
+            workers=workers,
+            progress=talk.look,
+            listen=talk.listen,
+        )
+    if plots is not None:
+        from reallm_compiler.evaluate.charts import draw_survey
+
+        for path in draw_survey(plots, survey):
+            terminal.say(f"drew `{path}`")
+    if as_json:
+        terminal.json(survey.to_json())
+    else:
+        show_survey(terminal, survey)
+    return ExitCode.OK
+
+
+def show_survey(terminal: Terminal, survey: Survey) -> None:
+    """The tables: statistics, measures, recipes over all matrices, and the words."""
+    show_sheet(terminal, _statistics(survey), title="matrices")
+    if survey.recipes:
+        terminal.data()
+        show_sheet(terminal, _measures(survey), title="recipes on each matrix")
+        terminal.data()
+        show_sheet(terminal, _totals(survey), title="recipes on all matrices that they code")
+    terminal.data()
+    terminal.data(terminal.text("what fits", style="bold"))
+    said: dict[str, list[str]] = {}
+    for row in survey.matrices:
+        said.setdefault(row.words, []).append(row.name)
+    for words, names in said.items():
+        named = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+        terminal.data(terminal.text(f"  {named}: {words}"))
+
+
+def _statistics(survey: Survey) -> Sheet:
+    rows = []
+    for row in survey.matrices:
+        first = row.spectrum.low_rank[0] if row.spectrum.low_rank else None
+        rows.append(
+            (
+                row.name,
+                f"{row.shape[0]} x {row.shape[1]}",
+                f"{row.spectrum.effective_rank:.0f}",
+                f"{100 * first.share:.1f} %" if first else "-",
+                f"{100 * first.noise_share:.1f} %" if first else "-",
+                f"{row.outliers.kurtosis:.1f}",
+                f"{row.outliers.max_over_rms:.1f}",
+                f"{100 * row.outliers.beyond:.3f} %",
+                f"{row.rows.ordered:.3f}",
+                f"{row.columns.ordered:.3f}",
+                f"{row.scales.spread:.2f}",
+                f"{row.structure_bits:.2f}",
+                row.structure,
+            )
+        )
+    return Sheet(
+        columns=[
+            "<matrix",
+            "shape",
+            "eff. rank",
+            "in 1/64",
+            "noise has",
+            "kurtosis",
+            "max/rms",
+            "> 4 sigma",
+            "rows alike",
+            "columns alike",
+            "scale spread",
+            "order, bits",
+            "<structure",
+        ],
+        rows=rows,
+    )
+
+
+def _measures(survey: Survey) -> Sheet:
+    return Sheet(
+        columns=[
+            "<matrix",
+            "<recipe",
+            "paper bits",
+            "exact bits",
+            "error",
+            "gap",
+            "<best at equal bits",
+            "<best with as many or fewer",
+        ],
+        rows=[
+            (
+                row.name,
+                one.recipe,
+                bits_text(one.paper_bits),
+                bits_text(one.exact_bits),
+                error_text(one.relative_error),
+                f"{one.gap_bits:+.3f}",
+                "yes" if one.recipe == row.best else "",
+                "itself" if one.best_within == one.recipe else one.best_within,
+            )
+            for row in survey.matrices
+            for one in row.measures
+        ],
+        always=2,
+    )
+
+
+def _totals(survey: Survey) -> Sheet:
+    return Sheet(
+        columns=["<recipe", "matrices", "exact bits", "error", "gap", "best on"],
+        rows=[
+            (
+                row.recipe,
+                str(row.matrices),
+                bits_text(row.exact_bits),
+                error_text(row.relative_error),
+                f"{row.gap_bits:+.3f}",
+                counted(row.best, "matrix", "matrices"),
+            )
+            for row in survey.recipes
+        ],
+    )
+
+
+class _Talk:
+    """Tells how far a survey is, on stderr: recipe after recipe, then the looks."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._open: CompileTalk | Meter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._open is not None:
+            self._open.__exit__(kind, error, trace)
+            self._open = None
+
+    def listen(self, recipe: str) -> Callable[[Event], None]:
+        """Who hears the events of the trial of a recipe."""
+        self.__exit__(None, None, None)
+        self._terminal.say(f"recipe  {recipe}")
+        talk = CompileTalk(self._terminal)
+        self._open = talk
+        return talk.hear
+
+    def look(self, done: int, total: int) -> None:
+        """Tell how many matrices were looked at."""
+        if not isinstance(self._open, Meter):
+            self.__exit__(None, None, None)
+            meter = Meter(self._terminal, "survey", units=total, word="matrices", work=total)
+            self._open = meter.__enter__()
+        self._open.update(done, done)

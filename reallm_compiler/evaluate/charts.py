@@ -1,0 +1,132 @@
+"""A survey as curves by layer: spectrum, structure, and the error of each recipe.
+
+The figures come from `pictures.py`, which alone knows matplotlib.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reallm_compiler.errors import OutputError
+from reallm_compiler.evaluate.pictures import check_picture, new_figure, save_figure
+from reallm_compiler.evaluate.survey_report import MatrixSurvey, Survey
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def draw_survey(folder: str | os.PathLike[str], survey: Survey) -> list[Path]:
+    """Draw a survey: `spectrum.png`, `structure.png`, and with recipes `error.png`.
+
+    `error.png` shows the error of each recipe by layer, for each kind of matrix (the paper's
+    Figures 3 and 4, with the exact bits in the legend).
+
+    Returns:
+        The files, in this order.
+
+    Raises:
+        OutputError: the folder cannot be made, or a file there is no picture.
+        EvaluationError: matplotlib is not installed.
+    """
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder cannot be made: {error.strerror}", location=str(folder)
+        ) from error
+    kinds: dict[str, list[MatrixSurvey]] = {}
+    for row in survey.matrices:
+        kinds.setdefault(kind_of(row), []).append(row)
+    drawings: list[tuple[str, Callable[[Axes, Sequence[MatrixSurvey]], None]]] = [
+        ("spectrum.png", _draw_spectrum),
+        ("structure.png", _draw_structure),
+    ]
+    if survey.recipes:
+        drawings.append(("error.png", _draw_errors))
+    made = []
+    for file, draw in drawings:
+        path = check_picture(place / file)
+        columns = min(3, len(kinds))
+        lines = -(-len(kinds) // columns)
+        figure = new_figure(5.5 * columns, 4 * lines)
+        axes = figure.subplots(lines, columns, squeeze=False).flatten()
+        for axis in axes[len(kinds) :]:
+            axis.set_visible(False)
+        for axis, (kind, rows) in zip(axes, kinds.items(), strict=False):
+            axis.set_title(kind, fontsize=9)
+            draw(axis, rows)
+        save_figure(figure, path)
+        made.append(path)
+    return made
+
+
+def kind_of(row: MatrixSurvey) -> str:
+    """The matrix's name with `*` for its layer's number."""
+    number = str(row.layer)
+    return ".".join("*" if part == number else part for part in row.name.split("."))
+
+
+def _draw_spectrum(axis: Axes, rows: Sequence[MatrixSurvey]) -> None:
+    for row in rows:
+        values = row.spectrum.values
+        if values and values[0] > 0:
+            places = [(place + 1) / len(values) for place in range(len(values))]
+            shades = 0.15 + 0.75 * (row.layer or 0) / max(1, *(one.layer or 0 for one in rows))
+            axis.plot(
+                places,
+                [value / row.norm for value in values],
+                color=(0.1, 0.3, shades),
+                linewidth=0.8,
+                label=f"layer {row.layer}" if row.layer is not None else None,
+            )
+    axis.set_yscale("log")
+    axis.set_xlabel("place among the singular values")
+    axis.set_ylabel("singular value / norm")
+    _legend(axis)
+
+
+def _draw_structure(axis: Axes, rows: Sequence[MatrixSurvey]) -> None:
+    places = _places(rows)
+    axis.plot(places, [row.rows.ordered for row in rows], marker="o", label="rows")
+    axis.plot(places, [row.columns.ordered for row in rows], marker="s", label="columns")
+    axis.axhline(0, color="0.6", linewidth=0.8)
+    axis.set_xlabel("block")
+    axis.set_ylabel("what the order of neighbours adds")
+    _legend(axis)
+
+
+def _draw_errors(axis: Axes, rows: Sequence[MatrixSurvey]) -> None:
+    for recipe in dict.fromkeys(one.recipe for row in rows for one in row.measures):
+        found = [
+            (place, one)
+            for place, row in zip(_places(rows), rows, strict=True)
+            for one in row.measures
+            if one.recipe == recipe
+        ]
+        bits = sorted({round(float(one.exact_bits), 3) for _, one in found})
+        told = f"{bits[0]:g}" if len(bits) == 1 else f"{bits[0]:g} to {bits[-1]:g}"
+        axis.plot(
+            [place for place, _ in found],
+            [one.relative_error for _, one in found],
+            marker="o",
+            label=f"{recipe}, {told} bits",
+        )
+    axis.set_xlabel("block")
+    axis.set_ylabel("error / norm")
+    axis.set_ylim(bottom=0)
+    _legend(axis)
+
+
+def _places(rows: Sequence[MatrixSurvey]) -> list[int]:
+    """Numbers of the layers, or of the rows where a matrix is in none or two are in one."""
+    layers = [row.layer for row in rows if row.layer is not None]
+    return layers if len(set(layers)) == len(rows) else list(range(len(rows)))
+
+
+def _legend(axis: Axes) -> None:
+    if 0 < len(axis.get_legend_handles_labels()[1]) <= 12:
+        axis.legend(fontsize=7)

@@ -1,0 +1,83 @@
+"""One matrix of an archive beside the original, as a picture (the paper's Figure 1)."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from reallm_compiler.errors import EvaluationError, SourceError
+from reallm_compiler.evaluate.pictures import check_matplotlib, check_picture, draw_heatmap
+from reallm_compiler.execute.weights import Weights
+from reallm_compiler.reader.archive import open_archive
+from reallm_compiler.sources import open_source
+
+SAME = 1e-3
+"""Relative difference up to which two errors are the same one, measured in two types."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heatmap:
+    """A picture that was drawn.
+
+    Attributes:
+        path: the file.
+        relative_error: ||W - W^|| / ||W|| of what was drawn.
+        stored_error: what the archive says, measured when it was made.
+    """
+
+    path: Path
+    relative_error: float
+    stored_error: float
+
+    @property
+    def same_model(self) -> bool:
+        """Whether the errors agree, as they do for the model that the archive was made of."""
+        return abs(self.relative_error - self.stored_error) <= SAME * max(1e-3, self.stored_error)
+
+
+def heatmap(
+    archive: str | os.PathLike[str],
+    name: str,
+    output: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str],
+) -> Heatmap:
+    """Draw original, reconstruction and error of one matrix.
+
+    Args:
+        archive: a model archive.
+        name: one of its coded matrices.
+        output: the PNG file to write.
+        model: the checkpoint that the archive was made of.
+
+    Raises:
+        EvaluationError: matplotlib is not installed, or the matrix is not coded.
+        OutputError: the output is not a place for a picture.
+        FormatError, SourceError: the archive or the checkpoint cannot be read.
+    """
+    check_picture(output)
+    check_matplotlib()
+    short = name.removesuffix(".weight")
+    with open_archive(archive) as opened:
+        if short not in opened.names:
+            near = difflib.get_close_matches(short, opened.names, n=1)
+            raise EvaluationError(
+                f"the archive codes no matrix `{short}`",
+                location=str(archive),
+                hint=f"did you mean `{near[0]}`?" if near else None,
+            )
+        decoded = opened.matrix(short)
+        stored = opened.errors[short]
+    inventory = open_source(model)
+    fact = next((fact for fact in inventory.matrices() if fact.name == short), None)
+    if fact is None or not inventory.complete:
+        raise SourceError(
+            f"the model has no matrix `{short}`" if fact is None else "this model has no weights",
+            location=str(model),
+            hint="give the checkpoint that the archive was made of",
+        )
+    original = Weights(inventory).matrix(fact.tensor, fact.index, transposed=fact.transposed)
+    error = draw_heatmap(output, short, original, decoded)
+    return Heatmap(path=Path(output), relative_error=error, stored_error=stored)

@@ -1,0 +1,275 @@
+"""The survey: structure where there is some, none in noise, recipes compared fairly, pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from fractions import Fraction
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from reallm_compiler.errors import EvaluationError, OutputError, SourceError
+from reallm_compiler.evaluate.charts import draw_survey, kind_of
+from reallm_compiler.evaluate.pictures import PIXELS, draw_heatmap, thinned
+from reallm_compiler.evaluate.regimes import (
+    LOW_RANK_NET_BITS,
+    STRONG_BITS,
+    WEAK_BITS,
+    best_of,
+    gap_bits,
+    measures,
+    structure_of,
+)
+from reallm_compiler.evaluate.survey import survey_model
+from reallm_compiler.plan.budget import MatrixBudget
+from reallm_compiler.plan.build import plan
+
+P, Q = 64, 96
+
+
+def noise(seed, p=P, q=Q):
+    return torch.randn(p, q, generator=torch.Generator().manual_seed(seed))
+
+
+def image(p=P, q=Q):
+    x, y = torch.linspace(0, 1, p)[:, None], torch.linspace(0, 1, q)[None]
+    return torch.sin(6 * x + 9 * y) + torch.cos(11 * x * y) + torch.sin(20 * x) * torch.cos(15 * y)
+
+
+MATRICES = {
+    "image": image() + 0.05 * noise(1),
+    "faint image": 0.6 * image() + noise(2),
+    "shuffled image": image()[torch.randperm(P, generator=torch.Generator().manual_seed(0))][
+        :, torch.randperm(Q, generator=torch.Generator().manual_seed(1))
+    ],
+    "low rank": 8 * noise(3, P, 1) @ noise(4, 1, Q) + noise(5),
+    "noise": noise(6),
+    "zeros": torch.zeros(P, Q),
+}
+NAMES = {name: f"model.layers.{layer}.mlp.up_proj" for layer, name in enumerate(MATRICES)}
+
+
+def recipe(tmp_path, name, quantizer, rules=""):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text(
+        "reallm: 1\n"
+        "defaults:\n"
+        "  residual: {kind: none}\n"
+        "  scales: {kind: absmax, per: row}\n"
+        f"  quantizer: {quantizer}\n"
+        "  dora: false\n" + rules
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("survey")
+    tensors = {f"{NAMES[name]}.weight": weight for name, weight in MATRICES.items()}
+    tensors["model.embed_tokens.weight"] = noise(9, 40, 16)
+    save_file({name: one.contiguous() for name, one in tensors.items()}, folder / "m.safetensors")
+    return folder / "m.safetensors"
+
+
+@pytest.fixture(scope="module")
+def found(model):
+    survey = survey_model(model)
+    return {name: row for name in NAMES for row in survey.matrices if row.name == NAMES[name]}
+
+
+@pytest.fixture(scope="module")
+def tried(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipes")
+    some = f"rules:\n  - {{match: '{NAMES['zeros']}', keep: source}}\n"
+    return survey_model(
+        model,
+        recipes=[
+            recipe(folder, "two", "{kind: vq, bits: 2, dim: 2}", some),
+            recipe(folder, "four", "{kind: uniform, bits: 4}", some),
+            recipe(folder, "coarse", "{kind: uniform, bits: 3}", some),
+        ],
+        workers=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "structure", "said"),
+    [
+        ("image", "strong", "small latent with a large decoder (`hnerv`) is worth trying"),
+        ("faint image", "weak", "weak structure was found"),
+        ("shuffled image", "none", "no structure was found"),
+        ("low rank", "none", "a low-rank part pays: rank 1 saves"),
+        ("noise", "none", "as in white noise; a large latent with a small decoder fits"),
+        ("zeros", "none", "all weights are zero"),
+    ],
+)
+def test_structure_is_told_in_words(found, name, structure, said):
+    assert found[name].structure == structure
+    assert said in found[name].words
+
+
+def test_noise_has_nothing_to_gain_from(found):
+    row = found["noise"]
+    assert row.structure_bits == 0
+    assert max(part.net_bits for part in row.spectrum.low_rank) < LOW_RANK_NET_BITS
+    assert "low-rank" not in row.words
+    assert row.words.endswith("plain VQ")
+
+
+def test_thresholds_are_where_they_stand():
+    assert [structure_of(bits) for bits in (0, WEAK_BITS, STRONG_BITS)] == [
+        "none",
+        "weak",
+        "strong",
+    ]
+    assert structure_of(WEAK_BITS - 1e-9) == "none"
+    assert structure_of(STRONG_BITS - 1e-9) == "weak"
+    # The words beside the numbers: an `ordered` of 0.71 along one axis, of 0.54 along both.
+    assert 0.5 * math.log2(1 / (1 - 0.71**2)) == pytest.approx(STRONG_BITS, abs=0.01)
+    assert math.log2(1 / (1 - 0.54**2)) == pytest.approx(STRONG_BITS, abs=0.01)
+    assert 0.5 * math.log2(1 / (1 - 0.17**2)) == pytest.approx(WEAK_BITS, abs=0.002)
+
+
+def sizes(bits, **terms):
+    return MatrixBudget(
+        name="m",
+        shape=(8, 8),
+        paper_bits=Fraction(bits),
+        exact_bits=Fraction(bits),
+        bytes=int(8 * bits),
+        terms=terms,
+        paper_terms={},
+        decode_macs=0,
+        training_operations=0,
+    )
+
+
+def test_recipes_are_compared_at_equal_exact_bits():
+    rows = measures(
+        [
+            ("good", sizes(2), 0.30),
+            ("large", sizes(4), 0.10),
+            ("worse", sizes(2), 0.35),
+            ("wasteful", sizes(5), 0.12),
+            ("trained", sizes(1, decoder=3), 0.9),
+        ]
+    )
+    by_name = {row.recipe: row for row in rows}
+    assert {name: row.best_within for name, row in by_name.items()} == {
+        "good": "good",
+        "large": "large",
+        "worse": "good",
+        "wasteful": "large",
+        "trained": "trained",
+    }
+    assert best_of(rows).recipe == "good"
+    assert [name for name, row in by_name.items() if row.trained] == ["trained"]
+    assert gap_bits(Fraction(2), 0.25) == 0  # the bound for white noise at 2 bits
+    assert gap_bits(Fraction(2), 0.5) == 1
+    assert gap_bits(Fraction(2), 0.0) == -math.inf
+    assert best_of([]) is None
+
+
+def test_a_trial_has_the_planned_bits(tried, model, tmp_path):
+    rows = {row.name: row for row in tried.matrices}
+    assert rows[NAMES["zeros"]].measures == ()
+    assert rows[NAMES["zeros"]].best is None
+    noisy = {one.recipe: one for one in rows[NAMES["noise"]].measures}
+    assert list(noisy) == ["two", "four", "coarse"]
+    planned = plan(recipe(tmp_path, "four", "{kind: uniform, bits: 4}"), model=model).budget()
+    assert noisy["four"].bytes == planned.matrices[0].bytes
+    assert noisy["four"].exact_bits == Fraction(8 * noisy["four"].bytes, P * Q)
+    assert noisy["two"].relative_error > noisy["coarse"].relative_error
+    assert "measured: " in rows[NAMES["noise"]].words
+    total = {row.recipe: row for row in tried.recipes}
+    assert total["two"].matrices == len(MATRICES) - 1
+    assert sum(row.best for row in tried.recipes) == len(MATRICES) - 1
+    errors = [one.relative_error for row in tried.matrices for one in row.measures[:1]]
+    assert min(errors) < total["two"].relative_error < max(errors)
+
+
+def test_embeddings_are_surveyed_when_asked_for(model, found):
+    assert "model.embed_tokens" not in [row.name for row in found.values()]
+    survey = survey_model(model, only="*embed*")
+    assert [row.name for row in survey.matrices] == ["model.embed_tokens"]
+    assert survey.matrices[0].layer is None
+
+
+def test_two_files_of_one_name_stay_apart(model, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    paths = [
+        recipe(tmp_path / "a", "same", "{kind: uniform, bits: 4}"),
+        recipe(tmp_path / "b", "same", "{kind: uniform, bits: 2}"),
+    ]
+    survey = survey_model(model, recipes=paths, only=NAMES["noise"])
+    assert [row.recipe for row in survey.recipes] == [str(path) for path in paths]
+
+
+def test_the_json_is_plain_and_whole(tried):
+    payload = json.loads(json.dumps(tried.to_json()))
+    assert set(payload) == {"matrices", "recipes"}
+    row = payload["matrices"][0]
+    assert (row["name"], row["shape"], row["layer"]) == (NAMES["image"], [P, Q], 0)
+    assert row["best"] in {one["recipe"] for one in row["recipes"]}
+    assert row["spectrum"]["low_rank"][0]["fraction"] == "1/64"
+
+
+def test_what_cannot_be_surveyed_is_told(model, tmp_path):
+    with pytest.raises(EvaluationError, match="matches no matrix"):
+        survey_model(model, only="*nothing*")
+    with pytest.raises(SourceError, match="no weights"):
+        survey_model({"shapes": {"layers.0.q_proj.weight": [8, 8]}})
+    bad = noise(0)
+    bad[3, 4] = math.nan
+    save_file({"layers.0.q_proj.weight": bad}, tmp_path / "nan.safetensors")
+    with pytest.raises(EvaluationError, match="no finite number") as caught:
+        survey_model(tmp_path / "nan.safetensors")
+    assert caught.value.location == "layers.0.q_proj"
+
+
+def test_pictures_are_drawn_alike(tried, tmp_path):
+    first, second = (draw_survey(tmp_path / name, tried) for name in "ab")
+    assert [path.name for path in first] == ["spectrum.png", "structure.png", "error.png"]
+    for one, other in zip(first, second, strict=True):
+        assert one.read_bytes() == other.read_bytes()
+        assert one.read_bytes().startswith(b"\x89PNG")
+    assert kind_of(tried.matrices[0]) == "model.layers.*.mlp.up_proj"
+
+
+def test_a_heatmap_tells_the_error(tmp_path):
+    whole = noise(0)
+    place = tmp_path / "f.png"
+    assert draw_heatmap(place, "m", whole, whole * 0.9) == pytest.approx(0.1, abs=1e-6)
+    before = place.read_bytes()
+    draw_heatmap(place, "m", whole, whole * 0.9)
+    assert place.read_bytes() == before
+    with pytest.raises(EvaluationError, match="96 x 64, the archive's 64 x 96"):
+        draw_heatmap(place, "m", whole.t(), whole)
+
+
+def test_large_matrices_are_thinned():
+    assert thinned(torch.zeros(PIXELS, 10)).shape == (PIXELS, 10)
+    assert thinned(torch.zeros(2 * PIXELS + 1, 10)).shape == (683, 4)
+
+
+def test_pictures_replace_pictures_only(tmp_path):
+    text = tmp_path / "notes.png"
+    text.write_text("mine")
+    with pytest.raises(OutputError, match="is no picture"):
+        draw_heatmap(text, "m", noise(0), noise(0))
+    assert text.read_text() == "mine"
+    with pytest.raises(OutputError, match="PNG"):
+        draw_heatmap(tmp_path / "f.jpg", "m", noise(0), noise(0))
+    with pytest.raises(OutputError, match="no such folder"):
+        draw_heatmap(tmp_path / "no" / "f.png", "m", noise(0), noise(0))
+
+
+def test_without_matplotlib_the_way_out_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(EvaluationError, match="matplotlib") as caught:
+        draw_heatmap(tmp_path / "f.png", "m", noise(0), noise(0))
+    assert caught.value.hint == "install it with `pip install 'reallm[plots]'`"
