@@ -11,8 +11,8 @@ that they store 16-bit scales. `pip install "reallm[rivals,plots]"` brings them;
 installed, or that fails here, is named below the table. The options of `--model` are those of
 `benchmarks/results.py`.
 
-bitsandbytes gets a matrix as one list of blocks: its CPU version decodes matrices wrongly whose rows
-are no whole number of blocks.
+bitsandbytes gets a matrix as one list of blocks: its CPU version decodes matrices wrongly whose
+rows are no whole number of blocks.
 
 A rival is beaten if a recipe of ours has fewer or as many bits, a lower perplexity and a lower
 divergence; the last column names the cheapest such recipe.

@@ -1,0 +1,67 @@
+"""NormalFloat codes are those of bitsandbytes, where it is installed (extra `rivals`)."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from reallm_compiler.codecs import decode_matrix, encode_matrix, normal_float
+from reallm_compiler.codecs.packing import unpack
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    bitsandbytes = pytest.importorskip(
+        "bitsandbytes.functional", reason="bitsandbytes is not installed (extra `rivals`)"
+    )
+
+
+def rival_codes(weight, block):
+    packed, state = bitsandbytes.quantize_4bit(
+        weight.reshape(-1, block), blocksize=block, compress_statistics=False, quant_type="nf4"
+    )
+    packed = packed.view(-1)
+    # The first weight of a pair is in the upper half of the byte.
+    codes = torch.stack([packed >> 4, packed & 15], dim=1).view(-1)
+    return codes, state.absmax
+
+
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("shape", [(64, 128), (8, 4096), (96, 352)])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+def test_codes_and_scales_of_nf4_are_equal(block, shape, scale, gaussian, plan_of):
+    weight = gaussian(*shape, seed=block) * scale
+    plan = plan_of(
+        scales={"kind": "absmax", "per": "block", "block": block, "dtype": "float32"},
+        quantizer={"kind": "normal_float", "bits": 4},
+    )
+    sections = encode_matrix(plan, weight, seed=0, source_dtype="f32").sections
+    codes, absmax = rival_codes(weight, block)
+    assert torch.equal(sections["scales"], absmax)
+    ours = unpack(sections["codes"], 4, weight.numel())
+    differing = (ours != codes).nonzero()[:, 0]
+    # Both divide and compare in float32; only a weight between two levels may fall either way.
+    levels = normal_float.levels(4)
+    middle = (levels[1:] + levels[:-1]) / 2
+    unit = (weight.view(-1, block) / absmax[:, None]).view(-1)[differing].double()
+    assert all(float((middle - value).abs().min()) < 1e-6 for value in unit)
+    assert len(differing) <= 2
+
+
+def test_decoded_weights_are_equal(gaussian, plan_of):
+    weight = gaussian(64, 128)
+    plan = plan_of(
+        scales={"kind": "absmax", "per": "block", "block": 64, "dtype": "float32"},
+        quantizer={"kind": "normal_float", "bits": 4},
+    )
+    sections = encode_matrix(plan, weight, seed=0, source_dtype="f32").sections
+    ours = decode_matrix(plan, (64, 128), "f32", sections, dtype=torch.float32)
+    packed, state = bitsandbytes.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    theirs = bitsandbytes.dequantize_4bit(packed, state)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_levels_of_nf4_are_equal():
+    theirs = bitsandbytes.get_4bit_type("nf4", device="cpu").double()
+    torch.testing.assert_close(normal_float.levels(4), theirs, rtol=0, atol=2e-7)
