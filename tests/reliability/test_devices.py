@@ -108,8 +108,26 @@ def plan_of(defaults: Mapping[str, Any]) -> MatrixPlan:
 
 RMS = {"kind": "rms"}
 BLOCKS = {"kind": "absmax", "per": "block", "block": 16, "bits": 8, "superblock": 16}
+HNERV = {
+    "kind": "hnerv",
+    "patch": 8,
+    "latent": [2, 2, 2],
+    "width": 4,
+    "min_width": 2,
+    "kernel_max": 3,
+    "encoder_width": 4,
+    "epochs": 4,
+    "batch": 8,
+}
 PLANS = {
     "stored": {},
+    "trained": {"transform": [{"kind": "normalize"}], "autoencoder": {**HNERV, "qat": False}},
+    "trained, one decoder, vectors": {
+        "autoencoder": HNERV,
+        "scales": BLOCKS,
+        "quantizer": {"kind": "vq", "bits": 2, "dim": 2},
+        "share": "all",
+    },
     "uniform": {"scales": BLOCKS, "quantizer": {"kind": "uniform", "bits": 3}},
     "uniform, minmax": {
         "scales": {"kind": "minmax", "per": "block", "block": 16},
