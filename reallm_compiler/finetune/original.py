@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,14 @@ class Original:
         self.weights = Weights(self.inventory)
         self._check(archive)
         self._skeleton: Any = None
+
+    def facts(self) -> dict[str, list[int]]:
+        """Length and time of change of each of its files, by which a resumed run knows it."""
+        facts = {}
+        for shard in sorted({spec.shard for spec in self.weights.by_name.values()}):
+            status = Path(self.inventory.path, shard).stat()
+            facts[shard] = [status.st_size, status.st_mtime_ns]
+        return facts
 
     def block(
         self,

@@ -98,7 +98,7 @@ def finetune(
             )
         identity = {
             "base": base.digest.hex() + (tunable.adapter or b"").hex(),
-            "source": [[name, list(spec.shape)] for name, spec in original.weights.by_name.items()],
+            "source": original.facts(),
             "text": text_digest.hex(),
             "options": chosen.plain(),
             "compute": compute_name(place),

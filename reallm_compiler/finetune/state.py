@@ -116,3 +116,4 @@ class State:
     def remove(self) -> None:
         """The run is finished."""
         self.path.unlink(missing_ok=True)
+        self.path.with_name(self.path.name + ".new").unlink(missing_ok=True)
