@@ -75,11 +75,11 @@ def _draw_spectrum(axis: Axes, rows: Sequence[MatrixSurvey]) -> None:
         values = row.spectrum.values
         if values and values[0] > 0:
             places = [(place + 1) / len(values) for place in range(len(values))]
-            shades = 0.15 + 0.75 * (row.layer or 0) / max(1, *(one.layer or 0 for one in rows))
+            depth = (row.layer or 0) / max(1, *(one.layer or 0 for one in rows))
             axis.plot(
                 places,
                 [value / row.norm for value in values],
-                color=(0.1, 0.3, shades),
+                color=(0.1 + 0.8 * depth, 0.3, 0.9 - 0.8 * depth),  # blue to red
                 linewidth=0.8,
                 label=f"layer {row.layer}" if row.layer is not None else None,
             )
@@ -91,11 +91,25 @@ def _draw_spectrum(axis: Axes, rows: Sequence[MatrixSurvey]) -> None:
 
 def _draw_structure(axis: Axes, rows: Sequence[MatrixSurvey]) -> None:
     places = _places(rows)
-    axis.plot(places, [row.rows.ordered for row in rows], marker="o", label="rows")
-    axis.plot(places, [row.columns.ordered for row in rows], marker="s", label="columns")
+    values = {
+        "rows": [row.rows for row in rows],
+        "columns": [row.columns for row in rows],
+        "magnitudes of rows": [row.magnitude_rows for row in rows],
+        "magnitudes of columns": [row.magnitude_columns for row in rows],
+    }
+    for place, (label, found) in enumerate(values.items()):
+        axis.plot(
+            places,
+            [one.ordered for one in found],
+            marker="os"[place % 2],
+            linestyle="-" if place < 2 else ":",
+            label=label,
+        )
+    # Not less than this, so that what is small looks small.
+    axis.set_ylim(min(-0.1, axis.get_ylim()[0]), max(1.0, axis.get_ylim()[1]))
     axis.axhline(0, color="0.6", linewidth=0.8)
     axis.set_xlabel("block")
-    axis.set_ylabel("what the order of neighbours adds")
+    axis.set_ylabel("alike by order")
     _legend(axis)
 
 

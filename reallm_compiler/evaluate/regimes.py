@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from reallm_compiler.evaluate.spectrum import Spectrum
+from reallm_compiler.evaluate.statistics import BlockScales
 from reallm_compiler.plan.budget import MatrixBudget
 
 Structure = Literal["none", "weak", "strong"]
@@ -31,6 +32,9 @@ WEAK_BITS = 0.02
 
 LOW_RANK_NET_BITS = 0.02
 """Least bits per weight that a low-rank part must save to be named."""
+
+SCALE_BITS = 0.05
+"""Least `gain_bits` of block scales to be named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,7 +116,7 @@ def structure_of(bits: float) -> Structure:
     return "weak" if bits >= WEAK_BITS else "none"
 
 
-def words_of(bits: float, spectrum: Spectrum, found: Sequence[Measure]) -> str:
+def words_of(bits: float, spectrum: Spectrum, scales: BlockScales, found: Sequence[Measure]) -> str:
     """What was found in a matrix, and which shape fits it, in English."""
     if not any(spectrum.values):
         return "all weights are zero: any recipe fits"
@@ -121,6 +125,11 @@ def words_of(bits: float, spectrum: Spectrum, found: Sequence[Measure]) -> str:
     if pays.net_bits >= LOW_RANK_NET_BITS:
         rank = pays.fraction if pays.rank > 1 else "1"
         said.append(f"a low-rank part pays: rank {rank} saves {pays.net_bits:.2f} bits per weight")
+    if scales.gain_bits >= SCALE_BITS:
+        said.append(
+            f"the scale changes along the rows: one for each block saves {scales.gain_bits:.2f} "
+            "bits per weight, before it is paid"
+        )
     best = best_of(found)
     if best is not None:
         said.append(_measured_words(best, found))

@@ -134,6 +134,7 @@ def survey_matrix(
     magnitude_rows, magnitude_columns = neighbours(weight.abs())
     bits = structure_bits(rows, columns)
     singular = spectrum(weight)
+    scales = block_scales(weight)
     best = best_of(found)
     return MatrixSurvey(
         name=fact.name,
@@ -145,12 +146,12 @@ def survey_matrix(
         columns=columns,
         magnitude_rows=magnitude_rows,
         magnitude_columns=magnitude_columns,
-        scales=block_scales(weight),
+        scales=scales,
         structure_bits=bits,
         structure=structure_of(bits),
         measures=found,
         best=best.recipe if best is not None else None,
-        words=words_of(bits, singular, found),
+        words=words_of(bits, singular, scales, found),
     )
 
 

@@ -46,6 +46,7 @@ MATRICES = {
         :, torch.randperm(Q, generator=torch.Generator().manual_seed(1))
     ],
     "low rank": 8 * noise(3, P, 1) @ noise(4, 1, Q) + noise(5),
+    "two scales": torch.cat([noise(7, P // 2), 4 * noise(8, P // 2)]),
     "noise": noise(6),
     "zeros": torch.zeros(P, Q),
 }
@@ -102,6 +103,7 @@ def tried(model, tmp_path_factory):
         ("faint image", "weak", "weak structure was found"),
         ("shuffled image", "none", "no structure was found"),
         ("low rank", "none", "a low-rank part pays: rank 1 saves"),
+        ("two scales", "none", "one for each block saves 0.5"),
         ("noise", "none", "as in white noise; a large latent with a small decoder fits"),
         ("zeros", "none", "all weights are zero"),
     ],
@@ -116,6 +118,7 @@ def test_noise_has_nothing_to_gain_from(found):
     assert row.structure_bits == 0
     assert max(part.net_bits for part in row.spectrum.low_rank) < LOW_RANK_NET_BITS
     assert "low-rank" not in row.words
+    assert "scale" not in row.words
     assert row.words.endswith("plain VQ")
 
 
