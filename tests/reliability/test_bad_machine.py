@@ -40,8 +40,6 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
         "a worker killed alone",
         "disk full in the journal",
         "read-only folder",
-        "a shard vanishes",
-        "memory too small for the largest matrix",
     ],
 )
 def test_case(bench: Any, name: str) -> None:
