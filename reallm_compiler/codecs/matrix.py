@@ -3,7 +3,7 @@
     encode: W -> take off R -> transforms -> encode -> code the latent -> (magnitudes)
     decode: latent -> decode -> transforms undone -> + R -> (rescale rows)
 
-No method has a path of its own: tables say which codec a kind has. What happens to the latent is
+No method has a path of its own: `tables` say which codec a kind has. What happens to the latent is
 in `latent`. Decoding goes by panels of rows that stay in cache; with the identity autoencoder
 nothing of full size is made but the result. The relative error of a matrix is measured on what a
 reader will decode.
@@ -12,29 +12,21 @@ reader will decode.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import dora, hadamard, hnerv, identity, low_rank, normalize
+from reallm_compiler.codecs import dora, low_rank
 from reallm_compiler.codecs.autoencoder import Coding
 from reallm_compiler.codecs.latent import PANEL, LatentCoder, LatentReader, panels
-from reallm_compiler.codecs.scalar import RowReader
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections, check_sections
+from reallm_compiler.codecs.tables import AUTOENCODERS, TRANSFORMS
 from reallm_compiler.codecs.watch import Unwatched, Watch
 from reallm_compiler.errors import CodecError
 from reallm_compiler.layouts import matrix as law
-from reallm_compiler.recipe.stages import (
-    Hadamard,
-    Hnerv,
-    Identity,
-    LowRank,
-    MatrixPlan,
-    Normalize,
-)
+from reallm_compiler.recipe.stages import LowRank, MatrixPlan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,66 +40,6 @@ class Encoded:
 
     sections: Sections
     relative_error: float
-
-
-class Undo(Protocol):
-    """Undoes a transform on decoded rows."""
-
-    @property
-    def step(self) -> int:
-        """Rows at a multiple of which a range must begin."""
-        ...
-
-    def restore_(self, rows: Tensor, first: int) -> Tensor:
-        """Rows first, first + 1, ... of the matrix in the place of the transformed ones."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TransformCodec:
-    """The codec of a kind of transform.
-
-    Attributes:
-        encode: (params, matrix) -> sections, the transformed matrix in its place.
-        reader: (params, shape, sections, dtype) -> what undoes it on decoded rows.
-    """
-
-    encode: Callable[[Any, Tensor], tuple[Sections, Tensor]]
-    reader: Callable[[Any, tuple[int, int], Mapping[str, Tensor], torch.dtype], Undo]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AutoencoderCodec:
-    """The codec of a kind of autoencoder.
-
-    Attributes:
-        encode: (params, matrix, coding) -> sections of decoder and latent.
-        fit_shared: (params, members, their number, generator) -> sections of a share group.
-        reader: (params, shape, sections, latent's reader, dtype) -> reader of rows.
-    """
-
-    encode: Callable[[Any, Tensor, Coding], Sections]
-    fit_shared: Callable[[Any, Iterable[tuple[Coding, Tensor]], int, torch.Generator], Sections]
-    reader: Callable[
-        [Any, tuple[int, int], Mapping[str, Tensor], LatentReader, torch.dtype], RowReader
-    ]
-
-
-TRANSFORMS: dict[type, TransformCodec] = {
-    Normalize: TransformCodec(encode=normalize.encode, reader=normalize.reader),
-    Hadamard: TransformCodec(encode=hadamard.encode, reader=hadamard.reader),
-}
-"""The codec of each kind of transform."""
-
-AUTOENCODERS: dict[type, AutoencoderCodec] = {
-    Identity: AutoencoderCodec(
-        encode=identity.encode, fit_shared=identity.fit_shared, reader=identity.reader
-    ),
-    Hnerv: AutoencoderCodec(
-        encode=hnerv.encode, fit_shared=hnerv.fit_shared, reader=hnerv.reader
-    ),
-}
-"""The codec of each kind of autoencoder."""
 
 
 def encode_matrix(

@@ -98,9 +98,9 @@ def test_an_archive_without_its_decoder_says_what_is_missing(
     lonely = tmp_path / "lonely.reallm"
     compile_model(words, model=family / "other", output=lonely, device="cpu")
     (tmp_path / "broken.reallm").write_bytes(b"no archive")
-    with open_archive(lonely) as archive:
-        with pytest.raises(SourceError, match="the decoder that this archive was made with"):
-            archive.matrix(NAMES[0])
+    missing = pytest.raises(SourceError, match="the decoder that this archive was made with")
+    with open_archive(lonely) as archive, missing:
+        archive.matrix(NAMES[0])
     with open_archive(lonely, decoders=[family / "decoder.reallm"]) as archive:
         assert archive.matrix(NAMES[0]).shape == (64, 64)
     shutil.copy(family / "decoder.reallm", tmp_path / "beside.reallm")
