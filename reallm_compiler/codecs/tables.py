@@ -1,4 +1,4 @@
-"""Which codec a kind of transform or autoencoder has: tables, so no method has a path of its own."""
+"""Which codec a kind of transform or autoencoder has: no method has a path of its own."""
 
 from __future__ import annotations
 
