@@ -3,9 +3,9 @@
     python benchmarks/finetune_study.py --write docs/finetune-study.md --bits 2 --bits 3 \\
         --model my-model PATH/TO/FOLDER TUNE.txt EVAL.txt window=256 block.lr=1e-3 e2e.lr=1e-3
 
-For each model and width three archives are made from the SVD-initialised recipe: as compiled, after
-block-wise tuning, and after both stages; beside it the same with zero-initialised factors. Tuning
-sees TUNE.txt, everything is measured on EVAL.txt. The share of the gap is
+For each model and width three archives are made from the shipped SVD-initialised recipe: as
+compiled, after block-wise tuning, and after both stages; beside it the same with zero-initialised
+factors. Tuning sees TUNE.txt, everything is measured on EVAL.txt. The share of the gap is
 
     (perplexity untuned, SVD - perplexity) / (perplexity untuned, SVD - perplexity of the original)
 
@@ -30,19 +30,7 @@ import reallm_compiler as reallm
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
 from reallm_compiler.finetune import finetune
 
-RECIPE = """
-reallm: 1
-defaults:
-  residual:    {kind: low_rank, rank: 5/128, fit: svd, dtype: int8}
-  permutation: {kind: none}
-  scales:      {kind: rms, per: row, dtype: float16}
-  quantizer:   {kind: vq, bits: 2, dim: 4, axis: rows}
-  dora: true
-  share: model
-"""
-"""Two bits with the most factors that fit below 2.75: little else is stored."""
-
-DIMS = {2: 4, 3: 2}
+RECIPES = {2: "reallm-2bit-tunable", 3: "reallm-3bit-tunable"}
 
 
 class Study:
@@ -78,9 +66,8 @@ class Study:
         made = []
         before = self._path(bits, fit, "untuned")
         if not before.exists():
-            recipe = yaml.safe_load(RECIPE)
-            recipe["defaults"]["quantizer"].update(bits=bits, dim=DIMS[bits])
-            recipe["defaults"]["residual"]["fit"] = fit
+            changes = {"residual": {"fit": fit}}
+            recipe = {"reallm": 1, "extends": RECIPES[bits], "defaults": changes}
             reallm.compile(recipe, model=self.folder, output=before, device="cpu", workers=1)
         made.append(self._measured(bits, fit, "untuned", before, 0.0))
         for stage in ("block", "e2e"):
@@ -174,7 +161,7 @@ def _share(row: dict, worst: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", nargs="+", required=True)
-    parser.add_argument("--bits", action="append", type=int, choices=sorted(DIMS))
+    parser.add_argument("--bits", action="append", type=int, choices=sorted(RECIPES))
     parser.add_argument("--fit", action="append", choices=["svd", "zero"])
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made")
     parser.add_argument("--write", type=Path, help="write the page here as well")
