@@ -61,6 +61,13 @@ HADAMARD = st.fixed_dictionaries(
         "block": st.sampled_from([2, 8]),
     }
 )
+HADAMARD = st.fixed_dictionaries(
+    {
+        "kind": st.just("hadamard"),
+        "sides": st.sampled_from(["both", "rows", "columns"]),
+        "block": st.sampled_from([2, 4, 128]),
+    }
+)
 SCALES = st.one_of(
     st.just({"kind": "none"}),
     st.fixed_dictionaries(
@@ -83,6 +90,14 @@ QUANTIZERS = st.one_of(
             "bits": st.sampled_from([1, 2]),
             "dim": st.integers(1, 3),
             "axis": st.sampled_from(["rows", "cols"]),
+            "iterations": st.just(2),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "kind": st.just("trellis"),
+            "bits": st.sampled_from([1, "5/4", 2]),
+            "memory": st.sampled_from([3, 5]),
             "iterations": st.just(2),
         }
     ),
