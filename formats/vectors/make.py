@@ -217,6 +217,7 @@ def _bad_encodings() -> Iterator[tuple[str, str, bytes]]:
     yield "C2", "long-key", b"\x81\xd9\x01a\xc0"
     yield "C3", "unsorted", b"\x82\xa1b\xc0\xa1a\xc0"
     yield "C3", "integer-key", b"\x81\x01\xc0"
+    yield "C3", "nil-key", b"\x81\xc0\xc0"
     yield "C4", "twice", b"\x82\xa1a\xc0\xa1a\xc0"
     yield "C5", "extension", b"\xd4\x01\x00"
     yield "C5", "timestamp", b"\xd6\xff\x00\x00\x00\x00"
@@ -379,6 +380,7 @@ def _bad_decoders() -> Iterator[tuple[str, str, bytes]]:
     bare = {"structure": {}}
     yield "E1", "no-provenance", archive(DECODER, bare, kind="decoder")
     yield "E1", "structure-list", file(structure=[])
+    yield "D7", "decoder-float", file(provenance={"time": 1.5})
     yield "M2", "decoder-one-key-more", file(later=1)
     yield "E1", "structure-text", file(structure="8x8")
     yield "E2", "no-sections", file([])

@@ -126,6 +126,14 @@ class Shout(str):
     __slots__ = ()
 
 
+class Count(int):
+    pass
+
+
+class Share(float):
+    pass
+
+
 @pytest.mark.parametrize(
     ("document", "rule", "location"),
     [
@@ -136,6 +144,9 @@ class Shout(str):
         (-(2**63) - 1, "C5", "document"),
         (bytearray(b"x"), "C5", "document"),
         (Shout("x"), "C5", "document"),
+        ({"a": Count(1)}, "C5", "document.a"),
+        ({"a": Share(0.5)}, "C5", "document.a"),
+        ({Shout("x"): 1}, "C3", "document"),
         ({"a": math.nan}, "C6", "document.a"),
         (-math.inf, "C6", "document"),
         ("\ud800", "C7", "document"),
@@ -189,6 +200,16 @@ def test_every_first_byte():
     for tag in range(256):
         for tail in (b"", bytes(1), bytes(8), bytes(40)):
             check_refused_or_canonical(bytes([tag]) + tail)
+            check_refused_or_canonical(b"\x81" + bytes([tag]) + tail)
+
+
+def test_only_text_is_a_key():
+    """Of all first bytes of a key, those of text pass: the empty text and nil are neighbours."""
+    assert canonical.decode(b"\x81\xa0\xc0") == {"": None}
+    for tag in {*range(256)} - {*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB}:
+        with pytest.raises(FormatError) as caught:
+            canonical.decode(b"\x81" + bytes([tag]) + bytes(40))
+        assert caught.value.rule == "C3"
 
 
 def test_places_count_from_the_base():
