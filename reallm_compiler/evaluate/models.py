@@ -122,6 +122,8 @@ def evaluate_files(
     separator: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     reference: str | os.PathLike[str] | None = None,
+    random_windows: int | None = None,
+    seed: int = 0,
     batch: int | None = None,
     device: str = "cpu",
     dtype: str | None = None,
@@ -150,6 +152,8 @@ def evaluate_files(
         separator=separator,
         reference=other,
         reference_tokenizer=other_tokenizer,
+        random_windows=random_windows,
+        seed=seed,
         batch=batch,
         progress=progress,
     )

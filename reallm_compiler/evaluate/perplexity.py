@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.errors import EvaluationError
+from reallm_compiler.evaluate.random_windows import cut_random
 from reallm_compiler.evaluate.text import (
     LITERATURE_WINDOW,
     Protocol,
@@ -63,7 +64,7 @@ class Evaluation:
         bits_per_byte: bits per evaluated UTF-8 byte.
         bytes: evaluated UTF-8 bytes.
         dropped_tokens: tokens of the text that were not evaluated.
-        protocol: `windows` or `documents`.
+        protocol: `windows`, `documents` or `random windows`.
         kl: nats per predicted token from the reference to the model; None without a reference.
         top1_agreement: between 0 and 1; None without a reference.
         reference_perplexity: of the reference on the same windows; None without one.
@@ -155,6 +156,8 @@ def evaluate(
     separator: str | None = None,
     reference: PreTrainedModel | None = None,
     reference_tokenizer: PreTrainedTokenizerBase | None = None,
+    random_windows: int | None = None,
+    seed: int = 0,
     batch: int | None = None,
     device: str | torch.device | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -170,6 +173,8 @@ def evaluate(
             Without it the text is cut into windows of equal length.
         reference: a model to compare with, such as the original one.
         reference_tokenizer: checked against `tokenizer` before anything is computed.
+        random_windows: draw so many windows instead (see `evaluate.random_windows`).
+        seed: of that draw.
         batch: windows at once; without it as many as 2048 tokens hold, at least one. It changes
             memory and speed, and the results only by rounding.
         device: where to move the models to; without it they stay where they are.
@@ -185,11 +190,12 @@ def evaluate(
     length = choose_window(window, models)
     if reference_tokenizer is not None:
         check_same_tokenizer(tokenizer, reference_tokenizer, text)
-    cut = (
-        cut_windows(tokenizer, text, length)
-        if separator is None
-        else cut_documents(tokenizer, text, length, separator)
-    )
+    if random_windows is not None:
+        cut = cut_random(tokenizer, text, length, random_windows, separator=separator, seed=seed)
+    elif separator is None:
+        cut = cut_windows(tokenizer, text, length)
+    else:
+        cut = cut_documents(tokenizer, text, length, separator)
     _check_vocabulary(cut, models)
     modules: list[torch.nn.Module] = [*models]
     for module in modules:
@@ -339,7 +345,7 @@ def _check_vocabulary(cut: TokenWindows, models: Sequence[PreTrainedModel]) -> N
 
 
 def _check_finite(part: _Sums, cut: TokenWindows, index: int) -> None:
-    unit = "window" if cut.protocol == "windows" else "document"
+    unit = "document" if cut.protocol == "documents" else "window"
     place = f"{unit} {index + 1} of {len(cut.sequences)}"
     hint = "verify the file, or evaluate in float32 if it was in a smaller type"
     for value, what in (

@@ -1,6 +1,7 @@
 """Text to windows of tokens, without torch.
 
-A perplexity means nothing without its protocol, so both protocols live here, in words and code.
+A perplexity means nothing without its protocol, so two protocols live here, in words and code; a
+third, `random windows`, has a file of its own.
 
 windows     (the literature's, for WikiText-2 and C4) The whole text is tokenised in one call with
             the tokenizer's own defaults: a BOS is there only if the tokenizer puts one at the start
@@ -34,7 +35,7 @@ from reallm_compiler.errors import EvaluationError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Protocol = Literal["windows", "documents"]
+Protocol = Literal["windows", "documents", "random windows"]
 
 # The context of the paper's tables and of most of the literature.
 LITERATURE_WINDOW = 2048
@@ -45,7 +46,7 @@ class TokenWindows:
     """A text cut into what a model sees at once.
 
     Attributes:
-        protocol: `windows` or `documents`, as the module describes them.
+        protocol: `windows`, `documents` (as the module describes them) or `random windows`.
         window: the length that was asked for, in tokens; no sequence is longer.
         sequences: token ids, at least two in each.
         bytes: evaluated UTF-8 bytes.
@@ -101,8 +102,8 @@ def cut_windows(tokenizer: PreTrainedTokenizerBase, text: str, window: int) -> T
     Raises:
         EvaluationError: `window` is below 2, or the text does not fill one window.
     """
-    _check_window(window)
-    ids, offsets = _encode(tokenizer, text)
+    check_window(window)
+    ids, offsets = encode(tokenizer, text)
     count = len(ids) // window
     if count == 0:
         raise EvaluationError(
@@ -129,7 +130,7 @@ def cut_documents(
         EvaluationError: `window` is below 2, the separator is empty or not in the text, every
             document is empty, or the tokenizer has no BOS token.
     """
-    _check_window(window)
+    check_window(window)
     if not separator or separator not in text:
         raise EvaluationError(
             f"the separator {separator!r} does not occur in the text",
@@ -146,7 +147,7 @@ def cut_documents(
     for document in (part.strip() for part in text.split(separator)):
         if not document:
             continue
-        ids, offsets = _encode(tokenizer, document)
+        ids, offsets = encode(tokenizer, document)
         if ids[:1] != [bos]:
             ids = [bos, *ids]
             offsets = None if offsets is None else [(0, 0), *offsets]
@@ -186,7 +187,7 @@ def check_same_tokenizer(
             if len(ours) != len(theirs)
             else f"{len(dict(ours.items() - theirs.items()))} of {len(ours)} tokens differ"
         )
-    elif _encode(tokenizer, text)[0] != _encode(reference, text)[0]:
+    elif encode(tokenizer, text)[0] != encode(reference, text)[0]:
         note = "the vocabularies are equal, but the same text gives other tokens"
     else:
         return
@@ -197,7 +198,8 @@ def check_same_tokenizer(
     )
 
 
-def _check_window(window: int) -> None:
+def check_window(window: int) -> None:
+    """Refuse a window that predicts nothing."""
     if window < 2:
         raise EvaluationError(
             f"a window of {window} predicts nothing",
@@ -206,7 +208,7 @@ def _check_window(window: int) -> None:
         )
 
 
-def _encode(
+def encode(
     tokenizer: PreTrainedTokenizerBase, text: str
 ) -> tuple[list[int], list[tuple[int, int]] | None]:
     """Token ids by the tokenizer's defaults, and each token's place in characters if known."""

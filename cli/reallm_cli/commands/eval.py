@@ -46,6 +46,13 @@ from reallm_cli.terminal import Terminal
     help="Split the text into documents here, each evaluated by itself. `\\n` is a line end.",
 )
 @click.option(
+    "--random-windows",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Draw N windows from documents that are long enough, as the literature does for C4.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
+@click.option(
     "--batch", type=click.IntRange(min=1), metavar="N", help="Windows at once.  [default: by size]"
 )
 @click.option(
@@ -61,6 +68,8 @@ def eval_command(
     adapter: str | None,
     reference: str | None,
     separator: str | None,
+    random_windows: int | None,
+    seed: int,
     batch: int | None,
     device: str,
     as_json: bool,
@@ -68,7 +77,8 @@ def eval_command(
     """Measure the perplexity of a model or an archive on a text.
 
     The text is tokenised once with the tokenizer's defaults and cut into windows that do not
-    overlap; the tail is dropped; the mean is over predicted tokens.
+    overlap; the tail is dropped; the mean is over predicted tokens. With `--random-windows` windows
+    are drawn instead; with `--separator` documents stand by themselves.
     """
     check_text_path(text)
     for path in (model, reference):
@@ -87,6 +97,8 @@ def eval_command(
             separator=_unescaped(separator),
             adapter=adapter,
             reference=reference,
+            random_windows=random_windows,
+            seed=seed,
             batch=batch,
             device=device,
             progress=meter.retarget,
