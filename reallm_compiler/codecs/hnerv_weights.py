@@ -51,12 +51,21 @@ class Decoder(nn.Module):
         stages = net.start_values(net.stage_shapes(params, width), generator)
         self.plain = nn.ParameterList([nn.Parameter(values) for values in plain])
         self.stages = nn.ParameterList([nn.Parameter(values) for values in stages])
-        steps = [best_steps(values, params.decoder_bits) for values in stages] if params.qat else []
-        self.log_steps = nn.ParameterList([nn.Parameter(step.log()) for step in steps])
+        # Unused until `start_quantising`.
+        steps = [torch.zeros(len(values)) for values in stages] if params.qat else []
+        self.log_steps = nn.ParameterList([nn.Parameter(step) for step in steps])
+        self.quantised = False
+
+    @torch.no_grad()
+    def start_quantising(self) -> None:
+        """From now on the forward pass sees the numbers as stored, unless `qat` is false."""
+        self.quantised = self.params.qat
+        for log_step, weight in zip(self.log_steps, self.stages, strict=False):
+            log_step.copy_(best_steps(weight, self.params.decoder_bits).log())
 
     def tensors(self) -> net.DecoderTensors:
-        """The decoder's numbers for a forward pass: as stored if `qat`, else as they are."""
-        if not self.params.qat:
+        """The decoder's numbers for a forward pass: as they are, or as stored once quantised."""
+        if not self.quantised:
             return net.assemble(list(self.plain), list(self.stages))
         bits = self.params.decoder_bits
         stages = [
@@ -77,7 +86,7 @@ class Decoder(nn.Module):
             CodecError: a number overflows float16, or is none.
         """
         bits = self.params.decoder_bits
-        if self.params.qat:
+        if self.quantised:
             steps = [_step(log_step) for log_step in self.log_steps]
         else:
             steps = [best_steps(weight, bits) for weight in self.stages]

@@ -244,8 +244,8 @@ class Hnerv(Stage):
     )
     qat: bool = Field(
         default=True,
-        description="true: the decoder is trained with quantised weights (straight-through); "
-        "false: it is rounded after training.",
+        description="true: the decoder is trained with quantised weights (straight-through) in the "
+        "second half of the epochs; false: it is rounded after training.",
     )
     reduce: Rational = Field(
         default=Fraction(6, 5), description="Each stage has so many times fewer channels."

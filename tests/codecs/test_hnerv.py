@@ -92,6 +92,7 @@ def test_networks_draw_nothing_from_the_global_random_numbers() -> None:
 def test_what_is_stored_decodes_to_what_was_trained(bits: int, qat: bool) -> None:
     params = stage(TINY, decoder_bits=bits, qat=qat)
     decoder = weights.Decoder(params, 6, torch.Generator().manual_seed(3))
+    decoder.start_quantising()
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
