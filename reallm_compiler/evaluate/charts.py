@@ -11,11 +11,41 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reallm_compiler.errors import OutputError
-from reallm_compiler.evaluate.pictures import check_picture, new_figure, save_figure
+from reallm_compiler.evaluate.pictures import (
+    check_matplotlib,
+    check_picture,
+    label_blocks,
+    new_figure,
+    save_figure,
+)
 from reallm_compiler.evaluate.survey_report import MatrixSurvey, Survey
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+CHARTS = ("spectrum.png", "structure.png", "error.png")
+"""Files of `draw_survey`; the last one with recipes only."""
+
+
+def check_charts(folder: str | os.PathLike[str]) -> Path:
+    """Make the folder of the charts, and see that nothing else has their names.
+
+    Raises:
+        OutputError: the folder cannot be made, or a file there is no picture.
+        EvaluationError: matplotlib is not installed.
+    """
+    check_matplotlib()
+    place = Path(folder)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder cannot be made: {error.strerror}", location=str(folder)
+        ) from error
+    for name in CHARTS:
+        check_picture(place / name)
+    return place
 
 
 def draw_survey(folder: str | os.PathLike[str], survey: Survey) -> list[Path]:
@@ -31,25 +61,17 @@ def draw_survey(folder: str | os.PathLike[str], survey: Survey) -> list[Path]:
         OutputError: the folder cannot be made, or a file there is no picture.
         EvaluationError: matplotlib is not installed.
     """
-    place = Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"the folder cannot be made: {error.strerror}", location=str(folder)
-        ) from error
+    place = check_charts(folder)
     kinds: dict[str, list[MatrixSurvey]] = {}
     for row in survey.matrices:
         kinds.setdefault(kind_of(row), []).append(row)
-    drawings: list[tuple[str, Callable[[Axes, Sequence[MatrixSurvey]], None]]] = [
-        ("spectrum.png", _draw_spectrum),
-        ("structure.png", _draw_structure),
-    ]
+    drawings: list[Callable[[Axes, Sequence[MatrixSurvey]], None]]
+    drawings = [_draw_spectrum, _draw_structure]
     if survey.recipes:
-        drawings.append(("error.png", _draw_errors))
+        drawings.append(_draw_errors)
     made = []
-    for file, draw in drawings:
-        path = check_picture(place / file)
+    for file, draw in zip(CHARTS, drawings, strict=False):
+        path = place / file
         columns = min(3, len(kinds))
         lines = -(-len(kinds) // columns)
         figure = new_figure(5.5 * columns, 4 * lines)
@@ -108,7 +130,7 @@ def _draw_structure(axis: Axes, rows: Sequence[MatrixSurvey]) -> None:
     # Not less than this, so that what is small looks small.
     axis.set_ylim(min(-0.1, axis.get_ylim()[0]), max(1.0, axis.get_ylim()[1]))
     axis.axhline(0, color="0.6", linewidth=0.8)
-    axis.set_xlabel("block")
+    label_blocks(axis)
     axis.set_ylabel("alike by order")
     _legend(axis)
 
@@ -129,7 +151,7 @@ def _draw_errors(axis: Axes, rows: Sequence[MatrixSurvey]) -> None:
             marker="o",
             label=f"{recipe}, {told} bits",
         )
-    axis.set_xlabel("block")
+    label_blocks(axis)
     axis.set_ylabel("error / norm")
     axis.set_ylim(bottom=0)
     _legend(axis)

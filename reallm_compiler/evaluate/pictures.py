@@ -17,6 +17,7 @@ from torch import Tensor
 from reallm_compiler.errors import EvaluationError, OutputError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PIXELS = 1024
@@ -96,7 +97,12 @@ def draw_heatmap(
     )
     for axis, (title, values, reach) in zip(axes, parts, strict=True):
         drawn = axis.imshow(
-            thinned(values).numpy(), cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest"
+            thinned(values).numpy(),
+            cmap="RdBu_r",
+            vmin=-reach,
+            vmax=reach,
+            interpolation="nearest",
+            extent=(-0.5, values.shape[1] - 0.5, values.shape[0] - 0.5, -0.5),  # true places
         )
         axis.set_title(title)
         axis.set_xlabel("inputs")
@@ -147,6 +153,14 @@ def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def label_blocks(axis: Axes) -> None:
+    """Let the horizontal axis count blocks, which are whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel("block")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -33,6 +33,9 @@ WEAK_BITS = 0.02
 LOW_RANK_NET_BITS = 0.02
 """Least bits per weight that a low-rank part must save to be named."""
 
+LOW_RANK_COST_BITS = 1.0
+"""Most bits per weight that its factors may cost: more is as much as a whole format at few bits."""
+
 SCALE_BITS = 0.05
 """Least `gain_bits` of block scales to be named."""
 
@@ -121,10 +124,17 @@ def words_of(bits: float, spectrum: Spectrum, scales: BlockScales, found: Sequen
     if not any(spectrum.values):
         return "all weights are zero: any recipe fits"
     said = [_structure_words(bits)]
-    pays = max(spectrum.low_rank, key=lambda part: part.net_bits)
-    if pays.net_bits >= LOW_RANK_NET_BITS:
+    pays = max(
+        (part for part in spectrum.low_rank if part.cost_bits <= LOW_RANK_COST_BITS),
+        key=lambda part: part.net_bits,
+        default=None,
+    )
+    if pays is not None and pays.net_bits >= LOW_RANK_NET_BITS:
         rank = pays.fraction if pays.rank > 1 else "1"
-        said.append(f"a low-rank part pays: rank {rank} saves {pays.net_bits:.2f} bits per weight")
+        said.append(
+            f"a low-rank part pays: rank {rank} holds {100 * pays.share:.1f} % of the squared norm "
+            f"for {pays.cost_bits:.2f} bits per weight"
+        )
     if scales.gain_bits >= SCALE_BITS:
         said.append(
             f"the scale changes along the rows: one for each block saves {scales.gain_bits:.2f} "

@@ -34,14 +34,16 @@ class LowRankShare:
         rank: the rank r, at least 1.
         share: share of the squared norm in the r largest singular values.
         noise_share: the same for a large white matrix of this aspect ratio.
+        cost_bits: bits per weight of the factors, 16 r (p + q) / pq.
         net_bits: bits per weight that taking them off saves in the coded part at equal error,
-            1/2 log2(1 / (1 - share)), less what the factors cost, 16 r (p + q) / pq.
+            1/2 log2(1 / (1 - share)), less `cost_bits`; infinite where nothing is left.
     """
 
     fraction: Fraction
     rank: int
     share: float
     noise_share: float
+    cost_bits: float
     net_bits: float
 
 
@@ -83,6 +85,7 @@ def spectrum(weight: Tensor) -> Spectrum:
     for fraction in FRACTIONS:
         rank = max(1, math.floor(fraction * min(p, q)))
         share = min(1.0, float(sums[rank - 1]))
+        cost = LOW_RANK_BITS * rank * (p + q) / (p * q)
         saved = 0.5 * math.log2(1 / (1 - share)) if share < 1 else math.inf
         shares.append(
             LowRankShare(
@@ -90,7 +93,8 @@ def spectrum(weight: Tensor) -> Spectrum:
                 rank=rank,
                 share=share,
                 noise_share=noise_share(p, q, rank),
-                net_bits=saved - LOW_RANK_BITS * rank * (p + q) / (p * q),
+                cost_bits=cost,
+                net_bits=saved - cost,
             )
         )
     return Spectrum(

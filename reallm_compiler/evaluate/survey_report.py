@@ -132,6 +132,7 @@ def _share(part: LowRankShare) -> dict[str, Any]:
         "rank": part.rank,
         "share": part.share,
         "noise_share": part.noise_share,
+        "cost_bits": part.cost_bits,
         "net_bits": part.net_bits,
     }
 

@@ -18,7 +18,7 @@ INNER = {
     "neighbours": {"rows", "columns", "magnitude_rows", "magnitude_columns"},
     "block_scales": {"spread", "noise_spread", "gain_bits"},
 }
-SHARE = {"fraction", "rank", "share", "noise_share", "net_bits"}
+SHARE = {"fraction", "rank", "share", "noise_share", "cost_bits", "net_bits"}
 AXIS = {"correlation", "shuffled", "ordered", "z"}
 MEASURE = {
     "recipe", "trained", "paper_bits", "exact_bits", "bytes", "relative_error", "gap_bits",

@@ -86,9 +86,9 @@ def survey_command(
     from reallm_compiler.evaluate.survey import survey_model
 
     if plots is not None:
-        from reallm_compiler.evaluate.pictures import check_matplotlib
+        from reallm_compiler.evaluate.charts import check_charts
 
-        check_matplotlib()
+        check_charts(plots)  # before the work
     with _Talk(terminal) as talk:
         survey = survey_model(
             model,
