@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 
 from reallm_compiler.errors import FormatError, OutputError
 from reallm_compiler.reader.archive import ModelArchive, open_archive
+from reallm_compiler.sources.embed import TEMPLATES
 from reallm_formats.dtypes import section_bytes
 
 _FILE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
@@ -82,10 +83,15 @@ def write_files(archive: ModelArchive, folder: Path) -> None:
     """Write the embedded files (config, tokenizer) into `folder`.
 
     Raises:
-        FormatError: a path would leave the folder.
+        FormatError: a path would leave the folder, or the file is none that a compile embeds,
+            such as weights or code under another name.
     """
     root = folder.resolve()
     for name, data in archive.files():
+        if not name.endswith(_FILE_SUFFIXES) or name.startswith("model.safetensors"):
+            raise FormatError(
+                "N4", f"`{name}` is no config or tokenizer file, so it is not written", location=name
+            )
         target = (root / name).resolve()
         if root not in target.parents:
             raise FormatError(
@@ -152,7 +158,8 @@ def _refuse_foreign(target: Path) -> None:
     foreign = [
         entry.name
         for entry in target.iterdir()
-        if entry.is_dir() or entry.suffix not in (".safetensors", *_FILE_SUFFIXES)
+        if (entry.is_dir() and entry.name != TEMPLATES)
+        or (entry.is_file() and entry.suffix not in (".safetensors", *_FILE_SUFFIXES))
     ]
     if foreign:
         raise OutputError(
