@@ -40,6 +40,7 @@ from reallm_compiler.sources import open_source
 SOURCE = "f16"
 SCALES = {"kind": "absmax", "per": "block", "block": 64, "bits": 8, "superblock": 256}
 WIDEST = 512
+METHODS = ["nf", "hnerv", "hnerv ptq", "shared", "hnerv vq"]
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not matrix.name.startswith("synthetic"):
             groups.setdefault(matrix.shape, []).append(matrix)
     for members in groups.values():
-        if len(members) > 1:
+        if len(members) > 1 and "shared" in options.methods:
             together(members, options)
     return 0
 
 
 def own(matrix: Matrix, options: argparse.Namespace) -> None:
     """The methods that code one matrix by itself."""
-    bits = {"bits": options.bits}
-    nf = _plan(quantizer={"kind": "normal_float", **bits}, scales=SCALES)
-    quantizer = {"kind": "vq", **bits, "dim": options.dim}
+    quantizer = {"kind": "vq", "bits": options.bits, "dim": options.dim}
     vq = _plan(quantizer=quantizer, scales=SCALES)
-    show(matrix, "nf", nf)
+    if options.bits.isdecimal() and "nf" in options.methods:
+        number = {"kind": "normal_float", "bits": int(options.bits)}
+        show(matrix, "nf", _plan(quantizer=number, scales=SCALES))
     show(matrix, "vq", vq)
     size = stored_bytes(vq, matrix.shape)
     for name, fields, rest in (
@@ -89,6 +90,8 @@ def own(matrix: Matrix, options: argparse.Namespace) -> None:
         ("hnerv ptq", {"qat": False}, {}),
         ("hnerv vq", {"latent": _more(options.latent)}, {"quantizer": quantizer, "scales": SCALES}),
     ):
+        if name not in options.methods:
+            continue
         plan = widest(options, matrix.shape, size, fields, rest)
         if plan is None:
             print(matrix.name, "-", name, "does not fit", sep="\t", flush=True)
@@ -212,7 +215,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--match", default="*", help="glob on matrix names")
     parser.add_argument("--no-synthetic", dest="synthetic", action="store_false")
     parser.add_argument("--crop", type=int, help="take only so many rows and columns")
-    parser.add_argument("--bits", type=int, default=2, help="of nf and vq")
+    parser.add_argument("--bits", default="2", help="of nf and vq; vq takes 1/2 as well")
+    parser.add_argument(
+        "--methods", nargs="+", default=METHODS, choices=METHODS, help="what stands beside vq"
+    )
     parser.add_argument("--dim", type=int, default=2, help="of vq")
     parser.add_argument("--decoder-bits", type=int, default=6)
     parser.add_argument("--patch", type=int, default=64)
