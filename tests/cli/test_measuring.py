@@ -8,9 +8,13 @@ import pytest
 
 from reallm_cli.commands import demo as demo_module
 from reallm_cli.commands.recipes import expected_bits, purpose
+from reallm_cli.exit_codes import ExitCode
 from reallm_compiler import demo as demo_room
 
 EVAL_KEYS = {
+    "model",
+    "text",
+    "version",
     "perplexity",
     "tokens",
     "window",
@@ -159,3 +163,18 @@ def test_head_comments_are_read():
     assert purpose(comment) == "Vectors of 4, one scale"
     assert expected_bits("exact bits 2.003906 at 4096") == "2.003906"
     assert expected_bits("nothing") == ""
+
+
+def test_eval_wants_a_text_or_tasks(run, archive, text):
+    for words in ([], ["--text", text, "--tasks", "apples"]):
+        result = run("eval", archive, *words)
+        assert result.code == ExitCode.USAGE
+        assert "--tasks NAMES" in result.err
+
+
+def test_random_windows(run, archive, text):
+    words = ("eval", archive, "--text", text, "--window", 32, "--random-windows", 5, "--json")
+    first, again, other = run(*words), run(*words), run(*words, "--seed", 1)
+    assert first.json == again.json
+    assert first.json["perplexity"] != other.json["perplexity"]
+    assert (first.json["protocol"], first.json["windows"]) == ("random windows", 5)

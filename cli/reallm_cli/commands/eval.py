@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_libraries
-from reallm_cli.mistakes import check_archive_path, check_text_path
-from reallm_cli.numbers import grouped
+from reallm_cli.mistakes import CommandLineError, check_archive_path, check_text_path
+from reallm_cli.numbers import counted, grouped
 from reallm_cli.progress import Meter
-from reallm_cli.tables import show_facts
+from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
+from reallm_compiler.plan.provenance import software_version
 
 
 @click.command(
@@ -31,7 +34,13 @@ from reallm_cli.terminal import Terminal
     ],
 )
 @click.argument("model", metavar="MODEL_OR_ARCHIVE")
-@click.option("--text", required=True, metavar="FILE", help="UTF-8 text to evaluate on.")
+@click.option("--text", metavar="FILE", help="UTF-8 text to evaluate on.")
+@click.option("--tasks", metavar="NAMES", help="Score these lm-eval tasks instead, by commas.")
+@click.option("--task-folder", metavar="DIR", help="YAML files of local tasks.")
+@click.option(
+    "--shots", type=click.IntRange(min=0), default=0, show_default=True, help="For tasks."
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Questions of a task.")
 @click.option(
     "--window",
     type=click.IntRange(min=2),
@@ -63,7 +72,11 @@ from reallm_cli.terminal import Terminal
 def eval_command(
     terminal: Terminal,
     model: str,
-    text: str,
+    text: str | None,
+    tasks: str | None,
+    task_folder: str | None,
+    shots: int,
+    limit: int | None,
     window: int | None,
     adapter: str | None,
     reference: str | None,
@@ -80,12 +93,28 @@ def eval_command(
     overlap; the tail is dropped; the mean is over predicted tokens. With `--random-windows` windows
     are drawn instead; with `--separator` documents stand by themselves.
     """
-    check_text_path(text)
+    if text is not None:
+        check_text_path(text)
     for path in (model, reference):
         if path is not None and path.endswith(".reallm"):
             check_archive_path(path)
     if adapter is not None:
         check_archive_path(adapter)
+    if (text is None) == (tasks is None):
+        raise CommandLineError("give a text with `--text FILE`, or tasks with `--tasks NAMES`")
+    if tasks is not None or text is None:
+        return _tasks(
+            terminal,
+            model,
+            (tasks or "").split(","),
+            folder=task_folder,
+            adapter=adapter,
+            shots=shots,
+            limit=limit,
+            batch=batch or 1,
+            device=device,
+            as_json=as_json,
+        )
     from reallm_compiler.evaluate import evaluate_files
 
     quiet_libraries()
@@ -104,7 +133,8 @@ def eval_command(
             progress=meter.retarget,
         )
     if as_json:
-        terminal.json(result.to_json())
+        named = {"model": model, "text": text, "version": software_version("reallm")}
+        terminal.json(result.to_json() | named)
         return ExitCode.OK
     most = "at most " if result.protocol == "documents" else ""
     facts = [
@@ -120,6 +150,34 @@ def eval_command(
     if result.top1_agreement is not None:
         facts.append(("same top token", f"{100 * result.top1_agreement:.2f} %"))
     show_facts(terminal, facts)
+    return ExitCode.OK
+
+
+def _tasks(
+    terminal: Terminal,
+    model: str,
+    names: list[str],
+    *,
+    as_json: bool,
+    **options: Any,  # noqa: ANN401
+) -> int:
+    """Scores of lm-eval's tasks."""
+    from reallm_compiler.evaluate.zero_shot import zero_shot
+
+    quiet_libraries()
+    found = zero_shot(model, [name.strip() for name in names if name.strip()], **options)
+    if as_json:
+        named = {"model": model, "version": software_version("reallm")}
+        terminal.json(found.to_json() | named)
+        return ExitCode.OK
+    rows = [
+        (task, metric, f"{100 * value:.2f} %")
+        for task, metrics in found.scores.items()
+        for metric, value in metrics.items()
+        if not metric.endswith("_stderr")
+    ]
+    show_sheet(terminal, Sheet(columns=["<task", "<metric", "score"], rows=[*rows]))
+    terminal.data(f"{counted(found.shots, 'shot')}, lm-eval {found.version}")
     return ExitCode.OK
 
 

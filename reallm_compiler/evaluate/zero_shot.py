@@ -1,0 +1,111 @@
+"""Zero-shot tasks through lm-eval (the extra `tasks`), on folders and archives.
+
+The harness scores; here a model is loaded as `reallm eval` loads it, and handed over. Tasks are the
+harness's own names, or those of YAML files in a local folder, so that nothing need be downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reallm_compiler.errors import EvaluationError
+from reallm_compiler.evaluate.models import load_for_evaluation, resolve_device
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZeroShot:
+    """Scores of tasks.
+
+    Attributes:
+        scores: for each task each metric, such as `acc` and `acc_norm`, and its standard error
+            under the name with `_stderr`.
+        shots: solved examples before each question.
+        version: of the harness.
+    """
+
+    scores: Mapping[str, Mapping[str, float]]
+    shots: int
+    version: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data under stable keys."""
+        return {
+            "tasks": {task: dict(metrics) for task, metrics in self.scores.items()},
+            "shots": self.shots,
+            "lm_eval": self.version,
+        }
+
+
+def zero_shot(
+    model: str | os.PathLike[str],
+    tasks: Sequence[str],
+    *,
+    folder: str | os.PathLike[str] | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    shots: int = 0,
+    limit: int | None = None,
+    batch: int = 1,
+    device: str = "cpu",
+    dtype: str | None = None,
+) -> ZeroShot:
+    """Score a model on tasks.
+
+    Args:
+        model: a folder, a hub id or an archive.
+        tasks: names that lm-eval or the files in `folder` give.
+        folder: YAML files of local tasks.
+        adapter: an adapter of the archive.
+        shots: solved examples before each question.
+        limit: questions of each task at most.
+        batch: questions at once.
+        device, dtype: as for `load_for_evaluation`.
+
+    Raises:
+        EvaluationError: lm-eval is not installed, a task is not known, or none is named.
+        SourceError, FormatError, AdapterError: the model cannot be loaded.
+    """
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise EvaluationError(
+            "tasks need lm-eval, which is not installed",
+            note=str(error),
+            hint="pip install 'reallm[tasks]'",
+        ) from None
+    if folder is not None and not Path(folder).is_dir():
+        raise EvaluationError("there is no such folder of tasks", location=str(folder))
+    manager = TaskManager(include_path=str(folder) if folder is not None else None)
+    known = set(manager.all_tasks)
+    unknown = [task for task in tasks if task not in known]
+    if unknown or not tasks:
+        raise EvaluationError(
+            f"no task is called `{unknown[0]}`" if unknown else "no task is named",
+            hint="`--task-folder DIR` adds the tasks of local YAML files",
+        )
+    place = resolve_device(device)
+    loaded, tokenizer = load_for_evaluation(model, device=place, dtype=dtype, adapter=adapter)
+    handed = HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch)
+    found = lm_eval.simple_evaluate(
+        model=handed,
+        tasks=list(tasks),
+        task_manager=manager,
+        num_fewshot=shots,
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=False,
+    )
+    scores = {
+        task: {
+            name.removesuffix(",none"): float(value)
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and name.endswith(",none")
+        }
+        for task, metrics in found["results"].items()
+    }
+    return ZeroShot(scores=scores, shots=shots, version=str(lm_eval.__version__))

@@ -1,0 +1,61 @@
+"""Tasks through lm-eval, from local files; the extra may be missing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from reallm_compiler.errors import EvaluationError
+from reallm_compiler.evaluate.zero_shot import zero_shot
+
+TASK = """
+task: apples
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("accelerate")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [
+        {"question": "Anna has", "choices": ["two apples", "no lamp"], "answer": place % 2}
+        for place in range(6)
+    ]
+    data = tmp_path / "apples.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "apples.yaml").write_text(TASK.format(data=data))
+    return tmp_path
+
+
+def test_a_local_task(tiny_llama: Path, folder: Path) -> None:
+    found = zero_shot(tiny_llama, ["apples"], folder=folder)
+    assert found.scores["apples"]["acc"] == 0.5  # the same answer to each, right for half
+    plain = found.to_json()
+    assert plain["shots"] == 0
+    assert set(plain) == {"tasks", "shots", "lm_eval"}
+
+
+def test_a_task_that_is_not_known(tiny_llama: Path, folder: Path) -> None:
+    with pytest.raises(EvaluationError, match="no task is called `pears`"):
+        zero_shot(tiny_llama, ["apples", "pears"], folder=folder)
+
+
+def test_without_the_extra(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(EvaluationError, match="lm-eval") as caught:
+        zero_shot(tiny_llama, ["apples"])
+    assert "reallm[tasks]" in str(caught.value.hint)
