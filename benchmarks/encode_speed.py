@@ -54,7 +54,11 @@ def hqq(bits: int, weight: torch.Tensor) -> Callable[[], object]:
     from hqq.core.quantize import Quantizer
 
     return lambda: Quantizer.quantize(
-        weight.clone(), nbits=bits, group_size=64, axis=1, device="cpu",
+        weight.clone(),
+        nbits=bits,
+        group_size=64,
+        axis=1,
+        device="cpu",
         compute_dtype=torch.float32,
     )
 

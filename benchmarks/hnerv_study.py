@@ -102,9 +102,7 @@ def own(matrix: Matrix, options: argparse.Namespace) -> None:
 def together(members: Sequence[Matrix], options: argparse.Namespace) -> None:
     """One decoder for all of `members`."""
     shape = members[0].shape
-    vq = _plan(
-        quantizer={"kind": "vq", "bits": options.bits, "dim": options.dim}, scales=SCALES
-    )
+    vq = _plan(quantizer={"kind": "vq", "bits": options.bits, "dim": options.dim}, scales=SCALES)
     size = stored_bytes(vq, shape)
     plan = widest(options, shape, size, {}, {"share": "all"}, sharers=len(members))
     if plan is None:

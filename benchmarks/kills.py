@@ -70,7 +70,9 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def at_call(original: Callable[..., Any], number: int, *, after: bool = False) -> Callable[..., Any]:
+def at_call(
+    original: Callable[..., Any], number: int, *, after: bool = False
+) -> Callable[..., Any]:
     """`original`, but the process dies at the call of this number, before it or after it."""
     calls = [0]
 

@@ -32,7 +32,6 @@ import reallm_compiler as reallm
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
 from reallm_compiler.recipe import list_shipped
 
-
 MOST_TRAINING = 10**14
 """Operations of training above which a recipe is not run here: hours on a few cores."""
 

@@ -181,9 +181,7 @@ def measure(
 
     def add(name: str, family: str, bits: float, model: nn.Module) -> None:
         found = evaluate(model, tokenizer, subject.text, **options)
-        points.append(
-            Point(name, family, bits, found.perplexity, found.bits_per_byte, found.kl)
-        )
+        points.append(Point(name, family, bits, found.perplexity, found.bits_per_byte, found.kl))
         print(subject.name, points[-1], file=sys.stderr, flush=True)
 
     for recipe in ours:

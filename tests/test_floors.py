@@ -1,4 +1,4 @@
-"""The floors: imports go down only, rooms on one floor are strangers, torch starts at the codecs."""
+"""The floors: imports go down only, rooms on one floor are strangers, torch starts at codecs."""
 
 from __future__ import annotations
 

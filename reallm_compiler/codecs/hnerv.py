@@ -174,9 +174,7 @@ class _Latents:
         codebook: as stored, if it is given already.
     """
 
-    def __init__(
-        self, params: Hnerv, codings: Sequence[Coding], codebook: Tensor | None
-    ) -> None:
+    def __init__(self, params: Hnerv, codings: Sequence[Coding], codebook: Tensor | None) -> None:
         self.coarse = not isinstance(codings[0].coder.plan.quantizer, NoQuantizer)
         self._params = params
         self._codings = codings

@@ -157,9 +157,7 @@ class _Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         kernel, hidden = law.ENCODER_KERNEL, law.EXPANSION * channels
-        self.depthwise = nn.Conv2d(
-            channels, channels, kernel, padding=kernel // 2, groups=channels
-        )
+        self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
         self.norm = _ChannelNorm(channels)
         # 1 x 1 convolutions are linear layers over the channels.
         self.widen = nn.Conv2d(channels, hidden, 1)

@@ -116,9 +116,7 @@ class DenseVectors:
         return self.values[index], None if self.weights is None else self.weights[index]
 
 
-def fit(
-    vectors: Vectors, words: int, iterations: int, generator: torch.Generator
-) -> Tensor:
+def fit(vectors: Vectors, words: int, iterations: int, generator: torch.Generator) -> Tensor:
     """A codebook [words, d] for `vectors`.
 
     With fewer distinct vectors than words, the words left over are zero.

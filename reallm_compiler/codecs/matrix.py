@@ -87,9 +87,7 @@ def encode_matrix(
         source_dtype=source_dtype,
         generator=torch.Generator().manual_seed(seed),
     )
-    coding = Coding(
-        coder=coder, shape=shape, seed=seed, shared=common, watch=watch or Unwatched()
-    )
+    coding = Coding(coder=coder, shape=shape, seed=seed, shared=common, watch=watch or Unwatched())
     job = _Job(work, coding)
     sections = job.fit()
     specs = law.sections(plan, shape, source_dtype)
@@ -340,8 +338,7 @@ def _check_weight(weight: Tensor) -> None:
         if not finite.all():
             row, column = (~finite).nonzero()[0].tolist()
             raise CodecError(
-                f"the weight at row {first + row}, column {column} is "
-                f"{float(rows[row, column])}",
+                f"the weight at row {first + row}, column {column} is {float(rows[row, column])}",
                 note="a matrix with a NaN or an infinity has no error to minimise",
                 hint="repair the checkpoint, or `keep` this tensor",
             )

@@ -125,9 +125,7 @@ def _unpack_block(stream: Tensor, bits: int) -> Tensor:
     words = torch.zeros(groups, 8 * words_per_group, dtype=torch.uint8, device=stream.device)
     words[:, :bits] = _padded(stream, bits).view(groups, bits)
     words = words.view(torch.int64)  # [groups, words of a group]
-    codes = torch.empty(
-        groups, CODES_PER_GROUP, dtype=code_dtype(bits), device=stream.device
-    )
+    codes = torch.empty(groups, CODES_PER_GROUP, dtype=code_dtype(bits), device=stream.device)
     if bits < 8:
         _split(words[:, 0], bits, codes)
         return codes.view(-1)

@@ -73,9 +73,7 @@ class TableReader:
         shape: p and q.
     """
 
-    def __init__(
-        self, levels: Tensor, codes: Tensor, bits: int, shape: tuple[int, int]
-    ) -> None:
+    def __init__(self, levels: Tensor, codes: Tensor, bits: int, shape: tuple[int, int]) -> None:
         self.step = CODES_PER_GROUP
         self._codes = codes
         self._bits = bits

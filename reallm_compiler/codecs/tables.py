@@ -70,8 +70,6 @@ AUTOENCODERS: dict[type, AutoencoderCodec] = {
     Identity: AutoencoderCodec(
         encode=identity.encode, fit_shared=identity.fit_shared, reader=identity.reader
     ),
-    Hnerv: AutoencoderCodec(
-        encode=hnerv.encode, fit_shared=hnerv.fit_shared, reader=hnerv.reader
-    ),
+    Hnerv: AutoencoderCodec(encode=hnerv.encode, fit_shared=hnerv.fit_shared, reader=hnerv.reader),
 }
 """The codec of each kind of autoencoder."""

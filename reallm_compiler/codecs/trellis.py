@@ -89,9 +89,7 @@ def encode(params: TrellisQuantizer, latent: Latent) -> Sections:
         weights = None
         if scales is not None and scales.per not in ("tensor", "row"):
             weights = _importance(scales, first, last)
-        codes[first:last] = best_codes(
-            values[first:last], weights, tables, widths, params.memory
-        )
+        codes[first:last] = best_codes(values[first:last], weights, tables, widths, params.memory)
     low = params.widths[0]
     sections = {"codes": pack(codes & (2**low - 1), low)}
     if len(params.widths) > 1:
@@ -102,9 +100,7 @@ def encode(params: TrellisQuantizer, latent: Latent) -> Sections:
     return sections
 
 
-def choose_wide(
-    params: TrellisQuantizer, values: Tensor, scales: ScaleField | None
-) -> Tensor:
+def choose_wide(params: TrellisQuantizer, values: Tensor, scales: ScaleField | None) -> Tensor:
     """bool [q]: the columns with most energy in weight space, as many as the size law says."""
     p, q = values.shape
     mask = torch.zeros(q, dtype=torch.bool, device=values.device)

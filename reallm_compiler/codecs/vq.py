@@ -38,9 +38,7 @@ class MatrixVectors:
         scales: its decoded scales, or None.
     """
 
-    def __init__(
-        self, params: VectorQuantizer, values: Tensor, scales: ScaleField | None
-    ) -> None:
+    def __init__(self, params: VectorQuantizer, values: Tensor, scales: ScaleField | None) -> None:
         self.dim = params.dim
         self._axis = params.axis
         self._values = values
@@ -124,9 +122,7 @@ def encode(params: VectorQuantizer, latent: Latent) -> Sections:
     else:
         stored = latent.codebook.to(latent.values.device)
     words = stored.to(latent.values.dtype)
-    codes = torch.empty(
-        vectors.count, dtype=code_dtype(params.index_bits), device=words.device
-    )
+    codes = torch.empty(vectors.count, dtype=code_dtype(params.index_bits), device=words.device)
     for first, values, weights in vectors.chunks():
         codes[first : first + len(values)] = k_means.assign(values, weights, words)
     return {"codes": pack(codes, params.index_bits)} | sections

@@ -168,9 +168,9 @@ class Encoder:
                 self._share(group, UnitResult(unit=""))
             else:
                 self.fitted[group] = {
-                    spec.role: from_bytes(
-                        self.writer.read(matrix.section_name(spec)), spec
-                    ).to(self.device)
+                    spec.role: from_bytes(self.writer.read(matrix.section_name(spec)), spec).to(
+                        self.device
+                    )
                     for spec in matrix.specs
                     if spec.shared
                 }

@@ -55,17 +55,13 @@ class Line:
     halt: multiprocessing.synchronize.Event
 
 
-def _start(
-    plan: Plan, inventory: Inventory, path: Path | None, device: str, line: Line
-) -> None:
+def _start(plan: Plan, inventory: Inventory, path: Path | None, device: str, line: Line) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     fix_numerics(torch.device(device))
-    watches = Watches(
-        partial=path, run=line.run, tell=line.events.put, stopped=line.halt.is_set
-    )
+    watches = Watches(partial=path, run=line.run, tell=line.events.put, stopped=line.halt.is_set)
     _encoder = Encoder(plan, inventory, path, device, watches)
 
 

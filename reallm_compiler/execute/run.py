@@ -262,9 +262,7 @@ def _run(
             )
 
 
-def _run_here(
-    site: _Site, todo: list[list[Unit]], stop: StopRequest
-) -> Iterator[UnitResult]:
+def _run_here(site: _Site, todo: list[list[Unit]], stop: StopRequest) -> Iterator[UnitResult]:
     watches = Watches(
         partial=site.partial, run=site.run, tell=site.tell, stopped=lambda: stop.requested
     )

@@ -51,9 +51,7 @@ def units_of(plan: Plan) -> tuple[list[Unit], list[Unit]]:
     copied += [names.tensor_section(tensor.name) for tensor in plan.tensors]
     first = [Unit(kind="copy", name="", sections=tuple(copied), weights=0)] if copied else []
     for group, members in plan.groups.items():
-        shared = [
-            members[0].section_name(spec) for spec in members[0].specs if spec.shared
-        ]
+        shared = [members[0].section_name(spec) for spec in members[0].specs if spec.shared]
         operations = sum(
             matrix_law.group_operations(member.plan, member.shape) for member in members
         )
@@ -70,9 +68,7 @@ def units_of(plan: Plan) -> tuple[list[Unit], list[Unit]]:
         Unit(
             kind="matrix",
             name=matrix.name,
-            sections=tuple(
-                matrix.section_name(spec) for spec in matrix.specs if not spec.shared
-            ),
+            sections=tuple(matrix.section_name(spec) for spec in matrix.specs if not spec.shared),
             weights=matrix.weights,
             operations=matrix_law.training_operations(matrix.plan, matrix.shape)
             - matrix_law.group_operations(matrix.plan, matrix.shape),

@@ -141,9 +141,7 @@ def stages(params: Hnerv, width: int) -> tuple[DecoderStage, ...]:
     inputs = width
     for stride, kernel in zip(params.strides, kernels(params), strict=True):
         outputs = max(round(Fraction(inputs) / params.reduce), params.min_width)
-        made.append(
-            DecoderStage(inputs=inputs, outputs=outputs, stride=stride, kernel=kernel)
-        )
+        made.append(DecoderStage(inputs=inputs, outputs=outputs, stride=stride, kernel=kernel))
         inputs = outputs
     return tuple(made)
 

@@ -21,7 +21,5 @@ def sections(params: NearestPermutation, shape: tuple[int, int]) -> list[Section
     p, q = shape
     blocks = row_blocks(params, p)
     return [
-        SectionSpec(
-            role="order", dtype=f"b{index_bits(q)}", shape=(blocks, q), term="permutation"
-        )
+        SectionSpec(role="order", dtype=f"b{index_bits(q)}", shape=(blocks, q), term="permutation")
     ]

@@ -21,9 +21,7 @@ def code_shape(params: VectorQuantizer, shape: tuple[int, int]) -> tuple[int, in
     return p, ceil_div(q, params.dim)
 
 
-def sections(
-    params: VectorQuantizer, shape: tuple[int, int], *, shared: bool
-) -> list[SectionSpec]:
+def sections(params: VectorQuantizer, shape: tuple[int, int], *, shared: bool) -> list[SectionSpec]:
     """Sections of codes and codebook for a latent [p, q]."""
     return [
         SectionSpec(

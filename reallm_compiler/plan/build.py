@@ -160,9 +160,7 @@ def _kept_dtype(source: str, keep: str | None) -> str:
     return DTYPES[keep]
 
 
-def _refuse_impossible(
-    matrices: list[PlannedMatrix], decisions: Mapping[str, Decision]
-) -> None:
+def _refuse_impossible(matrices: list[PlannedMatrix], decisions: Mapping[str, Decision]) -> None:
     """A plan that fits no matrix of this shape, told at the line that names its autoencoder."""
     problems: dict[str, Problem] = {}
     for matrix in matrices:
@@ -179,9 +177,7 @@ def _refuse_impossible(
         raise RecipeError(list(problems.values()))
 
 
-def _refuse_half_kept(
-    matrices: list[PlannedMatrix], kept: Mapping[str, str | None]
-) -> None:
+def _refuse_half_kept(matrices: list[PlannedMatrix], kept: Mapping[str, str | None]) -> None:
     """A 3-D tensor of experts is coded whole or kept whole."""
     for matrix in matrices:
         if matrix.tensor in kept:

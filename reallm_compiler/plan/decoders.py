@@ -114,9 +114,7 @@ def with_digests(document: Any, files: Mapping[str, DecoderFile]) -> Any:  # noq
     return document
 
 
-def find_decoder(
-    digest: str, archive: Path, given: Iterable[str | os.PathLike[str]] = ()
-) -> Path:
+def find_decoder(digest: str, archive: Path, given: Iterable[str | os.PathLike[str]] = ()) -> Path:
     """The file of the decoder that an archive needs: one of those given, or one beside it.
 
     Raises:

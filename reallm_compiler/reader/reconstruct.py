@@ -90,7 +90,9 @@ def write_files(archive: ModelArchive, folder: Path) -> None:
     for name, data in archive.files():
         if not name.endswith(_FILE_SUFFIXES) or name.startswith("model.safetensors"):
             raise FormatError(
-                "N4", f"`{name}` is no config or tokenizer file, so it is not written", location=name
+                "N4",
+                f"`{name}` is no config or tokenizer file, so it is not written",
+                location=name,
             )
         target = (root / name).resolve()
         if root not in target.parents:

@@ -139,9 +139,7 @@ def test_what_the_schema_admits_keeps_the_laws(words, shape, seed) -> None:
     assert all(torch.isfinite(values.float()).all() for values in runs[0].sections.values())
     for role, values in runs[0].sections.items():
         assert torch.equal(values, runs[1].sections[role]), f"{role} differs in a second run"
-    decoded = decode_matrix(
-        plan, shape, "f32", {**shared, **runs[0].sections}, dtype=torch.float64
-    )
+    decoded = decode_matrix(plan, shape, "f32", {**shared, **runs[0].sections}, dtype=torch.float64)
     assert torch.isfinite(decoded).all()
     wrong = float(torch.linalg.norm(decoded - weight.double()))
     measured = wrong / float(torch.linalg.norm(weight.double()))

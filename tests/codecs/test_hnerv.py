@@ -154,9 +154,7 @@ def test_it_learns_what_a_decoder_of_its_shape_can_say() -> None:
     matrix = decoded_by_chance(words.autoencoder, (2, 4))
     encoded = encode_matrix(words, matrix, seed=1, source_dtype="f32")
     assert encoded.relative_error < 0.1
-    decoded = decode_matrix(
-        words, (32, 64), "f32", encoded.sections, dtype=torch.float32
-    )
+    decoded = decode_matrix(words, (32, 64), "f32", encoded.sections, dtype=torch.float32)
     measured = float((decoded - matrix).norm() / matrix.norm())
     assert measured == pytest.approx(encoded.relative_error, rel=1e-5)
 
@@ -242,9 +240,7 @@ def test_one_decoder_for_a_group(gaussian) -> None:
         shape = (matrix.shape[0], matrix.shape[1])
         own = encode_matrix(words, matrix, seed=1, source_dtype="f32", shared=shared)
         assert set(own.sections) == {"level", "codes"}
-        decoded = decode_matrix(
-            words, shape, "f32", own.sections | shared, dtype=torch.float32
-        )
+        decoded = decode_matrix(words, shape, "f32", own.sections | shared, dtype=torch.float32)
         measured = float((decoded - matrix).norm() / matrix.norm())
         assert measured == pytest.approx(own.relative_error, rel=1e-5)
 

@@ -19,9 +19,7 @@ def test_levels():
 @pytest.mark.parametrize("kind", ["absmax", "minmax"])
 def test_codes_are_the_nearest_levels(bits, kind, gaussian, plan_of, check_codec):
     weight = gaussian(16, 64)
-    plan = plan_of(
-        scales={"kind": kind, "per": "row"}, quantizer={"kind": "uniform", "bits": bits}
-    )
+    plan = plan_of(scales={"kind": kind, "per": "row"}, quantizer={"kind": "uniform", "bits": bits})
     encoded = check_codec(plan, weight)
     zero = weight.amin(1, keepdim=True) if kind == "minmax" else 0
     scale = weight.amax(1, keepdim=True) - zero if kind == "minmax" else weight.abs().amax(1, True)

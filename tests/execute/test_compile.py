@@ -73,9 +73,7 @@ def test_the_callers_torch_settings_come_back(
         torch.set_num_threads(threads)
 
 
-def test_another_seed_gives_other_bytes(
-    tiny_llama: Path, tmp_path: Path, reference: bytes
-) -> None:
+def test_another_seed_gives_other_bytes(tiny_llama: Path, tmp_path: Path, reference: bytes) -> None:
     recipe = {"reallm": 1, "defaults": {"quantizer": {"kind": "vq", "bits": 2, "dim": 4}}}
     one = compiled({**recipe, "seed": 1}, tiny_llama, tmp_path / "1.reallm")
     two = compiled({**recipe, "seed": 2}, tiny_llama, tmp_path / "2.reallm")
@@ -98,7 +96,7 @@ def test_events_tell_the_story(tiny_llama: Path, tiny_recipe: Path, tmp_path: Pa
     assert set(report.errors) == {row.name for row in report.budget.matrices}
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 - it stands for a kill, not an error
     """Stands for a kill."""
 
 
@@ -362,7 +360,7 @@ def test_a_shard_that_shrinks_while_compiling(
         if isinstance(event, UnitDone) and event.units_done == 3:
             shard.write_bytes(whole[: len(whole) // 2])
 
-    with pytest.raises(SourceError, match="ends .* bytes before") as caught:
+    with pytest.raises(SourceError, match=r"ends .* bytes before") as caught:
         compiled(tiny_recipe, model, tmp_path / "o.reallm", on_event=cut)
     assert "model.safetensors" in str(caught.value.location)
     assert (tmp_path / "o.reallm.journal").exists()

@@ -91,9 +91,7 @@ def test_another_checkpoint_of_the_family(family: Path) -> None:
     assert again.read_bytes() == data
 
 
-def test_an_archive_without_its_decoder_says_what_is_missing(
-    family: Path, tmp_path: Path
-) -> None:
+def test_an_archive_without_its_decoder_says_what_is_missing(family: Path, tmp_path: Path) -> None:
     words = recipe({"decoder": str(family / "decoder.reallm"), **TRAINING})
     lonely = tmp_path / "lonely.reallm"
     compile_model(words, model=family / "other", output=lonely, device="cpu")

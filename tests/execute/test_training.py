@@ -127,9 +127,7 @@ def test_a_state_of_another_run_or_a_damaged_one_is_not_taken(
             state.write_bytes(data)
         epochs.clear()
         with pytest.raises(Interrupted):
-            compile_model(
-                recipe(), model=tiny_llama, output=output, device="cpu", on_event=listen
-            )
+            compile_model(recipe(), model=tiny_llama, output=output, device="cpu", on_event=listen)
         assert epochs[0] == 1, "the training began again"
     with pytest.raises(Interrupted):
         compile_model(
@@ -138,9 +136,7 @@ def test_a_state_of_another_run_or_a_damaged_one_is_not_taken(
     assert epochs.count(1) == 2, "starting over removes states"
 
 
-def test_a_trial_measures_the_rate_and_says_what_all_would_take(
-    recipe, tiny_llama: Path
-) -> None:
+def test_a_trial_measures_the_rate_and_says_what_all_would_take(recipe, tiny_llama: Path) -> None:
     events: list[Event] = []
     report = compile_model(
         recipe(), model=tiny_llama, only="*.q_proj", device="cpu", on_event=events.append

@@ -101,9 +101,7 @@ PLANS = st.fixed_dictionaries(
         "dora": st.booleans(),
     }
 )
-SHAPES = st.lists(
-    st.tuples(st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=4
-)
+SHAPES = st.lists(st.tuples(st.integers(1, 70), st.integers(1, 70)), min_size=1, max_size=4)
 
 
 @settings(max_examples=60, deadline=None)

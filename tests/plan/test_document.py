@@ -71,9 +71,7 @@ def lying(plan: Plan, change: str, value: Any) -> Plan:
         ("matrix:b/codes", {"shape": (7, 6)}, "asks for"),
     ],
 )
-def test_a_manifest_that_lies_is_refused(
-    plan: Plan, change: str, value: Any, words: str
-) -> None:
+def test_a_manifest_that_lies_is_refused(plan: Plan, change: str, value: Any, words: str) -> None:
     with pytest.raises(FormatError, match=words):
         lying(plan, change, value)
 

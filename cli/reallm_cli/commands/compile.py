@@ -172,7 +172,6 @@ class CompileTalk:
         elif self._meter is not None:
             self._meter.update(event.units_done, event.weights_done)
 
-
     def _hear_training(self, event: Training) -> None:
         """Tell how far a training is: at its start, and then every now and then."""
         now = time.monotonic()
