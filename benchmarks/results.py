@@ -134,8 +134,8 @@ def main() -> None:
         "# Results",
         "",
         "Printed by `python benchmarks/results.py` (its first lines say how to call it). Bits are "
-        "per weight of the coded matrices; file bytes count everything. KL is the mean over predicted "
-        "tokens of KL(original || compressed). Smaller is better everywhere.",
+        "per weight of the coded matrices; file bytes count everything. KL is the mean over "
+        "predicted tokens of KL(original || compressed). Smaller is better everywhere.",
         "",
         f"torch {torch.__version__}, {os.cpu_count()} cores, "
         f"{torch.backends.cpu.get_cpu_capability()}, Python {platform.python_version()}, "
