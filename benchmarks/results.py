@@ -70,8 +70,10 @@ def measure(subject: Subject, recipes: list[str], workers: int) -> list[str]:
     original, tokenizer = load_for_evaluation(subject.folder)
     options = {"window": subject.window, "separator": subject.separator}
     base = evaluate(original, tokenizer, subject.text, **options)
+    plain = reallm.plan({"reallm": 1}, model=subject.folder).budget().totals
+    bits = f"{float(plain.exact_bits):g} | {float(plain.paper_bits):g}"
     rows = [
-        f"| (original) | 16 | 16 | {_folder_bytes(subject.folder):,} | {base.perplexity:.3f} "
+        f"| (original) | {bits} | {_folder_bytes(subject.folder):,} | {base.perplexity:.3f} "
         f"| {base.bits_per_byte:.4f} | 0 | |"
     ]
     for recipe in recipes:

@@ -62,8 +62,7 @@ def extract_decoder(
         specs = law.decoder_sections(params, width, shared=group is not None)
         name = names.share_section if group is not None else names.matrix_section
         data = {
-            section_name(spec.role): bytes(opened.section(name(owner, spec.role)))
-            for spec in specs
+            section_name(spec.role): bytes(opened.section(name(owner, spec.role))) for spec in specs
         }
         stored = opened.manifest.document["provenance"]
     document = {
