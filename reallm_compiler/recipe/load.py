@@ -242,4 +242,10 @@ def _ordered(problems: Sequence[Problem], trees: Sequence[Node]) -> list[Problem
             return files.get(problem.location, len(files)), 0, 0
         return files.get(file, len(files)), int(line), int(rest)
 
-    return sorted(dict.fromkeys(problems), key=key)
+    told: dict[tuple[str, str, str], Problem] = {}
+    for problem in sorted(dict.fromkeys(problems), key=key):
+        # A slip in the defaults shows again under every rule that is merged over them; plain
+        # data has no lines, and there its path tells one mistake from another.
+        path = "" if problem.location[-1:].isdigit() else problem.path
+        told.setdefault((problem.location, path, problem.message), problem)
+    return list(told.values())

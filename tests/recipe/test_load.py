@@ -224,3 +224,21 @@ def test_a_broken_document_is_refused_by_path():
         "archive.reallm: defaults.quantizer.kind: there is no kind `nff` here "
         "(did you mean `normal_float`?)"
     )
+
+
+def test_a_slip_in_the_defaults_is_told_once(tmp_path):
+    path = tmp_path / "slip.yaml"
+    path.write_text(
+        "reallm: 1\n"
+        "extends: reallm-2bit\n"
+        "defaults:\n"
+        "  residul: {kind: none}\n"
+        "rules:\n"
+        "  - match: a\n"
+        "    set: {dora: false}\n"
+        "  - match: b\n"
+        "    set: {dora: true}\n"
+    )
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert [problem.path for problem in caught.value.problems] == ["defaults.residul"]
