@@ -1,0 +1,81 @@
+"""Table 2: methods that a recipe can say, beside the paper's figures for them.
+
+python benchmarks/paper/table_2.py [--long]
+
+Rows without a recipe (AWQ, Omniquant, ApiQ, QuaRot) show the paper's figures alone.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from common import Study, exact_bits, options, reallm_recipe, table
+
+ELSEWHERE = "no recipe: it needs data or steps that are not here"
+
+
+def loftq(bits: int, rank: Fraction) -> dict:
+    """LoftQ: NormalFloat and SVD in turn, the quantiser first, five times as in its code."""
+    residual = {
+        "kind": "low_rank",
+        "rank": str(rank),
+        "fit": "alternating",
+        "order": "quantizer_first",
+        "iterations": 5,
+        "dtype": "float16",
+    }
+    changes = {"residual": residual, "quantizer": {"bits": bits}}
+    return {"reallm": 1, "extends": "nf3", "defaults": changes}
+
+
+def methods(rank: Fraction) -> list[tuple]:
+    """Name, bits, the paper's figures (C4 7B, 13B; WikiText-2 7B, 13B), recipe, tuned, differs."""
+    lq_lora = {"reallm": 1, "extends": "lq-lora", "defaults": {"residual": {"rank": str(rank)}}}
+    rtn = {"reallm": 1, "extends": "rtn-4bit", "defaults": {"quantizer": {"bits": 3}}}
+    return [
+        ("GPTQ", 3, "7.89, 7.00; 6.29, 5.42", rtn, False, "rounding to nearest, no feedback"),
+        ("AWQ", 3, "7.84, 6.94; 6.24, 5.32", None, False, ELSEWHERE),
+        ("Omniquant", 3, "7.75, 6.98; 6.03, 5.28", None, False, ELSEWHERE),
+        ("LQ-LoRA", 3, "7.88, -; 6.48, -", lq_lora, False, "untuned, one setting for all"),
+        ("LoftQ", 3, "-, -; 5.63, 5.13", loftq(3, rank), True, "the paper's mixes 4 and 2 bits"),
+        ("ApiQ[PTQ]", 3, "7.84, 6.88; 6.19, 5.18", None, False, ELSEWHERE),
+        ("Quip#", 3, "7.32, 6.72; 5.79, 5.10", None, False, "see Table 6 for the nearest recipe"),
+        ("QuaRot[A16W3]", 3, "-, -; 6.09, 5.37", None, False, ELSEWHERE),
+        ("ReALLM", 3, "7.27, 6.69; 5.77, 5.14", reallm_recipe(3, 2, rank), True, "tuned, both"),
+        ("LoftQ", 2, "-, -; 7.85, 7.69", loftq(2, rank), True, "tuned as ReALLM here"),
+        ("ApiQ", 2, "-, -; 7.46, 6.29", None, False, ELSEWHERE),
+        ("Quip#", 2, "8.35, 7.45; 6.66, 5.74", None, False, "see Table 6 for the nearest recipe"),
+        ("AQLM", 2, "8.56, 7.51; 6.64, 5.65", None, False, "see Table 6 for the nearest recipe"),
+        ("ReALLM", 2, "8.28, 7.50; 6.69, 5.72", reallm_recipe(2, 4, rank), True, "tuned, both"),
+    ]
+
+
+def main() -> None:
+    study = Study(options(__doc__).parse_args())
+    original = study.perplexities(study.given.model)
+    rows = [["original", "16", "6.97, 6.46; 5.47, 4.48", original, "", "16", ""]]
+    for index, (name, bits, paper, recipe, tune, differs) in enumerate(methods(study.given.rank)):
+        row = [name, str(bits), paper, "", "", "", differs]
+        if recipe is not None:
+            path = study.compiled(f"method-{index}", recipe)
+            row[3], row[5] = study.perplexities(path), exact_bits(path)
+            if tune:
+                row[4] = study.perplexities(study.tuned(study.tuned(path, "block"), "e2e"))
+        rows.append(row)
+    table(
+        [
+            "method",
+            "bits",
+            "paper: C4 7B, 13B; WikiText-2 7B, 13B",
+            "ours, untuned",
+            "ours, tuned",
+            "exact bits",
+            "what differs",
+        ],
+        rows,
+        [*study.notes(), "a rank of 64 at 4096 x 4096 is a fraction of min(p, q) here"],
+    )
+
+
+if __name__ == "__main__":
+    main()
