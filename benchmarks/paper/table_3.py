@@ -44,9 +44,8 @@ def main() -> None:
     tasks = given.task or TASKS
     study = Study(given)
     rows = []
-    for name, size, bits, scores in PAPER:
-        shown = [f"{score:.2f}" for score in scores] if tasks == TASKS else [""] * (len(tasks) + 1)
-        rows.append([f"{name} (paper)", size, str(bits), *shown])
+    for name, size, bits, scores in PAPER if tasks == TASKS else []:
+        rows.append([f"{name} (paper)", size, str(bits), *(f"{score:.2f}" for score in scores)])
     for name, bits, dim in [("original", 16, 0), ("ReALLM", 2, 4), ("ReALLM", 3, 2)]:
         model, stored = given.model, "16"
         if dim:
@@ -65,7 +64,7 @@ def main() -> None:
         ["method", "size", "bits", *tasks, "average"],
         rows,
         [
-            *study.notes(),
+            *(study.notes() if given.tuned else study.notes()[:1]),
             f"lm-eval {found.version}, {found.shots} shots, tasks of local files"
             + (f", {given.limit} questions of each at most" if given.limit else ""),
             "ReALLM is tuned as above" if given.tuned else "ReALLM is not tuned (--tuned does)",

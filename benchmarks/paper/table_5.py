@@ -86,9 +86,9 @@ def main() -> None:
             "exact bits count r (p + q) factors, which is 2r min(p, q) for squares only",
             "the printed total has the low-rank part of ReALLM once for m matrices; ours, also in "
             "paper bits, once for each",
-            "c is nominal: the decoder has the latents fewer; its scales and the matrices' "
-            "normalisations are counted in exact bits",
-            "a shared decoder stands with one codebook for the group: fewer codebooks than m",
+            "c is nominal: the latents are taken off the decoder; the scales of its weights are "
+            "counted in exact bits; scales, column orders and magnitudes are left out, as there",
+            "matrices that share a decoder store one codebook together, not m",
         ],
     )
 
