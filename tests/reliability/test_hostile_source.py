@@ -141,10 +141,21 @@ def test_a_name_that_harms_nobody(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
     """The hand-made archive is refused for its name and for nothing else."""
-    evil_archive(tmp_path / "good.reallm", what, "innocent")
+    evil_archive(tmp_path / "good.reallm", what, "innocent.txt")
     code = main(["reconstruct", str(tmp_path / "good.reallm"), "-o", str(tmp_path / "out")])
     assert code == 0, capsys.readouterr().err
-    assert (tmp_path / "out" / "innocent").exists() == (what == "file")
+    assert (tmp_path / "out" / "innocent.txt").exists() == (what == "file")
+
+
+@pytest.mark.parametrize("name", ["code.py", "pytorch_model.bin", "model.safetensors.index.json"])
+def test_files_that_no_compile_embeds_are_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    evil_archive(tmp_path / "evil.reallm", "file", name)
+    code = main(["reconstruct", str(tmp_path / "evil.reallm"), "-o", str(tmp_path / "out")])
+    assert code == 5
+    assert "no config or tokenizer file" in capsys.readouterr().err
+    assert [entry.name for entry in tmp_path.iterdir()] == ["evil.reallm"]
 
 
 def evil_archive(path: Path, what: str, name: str) -> None:

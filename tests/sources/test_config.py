@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -45,7 +44,7 @@ def test_llama_2_7b(transformers, tmp_path):
         inventory.shard_path(inventory.tensors[0])
 
 
-def test_llama_2_70b_is_quick(transformers):
+def test_llama_2_70b(transformers):
     config = transformers.LlamaConfig(
         num_hidden_layers=80,
         hidden_size=8192,
@@ -53,9 +52,7 @@ def test_llama_2_70b_is_quick(transformers):
         num_attention_heads=64,
         num_key_value_heads=8,
     )
-    begin = time.perf_counter()
     inventory = open_source(config.to_dict())
-    assert time.perf_counter() - begin < 8
     assert weights(coded(inventory)) == 80 * (2 * 8192**2 + 2 * 8192 * 1024 + 3 * 8192 * 28672)
 
 
