@@ -14,8 +14,8 @@ installed, or that fails here, is named below the table. The options of `--model
 bitsandbytes gets a matrix as one list of blocks: its CPU version decodes matrices wrongly whose
 rows are no whole number of blocks.
 
-A rival is beaten if a recipe of ours has fewer or as many bits, a lower perplexity and a lower
-divergence; the last column names the cheapest such recipe.
+Beside a rival stands the best of ours (by divergence) that has no more bits, with two ratios,
+rival / ours, of divergence and of perplexity: above 1 ours is better.
 """
 
 from __future__ import annotations
@@ -210,17 +210,10 @@ def measure(
     return Point("(original)", "", 16, base.perplexity, base.bits_per_byte, 0.0), points
 
 
-def beaten_by(point: Point, points: list[Point]) -> Point | None:
-    """The cheapest of ours that is no larger and better by both measures."""
-    better = [
-        own
-        for own in points
-        if own.family == "reallm"
-        and own.bits <= point.bits
-        and own.perplexity < point.perplexity
-        and own.kl < point.kl
-    ]
-    return min(better, key=lambda own: own.bits, default=None)
+def beside(point: Point, points: list[Point]) -> Point | None:
+    """The best of ours, by divergence, that is no larger."""
+    smaller = [own for own in points if own.family == "reallm" and own.bits <= point.bits]
+    return min(smaller, key=lambda own: own.kl, default=None)
 
 
 def table(subject: Subject, base: Point, points: list[Point]) -> list[str]:
@@ -229,14 +222,18 @@ def table(subject: Subject, base: Point, points: list[Point]) -> list[str]:
         "",
         f"Original: perplexity {base.perplexity:.3f}, {base.bits_per_byte:.4f} bits per byte.",
         "",
-        "| method | stored bits | perplexity | bits per byte | KL (nats) | beaten by (KL ratio) |",
-        "|---|---|---|---|---|---|",
+        "| method | stored bits | perplexity | bits per byte | KL (nats) | ours of no more bits "
+        "| KL ratio | perplexity ratio |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for point in sorted(points, key=lambda point: point.bits):
-        verdict = ""
+        verdict = "| |"
         if point.family != "reallm":
-            best = beaten_by(point, points)
-            verdict = f"{best.name} ({point.kl / best.kl:.2f})" if best else "not beaten"
+            best = beside(point, points)
+            verdict = "none | |"
+            if best is not None:
+                apart, worse = point.kl / best.kl, point.perplexity / best.perplexity
+                verdict = f"{best.name} | {apart:.2f} | {worse:.4f}"
         name = f"**{point.name}**" if point.family == "reallm" else point.name
         rows.append(
             f"| {name} | {point.bits:.4f} | {point.perplexity:.3f} | {point.bits_per_byte:.4f} "
