@@ -122,3 +122,23 @@ class Meter:
             redirect_stdout=False,
             redirect_stderr=False,
         )
+
+
+class MeterTalk:
+    """What tells the events of a run on stderr, and ends its meter however the run ends."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._meter: Meter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._meter is not None:
+            self._meter.__exit__(kind, error, trace)

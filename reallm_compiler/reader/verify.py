@@ -13,10 +13,7 @@ def verify(path: str | os.PathLike[str]) -> list[Damage]:
     """Everything that is damaged in an archive; empty when it is intact.
 
     The structure is checked first: when it is broken, sections cannot be found, and the one
-    broken rule is the answer.
-
-    Raises:
-        FormatError: the path is missing, a folder, or no archive at all.
+    broken rule is the answer; so it is for a path that is missing, a folder or no archive.
     """
     try:
         archive = Archive.open(path)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from types import TracebackType
-from typing import Self
 
 import click
 
@@ -23,7 +21,7 @@ from reallm_cli.numbers import (
     size_text,
 )
 from reallm_cli.opened import open_facts
-from reallm_cli.progress import Meter
+from reallm_cli.progress import Meter, MeterTalk
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import show_matrices
 from reallm_compiler.execute.events import Event, Preflight, Training
@@ -128,27 +126,14 @@ def compile_command(
     return ExitCode.OK
 
 
-class CompileTalk:
+class CompileTalk(MeterTalk):
     """Tells the events of a compile on stderr."""
 
     def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-        self._meter: Meter | None = None
+        super().__init__(terminal)
         self._operations = 0
         self._workers = 1
         self._told_at = -math.inf
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._meter is not None:
-            self._meter.__exit__(kind, error, trace)
 
     def hear(self, event: Event) -> None:
         """Tell one event."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
@@ -14,7 +13,7 @@ from reallm_cli.libraries import quiet_libraries
 from reallm_cli.mistakes import CommandLineError, check_archive_path
 from reallm_cli.numbers import counted, duration_text, grouped, size_text
 from reallm_cli.opened import is_archive
-from reallm_cli.progress import Meter
+from reallm_cli.progress import Meter, MeterTalk
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 
@@ -243,24 +242,8 @@ def _bytes(size: int) -> str:
     return size_text(size) if size else ""
 
 
-class _Talk:
+class _Talk(MeterTalk):
     """Tells the events of a run on stderr."""
-
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-        self._meter: Meter | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._meter is not None:
-            self._meter.__exit__(kind, error, trace)
 
     def hear(self, event: Event) -> None:
         """Tell one event."""
