@@ -16,6 +16,11 @@ rows are no whole number of blocks.
 
 Beside a rival stands the best of ours (by divergence) that has no more bits, with two ratios,
 rival / ours, of divergence and of perplexity: above 1 ours is better.
+
+With `--mirror` every method is measured a second time with its errors turned round, W - E for
+W + E. Part of what an error does to the loss changes its sign with it: that part is luck, better or
+worse by which way the rounding fell. The mean of both ways is free of it: `excess, both ways`, in
+nats of loss above the original's.
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -39,7 +45,7 @@ from torch import Tensor, nn
 import reallm_compiler as reallm
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
 
-LEAN = tuple(f"reallm-{bits}bit-lean" for bits in (2, 3, 4, 5))
+LEAN = tuple(f"reallm-{bits}bit-lean" for bits in ("2", "3", "4", "4.5", "5"))
 OURS = (*LEAN, "nf4", "rtn-4bit")
 
 Quantise = Callable[[Tensor], tuple[Tensor, int]]
@@ -56,6 +62,8 @@ class Point:
     perplexity: float
     bits_per_byte: float
     kl: float
+    mirrored: float | None = None
+    """Perplexity with the errors turned round."""
 
 
 def stored_bits(*tensors: Tensor) -> int:
@@ -170,7 +178,7 @@ class Remembered(nn.Module):
 
 
 def measure(
-    subject: Subject, ours: list[str], left_out: dict[str, str]
+    subject: Subject, ours: list[str], only: list[str], mirror: bool, left_out: dict[str, str]
 ) -> tuple[Point, list[Point]]:
     """The original, and every method on one model."""
     original, tokenizer = load_for_evaluation(subject.folder)
@@ -181,7 +189,17 @@ def measure(
 
     def add(name: str, family: str, bits: float, model: nn.Module) -> None:
         found = evaluate(model, tokenizer, subject.text, **options)
-        points.append(Point(name, family, bits, found.perplexity, found.bits_per_byte, found.kl))
+        other = None
+        if mirror:
+            for matrix in names:
+                errors_turned = 2 * original.get_submodule(matrix).weight.data
+                errors_turned -= model.get_submodule(matrix).weight.data
+                model.get_submodule(matrix).weight.data = errors_turned
+            plain = {**options, "reference": None}
+            other = evaluate(model, tokenizer, subject.text, **plain).perplexity
+        points.append(
+            Point(name, family, bits, found.perplexity, found.bits_per_byte, found.kl, other)
+        )
         print(subject.name, points[-1], file=sys.stderr, flush=True)
 
     for recipe in ours:
@@ -189,12 +207,14 @@ def measure(
             path = Path(folder) / "out.reallm"
             report = reallm.compile(recipe, model=subject.folder, output=path, device="cpu")
             model, _ = load_for_evaluation(path)
-            add(recipe, "reallm", float(report.budget.totals.exact_bits), model)
             names = [matrix.name for matrix in report.budget.matrices]
+            add(recipe, "reallm", float(report.budget.totals.exact_bits), model)
     model, _ = load_for_evaluation(subject.folder)
     weights = {name: model.get_submodule(name).weight.data.clone() for name in names}
     total = sum(weight.numel() for weight in weights.values())
     for name, package, make in rivals():
+        if not any(fnmatchcase(name, glob) for glob in only):
+            continue
         try:
             quantise, bits = make(), 0
             for matrix, weight in weights.items():
@@ -216,15 +236,25 @@ def beside(point: Point, points: list[Point]) -> Point | None:
     return min(smaller, key=lambda own: own.kl, default=None)
 
 
+def excess(point: Point, base: Point) -> str:
+    """Cells of the loss above the original's, as it is and free of luck."""
+    if point.mirrored is None:
+        return ""
+    one, other = (math.log(p / base.perplexity) for p in (point.perplexity, point.mirrored))
+    return f" {one:.5f} | {(one + other) / 2:.5f} |"
+
+
 def table(subject: Subject, base: Point, points: list[Point]) -> list[str]:
+    mirror = any(point.mirrored is not None for point in points)
+    more = " excess (nats) | excess, both ways |" if mirror else ""
     rows = [
         f"## Quality: {subject.name}",
         "",
         f"Original: perplexity {base.perplexity:.3f}, {base.bits_per_byte:.4f} bits per byte.",
         "",
-        "| method | stored bits | perplexity | bits per byte | KL (nats) | ours of no more bits "
-        "| KL ratio | perplexity ratio |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| method | stored bits | perplexity | bits per byte | KL (nats) |{more} "
+        "ours of no more bits | KL ratio | perplexity ratio |",
+        "|---|---|---|---|---|" + ("---|---|" if mirror else "") + "---|---|---|",
     ]
     for point in sorted(points, key=lambda point: point.bits):
         verdict = "| |"
@@ -237,7 +267,7 @@ def table(subject: Subject, base: Point, points: list[Point]) -> list[str]:
         name = f"**{point.name}**" if point.family == "reallm" else point.name
         rows.append(
             f"| {name} | {point.bits:.4f} | {point.perplexity:.3f} | {point.bits_per_byte:.4f} "
-            f"| {point.kl:.5f} | {verdict} |"
+            f"| {point.kl:.5f} |{excess(point, base)} {verdict} |"
         )
     return [*rows, ""]
 
@@ -280,6 +310,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", nargs="+", required=True)
     parser.add_argument("--recipe", action="append", help="of ours (default: the lean ones, nf4)")
+    parser.add_argument("--only", action="append", help="glob on the names of rivals")
+    parser.add_argument(
+        "--mirror", action="store_true", help="measure with errors turned round too"
+    )
     parser.add_argument("--write", type=Path, help="write the tables here as well")
     parser.add_argument("--plot", type=Path, help="a picture of all models (extra `plots`)")
     given = parser.parse_args()
@@ -289,7 +323,9 @@ def main() -> None:
     results, lines = [], []
     for words in given.model:
         subject = Subject.parse(words)
-        base, points = measure(subject, given.recipe or list(OURS), left_out)
+        base, points = measure(
+            subject, given.recipe or list(OURS), given.only or ["*"], given.mirror, left_out
+        )
         assert all(math.isfinite(point.kl) for point in points)
         results.append((subject, points))
         lines += table(subject, base, points)

@@ -22,6 +22,7 @@ PROMISED = {
     "reallm-2bit-lean",
     "reallm-3bit-lean",
     "reallm-4bit-lean",
+    "reallm-4.5bit-lean",
     "reallm-5bit-lean",
     "lq-lora",
     "qlora",
