@@ -3,9 +3,9 @@
     python docs/recipe_reference.py           says what is out of date
     python docs/recipe_reference.py --write   brings it up to date
 
-Two files: `recipe.schema.json`, and in `recipe.md` each part between `<!-- generated: NAME -->`
-and `<!-- end -->`. NAME is a stage, `plan` (the fields of a plan that are no stages), `rule` or
-`recipe`.
+Three files: `recipe.schema.json`, and in `recipe.md` and `finetune.md` each part between
+`<!-- generated: NAME -->` and `<!-- end -->`. NAME is a stage, `plan` (the fields of a plan that
+are no stages), `rule`, `recipe`, `finetune` (the section of a recipe) or a group of settings in it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 from reallm_compiler.recipe import json_schema
 from reallm_compiler.recipe.model import RecipeForm, RuleForm
 from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.recipe.tuning import GROUPS, FinetuneOptions
 from reallm_compiler.recipe.words import literals, members, stages
 
 DOCS = Path(__file__).resolve().parent
@@ -34,6 +35,7 @@ _VALUES = {
     "layers": "integer, range, or list of these",
     "keep": "`source`, `bfloat16` (`bf16`), `float16` (`fp16`), `float32` (`fp32`)",
     "set": "part of a plan",
+    "finetune": "settings of tuning",
     "defaults": "plan, or part of one",
     "rules": "list of rules",
     "model": "path or id, or `{shapes: ...}`",
@@ -41,6 +43,7 @@ _VALUES = {
     "extends": "name or path",
     "share": "name",
     "note": "text",
+    "stages": "list of `block`, `e2e`",
 }
 _TYPES: dict[Any, str] = {
     int: "integer",
@@ -55,16 +58,22 @@ def values(name: str, info: FieldInfo) -> str:
     """What a field takes, in words."""
     if name in _VALUES:
         return _VALUES[name]
+    if isinstance(info.default, BaseModel):
+        return "map, see below"
     words = [f"`{word}`" for word in literals(info.annotation)]
     types = [_TYPES[kind] for kind in members(info.annotation) if kind in _TYPES]
     lists = [kind for kind in members(info.annotation) if get_origin(kind) is tuple]
     low = next((f"{m.ge} to" for m in info.metadata if hasattr(m, "ge")), None)
     low = next((f"above {m.gt}, up to" for m in info.metadata if hasattr(m, "gt")), low)
     high = next((str(m.le) for m in info.metadata if hasattr(m, "le")), None)
+    high = next((f"below {m.lt}" for m in info.metadata if hasattr(m, "lt")), high)
     if low and high:
         high = "2^63 - 1" if high == str(2**63 - 1) else high
         types = [f"{kind} {low} {high}" for kind in types]
-    types += [f"list of {len(get_args(kind))} integers" for kind in lists]
+    types += [
+        f"list of {len(get_args(kind))} {'numbers' if float in get_args(kind) else 'integers'}"
+        for kind in lists
+    ]
     if type(None) in members(info.annotation):
         types.append("`null`")
     return " or ".join([*types, ", ".join(words)] if words else types)
@@ -75,6 +84,8 @@ def default(info: FieldInfo) -> str:
     if info.is_required():
         return "required"
     value = info.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        return ""
     if value is None:
         return ""
     if isinstance(value, Fraction):
@@ -99,7 +110,8 @@ def table(model: type[BaseModel]) -> str:
 
 def part(name: str) -> str:
     """The generated text of a part."""
-    whole = {"plan": MatrixPlan, "rule": RuleForm, "recipe": RecipeForm}
+    whole = {"plan": MatrixPlan, "rule": RuleForm, "recipe": RecipeForm, **GROUPS}
+    whole["finetune"] = FinetuneOptions
     if name in whole:
         return table(whole[name])
     texts = []
@@ -113,11 +125,13 @@ def part(name: str) -> str:
 
 def generated() -> dict[Path, str]:
     """Each file that holds generated text, as it should be."""
-    page = DOCS / "recipe.md"
-    text = page.read_text(encoding="utf-8")
-    filled = _PART.sub(lambda found: f"{found[1]}\n{part(found['name'])}\n{found[3]}", text)
-    schema = json.dumps(json_schema(), indent=2) + "\n"
-    return {page: filled, DOCS / "recipe.schema.json": schema}
+    files = {DOCS / "recipe.schema.json": json.dumps(json_schema(), indent=2) + "\n"}
+    for page in (DOCS / "recipe.md", DOCS / "finetune.md"):
+        text = page.read_text(encoding="utf-8")
+        files[page] = _PART.sub(
+            lambda found: f"{found[1]}\n{part(found['name'])}\n{found[3]}", text
+        )
+    return files
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ bytes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,7 @@ def finetune(
     output: str | PathLike[str],
     options: FinetuneOptions | Mapping[str, Any] | None = None,
     adapter: str | PathLike[str] | None = None,
+    decoder: str | PathLike[str] | None = None,
     into: bool = False,
     device: str = "cpu",
     resume: str = "auto",
@@ -62,8 +64,11 @@ def finetune(
         model: the checkpoint that it was compiled from.
         text: UTF-8 files to tune on.
         output: the adapter, or with `into` the model archive, to write.
-        options: settings; the paper's when None.
+        options: settings; a mapping is put over the `finetune` section of the archive's recipe,
+            and that over the paper's.
         adapter: an adapter of the archive to begin with.
+        decoder: where the trained decoders are that the archive uses but does not hold: a file, or
+            a folder; beside the archive when None.
         into: write a whole model archive.
         device: `cpu`, `cuda` or `cuda:N`.
         resume: `auto` goes on where an interrupted run stood, `required` refuses to start
@@ -78,13 +83,20 @@ def finetune(
             `Interrupted` after SIGINT or SIGTERM.
     """
     began = time.monotonic()
-    chosen = options if isinstance(options, FinetuneOptions) else options_from(options)
     target = Path(output).absolute()
     check_output(target, force=force)
     place = _device(device)
-    texts, text_digest = read_texts(text)
     tell = on_event or _silent
-    with open_archive(archive) as base, fixed_numerics(chosen.threads, place), listening() as stop:
+    with contextlib.ExitStack() as stack:
+        base = stack.enter_context(open_archive(archive, decoder=decoder))
+        chosen = (
+            options
+            if isinstance(options, FinetuneOptions)
+            else options_from(options, base.plan.recipe)
+        )
+        texts, text_digest = read_texts(text)
+        stack.enter_context(fixed_numerics(chosen.threads, place))
+        stop = stack.enter_context(listening())
         original = Original(model, base)
         tunable = open_tunable(base, adapter=adapter, device=place, dtype=_DTYPES[chosen.precision])
         train, held = _sequences(tunable, texts, chosen)

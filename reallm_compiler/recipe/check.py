@@ -27,6 +27,7 @@ from reallm_compiler.recipe.nodes import (
     to_plain,
 )
 from reallm_compiler.recipe.stages import MatrixPlan, Stage
+from reallm_compiler.recipe.tuning import SECTION, FinetuneOptions, unknown_setting
 from reallm_compiler.recipe.words import homes, keys_of, listed, nearest, owners, stages, suggestion
 
 VERSION = 1
@@ -143,6 +144,8 @@ def check_form(tree: MapNode) -> tuple[RecipeForm | None, list[Problem]]:
 
 def _unknown_in_form(loc: Loc, key: str, node: MapNode) -> tuple[str, str | None]:
     message = f"unknown key `{key}`"
+    if loc[:1] == (SECTION,):
+        return unknown_setting(loc[1:], key, node)
     if loc[:1] == ("rules",):
         valid, below = keys_of(RuleForm), "put it under `set`"
     elif loc[:1] == ("model",):
@@ -155,6 +158,8 @@ def _unknown_in_form(loc: Loc, key: str, node: MapNode) -> tuple[str, str | None
         return message, f"did you mean `{near}`?"
     if key in keys_of(RuleForm):
         return message, "it belongs to a rule"
+    if key in keys_of(FinetuneOptions):
+        return message, f"it belongs under `{SECTION}`"
     if near := nearest(key, keys_of(MatrixPlan)):
         return message, f"did you mean `{near}`? {below}"
     return message, _near_or_home(key, valid)

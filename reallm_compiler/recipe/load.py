@@ -16,6 +16,7 @@ from reallm_compiler.recipe.model import Recipe, RecipeForm, Rule, RuleForm, Sha
 from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode, from_plain
 from reallm_compiler.recipe.patch import merge_maps
 from reallm_compiler.recipe.shipped import list_shipped, shipped_path
+from reallm_compiler.recipe.tuning import SECTION
 from reallm_compiler.recipe.words import suggestion
 
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -173,6 +174,9 @@ class _Chain:
         checked = [_rule(form, node) for form, node in zip(forms_of_rules, rules, strict=True)]
         seed = next((f.seed for f in reversed(forms) if "seed" in f.model_fields_set), 0)
         model = _last(forms, "model")
+        finetune: dict[str, Any] = {}
+        for one in forms:
+            finetune = _over(finetune, one.finetune.said())
         return Recipe(
             name=self.files[0].name,
             model=model.model_dump(exclude_none=True) if isinstance(model, ShapesForm) else model,
@@ -181,11 +185,13 @@ class _Chain:
             plan=plan,
             tree=defaults,
             rules=tuple(checked),
+            finetune=finetune,
             document={
                 "reallm": check.VERSION,
                 "seed": seed,
                 "defaults": plan.plain(),
                 "rules": [_rule_document(form) for form in forms_of_rules],
+                **({SECTION: finetune} if finetune else {}),
             },
             files=tuple(file.path for file in reversed(self.files) if file.path),
         )
@@ -194,6 +200,16 @@ class _Chain:
 def _last(forms: Sequence[RecipeForm], key: str) -> Any:  # noqa: ANN401 - a field's value
     """The value of the last recipe that says something; a base's `model` is not inherited twice."""
     return next((v for form in reversed(forms) if (v := getattr(form, key)) is not None), None)
+
+
+def _over(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the settings of `patch` put over it, map by map."""
+    merged = dict(base)
+    for key, value in patch.items():
+        below = merged.get(key)
+        inner = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = _over(below, value) if inner else value
+    return merged
 
 
 def _rule(form: RuleForm, node: Node) -> Rule:

@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from reallm_compiler.recipe.match import LayerRange, Pattern, parse_layers
 from reallm_compiler.recipe.nodes import MAX_INTEGER, MapNode, Place
 from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.recipe.tuning import FinetuneOptions
 
 Keep: TypeAlias = Literal["source", "bfloat16", "float16", "float32"]
 
@@ -135,6 +136,10 @@ class RecipeForm(Form):
     rules: list[RuleForm] = Field(
         default_factory=list, description="Ordered patches: a later rule wins, field by field."
     )
+    finetune: FinetuneOptions = Field(
+        default_factory=FinetuneOptions,
+        description="Settings of `reallm finetune` on the archive; they change no matrix.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,6 +183,7 @@ class Recipe:
         plan: the plan of a matrix that no rule changes.
         tree: the same with the place of each field.
         rules: the rules of the extended recipes first, then its own.
+        finetune: what the recipe sets of tuning, as plain data; empty if it says nothing.
         document: plain data that says all of this again, without model and output; it holds every
             field of the defaults, so that an archive does not depend on later defaults.
         files: the recipe files that were read, the extended ones first.
@@ -190,6 +196,7 @@ class Recipe:
     plan: MatrixPlan
     tree: MapNode
     rules: tuple[Rule, ...]
+    finetune: Mapping[str, Any]
     document: Mapping[str, Any]
     files: tuple[Path, ...] = ()
 

@@ -113,16 +113,37 @@ def test_memory_before(run, archive, tiny_recipe, tiny_llama, subject):
     assert found["peak_bytes"] == max(terms["total"] for terms in found["stages"].values())
 
 
+def test_settings_come_from_the_recipe_and_from_options(run, tiny_recipe, tiny_llama, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"reallm: 1\nextends: {tiny_recipe}\nfinetune: {{window: 32, stages: [e2e]}}\n"
+    )
+    words = ("finetune", recipe, "--model", tiny_llama / "config.json", "--dry-run", "--json")
+    told = run(*words).json
+    assert (told["window"], set(told["stages"])) == (32, {"e2e"})
+    given = ("--window", 16, "--stage", "block", "--set", "block.betas=[0.9, 0.95]")
+    won = run(*words, *given, "--set", "block.lr=1e-3", "--set", "separator='1'").json
+    assert (won["window"], set(won["stages"])) == (16, {"block"})
+    path = tmp_path / "told.reallm"
+    assert run("compile", recipe, "--model", tiny_llama, "-o", path, "--workers", 1).code == 0
+    shown = run("inspect", path)
+    assert "finetune: {stages: [e2e], window: 32}" in shown.out
+    assert run("finetune", path, *words[2:]).json == told
+
+
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         ([], ExitCode.USAGE, "no output is named"),
         (["-o", "x", "--set", "lr"], ExitCode.USAGE, "has no value"),
+        (["-o", "x", "--set", "block.betas=[1"], ExitCode.USAGE, "`--set block.betas=[1`: a `,`"),
+        (["-o", "x", "--set", "seed=1e999"], ExitCode.USAGE, "out of range"),
+        (["-o", "x", "--set", "lr=1"], ExitCode.CANNOT_FINETUNE, "under `finetune.block` or"),
         (["-o", "x", "--set", "e2e.lrr=1"], ExitCode.CANNOT_FINETUNE, "e2e.lrr"),
         (["-o", "x", "--stage", "other"], ExitCode.CANNOT_FINETUNE, "stages"),
         (["-o", "x"], ExitCode.CANNOT_FINETUNE, "no text to tune on"),
     ],
-    ids=["output", "value", "setting", "stage", "text"],
+    ids=["output", "value", "yaml", "number", "home", "setting", "stage", "text"],
 )
 def test_mistakes(run, archive, tiny_llama, tmp_path, monkeypatch, words, code, message):
     monkeypatch.chdir(tmp_path)

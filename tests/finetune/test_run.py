@@ -17,6 +17,7 @@ import reallm_compiler as reallm
 from reallm_compiler.errors import FinetuneError, OutputError, ResumeError
 from reallm_compiler.execute.stop import Interrupted
 from reallm_compiler.finetune import BlockDone, StepDone, blockwise, end_to_end, finetune, state
+from reallm_compiler.finetune.options import options_from
 from reallm_compiler.finetune.original import Original
 from reallm_compiler.finetune.store import TUNED_ROLES
 from reallm_compiler.reader.adapter import open_adapter
@@ -257,6 +258,63 @@ def test_nothing_to_tune(tiny_llama: Path, prose: Path, options: dict, tmp_path:
     reallm.compile("rtn-4bit", model=tiny_llama, output=path, device="cpu", workers=1)
     with pytest.raises(FinetuneError, match="nothing can be tuned"):
         finetune(path, model=tiny_llama, text=[prose], output=tmp_path / "a", options=options)
+
+
+@pytest.fixture(scope="module")
+def told(
+    tiny_llama: Path, tiny_recipe: Path, options: dict, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The archive `base` from a recipe that says how it is tuned."""
+    folder = tmp_path_factory.mktemp("told")
+    recipe = {"reallm": 1, "extends": str(tiny_recipe), "finetune": options}
+    reallm.compile(recipe, model=tiny_llama, output=folder / "a", device="cpu", workers=1)
+    return folder / "a"
+
+
+def test_the_recipe_of_the_archive_says_how(
+    told: Path, base: Path, tiny_llama: Path, prose: Path, adapter: Path, tmp_path: Path
+) -> None:
+    with reallm.open(told) as new, reallm.open(base) as old:
+        assert "finetune" not in old.plan.recipe
+        for entry in old.manifest.sections:
+            assert bytes(new.section(entry.name)) == bytes(old.section(entry.name))
+    finetune(told, model=tiny_llama, text=[prose], output=tmp_path / "a")
+    with open_adapter(tmp_path / "a") as one, open_adapter(adapter) as other:
+        assert one.settings == other.settings
+        for name in other.rows:
+            for part, value in other.parts(name).items():
+                assert torch.equal(one.parts(name)[part], value)
+
+
+def test_settings_of_a_run_win_over_the_recipe(
+    told: Path, tiny_llama: Path, prose: Path, options: dict, tmp_path: Path
+) -> None:
+    given = {"stages": ["e2e"], "e2e": {"steps": 1, "checks": 0}}
+    path = tmp_path / "a"
+    finetune(told, model=tiny_llama, text=[prose], output=path, options=given, into=True)
+    with reallm.open(path) as new:
+        assert new.plan.recipe["finetune"]["e2e"] == options["e2e"]
+    finetune(told, model=tiny_llama, text=[prose], output=path, options=given, force=True)
+    with open_adapter(path) as made:
+        settings = dict(made.settings)
+    assert settings["stages"] == ["e2e"]
+    assert settings["window"] == options["window"]
+    assert settings["e2e"]["steps"] == 1
+    assert settings["e2e"]["lr"] == options["e2e"]["lr"]
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ([], "the recipe's `finetune`: a map is wanted"),
+        ({"e2e": 3}, "the recipe's `finetune`: e2e: a map is wanted, not `3`"),
+        ({"lr": 3}, r"lr: unknown key `lr` \(it belongs under `finetune.block` or"),
+    ],
+    ids=["list", "number", "unknown"],
+)
+def test_a_hostile_archive_sets_nothing_wrong(section: object, words: str) -> None:
+    with pytest.raises(FinetuneError, match=words):
+        options_from({}, {"finetune": section})
 
 
 @pytest.mark.parametrize(

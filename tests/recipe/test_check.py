@@ -76,7 +76,42 @@ FILES = {
     "unknown key, nothing near": (
         "reallm: 1\nzzz: {}",
         "r.yaml:2:1: zzz: unknown key `zzz` (valid here: `reallm`, `model`, `output`, `seed`, "
-        "`extends`, `defaults`, `rules`)",
+        "`extends`, `defaults`, `rules`, `finetune`)",
+    ),
+    "a setting of tuning at the top": (
+        "reallm: 1\ne2e: {lr: 1e-3}",
+        "r.yaml:2:1: e2e: unknown key `e2e` (it belongs under `finetune`)",
+    ),
+    "tuning of nothing": (
+        "reallm: 1\nfinetune:\n",
+        "r.yaml:2:10: finetune: a map is wanted, not nothing "
+        "(take the key out if nothing is meant)",
+    ),
+    "a misspelt setting": (
+        "reallm: 1\nfinetune: {e2e: {lrr: 1e-3}}",
+        "r.yaml:2:18: finetune.e2e.lrr: unknown key `lrr` (did you mean `lr`?)",
+    ),
+    "a setting in the wrong group": (
+        "reallm: 1\nfinetune: {block: {accumulation: 2}, lr: 1e-3}",
+        "r.yaml:2:20: finetune.block.accumulation: unknown key `accumulation` "
+        "(it belongs under `finetune.e2e`)\n"
+        "r.yaml:2:38: finetune.lr: unknown key `lr` "
+        "(it belongs under `finetune.block` or `finetune.e2e`)",
+    ),
+    "settings out of range": (
+        "reallm: 1\nfinetune:\n  stages: [e2e, end]\n  window: 1\n  block: {lr: 2, betas: [0.9]}\n"
+        "  e2e: {loss: distil, epochs: many}\n",
+        "r.yaml:3:17: finetune.stages[1]: `end` is not one of `block`, `e2e`\n"
+        "r.yaml:4:11: finetune.window: `1` is too small: at least 2\n"
+        "r.yaml:5:15: finetune.block.lr: `2` is too large: at most 1\n"
+        "r.yaml:5:25: finetune.block.betas: the list is too short: it has 1 entries\n"
+        "r.yaml:6:15: finetune.e2e.loss: `distil` is not one of `next_token`, `distill` "
+        "(did you mean `distill`?)\n"
+        "r.yaml:6:31: finetune.e2e.epochs: a number is wanted, not `many`",
+    ),
+    "a stage twice": (
+        "reallm: 1\nfinetune: {stages: [e2e, e2e]}",
+        "r.yaml:2:20: finetune.stages: give `block`, `e2e` or both, each once",
     ),
     "a stage at the top": (
         "reallm: 1\nquantizer: {kind: vq}",

@@ -121,6 +121,28 @@ def test_circles_and_missing_bases(write):
     ]
 
 
+def test_settings_of_tuning_are_merged_field_by_field(write):
+    write(
+        base="reallm: 1\n"
+        "finetune: {window: 512, e2e: {loss: distill, lr: 1, betas: [0.9, 0.99]}}\n",
+        own="reallm: 1\nextends: base.yaml\n"
+        "finetune: {window: null, block: {lr: 1e-3}, e2e: {lr: 1e-4}, stages: [e2e, block]}\n",
+        plain="reallm: 1\nfinetune: {}\n",
+    )
+    recipe = load_recipe("own.yaml")
+    assert recipe.finetune == {
+        "stages": ["block", "e2e"],
+        "window": None,
+        "block": {"lr": 1e-3},
+        "e2e": {"loss": "distill", "lr": 1e-4, "betas": [0.9, 0.99]},
+    }
+    assert recipe.document["finetune"] == recipe.finetune
+    assert isinstance(load_recipe("base.yaml").finetune["e2e"]["lr"], float)
+    again = Recipe.from_document(recipe.document)
+    assert again.document == recipe.document
+    assert "finetune" not in load_recipe("plain.yaml").document
+
+
 def test_a_fault_is_reported_in_the_file_that_made_it(write):
     write(
         base="reallm: 1\ndefaults: {scales: {kind: rms}, quantizer: {kind: uniform, bits: 2}}\n"

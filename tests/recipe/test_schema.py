@@ -79,6 +79,7 @@ def accepts(schema, value, words=None) -> bool:
         "minProperties": lambda rule: not isinstance(value, dict) or len(value) >= rule,
         "minimum": lambda rule: not is_a(value, "number") or value >= rule,
         "maximum": lambda rule: not is_a(value, "number") or value <= rule,
+        "exclusiveMaximum": lambda rule: not is_a(value, "number") or value < rule,
         "exclusiveMinimum": lambda rule: not is_a(value, "number") or value > rule,
     }
     assert set(rules) <= set(known)
@@ -111,6 +112,9 @@ def test_what_is_generated_is_current(reference):
 
 def test_every_stage_has_its_place_in_the_page():
     page = (DOCS / "recipe.md").read_text(encoding="utf-8")
+    tuning = (DOCS / "finetune.md").read_text(encoding="utf-8")
+    for name in ("finetune", "block", "e2e"):
+        assert tuning.count(f"<!-- generated: {name} -->") == 1
     for name in (*stages(), "plan", "rule", "recipe"):
         assert page.count(f"<!-- generated: {name} -->") == 1
     for stage, kinds in stages().items():
@@ -175,6 +179,8 @@ FITS = [
     "{reallm: 1, rules: [{match: [a, 're:b'], except: c, layers: 0-3, keep: bf16}]}",
     "{reallm: 1, rules: [{match: a, layers: [0, -4..], keep: source, optional: true, note: n}]}",
     "{reallm: 1, rules: [{match: a, set: {scales: {kind: rms, bits: null}}}]}",
+    "{reallm: 1, finetune: {}}",
+    "{reallm: 1, finetune: {stages: [e2e], window: null, e2e: {lr: 1e-3, betas: [0.9, 1]}}}",
 ]
 DOES_NOT = [
     "reallm: 2",
@@ -196,6 +202,11 @@ DOES_NOT = [
     "{reallm: 1, rules: [{match: a, keep: fp8}]}",
     "{reallm: 1, rules: [{match: a, set: {scales: {kind: maxabs}}}]}",
     "{reallm: 1, rules: [{match: a, set: {scales: {blok: 1}}}]}",
+    "{reallm: 1, finetune: {lr: 1e-3}}",
+    "{reallm: 1, finetune: {stages: e2e}}",
+    "{reallm: 1, finetune: {block: {warmup: 1}}}",
+    "{reallm: 1, finetune: {e2e: {betas: [0.9]}}}",
+    "{reallm: 1, finetune: {e2e: {betas: [0.9, 0.9, 0.9]}}}",
 ]
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
 
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
@@ -13,12 +13,17 @@ from reallm_cli.libraries import quiet_libraries
 from reallm_cli.mistakes import CommandLineError, check_archive_path
 from reallm_cli.numbers import counted, duration_text, grouped, size_text
 from reallm_cli.opened import is_archive
+from reallm_cli.options import decoder_option
 from reallm_cli.progress import Meter, MeterTalk
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
+from reallm_compiler.errors import RecipeError
+from reallm_compiler.recipe.document import read_text
+from reallm_compiler.recipe.nodes import to_plain
+from reallm_compiler.recipe.scalars import read_scalar
 
 if TYPE_CHECKING:
-    from reallm_compiler.finetune import Event, FinetuneOptions, MemoryEstimate
+    from reallm_compiler.finetune import Event, MemoryEstimate
 
 
 @click.command(
@@ -48,12 +53,11 @@ if TYPE_CHECKING:
 @click.option(
     "--stage",
     "stages",
-    default="block,e2e",
-    show_default=True,
     metavar="STAGES",
-    help="block (block by block), e2e (end to end), or both.",
+    help="block (block by block), e2e (end to end), or both: block,e2e.",
 )
 @click.option("--adapter", metavar="FILE", help="Begin with this adapter of the archive.")
+@decoder_option
 @click.option("--window", type=click.IntRange(min=2), metavar="N", help="Tokens of a sequence.")
 @click.option(
     "--separator", metavar="TEXT", help="Split the text into documents here. `\\n` is a line end."
@@ -86,8 +90,9 @@ def finetune_command(
     text: tuple[str, ...],
     output: str | None,
     into: bool,
-    stages: str,
+    stages: str | None,
     adapter: str | None,
+    decoder: str | None,
     window: int | None,
     separator: str | None,
     settings: tuple[str, ...],
@@ -102,22 +107,22 @@ def finetune_command(
     First each block follows the original block, then all factors are tuned at once on the text.
     The result is an adapter, bound to the archive by its digest. A run that was interrupted goes
     on where it stood when the same command is given again, and ends with the same bytes.
-    docs/finetune.md lists the settings.
+    Settings are the paper's, over them those of the recipe's `finetune` section, over them the
+    options; docs/finetune.md lists them.
     """
     if not dry_run or is_archive(archive):
         check_archive_path(archive)
     from reallm_compiler.finetune import finetune
-    from reallm_compiler.finetune.options import options_from
 
     plain = _settings(settings)
-    plain["stages"] = [stage.strip() for stage in stages.split(",") if stage.strip()]
+    if stages is not None:
+        plain["stages"] = [stage.strip() for stage in stages.split(",") if stage.strip()]
     if window is not None:
         plain["window"] = window
     if separator is not None:
         plain["separator"] = separator.replace("\\n", "\n").replace("\\t", "\t")
-    options = options_from(plain)
     if dry_run:
-        return _dry_run(terminal, archive, model, options, as_json=as_json)
+        return _dry_run(terminal, archive, model, plain, as_json=as_json)
     if output is None:
         raise CommandLineError("no output is named", hint="give `-o NAME.adapter`")
     quiet_libraries()
@@ -127,8 +132,9 @@ def finetune_command(
             model=model,
             text=text,
             output=output,
-            options=options,
+            options=plain,
             adapter=adapter,
+            decoder=decoder,
             into=into,
             device=device,
             resume=resume,
@@ -186,15 +192,28 @@ def _settings(words: tuple[str, ...]) -> dict[str, Any]:
             level = level.setdefault(key, {})
             if not isinstance(level, dict):
                 raise CommandLineError(f"`--set {word}`: `{key}` is a value, not a group")
-        level[last] = yaml.safe_load(value)
+        level[last] = _value(word, value)
     return plain
 
 
+def _value(word: str, text: str) -> Any:  # noqa: ANN401
+    """A value as it would be read in a recipe; lists and quoted texts as YAML."""
+    try:
+        if not text.startswith(("[", "{", "'", '"')):
+            return read_scalar(text)
+        return to_plain(read_text(text, "value")[0])
+    except ValueError as error:
+        raise CommandLineError(f"`--set {word}`: {error}") from None
+    except RecipeError as error:
+        raise CommandLineError(f"`--set {word}`: {error.problems[0].message}") from None
+
+
 def _dry_run(
-    terminal: Terminal, archive: str, model: str, options: FinetuneOptions, *, as_json: bool
+    terminal: Terminal, archive: str, model: str, given: Mapping[str, Any], *, as_json: bool
 ) -> int:
     """The memory of a run, from shapes alone."""
     from reallm_compiler.finetune import estimate
+    from reallm_compiler.finetune.options import options_from
     from reallm_compiler.plan.build import build
     from reallm_compiler.recipe import load_recipe
     from reallm_compiler.sources import open_source
@@ -206,9 +225,10 @@ def _dry_run(
         from reallm_compiler.reader.archive import open_archive
 
         with open_archive(archive) as opened:
-            found = estimate(opened.plan, inventory.config, options)
+            plan = opened.plan
     else:
-        found = estimate(build(load_recipe(archive), inventory), inventory.config, options)
+        plan = build(load_recipe(archive), inventory)
+    found = estimate(plan, inventory.config, options_from(given, plan.recipe))
     if as_json:
         terminal.json(found.to_json())
     else:

@@ -1,0 +1,170 @@
+"""What may stand in a recipe's `finetune` section: the settings of a tuning run.
+
+The defaults are the paper's (section 4, and its released code). Models of a few million weights
+want learning rates a hundred times larger than those, which were chosen for 7 to 13 billion. The
+same models check the settings that a command or a program gives for one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
+
+from reallm_compiler.errors import Problem
+from reallm_compiler.recipe.messages import Loc, problems_of
+from reallm_compiler.recipe.nodes import MAX_INTEGER, MapNode, to_plain
+from reallm_compiler.recipe.stages.base import as_tuple
+from reallm_compiler.recipe.words import keys_of, nearest, suggestion
+
+SECTION = "finetune"
+"""The section's key in a recipe."""
+
+Stage: TypeAlias = Literal["block", "e2e"]
+
+Betas = Annotated[
+    tuple[float, float], BeforeValidator(as_tuple, json_schema_input_type=tuple[float, float])
+]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class BlockOptions(_Settings):
+    """Block-wise tuning: each block follows the original block on what reaches it."""
+
+    batch: int = Field(default=32, ge=1, le=65536, description="Sequences of one step.")
+    lr: float = Field(default=1e-5, gt=0, le=1, description="Learning rate of Adam.")
+    betas: Betas = Field(default=(0.9, 0.95), description="Adam's betas.")
+    epochs: int = Field(default=50, ge=1, le=100000, description="Passes over the text at most.")
+    patience: int = Field(
+        default=3, ge=1, le=100000, description="Passes without a better held-out error, at most."
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="Course of the learning rate over all passes."
+    )
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="Share of steps that warm up.")
+    sequences: int = Field(
+        default=1024, ge=1, le=MAX_INTEGER, description="Sequences of the text that are used."
+    )
+
+
+class EndToEndOptions(_Settings):
+    """End-to-end tuning of all blocks at once."""
+
+    loss: Literal["next_token", "distill"] = Field(
+        default="next_token",
+        description="next_token: cross-entropy of the text; distill: KL from the original.",
+    )
+    batch: int = Field(default=1, ge=1, le=65536, description="Sequences of one backward pass.")
+    accumulation: int = Field(default=32, ge=1, le=65536, description="Backward passes of a step.")
+    lr: float = Field(default=2e-5, gt=0, le=1, description="Largest learning rate of Adam.")
+    betas: Betas = Field(default=(0.9, 0.95), description="Adam's betas.")
+    epochs: float = Field(default=0.5, gt=0, le=100000, description="Passes over the text.")
+    steps: int | None = Field(
+        default=None, ge=1, le=MAX_INTEGER, description="Steps, instead of `epochs`."
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="cosine", description="Course of the learning rate."
+    )
+    warmup: float = Field(default=0.03, ge=0, lt=1, description="Share of steps that warm up.")
+    checks: int = Field(
+        default=10,
+        ge=0,
+        le=100000,
+        description="Times that the held-out loss is taken; the best is kept.",
+    )
+
+
+class FinetuneOptions(_Settings):
+    """All settings that decide the bytes of an adapter."""
+
+    stages: Annotated[
+        tuple[Stage, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Stage])
+    ] = Field(default=("block", "e2e"), description="What is run; `--stage` on the command line.")
+    window: int | None = Field(
+        default=None,
+        ge=2,
+        le=MAX_INTEGER,
+        description="Tokens of a sequence; by default 2048, or the model's positions.",
+    )
+    separator: str | None = Field(
+        default=None, description="Split the text into documents here, each after one BOS."
+    )
+    held_out: int = Field(
+        default=64,
+        ge=1,
+        le=MAX_INTEGER,
+        description="Sequences held out, to tell when to stop; a tenth of all at most.",
+    )
+    seed: int = Field(default=0, ge=0, le=MAX_INTEGER, description="Order of the sequences.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Type of the computation; what is tuned is float32."
+    )
+    threads: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Threads on the CPU; part of what decides the bytes.",
+    )
+    checkpointing: bool = Field(
+        default=False, description="End to end: compute activations again instead of keeping them."
+    )
+    factors: Literal["float32", "float16", "bfloat16", "int8"] | None = Field(
+        default=None, description="Stored type of the factors; by default that of the archive."
+    )
+    block: BlockOptions = Field(
+        default=BlockOptions(), description="Settings of block-wise tuning."
+    )
+    e2e: EndToEndOptions = Field(
+        default=EndToEndOptions(), description="Settings of end-to-end tuning."
+    )
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_in_order(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        if not stages or len(set(stages)) < len(stages):
+            raise ValueError("give `block`, `e2e` or both, each once")
+        return tuple(stage for stage in ("block", "e2e") if stage in stages)
+
+    def plain(self) -> dict[str, Any]:
+        """All settings as plain data: what an adapter stores."""
+        return self.model_dump(mode="json")
+
+    def said(self) -> dict[str, Any]:
+        """Only what was set, as plain data: what a recipe's document stores."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+GROUPS: Mapping[str, type[BaseModel]] = {"block": BlockOptions, "e2e": EndToEndOptions}
+"""The groups of settings, by key."""
+
+
+def check_settings(tree: MapNode) -> tuple[FinetuneOptions | None, list[Problem]]:
+    """The settings that a tree says, or what is wrong with it."""
+    try:
+        return FinetuneOptions.model_validate(to_plain(tree)), []
+    except ValidationError as error:
+        return None, problems_of(error, tree, unknown_setting, lambda loc: loc)
+
+
+def unknown_setting(loc: Loc, key: str, node: MapNode) -> tuple[str, str | None]:
+    """Message and hint for a key that is no setting at `loc`, counted from the section."""
+    message = f"unknown key `{key}`"
+    model = GROUPS.get(str(loc[0]), FinetuneOptions) if loc else FinetuneOptions
+    if near := nearest(key, keys_of(model)):
+        return message, f"did you mean `{near}`?"
+    homes = [f"`{SECTION}.{group}`" for group, other in GROUPS.items() if key in keys_of(other)]
+    homes += [f"`{SECTION}`"] if key in keys_of(FinetuneOptions) else []
+    if homes:
+        return message, f"it belongs under {' or '.join(homes)}"
+    return message, suggestion(key, keys_of(model))
