@@ -16,7 +16,8 @@ from typing import Any
 
 from reallm_cli.mistakes import check_archive_path
 from reallm_cli.views import Stored
-from reallm_compiler.errors import FormatError
+from reallm_compiler.errors import FormatError, SourceError
+from reallm_compiler.plan.decoders import PREFIX, find_decoder, find_decoders, used_decoders
 from reallm_compiler.plan.document import from_manifest
 from reallm_compiler.plan.model import Plan, PlannedMatrix
 from reallm_compiler.units import split_evenly
@@ -60,11 +61,28 @@ class Opened:
     @property
     def provenance(self) -> dict[str, str]:
         """What made the archive: digests as hex, texts without their padding."""
-        stored: Mapping[str, Any] = self.manifest.document["provenance"]
-        return {
-            key: value.hex() if isinstance(value, bytes) else str(value).strip()
-            for key, value in sorted(stored.items())
-        }
+        return provenance_text(self.manifest.document["provenance"])
+
+    def find_decoders(self, given: str | None = None) -> dict[str, str | None]:
+        """Files of the trained decoders that the archive uses but does not hold, by digest.
+
+        None stands for one that is not beside the archive. Where `given` names a file or a
+        folder, it must be there.
+
+        Raises:
+            SourceError, FormatError: what was given is not what the archive needs.
+        """
+        place = Path(self.path)
+        if given is not None:
+            found = find_decoders(self.plan, place, Path(given))
+            return {_hex(digest): str(file.path) for digest, file in found.items()}
+        files: dict[str, str | None] = {}
+        for digest in used_decoders(self.plan):
+            try:
+                files[_hex(digest)] = str(find_decoder(digest, place).path)
+            except (SourceError, FormatError):
+                files[_hex(digest)] = None
+        return files
 
     def sections_of(self, matrix: PlannedMatrix) -> tuple[SectionEntry, ...]:
         """Sections of a coded matrix, those of its share group included."""
@@ -84,7 +102,10 @@ def open_facts(path: str) -> Opened:
         manifest, header = archive.manifest, archive.header
     if manifest.kind != "model":
         raise FormatError(
-            "M3", f"this is an archive of kind `{manifest.kind}`, not a model", location=path
+            "M3",
+            f"this is an archive of kind `{manifest.kind}`, not a model",
+            location=path,
+            hint=f"`reallm inspect {path}` shows what it is",
         )
     planned = layout(
         kind=manifest.kind,
@@ -104,6 +125,14 @@ def open_facts(path: str) -> Opened:
     )
 
 
+def provenance_text(stored: Mapping[str, Any]) -> dict[str, str]:
+    """What made an archive: digests as hex, texts without their padding."""
+    return {
+        key: value.hex() if isinstance(value, bytes) else str(value).strip()
+        for key, value in sorted(stored.items())
+    }
+
+
 def is_archive(path: str) -> bool:
     """Whether a path is meant as an archive: by its suffix, or by its first bytes."""
     if path.endswith(SUFFIX):
@@ -113,6 +142,11 @@ def is_archive(path: str) -> bool:
         return False
     with place.open("rb") as file:
         return file.read(len(MAGIC_START)) == MAGIC_START
+
+
+def _hex(digest: str) -> str:
+    """A digest as `reallm inspect` shows that of an archive."""
+    return digest.removeprefix(PREFIX)
 
 
 def _stored(plan: Plan, manifest: Manifest, header: int, manifest_bytes: int, path: str) -> Stored:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from reallm_cli.kinds import Kind, kinds_of
 from reallm_cli.numbers import amount_text, bits_column, error_text, grouped, share_text
@@ -13,6 +14,7 @@ from reallm_cli.terminal import Terminal
 from reallm_compiler.layouts.matrix import TERMS
 from reallm_compiler.plan.budget import Budget, MatrixBudget
 from reallm_compiler.plan.model import Plan
+from reallm_formats import SectionEntry
 
 TERM_WORDS = {"low_rank": "low rank"}
 
@@ -179,6 +181,37 @@ def show_file_bytes(terminal: Terminal, budget: Budget, *, stored: Stored | None
         f"{grouped(totals.weights)} coded weights, "
         f"{grouped(totals.low_rank_parameters)} low-rank parameters"
     )
+
+
+def show_sections(terminal: Terminal, entries: Sequence[SectionEntry]) -> None:
+    """A row for each section: where its bytes are, and their digest."""
+    sheet = Sheet(
+        columns=["<section", "<type", "shape", "offset", "bytes", "<sha256"],
+        rows=[
+            (
+                entry.name,
+                entry.dtype,
+                " x ".join(map(str, entry.shape)) or "1",
+                grouped(entry.offset),
+                grouped(entry.bytes),
+                entry.sha256.hex()[:16],
+            )
+            for entry in entries
+        ],
+    )
+    show_sheet(terminal, sheet)
+
+
+def section_json(entry: SectionEntry) -> dict[str, Any]:
+    """A section under the documented keys."""
+    return {
+        "name": entry.name,
+        "dtype": entry.dtype,
+        "shape": list(entry.shape),
+        "offset": entry.offset,
+        "bytes": entry.bytes,
+        "sha256": entry.sha256.hex(),
+    }
 
 
 def differences(budget: Budget, stored: Stored) -> list[str]:

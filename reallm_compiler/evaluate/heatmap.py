@@ -43,6 +43,7 @@ def heatmap(
     output: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str],
+    decoder: str | os.PathLike[str] | None = None,
 ) -> Heatmap:
     """Draw original, reconstruction and error of one matrix.
 
@@ -51,6 +52,8 @@ def heatmap(
         name: one of its coded matrices.
         output: the PNG file to write.
         model: the checkpoint that the archive was made of.
+        decoder: where the trained decoders are that the archive uses but does not hold: a file, or
+            a folder; beside the archive when None.
 
     Raises:
         EvaluationError: matplotlib is not installed, or the matrix is not coded.
@@ -60,7 +63,7 @@ def heatmap(
     check_picture(output)
     check_matplotlib()
     short = name.removesuffix(".weight")
-    with open_archive(archive) as opened:
+    with open_archive(archive, decoder=decoder) as opened:
         if short not in opened.names:
             near = difflib.get_close_matches(short, opened.names, n=1)
             raise EvaluationError(

@@ -42,6 +42,7 @@ def load_for_evaluation(
     device: str = "cpu",
     dtype: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    decoder: str | os.PathLike[str] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, ready to be evaluated.
 
@@ -51,6 +52,8 @@ def load_for_evaluation(
         dtype: `float32`, `bfloat16`, `float16`, or `source` for the stored type; without it
             float32 on the CPU and the stored type elsewhere.
         adapter: an adapter of the archive at `path`.
+        decoder: where the trained decoders are that this archive uses but does not hold: a file,
+            or a folder; beside the archive when None.
 
     Raises:
         SourceError: there is no such model, or the folder is not a sound one.
@@ -65,7 +68,9 @@ def load_for_evaluation(
         from reallm_compiler.reader.huggingface import load
 
         with _quiet_loading():
-            model, tokenizer = load(path, device=device, dtype=torch_dtype, adapter=adapter)
+            model, tokenizer = load(
+                path, device=device, dtype=torch_dtype, adapter=adapter, decoder=decoder
+            )
         if tokenizer is None:
             raise SourceError(
                 "the archive holds no tokenizer, so no text can be evaluated",
@@ -75,6 +80,8 @@ def load_for_evaluation(
         return model, tokenizer
     if adapter is not None:
         raise SourceError("an adapter belongs to an archive, and this is none", location=place)
+    if decoder is not None:
+        raise SourceError("a decoder belongs to an archive, and this is none", location=place)
     tokenizer = load_tokenizer(path)
     from transformers import AutoModelForCausalLM
 
@@ -121,6 +128,7 @@ def evaluate_files(
     window: int | None = None,
     separator: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    decoder: str | os.PathLike[str] | None = None,
     reference: str | os.PathLike[str] | None = None,
     random_windows: int | None = None,
     seed: int = 0,
@@ -138,7 +146,9 @@ def evaluate_files(
     device = resolve_device(device)
     if reference is not None and not Path(model).is_file() and not Path(reference).is_file():
         check_same_tokenizer(load_tokenizer(model), load_tokenizer(reference), content)
-    ours, tokenizer = load_for_evaluation(model, device=device, dtype=dtype, adapter=adapter)
+    ours, tokenizer = load_for_evaluation(
+        model, device=device, dtype=dtype, adapter=adapter, decoder=decoder
+    )
     other, other_tokenizer = (
         (None, None)
         if reference is None

@@ -46,6 +46,7 @@ def zero_shot(
     *,
     folder: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    decoder: str | os.PathLike[str] | None = None,
     shots: int = 0,
     limit: int | None = None,
     batch: int = 1,
@@ -58,7 +59,7 @@ def zero_shot(
         model: a folder, a hub id or an archive.
         tasks: names that lm-eval or the files in `folder` give.
         folder: YAML files of local tasks.
-        adapter: an adapter of the archive.
+        adapter, decoder: an adapter of the archive, and where its trained decoders are.
         shots: solved examples before each question.
         limit: questions of each task at most.
         batch: questions at once.
@@ -89,7 +90,9 @@ def zero_shot(
             hint="`--task-folder DIR` adds the tasks of local YAML files",
         )
     place = resolve_device(device)
-    loaded, tokenizer = load_for_evaluation(model, device=place, dtype=dtype, adapter=adapter)
+    loaded, tokenizer = load_for_evaluation(
+        model, device=place, dtype=dtype, adapter=adapter, decoder=decoder
+    )
     handed = HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch)
     found = lm_eval.simple_evaluate(
         model=handed,

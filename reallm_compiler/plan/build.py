@@ -142,7 +142,7 @@ def _unknown_note(inventory: Inventory) -> tuple[str, ...]:
 def _decoder_notes(decoders: Mapping[str, DecoderFile]) -> tuple[str, ...]:
     return tuple(
         f"the decoder {file.digest} is used as it is: its file of {file.bytes} bytes is not "
-        "counted here and must stand beside the archive"
+        "counted here and must be there, beside the archive or by `--decoder`, when it is read"
         for file in decoders.values()
     )
 

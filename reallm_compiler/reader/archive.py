@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self
@@ -27,7 +27,7 @@ from reallm_compiler.layouts import low_rank as low_rank_law
 from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.layouts.base import SectionSpec
 from reallm_compiler.plan.budget import Budget
-from reallm_compiler.plan.decoders import find_decoder
+from reallm_compiler.plan.decoders import DecoderFile, find_decoder, find_decoders
 from reallm_compiler.plan.document import from_manifest
 from reallm_compiler.plan.model import Plan, PlannedMatrix
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
@@ -42,15 +42,13 @@ class ModelArchive:
         path: the file.
         plan: what it stores, as the planner saw it.
         adapter: the adapter whose factors and magnitudes stand in place of the archive's own.
-        decoders: files where a trained decoder that the archive uses is looked for first; then
-            comes the archive's folder.
     """
 
-    def __init__(self, archive: Archive, path: Path) -> None:
+    def __init__(self, archive: Archive, path: Path, decoder: Path | None = None) -> None:
         self._archive = archive
         self.path = path
         self.adapter: AdapterArchive | None = None
-        self.decoders: tuple[Path, ...] = ()
+        self._decoder = decoder
         self._reused: dict[str, dict[str, torch.Tensor]] = {}
         self.plan: Plan = from_manifest(archive.manifest, archive.layout)
         self._kept = {tensor.name: tensor for tensor in self.plan.tensors}
@@ -104,6 +102,15 @@ class ModelArchive:
     def budget(self) -> Budget:
         """Exact sizes of what is stored."""
         return self.plan.budget()
+
+    def find_decoders(self) -> Mapping[str, DecoderFile]:
+        """The files of trained decoders that the archive uses but does not hold, by digest.
+
+        Raises:
+            SourceError: one is not where it is looked for, or the file is another decoder.
+            FormatError: a file is no decoder, or a broken one.
+        """
+        return find_decoders(self.plan, self.path, self._decoder)
 
     def sections_of(self, name: str) -> tuple[SectionEntry, ...]:
         """Sections of a coded matrix, those of its share group included."""
@@ -280,8 +287,8 @@ class ModelArchive:
             return {}
         digest = plan.autoencoder.decoder or ""
         if digest not in self._reused:
-            path = find_decoder(digest, self.path, self.decoders)
-            self._reused[digest] = read_decoder(path, digest, specs)
+            file = find_decoder(digest, self.path, self._decoder)
+            self._reused[digest] = read_decoder(file.path, digest, specs)
         return self._reused[digest]
 
     def _section(self, matrix: PlannedMatrix, spec: SectionSpec) -> torch.Tensor:
@@ -303,19 +310,21 @@ def open_archive(
     path: str | os.PathLike[str],
     *,
     adapter: str | os.PathLike[str] | None = None,
-    decoders: Iterable[str | os.PathLike[str]] = (),
+    decoder: str | os.PathLike[str] | None = None,
 ) -> ModelArchive:
     """Open a model archive.
 
     Args:
         path: the archive.
         adapter: an adapter whose factors and magnitudes stand in place of the archive's own.
-        decoders: files where a trained decoder that the archive uses is looked for before its
-            own folder.
+        decoder: where the trained decoders are that the archive uses but does not hold: a file,
+            or a folder of files. When None they are looked for beside the archive, when a matrix
+            that needs one is read.
 
     Raises:
         FormatError: a file breaks a rule of SPEC.md, or is no model archive.
         AdapterError: the adapter belongs to another base.
+        SourceError: `decoder` is not, or does not hold, what the archive needs; or it needs none.
     """
     archive = Archive.open(path)
     try:
@@ -325,8 +334,9 @@ def open_archive(
                 f"this archive holds a `{archive.kind}`, not a `model`",
                 location=str(path),
             )
-        opened = ModelArchive(archive, Path(path))
-        opened.decoders = tuple(map(Path, decoders))
+        opened = ModelArchive(archive, Path(path), Path(decoder) if decoder is not None else None)
+        if decoder is not None:
+            opened.find_decoders()
         if adapter is not None:
             tuned = open_adapter(adapter)
             try:

@@ -21,6 +21,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    decoder: str | os.PathLike[str] | None = None,
 ) -> tuple[Any, Any]:
     """The model of an archive, in evaluation mode, and its tokenizer.
 
@@ -32,16 +33,18 @@ def load(
         dtype: the checkpoint's own when None.
         adapter: an adapter whose factors and magnitudes stand in place of the archive's own. To
             switch between several without decoding again, see `open_tunable`.
+        decoder: where the trained decoders are that the archive uses but does not hold: a file, or
+            a folder; beside the archive when None.
 
     Returns:
         The model and the tokenizer; None for the tokenizer if the checkpoint had none.
 
     Raises:
-        SourceError: the archive holds matrices without a config.
-        FormatError: the archive or the adapter is damaged.
+        SourceError: the archive holds matrices without a config, or its decoder is not there.
+        FormatError: the archive, the adapter or the decoder is damaged.
         AdapterError: the adapter belongs to another base.
     """
-    with open_archive(path, adapter=adapter) as archive:
+    with open_archive(path, adapter=adapter, decoder=decoder) as archive:
         model, tokenizer = build(archive, dtype=dtype)
     return model.to(device).eval(), tokenizer
 
@@ -60,11 +63,12 @@ def build(
         coded_only: tensors of which the coded part alone is put in, for those who add the rest.
 
     Raises:
-        SourceError: the archive holds matrices without a config.
-        FormatError: the archive is damaged.
+        SourceError: the archive holds matrices without a config, or its decoder is not there.
+        FormatError: the archive or its decoder is damaged.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    archive.find_decoders()  # before the work
     with tempfile.TemporaryDirectory() as folder:
         write_files(archive, Path(folder))
         if not (Path(folder) / "config.json").exists():

@@ -34,6 +34,7 @@ def reconstruct(
     force: bool = False,
     coded_only: bool = False,
     adapter: str | os.PathLike[str] | None = None,
+    decoder: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write the model of an archive as a Hugging Face folder.
 
@@ -44,12 +45,15 @@ def reconstruct(
         coded_only: write the coded part alone of coded matrices: the base for an adapter that
             was exported to another library.
         adapter: an adapter whose factors and magnitudes stand in place of the archive's own.
+        decoder: where the trained decoders are that the archive uses but does not hold: a file, or
+            a folder; beside the archive when None.
 
     Returns:
         The folder.
 
     Raises:
-        FormatError: the archive is damaged.
+        FormatError: the archive or its decoder is damaged.
+        SourceError: its decoder is not there.
         OutputError: the folder exists without `force`, or cannot be written.
     """
     target = Path(output).absolute()
@@ -63,7 +67,8 @@ def reconstruct(
         _refuse_foreign(target)
     if not target.parent.is_dir():
         raise OutputError("the output folder's parent does not exist", location=str(target.parent))
-    with open_archive(path, adapter=adapter) as archive:
+    with open_archive(path, adapter=adapter, decoder=decoder) as archive:
+        archive.find_decoders()  # before the work
         try:
             made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             try:

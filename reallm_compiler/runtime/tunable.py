@@ -100,6 +100,7 @@ def open_tunable(
     path: str | os.PathLike[str] | ModelArchive,
     *,
     adapter: str | os.PathLike[str] | None = None,
+    decoder: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> TunableModel:
@@ -108,16 +109,18 @@ def open_tunable(
     Args:
         path: the archive, or an open one.
         adapter: an adapter to start with.
+        decoder: where the trained decoders are that the archive uses but does not hold: a file, or
+            a folder; beside the archive when None. An open archive knows it already.
         device: where the model will run.
         dtype: type of everything but factors and magnitudes; the checkpoint's own when None.
 
     Raises:
-        SourceError: the archive holds matrices without a config.
-        FormatError: the archive or the adapter is damaged.
+        SourceError: the archive holds matrices without a config, or its decoder is not there.
+        FormatError: the archive, the adapter or the decoder is damaged.
         AdapterError: the adapter belongs to another base.
     """
     if not isinstance(path, ModelArchive):
-        with open_archive(path) as archive:
+        with open_archive(path, decoder=decoder) as archive:
             return open_tunable(archive, adapter=adapter, device=device, dtype=dtype)
     tied = set(path.plan.ties.values())
     candidates = [

@@ -35,6 +35,7 @@ INSPECT_KEYS = {
     "tensors",
     "files",
     "ties",
+    "decoders",
 }
 NAME = "model.layers.0.self_attn.q_proj"
 

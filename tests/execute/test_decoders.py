@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reallm_compiler.errors import OutputError, RecipeError, SourceError
+from reallm_compiler.errors import FormatError, OutputError, RecipeError, SourceError
+from reallm_compiler.evaluate.models import load_for_evaluation
 from reallm_compiler.execute.run import compile_model
 from reallm_compiler.plan.build import plan
+from reallm_compiler.plan.decoders import open_decoder_file
 from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.reader.decoder import extract_decoder
+from reallm_compiler.reader.huggingface import load
+from reallm_compiler.reader.reconstruct import reconstruct
 from reallm_compiler.reader.verify import verify
-from reallm_formats import Archive
+from reallm_compiler.runtime import open_tunable
+from reallm_formats import Archive, Writer, layout
 
 NAMES = ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]
 KEEP = {"match": "*_proj", "except": "*.q_proj", "keep": "source"}
@@ -70,7 +77,7 @@ def test_another_checkpoint_of_the_family(family: Path) -> None:
     output = family / "second.reallm"
     words = recipe({"decoder": str(family / "decoder.reallm"), **TRAINING})
     planned = plan(words, model=family / "other")
-    assert any("must stand beside" in note for note in planned.notes)
+    assert any("beside the archive or by `--decoder`" in note for note in planned.notes)
     report = compile_model(words, model=family / "other", output=output, device="cpu")
     assert verify(output) == []
     data = output.read_bytes()
@@ -96,14 +103,107 @@ def test_an_archive_without_its_decoder_says_what_is_missing(family: Path, tmp_p
     lonely = tmp_path / "lonely.reallm"
     compile_model(words, model=family / "other", output=lonely, device="cpu")
     (tmp_path / "broken.reallm").write_bytes(b"no archive")
-    missing = pytest.raises(SourceError, match="the decoder that this archive was made with")
-    with open_archive(lonely) as archive, missing:
+    missing = pytest.raises(SourceError, match="was made with is not beside the archive")
+    with open_archive(lonely) as archive, missing as caught:
+        assert archive.tensor("model.norm.weight").shape == (64,)
         archive.matrix(NAMES[0])
-    with open_archive(lonely, decoders=[family / "decoder.reallm"]) as archive:
-        assert archive.matrix(NAMES[0]).shape == (64, 64)
-    shutil.copy(family / "decoder.reallm", tmp_path / "beside.reallm")
+    with Archive.open(family / "decoder.reallm") as decoder:
+        assert decoder.digest.hex() in caught.value.note
+    for given in (family / "decoder.reallm", family):
+        with open_archive(lonely, decoder=given) as archive:
+            assert archive.matrix(NAMES[0]).shape == (64, 64)
+    shutil.copy(family / "decoder.reallm", tmp_path / "beside.any")
     with open_archive(lonely) as archive:
         assert archive.matrix(NAMES[0]).shape == (64, 64)
+        assert [file.path.name for file in archive.find_decoders().values()] == ["beside.any"]
+
+
+@pytest.fixture(scope="module")
+def lonely(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive in a folder of its own, far from the decoder that it needs."""
+    path = tmp_path_factory.mktemp("lonely") / "lonely.reallm"
+    words = recipe({"decoder": str(family / "decoder.reallm"), **TRAINING})
+    compile_model(words, model=family / "other", output=path, device="cpu")
+    return path
+
+
+def test_every_way_to_read_finds_the_decoder_that_was_named(
+    family: Path, lonely: Path, tmp_path: Path
+) -> None:
+    reads: dict[str, Callable[[Path | None], object]] = {
+        "load": lambda decoder: load(lonely, decoder=decoder),
+        "reconstruct": lambda decoder: reconstruct(lonely, tmp_path / "out", decoder=decoder),
+        "tunable": lambda decoder: open_tunable(lonely, decoder=decoder),
+        "evaluation": lambda decoder: load_for_evaluation(lonely, decoder=decoder),
+    }
+    for read in reads.values():
+        with pytest.raises(SourceError, match="is not beside the archive"):
+            read(None)
+        read(family)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_another_decoder_is_refused_by_both_digests(
+    family: Path, lonely: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    first, other = tmp_path / "first.reallm", tmp_path / "other.reallm"
+    compile_model(
+        {**recipe(HNERV, share="q"), "seed": 1}, model=tiny_llama, output=first, device="cpu"
+    )
+    extract_decoder(first, "q", other)
+    with pytest.raises(SourceError, match="not the decoder that the archive was made") as caught:
+        open_archive(lonely, decoder=other)
+    for path in (family / "decoder.reallm", other):
+        with Archive.open(path) as decoder:
+            assert decoder.digest.hex() in caught.value.note
+    assert caught.value.location == str(other)
+    assert "give the file" in caught.value.hint
+    with pytest.raises(SourceError, match=f"is not in the folder `{tmp_path}`"):
+        open_archive(lonely, decoder=tmp_path)
+    with pytest.raises(FormatError, match="holds a `model`, not a `decoder`"):
+        open_archive(lonely, decoder=first)
+    with pytest.raises(SourceError, match="there is no such decoder"):
+        open_archive(lonely, decoder=tmp_path / "nowhere.reallm")
+    with pytest.raises(SourceError, match="needs no other file"):
+        open_archive(first, decoder=other)
+
+
+def rewritten(source: Path, target: Path, **structure: object) -> Path:
+    """A decoder's file with another structure and the same sections."""
+    with Archive.open(source) as archive:
+        sections = {name: bytes(archive.read(name)) for name in archive.sections}
+        specs = [(entry.name, entry.dtype, entry.shape) for entry in archive.manifest.sections]
+        document = dict(archive.document)
+    changed = {**document["structure"], **structure}
+    document["structure"] = {key: value for key, value in changed.items() if value is not ...}
+    placed = layout(kind="decoder", features=[], document=document, sections=specs)
+    writer = Writer.create(target, placed)
+    digests = {name: writer.write(name, data) for name, data in sections.items()}
+    writer.finish(document, digests)
+    writer.close()
+    return target
+
+
+@pytest.mark.parametrize(
+    ("structure", "rule", "words"),
+    [
+        ({"width": 7}, "E2", "the structure asks for share:decoder/decoder_codes"),
+        ({"patch": 33}, "E1", "cannot come from a latent"),
+        ({"colour": "red"}, "E1", "`colour` is missing here, or not known"),
+        ({"latent": ...}, "E1", "`latent` is missing here, or not known"),
+        ({"width": None}, "E1", "size is wanted once"),
+    ],
+    ids=["other sections", "no such patch", "unknown key", "missing key", "no width"],
+)
+def test_a_structure_that_does_not_fit_its_sections_is_damage(
+    structure: dict[str, object], rule: str, words: str, family: Path, tmp_path: Path
+) -> None:
+    path = rewritten(family / "decoder.reallm", tmp_path / "odd.reallm", **structure)
+    (damage,) = verify(path)
+    assert damage.rule == rule
+    assert words in damage.message
+    with pytest.raises(FormatError, match=re.escape(words)):
+        open_decoder_file(path)
 
 
 @pytest.mark.parametrize(

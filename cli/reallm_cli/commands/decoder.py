@@ -31,7 +31,8 @@ def decoder(terminal: Terminal, archive: str, owner: str, output: str, force: bo
     """Take the trained decoder of a share group, or of one matrix, out of an archive.
 
     A recipe that names the file, `autoencoder: {kind: hnerv, decoder: FILE}`, uses it as it is for
-    another checkpoint and stores latents alone. Archives made so need the file in their folder.
+    another checkpoint and stores latents alone. Archives made so need the file to be read: beside
+    them, or named with `--decoder`.
     Prints the file's path.
     """
     check_archive_path(archive)

@@ -11,6 +11,7 @@ from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_libraries
 from reallm_cli.mistakes import CommandLineError, check_archive_path, check_text_path
 from reallm_cli.numbers import counted, grouped
+from reallm_cli.options import decoder_option
 from reallm_cli.progress import Meter
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
@@ -48,6 +49,7 @@ from reallm_compiler.plan.provenance import software_version
     help="Tokens of a window.  [default: the smaller of 2048 and the model's positions]",
 )
 @click.option("--adapter", metavar="FILE", help="An adapter of the archive to evaluate with.")
+@decoder_option
 @click.option("--reference", metavar="MODEL", help="Measure the KL divergence from this model.")
 @click.option(
     "--separator",
@@ -79,6 +81,7 @@ def eval_command(
     limit: int | None,
     window: int | None,
     adapter: str | None,
+    decoder: str | None,
     reference: str | None,
     separator: str | None,
     random_windows: int | None,
@@ -109,6 +112,7 @@ def eval_command(
             (tasks or "").split(","),
             folder=task_folder,
             adapter=adapter,
+            decoder=decoder,
             shots=shots,
             limit=limit,
             batch=batch or 1,
@@ -125,6 +129,7 @@ def eval_command(
             window=window,
             separator=_unescaped(separator),
             adapter=adapter,
+            decoder=decoder,
             reference=reference,
             random_windows=random_windows,
             seed=seed,

@@ -8,19 +8,21 @@ from typing import Any
 import click
 
 from reallm_cli.commands.inspect_adapter import inspect_adapter
+from reallm_cli.commands.inspect_decoder import inspect_decoder
 from reallm_cli.commands.inspect_heatmap import show_heatmap
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_archive_path, did_you_mean, nearest
 from reallm_cli.numbers import bits_text, error_text, grouped
 from reallm_cli.opened import Opened, open_facts
+from reallm_cli.options import decoder_option
 from reallm_cli.plain_yaml import to_yaml
-from reallm_cli.tables import Sheet, show_facts, show_sheet
+from reallm_cli.tables import show_facts
 from reallm_cli.terminal import Terminal
-from reallm_cli.views import show_sizes
+from reallm_cli.views import section_json, show_sections, show_sizes
 from reallm_compiler.plan.budget import MatrixBudget
 from reallm_compiler.recipe.stages import MatrixPlan
-from reallm_formats import Archive, SectionEntry, names
+from reallm_formats import Archive, names
 
 
 @click.command(
@@ -50,6 +52,7 @@ from reallm_formats import Archive, SectionEntry, names
 )
 @click.option("-o", "--output", metavar="FILE.png", help="The picture to write.")
 @click.option("--model", metavar="MODEL", help="The checkpoint that the archive was made of.")
+@decoder_option
 @click.pass_obj
 def inspect(
     terminal: Terminal,
@@ -59,6 +62,7 @@ def inspect(
     heatmap: str | None,
     output: str | None,
     model: str | None,
+    decoder: str | None,
 ) -> int:
     """Show what is inside an archive, or all about one matrix, tensor or file in it.
 
@@ -66,7 +70,7 @@ def inspect(
     """
     if heatmap is not None:
         return show_heatmap(
-            terminal, archive, heatmap, output, model, alone=name is None and not as_json
+            terminal, archive, heatmap, output, model, decoder, alone=name is None and not as_json
         )
     if output is not None or model is not None:
         raise CommandLineError(
@@ -74,20 +78,35 @@ def inspect(
         )
     check_archive_path(archive)
     with Archive.open(archive) as container:
+        if container.kind != "model" and decoder is not None:
+            raise CommandLineError(
+                "`--decoder` goes with the archive of a model", location="`reallm inspect`"
+            )
         if container.kind == "adapter":
             return inspect_adapter(terminal, container, archive, name, as_json=as_json)
+        if container.kind == "decoder":
+            return inspect_decoder(terminal, container, archive, name, as_json=as_json)
     opened = open_facts(archive)
+    decoders = opened.find_decoders(decoder)
     if name is not None:
         return _one(terminal, opened, name, as_json=as_json)
     if as_json:
-        terminal.json(_whole_json(opened))
+        terminal.json(_whole_json(opened, decoders))
         return ExitCode.OK
-    show_archive(terminal, opened)
+    show_archive(terminal, opened, decoders)
     return ExitCode.OK
 
 
-def show_archive(terminal: Terminal, opened: Opened) -> None:
-    """Header, provenance, recipe, sizes and errors of an archive."""
+def show_archive(
+    terminal: Terminal, opened: Opened, decoders: Mapping[str, str | None] | None = None
+) -> None:
+    """Header, provenance, recipe, sizes and errors of an archive.
+
+    Args:
+        terminal: where to show it.
+        opened: the archive.
+        decoders: files of trained decoders that it uses, by digest; looked for when None.
+    """
     features = ", ".join(opened.manifest.features) or "none required"
     facts = [
         ("file", opened.path),
@@ -96,6 +115,9 @@ def show_archive(terminal: Terminal, opened: Opened) -> None:
         ("digest", opened.digest.hex()),
         *opened.provenance.items(),
     ]
+    for digest, file in (opened.find_decoders() if decoders is None else decoders).items():
+        place = f"in `{file}`" if file is not None else "not beside this archive; see `--decoder`"
+        facts.append(("uses decoder", f"{digest}\n{place}"))
     show_facts(terminal, facts, title="archive")
     terminal.data()
     terminal.data(terminal.text("recipe", style="bold"))
@@ -107,8 +129,8 @@ def show_archive(terminal: Terminal, opened: Opened) -> None:
 
 
 _ORDER = (
-    "reallm", "seed", "defaults", "rules", "match", "except", "layers", "set", "keep", "optional",
-    "note", "kind", *MatrixPlan.model_fields,
+    "reallm", "seed", "defaults", "rules", "finetune", "match", "except", "layers", "set", "keep",
+    "optional", "note", "kind", *MatrixPlan.model_fields,
 )  # fmt: skip
 
 
@@ -125,19 +147,7 @@ def _in_reading_order(value: Any) -> Any:  # noqa: ANN401
     return value
 
 
-def section_json(entry: SectionEntry) -> dict[str, Any]:
-    """A section under the documented keys."""
-    return {
-        "name": entry.name,
-        "dtype": entry.dtype,
-        "shape": list(entry.shape),
-        "offset": entry.offset,
-        "bytes": entry.bytes,
-        "sha256": entry.sha256.hex(),
-    }
-
-
-def _whole_json(opened: Opened) -> dict[str, Any]:
+def _whole_json(opened: Opened, decoders: Mapping[str, str | None]) -> dict[str, Any]:
     sizes = opened.plan.budget()
     manifest = opened.manifest
     return {
@@ -158,6 +168,7 @@ def _whole_json(opened: Opened) -> dict[str, Any]:
             section_json(entry) for entry in manifest.sections if entry.name.startswith(names.FILE)
         ],
         "ties": dict(opened.plan.ties),
+        "decoders": [{"digest": digest, "path": file} for digest, file in decoders.items()],
     }
 
 
@@ -200,25 +211,7 @@ def _show_matrix(terminal: Terminal, opened: Opened, row: MatrixBudget) -> None:
     terminal.data(terminal.text("plan", style="bold"))
     terminal.data(terminal.text(to_yaml(_in_reading_order(matrix.plan.plain()), 2)))
     terminal.data()
-    _show_sections(terminal, opened.sections_of(matrix))
-
-
-def _show_sections(terminal: Terminal, entries: tuple[SectionEntry, ...]) -> None:
-    sheet = Sheet(
-        columns=["<section", "<type", "shape", "offset", "bytes", "<sha256"],
-        rows=[
-            (
-                entry.name,
-                entry.dtype,
-                " x ".join(map(str, entry.shape)) or "1",
-                grouped(entry.offset),
-                grouped(entry.bytes),
-                entry.sha256.hex()[:16],
-            )
-            for entry in entries
-        ],
-    )
-    show_sheet(terminal, sheet)
+    show_sections(terminal, opened.sections_of(matrix))
 
 
 def _show_section(terminal: Terminal, opened: Opened, name: str, *, as_json: bool) -> None:
@@ -248,4 +241,4 @@ def _show_section(terminal: Terminal, opened: Opened, name: str, *, as_json: boo
     if as_json:
         terminal.json(section_json(entry))
     else:
-        _show_sections(terminal, (entry,))
+        show_sections(terminal, (entry,))

@@ -7,6 +7,7 @@ from typing import Any
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.mistakes import CommandLineError, did_you_mean, nearest
 from reallm_cli.numbers import grouped
+from reallm_cli.opened import provenance_text
 from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
@@ -38,7 +39,7 @@ def inspect_adapter(
         ("format", f"version {archive.header.major}.{archive.header.minor}, kind `adapter`"),
         ("digest", archive.digest.hex()),
         ("base", document.base.hex()),
-        *_provenance(archive).items(),
+        *provenance_text(document.provenance).items(),
     ]
     show_facts(terminal, facts, title="adapter")
     if document.settings:
@@ -72,7 +73,7 @@ def _whole_json(archive: Archive, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "features": list(archive.manifest.features),
         "digest": archive.digest.hex(),
         "base": archive.adapter.base.hex(),
-        "provenance": _provenance(archive),
+        "provenance": provenance_text(archive.adapter.provenance),
         "settings": dict(archive.adapter.settings),
         "matrices": rows,
         "file_bytes": archive.file_bytes,
@@ -85,10 +86,3 @@ def _row_json(row: AdapterEntry) -> dict[str, Any]:
 
 def _bytes(row: AdapterEntry) -> int:
     return sum(section_bytes(dtype, shape) for _, dtype, shape in row.sections())
-
-
-def _provenance(archive: Archive) -> dict[str, str]:
-    return {
-        key: value.hex() if isinstance(value, bytes) else str(value).strip()
-        for key, value in sorted(archive.adapter.provenance.items())
-    }

@@ -14,6 +14,7 @@ def show_heatmap(
     name: str,
     output: str | None,
     model: str | None,
+    decoder: str | None,
     *,
     alone: bool,
 ) -> int:
@@ -36,7 +37,7 @@ def show_heatmap(
     check_archive_path(archive)
     from reallm_compiler.evaluate.heatmap import heatmap
 
-    drawn = heatmap(archive, name, output, model=model)
+    drawn = heatmap(archive, name, output, model=model, decoder=decoder)
     error = error_text(drawn.relative_error)
     if drawn.same_model:
         terminal.say(f"error {error}, as measured when the archive was made")

@@ -10,6 +10,7 @@ from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_archive_path
 from reallm_cli.numbers import counted, size_text
+from reallm_cli.options import decoder_option
 from reallm_cli.terminal import Terminal
 
 
@@ -31,6 +32,7 @@ from reallm_cli.terminal import Terminal
 @click.argument("archive", metavar="ARCHIVE")
 @click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write.")
 @click.option("--adapter", metavar="FILE", help="Put this adapter of the archive in.")
+@decoder_option
 @click.option(
     "--coded-only",
     is_flag=True,
@@ -43,6 +45,7 @@ def reconstruct(
     archive: str,
     output: str,
     adapter: str | None,
+    decoder: str | None,
     coded_only: bool,
     force: bool,
 ) -> int:
@@ -59,7 +62,9 @@ def reconstruct(
     from reallm_compiler.reader.reconstruct import reconstruct as write_folder
 
     folder = Path(
-        write_folder(archive, output, force=force, coded_only=coded_only, adapter=adapter)
+        write_folder(
+            archive, output, force=force, coded_only=coded_only, adapter=adapter, decoder=decoder
+        )
     )
     files = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
