@@ -226,7 +226,7 @@ def two_at_once(bench: Bench, name: str) -> None:
     first.send_signal(signal.SIGSTOP)  # it holds still until the second has been refused
     for resume in ("auto", "never"):
         second = bench.run(bench.words("slow", output, "--resume", resume, "--force"))
-        refused(second, 6, "another compile is writing this output", "wait for it")
+        refused(second, 6, "another run is writing this output", "wait for it")
     first.send_signal(signal.SIGCONT)
     finished(ended(first))
     assert output.read_bytes() == bench.quiet("slow")

@@ -41,7 +41,7 @@ class Journal:
         """Open or create the journal and lock it.
 
         Raises:
-            OutputError: another process compiles to the same output, or the folder is read-only.
+            OutputError: another process writes the same output, or the folder is read-only.
         """
         while True:
             try:
@@ -55,7 +55,7 @@ class Journal:
             except BlockingIOError:
                 os.close(descriptor)
                 raise OutputError(
-                    "another compile is writing this output",
+                    "another run is writing this output",
                     location=str(path).removesuffix(".journal"),
                     hint="wait for it to end, or choose another output",
                 ) from None

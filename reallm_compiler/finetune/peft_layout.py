@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reallm_compiler.errors import AdapterError, OutputError
+from reallm_compiler.execute.output import Output
 from reallm_compiler.finetune.run import config_of
-from reallm_compiler.finetune.store import Parts, check_output, write_adapter
+from reallm_compiler.finetune.store import Parts, write_adapter
 from reallm_compiler.plan.provenance import software_version
 from reallm_compiler.reader.adapter import AdapterArchive
 from reallm_compiler.reader.archive import ModelArchive, open_archive
@@ -150,7 +151,7 @@ def import_peft(
         OutputError: the output exists without `force`, or cannot be written.
     """
     target = Path(output).absolute()
-    check_output(target, force=force)
+    Output(target).check(force=force)
     config, tensors = _read(Path(folder))
     with open_archive(archive) as base:
         model = _empty_model(base)

@@ -10,15 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from reallm_compiler.errors import FinetuneError, ResumeError
+from reallm_compiler.errors import FinetuneError, OutputError, ResumeError
 from reallm_compiler.execute.identity import compute_name
+from reallm_compiler.execute.journal import Journal
+from reallm_compiler.execute.output import Output
 from reallm_compiler.execute.stop import listening
 from reallm_compiler.finetune.blocks import find_blocks
 from reallm_compiler.finetune.blockwise import BlockWise, plain_of
@@ -29,7 +31,7 @@ from reallm_compiler.finetune.numerics import fixed_numerics
 from reallm_compiler.finetune.options import FinetuneOptions, options_from
 from reallm_compiler.finetune.original import Original
 from reallm_compiler.finetune.state import State
-from reallm_compiler.finetune.store import check_output, write_adapter, write_model
+from reallm_compiler.finetune.store import write_adapter, write_model
 from reallm_compiler.finetune.text import Sequences, cut, read_texts, split
 from reallm_compiler.plan.document import fixed_text
 from reallm_compiler.plan.provenance import software_version
@@ -84,7 +86,7 @@ def finetune(
     """
     began = time.monotonic()
     target = Path(output).absolute()
-    check_output(target, force=force)
+    Output(target).check(force=force)
     place = _device(device)
     tell = on_event or _silent
     with contextlib.ExitStack() as stack:
@@ -94,6 +96,7 @@ def finetune(
             if isinstance(options, FinetuneOptions)
             else options_from(options, base.plan.recipe)
         )
+        stack.enter_context(_owned(target))
         texts, text_digest = read_texts(text)
         stack.enter_context(fixed_numerics(chosen.threads, place))
         stop = stack.enter_context(listening())
@@ -159,6 +162,26 @@ def finetune(
         seconds=time.monotonic() - began,
         steps_per_second=end.speed if end is not None else None,
     )
+
+
+@contextlib.contextmanager
+def _owned(target: Path) -> Iterator[None]:
+    """The lock of an output, the same that a compile takes; nothing of it stays.
+
+    Raises:
+        OutputError: another run writes this output, or an interrupted compile of it may go on.
+    """
+    with Journal.open(Output(target).journal) as journal:
+        if journal.records:
+            raise OutputError(
+                "an interrupted compile of this output can still go on",
+                location=str(target),
+                hint=f"finish it, choose another output, or delete `{journal.path.name}`",
+            )
+        try:
+            yield
+        finally:
+            journal.remove()
 
 
 def _stages(

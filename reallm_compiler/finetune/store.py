@@ -7,7 +7,6 @@ complete. In a new model archive every section but factors and magnitudes is cop
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 from reallm_compiler.codecs import dora, low_rank, to_bytes
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import AdapterError, OutputError
+from reallm_compiler.execute.output import Output
 from reallm_compiler.finetune.original import Original
 from reallm_compiler.layouts.base import DTYPES
 from reallm_compiler.plan.document import section_list, to_document
@@ -183,29 +183,12 @@ def write_model(
     return placed.file_bytes, worst
 
 
-def check_output(path: Path, *, force: bool) -> None:
-    """The path can be written.
-
-    Raises:
-        OutputError: its folder is missing, or it exists without `force`.
-    """
-    if not path.parent.is_dir():
-        raise OutputError("the output folder does not exist", location=str(path.parent))
-    if path.is_dir():
-        raise OutputError("the output is a folder", location=str(path))
-    if path.exists() and not force:
-        raise OutputError(
-            "the output exists already",
-            location=str(path),
-            hint="choose another name with `-o`, or overwrite it with `--force`",
-        )
-
-
 @contextlib.contextmanager
 def _new_file(path: Path, placed: Layout, *, force: bool) -> Iterator[Writer]:
     """A writer of a file that appears under its name when all went well."""
-    check_output(path, force=force)
-    partial = path.with_name(path.name + ".partial")
+    place = Output(path)
+    place.check(force=force)
+    partial = place.partial
     try:
         partial.unlink(missing_ok=True)
         writer = Writer.create(partial, placed)
@@ -216,7 +199,7 @@ def _new_file(path: Path, placed: Layout, *, force: bool) -> Iterator[Writer]:
             raise
         finally:
             writer.close()
-        os.replace(partial, path)
+        place.publish()
     except OSError as error:
         raise OutputError(f"cannot write: {error.strerror}", location=str(path)) from error
 

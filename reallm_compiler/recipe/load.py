@@ -207,8 +207,9 @@ def _over(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in patch.items():
         below = merged.get(key)
-        inner = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = _over(below, value) if inner else value
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            value = _over(below, value)
+        merged[key] = value
     return merged
 
 

@@ -250,7 +250,7 @@ def test_the_second_compile_of_one_output_is_refused(
 
     def meanwhile(event: Any) -> None:
         if isinstance(event, Preflight):
-            with pytest.raises(OutputError, match="another compile") as caught:
+            with pytest.raises(OutputError, match="another run") as caught:
                 compiled(tiny_recipe, tiny_llama, path)
             met.append(caught.value.message)
 

@@ -57,7 +57,7 @@ def test_one_flipped_bit_ends_the_good_part(tmp_path: Path) -> None:
 
 def test_the_second_holder_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.reallm.journal"
-    with Journal.open(path), pytest.raises(OutputError, match="another compile"):
+    with Journal.open(path), pytest.raises(OutputError, match="another run"):
         Journal.open(path)
     Journal.open(path).close()
 

@@ -337,6 +337,70 @@ def test_settings_that_do_not_fit(run: Any, changes: dict, words: str | None) ->
         run(changes=changes)
 
 
+def test_a_second_run_of_one_output_is_refused(
+    run: Any, adapter: Path, tiny_recipe: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "out.adapter"
+    met = []
+
+    def compiled() -> None:
+        reallm.compile(tiny_recipe, model=tiny_llama, output=path, device="cpu", workers=1)
+
+    def meanwhile(event: Any) -> None:
+        if not met:
+            for other in (run, compiled, lambda: run(resume="never", force=True)):
+                with pytest.raises(OutputError, match="another run") as caught:
+                    other()
+                assert caught.value.location == str(path)
+                met.append(caught.value)
+
+    run(on_event=meanwhile)
+    assert len(met) == 3
+    assert path.read_bytes() == adapter.read_bytes()
+    assert [one.name for one in tmp_path.iterdir()] == ["out.adapter"]
+
+
+def test_an_interrupted_compile_is_not_overwritten(
+    run: Any, tiny_recipe: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    heard: list[Any] = []
+
+    def stop(event: Any) -> None:
+        heard.append(event)
+        if len(heard) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    settings = {"model": tiny_llama, "output": tmp_path / "o", "device": "cpu", "workers": 1}
+    with pytest.raises(Interrupted):
+        reallm.compile(tiny_recipe, **settings, on_event=stop)
+    before = (tmp_path / "o.partial").read_bytes()
+    with pytest.raises(OutputError, match="interrupted compile of this output"):
+        run("o")
+    assert (tmp_path / "o.partial").read_bytes() == before
+    reallm.compile(tiny_recipe, **settings, resume="required")
+    assert verify(tmp_path / "o") == []
+
+
+def test_a_compile_goes_on_with_the_same_section_alone(
+    told: Path, tiny_recipe: Path, tiny_llama: Path, options: dict, tmp_path: Path
+) -> None:
+    recipe = {"reallm": 1, "extends": str(tiny_recipe), "finetune": options}
+    settings = {"model": tiny_llama, "output": tmp_path / "o", "device": "cpu", "workers": 1}
+    heard: list[Any] = []
+
+    def stop(event: Any) -> None:
+        heard.append(event)
+        if len(heard) == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        reallm.compile(recipe, **settings, on_event=stop)
+    with pytest.raises(ResumeError, match="the recipe"):
+        reallm.compile({**recipe, "finetune": {"window": 9}}, **settings)
+    reallm.compile(recipe, **settings, resume="required")
+    assert (tmp_path / "o").read_bytes() == told.read_bytes()
+
+
 def test_an_output_is_not_replaced_without_force(run: Any, tmp_path: Path) -> None:
     (tmp_path / "out.adapter").write_text("mine")
     with pytest.raises(OutputError, match="exists already"):
