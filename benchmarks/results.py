@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pages import write_part
 
 import reallm_compiler as reallm
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", nargs="+", required=True)
     parser.add_argument("--recipe", action="append", help="only these (default: all shipped)")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--write", type=Path, help="write the page here as well")
+    parser.add_argument("--write", type=Path, help="put it into this page as well")
     given = parser.parse_args()
     recipes = given.recipe or list_shipped()
     page = [
@@ -149,7 +150,7 @@ def main() -> None:
     text = "\n".join(page).rstrip() + "\n"
     print(text)
     if given.write:
-        given.write.write_text(text, encoding="utf-8")
+        write_part(given.write, "results", text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,29 @@
+"""Pages that several studies print together: each replaces its own part and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+MARK = "<!-- printed by benchmarks/{}.py -->"
+
+
+def write_part(path: Path, script: str, text: str) -> None:
+    """Put `text` where the part of `script` stands in the page, or at the end of it.
+
+    A part begins with a line that names its script and ends where the next one begins.
+    """
+    mark = MARK.format(script)
+    start, end = MARK.split("{}")
+    parts: list[list[str]] = [[]]
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        if line.startswith(start) and line.endswith(end):
+            parts.append([])
+        parts[-1].append(line)
+    new = [mark, "", *text.strip().splitlines(), ""]
+    places = [place for place, part in enumerate(parts) if part[:1] == [mark]]
+    for place in places[:1]:
+        parts[place] = new
+    if not places:
+        parts.append(new)
+    page = "\n".join(line for part in parts for line in part)
+    path.write_text(page.strip() + "\n", encoding="utf-8")
