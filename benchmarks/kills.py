@@ -5,12 +5,14 @@
 
 Phases: `reserve` (before the file is reserved), `slot` (half a section written), `journal` (the
 sections are on disk, their record is not), `manifest` (manifest written, header not), `rename`
-(just before), `renamed` (just after), and `worker` (one worker process dies alone, the compile
-reports it). Every kill is SIGKILL from inside, at an exact place, so each phase is truly met; the
+(just before), `renamed` (just after), `worker` (one worker process dies alone, the compile
+reports it), and `training` (in the midst of training a matrix's own decoder, or one that a group
+shares; with two workers one of them dies). What was killed there goes on with the workers that it
+had and ends with two. Every kill is SIGKILL from inside, at an exact place, so each phase is truly met; the
 k-th kill of a phase strikes at its k-th occasion. Prints one line per phase and exits with 1 if
 any resumed archive differs.
 
-The model is a random Llama made here. The kills strike child processes of this one.
+What is measured against ran without a kill and with one worker. The model is a random Llama made here. The kills strike child processes of this one.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import torch
 import reallm_compiler as reallm
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute import output as output_room
+from reallm_compiler.execute import training
 from reallm_compiler.execute.journal import Journal
 from reallm_formats import Writer
 from reallm_formats import writer as writer_module
@@ -45,6 +48,34 @@ RECIPE = {
         "dora": True,
     },
 }
+TRAINED = {
+    "reallm": 1,
+    "seed": 3,
+    "defaults": {
+        "autoencoder": {
+            "kind": "hnerv",
+            "patch": 16,
+            "latent": [4, 4, 4],
+            "width": 4,
+            "min_width": 4,
+            "kernel_max": 3,
+            "encoder_width": 4,
+            "epochs": 30,
+            "batch": 4,
+        },
+        "scales": {"kind": "absmax", "block": 16},
+        "quantizer": {"kind": "vq", "bits": 3, "dim": 2},
+    },
+    "rules": [{"match": "*_proj", "except": "*.q_proj", "keep": "source"}],
+}
+SHARED = {**TRAINED, "defaults": {**TRAINED["defaults"], "share": "all"}}
+SAVES = 5
+"""Epochs, and so saved states, from the start of a process to its death in a training: five deaths
+of two workers at once leave epochs for a sixth."""
+
+DIED = 4
+"""Exit code of a compile that one of its workers has left."""
+
 PHASES = ("reserve", "slot", "journal", "manifest", "rename", "renamed")
 
 
@@ -106,22 +137,43 @@ def set_trap(phase: str, number: int) -> None:
         output_room.sync_folder = at_call(output_room.sync_folder, 1, after=True)
 
 
+def set_training_trap(number: int) -> None:
+    """Make this process save a state after each epoch, and die after the one of this number."""
+    training.SAVE_SECONDS = 0.0
+    training.TrainingWatch._save = at_call(training.TrainingWatch._save, number, after=True)
+
+
 # A worker process imports this file again before it starts work, and finds its trap here.
 if __name__ == "__mp_main__" and "KILL_WORKER" in os.environ:
     from reallm_compiler.execute.encode import Encoder
 
     Encoder.run = at_call(Encoder.run, int(os.environ["KILL_WORKER"]))
+if __name__ == "__mp_main__" and "KILL_TRAINING" in os.environ:
+    set_training_trap(int(os.environ["KILL_TRAINING"]))
 
 
-def child(model: Path, output: Path, workers: int, phase: str | None, number: int) -> int:
+def child(
+    model: Path,
+    output: Path,
+    workers: int,
+    phase: str | None,
+    number: int,
+    recipe: dict[str, Any] = RECIPE,
+) -> int:
     """Compile in a child process that may be killed; its wait status."""
     pid = os.fork()
     if pid == 0:
         try:
-            if phase is not None:
+            if phase == "training" and workers > 1:
+                os.environ["KILL_TRAINING"] = str(number)
+            elif phase == "training":
+                set_training_trap(number)
+            elif phase is not None:
                 set_trap(phase, number)
-            reallm.compile(RECIPE, model=model, output=output, device="cpu", workers=workers)
+            reallm.compile(recipe, model=model, output=output, device="cpu", workers=workers)
         except BaseException as error:
+            if isinstance(error, CompileError) and "worker process died" in error.message:
+                os._exit(DIED)
             print(f"child failed: {error!r}", file=sys.stderr)
             os._exit(3)
         os._exit(0)
@@ -154,6 +206,29 @@ def study(model: Path, folder: Path, phase: str, times: int, workers: int, right
     return good
 
 
+def in_training(model: Path, folder: Path, times: int, workers: int) -> bool:
+    """Kill `times` times in the midst of trainings, finish with two workers, compare."""
+    good = True
+    for title, recipe in (("own decoders", TRAINED), ("one decoder", SHARED)):
+        kind = title.split(" ")[0]
+        right = folder / f"right-{kind}.reallm"
+        if not right.exists():
+            good &= child(model, right, 1, None, 0, recipe) == 0
+        output = folder / f"training-{kind}-{workers}.reallm"
+        killed = states = 0
+        for _ in range(times):
+            status = child(model, output, workers, "training", SAVES, recipe)
+            killed += os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == DIED
+            states += any(folder.glob(f"{output.name}.partial.*.state"))
+        good &= killed == states == times
+        good &= child(model, output, 2, None, 0, recipe) == 0
+        good &= digest(output) == digest(right)
+        good &= not list(folder.glob(f"{output.name}.*"))
+        told = "same bytes" if good else "FAILED"
+        print(f"training  workers {workers}  killed {killed}  {told}, {title}", flush=True)
+    return good
+
+
 def worker_alone(model: Path, folder: Path, times: int, right: str) -> bool:
     """A worker dies alone: the compile says so, keeps what is done, and goes on later."""
     output = folder / "worker.reallm"
@@ -183,7 +258,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--phase", nargs="+", default=[*PHASES, "worker"])
+    parser.add_argument("--phase", nargs="+", default=[*PHASES, "worker", "training"])
     given = parser.parse_args()
     torch.set_num_threads(1)  # a fork must not meet threads
     with tempfile.TemporaryDirectory() as name:
@@ -196,6 +271,8 @@ def main() -> int:
             for phase in PHASES:
                 if phase in given.phase:
                     good &= study(model, folder, phase, given.times, workers, right)
+            if "training" in given.phase:
+                good &= in_training(model, folder, given.times, workers)
         if "worker" in given.phase and max(given.workers) > 1:
             good &= worker_alone(model, folder, given.times, right)
     print("all archives equal" if good else "FAILED")

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import re
 import shutil
+import sys
+from itertools import accumulate
 
 import pytest
 import yaml
+
+from reallm_cli.main import main
+from reallm_compiler.reader.verify import verify
+from reallm_formats import Archive
 
 SECTION_KEYS = {"name", "dtype", "shape", "offset", "bytes", "sha256"}
 MATRIX_KEYS = {
@@ -249,3 +257,36 @@ def test_reconstruct_writes_a_folder_and_prints_its_path(run, archive, tmp_path)
     assert "--force" in again.err
     shutil.rmtree(folder)
     assert run("reconstruct", archive, "-o", folder, "--force").code == 0
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_verify_shows_a_bar_on_a_terminal_alone(run, archive, monkeypatch):
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    size = sum(
+        section["bytes"]
+        for name in ("tensors", "files")
+        for section in run("inspect", archive, "--json").json[name]
+    )
+    assert main(["verify", str(archive)]) == 0
+    shown = screen.getvalue()
+    done, whole = map(
+        int,
+        re.findall(r"verify.* ([\d,]+) of ([\d,]+) bytes", shown.replace(",", ""))[-1],
+    )
+    assert done == whole > size
+    assert "error" not in shown
+
+
+def test_verify_tells_how_many_bytes_it_has_checked(archive):
+    told = []
+    assert verify(archive, progress=lambda done, total: told.append((done, total))) == []
+    with Archive.open(archive) as opened:
+        sections = [entry.bytes for entry in opened.manifest.sections]
+    assert {total for _, total in told} == {sum(sections)}
+    assert [done for done, _ in told] == list(accumulate(sections))
