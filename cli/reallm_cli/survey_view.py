@@ -35,6 +35,7 @@ def _statistics(survey: Survey) -> Sheet:
     rows: list[Sequence[str]] = []
     for row in survey.matrices:
         first = row.spectrum.low_rank[0] if row.spectrum.low_rank else None
+        scales = max(row.gains, key=lambda one: one.net_bits)
         rows.append(
             (
                 row.name,
@@ -48,6 +49,7 @@ def _statistics(survey: Survey) -> Sheet:
                 f"{row.rows.ordered:.3f}",
                 f"{row.columns.ordered:.3f}",
                 f"{row.scales.spread:.2f}",
+                f"{scales.gain_bits:.2f} per {scales.per}" if scales.net_bits > 0 else "-",
                 f"{row.structure_bits:.2f}",
                 row.structure,
             )
@@ -65,6 +67,7 @@ def _statistics(survey: Survey) -> Sheet:
             "rows alike",
             "columns alike",
             "scale spread",
+            "scales save",
             "order, bits",
             "<structure",
         ],

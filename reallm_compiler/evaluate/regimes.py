@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
-from reallm_compiler.evaluate.spectrum import Spectrum
-from reallm_compiler.evaluate.statistics import BlockScales
+from reallm_compiler.evaluate.magnitudes import Group, ScaleGain
+from reallm_compiler.evaluate.spectrum import LowRankShare, Spectrum
+from reallm_compiler.evaluate.statistics import Z_FOUND, Neighbours
 from reallm_compiler.plan.budget import MatrixBudget
 
-Structure = Literal["none", "weak", "strong"]
+Structure = Literal["none", "magnitudes", "weak", "strong"]
 
 STRONG_BITS = 0.5
 """Least `structure_bits` of strong structure.
@@ -36,8 +37,8 @@ LOW_RANK_NET_BITS = 0.02
 LOW_RANK_COST_BITS = 1.0
 """Most bits per weight that its factors may cost: more is as much as a whole format at few bits."""
 
-SCALE_BITS = 0.05
-"""Least `gain_bits` of block scales to be named."""
+SCALE_NET_BITS = 0.02
+"""Least bits per weight that scales must save, themselves paid, to be named."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,33 +113,64 @@ def best_of(found: Sequence[Measure]) -> Measure | None:
     return min(found, key=lambda one: (one.gap_bits, one.bytes), default=None)
 
 
-def structure_of(bits: float) -> Structure:
-    """The word for `structure_bits`."""
+def structure_of(bits: float, scales: Sequence[ScaleGain] = ()) -> Structure:
+    """The word for `structure_bits`, or else for magnitudes that `paying_scales` take."""
     if bits >= STRONG_BITS:
         return "strong"
-    return "weak" if bits >= WEAK_BITS else "none"
+    if bits >= WEAK_BITS:
+        return "weak"
+    return "magnitudes" if scales else "none"
 
 
-def words_of(bits: float, spectrum: Spectrum, scales: BlockScales, found: Sequence[Measure]) -> str:
-    """What was found in a matrix, and which shape fits it, in English."""
-    if not any(spectrum.values):
-        return "all weights are zero: any recipe fits"
-    said = [_structure_words(bits)]
+def paying_low_rank(spectrum: Spectrum) -> LowRankShare | None:
+    """The low-rank part that saves most, if one saves enough to be named."""
     pays = max(
         (part for part in spectrum.low_rank if part.cost_bits <= LOW_RANK_COST_BITS),
         key=lambda part: part.net_bits,
         default=None,
     )
-    if pays is not None and pays.net_bits >= LOW_RANK_NET_BITS:
+    return pays if pays is not None and pays.net_bits >= LOW_RANK_NET_BITS else None
+
+
+def paying_scales(gains: Sequence[ScaleGain], spectrum: Spectrum) -> tuple[ScaleGain, ...]:
+    """The scales that pay: those of rows, of columns, of both, or if they save more of blocks.
+
+    None where a low-rank part saves more: the magnitudes that it has are not a matter of scales.
+    """
+    part = paying_low_rank(spectrum)
+    least = max(SCALE_NET_BITS, part.net_bits if part is not None else 0.0)
+    paying = sorted((one for one in gains if one.net_bits >= least), key=lambda one: -one.net_bits)
+    lines = tuple(one for one in paying if one.per != "block")
+    blocks = tuple(one for one in paying if one.per == "block")
+    saved = [sum(one.net_bits for one in some) for some in (lines, blocks)]
+    return lines if saved[0] >= saved[1] else blocks
+
+
+def words_of(
+    bits: float,
+    spectrum: Spectrum,
+    scales: Sequence[ScaleGain],
+    magnitudes: Sequence[Neighbours],
+    found: Sequence[Measure],
+) -> str:
+    """What was found in a matrix, and which shape fits it, in English.
+
+    Args:
+        bits: its `structure_bits`.
+        spectrum: its singular values.
+        scales: those that pay.
+        magnitudes: how much alike magnitudes of adjacent rows, and of adjacent columns, are.
+        found: what recipes make of it.
+    """
+    if not any(spectrum.values):
+        return "all weights are zero: any recipe fits"
+    said = [_structure_words(bits, scales, magnitudes)]
+    pays = paying_low_rank(spectrum)
+    if pays is not None:
         rank = pays.fraction if pays.rank > 1 else "1"
         said.append(
             f"a low-rank part pays: rank {rank} holds {100 * pays.share:.1f} % of the squared norm "
             f"for {pays.cost_bits:.2f} bits per weight"
-        )
-    if scales.gain_bits >= SCALE_BITS:
-        said.append(
-            f"the scale changes along the rows: one for each block saves {scales.gain_bits:.2f} "
-            "bits per weight, before it is paid"
         )
     best = best_of(found)
     if best is not None:
@@ -146,22 +178,60 @@ def words_of(bits: float, spectrum: Spectrum, scales: BlockScales, found: Sequen
     return "; ".join(said)
 
 
-def _structure_words(bits: float) -> str:
-    structure = structure_of(bits)
+def _structure_words(
+    bits: float, scales: Sequence[ScaleGain], magnitudes: Sequence[Neighbours]
+) -> str:
+    structure = structure_of(bits, scales)
     if structure == "strong":
         return (
             f"structure was found: neighbours tell {bits:.2f} bits of each weight; a small latent "
             "with a large decoder (`hnerv`) is worth trying"
         )
     if structure == "weak":
-        return (
+        said = (
             f"weak structure was found: neighbours tell {bits:.2f} bits of each weight; try a "
             "permutation and plain VQ first, and measure before a decoder is trained at length"
         )
-    return (
-        "no structure was found: neighbours are as in a random order, as in white noise; a large "
-        "latent with a small decoder fits, and at its end plain VQ"
+        return f"{said}; magnitudes {_scale_words(scales)}" if scales else said
+    if structure == "magnitudes":
+        return (
+            "structure was found in the magnitudes alone, not in the signs: they "
+            f"{_scale_words(scales)}; with them a large latent with a small decoder fits, and at "
+            "its end plain VQ"
+        )
+    alike = any(abs(axis.z) >= Z_FOUND for axis in magnitudes)
+    noise = (
+        "as in a random order but for their magnitudes, which differ too little for scales of "
+        "their own to pay"
+        if alike
+        else "as in a random order, as in white noise"
     )
+    return (
+        f"no structure was found: neighbours are {noise}; a large latent with a small decoder "
+        "fits, and at its end plain VQ"
+    )
+
+
+_CHANGES: dict[Group, str] = {
+    "row": "from row to row",
+    "column": "from column to column",
+    "block": "from block to block",
+}
+
+
+def _scale_words(scales: Sequence[ScaleGain]) -> str:
+    """Where magnitudes change, what scales save, and what takes them."""
+    changes = " and ".join(_CHANGES[one.per] for one in scales)
+    saved = " and ".join(
+        f"one for each {one.per} saves {one.gain_bits:.2f} bits per weight for {one.cost_bits:.2f}"
+        for one in scales
+    )
+    taken = (
+        f"`scales` or the transform `normalize` with `per: {scales[0].per}` take it"
+        if len(scales) == 1
+        else "`scales` take one of them and the transform `normalize` the other"
+    )
+    return f"change {changes}, and a scale {saved.removeprefix('one ')}; {taken}"
 
 
 def _measured_words(best: Measure, found: Sequence[Measure]) -> str:

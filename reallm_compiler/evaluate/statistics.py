@@ -17,6 +17,9 @@ from torch import Tensor
 BLOCK = 64
 """Weights along a row that share a scale in `block_scales`."""
 
+Z_FOUND = 6
+"""Deviations of a random order by which neighbours must stand out to count."""
+
 SIGMAS = 4
 """Weights beyond so many standard deviations count as outliers."""
 
@@ -68,14 +71,10 @@ class BlockScales:
     Attributes:
         spread: standard deviation of log2 of the blocks' rms.
         noise_spread: the same for white Gaussian noise, which is not 0 as blocks are short.
-        gain_bits: bits per weight that a scale for each block saves before it is paid:
-            1/2 log2(arithmetic / geometric mean of the blocks' mean squares), less the same for
-            noise; about 0 for noise.
     """
 
     spread: float
     noise_spread: float
-    gain_bits: float
 
 
 def outliers(weight: Tensor) -> Outliers:
@@ -151,9 +150,40 @@ def _along_rows(weight: Tensor, mean: float, gram_squares: float) -> Neighbours:
 
 
 def block_scales(weight: Tensor, block: int = BLOCK) -> BlockScales:
-    """How much the scale changes between blocks along the rows; a ragged end counts as a block.
+    """How much the scale changes between blocks along the rows.
 
     Blocks of zeros alone are left out.
+    """
+    means = block_squares(weight, block)
+    means = means[means > 0]
+    spread = float(means.log2().std(correction=0)) / 2 if len(means) else 0.0
+    return BlockScales(spread=spread, noise_spread=noise_spread(min(block, weight.shape[1])))
+
+
+def noise_spread(size: int) -> float:
+    """Standard deviation of log2 of the rms of `size` white Gaussian weights."""
+    # ln of the mean of n squared Gaussians has the variance trigamma(n / 2).
+    half = torch.tensor(size / 2, dtype=torch.float64)
+    return 0.5 * math.sqrt(float(torch.polygamma(1, half))) / math.log(2)
+
+
+def line_squares(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean squares of the rows [p] and of the columns [q] of [p, q], in float64 on the CPU."""
+    p, q = weight.shape
+    rows: list[Tensor] = []
+    columns = torch.zeros(q, dtype=torch.float64, device=weight.device)
+    step = max(1, _CHUNK // q)
+    for at in range(0, p, step):
+        squares = weight[at : at + step].double().square()
+        rows.append(squares.mean(dim=1).cpu())
+        columns += squares.sum(dim=0)
+    return torch.cat(rows), columns.cpu() / p
+
+
+def block_squares(weight: Tensor, block: int = BLOCK) -> Tensor:
+    """Mean squares of blocks along the rows of [p, q], in float64 on the CPU.
+
+    A ragged end counts as a block.
     """
     p, q = weight.shape
     block = min(block, q)
@@ -161,21 +191,7 @@ def block_scales(weight: Tensor, block: int = BLOCK) -> BlockScales:
     squares = [_block_squares(weight[:, :whole].reshape(p, -1, block))]
     if whole < q:
         squares.append(_block_squares(weight[:, whole:].reshape(p, 1, -1)))
-    means = torch.cat([part.flatten() for part in squares])  # mean square of each block
-    means = means[means > 0]
-    # ln of the mean of n squared Gaussians: mean digamma(n/2) - ln(n/2), variance trigamma(n/2).
-    half = torch.tensor(block / 2, dtype=torch.float64)
-    noise_bits = 0.5 * (math.log(block / 2) - float(torch.digamma(half))) / math.log(2)
-    noise_spread = 0.5 * math.sqrt(float(torch.polygamma(1, half))) / math.log(2)
-    if not len(means):
-        return BlockScales(spread=0.0, noise_spread=noise_spread, gain_bits=0.0)
-    logs = means.log2()
-    gain = 0.5 * (math.log2(float(means.mean())) - float(logs.mean()))
-    return BlockScales(
-        spread=float(logs.std(correction=0)) / 2,
-        noise_spread=noise_spread,
-        gain_bits=gain - noise_bits,
-    )
+    return torch.cat([part.flatten() for part in squares])
 
 
 def structure_bits(rows: Neighbours, columns: Neighbours) -> float:
@@ -183,11 +199,11 @@ def structure_bits(rows: Neighbours, columns: Neighbours) -> float:
 
     The gain of predicting each weight from its neighbours where both axes are first-order
     processes: 1/2 log2(1 / ((1 - a^2) (1 - b^2))), a and b being `ordered`. Only what stands out
-    from a random order (|z| >= 6) counts.
+    from a random order (|z| >= `Z_FOUND`) counts.
     """
     found = 0.0
     for axis in (rows, columns):
-        if abs(axis.z) >= 6:
+        if abs(axis.z) >= Z_FOUND:
             found += 0.5 * math.log2(1 / max(1e-6, 1 - min(1.0, abs(axis.ordered)) ** 2))
     return found
 

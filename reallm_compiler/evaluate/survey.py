@@ -14,11 +14,13 @@ from fnmatch import fnmatchcase
 import torch
 
 from reallm_compiler.errors import EvaluationError, SourceError
+from reallm_compiler.evaluate.magnitudes import scale_gains
 from reallm_compiler.evaluate.regimes import (
     Measure,
     best_of,
     gap_bits,
     measures,
+    paying_scales,
     structure_of,
     words_of,
 )
@@ -134,7 +136,8 @@ def survey_matrix(
     magnitude_rows, magnitude_columns = neighbours(weight.abs())
     bits = structure_bits(rows, columns)
     singular = spectrum(weight)
-    scales = block_scales(weight)
+    gains = scale_gains(weight)
+    scales = paying_scales(gains, singular)
     best = best_of(found)
     return MatrixSurvey(
         name=fact.name,
@@ -146,12 +149,13 @@ def survey_matrix(
         columns=columns,
         magnitude_rows=magnitude_rows,
         magnitude_columns=magnitude_columns,
-        scales=scales,
+        scales=block_scales(weight),
+        gains=gains,
         structure_bits=bits,
-        structure=structure_of(bits),
+        structure=structure_of(bits, scales),
         measures=found,
         best=best.recipe if best is not None else None,
-        words=words_of(bits, singular, scales, found),
+        words=words_of(bits, singular, scales, (magnitude_rows, magnitude_columns), found),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from reallm_compiler.evaluate.magnitudes import ScaleGain
 from reallm_compiler.evaluate.regimes import Measure, Structure
 from reallm_compiler.evaluate.spectrum import LowRankShare, Spectrum
 from reallm_compiler.evaluate.statistics import BlockScales, Neighbours, Outliers
@@ -18,6 +19,7 @@ class MatrixSurvey:
     Attributes:
         name, shape, layer: the matrix, [p, q], and its layer's number if it is in one.
         spectrum, outliers, scales: see there.
+        gains: what a scale for each row, column and block is worth.
         rows, columns: how much alike adjacent rows, and adjacent columns, are.
         magnitude_rows, magnitude_columns: the same of the weights' magnitudes.
         structure_bits: bits per weight that the order of rows and columns is worth.
@@ -37,6 +39,7 @@ class MatrixSurvey:
     magnitude_rows: Neighbours
     magnitude_columns: Neighbours
     scales: BlockScales
+    gains: tuple[ScaleGain, ...]
     structure_bits: float
     structure: Structure
     measures: tuple[Measure, ...]
@@ -107,8 +110,16 @@ def _matrix(row: MatrixSurvey) -> dict[str, Any]:
         "block_scales": {
             "spread": row.scales.spread,
             "noise_spread": row.scales.noise_spread,
-            "gain_bits": row.scales.gain_bits,
         },
+        "scales": [
+            {
+                "per": one.per,
+                "gain_bits": one.gain_bits,
+                "cost_bits": one.cost_bits,
+                "net_bits": one.net_bits,
+            }
+            for one in row.gains
+        ],
         "structure": row.structure,
         "structure_bits": row.structure_bits,
         "recipes": [one.to_json() for one in row.measures],

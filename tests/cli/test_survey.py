@@ -10,14 +10,15 @@ import pytest
 
 KEYS = {
     "name", "shape", "layer", "norm", "spectrum", "outliers", "neighbours", "block_scales",
-    "structure", "structure_bits", "recipes", "best", "words",
+    "scales", "structure", "structure_bits", "recipes", "best", "words",
 }  # fmt: skip
 INNER = {
     "spectrum": {"effective_rank", "stable_rank", "largest", "low_rank"},
     "outliers": {"rms", "kurtosis", "max_over_rms", "beyond_4_sigma"},
     "neighbours": {"rows", "columns", "magnitude_rows", "magnitude_columns"},
-    "block_scales": {"spread", "noise_spread", "gain_bits"},
+    "block_scales": {"spread", "noise_spread"},
 }
+SCALE = {"per", "gain_bits", "cost_bits", "net_bits"}
 SHARE = {"fraction", "rank", "share", "noise_share", "cost_bits", "net_bits"}
 AXIS = {"correlation", "shuffled", "ordered", "z"}
 MEASURE = {
@@ -46,6 +47,8 @@ def test_json_has_exactly_the_documented_keys(run, words, archive):
         for key, inner in INNER.items():
             assert set(row[key]) == inner
         assert all(set(part) == SHARE for part in row["spectrum"]["low_rank"])
+        assert [one["per"] for one in row["scales"]] == ["row", "column", "block"]
+        assert all(set(one) == SCALE for one in row["scales"])
         assert all(set(axis) == AXIS for axis in row["neighbours"].values())
         assert [one["recipe"] for one in row["recipes"]] == ["tiny", "nf3"]
         assert all(set(one) == MEASURE for one in row["recipes"])
@@ -62,7 +65,7 @@ def test_each_documented_key_is_in_the_manual():
     manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     chapter = manual.partition("\n## `survey`\n")[2].partition("\n## ")[0]
     told = set(re.findall(r"\w+", chapter))
-    for keys in (KEYS, *INNER.values(), SHARE, AXIS, MEASURE, TOTAL):
+    for keys in (KEYS, *INNER.values(), SCALE, SHARE, AXIS, MEASURE, TOTAL):
         assert keys <= told, keys - told
 
 

@@ -20,6 +20,7 @@ from reallm_compiler.evaluate.regimes import (
     gap_bits,
     measures,
     structure_of,
+    words_of,
 )
 from reallm_compiler.evaluate.survey import survey_model
 from reallm_compiler.plan.budget import MatrixBudget
@@ -37,6 +38,16 @@ def image(p=P, q=Q):
     return torch.sin(6 * x + 9 * y) + torch.cos(11 * x * y) + torch.sin(20 * x) * torch.cos(15 * y)
 
 
+def smooth(count, octaves):
+    """Deviations that change slowly."""
+    return torch.exp2(octaves * torch.sin(torch.linspace(0, 7, count)))
+
+
+def field(p, q):
+    """Deviations that change slowly over both axes at once, and on average over none."""
+    return torch.exp2(1.5 * torch.sin(torch.linspace(0, 9, p)[:, None] + torch.linspace(0, 5, q)))
+
+
 MATRICES = {
     "image": image() + 0.05 * noise(1),
     "faint image": 0.6 * image() + noise(2),
@@ -45,6 +56,12 @@ MATRICES = {
     ],
     "low rank": 8 * noise(3, P, 1) @ noise(4, 1, Q) + noise(5),
     "two scales": torch.cat([noise(7, P // 2), 4 * noise(8, P // 2)]),
+    "smooth rows": smooth(192, 1.5)[:, None] * noise(10, 192, 256),
+    "smooth columns": smooth(256, 1.5) * noise(11, 192, 256),
+    "smooth both": smooth(192, 1.5)[:, None] * smooth(256, 1.5) * noise(12, 192, 256),
+    "smooth field": field(192, 256) * noise(13, 192, 256),
+    "even magnitudes": smooth(192, 0.4)[:, None] * noise(14, 192, 256),
+    "image under scales": smooth(256, 1.0) * (0.7 * image(192, 256) + noise(15, 192, 256)),
     "noise": noise(6),
     "zeros": torch.zeros(P, Q),
 }
@@ -101,7 +118,15 @@ def tried(model, tmp_path_factory):
         ("faint image", "weak", "weak structure was found"),
         ("shuffled image", "none", "no structure was found"),
         ("low rank", "none", "a low-rank part pays: rank 1 holds 9"),
-        ("two scales", "none", "one for each block saves 0.5"),
+        ("two scales", "none", "but for their magnitudes, which differ too little"),
+        ("smooth rows", "magnitudes", "change from row to row, and a scale for each row saves 0.2"),
+        ("smooth rows", "magnitudes", "`normalize` with `per: row` take it; with them a large"),
+        ("smooth columns", "magnitudes", "a scale for each column saves 0.2"),
+        ("smooth both", "magnitudes", "from row to row and from column to column"),
+        ("smooth both", "magnitudes", "one of them and the transform `normalize` the other"),
+        ("smooth field", "magnitudes", "from block to block"),
+        ("even magnitudes", "none", "but for their magnitudes, which differ too little"),
+        ("image under scales", "weak", "magnitudes change from column to column"),
         ("noise", "none", "as in white noise; a large latent with a small decoder fits"),
         ("zeros", "none", "all weights are zero"),
     ],
@@ -111,12 +136,37 @@ def test_structure_is_told_in_words(found, name, structure, said):
     assert said in found[name].words
 
 
+def test_magnitudes_are_told_from_order(found):
+    for name in ("smooth rows", "smooth columns", "smooth both", "smooth field"):
+        assert found[name].structure_bits == 0
+        assert "in the magnitudes alone, not in the signs" in found[name].words
+        assert "white noise" not in found[name].words
+    for name in ("image", "noise", "low rank", "shuffled image"):
+        assert "scale" not in found[name].words
+
+
+def test_a_trained_decoder_on_noise_is_said_to_be_behind(found):
+    row = found["noise"]
+    tried = measures([("vq", sizes(2), 0.3), ("hnerv", sizes(2, decoder=3), 0.45)])
+    words = words_of(0.0, row.spectrum, (), (), tried)
+    assert "no structure was found" in words
+    assert (
+        "vq is best at equal exact bits, a recipe without a trained decoder leads by 0.58" in words
+    )
+    tried = measures([("vq", sizes(2), 0.3), ("hnerv", sizes(2, decoder=3), 0.15)])
+    words = words_of(4.0, found["image"].spectrum, (), (), tried)
+    assert "structure was found" in words
+    assert "hnerv is best at equal exact bits, the trained decoder leads by 1.00" in words
+
+
 def test_noise_has_nothing_to_gain_from(found):
     row = found["noise"]
     assert row.structure_bits == 0
     assert max(part.net_bits for part in row.spectrum.low_rank) < LOW_RANK_NET_BITS
     assert "low-rank" not in row.words
     assert "scale" not in row.words
+    assert "magnitude" not in row.words
+    assert max(one.net_bits for one in row.gains) < 0
     assert row.words.endswith("plain VQ")
 
 
