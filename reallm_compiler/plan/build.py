@@ -48,13 +48,19 @@ def plan(
         SourceError: the model cannot be read, or none is named.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    return build(loaded, open_model(loaded, model))
+    return build(loaded, open_model(loaded, model, weights=False))
 
 
 def open_model(
-    recipe: Recipe, model: str | os.PathLike[str] | Mapping[str, Any] | Inventory | None
+    recipe: Recipe,
+    model: str | os.PathLike[str] | Mapping[str, Any] | Inventory | None,
+    *,
+    weights: bool = True,
 ) -> Inventory:
-    """The inventory of `model`, or of the model that the recipe names."""
+    """The inventory of `model`, or of the model that the recipe names.
+
+    Without `weights` those of a hub id are not downloaded.
+    """
     if isinstance(model, Inventory):
         return model
     named = model if model is not None else recipe.model
@@ -63,7 +69,7 @@ def open_model(
             "no model is named",
             hint="add `model: path-or-hub-id` to the recipe, or give --model PATH",
         )
-    return open_source(named)
+    return open_source(named, weights=weights)
 
 
 def build(recipe: Recipe, inventory: Inventory) -> Plan:

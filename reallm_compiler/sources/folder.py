@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from reallm_compiler.errors import SourceError
-from reallm_compiler.sources.headers import HEADER_LIMIT, read_header
+from reallm_compiler.sources.headers import HEADER_LIMIT, header_specs, read_header
 from reallm_compiler.sources.paths import list_files, read_small, resolve_inside
 from reallm_compiler.tensors import TensorSpec
 
@@ -191,12 +191,7 @@ def _join(shards: Iterable[tuple[str, tuple[TensorSpec, ...]]]) -> tuple[TensorS
 
 def _indexed(folder: Path) -> tuple[TensorSpec, ...]:
     """All tensors of a sharded checkpoint, index and headers compared."""
-    data = read_small(resolve_inside(folder, INDEX), INDEX, HEADER_LIMIT)
-    weight_map = parse_json(data, INDEX).get("weight_map")
-    if not isinstance(weight_map, Mapping) or not all(
-        isinstance(shard, str) for shard in weight_map.values()
-    ):
-        raise SourceError("the index has no weight_map from tensors to shards", location=INDEX)
+    weight_map = _weight_map(folder)
     shards = sorted(set(weight_map.values()))
     targets = {shard: resolve_inside(folder, shard) for shard in shards}
     for shard in shards:
@@ -211,14 +206,62 @@ def _indexed(folder: Path) -> tuple[TensorSpec, ...]:
             hint="download them into the folder",
         )
     tensors = _join((shard, read_header(target, shard)) for shard, target in targets.items())
-    for spec in tensors:
-        if weight_map.get(spec.name) != spec.shard:
-            raise _contradiction(spec.name, weight_map.get(spec.name), spec.shard)
-    absent = weight_map.keys() - {spec.name for spec in tensors}
+    _check_index(weight_map, tensors)
+    return tensors
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether all shards of a model are in a folder.
+
+    Raises:
+        SourceError: its index cannot be read.
+    """
+    if (folder / MAIN).exists():
+        return True
+    if not (folder / INDEX).exists():
+        return False
+    return all((folder / shard).exists() for shard in set(_weight_map(folder).values()))
+
+
+def read_headers(folder: Path, headers: Mapping[str, dict[str, Any]]) -> FolderFacts:
+    """What a folder holds whose weights are elsewhere, told by their headers.
+
+    Args:
+        folder: with the config, and the index if there are several shards.
+        headers: of each shard, as the file has it.
+
+    Raises:
+        SourceError: as for `read_folder`.
+    """
+    names = list_files(folder)
+    config = read_config(folder / CONFIG, CONFIG, folder) if CONFIG in names else None
+    tensors = _join((name, header_specs(dict(header), name)) for name, header in headers.items())
+    if INDEX in names and MAIN not in headers:
+        _check_index(_weight_map(folder), tensors)
+    return FolderFacts(tensors=tensors, config=config)
+
+
+def _weight_map(folder: Path) -> Mapping[str, str]:
+    """The index: the shard of each tensor."""
+    data = read_small(resolve_inside(folder, INDEX), INDEX, HEADER_LIMIT)
+    weight_map = parse_json(data, INDEX).get("weight_map")
+    if not isinstance(weight_map, Mapping) or not all(
+        isinstance(shard, str) for shard in weight_map.values()
+    ):
+        raise SourceError("the index has no weight_map from tensors to shards", location=INDEX)
+    return weight_map
+
+
+def _check_index(weight_map: Mapping[str, str], tensors: Iterable[TensorSpec]) -> None:
+    """Refuse shards that hold other tensors than the index says."""
+    found = {spec.name: spec.shard for spec in tensors}
+    for name, shard in found.items():
+        if weight_map.get(name) != shard:
+            raise _contradiction(name, weight_map.get(name), shard)
+    absent = weight_map.keys() - found.keys()
     if absent:
         first = min(absent)
         raise _contradiction(first, weight_map[first], None)
-    return tensors
 
 
 def _contradiction(tensor: str, stated: str | None, found: str | None) -> SourceError:

@@ -74,6 +74,23 @@ def read_header(path: Path, label: str) -> tuple[TensorSpec, ...]:
             document, start = _read_document(file, size, label)
         except OSError as error:
             raise unreadable(error, label) from error
+    return header_specs(document, label, start=start, size=size)
+
+
+def header_specs(
+    document: dict[str, Any], label: str, *, start: int = 0, size: int | None = None
+) -> tuple[TensorSpec, ...]:
+    """All tensors of a header, in the order of their data.
+
+    Args:
+        document: the header.
+        label: the file's name in messages and in `TensorSpec.shard`.
+        start: where the data begins in the file.
+        size: length of the file; None where it is not known.
+
+    Raises:
+        SourceError: the header breaks a rule of the format.
+    """
     document.pop("__metadata__", None)
     specs = [_entry(name, value, start, label) for name, value in document.items()]
     specs.sort(key=lambda spec: (spec.begin, spec.stored_bytes))
@@ -182,8 +199,8 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _check_cover(specs: list[TensorSpec], start: int, size: int, label: str) -> None:
-    """The tensors, in the order of their data, must cover it exactly."""
+def _check_cover(specs: list[TensorSpec], start: int, size: int | None, label: str) -> None:
+    """The tensors, in the order of their data, must cover it exactly, as far as it is known."""
     position = start
     last = ""
     for spec in specs:
@@ -193,6 +210,8 @@ def _check_cover(specs: list[TensorSpec], start: int, size: int, label: str) -> 
             raise _broken(label, f"tensor {spec.name!r} {what} {before}")
         position += spec.stored_bytes
         last = spec.name
+    if size is None:
+        return
     if position > size:
         raise _early(label, position - size)
     if position < size:

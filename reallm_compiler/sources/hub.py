@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from reallm_compiler.errors import SourceError
 from reallm_compiler.sources.embed import NAMES, TEMPLATES
-from reallm_compiler.sources.folder import INDEX
+from reallm_compiler.sources.folder import INDEX, holds_weights
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
 _ID = re.compile(rf"(?P<id>{_PART}(?:/{_PART})?)(?:@(?P<revision>[A-Za-z0-9_./-]{{1,200}}))?")
-PATTERNS = ("model.safetensors", "model-*.safetensors", INDEX, *NAMES, f"{TEMPLATES}/*.jinja")
+SMALL = (INDEX, *NAMES, f"{TEMPLATES}/*.jinja")
+PATTERNS = ("model.safetensors", "model-*.safetensors", *SMALL)
+
+Headers = Mapping[str, dict[str, Any]]
+"""For each shard its header: tensor -> dtype, shape, data_offsets."""
 
 
 def is_hub_id(text: str) -> bool:
@@ -36,6 +42,71 @@ def fetch(text: str, *, hint: str | None = None) -> Path:
     Raises:
         SourceError: the repository cannot be had: unknown, private, or no connection.
     """
+    with _client(text, hint) as (hub, name, revision):
+        return _snapshot(hub, name, revision, PATTERNS)
+
+
+def describe(text: str, *, hint: str | None = None) -> tuple[Path, Headers | None]:
+    """A repository without its weights: the folder of its small files, and the weights' headers.
+
+    The folder holds the weights all the same where the cache has them. Of those that it lacks
+    only the headers are read, from the same commit.
+
+    Args:
+        text: a text that `is_hub_id` accepts.
+        hint: what to say if there is no such repository.
+
+    Returns:
+        The folder; and for each shard its header, as safetensors has it, or None where the folder
+        says all: it holds the weights, or there are no safetensors.
+
+    Raises:
+        SourceError: the repository cannot be had: unknown, private, or no connection.
+    """
+    with _client(text, hint) as (hub, name, revision):
+        folder = _snapshot(hub, name, revision, SMALL)
+        if holds_weights(folder):
+            return folder, None
+        errors: Any = importlib.import_module("huggingface_hub.errors")
+        try:
+            found = hub.get_safetensors_metadata(name, revision=folder.name)
+        except errors.NotASafetensorsRepoError:
+            return folder, None
+        except (*network_errors(), errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+            if (folder / INDEX).exists():
+                raise
+            return folder, None  # a config in the cache, and nobody to ask for more
+        except errors.SafetensorsParsingError as error:
+            raise SourceError("a shard is no sound safetensors file", location=text) from error
+    return folder, {
+        shard: {
+            tensor: {
+                "dtype": info.dtype,
+                "shape": list(info.shape),
+                "data_offsets": list(info.data_offsets),
+            }
+            for tensor, info in file.tensors.items()
+        }
+        for shard, file in found.files_metadata.items()
+    }
+
+
+def _snapshot(hub: Any, name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:  # noqa: ANN401
+    return Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """What the client lets through of its library for HTTP; which one depends on its version."""
+    found: list[type[Exception]] = []
+    for name in ("httpx2", "httpx"):
+        with suppress(ImportError):
+            found.append(importlib.import_module(name).HTTPError)
+    return tuple(found)
+
+
+@contextmanager
+def _client(text: str, hint: str | None) -> Iterator[tuple[Any, str, str | None]]:
+    """The Hub's client, the repository and its revision; the client's errors become ours."""
     found = _ID.fullmatch(text)
     if found is None:
         raise SourceError(f"{text!r} names no repository of the Hub", hint=hint)
@@ -49,9 +120,7 @@ def fetch(text: str, *, hint: str | None = None) -> Path:
             hint=hint or "pip install huggingface_hub",
         ) from error
     try:
-        folder = hub.snapshot_download(
-            found["id"], revision=found["revision"], allow_patterns=list(PATTERNS)
-        )
+        yield hub, found["id"], found["revision"]
     except errors.GatedRepoError as error:
         raise SourceError(
             "the model is gated: its owner asks you to agree to its terms first",
@@ -68,7 +137,11 @@ def fetch(text: str, *, hint: str | None = None) -> Path:
             location=text,
             hint=hint or "check the spelling; for a private model run `hf auth login`",
         ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+    except (
+        *network_errors(),
+        errors.LocalEntryNotFoundError,
+        errors.OfflineModeIsEnabled,
+    ) as error:
         raise SourceError(
             "no such folder, the model is not in the local cache, and the Hub is out of reach",
             location=text,
@@ -81,4 +154,3 @@ def fetch(text: str, *, hint: str | None = None) -> Path:
             location=text,
             hint=hint or "try again, or give the path of a folder",
         ) from error
-    return Path(folder)

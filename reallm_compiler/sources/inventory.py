@@ -30,6 +30,7 @@ from reallm_compiler.sources.folder import (
     parse_json,
     pickle_refused,
     read_folder,
+    read_headers,
 )
 from reallm_compiler.sources.headers import read_header
 from reallm_compiler.sources.linear import MatrixFact, layer_index, matrices, natural_key
@@ -38,7 +39,7 @@ from reallm_compiler.sources.scales import attach_scales, refuse_packed, without
 from reallm_compiler.sources.ties import find_ties
 from reallm_compiler.tensors import TensorSpec
 
-Kind = Literal["model", "matrices", "config", "shapes"]
+Kind = Literal["model", "matrices", "headers", "config", "shapes"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +48,8 @@ class Inventory:
 
     Attributes:
         path: the folder of the shards; for a bare config or shapes the file, or empty.
-        kind: `model` (weights and config), `matrices` (weights alone), `config` or `shapes`
-            (no weights).
+        kind: `model` (weights and config), `matrices` (weights alone), `headers` (of weights that
+            are elsewhere), `config` or `shapes` (no weights).
         tensors: what will be stored, sorted by name, numbers in names by value; of tied tensors
             only the kept one; scales of fp8 weights only inside the weight's own entry.
         config: the model's config, without `quantization_config` once scales were attached.
@@ -102,12 +103,14 @@ class Inventory:
             raise SourceError(
                 f"tensor {tensor.name!r} has no weights",
                 location=self.path or None,
-                note="a bare config or a document of shapes can be planned, not compiled",
+                note="headers, a bare config or shapes can be planned, not compiled",
             )
         return Path(self.path) / tensor.shard
 
 
-def open_source(model: str | os.PathLike[str] | Mapping[str, Any]) -> Inventory:
+def open_source(
+    model: str | os.PathLike[str] | Mapping[str, Any], *, weights: bool = True
+) -> Inventory:
     """Opens a checkpoint, whatever form it has; a local path always wins over a Hub id.
 
     Args:
@@ -115,6 +118,8 @@ def open_source(model: str | os.PathLike[str] | Mapping[str, Any]) -> Inventory:
             `config.json` or a folder with nothing more; a YAML or JSON file
             `{shapes: {NAME: [p, q]}}`; the content of either as a mapping, or as JSON text that
             starts with `{`; or a Hub id `ORG/NAME`, optionally with `@REVISION`.
+        weights: whether weights will be read: without, those of a Hub id are not downloaded, and
+            the headers of those that the local cache lacks are read on the Hub.
 
     Raises:
         SourceError: there is no such thing, or it is broken, hostile, or of a refused format.
@@ -135,15 +140,26 @@ def open_source(model: str | os.PathLike[str] | Mapping[str, Any]) -> Inventory:
         if path.is_symlink():
             raise SourceError("this link leads nowhere", location=text) from error
         if isinstance(model, str) and hub.is_hub_id(text) and not _is_a_slip(path):
-            return _from_hub(text, path)
+            return _from_hub(text, path, weights=weights)
         raise missing(path) from error
     except OSError as error:
         raise unreadable(error, text) from error
     return _from_folder(path) if is_folder else _from_file(path)
 
 
-def _from_hub(text: str, path: Path) -> Inventory:
-    inventory = _from_folder(hub.fetch(text, hint=near_miss(path) if "/" not in text else None))
+def _from_hub(text: str, path: Path, *, weights: bool) -> Inventory:
+    hint = near_miss(path) if "/" not in text else None
+    if weights:
+        folder, headers = hub.fetch(text, hint=hint), None
+    else:
+        folder, headers = hub.describe(text, hint=hint)
+    if headers is not None:
+        found = read_headers(folder, headers)
+        note = f"the weights of {text} were not downloaded: sizes are those of their headers"
+        notes = (*code_note(found.config), note)
+        files = embedded_files(folder)
+        return _build(str(folder), "headers", found.tensors or (), found.config, files, notes)
+    inventory = _from_folder(folder)
     if inventory.complete:
         return inventory
     return replace(
