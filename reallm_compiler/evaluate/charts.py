@@ -14,7 +14,7 @@ from reallm_compiler.errors import OutputError
 from reallm_compiler.evaluate.pictures import (
     check_matplotlib,
     check_picture,
-    label_blocks,
+    label_whole,
     new_figure,
     save_figure,
 )
@@ -106,7 +106,7 @@ def _draw_spectrum(axis: Axes, rows: Sequence[MatrixSurvey]) -> None:
                 label=f"layer {row.layer}" if row.layer is not None else None,
             )
     axis.set_yscale("log")
-    axis.set_xlabel("place among the singular values")
+    axis.set_xlabel("place among the singular values / their number")
     axis.set_ylabel("singular value / norm")
     _legend(axis)
 
@@ -130,8 +130,8 @@ def _draw_structure(axis: Axes, rows: Sequence[MatrixSurvey]) -> None:
     # Not less than this, so that what is small looks small.
     axis.set_ylim(min(-0.1, axis.get_ylim()[0]), max(1.0, axis.get_ylim()[1]))
     axis.axhline(0, color="0.6", linewidth=0.8)
-    label_blocks(axis)
-    axis.set_ylabel("alike by order")
+    label_whole(axis, _places_label(rows))
+    axis.set_ylabel("what the order adds (1 smooth, 0 noise)")
     _legend(axis)
 
 
@@ -151,10 +151,15 @@ def _draw_errors(axis: Axes, rows: Sequence[MatrixSurvey]) -> None:
             marker="o",
             label=f"{recipe}, {told} bits",
         )
-    label_blocks(axis)
-    axis.set_ylabel("error / norm")
-    axis.set_ylim(bottom=0)
+    label_whole(axis, _places_label(rows))
+    axis.set_ylabel("relative error")
+    axis.set_ylim(0, 1.25 * axis.get_ylim()[1])  # room for the legend
     _legend(axis)
+
+
+def _places_label(rows: Sequence[MatrixSurvey]) -> str:
+    """What `_places` counts."""
+    return "layer" if _places(rows) == [row.layer for row in rows] else "matrix"
 
 
 def _places(rows: Sequence[MatrixSurvey]) -> list[int]:

@@ -50,7 +50,7 @@ def heatmap(
     Args:
         archive: a model archive.
         name: one of its coded matrices.
-        output: the PNG file to write.
+        output: the PNG or SVG file to write.
         model: the checkpoint that the archive was made of.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.

@@ -27,7 +27,8 @@ PERCENTILE = 0.999
 """Share of the magnitudes that the colours reach to, so that an outlier does not hide the rest."""
 
 _DPI = 150
-_PNG = b"\x89PNG\r\n\x1a\n"
+_STARTS = {".png": b"\x89PNG\r\n\x1a\n", ".svg": b"<?xml"}
+"""Kinds of pictures by suffix, and how their files begin."""
 
 
 def check_matplotlib() -> None:
@@ -40,15 +41,15 @@ def check_matplotlib() -> None:
 
 
 def check_picture(path: str | os.PathLike[str]) -> Path:
-    """The place of a picture: a `.png` in a folder that is there, free or a picture already.
+    """The place of a picture: `.png` or `.svg`, in a folder that is there, free or a picture.
 
     Raises:
         OutputError: it cannot be that.
     """
     place = Path(path)
-    if place.suffix.lower() != ".png":
+    if place.suffix.lower() not in _STARTS:
         raise OutputError(
-            "a picture is a PNG file",
+            "a picture is a PNG or an SVG file",
             location=str(path),
             hint=f"write `{place.with_suffix('.png')}`",
         )
@@ -155,24 +156,33 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def label_blocks(axis: Axes) -> None:
-    """Let the horizontal axis count blocks, which are whole numbers."""
+def label_whole(axis: Axes, label: str) -> None:
+    """Let the horizontal axis count in whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set_xlabel("block")
+    axis.set_xlabel(label)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG.
+    """Write a figure as PNG, or as SVG by its suffix.
 
     Raises:
         OutputError: it cannot be written.
     """
-    # Without the version of matplotlib inside.
-    settings: dict[str, Any] = {"dpi": _DPI, "format": "png", "metadata": {"Software": None}}
+    from matplotlib import rc_context
+
+    kind = path.suffix.lower().removeprefix(".")
+    # Without the version of matplotlib, the date, and names drawn by chance inside.
+    unwanted = {"png": ("Software",), "svg": ("Creator", "Date")}[kind]
+    settings: dict[str, Any] = {
+        "dpi": _DPI,
+        "format": kind,
+        "metadata": dict.fromkeys(unwanted),
+    }
     try:
-        figure.savefig(path, **settings)
+        with rc_context({"svg.hashsalt": "reallm"}):
+            figure.savefig(path, **settings)
     except OSError as error:
         raise OutputError(
             f"the picture cannot be written: {error.strerror}", location=str(path)
@@ -180,5 +190,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def _is_picture(place: Path) -> bool:
+    """Whether a file is a picture of the kind that its suffix names."""
+    start = _STARTS[place.suffix.lower()]
     with place.open("rb") as file:
-        return file.read(len(_PNG)) == _PNG
+        return file.read(len(start)) == start

@@ -16,13 +16,15 @@ def noise(p, q):
     return torch.randn(p, q, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_heatmap_tells_the_error(tmp_path):
+@pytest.mark.parametrize(("name", "start"), [("f.png", b"\x89PNG"), ("f.SVG", b"<?xml")])
+def test_a_heatmap_tells_the_error(name, start, tmp_path):
     whole = noise(64, 96)
-    place = tmp_path / "f.png"
+    place = tmp_path / name
     assert draw_heatmap(place, "m", whole, whole * 0.9) == pytest.approx(0.1, abs=1e-6)
     before = place.read_bytes()
     draw_heatmap(place, "m", whole, whole * 0.9)
     assert place.read_bytes() == before
+    assert before.startswith(start)
     with pytest.raises(EvaluationError, match="96 x 64, the archive's 64 x 96"):
         draw_heatmap(place, "m", whole.t(), whole)
 
@@ -38,7 +40,11 @@ def test_pictures_replace_pictures_only(tmp_path):
     with pytest.raises(OutputError, match="is no picture"):
         draw_heatmap(text, "m", noise(64, 96), noise(64, 96))
     assert text.read_text() == "mine"
-    with pytest.raises(OutputError, match="PNG"):
+    mine = tmp_path / "mine.svg"
+    mine.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(OutputError, match="is no picture"):
+        draw_heatmap(mine, "m", noise(64, 96), noise(64, 96))
+    with pytest.raises(OutputError, match="a PNG or an SVG file"):
         draw_heatmap(tmp_path / "f.jpg", "m", noise(64, 96), noise(64, 96))
     with pytest.raises(OutputError, match="no such folder"):
         draw_heatmap(tmp_path / "no" / "f.png", "m", noise(64, 96), noise(64, 96))

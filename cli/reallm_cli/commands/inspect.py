@@ -50,7 +50,7 @@ from reallm_formats import Archive, names
     metavar="NAME",
     help="Draw one matrix beside the original; needs `-o`, `--model` and matplotlib.",
 )
-@click.option("-o", "--output", metavar="FILE.png", help="The picture to write.")
+@click.option("-o", "--output", metavar="FILE", help="The picture to write, .png or .svg.")
 @click.option("--model", metavar="MODEL", help="The checkpoint that the archive was made of.")
 @decoder_option
 @click.pass_obj

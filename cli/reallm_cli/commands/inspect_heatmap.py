@@ -27,7 +27,7 @@ def show_heatmap(
         )
     if output is None or model is None:
         raise CommandLineError(
-            f"`--heatmap` needs {'`-o FILE.png`' if output is None else '`--model MODEL`'}",
+            f"`--heatmap` needs {'`-o FILE`' if output is None else '`--model MODEL`'}",
             location="`reallm inspect`",
             note=None if output is None else "an archive does not hold the original weights",
             hint="give the checkpoint that the archive was made of as `--model`"
