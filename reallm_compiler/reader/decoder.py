@@ -3,12 +3,14 @@
     extract_decoder("a.reallm", "q", "q-decoder.reallm")     the decoder of share group `q`
 
 "Done once and for all": a recipe that names the new file as `decoder` uses it as it is for other
-checkpoints and stores latents alone. Such an archive is read with the decoder's file beside it.
+checkpoints and stores latents alone. Such an archive is read with the decoder's file beside it, or
+named.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from reallm_compiler.errors import OutputError, SourceError
@@ -45,19 +47,24 @@ def extract_decoder(
     if path.exists() and not force:
         raise OutputError("the output exists already", location=str(path), hint="use `--force`")
     with open_archive(archive) as opened:
-        for matrix in opened.plan.matrices:
-            params = matrix.plan.autoencoder
-            group = matrix.plan.share
-            if isinstance(params, Hnerv) and params.decoder is None:
-                known = group if group is not None else matrix.name
-                if owner == known:
-                    break
-        else:
+        owners = {
+            matrix.plan.share if matrix.plan.share is not None else matrix.name: matrix
+            for matrix in opened.plan.matrices
+            if isinstance(matrix.plan.autoencoder, Hnerv)
+            and matrix.plan.autoencoder.decoder is None
+        }
+        owner = owner if owner in owners else owner.removesuffix(".weight")
+        if owner not in owners:
             raise SourceError(
                 f"the archive has no decoder of `{owner}`",
                 location=str(archive),
-                hint="name a share group, or a matrix, that has one",
+                hint=f"it has one of {', '.join(_first(owners))}"
+                if owners
+                else "none of its matrices has a trained decoder (`hnerv`) of its own",
             )
+        matrix = owners[owner]
+        params, group = matrix.plan.autoencoder, matrix.plan.share
+        assert isinstance(params, Hnerv)  # by the choice above
         width = law.decoder_width(params, matrix.shape, shared=group is not None)
         specs = law.decoder_sections(params, width, shared=group is not None)
         name = names.share_section if group is not None else names.matrix_section
@@ -89,3 +96,10 @@ def extract_decoder(
         partial.unlink(missing_ok=True)
         raise OutputError(f"cannot write: {error.strerror}", location=str(path)) from error
     return path
+
+
+def _first(owners: Iterable[str], count: int = 4) -> list[str]:
+    """The first owners as words, and how many more there are."""
+    names = [f"`{name}`" for name in owners]
+    more = [f"{len(names) - count} more"] if len(names) > count else []
+    return names[:count] + more

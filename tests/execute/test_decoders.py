@@ -69,8 +69,9 @@ def test_the_file_of_a_decoder(family: Path) -> None:
             assert archive.read(f"share:decoder/{role}") == model.section(f"share:q/{role}")
     with pytest.raises(OutputError, match="exists already"):
         extract_decoder(family / "first.reallm", "q", path)
-    with pytest.raises(SourceError, match="no decoder of `k`"):
+    with pytest.raises(SourceError, match="no decoder of `k`") as caught:
         extract_decoder(family / "first.reallm", "k", family / "k.reallm")
+    assert caught.value.hint == "it has one of `q`"
 
 
 def test_another_checkpoint_of_the_family(family: Path) -> None:
@@ -93,6 +94,9 @@ def test_another_checkpoint_of_the_family(family: Path) -> None:
             wrong = archive.matrix(name, dtype=torch.float32) - weight
             measured = float(wrong.norm() / weight.norm())
             assert measured == pytest.approx(report.errors[name], rel=1e-4)
+    with pytest.raises(SourceError, match="no decoder of `q`") as caught:
+        extract_decoder(output, "q", family / "k.reallm")
+    assert "of its own" in caught.value.hint
     again = family / "again.reallm"
     compile_model(words, model=family / "other", output=again, device="cpu")
     assert again.read_bytes() == data

@@ -66,7 +66,8 @@ def inspect(
 ) -> int:
     """Show what is inside an archive, or all about one matrix, tensor or file in it.
 
-    The error of a matrix is ||W - W^|| / ||W||, measured on what was stored when it was encoded.
+    An archive may be that of a model, an adapter, or a trained decoder. The error of a matrix is
+    ||W - W^|| / ||W||, measured on what was stored when it was encoded.
     """
     if heatmap is not None:
         return show_heatmap(
