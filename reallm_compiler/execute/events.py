@@ -18,6 +18,7 @@ class Preflight:
         memory_bytes: estimated peak memory of all workers together.
         memory_free_bytes: memory that the machine can give, or None if it does not say.
         device: `cpu`, or the name of the GPU.
+        device_bytes, device_free_bytes: the same as of memory, of the GPU's; None without one.
         workers: processes that encode.
         units: units of work in all.
         units_done: units that an interrupted run has finished.
@@ -39,6 +40,8 @@ class Preflight:
     weights: int
     weights_done: int
     operations: int = 0
+    device_bytes: int | None = None
+    device_free_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,9 @@
 """What is checked before the first matrix: device, memory, disk.
 
 Memory is an estimate on the safe side: the interpreter with torch, and for each worker six copies
-of the largest matrix in float32 with a fixed reserve, and what training an autoencoder takes.
+of the largest matrix in float32 with a fixed reserve, and what training an autoencoder takes. A GPU
+has memory of its own, which all workers share: there each has a context, and the large blocks that
+the codecs work in on an accelerator.
 """
 
 from __future__ import annotations
@@ -9,13 +11,18 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from reallm_compiler.codecs import hnerv, nearest, trellis_search
 from reallm_compiler.errors import CompileError
+from reallm_compiler.layouts import hnerv as hnerv_law
 from reallm_compiler.layouts import matrix as matrix_law
-from reallm_compiler.plan.model import Plan
+from reallm_compiler.layouts.nearest import row_blocks
+from reallm_compiler.plan.model import Plan, PlannedMatrix
+from reallm_compiler.recipe.stages import Hnerv, MatrixPlan, NearestPermutation, TrellisQuantizer
 
 INTERPRETER_BYTES = 350 * 2**20
 """An interpreter with torch loaded."""
@@ -26,8 +33,29 @@ RESERVE_BYTES = 200 * 2**20
 COPIES = 6
 """Copies of the largest matrix in float32 that a worker may hold."""
 
+CONTEXT_BYTES = 1 << 30
+"""What CUDA and its libraries hold in each process, and the usual blocks of the codecs there."""
+
 SMALL_WEIGHTS = 20_000_000
 """Below this many weights one process is faster than starting several."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workers:
+    """How many processes encode, and the memory that they take.
+
+    Attributes:
+        count: the processes.
+        memory_bytes: their estimated peak memory together.
+        memory_free_bytes: memory that the machine can give; None if it does not say.
+        device_bytes, device_free_bytes: the same of the GPU's memory; None without a GPU.
+    """
+
+    count: int
+    memory_bytes: int
+    memory_free_bytes: int | None
+    device_bytes: int | None = None
+    device_free_bytes: int | None = None
 
 
 def choose_device(asked: str) -> torch.device:
@@ -108,35 +136,93 @@ def _virtual_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def choose_workers(plan: Plan, asked: int | None, units: int) -> tuple[int, int, int | None]:
-    """Workers, their estimated peak memory together, and the memory that is free, in bytes.
+def free_device_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a GPU; None for the CPU, whose memory is the machine's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+def device_worker_bytes(plan: Plan) -> int:
+    """Estimated peak memory of one worker on a GPU, in bytes."""
+    matrix = max((_device_bytes(matrix) for matrix in plan.matrices), default=0)
+    return matrix + _group_bytes(plan) + CONTEXT_BYTES
+
+
+def _device_bytes(matrix: PlannedMatrix) -> int:
+    """Memory on a GPU while a matrix is coded."""
+    plan, shape = matrix.plan, matrix.shape
+    training = matrix_law.working_bytes(plan, shape)
+    return COPIES * 4 * matrix.weights + training + _block_bytes(plan, shape)
+
+
+def _block_bytes(plan: MatrixPlan, shape: tuple[int, int]) -> int:
+    """The largest blocks that the codecs work in on a GPU beside copies of the matrix."""
+    rows, columns = matrix_law.latent_shape(plan, shape)
+    blocks = [0]
+    if isinstance(plan.permutation, NearestPermutation):
+        # Tables of distances, each made alone and then laid beside the others.
+        table = 4 * columns * columns
+        together = max(1, nearest.DEVICE_BYTES // table)
+        blocks.append(2 * table * min(together, row_blocks(plan.permutation, rows)))
+    if isinstance(plan.quantizer, TrellisQuantizer):
+        window = min(trellis_search.DECIDED + trellis_search.AHEAD, columns)
+        blocks.append(window * 4 * trellis_search.DEVICE_LANES >> min(plan.quantizer.widths))
+    if isinstance(plan.autoencoder, Hnerv):
+        width = hnerv_law.decoder_width(plan.autoencoder, shape, shared=plan.share is not None)
+        outputs = hnerv_law.stages(plan.autoencoder, width)[-1].outputs
+        blocks.append(min(hnerv.DECODE_BYTES["cuda"], 12 * outputs * shape[0] * shape[1]))
+    return max(blocks)
+
+
+def choose_workers(plan: Plan, asked: int | None, units: int, device: torch.device) -> Workers:
+    """Workers, and the memory that they take of the machine and of the device.
 
     Without a wish: one process for small models, else one per core as far as memory goes.
 
     Raises:
         CompileError: not even the largest matrix fits, or not for so many workers.
     """
-    free = free_memory()
-    each = worker_bytes(plan)
+    free, device_free = free_memory(), free_device_memory(device)
+    each, device_each = worker_bytes(plan), device_worker_bytes(plan)
     if asked is None:
         weights = sum(matrix.weights for matrix in plan.matrices)
         workers = 1 if weights < SMALL_WEIGHTS else len(os.sched_getaffinity(0))
-        workers = max(1, min(workers, units))
         if free is not None:
-            fitting = (free - INTERPRETER_BYTES) // (each + INTERPRETER_BYTES)
-            workers = max(1, min(workers, fitting))
+            workers = min(workers, (free - INTERPRETER_BYTES) // (each + INTERPRETER_BYTES))
+        if device_free is not None:
+            workers = min(workers, device_free // device_each)
     else:
-        workers = max(1, min(asked, units))
+        workers = asked
+    workers = max(1, min(workers, units))
     needed = workers * each + (INTERPRETER_BYTES * workers if workers > 1 else 0)
     if free is not None and needed > free:
         largest = max(plan.matrices, key=lambda matrix: matrix.weights)
-        raise CompileError(
-            f"memory is too small: about {needed >> 20:,} MiB are needed for {workers} "
-            f"worker{'s' if workers > 1 else ''} and {free >> 20:,} MiB are free",
-            location=f"{largest.name} {list(largest.shape)} is the largest matrix",
-            hint="use fewer `--workers`" if workers > 1 else "free memory, or use a larger machine",
-        )
-    return workers, needed, free
+        place = f"{largest.name} {list(largest.shape)} is the largest matrix"
+        raise _too_small("memory", place, needed, free, workers, "use a larger machine")
+    if device_free is None:
+        return Workers(count=workers, memory_bytes=needed, memory_free_bytes=free)
+    if workers * device_each > device_free:
+        largest = max(plan.matrices, key=_device_bytes)
+        place = f"{largest.name} {list(largest.shape)} needs most"
+        needed, way_out = workers * device_each, "use `--device cpu`"
+        raise _too_small(f"memory of {device}", place, needed, device_free, workers, way_out)
+    return Workers(
+        count=workers,
+        memory_bytes=needed,
+        memory_free_bytes=free,
+        device_bytes=workers * device_each,
+        device_free_bytes=device_free,
+    )
+
+
+def _too_small(
+    what: str, place: str, needed: int, free: int, workers: int, way_out: str
+) -> CompileError:
+    return CompileError(
+        f"{what} is too small: about {needed >> 20:,} MiB are needed for {workers} "
+        f"worker{'s' if workers > 1 else ''} and {free >> 20:,} MiB are free",
+        location=place,
+        hint="use fewer `--workers`" if workers > 1 else f"free memory, or {way_out}",
+    )
 
 
 def check_disk(folder: Path, needed: int) -> int:

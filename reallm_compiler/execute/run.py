@@ -140,7 +140,7 @@ def _compile(
         place.check(force=force)
         if done is None:
             try:
-                count, memory, free = choose_workers(plan, workers, len(units))
+                chosen = choose_workers(plan, workers, len(units), device)
                 disk = check_disk(place.path.parent, plan.layout.file_bytes)
                 place.reserve(plan.layout)
             except BaseException:
@@ -152,7 +152,7 @@ def _compile(
             journal.append({"identity": identity})
             done = {}
         else:
-            count, memory, free = choose_workers(plan, workers, len(units) - len(done))
+            chosen = choose_workers(plan, workers, len(units) - len(done), device)
             disk = check_disk(place.path.parent, 0)
         resumed = len(done)
         progress = _Progress(units, done, tell)
@@ -161,10 +161,12 @@ def _compile(
                 file_bytes=plan.layout.file_bytes,
                 disk_bytes=plan.layout.file_bytes if resumed == 0 else 0,
                 disk_free_bytes=disk,
-                memory_bytes=memory,
-                memory_free_bytes=free,
+                memory_bytes=chosen.memory_bytes,
+                memory_free_bytes=chosen.memory_free_bytes,
                 device=_device_title(device),
-                workers=count,
+                device_bytes=chosen.device_bytes,
+                device_free_bytes=chosen.device_free_bytes,
+                workers=chosen.count,
                 units=len(units),
                 units_done=resumed,
                 weights=sum(unit.weights for unit in units),
@@ -173,7 +175,7 @@ def _compile(
             )
         )
         site = _Site(plan, inventory, place.partial, device, run_name(identity), tell)
-        for result in _run(site, count, waves, done):
+        for result in _run(site, chosen.count, waves, done):
             record = result.to_record()
             journal.append(record)
             state_path(place.partial, result.unit).unlink(missing_ok=True)
@@ -304,17 +306,19 @@ def _try(
 ) -> dict[str, float]:
     """Errors of the plan's matrices, a part of the `whole` plan's, without a file."""
     matrices = units_of(plan)[1]
-    count, memory, free = choose_workers(plan, workers, len(matrices))
+    chosen = choose_workers(plan, workers, len(matrices), device)
     progress = _Progress(matrices, {}, tell)
     tell(
         Preflight(
             file_bytes=0,
             disk_bytes=0,
             disk_free_bytes=0,
-            memory_bytes=memory,
-            memory_free_bytes=free,
+            memory_bytes=chosen.memory_bytes,
+            memory_free_bytes=chosen.memory_free_bytes,
             device=_device_title(device),
-            workers=count,
+            device_bytes=chosen.device_bytes,
+            device_free_bytes=chosen.device_free_bytes,
+            workers=chosen.count,
             units=len(matrices),
             units_done=0,
             weights=sum(unit.weights for unit in matrices),
@@ -325,7 +329,7 @@ def _try(
     errors: dict[str, float] = {}
     done: dict[str, Any] = {}
     site = _Site(plan, inventory, None, device, "", tell)
-    for result in _run(site, count, ([], matrices), done):
+    for result in _run(site, chosen.count, ([], matrices), done):
         done[result.unit] = result.to_record()
         errors.update(result.errors)
         progress.finished(result)

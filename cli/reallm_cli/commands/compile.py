@@ -185,7 +185,13 @@ def preflight_lines(event: Preflight) -> list[str]:
     free = event.memory_free_bytes
     available = f", {size_text(free)} free" if free is not None else ""
     lines.append(f"memory  about {size_text(event.memory_bytes)} at most{available}")
-    lines.append(f"device  {event.device}, {counted(event.workers, 'worker')}")
+    line = f"device  {event.device}, {counted(event.workers, 'worker')}"
+    if event.device_bytes is not None and event.device_free_bytes is not None:
+        line += (
+            f", about {size_text(event.device_bytes)} of its memory at most, "
+            f"{size_text(event.device_free_bytes)} free"
+        )
+    lines.append(line)
     if event.operations:
         lines.append(f"train   {amount_text(event.operations, 'FLOP')} in all")
     if event.units_done:

@@ -1,0 +1,139 @@
+"""How many workers start, by the memory of the machine and of a GPU, which is handed in here."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+import reallm_compiler as reallm
+from reallm_cli.commands.compile import preflight_lines
+from reallm_compiler.errors import CompileError
+from reallm_compiler.execute import preflight
+from reallm_compiler.execute.events import Preflight
+from reallm_compiler.execute.preflight import choose_workers, device_worker_bytes
+from reallm_compiler.plan.model import Plan
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SHAPES = {f"layers.{layer}.mlp.weight": [4096, 4096] for layer in range(8)}
+
+
+def planned(recipe: Any = "nf4", shapes: dict[str, list[int]] = SHAPES) -> Plan:
+    return reallm.plan(recipe, model={"shapes": shapes})
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> dict[str, int | None]:
+    """Eight cores and free bytes that a test may change."""
+    state: dict[str, int | None] = {"memory": 1 << 40, "gpu": None}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(preflight, "free_memory", lambda: state["memory"])
+    monkeypatch.setattr(preflight, "free_device_memory", lambda device: state["gpu"])
+    return state
+
+
+def test_the_cpu_has_no_memory_of_its_own() -> None:
+    chosen = choose_workers(planned(), None, 8, CPU)
+    assert (chosen.count, chosen.device_bytes, chosen.device_free_bytes) == (8, None, None)
+
+
+@pytest.mark.parametrize("fitting", [1, 3, 8, 100])
+def test_as_many_workers_as_the_gpu_holds(machine: dict[str, int | None], fitting: int) -> None:
+    plan = planned()
+    each = device_worker_bytes(plan)
+    machine["gpu"] = fitting * each + each // 2
+    chosen = choose_workers(plan, None, 8, GPU)
+    assert chosen.count == min(fitting, 8)
+    assert chosen.device_bytes == chosen.count * each
+    assert chosen.device_free_bytes == machine["gpu"]
+    assert chosen.memory_bytes == choose_workers(plan, chosen.count, 8, GPU).memory_bytes
+
+
+def test_the_machine_counts_on_a_gpu_as_well(machine: dict[str, int | None]) -> None:
+    machine["gpu"] = 1 << 50
+    machine["memory"] = 4 << 30
+    assert 1 <= choose_workers(planned(), None, 8, GPU).count < 8
+    machine["memory"] = 1 << 20
+    with pytest.raises(CompileError, match="largest matrix: memory is too small"):
+        choose_workers(planned(), None, 8, GPU)
+
+
+def test_a_gpu_too_small_is_refused(machine: dict[str, int | None]) -> None:
+    shapes = {**SHAPES, "layers.3.wide.weight": [4096, 11008]}
+    plan = planned(shapes=shapes)
+    machine["gpu"] = (1 << 30) + (100 << 20)
+    with pytest.raises(CompileError) as caught:
+        choose_workers(plan, None, 9, GPU)
+    error = caught.value
+    needed = device_worker_bytes(plan) >> 20
+    assert error.message == (
+        f"memory of cuda is too small: about {needed:,} MiB are needed for 1 worker "
+        "and 1,124 MiB are free"
+    )
+    assert error.location == "layers.3.wide [4096, 11008] needs most"
+    assert error.hint == "free memory, or use `--device cpu`"
+
+
+def test_more_workers_than_fit_are_refused(machine: dict[str, int | None]) -> None:
+    plan = planned()
+    machine["gpu"] = 2 * device_worker_bytes(plan)
+    assert choose_workers(plan, 2, 8, GPU).count == 2
+    with pytest.raises(CompileError, match="for 3 workers") as caught:
+        choose_workers(plan, 3, 8, GPU)
+    assert caught.value.hint == "use fewer `--workers`"
+
+
+@pytest.mark.parametrize(
+    ("stage", "least"),
+    [
+        pytest.param(
+            {"permutation": {"kind": "nearest", "rows": 64}}, 8 << 30, id="tables of 64 walks"
+        ),
+        pytest.param(
+            {"permutation": {"kind": "nearest", "rows": "all"}}, 8 * 4096**2, id="one walk"
+        ),
+        pytest.param(
+            {"quantizer": {"kind": "trellis", "bits": 2, "memory": 10}}, 1 << 30, id="paths"
+        ),
+        pytest.param(
+            {"autoencoder": {"kind": "hnerv", "width": 32}, "quantizer": {"kind": "none"}},
+            1 << 28,
+            id="decoder",
+        ),
+    ],
+)
+def test_large_blocks_are_counted(stage: dict[str, Any], least: int) -> None:
+    plain = {"scales": {"kind": "none"}, "quantizer": {"kind": "none"}}
+    without = device_worker_bytes(planned({"reallm": 1, "defaults": plain}))
+    added = device_worker_bytes(planned({"reallm": 1, "defaults": {**plain, **stage}})) - without
+    assert least <= added < 12 << 30
+
+
+def test_the_estimate_stands_on_stderr() -> None:
+    event = Preflight(
+        file_bytes=0,
+        disk_bytes=0,
+        disk_free_bytes=0,
+        memory_bytes=1 << 30,
+        memory_free_bytes=2 << 30,
+        device="Some GPU",
+        workers=3,
+        units=1,
+        units_done=0,
+        weights=1,
+        weights_done=0,
+        device_bytes=5_000_000_000,
+        device_free_bytes=24_000_000_000,
+    )
+    assert preflight_lines(event)[-1] == (
+        "device  Some GPU, 3 workers, about 5.0 GB of its memory at most, 24.0 GB free"
+    )
+
+
+def test_without_cuda_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 9))
+    assert preflight.free_device_memory(CPU) is None
+    assert preflight.free_device_memory(GPU) == 7
