@@ -177,6 +177,15 @@ class LatentReader:
             rows = nearest.restore(self.plan.permutation, rows, first, self._places)
         return rows
 
+    def fill(self, out: Tensor, first: int) -> None:
+        """Rows first, first + 1, ... of the latent into `out` [n, q], of any floating type."""
+        codes, field = self._codes, self._field
+        done = False
+        if self._places is None and field is not None and isinstance(codes, scalar.TableReader):
+            done = codes.fill(out, first, field)
+        if not done:
+            out.copy_(self.rows(first, first + len(out)))
+
     def whole(self) -> Tensor:
         """The latent, a fresh tensor."""
         return torch.cat([self.rows(first, last) for first, last in panels(self._shape, self.step)])

@@ -1,18 +1,21 @@
 """What the quantisers of single weights share: levels, codes, and fast ways between them.
 
 Codes of 1, 2, 4 or 8 bits are looked up a byte at a time: a table with one row for each byte
-holds the levels of all its codes, so a 2-bit code costs a quarter of a look-up.
+holds the levels of all its codes, so a 2-bit code costs a quarter of a look-up. Large matrices of
+narrow codes have a faster way still, `kernel`, where its library is installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs import kernel
 from reallm_compiler.codecs.packing import CODES_PER_GROUP, unpack
 from reallm_compiler.codecs.scales import ScaleField
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
@@ -79,7 +82,11 @@ class TableReader:
         self._bits = bits
         self._columns = shape[1]
         self._levels = levels
-        self._wide = byte_table(levels[:, None], bits) if 8 % bits == 0 else None
+
+    @cached_property
+    def _wide(self) -> Tensor | None:
+        """The table by bytes; made when it is needed, as `fill` may do without."""
+        return byte_table(self._levels[:, None], self._bits) if 8 % self._bits == 0 else None
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last) of the normalised latent."""
@@ -91,6 +98,22 @@ class TableReader:
         else:
             values = look_up(self._levels[:, None], unpack(data, self._bits, count))
         return values.view(-1)[:count].view(last - first, self._columns)
+
+    def fill(self, out: Tensor, first: int, field: ScaleField) -> bool:
+        """Rows first, first + 1, ... of the latent, scaled, into `out` [n, q] by the compiled way.
+
+        Returns:
+            False, and nothing is done, where there is no such way (see `kernel`).
+        """
+        if self._codes.numel() * 8 < kernel.LEAST * self._bits:
+            return False
+        if not kernel.fits(self._bits, field.run(), out):
+            return False
+        start = first * self._columns * self._bits // 8
+        data = self._codes[start : start + bytes_of_bits(out.numel() * self._bits)]
+        tables = field.tables(self._levels, first, first + len(out))
+        kernel.look_up(tables.to(out.dtype), data, self._bits, out)
+        return True
 
 
 def byte_table(entries: Tensor, bits: int) -> Tensor:

@@ -91,6 +91,25 @@ class ScaleField:
             view.add_(zero)
         return rows
 
+    def run(self) -> int:
+        """Consecutive weights of whole rows that share a scale; 1 if they lie otherwise."""
+        q = self.shape[1]
+        if self.per == "block":
+            return self.block if q % self.block == 0 else 1
+        return {"tensor": q, "row": q, "column": 1}[self.per]
+
+    def tables(self, levels: Tensor, first: int, last: int) -> Tensor:
+        """s x levels + z of each run of rows [first, last): [runs, levels]; see `run`."""
+        each = self.shape[1] // self.run()  # runs of a row
+
+        def column(values: Tensor) -> Tensor:
+            if self.per == "tensor":
+                return values.view(1, 1).expand(last - first, 1)
+            return values[first * each : last * each, None]
+
+        tables = levels * column(self.scale)
+        return tables if self.zero is None else tables.add_(column(self.zero))
+
     def rows(self, first: int, last: int) -> Tensor:
         """The scale of each weight of rows [first, last): [last - first, q]."""
         wide = torch.ones(
