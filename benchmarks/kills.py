@@ -7,12 +7,12 @@ Phases: `reserve` (before the file is reserved), `slot` (half a section written)
 sections are on disk, their record is not), `manifest` (manifest written, header not), `rename`
 (just before), `renamed` (just after), `worker` (one worker process dies alone, the compile
 reports it), and `training` (in the midst of training a matrix's own decoder, or one that a group
-shares; with two workers one of them dies). What was killed there goes on with the workers that it
-had and ends with two. Every kill is SIGKILL from inside, at an exact place, so each phase is truly met; the
-k-th kill of a phase strikes at its k-th occasion. Prints one line per phase and exits with 1 if
-any resumed archive differs.
+shares; with two workers one of them dies). What was killed in a training goes on with the workers
+that it had, and ends with two. Every kill is SIGKILL from inside, at an exact place, so each phase
+is truly met; the k-th kill of a phase strikes at its k-th occasion. Prints one line per phase and
+exits with 1 if any resumed archive differs from one that was never killed, by one worker.
 
-What is measured against ran without a kill and with one worker. The model is a random Llama made here. The kills strike child processes of this one.
+The model is a random Llama made here. The kills strike child processes of this one.
 """
 
 from __future__ import annotations

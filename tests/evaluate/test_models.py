@@ -93,7 +93,7 @@ def test_evaluate_files_is_the_whole_of_it(made, capfd):
 def test_an_archive_goes_through_the_reader(made, tmp_path, monkeypatch):
     calls = []
 
-    def load(path, device="cpu", dtype=None, adapter=None):
+    def load(path, device="cpu", dtype=None, adapter=None, decoder=None):
         calls.append((path, device, dtype))
         return load_for_evaluation(made)
 
@@ -182,7 +182,7 @@ def test_a_path_in_a_folder_that_exists_is_no_hub_id(tmp_path, monkeypatch):
 
 def test_an_archive_without_a_tokenizer_is_told(tmp_path, monkeypatch):
     reader = types.ModuleType("reallm_compiler.reader.huggingface")
-    reader.load = lambda path, device, dtype, adapter: (None, None)
+    reader.load = lambda path, device, dtype, adapter, decoder: (None, None)
     monkeypatch.setitem(sys.modules, "reallm_compiler.reader.huggingface", reader)
     archive = tmp_path / "model.reallm"
     archive.write_bytes(b"any")
