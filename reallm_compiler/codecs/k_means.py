@@ -247,6 +247,9 @@ def assign(values: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
             scores = buffer[: len(part), : min(width, words - word)]
             torch.mm(part, table[:, word : word + width], out=scores)
             # numpy finds a least place several times faster than torch does.
+            if on_cpu and width == words:
+                scores.numpy().argmin(1, out=target.numpy())
+                continue
             index = torch.from_numpy(scores.numpy().argmin(1)) if on_cpu else scores.argmin(1)
             if width == words:
                 target.copy_(index)
