@@ -149,14 +149,12 @@ class EndToEnd:
         longest = int(part.lengths.max())
         ids = part.ids[:, :longest].to(self.device)  # [b, t]
         real = part.mask[:, 1:longest].to(self.device)  # [b, t - 1]
-        logits = self.tunable.model(input_ids=ids, use_cache=False).logits[:, :-1]
-        log_q = logits[real].float().log_softmax(-1)  # [tokens, v]
+        log_q = _log_probabilities(self.tunable.model, ids, real)
         if self.teacher is None:
             chosen: Tensor = log_q.gather(1, ids[:, 1:][real][:, None])
             return -chosen.sum()
         with torch.no_grad():
-            expected = self.teacher(input_ids=ids, use_cache=False).logits[:, :-1]
-            log_p = expected[real].float().log_softmax(-1)  # [tokens, v]
+            log_p = _log_probabilities(self.teacher, ids, real)
         kl: Tensor = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
         return kl
 
@@ -201,6 +199,13 @@ class EndToEnd:
                 note=f"the last good state is kept in {self.state.path}",
                 hint="give a smaller learning rate",
             )
+
+
+def _log_probabilities(model: Any, ids: Tensor, real: Tensor) -> Tensor:  # noqa: ANN401
+    """Of each real next token: float32 [tokens, v]; the logits are gone on return."""
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    chosen: Tensor = logits[real].float().log_softmax(-1)
+    return chosen
 
 
 @contextmanager

@@ -2,11 +2,13 @@
 
 All figures are bytes at the peak of a stage. Weights, factors, gradients and Adam's moments are
 exact counts. Activations are what the backward pass of a Llama-like block keeps for each token,
-which was compared with what torch saves (2 to 4 % more: the inner products of the factors), and
-at the end logits, their float32 log-probabilities and gradients. Another block differs.
+and at most once what passes by: the loss of a block or the gradients on their way through its MLP,
+and at the end log-probabilities with their gradients. benchmarks/finetune_memory.py compares the
+sums with what processes take. Another kind of block differs.
 
 Inputs and targets of all sequences lie in host memory while a block is tuned; a batch at a time
-goes to the device.
+goes to the device. Not counted: the interpreter with its libraries, the text and its tokens, and
+freed memory that an allocator keeps.
 """
 
 from __future__ import annotations
@@ -131,7 +133,7 @@ def _block_terms(
         "gradients": most * FLOAT,
         "optimiser states": 2 * most * FLOAT,
         "one original block": largest * width,
-        "activations": tokens * _per_token(sizes, width),
+        "activations": tokens * (_per_token(sizes, width) + _passing(sizes, width)),
     }
 
 
@@ -146,20 +148,22 @@ def _end_terms(
     count = sum(tuned.values())
     tokens = options.e2e.batch * window
     one = tokens * _per_token(sizes, width)
-    if options.checkpointing:
-        inner = sizes.layers * tokens * sizes.width * width + one
-    else:
-        inner = sizes.layers * one
     teacher = 0
     if options.e2e.loss == "distill":
         teacher = width * (
             sum(matrix.weights for matrix in plan.matrices)
             + sum(_count(tensor.shape) for tensor in plan.tensors)
         )
-    # Logits in the model's type and their gradient; float32 copy, log-probabilities, gradient.
-    ends = tokens * sizes.vocabulary * (2 * width + 3 * FLOAT)
-    if teacher:
-        ends += tokens * sizes.vocabulary * (width + 2 * FLOAT)
+    # Float32 log-probabilities, their gradient, and the gradient of the logits; distilled: both
+    # models' log-probabilities, and three that the divergence makes of them.
+    ends = tokens * sizes.vocabulary * (5 if teacher else 3) * FLOAT
+    if options.checkpointing:
+        inner = sizes.layers * tokens * sizes.width * width
+        again = one + tokens * _passing(sizes, width)
+        if again > ends:  # a block is computed again when the logits are gone
+            inner, ends = inner + again, 0
+    else:
+        inner = sizes.layers * one
     return {
         "factors and magnitudes": count * FLOAT,
         "best so far": count * FLOAT,
@@ -182,6 +186,15 @@ def _per_token(sizes: _Sizes, width: int) -> int:
     attention = 2 * (sizes.queries + sizes.keys) * width
     outputs = (sizes.queries + 2 * sizes.keys + 2 * sizes.width) * width
     return norms + attention + outputs + 6 * sizes.inner * width
+
+
+def _passing(sizes: _Sizes, width: int) -> int:
+    """Bytes for one token that stand beside what a block keeps when its memory is at the peak.
+
+    Either output, target, difference and its square, in float32; or two gradients inside the MLP
+    and one of its output.
+    """
+    return max(4 * FLOAT * sizes.width, (2 * sizes.inner + sizes.width) * width)
 
 
 def _sizes(plan: Plan, config: Mapping[str, Any]) -> _Sizes:

@@ -102,6 +102,7 @@ def finetune(
         stop = stack.enter_context(listening())
         original = Original(model, base)
         tunable = open_tunable(base, adapter=adapter, device=place, dtype=_DTYPES[chosen.precision])
+        tunable.forget_own()
         train, held = _sequences(tunable, texts, chosen)
         for _, parameter in tunable.parameters():
             parameter.requires_grad_(True)

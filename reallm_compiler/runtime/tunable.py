@@ -95,6 +95,10 @@ class TunableModel:
             _set(layer, parts.get(name, self._own[name]))
         self.adapter = adapter.digest
 
+    def forget_own(self) -> None:
+        """Give the memory of the archive's own parts back; `use` works no more."""
+        self._own = {}
+
 
 def open_tunable(
     path: str | os.PathLike[str] | ModelArchive,

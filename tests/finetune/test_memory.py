@@ -1,16 +1,23 @@
-"""The memory estimate: exact where it counts, near what torch keeps where it estimates."""
+"""The memory estimate: exact where it counts, near what tensors take where it estimates."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 import reallm_compiler as reallm
 from reallm_compiler.finetune import FinetuneOptions, estimate
 from reallm_compiler.finetune.blocks import calls_of, find_blocks, hidden_states, run_block
+from reallm_compiler.finetune.blockwise import _count, _squared
+from reallm_compiler.finetune.end_to_end import EndToEnd, checkpointed
+from reallm_compiler.finetune.text import Sequences
 from reallm_compiler.runtime import open_tunable
 
 LLAMA_13B = {
@@ -31,42 +38,75 @@ def options(**changes: object) -> FinetuneOptions:
     return FinetuneOptions.model_validate(changes)
 
 
-def saved_bytes(output: object, known: set[int]) -> int:
-    """What the backward pass of a computation keeps, each storage once, without weights."""
-    found: dict[int, int] = {}
+def peak_bytes(work: Callable[[], None]) -> int:
+    """What tensors take at the peak of a piece of work, less what they took before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        work()
+    sizes = [event.nbytes() for event in found.profiler.kineto_results.events() if event.nbytes()]
+    return max(accumulate(sizes))
 
-    def keep(value: torch.Tensor) -> torch.Tensor:
-        storage = value.untyped_storage()
-        if storage.data_ptr() not in known:
-            found[storage.data_ptr()] = storage.nbytes()
-        return value
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        kept = output()
-    assert kept is not None
-    return sum(found.values())
+class Step:
+    """Single steps of both stages on a batch of 16 x 64 tokens."""
+
+    def __init__(self, base: Path, precision: str) -> None:
+        self.tunable = open_tunable(base, dtype=getattr(torch, precision))
+        for _, value in self.tunable.parameters():
+            value.requires_grad_(True)
+        self.blocks = find_blocks(self.tunable)
+        ids = torch.randint(3, 200, (16, 64), generator=torch.Generator().manual_seed(0))
+        self.sequences = Sequences(ids, torch.full((16,), 64))
+        self.call = calls_of(self.tunable.model, self.blocks, ids[:1])[1]
+        self.hidden = hidden_states(self.tunable.model, self.blocks[0].module, ids)
+
+    def block(self) -> None:
+        at, mask = torch.arange(16), self.sequences.mask
+        output = run_block(self.blocks[1].module, self.hidden[at], self.call)
+        (_squared(output, self.hidden[at], mask) / _count(mask, output)).backward()
+
+    def end(self, teacher: Any, checkpointing: bool) -> None:
+        stage = EndToEnd.__new__(EndToEnd)
+        stage.tunable, stage.teacher, stage.device = self.tunable, teacher, torch.device("cpu")
+        with checkpointed(self.blocks, checkpointing):
+            stage._summed(self.sequences).backward()
+
+
+@pytest.fixture(scope="module")
+def facts(base: Path) -> tuple[Any, dict]:
+    with reallm.open(base) as archive:
+        return archive.plan, json.loads(dict(archive.files())["config.json"])
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_activations_are_near_what_torch_keeps(base: Path, precision: str) -> None:
-    tunable = open_tunable(base, dtype=getattr(torch, precision))
-    with reallm.open(base) as archive:
-        config = json.loads(dict(archive.files())["config.json"])
-        found = estimate(
-            archive.plan,
-            config,
-            options(window=64, precision=precision, block={"batch": 4}, stages=["block"]),
-        )
-    blocks = find_blocks(tunable)
-    ids = torch.randint(3, 200, (4, 64), generator=torch.Generator().manual_seed(0))
-    call = calls_of(tunable.model, blocks, ids[:1])[1]
-    hidden = hidden_states(tunable.model, blocks[0].module, ids)
-    known = {
-        value.untyped_storage().data_ptr()
-        for value in (*tunable.model.parameters(), *tunable.model.buffers())
-    }
-    kept = saved_bytes(lambda: run_block(blocks[1].module, hidden, call).sum(), known)
-    assert kept == pytest.approx(found.stages["block"]["activations"], rel=0.1)
+def test_a_block_takes_what_is_said(base: Path, facts: tuple[Any, dict], precision: str) -> None:
+    settings = options(window=64, precision=precision, block={"batch": 16}, stages=["block"])
+    said = estimate(*facts, settings).stages["block"]["activations"]
+    step = Step(base, precision)
+    step.block()  # gradients are there from now on
+    assert peak_bytes(step.block) == pytest.approx(said, rel=0.15)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "again"])
+@pytest.mark.parametrize("loss", ["next_token", "distill"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_whole_takes_what_is_said(
+    base: Path, facts: tuple[Any, dict], precision: str, loss: str, checkpointing: bool
+) -> None:
+    settings = options(
+        window=64,
+        precision=precision,
+        checkpointing=checkpointing,
+        e2e={"batch": 16, "loss": loss},
+        stages=["e2e"],
+    )
+    terms = estimate(*facts, settings).stages["e2e"]
+    step = Step(base, precision)
+    teacher = None
+    if loss == "distill":
+        teacher, _ = reallm.load(base, dtype=getattr(torch, precision))
+    step.end(teacher, checkpointing)
+    taken = peak_bytes(lambda: step.end(teacher, checkpointing))
+    assert taken == pytest.approx(terms["activations"] + terms["logits"], rel=0.15)
 
 
 def test_what_is_counted_is_exact(base: Path, adapter: Path) -> None:
