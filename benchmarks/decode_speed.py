@@ -7,7 +7,7 @@ For each recipe a random matrix is coded, with and without its low-rank residual
 decoded again and again. Each measurement alternates with a copy of the result (`clone`) and, for
 NF4, with bitsandbytes' dequantisation, so that a busy machine slows all of them; the medians of the
 ratios are printed. One thread; `--clock cpu` (the default) counts seconds of the processor, which
-other work on the machine disturbs less. Each result of 4 MB or more is fresh memory of the system,
+other work on the machine disturbs less. Each result of 16 MB or more is fresh memory of the system,
 as when a model is loaded, not memory that happens to lie free in the process. `--plain` leaves the
 compiled kernel out, as if the extra `fast` were not installed.
 """
@@ -57,7 +57,7 @@ def only_fresh_results() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_threshold = -1, -3
-        mallopt(mmap_threshold, 4 << 20)
+        mallopt(mmap_threshold, 16 << 20)
         mallopt(trim_threshold, 64 << 20)
 
 
