@@ -12,8 +12,8 @@ Three parts, each run as often as it is named:
     vq         k-means vectors with the same scales
     hnerv      a decoder for each matrix, as wide as fits into the bytes of vq
     shared     one decoder for all of them, as wide as fits into the same bytes
-    hnerv vq   as hnerv, with a sixteenth of the latent's compression: its latents are coded by vq
-               too, and the decoder is what the bytes leave
+    hnerv vq   as hnerv with a large latent, as many numbers as weights: they are coded by vq at
+               1.5 bits, and the decoder is what the bytes leave
 
 `--qat`: one matrix, decoders of 8 to 2 bits: trained with quantised weights, and rounded after
 training, at equal size (Table 4).
@@ -21,10 +21,11 @@ training, at equal size (Table 4).
 `--block`: a model with the matrices that match coded by nf, vq or hnerv and the others as they
 are: perplexity and divergence. Options as in `benchmarks/results.py`.
 
-`--group synthetic` are a smooth matrix like an image, and white noise. hnerv never gets more bytes
-than vq. Finished rows are kept in `--work` and not made again; times are of this machine. Seeds and
-steps are fixed. `--write` puts the study into a page beside what
-others print there.
+`--group synthetic` are a smooth matrix like an image, and white noise, at one bit, where few words
+are left for the shapes of smooth vectors. hnerv never gets more bytes than vq.
+
+Finished rows are kept in `--work` and not made again; times are of this machine. Seeds and steps
+are fixed. `--write` puts the study into a page beside what others print there.
 """
 
 from __future__ import annotations
@@ -58,9 +59,13 @@ SOURCE = "f16"
 SCALES = {"kind": "absmax", "per": "block", "block": 64, "bits": 8, "superblock": 256}
 NF = {"quantizer": {"kind": "normal_float", "bits": 2}, "scales": SCALES}
 VQ = {"quantizer": {"kind": "vq", "bits": 2, "dim": 4}, "scales": SCALES}
+COARSE_VQ = {"quantizer": {"kind": "vq", "bits": 1, "dim": 4}}
 LATENT_VQ = {"quantizer": {"kind": "vq", "bits": "3/2", "dim": 4}, "scales": SCALES}
 PLAIN = {"quantizer": {"kind": "none", "dtype": "float16"}}
 WIDEST = 512
+LR_WIDTH = 32
+"""Width of the first stage up to which decoders learn at `--lr`; wider ones diverge there, and
+learn at a rate that falls as they widen."""
 METHODS = ["nf", "vq", "hnerv", "shared", "hnerv vq"]
 
 
@@ -152,12 +157,19 @@ class Study:
         return self.work / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
-def group(study: Study, title: str, members: Sequence[Matrix]) -> list[str]:
-    """The table of one group of matrices."""
+def group(
+    study: Study,
+    title: str,
+    members: Sequence[Matrix],
+    *,
+    vq: dict[str, Any] = VQ,
+    **changed: Any,
+) -> list[str]:
+    """The table of one group of matrices, by the study's options but for those `changed`."""
     p, q = members[0].shape
-    plans = {"nf": _plan(**NF), "vq": _plan(**VQ)}
+    plans = {"nf": _plan(**NF), "vq": _plan(**vq)}
     size = stored_bytes(plans["vq"], (p, q))
-    options = study.options
+    options = argparse.Namespace(**{**vars(study.options), **changed})
     more = [options.latent_vq_channels, options.patch // 2, options.patch // 2]
     for name, sharers, latent, rest in (
         ("hnerv", 1, options.latent, PLAIN),
@@ -170,7 +182,7 @@ def group(study: Study, title: str, members: Sequence[Matrix]) -> list[str]:
     lines = [
         f"### {title}",
         "",
-        f"{len(members)} matrices of {p} x {q}.",
+        f"{len(members)} {'matrix' if len(members) == 1 else 'matrices'} of {p} x {q}.",
         "",
         "| method | width | exact bits | mean error | least | most | s per matrix |",
         "|---|---|---|---|---|---|---|",
@@ -280,7 +292,7 @@ def widest(
 
 
 def synthetic(size: int) -> Iterable[Matrix]:
-    """A matrix like an image (a few smooth waves and an edge), and white noise."""
+    """A smooth matrix like an image (the sum of a few waves), and white noise."""
     generator = torch.Generator().manual_seed(5)
     x = torch.linspace(-1, 1, size)
     y, x = torch.meshgrid(x, x, indexing="ij")
@@ -288,9 +300,20 @@ def synthetic(size: int) -> Iterable[Matrix]:
     for _ in range(12):
         a, b, phase, power = torch.rand(4, generator=generator).tolist()
         image += (0.2 + power) * torch.sin(20 * (a - 0.5) * x + 20 * (b - 0.5) * y + 6.3 * phase)
-    image += 2.0 * (x.square() + y.square() < 0.4)
-    yield Matrix("synthetic image", image / image.std())
-    yield Matrix("synthetic noise", torch.randn(size, size, generator=generator))
+    yield Matrix("smooth image", image / image.std())
+    yield Matrix("white noise", torch.randn(size, size, generator=generator))
+
+
+def whole(matrix: Matrix) -> dict[str, Any]:
+    """What suits an image: one patch without inner edges, a small latent, finer weights."""
+    return {
+        "patch": matrix.shape[0],
+        "latent": [2, 8, 8],
+        "decoder_bits": 8,
+        "batch": 1,
+        "steps": 3200,
+        "methods": ["vq", "hnerv"],
+    }
 
 
 def loaded(folder: Path, pattern: str, crop: int | None = None) -> list[Matrix]:
@@ -325,7 +348,7 @@ def _hnerv(
         "min_width": 4,
         "encoder_width": options.encoder_width,
         "epochs": max(1, round(options.steps * options.batch / patches)),
-        "lr": options.lr,
+        "lr": options.lr * min(1, LR_WIDTH / width),
         "batch": options.batch,
     }
     return _plan(autoencoder=words, **rest)
@@ -351,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for title, *rest in options.group:
         if title == "synthetic":
             for matrix in synthetic(options.crop or 256):
-                lines += group(study, matrix.name, [matrix])
+                lines += group(study, matrix.name, [matrix], vq=COARSE_VQ, **whole(matrix))
         else:
             lines += group(study, title, loaded(Path(rest[0]), rest[1], options.crop))
     for title, folder, name in options.qat:

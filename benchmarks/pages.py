@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 MARK = "<!-- printed by benchmarks/{}.py -->"
+BY_HAND = "<!-- written by hand -->"
 
 
 def write_part(path: Path, script: str, text: str) -> None:
     """Put `text` where the part of `script` stands in the page, or at the end of it.
 
-    A part begins with a line that names its script and ends where the next one begins.
+    A part begins with a line that names its script and ends where the next one begins, or one
+    that is written by hand.
     """
     mark = MARK.format(script)
     start, end = MARK.split("{}")
     parts: list[list[str]] = [[]]
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        if line.startswith(start) and line.endswith(end):
+        if line == BY_HAND or (line.startswith(start) and line.endswith(end)):
             parts.append([])
         parts[-1].append(line)
     new = [mark, "", *text.strip().splitlines(), ""]
