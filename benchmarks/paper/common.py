@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -66,8 +68,8 @@ class Study:
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
         self.texts = [path.read_text("utf-8") for path in given.text or [DEMO / "heldout.txt"]]
-        self._folder = tempfile.TemporaryDirectory()  # goes with the study
-        self.folder = Path(self._folder.name)
+        self.folder = Path(tempfile.mkdtemp(prefix="study-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.settings = {"window": given.window, **(LONG if given.long else SHORT)}
         for word in given.set:
             path, value = word.split("=", 1)

@@ -23,11 +23,13 @@ class ZeroShot:
     Attributes:
         scores: for each task each metric, such as `acc` and `acc_norm`, and its standard error
             under the name with `_stderr`.
+        questions: for each task how many were asked.
         shots: solved examples before each question.
         version: of the harness.
     """
 
     scores: Mapping[str, Mapping[str, float]]
+    questions: Mapping[str, int]
     shots: int
     version: str
 
@@ -35,6 +37,7 @@ class ZeroShot:
         """Plain data under stable keys."""
         return {
             "tasks": {task: dict(metrics) for task, metrics in self.scores.items()},
+            "questions": dict(self.questions),
             "shots": self.shots,
             "lm_eval": self.version,
         }
@@ -52,6 +55,7 @@ def zero_shot(
     batch: int = 1,
     device: str = "cpu",
     dtype: str | None = None,
+    bars: bool = False,
 ) -> ZeroShot:
     """Score a model on tasks.
 
@@ -64,6 +68,7 @@ def zero_shot(
         limit: questions of each task at most.
         batch: questions at once.
         device, dtype: as for `load_for_evaluation`.
+        bars: let the harness show how far it is on stderr.
 
     Raises:
         EvaluationError: lm-eval is not installed, a task is not known, or none is named.
@@ -81,9 +86,14 @@ def zero_shot(
         ) from None
     if folder is not None and not Path(folder).is_dir():
         raise EvaluationError("there is no such folder of tasks", location=str(folder))
-    manager = TaskManager(include_path=str(folder) if folder is not None else None)
-    known = set(manager.all_tasks)
-    unknown = [task for task in tasks if task not in known]
+    manager = None
+    unknown = list(tasks)
+    if folder is not None:  # alone at first: the harness's own files are many
+        manager = TaskManager(include_path=str(folder), include_defaults=False)
+        unknown = [task for task in tasks if task not in set(manager.all_tasks)]
+    if unknown:
+        manager = TaskManager(include_path=str(folder) if folder is not None else None)
+        unknown = [task for task in tasks if task not in set(manager.all_tasks)]
     if unknown or not tasks:
         raise EvaluationError(
             f"no task is called `{unknown[0]}`" if unknown else "no task is named",
@@ -93,7 +103,20 @@ def zero_shot(
     loaded, tokenizer = load_for_evaluation(
         model, device=place, dtype=dtype, adapter=adapter, decoder=decoder
     )
-    handed = HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=batch)
+
+    class Handed(HFLM):  # type: ignore[misc]
+        """The model as the harness wants it, with its progress bars or without."""
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:  # noqa: ANN401
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm or not bars)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:  # noqa: ANN401
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm or not bars)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:  # noqa: ANN401
+            return super().generate_until(requests, disable_tqdm=disable_tqdm or not bars)
+
+    handed = Handed(pretrained=loaded, tokenizer=tokenizer, batch_size=batch)
     found = lm_eval.simple_evaluate(
         model=handed,
         tasks=list(tasks),
@@ -111,4 +134,5 @@ def zero_shot(
         }
         for task, metrics in found["results"].items()
     }
-    return ZeroShot(scores=scores, shots=shots, version=str(lm_eval.__version__))
+    asked = {task: int(count["effective"]) for task, count in found["n-samples"].items()}
+    return ZeroShot(scores=scores, questions=asked, shots=shots, version=str(lm_eval.__version__))

@@ -46,10 +46,21 @@ def test_a_local_task(tiny_llama: Path, folder: Path) -> None:
     assert found.scores["apples"]["acc"] == 0.5  # the same answer to each, right for half
     plain = found.to_json()
     assert plain["shots"] == 0
-    assert set(plain) == {"tasks", "shots", "lm_eval"}
+    assert plain["questions"] == {"apples": 6}
+    assert set(plain) == {"tasks", "questions", "shots", "lm_eval"}
+    fewer = zero_shot(tiny_llama, ["apples"], folder=folder, limit=4, batch=2)
+    assert fewer.questions == {"apples": 4}
 
 
-def test_a_task_that_is_not_known(tiny_llama: Path, folder: Path) -> None:
+def test_a_task_that_is_not_known(
+    tiny_llama: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval import tasks
+
+    real = tasks.TaskManager  # the harness's own files are thousands, and take seconds to read
+    monkeypatch.setattr(
+        tasks, "TaskManager", lambda **more: real(**{**more, "include_defaults": False})
+    )
     with pytest.raises(EvaluationError, match="no task is called `pears`"):
         zero_shot(tiny_llama, ["apples", "pears"], folder=folder)
 

@@ -8,7 +8,7 @@ import click
 
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
-from reallm_cli.libraries import quiet_libraries
+from reallm_cli.libraries import quiet_harness, quiet_libraries
 from reallm_cli.mistakes import CommandLineError, check_archive_path, check_text_path
 from reallm_cli.numbers import counted, grouped
 from reallm_cli.options import decoder_option
@@ -167,21 +167,22 @@ def _tasks(
     **options: Any,  # noqa: ANN401
 ) -> int:
     """Scores of lm-eval's tasks."""
+    bars = terminal.talk.is_terminal
+    quiet_harness(bars=bars)
     from reallm_compiler.evaluate.zero_shot import zero_shot
 
-    quiet_libraries()
-    found = zero_shot(model, [name.strip() for name in names if name.strip()], **options)
+    found = zero_shot(model, [name.strip() for name in names if name.strip()], bars=bars, **options)
     if as_json:
         named = {"model": model, "version": software_version("reallm")}
         terminal.json(found.to_json() | named)
         return ExitCode.OK
     rows = [
-        (task, metric, f"{100 * value:.2f} %")
+        (task, grouped(found.questions[task]), metric, f"{100 * value:.2f} %")
         for task, metrics in found.scores.items()
         for metric, value in metrics.items()
         if not metric.endswith("_stderr")
     ]
-    show_sheet(terminal, Sheet(columns=["<task", "<metric", "score"], rows=[*rows]))
+    show_sheet(terminal, Sheet(columns=["<task", "questions", "<metric", "score"], rows=[*rows]))
     terminal.data(f"{counted(found.shots, 'shot')}, lm-eval {found.version}")
     return ExitCode.OK
 
