@@ -41,14 +41,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_local_task(tiny_llama: Path, folder: Path) -> None:
+def test_a_local_task(tiny_llama: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     found = zero_shot(tiny_llama, ["apples"], folder=folder)
+    assert "loglikelihood" not in capfd.readouterr().err  # no bars unless they are asked for
     assert found.scores["apples"]["acc"] == 0.5  # the same answer to each, right for half
     plain = found.to_json()
     assert plain["shots"] == 0
     assert plain["questions"] == {"apples": 6}
     assert set(plain) == {"tasks", "questions", "shots", "lm_eval"}
-    fewer = zero_shot(tiny_llama, ["apples"], folder=folder, limit=4, batch=2)
+    fewer = zero_shot(tiny_llama, ["apples"], folder=folder, limit=4, batch=2, bars=True)
+    assert "loglikelihood" in capfd.readouterr().err
     assert fewer.questions == {"apples": 4}
 
 
