@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -176,7 +177,8 @@ def test_its_library_is_loaded_when_it_is_used_and_not_before():
         "c.decode_matrix(p, (32, 32), 'bf16', e.sections, dtype=torch.bfloat16); "
         "sys.exit('llvmlite' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", program], env=paths, check=False).returncode == 0
 
 
 def test_a_large_result_is_aligned_and_whole(plan_of):
