@@ -23,7 +23,7 @@ class ZeroShot:
     Attributes:
         scores: for each task each metric, such as `acc` and `acc_norm`, and its standard error
             under the name with `_stderr`.
-        questions: for each task how many were asked.
+        questions: for each task how many were asked; of a group, of all its tasks.
         shots: solved examples before each question.
         version: of the harness.
     """
@@ -135,4 +135,17 @@ def zero_shot(
         for task, metrics in found["results"].items()
     }
     asked = {task: int(count["effective"]) for task, count in found["n-samples"].items()}
-    return ZeroShot(scores=scores, questions=asked, shots=shots, version=str(lm_eval.__version__))
+    groups = found.get("group_subtasks", {})
+    return ZeroShot(
+        scores=scores,
+        questions={task: _questions(task, asked, groups) for task in scores},
+        shots=shots,
+        version=str(lm_eval.__version__),
+    )
+
+
+def _questions(task: str, asked: Mapping[str, int], groups: Mapping[str, Sequence[str]]) -> int:
+    """Questions of a task, or of all tasks of a group, which has a score of its own."""
+    if task in asked:
+        return asked[task]
+    return sum(_questions(part, asked, groups) for part in groups.get(task, ()))

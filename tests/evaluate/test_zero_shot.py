@@ -52,6 +52,13 @@ def test_a_local_task(tiny_llama: Path, folder: Path, capfd: pytest.CaptureFixtu
     fewer = zero_shot(tiny_llama, ["apples"], folder=folder, limit=4, batch=2, bars=True)
     assert "loglikelihood" in capfd.readouterr().err
     assert fewer.questions == {"apples": 4}
+    pears = (folder / "apples.yaml").read_text().replace("task: apples", "task: pears")
+    (folder / "pears.yaml").write_text(pears)
+    group = "group: fruit\ntask: [apples, pears]\naggregate_metric_list: [{metric: acc}]\n"
+    (folder / "fruit.yaml").write_text(group)
+    both = zero_shot(tiny_llama, ["fruit"], folder=folder, limit=2)
+    assert both.questions == {"apples": 2, "pears": 2, "fruit": 4}
+    assert both.scores.keys() == both.questions.keys()
 
 
 def test_a_task_that_is_not_known(
