@@ -70,10 +70,10 @@ def values(name: str, info: FieldInfo) -> str:
     if low and high:
         high = "2^63 - 1" if high == str(2**63 - 1) else high
         types = [f"{kind} {low} {high}" for kind in types]
-    types += [
-        f"list of {len(get_args(kind))} {'numbers' if float in get_args(kind) else 'integers'}"
-        for kind in lists
-    ]
+    for kind in lists:
+        entries = get_args(kind)
+        word = "numbers" if float in members(entries[0]) else "integers"
+        types.append(f"list of {len(entries)} {word}")
     if type(None) in members(info.annotation):
         types.append("`null`")
     return " or ".join([*types, ", ".join(words)] if words else types)

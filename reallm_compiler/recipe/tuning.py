@@ -30,8 +30,9 @@ SECTION = "finetune"
 
 Stage: TypeAlias = Literal["block", "e2e"]
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[
-    tuple[float, float], BeforeValidator(as_tuple, json_schema_input_type=tuple[float, float])
+    tuple[Beta, Beta], BeforeValidator(as_tuple, json_schema_input_type=tuple[Beta, Beta])
 ]
 
 
@@ -44,7 +45,7 @@ class BlockOptions(_Settings):
 
     batch: int = Field(default=32, ge=1, le=65536, description="Sequences of one step.")
     lr: float = Field(default=1e-5, gt=0, le=1, description="Learning rate of Adam.")
-    betas: Betas = Field(default=(0.9, 0.95), description="Adam's betas.")
+    betas: Betas = Field(default=(0.9, 0.95), description="Adam's betas, below 1.")
     epochs: int = Field(default=50, ge=1, le=100000, description="Passes over the text at most.")
     patience: int = Field(
         default=3, ge=1, le=100000, description="Passes without a better held-out error, at most."
@@ -68,7 +69,7 @@ class EndToEndOptions(_Settings):
     batch: int = Field(default=1, ge=1, le=65536, description="Sequences of one backward pass.")
     accumulation: int = Field(default=32, ge=1, le=65536, description="Backward passes of a step.")
     lr: float = Field(default=2e-5, gt=0, le=1, description="Largest learning rate of Adam.")
-    betas: Betas = Field(default=(0.9, 0.95), description="Adam's betas.")
+    betas: Betas = Field(default=(0.9, 0.95), description="Adam's betas, below 1.")
     epochs: float = Field(default=0.5, gt=0, le=100000, description="Passes over the text.")
     steps: int | None = Field(
         default=None, ge=1, le=MAX_INTEGER, description="Steps, instead of `epochs`."

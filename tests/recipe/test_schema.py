@@ -180,7 +180,7 @@ FITS = [
     "{reallm: 1, rules: [{match: a, layers: [0, -4..], keep: source, optional: true, note: n}]}",
     "{reallm: 1, rules: [{match: a, set: {scales: {kind: rms, bits: null}}}]}",
     "{reallm: 1, finetune: {}}",
-    "{reallm: 1, finetune: {stages: [e2e], window: null, e2e: {lr: 1e-3, betas: [0.9, 1]}}}",
+    "{reallm: 1, finetune: {stages: [e2e], window: null, e2e: {lr: 1, betas: [0.9, 0]}}}",
 ]
 DOES_NOT = [
     "reallm: 2",
@@ -206,6 +206,8 @@ DOES_NOT = [
     "{reallm: 1, finetune: {stages: e2e}}",
     "{reallm: 1, finetune: {block: {warmup: 1}}}",
     "{reallm: 1, finetune: {e2e: {betas: [0.9]}}}",
+    "{reallm: 1, finetune: {e2e: {betas: [0.9, 1]}}}",
+    "{reallm: 1, finetune: {block: {betas: [-0.1, 0.9]}}}",
     "{reallm: 1, finetune: {e2e: {betas: [0.9, 0.9, 0.9]}}}",
 ]
 
