@@ -97,11 +97,11 @@ def source(bits: int) -> str:
 @lru_cache(maxsize=MOST_BITS)
 def compiled(bits: int) -> Callable[[int, int, int, int, int], None] | None:
     """The kernel (addresses of tables, codes and results, groups, steps of a group); None if
-    llvmlite is missing or too old, or the processor has no fitting permutation.
+    llvmlite is missing, does not load or is too old, or the processor has no fitting permutation.
     """
     try:
         import llvmlite.binding as llvm
-    except ImportError:
+    except (ImportError, OSError):  # its import loads LLVM, which may not fit the system
         return None
     # Before 20 the language was another one, and there was more to set up.
     if llvm.llvm_version_info[0] < 20 or not llvm.get_host_cpu_features().get("avx2"):

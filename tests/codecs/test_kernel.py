@@ -149,12 +149,13 @@ def test_small_matrices_take_the_plain_way(monkeypatch, gaussian, plan_of):
     decode_matrix(plan, (64, 64), "bf16", encoded.sections, dtype=torch.bfloat16)
 
 
-def test_without_its_library(monkeypatch, gaussian, plan_of):
+@pytest.mark.parametrize("error", [ImportError, OSError], ids=["missing", "does not load"])
+def test_without_its_library(monkeypatch, gaussian, plan_of, error):
     real = builtins.__import__
 
     def no_llvmlite(name, *rest, **others):
         if name.startswith("llvmlite"):
-            raise ImportError(name)
+            raise error(name)
         return real(name, *rest, **others)
 
     monkeypatch.setattr(builtins, "__import__", no_llvmlite)
