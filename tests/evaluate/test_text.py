@@ -131,7 +131,7 @@ def test_bytes_of_a_document_that_is_cut_off_follow_its_tokens():
 
 def test_a_long_text_raises_no_warning_about_the_models_context(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="transformers"):
         fresh = byte_tokenizer(bos=False)  # the warning comes once for each tokenizer
         cut_windows(fresh, "abcdefgh", 4)
         assert not caplog.records
