@@ -62,15 +62,19 @@ class ScaleGain:
 
 
 def scale_gains(weight: Tensor) -> tuple[ScaleGain, ScaleGain, ScaleGain]:
-    """Gains of a scale for each row, column and block of [p, q]."""
+    """Gains of a scale for each row, column and block of [p, q].
+
+    A ragged end of the rows is left out of the blocks: their law wants groups of one size.
+    """
     p, q = weight.shape
+    block = min(BLOCK, q)
     rows, columns = line_squares(weight)
     return (
         ScaleGain(per="row", gain_bits=_beyond_noise(rows, q), cost_bits=SCALE_BITS / q),
         ScaleGain(per="column", gain_bits=_beyond_noise(columns, p), cost_bits=SCALE_BITS / p),
         ScaleGain(
             per="block",
-            gain_bits=_beyond_noise(block_squares(weight, BLOCK), min(BLOCK, q)),
+            gain_bits=_beyond_noise(block_squares(weight[:, : q // block * block], block), block),
             cost_bits=BLOCK_COST_BITS,
         ),
     )
