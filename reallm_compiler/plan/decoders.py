@@ -168,7 +168,7 @@ def find_decoder(digest: str, archive: Path, given: Path | None = None) -> Decod
         given: where to look: a file, or a folder of files; the archive's own folder when None.
 
     Raises:
-        SourceError: it is not there, or the file is another decoder.
+        SourceError: it is not there, the file is another decoder, or the folder cannot be read.
         FormatError: the file is no decoder, or a broken one.
     """
     wanted = digest.removeprefix(PREFIX)
@@ -186,7 +186,15 @@ def find_decoder(digest: str, archive: Path, given: Path | None = None) -> Decod
             )
         return file
     folder = given if given is not None else archive.absolute().parent
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise SourceError(
+            f"the folder of decoders cannot be read: {error.strerror}",
+            location=str(folder),
+            note=f"the archive needs the one with the digest {wanted}",
+        ) from error
+    for path in paths:
         if _has_digest(path, wanted):
             return open_decoder_file(path)
     place = f"in the folder `{given}`" if given is not None else "beside the archive"

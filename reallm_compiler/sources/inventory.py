@@ -162,10 +162,8 @@ def _from_hub(text: str, path: Path, *, weights: bool) -> Inventory:
     inventory = _from_folder(folder)
     if inventory.complete:
         return inventory
-    return replace(
-        inventory,
-        notes=(*inventory.notes, f"{text} has no safetensors on the Hub: its config alone is used"),
-    )
+    note = f"no safetensors of {text} are to be had: its config alone is used"
+    return replace(inventory, notes=(*inventory.notes, note))
 
 
 def _is_a_slip(path: Path) -> bool:

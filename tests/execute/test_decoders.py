@@ -16,7 +16,7 @@ from reallm_compiler.errors import FormatError, OutputError, RecipeError, Source
 from reallm_compiler.evaluate.models import load_for_evaluation
 from reallm_compiler.execute.run import compile_model
 from reallm_compiler.plan.build import plan
-from reallm_compiler.plan.decoders import open_decoder_file
+from reallm_compiler.plan.decoders import find_decoder, open_decoder_file
 from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.reader.decoder import extract_decoder
 from reallm_compiler.reader.huggingface import load
@@ -120,6 +120,18 @@ def test_an_archive_without_its_decoder_says_what_is_missing(family: Path, tmp_p
     with open_archive(lonely) as archive:
         assert archive.matrix(NAMES[0]).shape == (64, 64)
         assert [file.path.name for file in archive.find_decoders().values()] == ["beside.any"]
+
+
+def test_a_folder_of_decoders_that_cannot_be_read(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(SourceError, match="cannot be read: Permission denied") as caught:
+        find_decoder("sha256:00", family / "other.reallm", tmp_path)
+    assert caught.value.location == str(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_a_repository_without_safetensors(cache):
     (repository / "snapshots" / REVISION / "model.safetensors").unlink()
     inventory = open_source("org/name")
     assert not inventory.complete
-    assert "no safetensors on the Hub" in inventory.notes[-1]
+    assert "no safetensors of org/name" in inventory.notes[-1]
 
 
 def test_a_local_folder_wins(cache):
@@ -242,7 +242,7 @@ def test_a_repository_with_a_config_alone(fake):
         path.unlink()
     inventory = open_source("org/name", weights=False)
     assert not inventory.complete
-    assert "no safetensors on the Hub" in inventory.notes[-1]
+    assert "no safetensors of org/name" in inventory.notes[-1]
 
 
 def test_a_config_in_the_cache_is_enough_offline(cache):
