@@ -138,7 +138,10 @@ def _virtual_bytes() -> int:
 
 def free_device_memory(device: torch.device) -> int | None:
     """Bytes that are free on a GPU; None for the CPU, whose memory is the machine's."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+    if device.type != "cuda":
+        return None
+    # Some versions of torch want a number here, or None for the current device.
+    return torch.cuda.mem_get_info(device.index)[0]
 
 
 def device_worker_bytes(plan: Plan) -> int:

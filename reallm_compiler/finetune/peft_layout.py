@@ -26,7 +26,7 @@ from torch import Tensor
 
 from reallm_compiler.errors import AdapterError, OutputError
 from reallm_compiler.execute.output import Output
-from reallm_compiler.finetune.run import config_of
+from reallm_compiler.finetune.run import config_of, owned
 from reallm_compiler.finetune.store import Parts, write_adapter
 from reallm_compiler.plan.provenance import software_version
 from reallm_compiler.reader.adapter import AdapterArchive
@@ -148,12 +148,13 @@ def import_peft(
     Raises:
         AdapterError: the folder is no LoRA adapter, does not fit the base, or uses what has no
             place in an adapter of ours.
-        OutputError: the output exists without `force`, or cannot be written.
+        OutputError: the output exists without `force`, another run writes it, or it cannot be
+            written.
     """
     target = Path(output).absolute()
     Output(target).check(force=force)
     config, tensors = _read(Path(folder))
-    with open_archive(archive) as base:
+    with owned(target), open_archive(archive) as base:
         model = _empty_model(base)
         tuned: dict[str, Parts] = {}
         for name in base.names:

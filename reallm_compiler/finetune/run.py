@@ -96,7 +96,7 @@ def finetune(
             if isinstance(options, FinetuneOptions)
             else options_from(options, base.plan.recipe)
         )
-        stack.enter_context(_owned(target))
+        stack.enter_context(owned(target))
         texts, text_digest = read_texts(text)
         stack.enter_context(fixed_numerics(chosen.threads, place))
         stop = stack.enter_context(listening())
@@ -166,7 +166,7 @@ def finetune(
 
 
 @contextlib.contextmanager
-def _owned(target: Path) -> Iterator[None]:
+def owned(target: Path) -> Iterator[None]:
     """The lock of an output, the same that a compile takes; nothing of it stays.
 
     Raises:

@@ -134,6 +134,7 @@ def test_the_estimate_stands_on_stderr() -> None:
 
 def test_without_cuda_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 9))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", {None: (7, 9), 1: (8, 9)}.get)
     assert preflight.free_device_memory(CPU) is None
     assert preflight.free_device_memory(GPU) == 7
+    assert preflight.free_device_memory(torch.device("cuda:1")) == 8

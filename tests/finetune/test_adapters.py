@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import reallm_compiler as reallm
-from reallm_compiler.errors import AdapterError, FormatError
+from reallm_compiler.errors import AdapterError, FormatError, OutputError
+from reallm_compiler.execute.journal import Journal
 from reallm_compiler.finetune.peft_layout import export_peft, import_peft
 from reallm_compiler.reader.adapter import open_adapter
 from reallm_compiler.reader.verify import verify
@@ -112,7 +113,13 @@ def test_peft_gives_equal_logits(base: Path, adapter: Path, tmp_path: Path) -> N
 
 def test_peft_and_back(base: Path, adapter: Path, tmp_path: Path) -> None:
     folder = export_peft(base, tmp_path / "peft", adapter=adapter)
+    with (
+        Journal.open(tmp_path / "back.adapter.journal"),
+        pytest.raises(OutputError, match="another run is writing this output"),
+    ):
+        import_peft(base, folder, tmp_path / "back.adapter")
     import_peft(base, folder, tmp_path / "back.adapter")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["back.adapter", "peft"]
     with open_adapter(adapter) as one, open_adapter(tmp_path / "back.adapter") as two:
         assert one.names == two.names
         assert one.base == two.base
