@@ -113,6 +113,15 @@ def test_memory_before(run, archive, tiny_recipe, tiny_llama, subject):
     assert found["peak_bytes"] == max(terms["total"] for terms in found["stages"].values())
 
 
+def test_memory_before_downloads_no_weights(run, tiny_recipe, tiny_llama, tmp_path, monkeypatch):
+    from reallm_compiler.sources import hub
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "describe", lambda text, *, hint: (tiny_llama, None))
+    monkeypatch.setattr(hub, "fetch", lambda *_, **__: pytest.fail("weights were downloaded"))
+    assert run("finetune", tiny_recipe, "--model", "org/name", "--dry-run").code == 0
+
+
 def test_settings_come_from_the_recipe_and_from_options(run, tiny_recipe, tiny_llama, tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text(

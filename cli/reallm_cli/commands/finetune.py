@@ -218,7 +218,7 @@ def _dry_run(
     from reallm_compiler.recipe import load_recipe
     from reallm_compiler.sources import open_source
 
-    inventory = open_source(model)
+    inventory = open_source(model, weights=False)
     if inventory.config is None:
         raise CommandLineError("this model has no config, so its blocks are unknown")
     if is_archive(archive):
