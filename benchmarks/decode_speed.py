@@ -52,22 +52,34 @@ CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 RESIDUAL = {"residual": {"kind": "low_rank", "rank": "1/64"}, "dora": True}
 
 
-def only_fresh_results() -> None:
-    """Tells glibc, where it is there, to give large memory back and to ask for it anew."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3
-        mallopt(mmap_threshold, 16 << 20)
-        mallopt(trim_threshold, 64 << 20)
+def fresh_memory() -> Callable[[], object]:
+    """Sets glibc, where it is there, to ask the system for large results; what gives back the rest.
+
+    Call what is returned before each measurement: a result that fits into memory which lies free
+    in the process would get that, and not need to touch new pages.
+    """
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        return lambda: None
+    mmap_threshold = -3
+    library.mallopt(mmap_threshold, 16 << 20)
+    return lambda: library.malloc_trim(0)
 
 
 def paired(
-    acts: Mapping[str, Callable[[], object]], rounds: int, now: Callable[[], float]
+    acts: Mapping[str, Callable[[], object]],
+    rounds: int,
+    now: Callable[[], float],
+    before: Callable[[], object],
 ) -> dict[str, list[float]]:
-    """Seconds of each act, taken in turn, after one round that does not count."""
+    """Seconds of each act, taken in turn, after one round that does not count.
+
+    `before` is called before each and not timed.
+    """
     times: dict[str, list[float]] = {name: [] for name in acts}
     for place in range(rounds + 1):
         for name, act in acts.items():
+            before()
             began = now()
             act()
             if place:
@@ -100,7 +112,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    only_fresh_results()
+    give_back = fresh_memory()
     now = CLOCKS[given.clock]
     if given.plain:
         kernel.LEAST = 1 << 62
@@ -128,7 +140,7 @@ def main() -> None:
             acts: dict[str, Callable[[], object]] = {"ours": decode, "copy": result.clone}
             if rival is not None and not extra and name.startswith("nf4"):
                 acts["rival"] = rival
-            times = paired(acts, given.rounds, now)
+            times = paired(acts, given.rounds, now, give_back)
             cells.append(f"{1000 * statistics.median(times['ours']):.1f}")
             cells.append(f"{ratio(times['ours'], times['copy']):.2f}")
             if not extra:

@@ -36,13 +36,14 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
+from matrices import Matrix, loaded, synthetic
 from pages import write_part
 from results import Subject
 from torch import Tensor
@@ -50,7 +51,6 @@ from torch import Tensor
 import reallm_compiler as reallm
 from reallm_compiler.codecs import encode_matrix, fit_shared
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
-from reallm_compiler.execute.weights import Weights
 from reallm_compiler.layouts import matrix as law
 from reallm_compiler.recipe.stages import MatrixPlan
 from reallm_compiler.sources import open_source
@@ -67,19 +67,6 @@ LR_WIDTH = 32
 """Width of the first stage up to which decoders learn at `--lr`; wider ones diverge there, and
 learn at a rate that falls as they widen."""
 METHODS = ["nf", "vq", "hnerv", "shared", "hnerv vq"]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix by name."""
-
-    name: str
-    values: Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """p and q."""
-        return self.values.shape[0], self.values.shape[1]
 
 
 @dataclass(frozen=True)
@@ -128,7 +115,8 @@ class Study:
 
         Of a model whose matrices are coded by rules; the others are as they were.
         """
-        kept = self._kept([rules, _digest_text(subject.text), str(subject.window)])
+        words = [subject.text, subject.separator, subject.window]
+        kept = self._kept([rules, _folder_digest(subject.folder), *words])
         if not kept.exists():
             recipe = {"reallm": 1, "rules": [{"match": "*", "keep": "source"}, *rules]}
             path = self.work / f"{kept.stem}.reallm"
@@ -291,19 +279,6 @@ def widest(
     return best
 
 
-def synthetic(size: int) -> Iterable[Matrix]:
-    """A smooth matrix like an image (the sum of a few waves), and white noise."""
-    generator = torch.Generator().manual_seed(5)
-    x = torch.linspace(-1, 1, size)
-    y, x = torch.meshgrid(x, x, indexing="ij")
-    image = torch.zeros(size, size)
-    for _ in range(12):
-        a, b, phase, power = torch.rand(4, generator=generator).tolist()
-        image += (0.2 + power) * torch.sin(20 * (a - 0.5) * x + 20 * (b - 0.5) * y + 6.3 * phase)
-    yield Matrix("smooth image", image / image.std())
-    yield Matrix("white noise", torch.randn(size, size, generator=generator))
-
-
 def whole(matrix: Matrix) -> dict[str, Any]:
     """What suits an image: one patch without inner edges, a small latent, finer weights."""
     return {
@@ -314,19 +289,6 @@ def whole(matrix: Matrix) -> dict[str, Any]:
         "steps": 3200,
         "methods": ["vq", "hnerv"],
     }
-
-
-def loaded(folder: Path, pattern: str, crop: int | None = None) -> list[Matrix]:
-    """Matrices of a checkpoint whose names match, perhaps only their upper left corner."""
-    inventory = open_source(folder)
-    weights = Weights(inventory)
-    matrices = []
-    for fact in inventory.matrices():
-        if not fnmatchcase(fact.name, pattern):
-            continue
-        values = weights.matrix(fact.tensor, fact.index, transposed=fact.transposed).float()
-        matrices.append(Matrix(fact.name, values[:crop, :crop].contiguous()))
-    return matrices
 
 
 def _hnerv(
@@ -362,8 +324,13 @@ def _digest(values: Tensor) -> str:
     return hashlib.sha256(values.contiguous().numpy().data).hexdigest()
 
 
-def _digest_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _folder_digest(folder: Path) -> str:
+    """Digest of a checkpoint's weights."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
