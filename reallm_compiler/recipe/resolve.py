@@ -22,27 +22,10 @@ from reallm_compiler.recipe.nodes import (
     leaves,
 )
 from reallm_compiler.recipe.patch import merge_maps
-from reallm_compiler.recipe.selection import select
+from reallm_compiler.recipe.selection import Candidate, select
 from reallm_compiler.recipe.stages import MatrixPlan
 
 __all__ = ["Candidate", "Decision", "FieldSource", "resolve"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
-    """A tensor that a recipe decides about.
-
-    Attributes:
-        name: its name in the checkpoint without `.weight`.
-        layer: index of its layer; None outside of the layers.
-        is_matrix: it is two-dimensional and can be coded.
-        coded_by_default: it is coded where no rule says otherwise (a linear layer's weight).
-    """
-
-    name: str
-    layer: int | None
-    is_matrix: bool
-    coded_by_default: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

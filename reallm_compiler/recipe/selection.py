@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from reallm_compiler.errors import Problem
 from reallm_compiler.recipe.match import Pattern
 from reallm_compiler.recipe.model import Rule
 from reallm_compiler.recipe.words import listed, nearest
 
-if TYPE_CHECKING:
-    from reallm_compiler.recipe.resolve import Candidate
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """A tensor that a recipe decides about.
+
+    Attributes:
+        name: its name in the checkpoint without `.weight`.
+        layer: index of its layer; None outside of the layers.
+        is_matrix: it is two-dimensional and can be coded.
+        coded_by_default: it is coded where no rule says otherwise (a linear layer's weight).
+    """
+
+    name: str
+    layer: int | None
+    is_matrix: bool
+    coded_by_default: bool
 
 
 def select(
