@@ -24,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from processes import anonymous_bytes
+
 MB = 10**6
 SAMPLE_SECONDS = 0.003
 CASES: dict[str, dict] = {
@@ -38,15 +40,6 @@ CASES: dict[str, dict] = {
     },
 }
 TRIM = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-
-
-def anonymous_bytes(pid: int | str) -> int:
-    """Anonymous resident memory of a process; 0 once it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def warm_up() -> None:

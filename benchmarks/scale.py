@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from processes import anonymous_bytes
 
 MB = 10**6
 SAMPLE_SECONDS = 0.1
@@ -113,15 +114,6 @@ def write_shard(
 def pieces(count: int, size: int = 1 << 22) -> Iterator[int]:
     for first in range(0, count, size):
         yield min(size, count - first)
-
-
-def anonymous_bytes(pid: int) -> int:
-    """Anonymous resident memory of a process; 0 once it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def family(pid: int) -> list[int]:

@@ -4,6 +4,7 @@ SPEC.md is the law. This package needs the standard library and msgpack, and kno
 tensors in memory: a section is bytes of a named type and shape.
 """
 
+from reallm_formats.closing import Closing
 from reallm_formats.dtypes import BITS, section_bytes
 from reallm_formats.errors import FormatError, ReallmError
 from reallm_formats.kinds.adapter import AdapterDocument, AdapterEntry, parse_adapter
@@ -20,6 +21,7 @@ __all__ = [
     "AdapterDocument",
     "AdapterEntry",
     "Archive",
+    "Closing",
     "Damage",
     "FormatError",
     "Layout",

@@ -16,10 +16,11 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Final
 
 from reallm_formats import v1
+from reallm_formats.closing import Closing
 from reallm_formats.errors import FormatError
 from reallm_formats.header import Header, check_digest, parse_header
 from reallm_formats.kinds.adapter import AdapterDocument, parse_adapter
@@ -51,7 +52,7 @@ class Damage:
         return f"{self.location}: {self.message}"
 
 
-class Archive:
+class Archive(Closing):
     """An open archive whose structure was found right.
 
     Views that `read` gave out stay valid after `close`; the file is unmapped when the last of
@@ -237,17 +238,6 @@ class Archive:
             except BufferError:
                 # Views are still in use; the map goes with the last of them.
                 return
-
-    def __enter__(self) -> Archive:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _parse(self, header: Header) -> Manifest:
         start = v1.HEADER_BYTES

@@ -16,10 +16,10 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from reallm_formats import canonical, v1
+from reallm_formats.closing import Closing
 from reallm_formats.errors import FormatError
 from reallm_formats.header import encode_header
 from reallm_formats.layout import Layout
@@ -32,7 +32,7 @@ CHUNK: Final = 1 << 22
 Buffer = bytes | bytearray | memoryview
 
 
-class Writer:
+class Writer(Closing):
     """An open file of a known layout; made by `create` or `open`."""
 
     def __init__(self, descriptor: int, layout: Layout) -> None:
@@ -159,17 +159,6 @@ class Writer:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _parts(self, name: str) -> Iterator[bytes]:
         """A section's place, chunk by chunk; OSError if somebody cut the file short meanwhile."""

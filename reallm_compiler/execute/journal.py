@@ -16,13 +16,13 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from reallm_compiler.errors import CompileError, OutputError
+from reallm_formats import Closing
 
 
-class Journal:
+class Journal(Closing):
     """An open, locked journal.
 
     Attributes:
@@ -104,17 +104,6 @@ class Journal:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _read_all(descriptor: int) -> bytes:

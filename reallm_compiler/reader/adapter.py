@@ -12,8 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +23,13 @@ from reallm_compiler.layouts import dora as dora_law
 from reallm_compiler.layouts import low_rank as low_rank_law
 from reallm_compiler.layouts.base import DTYPES, SectionSpec
 from reallm_compiler.recipe.stages import LowRank, MatrixPlan, NoResidual
-from reallm_formats import AdapterEntry, Archive, Manifest, names
+from reallm_formats import AdapterEntry, Archive, Closing, Manifest, names
 
 _WORDS = {section: word for word, section in DTYPES.items()}
 """Section types of factors as the recipe's words."""
 
 
-class AdapterArchive:
+class AdapterArchive(Closing):
     """An adapter, open for reading. Use `open_adapter`, and close it or use `with`.
 
     Attributes:
@@ -113,17 +112,6 @@ class AdapterArchive:
     def close(self) -> None:
         """Unmap the file."""
         self._archive.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def open_adapter(path: str | os.PathLike[str]) -> AdapterArchive:

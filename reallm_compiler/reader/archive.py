@@ -13,8 +13,8 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -32,10 +32,10 @@ from reallm_compiler.plan.document import from_manifest
 from reallm_compiler.plan.model import Plan, PlannedMatrix
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
 from reallm_compiler.recipe.stages import Hnerv, LowRank, MatrixPlan, NoResidual
-from reallm_formats import Archive, Manifest, SectionEntry, names
+from reallm_formats import Archive, Closing, Manifest, SectionEntry, names
 
 
-class ModelArchive:
+class ModelArchive(Closing):
     """A model archive, open for reading. Use `open_archive`, and close it or use `with`.
 
     Attributes:
@@ -244,17 +244,6 @@ class ModelArchive:
         self._archive.close()
         if self.adapter is not None:
             self.adapter.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _decode(
         self,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import click
 
@@ -111,38 +111,25 @@ def survey_command(
     return ExitCode.OK
 
 
-class _Talk:
+class _Talk(ExitStack):
     """Tells how far a survey is, on stderr: recipe after recipe, then the looks."""
 
     def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
         self._terminal = terminal
-        self._open: CompileTalk | Meter | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._open is not None:
-            self._open.__exit__(kind, error, trace)
-            self._open = None
+        self._meter: Meter | None = None
 
     def listen(self, recipe: str) -> Callable[[Event], None]:
         """Who hears the events of the trial of a recipe."""
-        self.__exit__(None, None, None)
+        self.close()
+        self._meter = None
         self._terminal.say(f"recipe  {recipe}")
-        talk = CompileTalk(self._terminal)
-        self._open = talk
-        return talk.hear
+        return self.enter_context(CompileTalk(self._terminal)).hear
 
     def look(self, done: int, total: int) -> None:
         """Tell how many matrices were looked at."""
-        if not isinstance(self._open, Meter):
-            self.__exit__(None, None, None)
+        if self._meter is None:
+            self.close()
             meter = Meter(self._terminal, "survey", units=total, word="matrices", work=total)
-            self._open = meter.__enter__()
-        self._open.update(done, done)
+            self._meter = self.enter_context(meter)
+        self._meter.update(done, done)

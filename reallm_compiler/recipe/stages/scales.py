@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from reallm_compiler.recipe.stages.base import FloatType, Stage
+
+Per = Annotated[
+    Literal["tensor", "row", "column", "block"],
+    Field(
+        description="Which weights share a scale; a block is `block` consecutive weights of the "
+        "matrix read row by row."
+    ),
+]
+Block = Annotated[int, Field(ge=2, le=65536, description="Weights of a block.")]
+ScaleType = Annotated[
+    FloatType, Field(description="Stored type of the scales (of the super-scales if bits).")
+]
+ScaleBits = Annotated[
+    int | None,
+    Field(
+        ge=2, le=8, description="Bits of a second level: scales become codes under a super-scale."
+    ),
+]
+Superblock = Annotated[int, Field(ge=2, le=65536, description="Scales that share a super-scale.")]
 
 
 class NoScales(Stage):
@@ -19,24 +38,11 @@ class _Scales(Stage):
     """What the three kinds of scales share."""
 
     kind: str  # narrowed by each kind; here so that it comes first
-    per: Literal["tensor", "row", "column", "block"] = Field(
-        default="block",
-        description="Which weights share a scale; a block is `block` consecutive weights of the "
-        "matrix read row by row.",
-    )
-    block: int = Field(default=64, ge=2, le=65536, description="Weights of a block.")
-    dtype: FloatType = Field(
-        default="float32", description="Stored type of the scales (of the super-scales if bits)."
-    )
-    bits: int | None = Field(
-        default=None,
-        ge=2,
-        le=8,
-        description="Bits of a second level: scales become codes under a super-scale.",
-    )
-    superblock: int = Field(
-        default=256, ge=2, le=65536, description="Scales that share a super-scale."
-    )
+    per: Per = "block"
+    block: Block = 64
+    dtype: ScaleType = "float32"
+    bits: ScaleBits = None
+    superblock: Superblock = 256
 
 
 class RmsScales(_Scales):

@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from reallm_compiler.recipe.stages.base import FloatType, Stage
+from reallm_compiler.recipe.stages.base import Stage
+from reallm_compiler.recipe.stages.scales import Block, Per, ScaleBits, ScaleType, Superblock
 
 
 class Normalize(Stage):
@@ -17,24 +18,11 @@ class Normalize(Stage):
         default="absmax",
         description="What each group is divided by: its largest magnitude or its root mean square.",
     )
-    per: Literal["tensor", "row", "column", "block"] = Field(
-        default="block",
-        description="Which weights share a scale; a block is `block` consecutive weights of the "
-        "matrix read row by row.",
-    )
-    block: int = Field(default=64, ge=2, le=65536, description="Weights of a block.")
-    dtype: FloatType = Field(
-        default="float32", description="Stored type of the scales (of the super-scales if bits)."
-    )
-    bits: int | None = Field(
-        default=8,
-        ge=2,
-        le=8,
-        description="Bits of a second level: scales become codes under a super-scale.",
-    )
-    superblock: int = Field(
-        default=256, ge=2, le=65536, description="Scales that share a super-scale."
-    )
+    per: Per = "block"
+    block: Block = 64
+    dtype: ScaleType = "float32"
+    bits: ScaleBits = 8
+    superblock: Superblock = 256
 
 
 class Hadamard(Stage):
