@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
 
 CORPUS = (
     "Anna has three red apples and gives one to Tom.",
@@ -83,3 +97,23 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "    set: {quantizer: {kind: uniform, bits: 4}}\n"
     )
     return path
+
+
+@pytest.fixture
+def local_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, Sequence[Mapping[str, Any]]], Path]:
+    """Makes a folder of one task for lm-eval, from questions, choices and answers."""
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("accelerate")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def write(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+        data = tmp_path / f"{name}.jsonl"
+        data.write_text("\n".join(map(json.dumps, rows)))
+        (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, data=data))
+        return tmp_path
+
+    return write

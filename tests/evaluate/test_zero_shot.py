@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -11,34 +10,14 @@ import pytest
 from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate.zero_shot import zero_shot
 
-TASK = """
-task: apples
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
-
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    pytest.importorskip("lm_eval")
-    pytest.importorskip("accelerate")
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def folder(local_task) -> Path:
     rows = [
         {"question": "Anna has", "choices": ["two apples", "no lamp"], "answer": place % 2}
         for place in range(6)
     ]
-    data = tmp_path / "apples.jsonl"
-    data.write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "apples.yaml").write_text(TASK.format(data=data))
-    return tmp_path
+    return local_task("apples", rows)
 
 
 def test_a_local_task(tiny_llama: Path, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

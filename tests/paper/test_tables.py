@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -20,17 +19,6 @@ LEAST = (
     "--set", "held_out=1", "--set", "block.epochs=1", "--set", "block.sequences=2",
     "--set", "e2e.steps=1", "--set", "e2e.batch=1", "--set", "e2e.checks=0",
 )  # fmt: skip
-TASK = """
-task: arc_easy_tiny
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-"""
 
 
 @pytest.fixture
@@ -119,19 +107,10 @@ def test_methods_of_table_2_are_recipes(study: None, bits: int) -> None:
             assert bits <= paper < bits + 0.6, name
 
 
-def test_table_3_scores_local_tasks(
-    run, small, base_archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("lm_eval")
-    pytest.importorskip("accelerate")
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def test_table_3_scores_local_tasks(run, small, base_archive: Path, local_task) -> None:
     rows = [{"question": "Anna has", "choices": ["a", "b"], "answer": n % 2} for n in range(4)]
-    data = tmp_path / "tiny.jsonl"
-    data.write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "tiny.yaml").write_text(TASK.format(data=data))
-    given = ("--tasks-folder", tmp_path, "--given", "--archive", f"mine={base_archive}")
+    folder = local_task("arc_easy_tiny", rows)
+    given = ("--tasks-folder", folder, "--given", "--archive", f"mine={base_archive}")
     rows, out = run("table_3", *small, *given)
     assert rows[0][3:] == ["arc_easy_tiny", "average"]
     assert [row[0] for row in rows[-2:]] == ["original (ours)", "mine (ours)"]
