@@ -33,6 +33,8 @@ from scale import write_checkpoint
 
 import reallm_compiler as reallm
 from reallm_compiler.codecs import encode_matrix, k_means, nearest
+from reallm_compiler.codecs.assignment import assign
+from reallm_compiler.codecs.vectors import DenseVectors
 from reallm_compiler.execute.encode import fix_numerics
 from reallm_compiler.execute.events import Event, Preflight
 from reallm_compiler.recipe import Candidate, load_recipe, resolve
@@ -65,9 +67,9 @@ def timed(function, device: str):
 def codebook_error(device: str) -> float:
     """Mean squared error of 256 words of dimension 4 for a million vectors."""
     values = torch.randn(1 << 20, 4, generator=torch.Generator().manual_seed(1)).to(device)
-    vectors = k_means.DenseVectors(values=values)
+    vectors = DenseVectors(values=values)
     words = k_means.fit(vectors, 256, 50, torch.Generator().manual_seed(2))
-    codes = k_means.assign(values, None, words)
+    codes = assign(values, None, words)
     return float((values - words[codes]).double().square().mean())
 
 

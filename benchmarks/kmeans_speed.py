@@ -22,6 +22,8 @@ import time
 import torch
 
 from reallm_compiler.codecs import k_means
+from reallm_compiler.codecs.assignment import assign
+from reallm_compiler.codecs.vectors import DenseVectors, Vectors
 
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 SETTINGS = ((2, 2), (3, 2), (2, 4))
@@ -31,7 +33,7 @@ SETTINGS = ((2, 2), (3, 2), (2, 4))
 def error(values: torch.Tensor, words: torch.Tensor) -> float:
     total = 0.0
     for part in values.split(1 << 16):
-        index = k_means.assign(part, None, words)
+        index = assign(part, None, words)
         total += float((part - words[index]).square().sum(dtype=torch.float64))
     return total / values.numel()
 
@@ -42,14 +44,14 @@ class ReachedError(Exception):
 
 def ours(values: torch.Tensor, words: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return k_means.fit(k_means.DenseVectors(values=values), words, 25, generator)
+    return k_means.fit(DenseVectors(values=values), words, 25, generator)
 
 
 def reach(values: torch.Tensor, words: int, seed: int, wanted: float) -> None:
     """Ours until a pass over all vectors shows a mean error of at most `wanted`."""
     statistics_of = k_means._statistics
 
-    def watched(vectors: k_means.Vectors, codebook: torch.Tensor) -> object:
+    def watched(vectors: Vectors, codebook: torch.Tensor) -> object:
         found = statistics_of(vectors, codebook)
         if vectors.count == len(values) and found[0] <= wanted * values.numel():
             raise ReachedError

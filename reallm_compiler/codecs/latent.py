@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs import (
-    k_means,
     nearest,
     normal_float,
     scalar,
@@ -28,6 +27,7 @@ from reallm_compiler.codecs import (
 )
 from reallm_compiler.codecs.scalar import Latent, RowReader
 from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.codecs.vectors import DenseVectors, sampled
 from reallm_compiler.errors import CodecError
 from reallm_compiler.recipe.stages import (
     MatrixPlan,
@@ -224,7 +224,7 @@ def learn_codebook(
             pieces.append(coder.segments(quantizer, latent, count))
             continue
         vectors = coder.vectors(quantizer, latent)
-        sample = k_means.sampled(vectors, most, generator)
+        sample = sampled(vectors, most, generator)
         mass = sample.values.new_ones(sample.values.shape)
         if sample.weights is not None:
             mass *= sample.weights if sample.weights.dim() == 2 else sample.weights[:, None]
@@ -236,5 +236,5 @@ def learn_codebook(
     if isinstance(quantizer, TrellisQuantizer):
         joined = [trellis.Segments.joined(parts) for parts in zip(*pieces, strict=True)]
         return trellis.fit_tables(quantizer, joined, generator)
-    group = k_means.DenseVectors(values=torch.cat(values), weights=torch.cat(masses))
+    group = DenseVectors(values=torch.cat(values), weights=torch.cat(masses))
     return vq.fit_codebook(quantizer, group, generator)

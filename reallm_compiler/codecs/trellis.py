@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.k_means import sums_by_word
+from reallm_compiler.codecs.assignment import sums_by_word
 from reallm_compiler.codecs.packing import CODES_PER_GROUP, pack, unpack
 from reallm_compiler.codecs.scalar import Latent, RowReader
 from reallm_compiler.codecs.scales import ScaleField

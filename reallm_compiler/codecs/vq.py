@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs import k_means
+from reallm_compiler.codecs.assignment import assign
 from reallm_compiler.codecs.packing import CODES_PER_GROUP, code_dtype, pack, unpack
 from reallm_compiler.codecs.scalar import Latent, RowReader, byte_table, look_up
 from reallm_compiler.codecs.scales import ScaleField
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
+from reallm_compiler.codecs.vectors import Vectors
 from reallm_compiler.errors import CodecError
 from reallm_compiler.layouts.base import DTYPES
 from reallm_compiler.layouts.vq import code_shape
@@ -30,7 +32,7 @@ DEVICE_CHUNK = 1 << 24
 
 
 class MatrixVectors:
-    """The vectors of a latent [p, q], in the order of its grid of codes (`k_means.Vectors`).
+    """The vectors of a latent [p, q], in the order of its grid of codes (`vectors.Vectors`).
 
     Args:
         params: the quantiser, which says how vectors lie.
@@ -124,13 +126,11 @@ def encode(params: VectorQuantizer, latent: Latent) -> Sections:
     words = stored.to(latent.values.dtype)
     codes = torch.empty(vectors.count, dtype=code_dtype(params.index_bits), device=words.device)
     for first, values, weights in vectors.chunks():
-        codes[first : first + len(values)] = k_means.assign(values, weights, words)
+        codes[first : first + len(values)] = assign(values, weights, words)
     return {"codes": pack(codes, params.index_bits)} | sections
 
 
-def fit_codebook(
-    params: VectorQuantizer, vectors: k_means.Vectors, generator: torch.Generator
-) -> Tensor:
+def fit_codebook(params: VectorQuantizer, vectors: Vectors, generator: torch.Generator) -> Tensor:
     """A codebook [2^(b d), d] for `vectors`, in its stored type.
 
     Raises:
