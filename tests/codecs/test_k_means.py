@@ -53,13 +53,27 @@ def test_momentum_comes_to_less_error_in_as_many_steps(monkeypatch):
 
 
 def test_a_step_too_far_is_taken_back(monkeypatch):
-    monkeypatch.setattr(k_means, "BEYOND", 3.0)
+    passes = []  # the error of each codebook that was tried, and the means that it leads to
+    statistics = k_means._statistics
+
+    def watched(vectors, codebook):
+        error, sums, masses = statistics(vectors, codebook)
+        passes.append((error, codebook, (sums / masses).float()))
+        return error, sums, masses
+
+    monkeypatch.setattr(k_means, "_statistics", watched)
+    monkeypatch.setattr(k_means, "BEYOND", 2.5)
     vectors = DenseVectors(values=torch.randn(2000, 2, generator=generator()))
-    start = seed_codebook(vectors, 16, generator(1))
-    _, before = k_means.lloyd(vectors, start, 1, 1e-4)
-    codebook, error = k_means.lloyd(vectors, start, 25, 1e-4)
-    assert error < before
-    assert float(assignment.errors(vectors.values, None, codebook).sum()) <= error * (1 + 1e-6)
+    codebook, error = k_means.lloyd(vectors, seed_codebook(vectors, 16, generator(1)), 25, 1e-4)
+    best, taken_back = passes[0], 0
+    for number, tried in enumerate(passes[1:-1], start=1):
+        if tried[0] > best[0]:
+            assert torch.equal(passes[number + 1][1], best[2])
+            taken_back += 1
+        best = min(best, tried, key=lambda one: one[0])
+    assert taken_back
+    assert error == min(one[0] for one in passes)
+    assert float(assignment.errors(vectors.values, None, codebook).sum()) <= error
 
 
 def test_a_settled_codebook_stays():
