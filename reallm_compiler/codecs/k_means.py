@@ -101,12 +101,10 @@ def lloyd(
         empty = (masses.sum(1) == 0).nonzero()[:, 0]
         if len(empty):
             reached = _reseeded(vectors, codebook, reached, empty)
-        codebook = reached
-        if last is not None:
-            codebook = reached + MOMENTUM * (reached - last)
+        codebook = reached if last is None else reached + MOMENTUM * (reached - last)
+        if len(empty):
             codebook[empty] = reached[empty]
-        codebook = ordered(codebook)
-        last = reached
+        codebook, last = ordered(codebook), reached
     return ordered(best), best_error
 
 
@@ -125,9 +123,11 @@ def _statistics(vectors: Vectors, codebook: Tensor) -> tuple[float, Tensor, Tens
         wide = weights[:, None] if weights is not None and weights.dim() == 1 else weights
         weighted = values if wide is None else values * wide
         squares += float((weighted * values).sum(dtype=torch.float64))
-        mass = values.new_ones(len(values), 1) if wide is None else wide
         sums += sums_by_word(weighted, nearest, words)
-        masses += sums_by_word(mass, nearest, words)
+        if wide is None:
+            masses += torch.bincount(nearest, minlength=words)[:, None]
+        else:
+            masses += sums_by_word(wide, nearest, words)
     # sum w (x - c)^2 = sum w x^2 - 2 c sum w x + c^2 sum w, over the vectors of each codeword.
     c = codebook.to(torch.float64)
     error = squares + float((c * (c * masses - 2 * sums)).sum())
