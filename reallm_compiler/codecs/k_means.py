@@ -13,6 +13,8 @@ error is the sum of w (x - c)^2. With w = s^2, the squared scales, it is an erro
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,11 @@ LEAST_SAMPLE = 1 << 14
 LARGEST_SAMPLE = 1 << 18
 """Bounds on samples, in vectors; a large codebook is always seeded by `SEED_SAMPLE` a word."""
 
+RESTARTS = 3
+RESTART_WORDS = 32
+"""Runs for codebooks of at most that many words, of which the best goes on; one for larger ones,
+whose minima are all alike."""
+
 BEYOND = 1.5
 """Length of a step, in distances to the mean."""
 
@@ -44,7 +51,7 @@ MOMENTUM = 0.8
 """Share of the last step that is added to a step."""
 
 SETTLED = 1e-4
-SETTLED_LARGE = 1e-3
+SETTLED_LARGE = 3e-4
 """Relative gains of a step below which Lloyd's iterations end; `SETTLED_LARGE` on more vectors than
 any sample has, where a step is dear and has little left to gain."""
 
@@ -61,14 +68,22 @@ def fit(vectors: Vectors, words: int, iterations: int, generator: torch.Generato
         generator: on the CPU.
     """
     small = sampled(vectors, max(LEAST_SEED_SAMPLE, SEED_SAMPLE * words), generator)
-    codebook = seed_codebook(small, words, generator)
+    runs = RESTARTS if words <= RESTART_WORDS else 1
+    starts: Iterable[Tensor] = (seed_codebook(small, words, generator) for _ in range(runs))
     most = max(LARGEST_SAMPLE, SEED_SAMPLE * words)
     size = min(max(LEAST_SAMPLE, FIRST_SAMPLE * words), most)
     while size <= most and LEAST_SAVING * size <= vectors.count:
-        codebook, _ = lloyd(sampled(vectors, size, generator), codebook, iterations, SETTLED)
+        starts = [_best_run(sampled(vectors, size, generator), starts, iterations, SETTLED)]
         size *= GROWTH
     settled = SETTLED if vectors.count <= most else SETTLED_LARGE
-    return lloyd(vectors, codebook, iterations, settled)[0]
+    return _best_run(vectors, starts, iterations, settled)
+
+
+def _best_run(
+    vectors: Vectors, starts: Iterable[Tensor], iterations: int, settled: float
+) -> Tensor:
+    runs = (lloyd(vectors, start, iterations, settled) for start in starts)
+    return min(runs, key=lambda run: run[1])[0]
 
 
 def lloyd(

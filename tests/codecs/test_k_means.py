@@ -76,6 +76,20 @@ def test_a_step_too_far_is_taken_back(monkeypatch):
     assert float(assignment.errors(vectors.values, None, codebook).sum()) <= error
 
 
+def test_the_best_of_three_runs_is_taken_for_few_words(monkeypatch):
+    values = torch.randn(1 << 12, 2, generator=generator())
+    vectors = DenseVectors(values=values)
+
+    def error_of(runs):
+        monkeypatch.setattr(k_means, "RESTARTS", runs)
+        books = [k_means.fit(vectors, 16, 25, generator(seed)) for seed in range(5)]
+        return [float(assignment.errors(values, None, book).sum()) for book in books]
+
+    once, thrice = error_of(1), error_of(3)
+    assert all(best <= one * (1 + 1e-4) for best, one in zip(thrice, once, strict=True))
+    assert sum(thrice) < sum(once) * 0.999
+
+
 def test_a_settled_codebook_stays():
     values = torch.tensor([[0.0, 0], [0, 2], [10, 0], [10, 2]])
     codebook, _ = k_means.lloyd(
