@@ -1,7 +1,7 @@
 """Writing an archive into a file that is reserved at full length first.
 
     create  reserves the file, so that a full disk shows at once
-    write   fills one section; any order, any process (each opens the file itself)
+    write   fills one section, whole or by parts; any order, any process (each opens it itself)
     finish  writes padding and manifest, then the header, last: until then the file does not
             start with the magic, and no reader takes it for an archive
 
@@ -14,7 +14,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -89,21 +89,33 @@ class Writer(Closing):
             FormatError: `data` has another length (S7) or unused bits that are not zero (S11).
             OSError: the disk refuses.
         """
+        return self.write_parts(name, (data,))
+
+    def write_parts(self, name: str, parts: Iterable[Buffer]) -> bytes:
+        """Fill a section by parts that follow each other, so that no caller need hold it whole.
+
+        Args:
+            name: as for `write`.
+            parts: contiguous, of any lengths; together exactly the section's bytes. Each is let
+                go before the next one is asked for.
+
+        Returns:
+            the SHA-256 of the section (32 bytes).
+
+        Raises:
+            FormatError: as `write` does; nothing is written outside the section, whose content
+                is then of no use.
+            OSError: the disk refuses.
+        """
         section = self._section(name)
-        view = memoryview(data)
-        if view.nbytes != section.bytes:
-            raise FormatError(
-                "S7",
-                f"the section takes {section.bytes} bytes and was given {view.nbytes}",
-                location=section.place,
-            )
-        flat = view.cast("B") if view.nbytes else memoryview(b"")
-        check_spare(section, flat)
         digest = hashlib.sha256()
-        for start in range(0, section.bytes, CHUNK):
-            part = flat[start : start + CHUNK]
-            digest.update(part)
-            _write_all(self._descriptor, part, section.offset + start)
+        done = 0
+        for part in parts:
+            view = memoryview(part)
+            done += self._fill(section, done, view.cast("B") if view.nbytes else view, digest)
+            del part, view
+        if done < section.bytes:
+            raise _other_length(section, done)
         return digest.digest()
 
     def digest(self, name: str) -> bytes:
@@ -171,6 +183,21 @@ class Writer(Closing):
             yield part
             start += len(part)
 
+    def _fill(
+        self, section: SectionEntry, done: int, part: memoryview, digest: hashlib._Hash
+    ) -> int:
+        """Write one part of a section after its first `done` bytes; returns the part's bytes."""
+        end = done + part.nbytes
+        if end > section.bytes:
+            raise _other_length(section, end)
+        if part.nbytes and end == section.bytes:
+            check_spare(section, part)
+        for start in range(0, part.nbytes, CHUNK):
+            chunk = part[start : start + CHUNK]
+            digest.update(chunk)
+            _write_all(self._descriptor, chunk, section.offset + done + start)
+        return part.nbytes
+
     def _section(self, name: str) -> SectionEntry:
         if name not in self._sections:
             raise ValueError(f"the layout has no section {name!r}")
@@ -188,6 +215,14 @@ class Writer(Closing):
             row["sha256"] = digests[row["name"]]
         plain["document"] = canonical.normal(document)
         return manifest_of(plain)
+
+
+def _other_length(section: SectionEntry, given: int) -> FormatError:
+    return FormatError(
+        "S7",
+        f"the section takes {section.bytes} bytes and was given {given}",
+        location=section.place,
+    )
 
 
 def _reserve(descriptor: int, size: int) -> None:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import socket
+import weakref
 
 import hypothesis.strategies as st
 import pytest
@@ -307,6 +308,50 @@ def test_large_sections_go_in_chunks(tmp_path, monkeypatch):
         assert archive.verify() == []
 
 
+@pytest.mark.parametrize("size", [1, 7, 60, 100])
+def test_parts_give_the_bytes_of_the_whole(tmp_path, plan, monkeypatch, complete, size):
+    path, datas = complete
+    monkeypatch.setattr(writer, "CHUNK", 10)
+    with Writer.create(tmp_path / "b", plan) as out:
+        digests = {}
+        for name, data in datas.items():
+            parts = [data[first : first + size] for first in range(0, len(data), size)]
+            digests[name] = out.write_parts(name, iter([b"", *parts, b""]))
+            assert digests[name] == hashlib.sha256(data).digest() == out.digest(name)
+        out.finish(EMPTY, digests)
+    assert (tmp_path / "b").read_bytes() == path.read_bytes()
+
+
+def test_parts_beyond_their_section_touch_no_other(tmp_path, plan):
+    with Writer.create(tmp_path / "a", plan) as out:
+        after = (tmp_path / "a").read_bytes()[out._section("tensor:a").end :]
+        for sizes, given in (((30, 31), 61), ((60, 1), 61), ((30, 29), 59), ((), 0)):
+            with pytest.raises(FormatError, match=f"60 bytes and was given {given}") as caught:
+                out.write_parts("tensor:a", (b"\xff" * size for size in sizes))
+            assert caught.value.rule == "S7"
+        assert (tmp_path / "a").read_bytes()[out._section("tensor:a").end :] == after
+
+
+def test_one_part_is_held_at_a_time(tmp_path, plan):
+    """A part is free before the next is made: what makes it may use its memory again."""
+
+    class Part(bytearray):
+        """A buffer that can be watched."""
+
+    def parts():
+        for _ in range(3):
+            part = Part(20)
+            seen.append(weakref.ref(part))
+            assert [known() for known in seen[:-1]] == [None] * (len(seen) - 1)
+            yield part
+            del part
+
+    seen = []
+    with Writer.create(tmp_path / "a", plan) as out:
+        out.write_parts("tensor:a", parts())
+    assert len(seen) == 3
+
+
 def test_short_writes_are_completed(tmp_path, plan, monkeypatch, complete):
     path, datas = complete
     real = os.pwrite
@@ -355,6 +400,8 @@ def test_codes_with_dirty_bits_are_refused(tmp_path):
         with pytest.raises(FormatError, match="6 unused bits") as caught:
             out.write("matrix:m/codes", b"\x00\x00\x04")
         assert caught.value.rule == "S11"
+        with pytest.raises(FormatError, match="6 unused bits"):
+            out.write_parts("matrix:m/codes", (b"\x00\x00", b"\x04"))
         out.write("matrix:m/codes", b"\xff\xff\x03")
 
 
