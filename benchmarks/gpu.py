@@ -3,12 +3,13 @@
     python benchmarks/gpu.py                 all of it; needs a CUDA device
     python benchmarks/gpu.py --gigabytes 0.2 --workers 2
 
-1. k-means, column order and whole matrices on cuda and on the cpu: errors side by side, and twice
+1. k-means, column order and whole matrices on cuda and on the cpu: errors side by side; and again
    on cuda, which must give the same bytes.
-2. A random checkpoint of a billion parameters (2 GB of bf16, Llama's shapes) compiled with
+2. A small random checkpoint compiled on both: the errors of each of its matrices side by side.
+3. A random checkpoint of a billion parameters (2 GB of bf16, Llama's shapes) compiled with
    `reallm-2bit` on cuda by several workers: weights per second, and the share of the time in which
    the device was at work, as `nvidia-smi` samples it.
-3. The same checkpoint again with other workers: the same bytes.
+4. The same checkpoint again with other workers: the same bytes.
 
 Ends with 1 if errors differ by more than 1 % or bytes differ.
 """
@@ -18,11 +19,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 # Before the first context: cuBLAS reads it once.
@@ -54,8 +58,19 @@ def report(title: str, on_cpu: float, on_cuda: float, seconds: tuple[float, floa
     return same
 
 
-def timed(function, device: str):
-    """The result of a function of the device, and its seconds with the device's queue empty."""
+Made = tuple[float, bytes]
+"""The error of what a codec made, and its bytes."""
+
+
+def bytes_of(*tensors: torch.Tensor) -> bytes:
+    """Their values, one after the other."""
+    return b"".join(
+        t.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for t in tensors
+    )
+
+
+def timed(function: Callable[[str], Made], device: str) -> tuple[Made, float]:
+    """What a function made on the device, and its seconds with the device's queue empty."""
     function(device)  # the first call pays for kernels and contexts
     torch.cuda.synchronize()
     began = time.monotonic()
@@ -64,47 +79,68 @@ def timed(function, device: str):
     return result, time.monotonic() - began
 
 
-def codebook_error(device: str) -> float:
-    """Mean squared error of 256 words of dimension 4 for a million vectors."""
+def codebook(device: str) -> Made:
+    """256 words of dimension 4 for a million vectors, and their mean squared error."""
     values = torch.randn(1 << 20, 4, generator=torch.Generator().manual_seed(1)).to(device)
     vectors = DenseVectors(values=values)
     words = k_means.fit(vectors, 256, 50, torch.Generator().manual_seed(2))
     codes = assign(values, None, words)
-    return float((values - words[codes]).double().square().mean())
+    return float((values - words[codes]).double().square().mean()), bytes_of(words, codes)
 
 
-def order_length(device: str) -> float:
-    """Mean distance of neighbouring columns after ordering 2048 x 4096."""
+def order(device: str) -> Made:
+    """Orders of the columns of 2048 x 4096, and the mean distance of neighbours after it."""
     latent = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(3)).to(device)
     params = NearestPermutation(kind="nearest", rows=128)
     _, places = nearest.encode(params, latent)
     ordered = nearest.permute(params, latent, places)
-    return float((ordered[:, 1:] - ordered[:, :-1]).double().square().mean().sqrt())
+    length = (ordered[:, 1:] - ordered[:, :-1]).double().square().mean().sqrt()
+    return float(length), bytes_of(places)
 
 
-def matrix_error(recipe: str, device: str) -> float:
-    """Relative error of a random 2048 x 4096 matrix by a shipped recipe."""
+def matrix(recipe: str, device: str) -> Made:
+    """A random 2048 x 4096 matrix by a shipped recipe: relative error and sections."""
     candidate = Candidate(name="m", layer=0, is_matrix=True, coded_by_default=True)
     plan = resolve(load_recipe(recipe), [candidate])["m"].plan
     assert plan is not None
     weight = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(4)).to(device)
-    return encode_matrix(plan, weight, seed=5, source_dtype="bf16").relative_error
+    coded = encode_matrix(plan, weight, seed=5, source_dtype="bf16")
+    return coded.relative_error, bytes_of(*coded.sections.values())
 
 
 def compare() -> bool:
     """Part 1."""
-    studies = {"k-means, 256 words of 4": codebook_error, "column order": order_length}
+    studies = {"k-means, 256 words of 4": codebook, "column order": order}
     for recipe in ("rtn-4bit", "nf4", "lq-lora", "reallm-2bit"):
-        studies[recipe] = lambda device, recipe=recipe: matrix_error(recipe, device)
+        studies[recipe] = partial(matrix, recipe)
     good = True
     for title, function in studies.items():
-        on_cpu, slow = timed(function, "cpu")
-        on_cuda, fast = timed(function, "cuda")
+        (on_cpu, _), slow = timed(function, "cpu")
+        (on_cuda, first), fast = timed(function, "cuda")
         good &= report(title, on_cpu, on_cuda, (slow, fast))
-        if function("cuda") != on_cuda:
+        if function("cuda")[1] != first:
             print(f"{title}: two runs on cuda DIFFER")
             good = False
     return good
+
+
+def small(recipe: str, folder: Path) -> bool:
+    """Part 2."""
+    write_checkpoint(folder / "small", weights=30_000_000, hidden=1024, inner=2752)
+    errors, seconds = {}, {}
+    for device in ("cpu", "cuda"):
+        told = reallm.compile(
+            recipe, model=folder / "small", output=folder / f"{device}.reallm", device=device
+        )
+        errors[device], seconds[device] = told.errors, told.seconds
+    on_cpu, on_cuda = errors["cpu"], errors["cuda"]
+    apart = max(abs(on_cuda[name] / on_cpu[name] - 1) for name in on_cpu)
+    print(
+        f"compile of {len(on_cpu)} matrices: cpu {seconds['cpu']:.1f} s, cuda "
+        f"{seconds['cuda']:.1f} s, errors of a matrix at most {apart:.2%} apart",
+        flush=True,
+    )
+    return apart <= TOLERANCE
 
 
 class Watch:
@@ -123,7 +159,7 @@ class Watch:
 
     def _look(self) -> None:
         words = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-        while not self._done.wait(0.5):
+        while shutil.which(words[0]) and not self._done.wait(0.5):
             told = subprocess.run(words, capture_output=True, text=True, check=False).stdout
             numbers = [int(line) for line in told.split() if line.isdigit()]
             self.samples += numbers[:1]
@@ -137,7 +173,7 @@ class Watch:
 
 
 def large(given: argparse.Namespace, folder: Path) -> bool:
-    """Parts 2 and 3."""
+    """Parts 3 and 4."""
     wanted = int(given.gigabytes * 1e9 / 2)
     weights = write_checkpoint(folder / "model", weights=wanted, hidden=4096, inner=11008)
     print(f"checkpoint of {weights:,} weights", flush=True)
@@ -187,6 +223,7 @@ def main() -> int:
     fix_numerics(torch.device("cuda"))
     with tempfile.TemporaryDirectory(prefix="gpu-") as name:
         good = compare()
+        good &= small(given.recipe, Path(name))
         good &= large(given, Path(name))
     print("all as on the cpu" if good else "FAILED")
     return 0 if good else 1
