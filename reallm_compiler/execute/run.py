@@ -3,7 +3,8 @@
 Steps: (1) plan; (2) preflight of output, device, memory, disk; (3) take the lock and look at what
 an interrupted run has left; (4) reserve the file at full length; (5) units in two waves, each
 journalled when it is durable; (6) manifest and header; (7) rename. A run killed at any point goes
-on at step 5 with what the journal holds and ends with the same bytes.
+on at step 5 with what the journal holds and ends with the same bytes. A run that is asked to stop
+ends at once in steps 1 to 3 and within a unit in step 5; once all units are done it ends well.
 """
 
 from __future__ import annotations
@@ -12,23 +13,22 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from reallm_compiler.errors import OutputError, ResumeError, SourceError
-from reallm_compiler.execute.encode import Encoder, UnitResult, fix_numerics
+from reallm_compiler.errors import CompileError, OutputError, ResumeError, SourceError
+from reallm_compiler.execute.encode import UnitResult
 from reallm_compiler.execute.events import CompileReport, Event, Preflight, UnitDone
 from reallm_compiler.execute.identity import check_same, identity_of, provenance
 from reallm_compiler.execute.journal import Journal
 from reallm_compiler.execute.output import Output, intact_units
-from reallm_compiler.execute.pool import Pool
+from reallm_compiler.execute.pool import Site, results
 from reallm_compiler.execute.preflight import check_disk, choose_device, choose_workers
-from reallm_compiler.execute.stop import Interrupted, StopRequest, listening
-from reallm_compiler.execute.training import Watches, remove_states, run_name, state_path
+from reallm_compiler.execute.stop import StopRequest, listening
+from reallm_compiler.execute.training import remove_states, run_name, state_path
 from reallm_compiler.execute.trial import trial_plan, work_of
 from reallm_compiler.execute.units import Unit, units_of
 from reallm_compiler.execute.weights import check_duplicates
@@ -72,6 +72,40 @@ def compile_model(
         RecipeError, SourceError, OutputError, CompileError, ResumeError, CodecError: see
             `reallm_compiler.errors`; `Interrupted` after SIGINT or SIGTERM.
     """
+    with listening() as stop, _way_on(resume):
+        try:
+            with stop.at_once():
+                return _compile_model(
+                    recipe, model, output, device, workers, only, resume, force, on_event, stop
+                )
+        except KeyboardInterrupt:
+            raise stop.interrupted() from None
+
+
+@contextmanager
+def _way_on(resume: str) -> Iterator[None]:
+    """Hints on how to go on, made true for a run that was told to start over."""
+    try:
+        yield
+    except CompileError as error:
+        if resume == "never" and error.hint is not None:
+            again = "run the same command again"
+            error.hint = error.hint.replace(again, f"{again} without `--resume never`")
+        raise
+
+
+def _compile_model(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    model: str | os.PathLike[str] | Inventory | None,
+    output: str | os.PathLike[str] | None,
+    device: str,
+    workers: int | None,
+    only: str | None,
+    resume: str,
+    force: bool,
+    on_event: Listener | None,
+    stop: StopRequest,
+) -> CompileReport:
     began = time.monotonic()
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     inventory = open_model(loaded, model)
@@ -87,7 +121,7 @@ def compile_model(
     chosen = choose_device(device)
     if only is not None:
         whole, plan = plan, trial_plan(plan, only)
-        errors = _try(plan, whole, inventory, chosen, workers, tell)
+        errors = _try(plan, whole, inventory, chosen, workers, tell, stop)
         seconds = time.monotonic() - began
         return CompileReport(
             path=None,
@@ -105,7 +139,7 @@ def compile_model(
         )
     place = Output(Path(named).absolute())
     errors, resumed = _compile(
-        plan, inventory, place, chosen, workers, resume=resume, force=force, tell=tell
+        plan, inventory, place, chosen, workers, resume=resume, force=force, tell=tell, stop=stop
     )
     return CompileReport(
         path=str(place.path),
@@ -126,66 +160,76 @@ def _compile(
     resume: str,
     force: bool,
     tell: Listener,
+    stop: StopRequest,
 ) -> tuple[dict[str, float], int]:
     """Errors of all matrices, and how many units an interrupted run had done."""
     waves = units_of(plan)
     units = [unit for wave in waves for unit in wave]
     identity = identity_of(plan, inventory, device)
     place.check(force=force or place.journal.exists())
-    with Journal.open(place.journal) as journal:
+    with _journal_of(place) as journal:
+        stop.kept = bool(journal.records)
         done = _what_is_done(journal, plan, units, identity, place, resume=resume)
         if done is not None and place.holds_finished(done):
             journal.remove()
             return _errors(plan, done), len(units)
         place.check(force=force)
-        if done is None:
-            try:
-                chosen = choose_workers(plan, workers, len(units), device)
-                disk = check_disk(place.path.parent, plan.layout.file_bytes)
+        left = len(units) - len(done or {})
+        chosen = choose_workers(plan, workers, left, device)
+        disk = check_disk(place.path.parent, plan.layout.file_bytes if done is None else 0)
+        with stop.in_order():
+            if done is None:
                 place.reserve(plan.layout)
-            except BaseException:
-                if not journal.records:
-                    journal.remove()
-                raise
-            remove_states(place.partial)
-            journal.clear()
-            journal.append({"identity": identity})
-            done = {}
-        else:
-            chosen = choose_workers(plan, workers, len(units) - len(done), device)
-            disk = check_disk(place.path.parent, 0)
-        resumed = len(done)
-        progress = _Progress(units, done, tell)
-        tell(
-            Preflight(
-                file_bytes=plan.layout.file_bytes,
-                disk_bytes=plan.layout.file_bytes if resumed == 0 else 0,
-                disk_free_bytes=disk,
-                memory_bytes=chosen.memory_bytes,
-                memory_free_bytes=chosen.memory_free_bytes,
-                device=_device_title(device),
-                device_bytes=chosen.device_bytes,
-                device_free_bytes=chosen.device_free_bytes,
-                workers=chosen.count,
-                units=len(units),
-                units_done=resumed,
-                weights=sum(unit.weights for unit in units),
-                weights_done=progress.weights,
-                operations=sum(unit.operations for unit in units if unit.key not in done),
+                remove_states(place.partial)
+                journal.clear()
+                journal.append({"identity": identity})
+                done = {}
+            stop.kept = True
+            progress = _Progress(units, done, tell)
+            tell(
+                Preflight(
+                    file_bytes=plan.layout.file_bytes,
+                    disk_bytes=0 if done else plan.layout.file_bytes,
+                    disk_free_bytes=disk,
+                    memory_bytes=chosen.memory_bytes,
+                    memory_free_bytes=chosen.memory_free_bytes,
+                    device=_device_title(device),
+                    device_bytes=chosen.device_bytes,
+                    device_free_bytes=chosen.device_free_bytes,
+                    workers=chosen.count,
+                    units=len(units),
+                    units_done=len(done),
+                    weights=sum(unit.weights for unit in units),
+                    weights_done=progress.weights,
+                    operations=sum(unit.operations for unit in units if unit.key not in done),
+                )
             )
-        )
-        site = _Site(plan, inventory, place.partial, device, run_name(identity), tell)
-        for result in _run(site, chosen.count, waves, done):
-            record = result.to_record()
-            journal.append(record)
-            state_path(place.partial, result.unit).unlink(missing_ok=True)
-            done[result.unit] = record
-            progress.finished(result)
-        _finish(plan, place, done, identity)
-        place.publish()
-        remove_states(place.partial)
-        journal.remove()
+            resumed = len(done)
+            site = Site(plan, inventory, place.partial, device, run_name(identity), tell)
+            with closing(results(site, chosen.count, waves, done, stop)) as found:
+                for result in found:
+                    record = result.to_record()
+                    journal.append(record)
+                    state_path(place.partial, result.unit).unlink(missing_ok=True)
+                    done[result.unit] = record
+                    progress.finished(result)
+            _finish(plan, place, done, identity)
+            place.publish()
+            remove_states(place.partial)
+            journal.remove()
     return _errors(plan, done), resumed
+
+
+@contextmanager
+def _journal_of(place: Output) -> Iterator[Journal]:
+    """The locked journal; one that still holds nothing when the run fails is removed."""
+    with Journal.open(place.journal) as journal:
+        try:
+            yield journal
+        except BaseException:
+            if not journal.records:
+                journal.remove()
+            raise
 
 
 def _what_is_done(
@@ -204,8 +248,6 @@ def _what_is_done(
     }
     left = found is not None and (place.partial.exists() or place.holds_finished(records))
     if resume == "required" and not left:
-        if not journal.records:
-            journal.remove()
         raise ResumeError(
             "there is no interrupted compile of this output",
             location=str(place.path),
@@ -219,83 +261,6 @@ def _what_is_done(
     return intact_units(place.partial, plan.layout, units, records)
 
 
-@dataclass(frozen=True, slots=True)
-class _Site:
-    """Where units are done: what of, into which file (None for a trial), on what, for whom."""
-
-    plan: Plan
-    inventory: Inventory
-    partial: Path | None
-    device: torch.device
-    run: str
-    tell: Listener
-
-
-def _run(
-    site: _Site,
-    workers: int,
-    waves: tuple[list[Unit], list[Unit]],
-    done: Mapping[str, Any],
-) -> Iterator[UnitResult]:
-    """Results of the units that are not done yet, wave after wave."""
-    todo = [[unit for unit in wave if unit.key not in done] for wave in waves]
-    with listening() as stop:
-        if workers == 1:
-            yield from _run_here(site, todo, stop)
-        else:
-            pool = Pool(
-                site.plan,
-                site.inventory,
-                site.partial,
-                str(site.device),
-                workers,
-                site.run,
-                site.tell,
-            )
-            try:
-                for wave in todo:
-                    yield from pool.run(wave, stop)
-            finally:
-                pool.close()
-        if stop.requested and any(unit.key not in done for wave in todo for unit in wave):
-            raise Interrupted(
-                "stopped: the finished matrices are kept",
-                hint="run the same command again to go on where it stood",
-            )
-
-
-def _run_here(site: _Site, todo: list[list[Unit]], stop: StopRequest) -> Iterator[UnitResult]:
-    watches = Watches(
-        partial=site.partial, run=site.run, tell=site.tell, stopped=lambda: stop.requested
-    )
-    with _fixed_numerics(site.device):
-        encoder = Encoder(site.plan, site.inventory, site.partial, str(site.device), watches)
-        try:
-            for wave in todo:
-                for unit in wave:
-                    if stop.requested:
-                        return
-                    yield encoder.run(unit)
-        finally:
-            encoder.close()
-
-
-@contextmanager
-def _fixed_numerics(device: torch.device) -> Iterator[None]:
-    """The fixed settings of torch, and the caller's own again afterwards."""
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch_mode: Any = torch.utils.deterministic  # its one attribute is made at run time
-    filled = torch_mode.fill_uninitialized_memory
-    fix_numerics(device)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-        torch_mode.fill_uninitialized_memory = filled
-
-
 def _try(
     plan: Plan,
     whole: Plan,
@@ -303,6 +268,7 @@ def _try(
     device: torch.device,
     workers: int | None,
     tell: Listener,
+    stop: StopRequest,
 ) -> dict[str, float]:
     """Errors of the plan's matrices, a part of the `whole` plan's, without a file."""
     matrices = units_of(plan)[1]
@@ -328,11 +294,12 @@ def _try(
     )
     errors: dict[str, float] = {}
     done: dict[str, Any] = {}
-    site = _Site(plan, inventory, None, device, "", tell)
-    for result in _run(site, chosen.count, ([], matrices), done):
-        done[result.unit] = result.to_record()
-        errors.update(result.errors)
-        progress.finished(result)
+    site = Site(plan, inventory, None, device, "", tell)
+    with closing(results(site, chosen.count, ([], matrices), done, stop)) as found:
+        for result in found:
+            done[result.unit] = result.to_record()
+            errors.update(result.errors)
+            progress.finished(result)
     return {matrix.name: errors[matrix.name] for matrix in plan.matrices}
 
 

@@ -1,7 +1,8 @@
 """Stopping in good order: the first SIGINT or SIGTERM lets the matrix under way finish.
 
 A matrix in training stops at the end of its epoch instead, and its state is kept. A second signal
-ends the process at once; what the journal holds is kept either way.
+ends the process at once, and so does the first while nothing is being written; what the journal
+holds is kept either way.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 from reallm_compiler.errors import CompileError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(CompileError):  # noqa: N818 - an interruption is no error
@@ -22,15 +25,53 @@ class Interrupted(CompileError):  # noqa: N818 - an interruption is no error
 
 
 class StopRequest:
-    """Whether the run was asked to stop."""
+    """Whether the run was asked to stop.
+
+    Attributes:
+        requested: it was.
+        urgent: it must not wait for what is under way.
+        kept: there is something that the same command can go on with.
+    """
 
     def __init__(self) -> None:
         self.requested = False
+        self.urgent = False
+        self.kept = False
+        self._patient = True
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Meanwhile the first signal ends the run where it is, as a KeyboardInterrupt.
+
+        For long work that writes nothing: planning, reading back, trying.
+        """
+        return self._with_patience(False)
+
+    def in_order(self) -> AbstractContextManager[None]:
+        """Meanwhile the first signal is a request, as it is outside of `at_once`."""
+        return self._with_patience(True)
+
+    @contextmanager
+    def _with_patience(self, patient: bool) -> Iterator[None]:
+        before, self._patient = self._patient, patient
+        try:
+            yield
+        finally:
+            self._patient = before
+
+    def interrupted(self) -> Interrupted:
+        """The error that says how to go on."""
+        if self.kept:
+            return Interrupted(
+                "stopped: the finished matrices are kept",
+                hint="run the same command again to go on where it stood",
+            )
+        return Interrupted("stopped: nothing was written", hint="run the same command again")
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
+        self.urgent = self.requested or not self._patient
         self.requested = True
+        if self.urgent:
+            raise KeyboardInterrupt
 
 
 @contextmanager
@@ -40,11 +81,23 @@ def listening() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {
-        number: signal.signal(number, stop._ask) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    before = {number: signal.signal(number, stop._ask) for number in SIGNALS}
     try:
         yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold both signals back meanwhile; none is lost, and they come when this ends.
+
+    A process that is started meanwhile is born with them held back, so that a signal to the whole
+    group cannot strike it before it has said what it ignores.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
