@@ -3,17 +3,17 @@
 Workers are started afresh (no fork: torch's threads do not survive one) and get the plan once.
 A worker ignores SIGINT and SIGTERM from its birth, since Ctrl-C, `kill` and batch systems strike
 the whole group: the compile alone hears them, and lets each worker end its unit, or save the
-training under way and stop. What ends a worker is its leash, a pipe that breaks when the compile
-is gone, however it went, or when it lets go. Errors travel back as themselves.
+training under way and stop. A worker ends with the compile, however that went. Errors travel back
+as themselves.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.queues
-import multiprocessing.synchronize
 import os
 import queue
 import signal
@@ -22,6 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ LISTEN_SECONDS = 0.2
 
 _encoder: Encoder | None = None
 """The encoder of a worker process."""
+
+_line: Line | None = None
+"""What a worker process is connected with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,40 +131,50 @@ def _fixed_numerics(device: torch.device) -> Iterator[None]:
 class Line:
     """What a worker is connected with.
 
+    The flags are plain shared bytes: a worker that is killed can leave no lock on them.
+
     Attributes:
         run: digest of the run's identity.
         events: takes the worker's events.
-        halt: set when trainings must stop, and no unit be begun.
-        leash: breaks when the worker must end at once.
+        halt: 1 when trainings must stop, and no unit be begun.
+        begun: 1 when a worker has begun a unit.
     """
 
     run: str
     events: multiprocessing.queues.Queue[Training]
-    halt: multiprocessing.synchronize.Event
-    leash: multiprocessing.connection.Connection
+    halt: ctypes.c_byte
+    begun: ctypes.c_byte
 
 
 def _start(plan: Plan, inventory: Inventory, path: Path | None, device: str, line: Line) -> None:
-    global _encoder
+    global _encoder, _line
+    _line = line
     for number in SIGNALS:  # held back until now
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_at_leash, args=(line.leash,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     fix_numerics(torch.device(device))
-    watches = Watches(partial=path, run=line.run, tell=line.events.put, stopped=line.halt.is_set)
+    watches = Watches(
+        partial=path, run=line.run, tell=line.events.put, stopped=lambda: bool(line.halt.value)
+    )
     _encoder = Encoder(plan, inventory, path, device, watches)
 
 
-def _end_at_leash(leash: multiprocessing.connection.Connection) -> None:
-    """End this worker when its leash breaks."""
-    multiprocessing.connection.wait([leash])
-    os._exit(1)
+def _end_with_parent() -> None:
+    """End this worker when the compile that started it is gone, however it went."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _run(unit: Unit) -> UnitResult | None:
     """Do a unit; None when a stop was asked for before it was begun."""
-    if _encoder is None:
+    if _encoder is None or _line is None:
         raise CompileError("a worker was not started")
-    return None if _encoder.watches.stopped() else _encoder.run(unit)
+    if _line.halt.value:
+        return None
+    _line.begun.value = 1
+    return _encoder.run(unit)
 
 
 class Pool:
@@ -177,8 +191,13 @@ class Pool:
         self._stop = stop
         self._tell = site.tell
         context = multiprocessing.get_context("spawn")
-        held, self._leash = context.Pipe(duplex=False)
-        self._line = Line(run=site.run, events=context.Queue(), halt=context.Event(), leash=held)
+        self._line = Line(
+            run=site.run,
+            events=context.Queue(),
+            halt=context.RawValue(ctypes.c_byte, 0),
+            begun=context.RawValue(ctypes.c_byte, 0),
+        )
+        self._processes: list[BaseProcess] = []
         self._executor = ProcessPoolExecutor(
             max_workers=workers,
             mp_context=context,
@@ -205,13 +224,16 @@ class Pool:
                 try:
                     with signals_held():  # it may start a worker
                         running.add(self._executor.submit(_run, unit))
+                        self._processes = list((self._executor._processes or {}).values())
                 except BrokenProcessPool as error:
                     failure = error
             if not running:
                 break
             done, running = wait(running, timeout=LISTEN_SECONDS, return_when=FIRST_COMPLETED)
             if self._stop.requested:
-                self._line.halt.set()
+                self._line.halt.value = 1
+                if not self._line.begun.value:
+                    self._kill()  # the workers are still being started
             self._hear()
             for future in done:
                 raised = future.exception()
@@ -220,7 +242,7 @@ class Pool:
                 elif (result := future.result()) is not None:
                     yield result
         if isinstance(failure, BrokenProcessPool):
-            self._leash.close()  # the others ignore the signal that the executor sends them
+            self._kill()  # the others ignore the signal that the executor sends them
             if self._stop.requested:
                 raise self._stop.interrupted() from failure
             raise CompileError(
@@ -234,16 +256,17 @@ class Pool:
 
     def close(self) -> None:
         """End the processes; they end their units first, unless the stop is urgent."""
-        self._line.halt.set()
+        self._line.halt.value = 1
         if self._stop.urgent:
-            self._leash.close()
-        try:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._hear()
-            self._line.events.close()
-        finally:
-            self._leash.close()
-            self._line.leash.close()
+            self._kill()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._hear()
+        self._line.events.close()
+
+    def _kill(self) -> None:
+        """End the processes at once: a slot that is torn so is not in the journal."""
+        for process in self._processes:
+            process.kill()
 
     def _hear(self) -> None:
         """Pass on what the workers have told."""
