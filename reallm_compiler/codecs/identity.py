@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.autoencoder import Coding
-from reallm_compiler.codecs.latent import LatentReader, learn_codebook
+from reallm_compiler.codecs.latent import LatentCoder, LatentReader, learn_codebook
 from reallm_compiler.codecs.scalar import RowReader
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.recipe.stages import Identity
@@ -26,8 +26,14 @@ def fit_shared(
     generator: torch.Generator,
 ) -> Sections:
     """The codebook of a share group of `count` members, each used up."""
-    latents = ((coding.coder, target) for coding, target in members)
+    # A generator's frame would hold each matrix while the next one is made.
+    latents = map(_latent, members)
     return {"codebook": learn_codebook(latents, count, generator)}
+
+
+def _latent(member: tuple[Coding, Tensor]) -> tuple[LatentCoder, Tensor]:
+    coding, target = member
+    return coding.coder, target
 
 
 def reader(

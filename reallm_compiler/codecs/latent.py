@@ -9,7 +9,8 @@ of all latents of its patches: these stages need not know. Decoding goes by pane
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,9 @@ from reallm_compiler.codecs import (
 )
 from reallm_compiler.codecs.scalar import Latent, RowReader
 from reallm_compiler.codecs.sections import Sections
-from reallm_compiler.codecs.vectors import DenseVectors, sampled
+from reallm_compiler.codecs.vectors import DenseVectors, sampled_places
 from reallm_compiler.errors import CodecError
+from reallm_compiler.layouts.vq import code_shape
 from reallm_compiler.recipe.stages import (
     MatrixPlan,
     MinmaxScales,
@@ -46,6 +48,12 @@ PANEL = 1 << 18
 
 SHARED_VECTORS = 1 << 22
 """Vectors of several latents that a common codebook is learned from, in all."""
+
+LEAST_VECTORS = 1 << 10
+"""Vectors of each latent, at least, where it has as many."""
+
+PICKED = 1 << 16
+"""Vectors that are picked from a latent at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,28 +221,74 @@ def learn_codebook(
         count: how many there are.
         generator: of the group.
     """
-    most = max(SHARED_VECTORS // count, 1 << 10)
+    most = max(SHARED_VECTORS // count, LEAST_VECTORS)
     quantizer: VectorQuantizer | TrellisQuantizer | None = None
-    values, masses = [], []
     pieces: list[list[trellis.Segments]] = []
+    group: _Sample | None = None
     for coder, latent in latents:
         assert isinstance(coder.plan.quantizer, VectorQuantizer | TrellisQuantizer)
         quantizer = coder.plan.quantizer
         if isinstance(quantizer, TrellisQuantizer):
             pieces.append(coder.segments(quantizer, latent, count))
-            continue
-        vectors = coder.vectors(quantizer, latent)
-        sample = sampled(vectors, most, generator)
-        mass = sample.values.new_ones(sample.values.shape)
-        if sample.weights is not None:
-            mass *= sample.weights if sample.weights.dim() == 2 else sample.weights[:, None]
-        energy = float((mass * sample.values.square()).sum(dtype=torch.float64))
-        values.append(sample.values)
-        masses.append(mass * (vectors.count / energy if energy else 0.0))
-    if quantizer is None:
-        raise CodecError("a codebook needs at least one matrix")
+        else:
+            group = group or _Sample(latent, count * most, quantizer.dim)
+            group.add(coder.vectors(quantizer, latent), most, generator)
+        del latent  # before the next one is made
     if isinstance(quantizer, TrellisQuantizer):
         joined = [trellis.Segments.joined(parts) for parts in zip(*pieces, strict=True)]
         return trellis.fit_tables(quantizer, joined, generator)
-    group = DenseVectors(values=torch.cat(values), weights=torch.cat(masses))
-    return vq.fit_codebook(quantizer, group, generator)
+    if quantizer is None or group is None:
+        raise CodecError("a codebook needs at least one matrix")
+    return vq.fit_codebook(quantizer, group.vectors(), generator)
+
+
+def sample_bytes(plan: MatrixPlan, shapes: Sequence[tuple[int, int]]) -> int:
+    """Memory of what `learn_codebook` gathers for latents of these shapes, in float32."""
+    quantizer = plan.quantizer
+    if isinstance(quantizer, TrellisQuantizer):
+        joined = 2 * trellis.sample_segments(quantizer, len(shapes)) * len(shapes)
+        return joined * len(quantizer.widths) * 8 * trellis.SEGMENT
+    if not isinstance(quantizer, VectorQuantizer):
+        return 0
+    most = max(SHARED_VECTORS // len(shapes), LEAST_VECTORS)
+    counts = (math.prod(code_shape(quantizer, shape)) for shape in shapes)
+    return sum(min(count, most) for count in counts) * quantizer.dim * 8
+
+
+class _Sample:
+    """Weighted vectors of several latents, gathered in one place.
+
+    Args:
+        like: a latent, of whose type and device the vectors are.
+        most: the most vectors that will come.
+        dim: their dimension.
+    """
+
+    def __init__(self, like: Tensor, most: int, dim: int) -> None:
+        # Memory that is never touched costs nothing, and nothing need be joined afterwards.
+        self._values = like.new_empty(most, dim)
+        self._masses = like.new_empty(most, dim)
+        self._count = 0
+
+    def add(self, vectors: vq.MatrixVectors, most: int, generator: torch.Generator) -> None:
+        """Take at most `most` of a latent's vectors, by their share of its energy."""
+        first = self._count
+        for place in torch.split(sampled_places(vectors, most, generator), PICKED):
+            values, weights = vectors.pick(place)
+            self._widen(values.dtype)
+            span = slice(self._count, self._count + len(place))
+            self._values[span] = values
+            self._masses[span] = 1.0 if weights is None else weights.view(len(place), -1)
+            self._count += len(place)
+        values, masses = self._values[first : self._count], self._masses[first : self._count]
+        energy = float(values.square().mul_(masses).sum(dtype=torch.float64))
+        masses *= vectors.count / energy if energy else 0.0
+
+    def _widen(self, dtype: torch.dtype) -> None:
+        """Go over to float64 with the first latent of that type."""
+        if torch.promote_types(self._values.dtype, dtype) != self._values.dtype:
+            self._values, self._masses = self._values.to(dtype), self._masses.to(dtype)
+
+    def vectors(self) -> DenseVectors:
+        """All that was taken."""
+        return DenseVectors(values=self._values[: self._count], weights=self._masses[: self._count])

@@ -12,8 +12,9 @@ reader will decode.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -153,31 +154,27 @@ def fit_shared(
         raise CodecError("a share group needs a plan with `share` and at least one matrix")
     generator = torch.Generator().manual_seed(seed)
     codec = AUTOENCODERS[type(plan.autoencoder)]
-    members = _members(plan, weights, generator, seed, watch or Unwatched())
+    # No frame in between holds a matrix while the codec has it, or while the next one is read.
+    members = map(partial(_member, plan, generator, seed, watch or Unwatched()), weights)
     return codec.fit_shared(plan.autoencoder, members, len(weights), generator)
 
 
-def _members(
-    plan: MatrixPlan,
-    weights: Iterable[Tensor],
-    generator: torch.Generator,
-    seed: int,
-    watch: Watch,
-) -> Iterator[tuple[Coding, Tensor]]:
-    """What the autoencoder of each matrix is given, made when it is asked for."""
-    for weight in weights:
-        _check_weight(weight)
-        source_dtype = "f64" if weight.dtype == torch.float64 else "f32"
-        work = weight.detach().to(_work_dtype(source_dtype)).contiguous()
-        shape = (work.shape[0], work.shape[1])
-        coder = LatentCoder(
-            plan=plan,
-            shape=law.latent_shape(plan, shape),
-            source_dtype=source_dtype,
-            generator=generator,
-        )
-        coding = Coding(coder=coder, shape=shape, seed=seed, watch=watch)
-        yield coding, _Job(work, coding).target()
+def _member(
+    plan: MatrixPlan, generator: torch.Generator, seed: int, watch: Watch, weight: Tensor
+) -> tuple[Coding, Tensor]:
+    """What the autoencoder of one matrix of a group is given."""
+    _check_weight(weight)
+    source_dtype = "f64" if weight.dtype == torch.float64 else "f32"
+    work = weight.detach().to(_work_dtype(source_dtype)).contiguous()
+    shape = (work.shape[0], work.shape[1])
+    coder = LatentCoder(
+        plan=plan,
+        shape=law.latent_shape(plan, shape),
+        source_dtype=source_dtype,
+        generator=generator,
+    )
+    coding = Coding(coder=coder, shape=shape, seed=seed, watch=watch)
+    return coding, _Job(work, coding).target()
 
 
 def _fresh(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -243,12 +240,19 @@ class MatrixReader:
         return rows
 
     def fill(self, out: Tensor, first: int) -> None:
-        """Rows first, first + 1, ... of the matrix into `out` [n, q], of any floating type."""
+        """Rows first, first + 1, ... of the matrix into `out` [n, q], of any floating type.
+
+        The range of float16 is so small that weights near its end, a little off, would come back
+        as infinities: they become its largest number.
+        """
         later = self._undo or self._factors is not None or self._magnitudes is not None
         if isinstance(self._coded, LatentReader) and not later:
             self._coded.fill(out, first)
         else:
             out.copy_(self.rows(first, first + len(out)))
+        if out.dtype == torch.float16:
+            largest = torch.finfo(out.dtype).max
+            out.clamp_(-largest, largest)
 
 
 class _Job:
@@ -288,11 +292,11 @@ class _Job:
 
     def target(self) -> Tensor:
         """What the autoencoder would see after one residual, a fresh tensor."""
-        target = self.weight.clone()
+        factors: Sections = {}
         residual = self.plan.residual
         if isinstance(residual, LowRank) and residual.order == "residual_first":
             factors = low_rank.encode(residual, self.weight, self.generator)
-            target = self._without_factors(factors)
+        target = self._without_factors(factors)
         return self._transform(target)[1]
 
     def magnitudes(self, sections: Sections) -> Tensor:

@@ -132,8 +132,7 @@ def sample(
     """
     p = len(values)
     mask = choose_wide(params, values, scales)
-    wanted = max(LEAST_SEGMENTS, SAMPLES * 2**params.memory // SEGMENT)
-    count = ceil_div(wanted, sharers)
+    count = sample_segments(params, sharers)
     mean_square = 1.0 if scales is None else scales.mean_square()
     if scales is None:
         mean_square = float(values.square().mean(dtype=torch.float64))
@@ -162,6 +161,12 @@ def sample(
             )
         )
     return pieces
+
+
+def sample_segments(params: TrellisQuantizer, sharers: int) -> int:
+    """Segments that `sample` takes of each of so many latents, for each width."""
+    wanted = max(LEAST_SEGMENTS, SAMPLES * 2**params.memory // SEGMENT)
+    return ceil_div(wanted, sharers)
 
 
 def fit_tables(

@@ -65,9 +65,12 @@ class DenseVectors:
 
 def sampled(vectors: Vectors, size: int, generator: torch.Generator) -> DenseVectors:
     """All vectors if there are at most `size`, else `size` random ones, perhaps some twice."""
-    if vectors.count <= size:
-        index = torch.arange(vectors.count)
-    else:
-        index = torch.randint(vectors.count, (size,), generator=generator)
-    values, weights = vectors.pick(index)
+    values, weights = vectors.pick(sampled_places(vectors, size, generator))
     return DenseVectors(values=values, weights=weights)
+
+
+def sampled_places(vectors: Vectors, size: int, generator: torch.Generator) -> Tensor:
+    """int64: the places of the vectors that `sampled` takes."""
+    if vectors.count <= size:
+        return torch.arange(vectors.count)
+    return torch.randint(vectors.count, (size,), generator=generator)

@@ -7,8 +7,9 @@ is plain data for the journal.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,7 +25,7 @@ from reallm_compiler.execute.training import Watches
 from reallm_compiler.execute.units import Unit, units_of
 from reallm_compiler.execute.weights import Weights
 from reallm_compiler.layouts import matrix as matrix_law
-from reallm_compiler.plan.model import Plan, PlannedMatrix
+from reallm_compiler.plan.model import Plan, PlannedMatrix, PlannedTensor
 from reallm_compiler.recipe.stages import Hnerv
 from reallm_compiler.sources import Inventory
 from reallm_formats import Writer, names
@@ -117,41 +118,44 @@ class Encoder:
 
     def _copy(self, result: UnitResult) -> None:
         for file in self.plan.files:
-            self._write(names.file_section(file.path), self.files[file.path], result)
+            self._write(names.file_section(file.path), [self.files[file.path]], result)
         for tensor in self.plan.tensors:
-            values = self.weights.tensor(tensor.name, tensor.dtype)
-            self._write(names.tensor_section(tensor.name), to_bytes(values, tensor.spec), result)
+            self._write(names.tensor_section(tensor.name), self._kept(tensor), result)
+
+    def _kept(self, tensor: PlannedTensor) -> Iterator[memoryview]:
+        """The bytes of a kept tensor, by pieces: it may be far larger than any matrix."""
+        for piece in self.weights.pieces(tensor.name, tensor.dtype):
+            yield to_bytes(piece, replace(tensor.spec, shape=(len(piece),)))
 
     def _share(self, group: str, result: UnitResult) -> None:
         members = self.plan.groups[group]
         seed = seed_for(self.plan.seed, names.share_section(group, ""))
         watch = self.watches.of(self.units[f"share:{group}"])
         weights = _Members(self._load, members)
-        fitted = fit_shared(members[0].plan, weights, seed=seed, watch=watch)
+        with _located(lambda: weights.current or f"share group {group}"):
+            fitted = fit_shared(members[0].plan, weights, seed=seed, watch=watch)
         self.fitted[group] = fitted
         for spec in members[0].specs:
             if spec.shared:
                 name = members[0].section_name(spec)
-                self._write(name, to_bytes(fitted[spec.role], spec), result)
+                self._write(name, [to_bytes(fitted[spec.role], spec)], result)
 
     def _matrix(self, matrix: PlannedMatrix, watch: Watch, result: UnitResult) -> None:
+        shared = self._shared(matrix)
         weight = self._load(matrix)
-        try:
+        with _located(lambda: matrix.name):
             encoded = encode_matrix(
                 matrix.plan,
                 weight,
                 seed=seed_for(self.plan.seed, matrix.name),
                 source_dtype=matrix.dtype,
-                shared=self._shared(matrix),
+                shared=shared,
                 watch=watch,
             )
-        except CodecError as error:
-            error.location = f"{matrix.name}, {error.location}" if error.location else matrix.name
-            raise
         for spec in matrix.specs:
             if not spec.shared:
                 data = to_bytes(encoded.sections[spec.role], spec)
-                self._write(matrix.section_name(spec), data, result)
+                self._write(matrix.section_name(spec), [data], result)
         result.errors[matrix.name] = encoded.relative_error
 
     def _load(self, matrix: PlannedMatrix) -> torch.Tensor:
@@ -189,11 +193,11 @@ class Encoder:
             }
         return self.fitted[params.decoder]
 
-    def _write(self, name: str, data: bytes | memoryview, result: UnitResult) -> None:
+    def _write(self, name: str, parts: Iterable[bytes | memoryview], result: UnitResult) -> None:
         if self.writer is None:
             return
         try:
-            result.sections[name] = self.writer.write(name, data).hex()
+            result.sections[name] = self.writer.write_parts(name, parts).hex()
         except OSError as error:
             raise CompileError(
                 f"cannot write: {error.strerror}",
@@ -203,16 +207,29 @@ class Encoder:
 
 
 class _Members(Sequence[torch.Tensor]):
-    """The weights of a group, each read when it is asked for, so that one is in memory."""
+    """The weights of a group, each read when it is asked for, so that one is in memory.
+
+    Attributes:
+        current: name of the matrix that was last given out in turn; empty before the first and
+            once they have all been taken.
+    """
 
     def __init__(
         self, load: Callable[[PlannedMatrix], torch.Tensor], matrices: tuple[PlannedMatrix, ...]
     ) -> None:
         self._load = load
         self._matrices = matrices
+        self.current = ""
 
     def __len__(self) -> int:
         return len(self._matrices)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        # The iterator of `Sequence` would hold each weight while the next one is read.
+        for matrix in self._matrices:
+            self.current = matrix.name
+            yield self._load(matrix)
+        self.current = ""
 
     @overload
     def __getitem__(self, place: int) -> torch.Tensor: ...
@@ -222,6 +239,16 @@ class _Members(Sequence[torch.Tensor]):
         if isinstance(place, slice):
             return _Members(self._load, self._matrices[place])
         return self._load(self._matrices[place])
+
+
+@contextmanager
+def _located(place: Callable[[], str]) -> Iterator[None]:
+    """Put what was being coded in front of the location of a `CodecError`."""
+    try:
+        yield
+    except CodecError as error:
+        error.location = f"{place()}, {error.location}" if error.location else place()
+        raise
 
 
 def fix_numerics(device: torch.device) -> None:

@@ -1,9 +1,10 @@
 """What is checked before the first matrix: device, memory, disk.
 
 Memory is an estimate on the safe side: the interpreter with torch, and for each worker six copies
-of the largest matrix in float32 with a fixed reserve, and what training an autoencoder takes. A GPU
-has memory of its own, which all workers share: there each has a context, and the large blocks that
-the codecs work in on an accelerator.
+of the largest matrix in float32 with a fixed reserve, and what training an autoencoder takes. A
+share group holds a sample of all its matrices beside one of them. Kept tensors need no more than
+the reserve: they are copied by pieces. A GPU has memory of its own, which all workers share: there
+each has a context, and the large blocks that the codecs work in on an accelerator.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from reallm_compiler.codecs import hnerv, nearest, trellis_search
+from reallm_compiler.codecs import hnerv, latent, nearest, trellis_search
 from reallm_compiler.errors import CompileError
 from reallm_compiler.layouts import hnerv as hnerv_law
 from reallm_compiler.layouts import matrix as matrix_law
@@ -36,6 +38,12 @@ COPIES = 6
 CONTEXT_BYTES = 1 << 30
 """What CUDA and its libraries hold in each process, and the usual blocks of the codecs there."""
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where the limits of a container stand (control groups, version 2)."""
+
+CACHED = ("inactive_file", "active_file")
+"""Rows of `memory.stat` for pages of files, which the system can give back."""
+
 SMALL_WEIGHTS = 20_000_000
 """Below this many weights one process is faster than starting several."""
 
@@ -46,7 +54,7 @@ class Workers:
 
     Attributes:
         count: the processes.
-        memory_bytes: their estimated peak memory together.
+        memory_bytes: their estimated peak memory together, with all interpreters.
         memory_free_bytes: memory that the machine can give; None if it does not say.
         device_bytes, device_free_bytes: the same of the GPU's memory; None without a GPU.
     """
@@ -94,17 +102,24 @@ def worker_bytes(plan: Plan) -> int:
     largest = max((matrix.weights for matrix in plan.matrices), default=0)
     shapes = {(matrix.plan, matrix.shape) for matrix in plan.matrices}
     training = max((matrix_law.working_bytes(*shape) for shape in shapes), default=0)
-    return COPIES * 4 * largest + training + _group_bytes(plan) + RESERVE_BYTES
+    files = sum(file.bytes for file in plan.files)
+    return COPIES * 4 * largest + training + _group_bytes(plan) + files + RESERVE_BYTES
 
 
 def _group_bytes(plan: Plan) -> int:
-    """Memory of the largest group that trains a decoder: all its patches, and where they lie."""
-    trained = [
-        members
-        for members in plan.groups.values()
-        if matrix_law.group_operations(members[0].plan, members[0].shape)
-    ]
-    return max((8 * sum(matrix.weights for matrix in group) for group in trained), default=0)
+    """Memory of what is gathered from all matrices of a group, of the group that needs most."""
+    return max((_gathered_bytes(group) for group in plan.groups.values()), default=0)
+
+
+def _gathered_bytes(group: Sequence[PlannedMatrix]) -> int:
+    """The sample that a codebook is learned from; and all patches, and where they lie, of a group
+    that trains a decoder."""
+    plan = group[0].plan
+    shapes = [matrix_law.latent_shape(plan, matrix.shape) for matrix in group]
+    sample = latent.sample_bytes(plan, shapes)
+    if not matrix_law.group_operations(plan, group[0].shape):
+        return sample
+    return sample + 8 * sum(matrix.weights for matrix in group)
 
 
 def free_memory() -> int | None:
@@ -115,17 +130,35 @@ def free_memory() -> int | None:
         limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail")]
     except OSError:
         pass
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
-        if limit != "max":
-            limits.append(int(limit) - int(used))
-    except (OSError, ValueError):
-        pass
+    contained = _container_memory()
+    if contained is not None:
+        limits.append(contained)
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         limits.append(soft - _virtual_bytes())
     return min(limits) if limits else None
+
+
+def _container_memory() -> int | None:
+    """Bytes that the limit of this control group leaves; None without one.
+
+    What it has used counts the files that it has read and written, too. The system gives such
+    pages back before the limit is reached, so they are free.
+    """
+    try:
+        limit = (CGROUP / "memory.max").read_text().strip()
+        used = int((CGROUP / "memory.current").read_text())
+        if limit == "max":
+            return None
+        free = int(limit) - used
+    except (OSError, ValueError):
+        return None
+    try:
+        rows = [line.split() for line in (CGROUP / "memory.stat").read_text().splitlines()]
+        cached = sum(int(row[1]) for row in rows if row[0] in CACHED)
+    except (OSError, ValueError, IndexError):
+        cached = 0
+    return min(free + cached, int(limit))
 
 
 def _virtual_bytes() -> int:
@@ -198,11 +231,15 @@ def choose_workers(plan: Plan, asked: int | None, units: int, device: torch.devi
     workers = max(1, min(workers, units))
     needed = workers * each + (INTERPRETER_BYTES * workers if workers > 1 else 0)
     if free is not None and needed > free:
-        largest = max(plan.matrices, key=lambda matrix: matrix.weights)
-        place = f"{largest.name} {list(largest.shape)} is the largest matrix"
+        place = "kept tensors and files"
+        if plan.matrices:
+            largest = max(plan.matrices, key=lambda matrix: matrix.weights)
+            place = f"{largest.name} {list(largest.shape)} is the largest matrix"
         raise _too_small("memory", place, needed, free, workers, "use a larger machine")
+    # The interpreter that runs this is there already: it needs nothing more, and counts.
+    together = needed + INTERPRETER_BYTES
     if device_free is None:
-        return Workers(count=workers, memory_bytes=needed, memory_free_bytes=free)
+        return Workers(count=workers, memory_bytes=together, memory_free_bytes=free)
     if workers * device_each > device_free:
         largest = max(plan.matrices, key=_device_bytes)
         place = f"{largest.name} {list(largest.shape)} needs most"
@@ -210,7 +247,7 @@ def choose_workers(plan: Plan, asked: int | None, units: int, device: torch.devi
         raise _too_small(f"memory of {device}", place, needed, device_free, workers, way_out)
     return Workers(
         count=workers,
-        memory_bytes=needed,
+        memory_bytes=together,
         memory_free_bytes=free,
         device_bytes=workers * device_each,
         device_free_bytes=device_free,

@@ -1,4 +1,7 @@
-"""Weights from the checkpoint's files: plain reads of byte ranges, one tensor at a time.
+"""Weights from the checkpoint's files: plain reads of byte ranges, one matrix at a time.
+
+A tensor that is kept, such as an embedding, may be larger than any matrix that is coded: it is read
+and cast by pieces, and never held whole.
 
 No memory map: a shard that shrinks or vanishes while a compile runs is a clear error and not a
 signal that kills the process.
@@ -7,17 +10,23 @@ signal that kills the process.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from reallm_compiler.codecs.sections import TORCH_DTYPES
-from reallm_compiler.errors import SourceError
+from reallm_compiler.errors import CodecError, SourceError
 from reallm_compiler.sources import Inventory
 from reallm_compiler.tensors import TensorSpec
 
 CHUNK = 64 * 2**20
 """Bytes read at once."""
+
+PIECE = 1 << 20
+"""Numbers of a piece of a tensor, about."""
 
 
 def check_duplicates(inventory: Inventory) -> None:
@@ -56,7 +65,7 @@ class Weights:
         self.by_name = {spec.name: spec for spec in (*inventory.tensors, *inventory.duplicates)}
         self.digests: dict[str, str] = {}
 
-    def matrix(self, tensor: str, index: int | None, *, transposed: bool) -> torch.Tensor:
+    def matrix(self, tensor: str, index: int | None, *, transposed: bool) -> Tensor:
         """A matrix [p, q] in the checkpoint's type.
 
         Args:
@@ -71,21 +80,53 @@ class Weights:
         shape = spec.shape if index is None else spec.shape[1:]
         values = self._values(spec, index, shape)
         if spec.scale is not None:
-            values = self._scaled(spec, index, values)
+            values = _scaled(spec, values, self._factors(spec, index), 0)
         return values.t() if transposed else values
 
-    def tensor(self, tensor: str, dtype: str) -> torch.Tensor:
-        """A whole tensor cast to the section type `dtype`."""
+    def tensor(self, tensor: str, dtype: str) -> Tensor:
+        """A whole tensor cast to the section type `dtype`; raises what `pieces` does."""
         spec = self.by_name[tensor]
-        values = self._values(spec, None, spec.shape)
-        if spec.scale is not None:
-            values = self._scaled(spec, None, values)
-        return values.to(TORCH_DTYPES[dtype])
+        whole = torch.empty(spec.count, dtype=TORCH_DTYPES[dtype])
+        place = 0
+        for piece in self.pieces(tensor, dtype):
+            whole[place : place + len(piece)] = piece
+            place += len(piece)
+        return whole.reshape(spec.shape)
+
+    def pieces(self, tensor: str, dtype: str) -> Iterator[Tensor]:
+        """A whole tensor cast to the section type `dtype`, flat, about `PIECE` numbers at a time.
+
+        What has that type already is a copy, bit for bit; else a NaN stays a NaN and an infinity
+        an infinity: nothing here has an error to minimise, so nothing need be finite.
+
+        Raises:
+            SourceError: the shard is missing or too short.
+            CodecError: a finite number overflows `dtype`.
+        """
+        spec = self.by_name[tensor]
+        factors = None if spec.scale is None else self._factors(spec, None)
+        # Scales are laid out by rows of a matrix, so that pieces hold whole rows.
+        columns = 1 if factors is None else max(1, spec.shape[-1])
+        step = max(1, PIECE // columns) * columns
+        stored = TORCH_DTYPES[spec.stored_dtype]
+        first = 0
+        begin, end = spec.byte_range()
+        for data in self._chunks(spec, begin, end, step * stored.itemsize):
+            values = torch.frombuffer(data, dtype=stored)
+            if factors is not None:
+                rows = values.view(-1, columns)
+                values = _scaled(spec, rows, factors, first // columns).view(-1)
+            cast = values.to(TORCH_DTYPES[dtype])
+            if cast.dtype != values.dtype:
+                _check_overflow(spec, dtype, values, cast, first)
+            first += len(values)
+            yield cast
 
     def digest_of(self, spec: TensorSpec) -> str:
         """SHA-256 of a tensor's stored bytes, in hex."""
         begin, end = spec.byte_range()
-        self._read(spec, begin, end)
+        for _ in self._chunks(spec, begin, end, CHUNK):
+            pass
         return self.take_digests()[spec.name]
 
     def take_digests(self) -> dict[str, str]:
@@ -93,55 +134,103 @@ class Weights:
         taken, self.digests = self.digests, {}
         return taken
 
-    def _values(self, spec: TensorSpec, index: int | None, shape: tuple[int, ...]) -> torch.Tensor:
+    def _values(self, spec: TensorSpec, index: int | None, shape: tuple[int, ...]) -> Tensor:
         begin, end = spec.byte_range(index=index)
-        data = self._read(spec, begin, end)
         dtype = TORCH_DTYPES[spec.stored_dtype]
-        if not data:
+        parts = list(self._chunks(spec, begin, end, max(1, end - begin)))
+        if not parts:
             return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(data, dtype=dtype).reshape(shape)
+        return torch.frombuffer(parts[0], dtype=dtype).reshape(shape)
 
-    def _read(self, spec: TensorSpec, begin: int, end: int) -> bytearray:
-        data = bytearray(end - begin)
-        view = memoryview(data)
+    def _factors(self, spec: TensorSpec, index: int | None) -> Tensor:
+        """float32 [r, c], or [e, r, c] of a whole 3-D tensor: a tensor's scales."""
+        assert spec.scale is not None  # the caller has looked
+        stored = spec.scale.tensor
+        per_part = index is not None and len(stored.shape) == len(spec.shape)
+        shape = stored.shape[1:] if per_part else stored.shape
+        return self._values(stored, index if per_part else None, shape).float()
+
+    def _chunks(self, spec: TensorSpec, begin: int, end: int, size: int) -> Iterator[bytearray]:
+        """The bytes [begin, end) of a shard, `size` at a time; then their digest is known."""
         digest = hashlib.sha256()
-        place = 0
         try:
             with (self.folder / spec.shard).open("rb", buffering=0) as file:
                 file.seek(begin)
-                while place < len(data):
-                    count = file.readinto(view[place : place + CHUNK])
-                    if not count:
-                        break
-                    digest.update(view[place : place + count])
-                    place += count
+                for first in range(begin, end, size):
+                    data = bytearray(min(size, end - first))
+                    count = _fill(file, data)
+                    if count < len(data):
+                        raise SourceError(
+                            f"the shard ends {end - first - count:,} bytes before the end of "
+                            f"{spec.name}",
+                            location=str(self.folder / spec.shard),
+                            note="it has changed since its header was read, or was not copied "
+                            "whole",
+                            hint="copy or download this file again and run the same command again",
+                        )
+                    digest.update(data)
+                    yield data
         except OSError as error:
             raise SourceError(
                 f"cannot read a shard: {error.strerror}",
                 location=str(self.folder / spec.shard),
                 hint="put the file back and run the same command again: finished matrices are kept",
             ) from error
-        if place < len(data):
-            raise SourceError(
-                f"the shard ends {len(data) - place:,} bytes before the end of {spec.name}",
-                location=str(self.folder / spec.shard),
-                note="it has changed since its header was read, or was not copied whole",
-                hint="copy or download this file again and run the same command again",
-            )
         name = spec.name if begin == spec.begin else f"{spec.name}#{begin - spec.begin}"
         self.digests[name] = digest.hexdigest()
-        return data
 
-    def _scaled(self, spec: TensorSpec, index: int | None, values: torch.Tensor) -> torch.Tensor:
-        """Stored numbers times their scales, in the type that the tensor stands for."""
-        scale = spec.scale
-        assert scale is not None  # the caller has looked
-        stored = scale.tensor
-        per_part = index is not None and len(stored.shape) == len(spec.shape)
-        shape = stored.shape[1:] if per_part else stored.shape
-        factors = self._values(stored, index if per_part else None, shape).float()
-        rows, columns = values.shape[-2:]
-        if factors.dim() >= 2:
-            factors = factors.repeat_interleave(scale.block[0], -2)[..., :rows, :]
-            factors = factors.repeat_interleave(scale.block[1], -1)[..., :columns]
-        return (values.float() * factors).to(TORCH_DTYPES[spec.dtype])
+
+def _fill(file: FileIO, data: bytearray) -> int:
+    """Read into `data` until it is full or the file ends; returns the bytes read."""
+    view, place = memoryview(data), 0
+    while place < len(data):
+        count = file.readinto(view[place : place + CHUNK])
+        if not count:
+            break
+        place += count
+    return place
+
+
+def _scaled(spec: TensorSpec, values: Tensor, factors: Tensor, first: int) -> Tensor:
+    """Stored numbers times their scales, in the type that the tensor stands for.
+
+    Args:
+        spec: the tensor, of two dimensions or three.
+        values: [n, q], its rows from `first` on; those of a 3-D tensor are counted through.
+        factors: [r, c], or [e, r, c] for scales of each part.
+        first: the first row.
+    """
+    assert spec.scale is not None  # the caller has looked
+    high, wide = spec.scale.block
+    rows = torch.arange(first, first + len(values))
+    place = rows % spec.shape[-2] // high  # [n]
+    if factors.dim() == 3:
+        place += rows // spec.shape[-2] * factors.shape[1]
+    spread = factors.reshape(-1, factors.shape[-1])[place].repeat_interleave(wide, 1)
+    return (values.float() * spread[:, : values.shape[1]]).to(TORCH_DTYPES[spec.dtype])
+
+
+def _check_overflow(spec: TensorSpec, dtype: str, values: Tensor, cast: Tensor, first: int) -> None:
+    """Refuse a finite number of `values` [n] that `cast` holds as an infinity.
+
+    Raises:
+        CodecError: with its place; `first` is that of the first of `values` in the tensor.
+    """
+    if not torch.isinf(cast).any():
+        return
+    lost = (torch.isinf(cast) & torch.isfinite(values.to(torch.float64))).nonzero()
+    if not len(lost):
+        return
+    at = int(lost[0, 0])
+    places, left = [], first + at
+    for extent in reversed(spec.shape):
+        places.append(left % extent)
+        left //= extent
+    place = f"place {places[::-1]}"
+    if len(places) == 2:
+        place = f"row {places[1]}, column {places[0]}"
+    raise CodecError(
+        f"the value at {place} is {float(values[at]):.6g}, which overflows {dtype}",
+        location=spec.name,
+        hint="keep this tensor as `source`, or as a type of a wider range",
+    )
