@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reallm_compiler.errors import Problem, RecipeError, SourceError
+from reallm_compiler.errors import FormatError, Problem, RecipeError, SourceError
 from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.layouts.base import DTYPES
 from reallm_compiler.plan.decoders import DecoderFile, resolve_decoders, with_digests
@@ -45,7 +45,7 @@ def plan(
 
     Raises:
         RecipeError: the recipe is wrong by itself or for this model; holds every problem.
-        SourceError: the model cannot be read, or none is named.
+        SourceError: the model cannot be read, or none is named, or no archive could hold it.
     """
     loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     return build(loaded, open_model(loaded, model, weights=False))
@@ -120,12 +120,20 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         if spec.name in kept
     ]
     files = [PlannedFile(path=path, bytes=len(data)) for path, data in inventory.files]
-    placed = layout(
-        kind=KIND,
-        features=[],
-        document=to_document(document, matrices, inventory.ties),
-        sections=section_list(matrices, tensors, files),
-    )
+    try:
+        placed = layout(
+            kind=KIND,
+            features=[],
+            document=to_document(document, matrices, inventory.ties),
+            sections=section_list(matrices, tensors, files),
+        )
+    except FormatError as error:
+        # Nothing has been written: what breaks a rule of the format here came with the source.
+        raise SourceError(
+            f"no archive can hold this model: {error.message}",
+            location=inventory.path or None,
+            note=error.location,
+        ) from error
     return Plan(
         recipe=document,
         matrices=tuple(matrices),

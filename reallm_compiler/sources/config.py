@@ -18,11 +18,10 @@ from typing import Any
 from reallm_compiler.errors import SourceError
 from reallm_compiler.sources.headers import check_name, check_shape
 from reallm_compiler.sources.scales import config_dtype
+from reallm_compiler.sources.stated import check_counts
 from reallm_compiler.tensors import TensorSpec
 
 DEFAULT_DTYPE = "f16"
-_COUNT_LIMIT = 2000
-_COUNTS = ("layers", "layer", "blocks")
 # Neither code, nor packing, nor the type of the numbers changes a shape.
 _LEFT_OUT = ("auto_map", "quantization_config", "transformers_version", "dtype", "torch_dtype")
 _TORCH_DTYPES = {
@@ -68,7 +67,7 @@ def tensors_of_config(
             location=label,
             hint='a config.json of transformers has a line such as "model_type": "llama"',
         )
-    _check_counts(config, label)
+    check_counts(config, label)
     stated = config_dtype(config)
     dtype = stated or DEFAULT_DTYPE
     try:
@@ -102,19 +101,6 @@ def _refusals() -> tuple[type[Exception], ...]:
     return _REFUSALS if strict is None else (*_REFUSALS, strict)
 
 
-def _check_counts(config: Mapping[str, Any], label: str) -> None:
-    """Refuses absurd numbers of layers, for which building the model would never end."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            _check_counts(value, label)
-        elif (
-            str(key).rpartition("_")[2] in _COUNTS
-            and isinstance(value, int)
-            and value > _COUNT_LIMIT
-        ):
-            raise SourceError(f"{key} is {value}, above {_COUNT_LIMIT}", location=label)
-
-
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
@@ -145,6 +131,7 @@ def _meta_shapes(
         )
     plain = {key: value for key, value in config.items() if key not in _LEFT_OUT}
     built = known[model_type].from_dict(plain)
+    check_counts(built.to_dict(), label)  # once more: what the config leaves out has defaults
     causal = type(built) in transformers.AutoModelForCausalLM._model_mapping
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
     log = transformers.utils.logging

@@ -24,6 +24,7 @@ from typing import Any
 from reallm_compiler.errors import SourceError
 from reallm_compiler.sources.headers import HEADER_LIMIT, header_specs, read_header
 from reallm_compiler.sources.paths import list_files, read_small, resolve_inside
+from reallm_compiler.sources.stated import check_words
 from reallm_compiler.tensors import TensorSpec
 
 MAIN = "model.safetensors"
@@ -86,7 +87,7 @@ def read_folder(folder: Path) -> FolderFacts:
 
 
 def read_config(path: Path, label: str, folder: Path | None = None) -> dict[str, Any]:
-    """A JSON file that must hold a mapping.
+    """A config, which must hold a mapping; its words are words.
 
     Args:
         path: the file.
@@ -95,7 +96,9 @@ def read_config(path: Path, label: str, folder: Path | None = None) -> dict[str,
     """
     if folder is not None:
         path = resolve_inside(folder, path.name)
-    return parse_json(read_small(path, label, CONFIG_LIMIT), label)
+    config = parse_json(read_small(path, label, CONFIG_LIMIT), label)
+    check_words(config, label)
+    return config
 
 
 def parse_json(data: bytes, label: str) -> dict[str, Any]:

@@ -24,13 +24,17 @@ from typing import Any, BinaryIO
 from reallm_compiler.errors import SourceError
 from reallm_compiler.sources.paths import open_regular, unreadable
 from reallm_compiler.tensors import TensorSpec
+from reallm_formats import v1
 from reallm_formats.dtypes import BITS
 
 HEADER_LIMIT = 100_000_000
 """Longest header in bytes; the limit of the safetensors library."""
-AXES_LIMIT = 16
-EXTENT_LIMIT = 2**48
-NAME_LIMIT = 1024
+AXES_LIMIT = v1.MAX_RANK
+EXTENT_LIMIT = v1.MAX_EXTENT
+SIZE_LIMIT = v1.MAX_SECTION_BITS // 64
+"""Most elements of a tensor: what an archive can hold of the widest type."""
+NAME_LIMIT = v1.MAX_NAME_BYTES - 64
+"""Longest name in bytes of UTF-8; the rest of a section's name is for prefix, expert and role."""
 
 DTYPES: Mapping[str, str] = MappingProxyType(
     {
@@ -164,9 +168,16 @@ def _entry(name: str, value: object, start: int, label: str) -> TensorSpec:
             note=f"readable types: {', '.join(DTYPES)}",
             hint="start from the checkpoint in bf16, fp16, fp32 or fp8",
         )
+    if isinstance(shape, list) and len(shape) > AXES_LIMIT:
+        raise SourceError(
+            f"tensor {name!r} has {len(shape)} axes, above {AXES_LIMIT}",
+            location=place,
+            note="an archive could not hold it",
+            hint="write the checkpoint again without it, or with fewer axes",
+        )
     extents = check_shape(shape)
     if extents is None:
-        raise _broken(label, f"tensor {name!r} has the impossible shape {_short(shape)}")
+        raise _broken(label, f"tensor {name!r} has the impossible shape {_short(shape)}", place)
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets))):
         raise _broken(label, f"tensor {name!r} has no usable data_offsets: {_short(offsets)}")
     begin, end = offsets
@@ -181,16 +192,36 @@ def _entry(name: str, value: object, start: int, label: str) -> TensorSpec:
 
 
 def check_name(name: str, label: str) -> None:
-    """Refuses a tensor name that could not be stored or shown: empty, overlong, unprintable."""
-    if not 0 < len(name) <= NAME_LIMIT or not name.isprintable():
-        raise _broken(label, f"{_short(name)} is no usable tensor name")
+    """Refuses a tensor name that could not be stored or shown: empty, overlong, unprintable.
+
+    The limits are those of an archive's names, so that a source is refused where it is read and
+    not later as a part of the archive.
+    """
+    size = len(name.encode("utf-8", "surrogatepass"))
+    if not name.isprintable():
+        reason = "it cannot be shown"
+    elif not name.removesuffix(".weight"):
+        reason = "nothing is named"
+    elif size > NAME_LIMIT:
+        reason = f"it has {size:,} bytes, above {NAME_LIMIT}"
+    else:
+        return
+    raise SourceError(
+        f"{_short(name)} is no usable tensor name: {reason}",
+        location=f"{label}: {_short(name)}",
+        note="an archive could not hold a tensor of this name",
+        hint="rename it in the checkpoint",
+    )
 
 
 def check_shape(shape: object) -> tuple[int, ...] | None:
-    """A shape as a tuple, or None where it is no list of sensible extents."""
+    """A shape as a tuple, or None where it is no list of extents that an archive could hold."""
     if not isinstance(shape, list | tuple) or len(shape) > AXES_LIMIT:
         return None
     if not all(_is_size(extent) and extent <= EXTENT_LIMIT for extent in shape):
+        return None
+    # With 1 in place of 0, as the container counts: an empty tensor hides no absurd extents.
+    if math.prod(max(1, extent) for extent in shape) > SIZE_LIMIT:
         return None
     return tuple(shape)
 
@@ -227,10 +258,10 @@ def _early(label: str, count: int) -> SourceError:
     )
 
 
-def _broken(label: str, message: str) -> SourceError:
+def _broken(label: str, message: str, place: str | None = None) -> SourceError:
     return SourceError(
         f"shard {label} is not a sound safetensors file: {message}",
-        location=label,
+        location=place or label,
         hint=f"{_AGAIN}; if it stays so, the file was made wrongly",
     )
 

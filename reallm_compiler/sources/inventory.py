@@ -36,6 +36,7 @@ from reallm_compiler.sources.headers import read_header
 from reallm_compiler.sources.linear import MatrixFact, layer_index, matrices, natural_key
 from reallm_compiler.sources.paths import missing, near_miss, read_small, unreadable
 from reallm_compiler.sources.scales import attach_scales, refuse_packed, without_quantization
+from reallm_compiler.sources.stated import check_words
 from reallm_compiler.sources.ties import find_ties
 from reallm_compiler.tensors import TensorSpec
 
@@ -249,6 +250,7 @@ def _from_document(
             location=label,
             hint="a config.json has model_type; a document of shapes is {shapes: {NAME: [p, q]}}",
         )
+    check_words(document, label)
     refuse_packed((), document)
     tensors, ties, note = tensors_of_config(document, label)
     config = without_quantization(document)

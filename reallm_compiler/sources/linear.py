@@ -85,6 +85,9 @@ _EXPERTS_IN_OUT = frozenset({"llama4", "llama4_text", "gpt_oss", "aria", "aria_t
 }
 """Models whose stacks of experts are [experts, in, out]; all others store [experts, out, in]."""
 
+EXPERT_LIMIT = 2048
+"""Most experts of a layer; large models of today have 512 at most."""
+
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block|resblocks|encoders|decoders)\.(\d+)\b")
 _DIGITS = re.compile(r"(\d+)")
 
@@ -200,6 +203,11 @@ def _facts(
         )
     elif len(tensor.shape) == 3 and is_expert_stack(tensor.name):
         experts, rows, columns = tensor.shape
+        if experts > EXPERT_LIMIT:
+            raise SourceError(
+                f"tensor {tensor.name!r} stacks {experts:,} experts, above {EXPERT_LIMIT:,}",
+                location=tensor.shard or None,
+            )
         transposed = _in_out(name, rows, columns, types, sizes)
         for index in range(experts):
             yield MatrixFact(

@@ -80,7 +80,8 @@ def says_tied(config: Mapping[str, Any] | None) -> bool:
     for part in parts:
         if isinstance(part.get("tie_word_embeddings"), bool):
             return bool(part["tie_word_embeddings"])
-    return any(part.get("model_type") in _TIED_UNLESS_SAID for part in parts)
+    words = [part.get("model_type") for part in parts]
+    return any(isinstance(word, str) and word in _TIED_UNLESS_SAID for word in words)
 
 
 def find_ties(names: Collection[str], config: Mapping[str, Any] | None) -> dict[str, str]:

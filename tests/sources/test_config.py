@@ -100,7 +100,8 @@ def test_quantised_fp8_config_is_planned_as_plain(transformers):
 
 SENSELESS = {
     "unknown type": ({"model_type": "no-such-model"}, "not known to transformers"),
-    "type that is no word": ({"model_type": 3}, "names no model_type"),
+    "type that is no word": ({"model_type": 3}, "model_type is 3, not a word"),
+    "type that is nothing": ({"model_type": None}, "names no model_type"),
     "no config at all": ({"a": 1}, "neither a config nor a document of shapes"),
     "empty": ({}, "neither a config nor a document of shapes"),
     "sizes that do not divide": (
@@ -114,6 +115,25 @@ SENSELESS = {
         {"model_type": "llava", "text_config": {"num_hidden_layers": 10**6}},
         "above 2000",
     ),
+    "endless number of layers": (
+        {"model_type": "llama", "num_hidden_layers": 10**6000},
+        "more than 18 digits, above 2000",
+    ),
+    "a list of depths": ({"model_type": "swin", "depths": [2, 10**9]}, "above 2000"),
+    "a million experts": ({"model_type": "jamba", "num_experts": 10**7}, "above 2048"),
+    "a million inner experts": (
+        {"model_type": "dbrx", "ffn_config": {"moe_num_experts": 10**7}},
+        "ffn_config.moe_num_experts is 10000000, above 2048",
+    ),
+    "experts in many layers": (
+        {"model_type": "mixtral", "num_hidden_layers": 1000, "num_local_experts": 1000},
+        "num_local_experts is 1,000 in 1,000 layers, above 32,768",
+    ),
+    "experts in as many layers as there are": (
+        {"model_type": "jamba", "num_experts": 2000},
+        "num_experts is 2,000 in 32 layers",
+    ),
+    "a million labels": ({"model_type": "llama", "num_labels": 10**8}, "above 1048576"),
 }
 
 

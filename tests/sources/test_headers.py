@@ -118,7 +118,9 @@ HOSTILE = {
         pack(b'{"\\ud800": {"dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8)),
         "no usable tensor name",
     ),
-    "endless name": (pack({"a" * 1025: entry()}, bytes(8)), "no usable tensor name"),
+    "name of nothing": (pack({".weight": entry()}, bytes(8)), "nothing is named"),
+    "endless name": (pack({"a" * 449: entry()}, bytes(8)), "it has 449 bytes, above 448"),
+    "name of long letters": (pack({"\u00e4" * 225: entry()}, bytes(8)), "it has 450 bytes"),
     "4-bit type": (pack({"a": entry("F4", (2,), 0, 1)}, bytes(1)), "element type 'F4'"),
     "type that is a list": (pack({"a": entry([], (2,))}, bytes(8)), r"element type \[\]"),
     "negative extent": (pack({"a": entry(shape=(-2,))}, bytes(8)), "impossible shape"),
@@ -128,13 +130,21 @@ HOSTILE = {
         pack({"a": {"dtype": "F32", "shape": "22", "data_offsets": [0, 8]}}, bytes(8)),
         "impossible shape",
     ),
-    "too many axes": (pack({"a": entry(shape=(1,) * 17, end=4)}, bytes(4)), "impossible shape"),
+    "too many axes": (pack({"a": entry(shape=(1,) * 9, end=4)}, bytes(4)), "has 9 axes, above 8"),
     "absurd extent": (
         pack({"a": entry(shape=(0, EXTENT_LIMIT + 1), end=0)}),
         "impossible shape",
     ),
     "absurd product": (
         pack({"a": entry(shape=(2**40, 2**40), end=8)}, bytes(8)),
+        "impossible shape",
+    ),
+    "absurd product of nothing": (
+        pack({"a": entry(shape=(2**40, 2**40, 0), end=0)}),
+        "impossible shape",
+    ),
+    "more than its range": (
+        pack({"a": entry(shape=(2**20, 2**20), end=8)}, bytes(8)),
         "but its range 0..8 has 8",
     ),
     "offsets of one number": (
