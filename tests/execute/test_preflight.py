@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +12,11 @@ import torch
 
 import reallm_compiler as reallm
 from reallm_cli.commands.compile import preflight_lines
+from reallm_compiler.codecs import fit_shared, latent
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute import preflight
 from reallm_compiler.execute.events import Preflight
-from reallm_compiler.execute.preflight import choose_workers, device_worker_bytes
+from reallm_compiler.execute.preflight import choose_workers, device_worker_bytes, worker_bytes
 from reallm_compiler.plan.model import Plan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -109,6 +112,129 @@ def test_large_blocks_are_counted(stage: dict[str, Any], least: int) -> None:
     without = device_worker_bytes(planned({"reallm": 1, "defaults": plain}))
     added = device_worker_bytes(planned({"reallm": 1, "defaults": {**plain, **stage}})) - without
     assert least <= added < 12 << 30
+
+
+SHARED = {"scales": {"kind": "rms", "per": "row"}, "share": "all"}
+VECTORS = {"quantizer": {"kind": "vq", "bits": 2, "dim": 4}}
+
+
+def of_group(recipe: Mapping[str, Any], shapes: dict[str, list[int]] = SHAPES) -> int:
+    """Bytes that a worker needs more because the matrices share."""
+    alone = {name: stage for name, stage in recipe.items() if name != "share"}
+    return worker_bytes(planned({"reallm": 1, "defaults": recipe}, shapes)) - worker_bytes(
+        planned({"reallm": 1, "defaults": alone}, shapes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("stages", "shapes", "gathered"),
+    [
+        pytest.param(VECTORS, SHAPES, (1 << 22) * 4 * 8, id="a sample of large matrices"),
+        pytest.param(
+            VECTORS, {"a.weight": [8, 16], "b.weight": [6, 8]}, (128 + 64) * 8, id="small matrices"
+        ),
+        pytest.param(
+            {"quantizer": {"kind": "trellis", "bits": 2, "memory": 10}},
+            SHAPES,
+            2 * 512 * 128 * 8,
+            id="segments",
+        ),
+        pytest.param(
+            {"quantizer": {"kind": "trellis", "bits": "9/4", "memory": 10}},
+            SHAPES,
+            4 * 512 * 128 * 8,
+            id="segments of two widths",
+        ),
+    ],
+)
+def test_what_a_group_gathers_is_counted(
+    stages: dict[str, Any], shapes: dict[str, list[int]], gathered: int
+) -> None:
+    assert of_group({**SHARED, **stages}, shapes) == gathered
+
+
+def test_the_sample_of_a_group_is_what_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as the coder really gathers, with fewer vectors than there are."""
+    monkeypatch.setattr(latent, "SHARED_VECTORS", 3000)
+    held = []
+    gathered = latent._Sample.vectors
+
+    def watched(self: Any) -> Any:
+        held.append(gathered(self))
+        return held[-1]
+
+    monkeypatch.setattr(latent._Sample, "vectors", watched)
+    stages = {**SHARED, **VECTORS}
+    shapes = {"a.weight": [64, 128], "b.weight": [64, 64], "c.weight": [30, 64]}
+    plan = planned({"reallm": 1, "defaults": stages}, shapes)
+    members = plan.groups["all"]
+    fit_shared(members[0].plan, [torch.randn(member.shape) for member in members], seed=0)
+    (sample,) = held
+    assert sample.weights is not None
+    assert sample.values.nbytes + sample.weights.nbytes == of_group(stages, shapes)
+
+
+def test_the_stated_memory_holds_the_interpreters_too() -> None:
+    plan = planned()
+    each, interpreter = worker_bytes(plan), preflight.INTERPRETER_BYTES
+    assert choose_workers(plan, 1, 8, CPU).memory_bytes == each + interpreter
+    assert choose_workers(plan, 3, 8, CPU).memory_bytes == 3 * each + 4 * interpreter
+
+
+def test_kept_tensors_alone_may_not_fit(machine: dict[str, int | None]) -> None:
+    plan = planned({"reallm": 1, "rules": [{"match": "*", "keep": "source"}]})
+    assert choose_workers(plan, 1, 1, CPU).count == 1
+    machine["memory"] = 1 << 20
+    with pytest.raises(CompileError, match="kept tensors and files: memory is too small"):
+        choose_workers(plan, 1, 1, CPU)
+
+
+GIB = 1 << 30
+STAT = "anon 5\ninactive_anon 7\nactive_file 1073741824\ninactive_file 2147483648\nfile 9\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        pytest.param({}, None, id="no control groups"),
+        pytest.param({"memory.max": "max\n", "memory.current": "5\n"}, None, id="no limit"),
+        pytest.param(
+            {"memory.max": f"{8 * GIB}\n", "memory.current": f"{8 * GIB - 50}\n"}, 50, id="full"
+        ),
+        pytest.param(
+            {
+                "memory.max": f"{8 * GIB}\n",
+                "memory.current": f"{8 * GIB - 50}\n",
+                "memory.stat": STAT,
+            },
+            3 * GIB + 50,
+            id="files in memory can be given back",
+        ),
+        pytest.param(
+            {"memory.max": f"{GIB}\n", "memory.current": f"{GIB}\n", "memory.stat": STAT},
+            GIB,
+            id="never more than the limit",
+        ),
+        pytest.param(
+            {"memory.max": f"{GIB}\n", "memory.current": "7\n", "memory.stat": "active_file\n\n"},
+            GIB - 7,
+            id="unreadable rows",
+        ),
+        pytest.param({"memory.max": "much", "memory.current": "7"}, None, id="unreadable limit"),
+    ],
+)
+def test_the_limit_of_a_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Mapping[str, str], free: int | None
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.undo()
+    monkeypatch.setattr(preflight, "CGROUP", tmp_path / "none")
+    machine = preflight.free_memory()
+    monkeypatch.setattr(preflight, "CGROUP", tmp_path)
+    assert preflight._container_memory() == free
+    if free is not None and machine is not None and free < machine:
+        assert preflight.free_memory() == free
 
 
 def test_the_estimate_stands_on_stderr() -> None:
