@@ -84,15 +84,16 @@ class Bench:
         return [*words, "--device", "cpu", "--workers", "1", *more]
 
     def start(
-        self, words: list[str], before: Callable[[], None] | None = None
+        self, words: list[str], before: Callable[[], None] | None = None, first: str = ""
     ) -> subprocess.Popen[str]:
-        """A running command line."""
+        """A running command line, the head of a process group; `first` is code that it runs."""
         return subprocess.Popen(
-            [sys.executable, "-c", "from reallm_cli.main import run; run()", *words],
+            [sys.executable, "-c", f"{first}\nfrom reallm_cli.main import run; run()", *words],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             preexec_fn=before,
+            start_new_session=True,
             env={
                 **os.environ,
                 "PYTHONPATH": ":".join(sys.path),
@@ -182,8 +183,9 @@ def wait_for_steps(process: subprocess.Popen[str], output: Path, steps: int) -> 
 def goes_on(bench: Bench, output: Path, *more: str) -> None:
     """The same command goes on with what was kept and ends with the bytes of a quiet day."""
     words = bench.words("slow", output, "--resume", "required", *more)
+    done = steps_done(output)
     result = finished(bench.run(words))
-    assert "are done" in result.err, result.err
+    assert not done or "are done" in result.err, result.err
     assert output.read_bytes() == bench.quiet("slow")
     assert [entry.name for entry in output.parent.iterdir()] == [output.name]
 
@@ -205,17 +207,114 @@ def case(name: str, **settings: Any) -> Callable[[Callable[..., None]], Callable
 @case("SIGINT, 2 workers", number=signal.SIGINT, workers=2)
 @case("SIGTERM, 1 worker", number=signal.SIGTERM, workers=1)
 @case("SIGTERM, 2 workers", number=signal.SIGTERM, workers=2)
-def stopped(bench: Bench, name: str, *, number: signal.Signals, workers: int) -> None:
-    """A signal ends the run within a matrix, and it says how to go on."""
+@case("SIGINT to the group, 1 worker", number=signal.SIGINT, workers=1, group=True)
+@case("SIGINT to the group, 2 workers", number=signal.SIGINT, workers=2, group=True)
+@case("SIGTERM to the group, 2 workers", number=signal.SIGTERM, workers=2, group=True)
+def stopped(
+    bench: Bench, name: str, *, number: signal.Signals, workers: int, group: bool = False
+) -> None:
+    """A signal ends the run within a matrix, and it says how to go on.
+
+    A terminal's Ctrl-C and batch systems send it to the group: to the workers too.
+    """
     output = bench.output(name)
     process = bench.start(bench.words("slow", output, "--workers", str(workers)))
     done = wait_for_steps(process, output, 3)
-    process.send_signal(number)
+    if group:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
     refused(ended(process), 130, "finished matrices are kept", "same command again")
     # One for each worker under way, and one for each that ended between our look and the signal.
     assert steps_done(output) <= done + 2 * workers, (done, steps_done(output))
     assert not output.exists()
     goes_on(bench, output)
+
+
+@case("SIGINT to the group while workers start", number=signal.SIGINT, later=0.0)
+@case("SIGTERM to the group while workers start", number=signal.SIGTERM, later=0.0)
+@case("SIGINT to the group a second later", number=signal.SIGINT, later=1.0)
+@case("SIGTERM to the group a second later", number=signal.SIGTERM, later=1.0)
+def stopped_at_the_start(bench: Bench, name: str, *, number: signal.Signals, later: float) -> None:
+    """The signal meets workers that are not ready, from their first moment on."""
+    output = bench.output(name)
+    process = bench.start(bench.words("slow", output, "--workers", "2"))
+    wait_for_workers(process)
+    time.sleep(later)
+    os.killpg(process.pid, number)
+    refused(ended(process), 130, "finished matrices are kept", "same command again")
+    goes_on(bench, output)
+
+
+STRIKE = """
+import os, signal
+from reallm_compiler.execute import {module} as room
+def struck(*args, was=room.{name}, **named):
+    os.kill(os.getpid(), {number})
+    return was(*args, **named)
+room.{name} = struck
+"""
+"""Makes the process signal itself when it calls a function."""
+
+
+@case("SIGINT while planning", at="run.build", number=signal.SIGINT, kept=False)
+@case("SIGTERM while planning", at="run.build", number=signal.SIGTERM, kept=False)
+@case("SIGTERM before the reservation", at="run.check_disk", number=signal.SIGTERM, kept=False)
+@case("SIGTERM after the reservation", at="run.remove_states", number=signal.SIGTERM, kept=True)
+def stopped_before_the_first(
+    bench: Bench, name: str, *, at: str, number: signal.Signals, kept: bool
+) -> None:
+    """Before the first matrix: how to go on is told, and what is kept is what is left."""
+    output = bench.output(name)
+    process = bench.start(bench.words("slow", output), first=strike(at, number))
+    told = "finished matrices are kept" if kept else "nothing was written"
+    refused(ended(process), 130, told, "same command again")
+    if kept:
+        goes_on(bench, output)
+    assert kept or not list(output.parent.iterdir())
+
+
+@case("SIGTERM while slots are read again")
+def stopped_in_resuming(bench: Bench, name: str) -> None:
+    output = bench.output(name)
+    process = bench.start(bench.words("slow", output))
+    wait_for_steps(process, output, 2)
+    process.kill()
+    ended(process)
+    first = strike("run.intact_units", signal.SIGTERM)
+    again = bench.start(bench.words("slow", output), first=first)
+    refused(ended(again), 130, "finished matrices are kept", "same command again")
+    goes_on(bench, output)
+
+
+@case("SIGTERM while finishing", at="run._finish")
+@case("SIGTERM after the rename", at="output.sync_folder")
+def stopped_too_late(bench: Bench, name: str, *, at: str) -> None:
+    """All matrices are done: the run ends well."""
+    output = bench.output(name)
+    process = bench.start(bench.words("slow", output), first=strike(at, signal.SIGTERM))
+    finished(ended(process))
+    assert output.read_bytes() == bench.quiet("slow")
+    assert [entry.name for entry in output.parent.iterdir()] == [output.name]
+
+
+def strike(at: str, number: signal.Signals) -> str:
+    module, _, name = at.partition(".")
+    return STRIKE.format(module=module, name=name, number=int(number))
+
+
+@case("the compile killed, its workers left", steps=2)
+@case("the compile killed while workers start", steps=0)
+def compile_killed(bench: Bench, name: str, *, steps: int) -> None:
+    """Workers end with their compile, although they ignore signals."""
+    output = bench.output(name)
+    process = bench.start(bench.words("slow", output, "--workers", "2"))
+    wait_for_steps(process, output, steps)
+    workers = wait_for_workers(process)
+    process.kill()
+    ended(process)  # when the last one has closed its stderr
+    assert not any(Path(f"/proc/{pid}").exists() and is_worker(pid) for pid in workers)
+    goes_on(bench, output, "--workers", "2")
 
 
 @case("two compiles of one output")
@@ -243,6 +342,16 @@ def worker_killed(bench: Bench, name: str) -> None:
     refused(ended(process), 7, "a worker process died", "same command again")
     assert steps_done(output) >= 2
     goes_on(bench, output, "--workers", "2")
+
+
+def wait_for_workers(process: subprocess.Popen[str]) -> list[int]:
+    """Wait until the compile has a worker; all that there are then."""
+    deadline = time.monotonic() + PATIENCE
+    while not (workers := [pid for pid in children_of(process.pid) if is_worker(pid)]):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no workers"
+        time.sleep(0.005)
+    return workers
 
 
 def children_of(pid: int) -> list[int]:
@@ -498,7 +607,7 @@ def main() -> int:
             except AssertionError as error:
                 failed += 1
                 told = f"FAILED: {error}"
-            print(f"{title:40} {time.monotonic() - began:5.1f} s  {told}", flush=True)
+            print(f"{title:42} {time.monotonic() - began:5.1f} s  {told}", flush=True)
         shutil.rmtree(Path(name) / "slow", ignore_errors=True)
     print("FAILED" if failed else "all cases as promised")
     return 1 if failed else 0

@@ -35,7 +35,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
     "name",
     [
         "SIGTERM, 1 worker",
-        "SIGINT, 2 workers",
+        "SIGINT to the group, 2 workers",
+        "SIGTERM to the group while workers start",
         "two compiles of one output",
         "a worker killed alone",
         "disk full in the journal",
