@@ -3,14 +3,23 @@
     python benchmarks/kills.py --times 5 --workers 1 2          the full study
     python benchmarks/kills.py --times 1 --workers 1            a draw
 
-Phases: `reserve` (before the file is reserved), `slot` (half a section written), `journal` (the
-sections are on disk, their record is not), `manifest` (manifest written, header not), `rename`
-(just before), `renamed` (just after), `worker` (one worker process dies alone, the compile
-reports it), and `training` (in the midst of training a matrix's own decoder, or one that a group
-shares; with two workers one of them dies). What was killed in a training goes on with the workers
-that it had, and ends with two. Every kill is SIGKILL from inside, at an exact place, so each phase
-is truly met; the k-th kill of a phase strikes at its k-th occasion. Prints one line per phase and
-exits with 1 if any resumed archive differs from one that was never killed, by one worker.
+Phases, and the moments in them that the kills go through in turn:
+
+    reserve   before the reservation, an empty file, reserved, no journal yet, half its first line
+    slot      half a section of a matrix or a share group is written, each time another one
+    journal   the sections are on disk, their record is not, or half of it is
+    manifest  before it, a part of it, header missing, a part of that, whole but not yet forced
+    rename    just before
+    renamed   just after, when the folder is forced, when the journal is still there
+    worker    one worker dies alone: before a unit, while a matrix is coded, in a slot; the compile
+              says so
+    training  in the midst of training a matrix's own decoder, or one that a group shares; with two
+              workers one of them dies or both do; what one had trained goes on with two
+
+Every kill is SIGKILL from inside, at an exact place: with two workers a slot is written by one of
+them, which takes the compile with it. A kill counts as struck only if the files that it left show
+its phase. Prints one line per phase and number of workers, and exits with 1 if a kill did not
+strike or a resumed archive differs from one that was never killed, by one worker.
 
 The model is a random Llama made here. The kills strike child processes of this one.
 """
@@ -18,12 +27,14 @@ The model is a random Llama made here. The kills strike child processes of this 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import json
+import multiprocessing
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +42,13 @@ import torch
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import CompileError
+from reallm_compiler.execute import encode as encode_room
 from reallm_compiler.execute import output as output_room
 from reallm_compiler.execute import training
-from reallm_compiler.execute.journal import Journal
-from reallm_formats import Writer
+from reallm_compiler.execute.journal import Journal, _parse
+from reallm_formats import Archive, Writer, names
 from reallm_formats import writer as writer_module
+from reallm_formats.v1 import HEADER_BYTES
 
 RECIPE = {
     "reallm": 1,
@@ -78,9 +91,15 @@ DIED = 4
 
 PHASES = ("reserve", "slot", "journal", "manifest", "rename", "renamed")
 
+BLANK = 0xA5
+"""What the rest of a torn slot holds."""
+
+CODING_CALLS = 40
+"""Calls of Python functions, from one kill in the coding of a matrix to the next."""
+
 
 def make_model(folder: Path) -> Path:
-    """A random Llama of two layers."""
+    """A random Llama of four layers."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -88,7 +107,7 @@ def make_model(folder: Path) -> Path:
         vocab_size=64,
         hidden_size=48,
         intermediate_size=80,
-        num_hidden_layers=2,
+        num_hidden_layers=4,
         num_attention_heads=4,
         num_key_value_heads=2,
     )
@@ -101,55 +120,214 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def strike(**facts: Any) -> None:
+    """End the run, or in phase `worker` this process, and leave word of where.
+
+    Of several processes that come here the first one strikes.
+    """
+    try:
+        witness = open(os.environ["KILL_WITNESS"], "x")  # noqa: SIM115 - nothing closes it but death
+    except FileExistsError:
+        return
+    print(json.dumps(facts), file=witness, flush=True)
+    compiler = multiprocessing.parent_process()  # None in the compile itself
+    if compiler is not None and not os.environ["KILL"].startswith("worker"):
+        os.kill(compiler.pid, signal.SIGKILL)
+    die()
+
+
 def at_call(
-    original: Callable[..., Any], number: int, *, after: bool = False
+    original: Callable[..., Any],
+    number: int,
+    *,
+    after: bool = False,
+    end: Callable[[], None] = strike,
 ) -> Callable[..., Any]:
-    """`original`, but the process dies at the call of this number, before it or after it."""
+    """`original`, but `end` is called at the call of this number, before it or after it."""
     calls = [0]
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
         if calls[0] == number and not after:
-            die()
+            end()
         result = original(*args, **kwargs)
-        if calls[0] == number:
-            die()
+        if calls[0] == number and after:
+            end()
         return result
 
     return wrapped
 
 
 def set_trap(phase: str, number: int) -> None:
-    """Make this process die at the given occasion of a phase."""
+    """Make this process strike at a moment of a phase; the k-th kill is at the k-th moment."""
     if phase == "reserve":
-        Writer.create = at_call(Writer.create, 1)
+        trap_reservation((number - 1) % 5)
     elif phase == "slot":
-        # Sections are written in chunks: with tiny ones a section is torn in its middle.
-        writer_module.CHUNK = 7
-        writer_module._write_all = at_call(writer_module._write_all, 20 * number)
+        tear_a_slot(1 + 2 * ((number - 1) % 3), (1 + (number - 1) % 5) / 6)
     elif phase == "journal":
-        Journal.append = at_call(Journal.append, number + 1)
+        trap_records("unit", 1 + (number - 1) % 3, half=number % 2 == 0)
     elif phase == "manifest":
-        writer_module.encode_header = at_call(writer_module.encode_header, 1)
+        trap_manifest((number - 1) % 5)
     elif phase == "rename":
         os.replace = at_call(os.replace, 1)
     elif phase == "renamed":
+        trap_after_rename((number - 1) % 3)
+    elif phase == "worker":
+        trap_worker(number)
+    elif phase == "training":
+        # Here each worker dies for itself, after a state was saved.
+        training.SAVE_SECONDS = 0.0
+        save = training.TrainingWatch._save
+        training.TrainingWatch._save = at_call(save, number, after=True, end=die)
+
+
+def trap_reservation(moment: int) -> None:
+    if moment == 0:
+        Writer.create = at_call(Writer.create, 1)
+    elif moment == 1:
+        writer_module._reserve = at_call(writer_module._reserve, 1)
+    elif moment == 2:
+        Writer.create = at_call(Writer.create, 1, after=True)
+    else:
+        trap_records("identity", 1, half=moment == 4)
+
+
+def tear_a_slot(number: int, part: float) -> None:
+    """Die when a part of the section of this number, of matrices and groups, is written."""
+    writer_module.CHUNK = 7  # with tiny chunks a section can be torn anywhere
+    write_parts, write_all = Writer.write_parts, writer_module._write_all
+    seen = [0]
+    torn: list[tuple[str, int]] = []  # the section, and where its writing ends
+
+    def traced(self: Writer, name: str, parts: Any) -> bytes:
+        entry = self._section(name)
+        size = entry.end - entry.offset
+        if name.startswith((names.MATRIX, names.SHARE)) and size > 2 * writer_module.CHUNK:
+            seen[0] += 1
+            if seen[0] == number:
+                # Whatever an earlier run has left there: what follows the tear is not the section.
+                write_all(self._descriptor, memoryview(bytes([BLANK]) * size), entry.offset)
+                chunks = max(1, int(part * size) // writer_module.CHUNK)
+                torn.append((name, entry.offset + chunks * writer_module.CHUNK))
+        return write_parts(self, name, parts)
+
+    def counted(descriptor: int, data: memoryview, offset: int) -> None:
+        if torn and offset == torn[0][1]:
+            strike(section=torn[0][0], end=offset)
+        write_all(descriptor, data, offset)
+
+    Writer.write_parts = traced
+    writer_module._write_all = counted
+
+
+def trap_records(kind: str, number: int, *, half: bool) -> None:
+    """Die before the journal's record of this kind and number, or when half of it is written."""
+    append, write = Journal.append, os.write
+    calls = [0]
+
+    def wrapped(self: Journal, record: dict[str, Any]) -> None:
+        def cut(descriptor: int, data: memoryview) -> int:
+            write(descriptor, data[: len(data) // 2])
+            return strike(**facts)
+
+        calls[0] += kind in record
+        if calls[0] == number:
+            facts = {key: record[key] for key in ("unit", "sections") if key in record}
+            if not half:
+                strike(**facts)
+            os.write = cut
+        append(self, record)
+
+    Journal.append = wrapped
+
+
+def trap_manifest(moment: int) -> None:
+    if moment == 0:
+        writer_module.encode_manifest = at_call(writer_module.encode_manifest, 1)
+    elif moment == 2:
+        writer_module.encode_header = at_call(writer_module.encode_header, 1)
+    else:
+        finish, write_all = Writer.finish, writer_module._write_all
+        place = HEADER_BYTES if moment == 1 else 0
+        parts = 1 if moment == 4 else 4  # the second half of a header is padding
+        finishing = [False]
+
+        def traced(*args: Any) -> None:
+            finishing[0] = True
+            finish(*args)
+
+        def cut(descriptor: int, data: memoryview, offset: int) -> None:
+            if not finishing[0] or offset != place:
+                return write_all(descriptor, data, offset)
+            write_all(descriptor, data[: len(data) // parts], offset)
+            return strike()
+
+        Writer.finish = traced
+        writer_module._write_all = cut
+
+
+def trap_after_rename(moment: int) -> None:
+    if moment == 0:
+        os.replace = at_call(os.replace, 1, after=True)
+    elif moment == 1:
         output_room.sync_folder = at_call(output_room.sync_folder, 1, after=True)
+    else:
+        Journal.remove = at_call(Journal.remove, 1)
 
 
-def set_training_trap(number: int) -> None:
-    """Make this process save a state after each epoch, and die after the one of this number."""
-    training.SAVE_SECONDS = 0.0
-    training.TrainingWatch._save = at_call(training.TrainingWatch._save, number, after=True)
+def trap_worker(number: int) -> None:
+    """One worker dies, in turn before a unit, while a matrix is coded, and in a slot."""
+    if multiprocessing.parent_process() is None:
+        return
+    if number % 3 == 1:
+        encoder = encode_room.Encoder
+        encoder.run = at_call(encoder.run, 2, end=lambda: strike(where="before a unit"))
+    elif number % 3 == 2:
+        die_in_coding(number * CODING_CALLS)
+    else:
+        tear_a_slot(2, 1 / 2)
+
+
+def die_in_coding(number: int) -> None:
+    """Die at the call of this number of a Python function inside the coding of matrices."""
+    encode_matrix = encode_room.encode_matrix
+    calls = [0]
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        calls[0] += event == "call"
+        if calls[0] == number:
+            sys.setprofile(None)
+            strike(where=f"in {frame.f_code.co_qualname}")
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        sys.setprofile(count)
+        try:
+            return encode_matrix(*args, **kwargs)
+        finally:
+            sys.setprofile(None)
+
+    encode_room.encode_matrix = traced
 
 
 # A worker process imports this file again before it starts work, and finds its trap here.
-if __name__ == "__mp_main__" and "KILL_WORKER" in os.environ:
-    from reallm_compiler.execute.encode import Encoder
+if __name__ == "__mp_main__" and "KILL" in os.environ:
+    set_trap(os.environ["KILL"].split()[0], int(os.environ["KILL"].split()[1]))
 
-    Encoder.run = at_call(Encoder.run, int(os.environ["KILL_WORKER"]))
-if __name__ == "__mp_main__" and "KILL_TRAINING" in os.environ:
-    set_training_trap(int(os.environ["KILL_TRAINING"]))
+
+@dataclass(frozen=True)
+class Right:
+    """The archive of a run that was never killed."""
+
+    data: bytes
+    places: dict[str, slice]
+
+    @classmethod
+    def read(cls, path: Path) -> Right:
+        with Archive.open(path) as archive:
+            places = {
+                entry.name: slice(entry.offset, entry.end) for entry in archive.manifest.sections
+            }
+        return cls(path.read_bytes(), places)
 
 
 def child(
@@ -161,14 +339,13 @@ def child(
     recipe: dict[str, Any] = RECIPE,
 ) -> int:
     """Compile in a child process that may be killed; its wait status."""
+    witness_of(output).unlink(missing_ok=True)
     pid = os.fork()
     if pid == 0:
         try:
-            if phase == "training" and workers > 1:
-                os.environ["KILL_TRAINING"] = str(number)
-            elif phase == "training":
-                set_training_trap(number)
-            elif phase is not None:
+            if phase is not None:
+                os.environ["KILL"] = f"{phase} {number}"
+                os.environ["KILL_WITNESS"] = str(witness_of(output))
                 set_trap(phase, number)
             reallm.compile(recipe, model=model, output=output, device="cpu", workers=workers)
         except BaseException as error:
@@ -180,30 +357,91 @@ def child(
     return os.waitpid(pid, 0)[1]
 
 
-def study(model: Path, folder: Path, phase: str, times: int, workers: int, right: str) -> bool:
+def witness_of(output: Path) -> Path:
+    """Where a process that strikes leaves word."""
+    return output.parent / f"witness-{output.name}.json"
+
+
+def shown(phase: str, number: int, facts: dict[str, Any], output: Path, right: Right) -> bool:
+    """Whether the files that a kill has left show its phase."""
+    path = output_room.Output(output)
+    partial = path.partial.read_bytes() if path.partial.exists() else b""
+    records = _parse(path.journal.read_bytes())[0] if path.journal.exists() else []
+    if output.exists() != (phase == "renamed"):
+        return False
+    if phase == "renamed":
+        return output.read_bytes() == right.data and bool(records) and not partial
+    if phase == "reserve":
+        return not records and len(partial) == (len(right.data) if (number - 1) % 5 > 1 else 0)
+    if "section" in facts:  # torn: its start is there, its rest is not
+        place, end = right.places[facts["section"]], facts["end"]
+        rest = partial[end : place.stop]
+        start = slice(place.start, end)
+        return 0 < len(rest) == rest.count(BLANK) and partial[start] == right.data[start] != b""
+    if phase == "journal":
+        stored = all(
+            partial[right.places[name]] == right.data[right.places[name]]
+            for name in facts["sections"]
+        )
+        return stored and facts["unit"] not in {record.get("unit") for record in records}
+    if phase == "manifest" and (number - 1) % 5 < 4:
+        later = HEADER_BYTES if (number - 1) % 5 > 1 else len(right.data)
+        body = slice(HEADER_BYTES, None)
+        whole = later == HEADER_BYTES
+        return partial[:HEADER_BYTES] != right.data[:HEADER_BYTES] and (
+            (partial[body] == right.data[body]) == whole
+        )
+    if phase in ("manifest", "rename"):
+        return partial == right.data
+    return phase == "worker" and bool(records)
+
+
+def study(model: Path, folder: Path, phase: str, times: int, workers: int, right: Right) -> bool:
     """Kill `times` times in one phase, finish, compare.
 
     One output is killed again and again; after the rename there is nothing left to kill, so
     there each kill has an output of its own.
     """
-    rounds = [range(1, times + 1)]
-    if phase == "renamed":
-        rounds = [range(1, 2)] * times
-    killed = 0
-    good = True
-    for place, numbers in enumerate(rounds):
+    numbers = range(1, times + 1)
+    rounds = [[number] for number in numbers] if phase == "renamed" else [list(numbers)]
+    struck = equal = 0
+    places = []
+    for place, kills in enumerate(rounds):
         output = folder / f"{phase}-{workers}-{place}.reallm"
-        for number in numbers:
+        for number in kills:
             status = child(model, output, workers, phase, number)
-            killed += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+            if phase == "worker":
+                died = os.waitstatus_to_exitcode(status) == DIED
+            else:
+                died = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+            if not died or not witness_of(output).exists():
+                continue
+            facts = json.loads(witness_of(output).read_text())
+            struck += shown(phase, number, facts, output, right)
+            if "section" in facts:
+                slot = right.places[facts["section"]]
+                written = f"{facts['end'] - slot.start} of {slot.stop - slot.start} bytes"
+                places.append(f"{facts['section']}, {written}")
+            elif "where" in facts:
+                places.append(facts["where"])
         status = child(model, output, workers, None, 0)
-        good &= status == 0 and digest(output) == right
         left = [path.name for path in folder.iterdir() if path.name.startswith(output.name + ".")]
-        good &= not left
-    good &= killed == times
-    told = "same bytes" if good else "FAILED"
-    print(f"{phase:9} workers {workers}  killed {killed}  {told}", flush=True)
-    return good
+        equal += status == 0 and output.read_bytes() == right.data and not left
+    tell(phase, workers, struck, times, equal, len(rounds))
+    for text in places:
+        print(f"          {text}", flush=True)
+    return struck == times and equal == len(rounds)
+
+
+def tell(
+    phase: str, workers: int, struck: int, times: int, equal: int, archives: int, more: str = ""
+) -> None:
+    """One line of the study."""
+    print(
+        f"{phase:9} workers {workers}  kills that struck {struck} of {times}  "
+        f"archives equal {equal} of {archives}{more}",
+        flush=True,
+    )
 
 
 def in_training(model: Path, folder: Path, times: int, workers: int) -> bool:
@@ -220,38 +458,12 @@ def in_training(model: Path, folder: Path, times: int, workers: int) -> bool:
             status = child(model, output, workers, "training", SAVES, recipe)
             killed += os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == DIED
             states += any(folder.glob(f"{output.name}.partial.*.state"))
-        good &= killed == states == times
-        good &= child(model, output, 2, None, 0, recipe) == 0
-        good &= digest(output) == digest(right)
-        good &= not list(folder.glob(f"{output.name}.*"))
-        told = "same bytes" if good else "FAILED"
-        print(f"training  workers {workers}  killed {killed}  {told}, {title}", flush=True)
+        same = child(model, output, 2, None, 0, recipe) == 0
+        same = same and output.read_bytes() == right.read_bytes()
+        same = same and not list(folder.glob(f"{output.name}.*"))
+        tell("training", workers, min(killed, states), times, int(same), 1, f", {title}")
+        good &= killed == states == times and same
     return good
-
-
-def worker_alone(model: Path, folder: Path, times: int, right: str) -> bool:
-    """A worker dies alone: the compile says so, keeps what is done, and goes on later."""
-    output = folder / "worker.reallm"
-    told = 0
-    for number in range(1, times + 1):
-        os.environ["KILL_WORKER"] = str(number + 1)
-        try:
-            reallm.compile(RECIPE, model=model, output=output, device="cpu", workers=2)
-        except CompileError as error:
-            told += "worker process died" in error.message
-        finally:
-            del os.environ["KILL_WORKER"]
-        if output.exists():
-            break
-    if not output.exists():
-        reallm.compile(RECIPE, model=model, output=output, device="cpu", workers=2)
-    same = digest(output) == right
-    print(f"worker    workers 2  died {told}  {'same bytes' if same else 'OTHER BYTES'}")
-    return same and told > 0
-
-
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def main() -> int:
@@ -265,17 +477,17 @@ def main() -> int:
         folder = Path(name)
         model = make_model(folder / "model")
         reallm.compile(RECIPE, model=model, output=folder / "right.reallm", device="cpu")
-        right = digest(folder / "right.reallm")
+        right = Right.read(folder / "right.reallm")
         good = True
         for workers in given.workers:
             for phase in PHASES:
                 if phase in given.phase:
                     good &= study(model, folder, phase, given.times, workers, right)
+            if "worker" in given.phase and workers > 1:
+                good &= study(model, folder, "worker", given.times, workers, right)
             if "training" in given.phase:
                 good &= in_training(model, folder, given.times, workers)
-        if "worker" in given.phase and max(given.workers) > 1:
-            good &= worker_alone(model, folder, given.times, right)
-    print("all archives equal" if good else "FAILED")
+    print("every kill struck, all archives equal" if good else "FAILED")
     return 0 if good else 1
 
 

@@ -1,0 +1,281 @@
+"""Asked to stop: at every step of a compile the run ends in order and says how to go on."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reallm_compiler as reallm
+from reallm_compiler.errors import CompileError
+from reallm_compiler.execute import encode as encode_room
+from reallm_compiler.execute import output as output_room
+from reallm_compiler.execute import pool as pool_room
+from reallm_compiler.execute import run as run_room
+from reallm_compiler.execute.events import UnitDone
+from reallm_compiler.execute.stop import Interrupted, listening, signals_held
+
+NUMBERS = [signal.SIGINT, signal.SIGTERM]
+
+
+def compiled(recipe: Any, model: Path, output: Path, **options: Any) -> bytes:
+    reallm.compile(recipe, model=model, output=output, device="cpu", **options)
+    return output.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def reference(
+    tiny_llama: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
+) -> bytes:
+    """The archive of an undisturbed run."""
+    return compiled(tiny_recipe, tiny_llama, tmp_path_factory.mktemp("ref") / "out.reallm")
+
+
+def struck(monkeypatch: pytest.MonkeyPatch, room: Any, name: str, *numbers: int) -> None:
+    """The process is signalled when it calls a function."""
+    original = getattr(room, name)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(room, name, wrapped)
+
+
+def handlers() -> list[Any]:
+    return [signal.getsignal(number) for number in NUMBERS]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["build", "identity_of", "choose_workers", "check_disk"])
+def test_before_the_reservation_nothing_is_left(
+    tiny_llama: Path,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    number: int,
+) -> None:
+    before = handlers()
+    struck(monkeypatch, run_room, name, number)
+    with pytest.raises(Interrupted, match="nothing was written") as caught:
+        compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm")
+    assert caught.value.hint == "run the same command again"
+    assert not list(tmp_path.iterdir())
+    assert handlers() == before
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("room", "name", "steps"),
+    [
+        (output_room.Writer, "create", 0),
+        (run_room, "remove_states", 0),
+        (run_room, "results", 0),
+        (encode_room, "encode_matrix", 3),
+    ],
+    ids=["reserving", "reserved", "before the first matrix", "in a matrix"],
+)
+def test_from_the_reservation_on_it_can_go_on(
+    tiny_llama: Path,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    reference: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    room: Any,
+    name: str,
+    steps: int,
+    number: int,
+) -> None:
+    path = tmp_path / "o.reallm"
+    with monkeypatch.context() as patch:
+        struck(patch, room, name, number)
+        with pytest.raises(Interrupted, match="finished matrices are kept") as caught:
+            compiled(tiny_recipe, tiny_llama, path)
+    assert caught.value.hint == "run the same command again to go on where it stood"
+    report = reallm.compile(
+        tiny_recipe, model=tiny_llama, output=path, resume="required", device="cpu"
+    )
+    assert report.units_resumed <= steps
+    assert path.read_bytes() == reference
+
+
+def stopped(recipe: Any, model: Path, path: Path, steps: int, **options: Any) -> Interrupted:
+    """Ask a compile to stop after so many steps."""
+
+    def interrupt(event: Any) -> None:
+        if isinstance(event, UnitDone) and event.units_done == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as caught:
+        compiled(recipe, model, path, on_event=interrupt, **options)
+    return caught.value
+
+
+def test_while_slots_are_read_again(
+    tiny_llama: Path,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    reference: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "o.reallm"
+    stopped(tiny_recipe, tiny_llama, path, 4)
+    with monkeypatch.context() as patch:
+        struck(patch, run_room, "intact_units", signal.SIGTERM)
+        with pytest.raises(Interrupted, match="finished matrices are kept"):
+            compiled(tiny_recipe, tiny_llama, path)
+    report = reallm.compile(tiny_recipe, model=tiny_llama, output=path, resume="required")
+    assert report.units_resumed == 4
+    assert path.read_bytes() == reference
+
+
+@pytest.mark.parametrize(
+    ("room", "name"),
+    [(run_room, "_finish"), (output_room.os, "replace"), (output_room, "sync_folder")],
+    ids=["finishing", "renaming", "renamed"],
+)
+def test_with_all_matrices_done_it_ends_well(
+    tiny_llama: Path,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    reference: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    room: Any,
+    name: str,
+) -> None:
+    struck(monkeypatch, room, name, signal.SIGTERM)
+    assert compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm") == reference
+    assert [entry.name for entry in tmp_path.iterdir()] == ["o.reallm"]
+
+
+def test_a_run_that_starts_over_goes_on_only_without_that(
+    tiny_llama: Path, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    error = stopped(tiny_recipe, tiny_llama, tmp_path / "o.reallm", 2, resume="never")
+    assert "again without `--resume never` to go on" in str(error.hint)
+
+
+def test_a_trial_keeps_nothing_and_stops_at_once(
+    tiny_llama: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    struck(monkeypatch, encode_room, "encode_matrix", signal.SIGINT)
+    with pytest.raises(Interrupted, match="nothing was written"):
+        reallm.compile(tiny_recipe, model=tiny_llama, only="*", device="cpu", workers=1)
+
+
+def test_a_second_signal_does_not_wait(
+    tiny_llama: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "o.reallm"
+    struck(monkeypatch, encode_room, "encode_matrix", signal.SIGINT, signal.SIGINT)
+    done: list[Any] = []
+    with pytest.raises(Interrupted, match="finished matrices are kept"):
+        compiled(tiny_recipe, tiny_llama, path, on_event=done.append)
+    assert [event.name for event in done if isinstance(event, UnitDone)] == [
+        "kept tensors and files"
+    ]
+
+
+class Deadly(pool_room.Pool):
+    """A pool whose workers are killed when they are born, as memory that runs out would."""
+
+    asked: Callable[[], None] = staticmethod(lambda: None)
+
+    def _hear(self) -> None:
+        type(self).asked()
+        for process in self._processes:
+            process.kill()
+        super()._hear()
+
+
+@pytest.mark.parametrize("asked", [False, True], ids=["not asked", "asked to stop"])
+def test_workers_that_die_after_a_stop_was_asked_for_are_no_failure(
+    tiny_llama: Path,
+    tiny_recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: bool,
+) -> None:
+    sent = threading.Event()
+
+    def ask() -> None:
+        if asked and not sent.is_set():
+            sent.set()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Deadly, "asked", staticmethod(ask))
+    monkeypatch.setattr(pool_room, "Pool", Deadly)
+    message = "finished matrices are kept" if asked else "a worker process died"
+    with pytest.raises(CompileError, match=message) as caught:
+        compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm", workers=2)
+    assert isinstance(caught.value, Interrupted) == asked
+
+
+def test_a_unit_is_not_begun_once_workers_must_halt(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recorder:
+        def run(self, unit: Any) -> Any:
+            return unit
+
+    line = pool_room.Line(run="", events=None, halt=ctypes.c_byte(0), begun=ctypes.c_byte(0))
+    monkeypatch.setattr(pool_room, "_encoder", Recorder())
+    monkeypatch.setattr(pool_room, "_line", line)
+    line.halt.value = 1
+    assert pool_room._run("unit") is None
+    assert not line.begun.value
+    line.halt.value = 0
+    assert pool_room._run("unit") == "unit"
+    assert line.begun.value
+
+
+def test_signals_that_are_held_come_later() -> None:
+    with listening() as stop:
+        with signals_held():
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+            assert not stop.requested
+        assert stop.requested
+
+
+def test_a_second_signal_is_urgent() -> None:
+    with listening() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.requested, stop.urgent) == (True, False)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.urgent
+
+
+def test_patience_is_put_back() -> None:
+    with listening() as stop, stop.at_once():
+        with stop.in_order():
+            os.kill(os.getpid(), signal.SIGINT)
+            stop.requested = False
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_other_threads_catch_nothing() -> None:
+    before = handlers()
+    seen: list[Any] = []
+
+    def look() -> None:
+        with listening():
+            seen.extend(handlers())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == before
+
+
+def test_the_encoder_of_a_process_that_is_no_worker() -> None:
+    assert pool_room._encoder is None
+    with pytest.raises(CompileError, match="was not started"):
+        pool_room._run("unit")
