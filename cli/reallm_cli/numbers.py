@@ -17,11 +17,19 @@ def grouped(count: int) -> str:
 
 def bits_column(rates: Iterable[Fraction]) -> list[str]:
     """Rates with as many decimals as the one that needs most of them, six at most."""
-    scaled = [round(rate * 10**DECIMALS) for rate in rates]
+    scaled = [_scaled(rate) for rate in rates]
     places = DECIMALS
     while places > 0 and all(value % 10 ** (DECIMALS - places + 1) == 0 for value in scaled):
         places -= 1
     return [_fixed(value, places) for value in scaled]
+
+
+def _scaled(rate: Fraction) -> int:
+    """`round(rate * 10**DECIMALS)` in plain integers, for tables of a thousand rows."""
+    whole, rest = divmod(rate.numerator * 10**DECIMALS, rate.denominator)
+    twice = 2 * rest
+    up = twice > rate.denominator or (twice == rate.denominator and whole % 2 == 1)
+    return whole + up
 
 
 def bits_text(rate: Fraction) -> str:

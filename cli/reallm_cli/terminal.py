@@ -51,6 +51,8 @@ def _screen(stream: TextIO) -> Console:
 
 def escape(text: str, encoding: str = "utf-8") -> str:
     """`text` with what cannot or must not be shown written as escapes; line ends stay."""
+    if text.isascii() and text.isprintable():
+        return text
     shown = "".join(
         char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
         for char in text

@@ -29,6 +29,7 @@ from reallm_compiler.plan.build import plan
         ([Fraction(2500977, 10**6)], ["2.500977"]),
         ([Fraction(1, 3), Fraction(10)], ["0.333333", "10.000000"]),
         ([Fraction(1999999999, 10**9)], ["2"]),
+        ([Fraction(1, 2 * 10**6), Fraction(3, 2 * 10**6)], ["0.000000", "0.000002"]),
         ([], []),
     ],
     ids=str,
