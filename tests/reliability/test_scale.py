@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scale.py"
 
 
@@ -23,8 +25,17 @@ def run(*words: str) -> str:
     return done.stdout
 
 
-def test_memory_stays_within_the_law() -> None:
-    told = run("--gigabytes", "0.0006", "--hidden", "128", "--inner", "344", "--workers", "1")
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param([], id="as it is"),
+        # An embedding of 0.5 GB, which is cast to half of it.
+        pytest.param(["--vocabulary", "1000000", "--recipe", "rtn-4bit"], id="kept"),
+    ],
+)
+def test_memory_stays_within_the_law(words: list[str]) -> None:
+    small = ["--gigabytes", "0.0006", "--hidden", "128", "--inner", "344", "--workers", "1"]
+    told = run(*small, *words)
     assert "within the law" in told
     assert "intact" in told
     assert "process 0" in told
