@@ -223,37 +223,48 @@ def study(given: argparse.Namespace, folder: Path) -> bool:
 
 
 def budgets(folder: Path) -> bool:
-    """`budget` on many matrices and on the config of a large model."""
-    many = {f"model.layers.{place}.mlp.up_proj.weight": (64, 64) for place in range(1000)}
-    (folder / "many").mkdir()
-    write_shard(folder / "many" / "model.safetensors", many, None)
-    (folder / "many" / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "70b.json").write_text(json.dumps(LLAMA_70B))
-    good = True
-    for title, model, limit in (
-        ("1,000 matrices", folder / "many", 1.0),
-        ("config of Llama-2-70B", folder / "70b.json", 10.0),
+    """`budget` on many matrices and on the config of a large model, as a table and as JSON."""
+    places = range(1000)
+    layers = {f"model.layers.{place}.mlp.up_proj.weight": (64, 64) for place in places}
+    equal = {f"w{place}": (64, 64) for place in places}
+    shapes = {f"w{place}": (64 + 8 * (place % 50), 128 + 8 * (place // 50)) for place in places}
+    models = []
+    for name, title, tensors in (
+        ("layers", "1,000 matrices of one kind", layers),
+        ("equal", "1,000 matrices of 1,000 names", equal),
+        ("shapes", "1,000 matrices of 1,000 shapes", shapes),
     ):
-        seconds, used, modules = timed_budget(model)
-        start = timed_budget(None)[1]
-        fits = used < limit and ("torch" not in modules or title != "1,000 matrices")
-        print(
-            f"budget of {title}: {used:.2f} s of the processor (limit {limit:.0f}), of which "
-            f"{start:.2f} start the interpreter; {seconds:.2f} s by the clock; torch "
-            f"{'imported' if 'torch' in modules else 'not imported'}"
-        )
-        good &= fits
+        (folder / name).mkdir()
+        write_shard(folder / name / "model.safetensors", tensors, None)
+        models.append((title, folder / name, 1.0))
+    (folder / "layers" / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "70b.json").write_text(json.dumps(LLAMA_70B))
+    models.append(("config of Llama-2-70B", folder / "70b.json", 10.0))
+    start = timed_budget(None)[1]
+    good = True
+    for title, model, limit in models:
+        for form in ((), ("--json",)):
+            seconds, used, modules = timed_budget(model, *form)
+            fits = used < limit and ("torch" not in modules or model.suffix == ".json")
+            print(
+                f"budget{' --json' if form else ''} of {title}: {used:.2f} s of the processor "
+                f"(limit {limit:.0f}), of which {start:.2f} start the interpreter; {seconds:.2f} "
+                f"s by the clock; torch {'imported' if 'torch' in modules else 'not imported'}",
+                flush=True,
+            )
+            good &= fits
     return good
 
 
-def timed_budget(model: Path | None) -> tuple[float, float, list[str]]:
+def timed_budget(model: Path | None, *form: str) -> tuple[float, float, list[str]]:
     """Seconds and processor seconds of a `budget` process, and the modules it imported.
 
     Without a model: of an interpreter that does nothing.
     """
+    argv = ["budget", "reallm-2bit", "--model", str(model), *form]
     code = (
         "import sys\nfrom reallm_cli.main import main\n"
-        f"code = main(['budget', 'reallm-2bit', '--model', {str(model)!r}, '--json'])\n"
+        f"code = main({argv!r})\n"
         "print(' '.join(sys.modules), file=sys.stderr)\nsys.exit(code)"
     )
     words = [sys.executable, "-c", code if model is not None else "pass"]
