@@ -277,7 +277,7 @@ def trap_after_rename(moment: int) -> None:
 
 def trap_worker(number: int) -> None:
     """One worker dies, in turn before a unit, while a matrix is coded, and in a slot."""
-    if multiprocessing.parent_process() is None:
+    if __name__ != "__mp_main__":  # the compile itself
         return
     if number % 3 == 1:
         encoder = encode_room.Encoder
