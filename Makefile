@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 PYTEST_ARGS ?= -n 2
 
-.PHONY: demo test check lint types format vectors clean
+.PHONY: demo test check coverage lint types format clean
 
 # The main job on the bundled model: compile, verify, size, perplexity, a few generated lines.
 demo: $(VENV)/.runtime
@@ -18,7 +18,12 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # All that CI runs.
-check: lint types test
+check: lint types test coverage
+
+# The container's own tests reach every line and every branch of it.
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS) --quiet tests/formats \
+	  --cov=reallm_formats --cov-branch --cov-fail-under=100
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
