@@ -23,7 +23,8 @@ class MatrixBudget:
     """Sizes of one matrix.
 
     Attributes:
-        name, shape: the matrix, [p, q].
+        name, shape: the matrix, [p, q], rows are outputs.
+        transposed: the checkpoint stores it as [q, p].
         paper_bits: bits per weight as the paper's Table 5 counts them.
         exact_bits: 8 x bytes / pq.
         bytes: all that is stored for it, with its part of what its group shares.
@@ -35,6 +36,7 @@ class MatrixBudget:
 
     name: str
     shape: tuple[int, int]
+    transposed: bool = False
     paper_bits: Fraction
     exact_bits: Fraction
     bytes: int
@@ -53,6 +55,7 @@ class MatrixBudget:
         return {
             "name": self.name,
             "shape": list(self.shape),
+            "transposed": self.transposed,
             "paper_bits": float(self.paper_bits),
             "exact_bits": float(self.exact_bits),
             "bytes": self.bytes,
@@ -149,6 +152,7 @@ def budget_of(plan: Plan) -> Budget:
             MatrixBudget(
                 name=matrix.name,
                 shape=matrix.shape,
+                transposed=matrix.transposed,
                 paper_bits=paper,
                 exact_bits=bits_per_weight(size, matrix.weights),
                 bytes=size,
@@ -179,7 +183,20 @@ def budget_of(plan: Plan) -> Budget:
         decode_macs=sum(row.decode_macs for row in rows),
         training_operations=sum(row.training_operations for row in rows),
     )
-    return Budget(matrices=tuple(rows), totals=totals, notes=plan.notes)
+    return Budget(matrices=tuple(rows), totals=totals, notes=plan.notes + _transposed_note(plan))
+
+
+def _transposed_note(plan: Plan) -> tuple[str, ...]:
+    """A remark for matrices whose shape here is not that in the checkpoint."""
+    found = [matrix for matrix in plan.matrices if matrix.transposed]
+    if not found:
+        return ()
+    layers = {"Conv1D" if matrix.index is None else "stacked experts" for matrix in found}
+    many = "1 matrix is" if len(found) == 1 else f"{len(found):,} matrices are"
+    return (
+        f"{many} stored transposed in the checkpoint, as [inputs, outputs] "
+        f"({', '.join(sorted(layers))}): the shapes here are [outputs, inputs]",
+    )
 
 
 def _shared_parts(plan: Plan) -> dict[str, dict[str, int]]:

@@ -22,6 +22,7 @@ MATRIX_KEYS = {
     "training_operations",
     "name",
     "shape",
+    "transposed",
     "paper_bits",
     "exact_bits",
     "bytes",

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 MATRIX_KEYS = {
     "name",
     "shape",
+    "transposed",
     "paper_bits",
     "exact_bits",
     "bytes",
@@ -112,6 +115,56 @@ def test_explain_knows_the_nearest_name(run, tiny_recipe, tiny_llama):
     )
     assert result.code == 2
     assert "did you mean `model.layers.1.mlp.down_proj`" in result.err
+
+
+@pytest.fixture
+def conv1d(tmp_path):
+    """A folder of one layer of GPT-2, whose matrices are stored as [inputs, outputs]."""
+    shapes = {
+        "wte.weight": (40, 32),
+        "h.0.attn.c_attn.weight": (32, 96),
+        "h.0.mlp.c_fc.weight": (32, 128),
+    }
+    weights = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    return tmp_path
+
+
+def test_what_is_stored_transposed_is_said(run, conv1d):
+    words = ("budget", "rtn-4bit", "--model", conv1d)
+    note = (
+        "2 matrices are stored transposed in the checkpoint, as [inputs, outputs] (Conv1D): "
+        "the shapes here are [outputs, inputs]"
+    )
+    assert f"note: {note}" in run(*words).out.splitlines()
+    document = run(*words, "--json").json
+    assert note in document["notes"]
+    rows = {row["name"]: (row["shape"], row["transposed"]) for row in document["matrices"]}
+    assert rows == {"h.0.attn.c_attn": ([96, 32], True), "h.0.mlp.c_fc": ([128, 32], True)}
+    explain = (*words, "--explain", "h.0.mlp.c_fc")
+    line = "stored transposed in the checkpoint: 32 x 128 there, 128 x 32 here"
+    assert run(*explain).out.splitlines()[-1] == line
+    assert run(*explain, "--json").json["transposed"] is True
+    kept = (*words, "--explain", "wte")
+    assert "transposed" not in run(*kept).out
+    assert run(*kept, "--json").json["transposed"] is False
+
+
+def test_what_is_stored_as_it_is_used_is_not_said(run, tiny_recipe, tiny_llama):
+    words = ("budget", tiny_recipe, "--model", tiny_llama)
+    assert "transposed" not in run(*words).out
+    assert not any(row["transposed"] for row in run(*words, "--json").json["matrices"])
+    assert "transposed" not in run(*words, "--explain", "model.layers.1.mlp.down_proj").out
+
+
+def test_stacked_experts_that_are_stored_transposed_are_said(run, tmp_path):
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    save_file({name: np.zeros((2, 32, 64), np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt_oss", "hidden_size": 32}')
+    out = run("budget", "rtn-4bit", "--model", tmp_path).out
+    assert "note: 2 matrices are stored transposed" in out
+    assert "(stacked experts)" in out
 
 
 def test_three_typos_are_three_answers(run, tmp_path, tiny_llama, monkeypatch):

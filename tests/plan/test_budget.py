@@ -45,6 +45,7 @@ def test_json_keys_are_the_documented_ones() -> None:
     assert set(row) == {
         "name",
         "shape",
+        "transposed",
         "paper_bits",
         "exact_bits",
         "bytes",

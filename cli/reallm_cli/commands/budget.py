@@ -121,19 +121,24 @@ def _explain(
             or "`reallm budget ... --json` lists all names",
         )
     trace = plan.traces[matrix]
+    coded = plan.by_name.get(matrix)
+    transposed = coded is not None and coded.transposed
     if as_json:
         fields = [
             {"path": step.path, "value": step.value, "location": str(step.location)}
             for step in trace
         ]
-        terminal.json({"name": matrix, "fields": fields})
+        terminal.json({"name": matrix, "transposed": transposed, "fields": fields})
         return ExitCode.OK
-    kept = "" if matrix in plan.by_name else " (kept, not coded)"
+    kept = " (kept, not coded)" if coded is None else ""
     sheet = Sheet(
         columns=["<field", "<value", "<set by"],
         rows=[(step.path, _value(step.value), str(step.location)) for step in trace],
     )
     show_sheet(terminal, sheet, title=f"{matrix}{kept}")
+    if coded is not None and transposed:
+        p, q = coded.shape
+        terminal.data(f"stored transposed in the checkpoint: {q} x {p} there, {p} x {q} here")
     return ExitCode.OK
 
 
