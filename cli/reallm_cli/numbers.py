@@ -26,7 +26,8 @@ def bits_column(rates: Iterable[Fraction]) -> list[str]:
 
 def _scaled(rate: Fraction) -> int:
     """`round(rate * 10**DECIMALS)` in plain integers, for tables of a thousand rows."""
-    whole, rest = divmod(rate.numerator * 10**DECIMALS, rate.denominator)
+    scale: int = 10**DECIMALS
+    whole, rest = divmod(rate.numerator * scale, rate.denominator)
     twice = 2 * rest
     up = twice > rate.denominator or (twice == rate.denominator and whole % 2 == 1)
     return whole + up

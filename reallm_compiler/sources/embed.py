@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reallm_compiler.errors import SourceError
+from reallm_compiler.errors import FormatError, SourceError
 from reallm_compiler.sources.folder import CONFIG
 from reallm_compiler.sources.paths import list_files, read_small, resolve_inside
 from reallm_compiler.sources.scales import without_quantization
+from reallm_formats.names import file_section, parse_name
 
 NAMES = (
     "added_tokens.json",
@@ -46,7 +47,8 @@ def embedded_files(folder: Path) -> tuple[tuple[str, bytes], ...]:
     """The files of a folder to carry, as (relative path, content), sorted by path.
 
     Raises:
-        SourceError: one of them leads out of the folder, cannot be read, or is too long.
+        SourceError: one of them leads out of the folder, cannot be read, is too long, or has a
+            name that an archive does not hold.
     """
     present = list_files(folder)
     names = [name for name in NAMES if name in present]
@@ -57,6 +59,15 @@ def embedded_files(folder: Path) -> tuple[tuple[str, bytes], ...]:
 
 
 def _content(folder: Path, name: str) -> bytes:
+    try:
+        parse_name(file_section(name))
+    except (FormatError, UnicodeEncodeError) as error:
+        raise SourceError(
+            "this name cannot be carried in an archive",
+            location=str(folder / name),
+            note=error.message if isinstance(error, FormatError) else "it is not UTF-8",
+            hint="rename it, or take it out of the folder",
+        ) from error
     try:
         return read_small(resolve_inside(folder, name), name, FILE_LIMIT)
     except SourceError as error:
