@@ -130,7 +130,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
     except FormatError as error:
         # Nothing has been written: what breaks a rule of the format here came with the source.
         raise SourceError(
-            f"no archive can hold this model: {error.message}",
+            f"no archive can hold this plan: {error.message}",
             location=inventory.path or None,
             note=error.location,
         ) from error

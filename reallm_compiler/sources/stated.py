@@ -2,7 +2,7 @@
 
 A config is a stranger's claim. Its words are looked up in tables, so they must be words; and
 `transformers` builds a layer and an expert for each that the config counts, so the counts must be
-such that this ends, and fits in memory. The bounds are several times what any model has.
+such that this ends, and fits in memory. The bounds are above what the models of today have.
 """
 
 from __future__ import annotations
