@@ -399,11 +399,12 @@ def shown(phase: str, number: int, facts: dict[str, Any], output: Path, right: R
 def study(model: Path, folder: Path, phase: str, times: int, workers: int, right: Right) -> bool:
     """Kill `times` times in one phase, finish, compare.
 
-    One output is killed again and again; after the rename there is nothing left to kill, so
-    there each kill has an output of its own.
+    One output is killed again and again. Where little may be left to kill, each kill has an output
+    of its own: after the rename, and when a worker dies, since the other one works on until that
+    is seen.
     """
     numbers = range(1, times + 1)
-    rounds = [[number] for number in numbers] if phase == "renamed" else [list(numbers)]
+    rounds = [[number] for number in numbers] if phase in ("renamed", "worker") else [list(numbers)]
     struck = equal = 0
     places = []
     for place, kills in enumerate(rounds):
