@@ -257,9 +257,13 @@ class Pool:
     def close(self) -> None:
         """End the processes; they end their units first, unless the stop is urgent."""
         self._line.halt.value = 1
-        if self._stop.urgent:
+        if self._stop.urgent or self._executor._broken:
             self._kill()
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        try:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+        except KeyboardInterrupt:  # a signal more, while units end
+            self._kill()
+            raise
         self._hear()
         self._line.events.close()
 

@@ -279,3 +279,29 @@ def test_the_encoder_of_a_process_that_is_no_worker() -> None:
     assert pool_room._encoder is None
     with pytest.raises(CompileError, match="was not started"):
         pool_room._run("unit")
+
+
+def test_a_signal_while_workers_end_kills_them() -> None:
+    killed: list[str] = []
+
+    class Process:
+        def kill(self) -> None:
+            killed.append("process")
+
+    class Executor:
+        _broken = False
+
+        def shutdown(self, **options: Any) -> None:
+            raise KeyboardInterrupt
+
+    with listening() as stop:
+        pool = object.__new__(pool_room.Pool)
+        pool._stop = stop
+        pool._line = pool_room.Line(
+            run="", events=None, halt=ctypes.c_byte(0), begun=ctypes.c_byte(0)
+        )
+        pool._processes = [Process()]
+        pool._executor = Executor()
+        with pytest.raises(KeyboardInterrupt):
+            pool.close()
+    assert killed == ["process"]
