@@ -26,7 +26,12 @@ from reallm_compiler.execute.identity import check_same, identity_of, provenance
 from reallm_compiler.execute.journal import Journal
 from reallm_compiler.execute.output import Output, intact_units
 from reallm_compiler.execute.pool import Site, results
-from reallm_compiler.execute.preflight import check_disk, choose_device, choose_workers
+from reallm_compiler.execute.preflight import (
+    Workers,
+    check_disk,
+    choose_device,
+    choose_workers,
+)
 from reallm_compiler.execute.stop import StopRequest, listening
 from reallm_compiler.execute.training import remove_states, run_name, state_path
 from reallm_compiler.execute.trial import trial_plan, work_of
@@ -187,20 +192,14 @@ def _compile(
             stop.kept = True
             progress = _Progress(units, done, tell)
             tell(
-                Preflight(
+                _preflight(
+                    chosen,
+                    device,
+                    units,
+                    progress,
                     file_bytes=plan.layout.file_bytes,
                     disk_bytes=0 if done else plan.layout.file_bytes,
                     disk_free_bytes=disk,
-                    memory_bytes=chosen.memory_bytes,
-                    memory_free_bytes=chosen.memory_free_bytes,
-                    device=_device_title(device),
-                    device_bytes=chosen.device_bytes,
-                    device_free_bytes=chosen.device_free_bytes,
-                    workers=chosen.count,
-                    units=len(units),
-                    units_done=len(done),
-                    weights=sum(unit.weights for unit in units),
-                    weights_done=progress.weights,
                     operations=sum(unit.operations for unit in units if unit.key not in done),
                 )
             )
@@ -275,20 +274,14 @@ def _try(
     chosen = choose_workers(plan, workers, len(matrices), device)
     progress = _Progress(matrices, {}, tell)
     tell(
-        Preflight(
+        _preflight(
+            chosen,
+            device,
+            matrices,
+            progress,
             file_bytes=0,
             disk_bytes=0,
             disk_free_bytes=0,
-            memory_bytes=chosen.memory_bytes,
-            memory_free_bytes=chosen.memory_free_bytes,
-            device=_device_title(device),
-            device_bytes=chosen.device_bytes,
-            device_free_bytes=chosen.device_free_bytes,
-            workers=chosen.count,
-            units=len(matrices),
-            units_done=0,
-            weights=sum(unit.weights for unit in matrices),
-            weights_done=0,
             operations=whole.budget().totals.training_operations,
         )
     )
@@ -323,11 +316,8 @@ def _finish(
         errors=_errors(plan, done),
         provenance=provenance(identity, source.digest()),
     )
-    writer = Writer.open(place.partial, plan.layout)
-    try:
+    with Writer.open(place.partial, plan.layout) as writer:
         writer.finish(document, digests)
-    finally:
-        writer.close()
 
 
 def _errors(plan: Plan, done: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -357,6 +347,36 @@ class _Progress:
                 weights_done=self.weights,
             )
         )
+
+
+def _preflight(
+    chosen: Workers,
+    device: torch.device,
+    units: list[Unit],
+    progress: _Progress,
+    *,
+    file_bytes: int,
+    disk_bytes: int,
+    disk_free_bytes: int,
+    operations: int,
+) -> Preflight:
+    """What is told before the first unit."""
+    return Preflight(
+        file_bytes=file_bytes,
+        disk_bytes=disk_bytes,
+        disk_free_bytes=disk_free_bytes,
+        memory_bytes=chosen.memory_bytes,
+        memory_free_bytes=chosen.memory_free_bytes,
+        device=_device_title(device),
+        device_bytes=chosen.device_bytes,
+        device_free_bytes=chosen.device_free_bytes,
+        workers=chosen.count,
+        units=len(units),
+        units_done=progress.units,
+        weights=sum(unit.weights for unit in units),
+        weights_done=progress.weights,
+        operations=operations,
+    )
 
 
 def _device_title(device: torch.device) -> str:

@@ -32,14 +32,6 @@ def compiled(recipe: Any, model: Path, output: Path, **options: Any) -> bytes:
     return output.read_bytes()
 
 
-@pytest.fixture(scope="module")
-def reference(
-    tiny_llama: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
-) -> bytes:
-    """The archive of an undisturbed run."""
-    return compiled(tiny_recipe, tiny_llama, tmp_path_factory.mktemp("ref") / "out.reallm")
-
-
 def test_the_file_is_the_plan(tiny_llama: Path, tiny_recipe: Path, reference: bytes) -> None:
     plan = reallm.plan(tiny_recipe, model=tiny_llama)
     assert len(reference) == plan.budget().totals.file_bytes

@@ -29,14 +29,6 @@ def compiled(recipe: Any, model: Path, output: Path, **options: Any) -> bytes:
     return output.read_bytes()
 
 
-@pytest.fixture(scope="module")
-def reference(
-    tiny_llama: Path, tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory
-) -> bytes:
-    """The archive of an undisturbed run."""
-    return compiled(tiny_recipe, tiny_llama, tmp_path_factory.mktemp("ref") / "out.reallm")
-
-
 def struck(monkeypatch: pytest.MonkeyPatch, room: Any, name: str, *numbers: int) -> None:
     """The process is signalled when it calls a function."""
     original = getattr(room, name)
