@@ -7,7 +7,7 @@
 Every method is data-free and codes the same matrices of the same model; all are evaluated on the
 CPU in float32 on the same windows. Bits are counted from what a method really stores for these
 matrices: packed weights, scales, zero points and tables. Rivals get their weights as float16, so
-that they store 16-bit scales. `pip install "reallm[rivals,plots]"` brings them; one that is not
+that they store 16-bit scales. `pip install '.[rivals,plots]'` brings them; one that is not
 installed, or that fails here, is named below the table. The options of `--model` are those of
 `benchmarks/results.py`.
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from common import Study, exact_bits, options, reallm_recipe, table
 
+from reallm_compiler.distribution import install_command
+
 COLUMNS = ["arc_challenge", "arc_easy", "piqa", "winogrande"]
 # method, size, bits, accuracies of COLUMNS and their mean in the paper
 PAPER = [
@@ -73,7 +75,7 @@ def main() -> None:
     parser.add_argument("--given", action="store_true", help="the archives alone, no ReALLM rows")
     given = parser.parse_args()
     if importlib.util.find_spec("lm_eval") is None:
-        raise SystemExit("lm-eval is not installed: pip install 'reallm[tasks]'")
+        raise SystemExit(f"lm-eval is not installed: {install_command('tasks')}")
     if not given.tasks_folder.is_dir():
         raise SystemExit(f"there is no folder of tasks at {given.tasks_folder}")
     from reallm_compiler.errors import ReallmError

@@ -31,8 +31,8 @@ from reallm_cli.exit_codes import ExitCode, exit_code_of
 from reallm_cli.help import ExampleGroup
 from reallm_cli.mistakes import SystemRefusalError
 from reallm_cli.terminal import Terminal
+from reallm_compiler.distribution import VERSION
 from reallm_compiler.errors import CompileError, ReallmError
-from reallm_compiler.plan.provenance import software_version
 
 PROGRAM = "reallm"
 COMPLETION_VARIABLE = "_REALLM_COMPLETE"
@@ -68,7 +68,7 @@ def cli(context: click.Context, version: bool, traceback: bool) -> int:
     terminal: Terminal = context.obj
     terminal.traceback = traceback or os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0")
     if version:
-        terminal.data(f"{PROGRAM} {software_version(PROGRAM)}")
+        terminal.data(f"{PROGRAM} {VERSION}")
         context.exit(ExitCode.OK)
     if context.invoked_subcommand is None:
         click.echo(context.get_help(), file=terminal.out.file)

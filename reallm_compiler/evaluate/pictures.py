@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from reallm_compiler.distribution import install_command
 from reallm_compiler.errors import EvaluationError, OutputError
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def new_figure(width: float, height: float) -> Figure:
     except ImportError:
         raise EvaluationError(
             "pictures need matplotlib, which is not installed",
-            hint="install it with `pip install 'reallm[plots]'`",
+            hint=f"install it with `{install_command('plots')}`",
         ) from None
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

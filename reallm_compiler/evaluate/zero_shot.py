@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reallm_compiler.distribution import install_command
 from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate.models import load_for_evaluation, resolve_device
 
@@ -82,7 +83,7 @@ def zero_shot(
         raise EvaluationError(
             "tasks need lm-eval, which is not installed",
             note=str(error),
-            hint="pip install 'reallm[tasks]'",
+            hint=install_command("tasks"),
         ) from None
     if folder is not None and not Path(folder).is_dir():
         raise EvaluationError("there is no such folder of tasks", location=str(folder))

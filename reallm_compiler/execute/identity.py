@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
+from reallm_compiler.distribution import VERSION
 from reallm_compiler.errors import ResumeError
 from reallm_compiler.plan.document import fixed_text
 from reallm_compiler.plan.model import Plan
-from reallm_compiler.plan.provenance import software_version
 from reallm_compiler.sources import Inventory
 from reallm_formats import encode_manifest
 
@@ -49,7 +49,7 @@ def identity_of(plan: Plan, inventory: Inventory, device: torch.device) -> dict[
     return {
         "plan": hashlib.sha256(manifest).hexdigest(),
         "compute": compute_name(device),
-        "reallm": software_version("reallm"),
+        "reallm": VERSION,
         "torch": torch.__version__,
         "source": _shards(inventory),
     }

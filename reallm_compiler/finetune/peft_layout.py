@@ -24,11 +24,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from reallm_compiler.distribution import VERSION
 from reallm_compiler.errors import AdapterError, OutputError
 from reallm_compiler.execute.output import Output
 from reallm_compiler.finetune.run import config_of, owned
 from reallm_compiler.finetune.store import Parts, write_adapter
-from reallm_compiler.plan.provenance import software_version
 from reallm_compiler.reader.adapter import AdapterArchive
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.runtime.tunable import module_name
@@ -193,7 +193,7 @@ def import_peft(
             tuned,
             factors=factors,
             settings={"imported": "peft"},
-            provenance={"reallm": software_version("reallm")},
+            provenance={"reallm": VERSION},
             force=force,
         )
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from reallm_compiler.distribution import VERSION
 from reallm_compiler.errors import FinetuneError, OutputError, ResumeError
 from reallm_compiler.execute.identity import compute_name
 from reallm_compiler.execute.journal import Journal
@@ -34,7 +35,6 @@ from reallm_compiler.finetune.state import State
 from reallm_compiler.finetune.store import write_adapter, write_model
 from reallm_compiler.finetune.text import Sequences, cut, read_texts, split
 from reallm_compiler.plan.document import fixed_text
-from reallm_compiler.plan.provenance import software_version
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.runtime.tunable import TunableModel, open_tunable
 
@@ -118,7 +118,7 @@ def finetune(
             "text": text_digest.hex(),
             "options": chosen.plain(),
             "compute": compute_name(place),
-            "reallm": software_version("reallm"),
+            "reallm": VERSION,
             "torch": torch.__version__,
         }
         state = State(target, identity, stop)

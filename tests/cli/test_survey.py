@@ -89,7 +89,7 @@ def test_mistakes_are_told(run, tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     missing = run("survey", tiny_llama, "--plots", tmp_path / "pictures")
     assert (missing.code, missing.out) == (10, "")
-    assert "pip install 'reallm[plots]'" in missing.err
+    assert "pip install 'reallm-compiler[plots]'" in missing.err
     assert not (tmp_path / "pictures").exists()
 
 

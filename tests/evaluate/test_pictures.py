@@ -62,4 +62,4 @@ def test_without_matplotlib_the_way_out_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(EvaluationError, match="matplotlib") as caught:
         draw_heatmap(tmp_path / "f.png", "m", noise(64, 96), noise(64, 96))
-    assert caught.value.hint == "install it with `pip install 'reallm[plots]'`"
+    assert caught.value.hint == "install it with `pip install 'reallm-compiler[plots]'`"

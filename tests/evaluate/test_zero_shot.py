@@ -57,4 +57,4 @@ def test_without_the_extra(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(EvaluationError, match="lm-eval") as caught:
         zero_shot(tiny_llama, ["apples"])
-    assert "reallm[tasks]" in str(caught.value.hint)
+    assert "reallm-compiler[tasks]" in str(caught.value.hint)

@@ -15,7 +15,7 @@ from reallm_cli.options import decoder_option
 from reallm_cli.progress import Meter
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
-from reallm_compiler.plan.provenance import software_version
+from reallm_compiler.distribution import VERSION
 
 
 @click.command(
@@ -138,7 +138,7 @@ def eval_command(
             progress=meter.retarget,
         )
     if as_json:
-        named = {"model": model, "text": text, "version": software_version("reallm")}
+        named = {"model": model, "text": text, "version": VERSION}
         terminal.json(result.to_json() | named)
         return ExitCode.OK
     most = "at most " if result.protocol == "documents" else ""
@@ -173,7 +173,7 @@ def _tasks(
 
     found = zero_shot(model, [name.strip() for name in names if name.strip()], bars=bars, **options)
     if as_json:
-        named = {"model": model, "version": software_version("reallm")}
+        named = {"model": model, "version": VERSION}
         terminal.json(found.to_json() | named)
         return ExitCode.OK
     rows = [
