@@ -73,7 +73,11 @@ def theirs(folder: Path, rank: int, dora: bool, device: str) -> Side:
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )
     model = AutoModelForCausalLM.from_pretrained(
-        folder, quantization_config=quantised, dtype=torch.float32, device_map=device
+        folder,
+        quantization_config=quantised,
+        dtype=torch.float32,
+        device_map=device,
+        trust_remote_code=False,
     )
     config = peft.LoraConfig(
         r=rank, lora_alpha=rank, target_modules="all-linear", use_dora=dora, task_type="CAUSAL_LM"

@@ -40,8 +40,10 @@ def rounded(model: LlamaForCausalLM, *, output_too: bool) -> LlamaForCausalLM:
 def main() -> None:
     """Print the perplexity of the model as it is and of two rounded copies."""
     torch.set_num_threads(1)
-    tokenizer = AutoTokenizer.from_pretrained(HERE / "model")
-    model = LlamaForCausalLM.from_pretrained(HERE / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(HERE / "model", trust_remote_code=False)
+    model = LlamaForCausalLM.from_pretrained(
+        HERE / "model", dtype=torch.float32, trust_remote_code=False
+    )
     heldout = (HERE / "heldout.txt").read_text(encoding="ascii")
     ids = torch.tensor(tokenizer(heldout, verbose=False)["input_ids"])
     before = perplexity(model, ids)

@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 from reallm_compiler.errors import EvaluationError, SourceError
 from reallm_compiler.evaluate.perplexity import Evaluation, evaluate
 from reallm_compiler.evaluate.text import check_same_tokenizer, read_text
+from reallm_compiler.sources import hub
+from reallm_compiler.sources.untrusted import offline
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -85,11 +87,18 @@ def load_for_evaluation(
     tokenizer = load_tokenizer(path)
     from transformers import AutoModelForCausalLM
 
+    from reallm_compiler.reader.huggingface import read_config
+
+    folder = _folder_of(place)
+    config = read_config(folder, place)
     # Its annotations leave out the pair that `output_loading_info` gives.
     loader: Any = AutoModelForCausalLM
-    with _told_as_source_error("the model", place), _quiet_loading():
+    with _told_as_source_error("the model", place), _quiet_loading(), offline():
         model, info = loader.from_pretrained(
-            place,
+            folder,
+            config=config,
+            trust_remote_code=False,
+            local_files_only=True,
             dtype=torch_dtype if torch_dtype is not None else "auto",
             use_safetensors=True,
             output_loading_info=True,
@@ -112,13 +121,10 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         SourceError: there is no such model, or it has no tokenizer.
     """
     place = str(path)
-    _check_there(place)
-    from transformers import AutoTokenizer
+    from reallm_compiler.reader import tokenizer
 
-    hint = "the folder needs tokenizer.json beside config.json" if Path(path).is_dir() else None
-    with _told_as_source_error("the tokenizer", place, hint):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(place)
-    return tokenizer
+    loaded: PreTrainedTokenizerBase = tokenizer.load_tokenizer(_folder_of(place), place)
+    return loaded
 
 
 def evaluate_files(
@@ -202,8 +208,12 @@ def _dtype(name: str | None, device: str) -> torch.dtype | None:
     return _DTYPES[name]
 
 
-def _check_there(place: str) -> None:
-    """Refuse a path that leads nowhere; what may be a hub id is left to the hub."""
+def _folder_of(place: str) -> Path:
+    """The local folder of a model: the path itself, or the snapshot of a hub id.
+
+    Raises:
+        SourceError: the path leads nowhere, or the Hub has no such model.
+    """
     path = Path(place)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -212,14 +222,15 @@ def _check_there(place: str) -> None:
                 location=place,
                 hint="give the folder of a Hugging Face model, or a .reallm archive",
             )
-        return
+        return path
     may_be_hub_id = place.count("/") == 1 and not place.startswith((".", "/", "~"))
-    if not may_be_hub_id or path.parent.is_dir():
+    if not may_be_hub_id or path.parent.is_dir() or not hub.is_hub_id(place):
         raise SourceError(
             "there is no such model",
             location=place,
             hint="give the folder of a Hugging Face model, or a .reallm archive",
         )
+    return hub.fetch(place)
 
 
 def _check_archive_name(place: str) -> None:
@@ -233,15 +244,13 @@ def _check_archive_name(place: str) -> None:
 
 
 @contextmanager
-def _told_as_source_error(what: str, place: str, hint: str | None = None) -> Iterator[None]:
+def _told_as_source_error(what: str, place: str) -> Iterator[None]:
     """Turn what the library raises for an unsound model into one line of ours."""
     try:
         yield
     except _LOADING_ERRORS as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise SourceError(
-            f"{what} cannot be loaded", location=place, note=reason[0], hint=hint
-        ) from error
+        raise SourceError(f"{what} cannot be loaded", location=place, note=reason[0]) from error
 
 
 @contextmanager

@@ -117,7 +117,9 @@ def zero_shot(
         def generate_until(self, requests: Any, disable_tqdm: bool = False) -> Any:  # noqa: ANN401
             return super().generate_until(requests, disable_tqdm=disable_tqdm or not bars)
 
-    handed = Handed(pretrained=loaded, tokenizer=tokenizer, batch_size=batch)
+    handed = Handed(
+        pretrained=loaded, tokenizer=tokenizer, batch_size=batch, trust_remote_code=False
+    )
     found = lm_eval.simple_evaluate(
         model=handed,
         tasks=list(tasks),

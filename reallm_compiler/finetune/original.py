@@ -18,7 +18,9 @@ from reallm_compiler.errors import FinetuneError
 from reallm_compiler.execute.weights import Weights
 from reallm_compiler.finetune.blocks import Block
 from reallm_compiler.reader.archive import ModelArchive
+from reallm_compiler.reader.huggingface import read_config
 from reallm_compiler.sources import Inventory, open_source
+from reallm_compiler.sources.untrusted import offline
 
 CHECKED = 1 << 16
 """Weights of a kept tensor up to which it is compared with the archive's."""
@@ -97,7 +99,14 @@ class Original:
         from transformers import AutoModelForCausalLM
 
         loader: Any = AutoModelForCausalLM
-        teacher = loader.from_pretrained(str(self.inventory.path), dtype=dtype)
+        with offline():
+            teacher = loader.from_pretrained(
+                self.inventory.path,
+                config=read_config(Path(self.inventory.path), str(self.path)),
+                dtype=dtype,
+                trust_remote_code=False,
+                local_files_only=True,
+            )
         return teacher.to(device).requires_grad_(False).eval()
 
     def matrix(self, tensor: str, index: int | None, *, transposed: bool) -> Tensor:

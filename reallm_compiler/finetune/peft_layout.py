@@ -32,6 +32,7 @@ from reallm_compiler.finetune.store import Parts, write_adapter
 from reallm_compiler.reader.adapter import AdapterArchive
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.runtime.tunable import module_name
+from reallm_compiler.sources.untrusted import offline, without_code
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -217,12 +218,13 @@ def _empty_model(base: ModelArchive) -> Any:  # noqa: ANN401 (transformers has n
     """The model without weights, to ask it for the names of its modules."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    plain = config_of(base)
+    plain = without_code(config_of(base))
     factory: Any = AutoConfig
-    config = factory.for_model(**plain)
+    with offline():
+        config = factory.for_model(**plain)
     maker: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        return maker.from_config(config)
+    with offline(), torch.device("meta"):
+        return maker.from_config(config, trust_remote_code=False)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -13,6 +13,10 @@ import torch
 from reallm_compiler.errors import SourceError
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.reconstruct import write_files
+from reallm_compiler.reader.tokenizer import has_tokenizer, load_tokenizer
+from reallm_compiler.sources.folder import CONFIG
+from reallm_compiler.sources.folder import read_config as read_plain
+from reallm_compiler.sources.untrusted import needs_code, offline, without_code
 
 
 def load(
@@ -66,7 +70,7 @@ def build(
         SourceError: the archive holds matrices without a config, or its decoder is not there.
         FormatError: the archive or its decoder is damaged.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     archive.find_decoders()  # before the work
     with tempfile.TemporaryDirectory() as folder:
@@ -77,20 +81,54 @@ def build(
                 location=str(archive.path),
                 hint="read single matrices with `reallm_compiler.open(path).matrix(name)`",
             )
-        config = AutoConfig.from_pretrained(folder)
+        config = read_config(Path(folder), str(archive.path))
         state = {
             name: archive.tensor(name, dtype=dtype, coded_only=name in coded_only)
             for name in archive.tensor_names
         }
-        with torch.device("meta"):
-            architecture = type(AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
+        # Its annotations leave out what it takes.
+        factory: Any = AutoModelForCausalLM
+        with offline(), torch.device("meta"):
+            architecture = type(factory.from_config(config, trust_remote_code=False))
         # The class itself, since the factory looks for a folder. It renames and ties as for one.
-        model = architecture.from_pretrained(
-            None, config=config, state_dict=state, dtype=dtype if dtype is not None else "auto"
-        )
-        has_tokenizer = any(
-            (Path(folder) / name).exists()
-            for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder) if has_tokenizer else None
+        with offline():
+            model = architecture.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                dtype=dtype if dtype is not None else "auto",
+                trust_remote_code=False,
+            )
+        found = has_tokenizer(os.listdir(folder))
+        tokenizer = load_tokenizer(Path(folder), str(archive.path)) if found else None
     return model, tokenizer
+
+
+def read_config(folder: Path, label: str) -> Any:  # noqa: ANN401 (transformers has no types)
+    """The config of a local folder as transformers has it, without what leads to code.
+
+    Raises:
+        SourceError: it is not sound, or transformers knows its model type only by code of the
+            repository.
+    """
+    from transformers import CONFIG_MAPPING
+
+    content = read_plain(folder / CONFIG, CONFIG, folder)
+    known: Any = CONFIG_MAPPING
+    if content.get("model_type") not in known:
+        if "auto_map" in content:
+            raise needs_code("the model", label)
+        raise SourceError(
+            f"the model cannot be loaded: its type {content.get('model_type')!r} is not known to "
+            "transformers",
+            location=label,
+        )
+    plain = without_code(content)
+    try:
+        with offline():
+            return known[plain["model_type"]].from_dict(plain)
+    except Exception as error:  # whatever an odd config makes the library raise
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise SourceError(
+            "the model cannot be loaded: its config is not sound", location=label, note=reason[0]
+        ) from error

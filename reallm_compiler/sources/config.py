@@ -19,11 +19,12 @@ from reallm_compiler.errors import SourceError
 from reallm_compiler.sources.headers import check_name, check_shape
 from reallm_compiler.sources.scales import config_dtype
 from reallm_compiler.sources.stated import check_counts
+from reallm_compiler.sources.untrusted import offline, without_code
 from reallm_compiler.tensors import TensorSpec
 
 DEFAULT_DTYPE = "f16"
-# Neither code, nor packing, nor the type of the numbers changes a shape.
-_LEFT_OUT = ("auto_map", "quantization_config", "transformers_version", "dtype", "torch_dtype")
+# Neither packing nor the type of the numbers changes a shape.
+_LEFT_OUT = ("quantization_config", "transformers_version", "dtype", "torch_dtype")
 _TORCH_DTYPES = {
     "bool": "bool",
     "uint8": "u8",
@@ -129,8 +130,9 @@ def _meta_shapes(
             note="program code from a repository is never run",
             hint="give a folder with the weights: its headers need no code",
         )
-    plain = {key: value for key, value in config.items() if key not in _LEFT_OUT}
-    built = known[model_type].from_dict(plain)
+    plain = {key: value for key, value in without_code(config).items() if key not in _LEFT_OUT}
+    with offline():
+        built = known[model_type].from_dict(plain)
     check_counts(built.to_dict(), label)  # once more: what the config leaves out has defaults
     causal = type(built) in transformers.AutoModelForCausalLM._model_mapping
     auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
@@ -138,7 +140,7 @@ def _meta_shapes(
     loudness = log.get_verbosity()
     log.set_verbosity_error()  # its remarks on generation settings say nothing about shapes
     try:
-        with torch.device("meta"):
+        with offline(), torch.device("meta"):
             model = auto.from_config(built, trust_remote_code=False)
     finally:
         log.set_verbosity(loudness)

@@ -38,6 +38,17 @@ NAMES = (
     "vocab.json",
     "vocab.txt",
 )
+TOKENIZERS = (
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "spm.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+"""Those that make a tokenizer: any one of them is enough to try."""
 TEMPLATES = "additional_chat_templates"
 FILE_LIMIT = 128 * 2**20
 """Longest single file; the largest tokenizers of today take about 40 MiB."""

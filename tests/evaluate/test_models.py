@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-import types
 
 import pytest
 import torch
@@ -97,9 +95,7 @@ def test_an_archive_goes_through_the_reader(made, tmp_path, monkeypatch):
         calls.append((path, device, dtype))
         return load_for_evaluation(made)
 
-    reader = types.ModuleType("reallm_compiler.reader.huggingface")
-    reader.load = load
-    monkeypatch.setitem(sys.modules, "reallm_compiler.reader.huggingface", reader)
+    monkeypatch.setattr("reallm_compiler.reader.huggingface.load", load)
     archive = tmp_path / "model.reallm"
     archive.write_bytes(b"any")
     result = evaluate_files(archive, made / "text.txt", window=16, reference=made)
@@ -181,9 +177,10 @@ def test_a_path_in_a_folder_that_exists_is_no_hub_id(tmp_path, monkeypatch):
 
 
 def test_an_archive_without_a_tokenizer_is_told(tmp_path, monkeypatch):
-    reader = types.ModuleType("reallm_compiler.reader.huggingface")
-    reader.load = lambda path, device, dtype, adapter, decoder: (None, None)
-    monkeypatch.setitem(sys.modules, "reallm_compiler.reader.huggingface", reader)
+    monkeypatch.setattr(
+        "reallm_compiler.reader.huggingface.load",
+        lambda path, device, dtype, adapter, decoder: (None, None),
+    )
     archive = tmp_path / "model.reallm"
     archive.write_bytes(b"any")
     with pytest.raises(SourceError, match="the archive holds no tokenizer"):
