@@ -89,6 +89,7 @@ EXPERT_LIMIT = 2048
 """Most experts of a layer; large models of today have 512 at most."""
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block|resblocks|encoders|decoders)\.(\d+)\b")
+_EXPERT_NUMBER = re.compile(r"(?:^|\.)(?:\w+_)?experts?\.(\d+)(?=\.|$)")
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -131,6 +132,22 @@ def layer_index(name: str) -> int | None:
     """Number of the layer in a name such as `model.layers.7.mlp.up_proj`, or None."""
     found = _LAYER.search(name)
     return int(found[1]) if found else None
+
+
+def matrix_kind(name: str) -> str:
+    """A matrix's name with `*` for the numbers of its layer and of its expert.
+
+    `model.layers.3.mlp.experts.7.up_proj` and an expert of a stack, such as
+    `model.layers.3.mlp.experts.up_proj.7`, lose both numbers; all others are part of the kind.
+    """
+    stack, _, last = name.rpartition(".")
+    if last.isdecimal() and is_expert_stack(stack):
+        name = f"{stack}.*"
+    for number in (_LAYER, _EXPERT_NUMBER):
+        found = number.search(name)
+        if found:
+            name = f"{name[: found.start(1)]}*{name[found.end(1) :]}"
+    return name
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from fractions import Fraction
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from reallm_compiler.errors import EvaluationError, SourceError
-from reallm_compiler.evaluate.charts import draw_survey, kind_of
+from reallm_compiler.evaluate import charts
+from reallm_compiler.evaluate.charts import PANELS, draw_survey, panels
 from reallm_compiler.evaluate.regimes import (
     LOW_RANK_NET_BITS,
     STRONG_BITS,
@@ -288,4 +290,44 @@ def test_pictures_are_drawn_alike(tried, tmp_path):
     for one, other in zip(first, second, strict=True):
         assert one.read_bytes() == other.read_bytes()
         assert one.read_bytes().startswith(b"\x89PNG")
-    assert kind_of(tried.matrices[0]) == "model.layers.*.mlp.up_proj"
+    assert next(iter(panels(tried.matrices))) == "model.layers.*.mlp.up_proj"
+
+
+def size_of_png(path):
+    """Width and height in pixels, from the header."""
+    return struct.unpack(">II", path.read_bytes()[16:24])
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    """Three layers of 40 experts as modules and as a stack, and matrices of many other kinds."""
+    tensors = {"model.layers.1.mlp.down_proj.1.weight": noise(1, 8, 8)}
+    for layer in range(3):
+        start = f"model.layers.{layer}.mlp.experts"
+        for expert in range(40):
+            scale = 1 + expert / 40
+            tensors[f"{start}.{expert}.up_proj.weight"] = scale * noise(expert, 8, 8)
+        tensors[f"{start}.down_proj.weight"] = torch.stack([noise(n, 8, 8) for n in range(40)])
+    tensors |= {f"tower.{number}.fc{number}.weight": noise(number, 4, 8) for number in range(5)}
+    folder = tmp_path_factory.mktemp("experts")
+    save_file(tensors, folder / "model.safetensors")
+    return survey_model(folder / "model.safetensors")
+
+
+def test_experts_share_the_panel_of_their_kind_and_layer(experts):
+    found = panels(experts.matrices)
+    for kind in ("model.layers.*.mlp.experts.*.up_proj", "model.layers.*.mlp.experts.down_proj.*"):
+        assert {number: len(rows) for number, rows in found[kind].items()} == dict.fromkeys(
+            range(3), 40
+        )
+        for number, rows in found[kind].items():
+            assert all(f"layers.{number}." in row.name for row in rows)
+    assert "model.layers.*.mlp.down_proj.1" in found  # its second number is no layer's
+    assert len(found) == 8
+
+
+def test_a_picture_of_many_experts_and_kinds_stays_small(experts, tmp_path, monkeypatch):
+    monkeypatch.setattr(charts, "PANELS", 3)
+    for path in draw_survey(tmp_path, experts):
+        assert size_of_png(path) == (2475, 600)  # three panels in a row, of the eight kinds
+    assert PANELS * 600 // 3 <= 5000

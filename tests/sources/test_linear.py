@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reallm_compiler.errors import SourceError
-from reallm_compiler.sources import layer_index, matrix_name, natural_key
+from reallm_compiler.sources import layer_index, matrix_kind, matrix_name, natural_key
 from reallm_compiler.sources.linear import is_expert_stack, matrices, model_types
 from reallm_compiler.tensors import TensorSpec
 
@@ -271,3 +271,20 @@ def test_natural_order():
 def test_model_types_of_nested_configs():
     config = {"model_type": "a", "text_config": {"model_type": "b"}, "x": {"model_type": 3}}
     assert model_types(config) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.layers.3.mlp.up_proj", "model.layers.*.mlp.up_proj"),
+        ("model.layers.3.mlp.experts.3.up_proj", "model.layers.*.mlp.experts.*.up_proj"),
+        ("layers.0.block_sparse_moe.experts.7.w1", "layers.*.block_sparse_moe.experts.*.w1"),
+        ("model.layers.12.mlp.experts.gate_up_proj.7", "model.layers.*.mlp.experts.gate_up_proj.*"),
+        ("layers.1.moe.input_linear.5", "layers.*.moe.input_linear.*"),
+        ("visual.blocks.2.mlp.2", "visual.blocks.*.mlp.2"),
+        ("projector.0", "projector.0"),
+        ("lm_head", "lm_head"),
+    ],
+)  # fmt: skip
+def test_matrices_of_one_kind_share_its_name(name, kind):
+    assert matrix_kind(name) == kind
