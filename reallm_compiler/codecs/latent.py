@@ -63,16 +63,23 @@ class QuantizerCodec:
     Attributes:
         encode: (params, latent) -> sections.
         reader: (params, shape, sections, dtype, unit_range) -> reader of rows.
+        reach: params -> how many deviations of a normal latent its levels shall span; 1 where
+            levels are learned.
     """
 
     encode: Callable[[Any, Latent], Sections]
     reader: Callable[[Any, tuple[int, int], Mapping[str, Tensor], torch.dtype, bool], RowReader]
+    reach: Callable[[Any], float] = lambda params: 1.0
 
 
 QUANTIZERS: dict[type, QuantizerCodec] = {
     NoQuantizer: QuantizerCodec(encode=scalar.encode_values, reader=scalar.read_values),
-    UniformQuantizer: QuantizerCodec(encode=uniform.encode, reader=uniform.reader),
-    NormalFloatQuantizer: QuantizerCodec(encode=normal_float.encode, reader=normal_float.reader),
+    UniformQuantizer: QuantizerCodec(
+        encode=uniform.encode, reader=uniform.reader, reach=uniform.reach
+    ),
+    NormalFloatQuantizer: QuantizerCodec(
+        encode=normal_float.encode, reader=normal_float.reader, reach=normal_float.reach
+    ),
     VectorQuantizer: QuantizerCodec(encode=vq.encode, reader=vq.reader),
     TrellisQuantizer: QuantizerCodec(encode=trellis.encode, reader=trellis.reader),
 }
@@ -139,7 +146,8 @@ class LatentCoder:
             latent = nearest.permute(plan.permutation, latent, places)
         if isinstance(plan.scales, NoScales):
             return sections, latent, None
-        sections = sections | scales.encode(plan.scales, latent)
+        reach = QUANTIZERS[type(plan.quantizer)].reach(plan.quantizer)
+        sections = sections | scales.encode(plan.scales, latent, reach=reach)
         field = scales.decode(plan.scales, self.shape, sections, latent.dtype)
         assert field is not None
         return sections, field.normalise_(latent), field

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.packing import pack
-from reallm_compiler.codecs.scalar import Latent, RowReader, TableReader, level_codes
+from reallm_compiler.codecs.scalar import (
+    Latent,
+    RowReader,
+    TableReader,
+    level_codes,
+    normal_reach,
+)
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.recipe.stages import NormalFloatQuantizer
 
@@ -40,6 +46,11 @@ def _quantiles(bits: int) -> tuple[float, ...]:
 def levels(bits: int) -> Tensor:
     """The 2^bits levels of NF-b, ascending, float64; NF1 is 0 and 1."""
     return torch.tensor(_quantiles(bits), dtype=torch.float64)
+
+
+def reach(params: NormalFloatQuantizer) -> float:
+    """How many deviations of a normal latent the levels span under `rms` scales."""
+    return normal_reach(tuple(levels(params.bits).tolist()))
 
 
 def encode(params: NormalFloatQuantizer, latent: Latent) -> Sections:

@@ -158,14 +158,20 @@ class ScaleField:
         return rows, wide[skip : skip + count * q].view(count, q)
 
 
-def encode(params: ScaleStage, latent: Tensor) -> Sections:
+def encode(params: ScaleStage, latent: Tensor, *, reach: float = 1.0) -> Sections:
     """Sections of the scales, and of the zero points if any, of a latent [p, q].
+
+    Args:
+        params: the stage.
+        latent: the latent.
+        reach: what root mean squares are multiplied by, for levels that end at 1.
 
     Raises:
         CodecError: a scale is too large for its stored type.
     """
     if not isinstance(params, MinmaxScales):
-        return _encode_array(params, "scales", _magnitudes(params, latent))
+        factor = reach if isinstance(params, RmsScales) else 1.0
+        return _encode_array(params, "scales", _magnitudes(params, latent).mul_(factor))
     least, largest = _extremes(params, latent)
     sections = _encode_array(params, "zeros", least)
     # From the zero point as stored, so that the largest weight stays inside.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.packing import pack
-from reallm_compiler.codecs.scalar import Latent, RowReader, TableReader
+from reallm_compiler.codecs.scalar import Latent, RowReader, TableReader, normal_reach
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.recipe.stages import UniformQuantizer
 
@@ -21,6 +21,11 @@ def levels(bits: int, *, unit_range: bool) -> Tensor:
     steps = 2**bits - 1
     unit: Tensor = torch.arange(steps + 1, dtype=torch.float64) / steps
     return unit if unit_range else 2 * unit - 1
+
+
+def reach(params: UniformQuantizer) -> float:
+    """How many deviations of a normal latent the levels span under `rms` scales."""
+    return normal_reach(tuple(levels(params.bits, unit_range=False).tolist()))
 
 
 def encode(params: UniformQuantizer, latent: Latent) -> Sections:

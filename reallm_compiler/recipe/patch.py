@@ -2,6 +2,7 @@
 
 - Two maps merge key by key.
 - A stage whose `kind` changes is replaced whole: parameters of another kind must not survive.
+- A `share` falls away where a later quantizer or autoencoder learns nothing that could be shared.
 - Everything else, lists included, is replaced.
 
 Each field of the result is the very node that set it, so its place is that of the last writer.
@@ -9,7 +10,8 @@ Each field of the result is the very node that set it, so its place is that of t
 
 from __future__ import annotations
 
-from reallm_compiler.recipe.nodes import MapNode, Node, to_plain
+from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode, to_plain
+from reallm_compiler.recipe.stages import SHARED_KINDS
 
 
 def merge(base: Node, patch: Node) -> Node:
@@ -26,6 +28,7 @@ def merge_maps(base: MapNode, patch: MapNode) -> MapNode:
     fields = dict(base.fields)
     for key, value in patch.fields.items():
         fields[key] = merge(fields[key], value) if key in fields else value
+    _drop_share(fields, patch)
     return MapNode(
         fields=fields,
         place=patch.place,
@@ -38,3 +41,20 @@ def _kind_changes(base: MapNode, patch: MapNode) -> bool:
     if "kind" not in base.fields or "kind" not in patch.fields:
         return False
     return bool(to_plain(base.fields["kind"]) != to_plain(patch.fields["kind"]))
+
+
+def _drop_share(fields: dict[str, Node], patch: MapNode) -> None:
+    """Take away the `share` that `patch` inherits, where it leaves nothing to share."""
+    changed = [patch.fields[stage] for stage in SHARED_KINDS if stage in patch.fields]
+    if not changed or "share" in patch.fields or "share" not in fields:
+        return
+    if to_plain(fields["share"]) is None:
+        return
+    stages = {stage: fields.get(stage) for stage in SHARED_KINDS}
+    kinds = {
+        stage: to_plain(node.fields["kind"])
+        for stage, node in stages.items()
+        if isinstance(node, MapNode) and "kind" in node.fields
+    }
+    if not any(kind in SHARED_KINDS[stage] for stage, kind in kinds.items()):
+        fields["share"] = ScalarNode(value=None, place=changed[0].place, path=changed[0].path)

@@ -5,13 +5,15 @@ tensor. The last rule that matches says whether a tensor is coded or kept; the p
 is the defaults with every matching `set` put over them, in order.
 
 Decisions depend only on which rules apply, so they are made once for each distinct set of rules.
+Share groups whose members turn out to have different plans are divided at the end.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from reallm_compiler.errors import Problem, RecipeError
 from reallm_compiler.recipe.check import BUILT_IN, check_plan
@@ -63,6 +65,10 @@ class Decision:
     trace: tuple[FieldSource, ...]
 
 
+_Applied: TypeAlias = tuple[bool, tuple[int, ...]]
+"""What decides about a tensor: whether it is coded without a rule, and which rules apply."""
+
+
 def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decision]:
     """The decision about each candidate, by name.
 
@@ -72,17 +78,16 @@ def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decisi
 
     Raises:
         RecipeError: a rule (or an entry of its `except`) matches nothing and is not optional, a
-            `set` meets no matrix, rules together make an impossible plan, or the members of a
-            share group have different quantizers.
+            `set` meets no matrix, or rules together make an impossible plan.
     """
     chosen, problems = select(recipe.rules, candidates)
     applied: list[list[int]] = [[] for _ in candidates]
     for number, places in enumerate(chosen):
         for place in places:
             applied[place].append(number)
-    known: dict[tuple[bool, tuple[int, ...]], Decision | None] = {}
+    known: dict[_Applied, Decision | None] = {}
     told: dict[tuple[str, str, str], Problem] = {}
-    decisions: dict[str, Decision] = {}
+    keys: dict[str, _Applied] = {}
     trace = _Trace()
     for candidate, numbers in zip(candidates, applied, strict=True):
         if not candidate.is_matrix:  # a `set` has no meaning for it; `select` has the complaint
@@ -94,13 +99,12 @@ def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decisi
             for problem in found:  # once for each rule, not for each matrix
                 what = (problem.location, problem.path, problem.message)
                 told.setdefault(what, _met_at(problem, candidate.name))
-        decision = known[key]
-        if decision is not None:
-            decisions[candidate.name] = decision
-    problems += [*told.values(), *_uneven_groups(decisions)]
+        keys[candidate.name] = key
+    problems += told.values()
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
-    return decisions
+    decisions = _divided(known)
+    return {name: decisions[key] for name, key in keys.items()}
 
 
 def _decide(
@@ -209,27 +213,37 @@ def _fields(plan: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
             yield f"{path}{key}", value
 
 
-def _uneven_groups(decisions: dict[str, Decision]) -> list[Problem]:
-    """Members of a share group that could not share: their codebooks or decoders differ."""
-    first: dict[str, tuple[str, MatrixPlan]] = {}
-    problems: dict[str, Problem] = {}
-    for name, decision in decisions.items():
-        plan = decision.plan
-        if plan is None or plan.share is None:
-            continue
-        other, reference = first.setdefault(plan.share, (name, plan))
-        differing = [
-            stage
-            for stage in ("quantizer", "autoencoder")
-            if getattr(plan, stage) != getattr(reference, stage)
-        ]
-        if differing and plan.share not in problems:
-            at = {source.path: source for source in decision.trace}["share"]
-            problems[plan.share] = Problem(
-                location=at.location,
-                path=at.origin,
-                message=f"`{other}` and `{name}` share the group `{plan.share}` but have "
-                f"different {differing[0]}s",
-                hint=f"give them the same {differing[0]}, or groups of their own",
-            )
-    return list(problems.values())
+def _divided(known: Mapping[_Applied, Decision | None]) -> dict[_Applied, Decision]:
+    """The decisions with share groups that hold what one codebook, table or decoder can serve.
+
+    What a group shares is learned from all of its matrices under one plan, so only matrices of
+    equal plans (DoRA apart, which is put on afterwards) stay together. The part to which the
+    first rules apply, or none, keeps the group's name; the others are numbered: `NAME.2`, ...
+    """
+    decisions = {key: decision for key, decision in known.items() if decision is not None}
+    parts: dict[str, dict[MatrixPlan, str]] = {}
+    for _, decision in sorted(decisions.items(), key=lambda entry: entry[0][1]):
+        if decision.plan is not None and decision.plan.share is not None:
+            parts.setdefault(decision.plan.share, {}).setdefault(_learned(decision.plan), "")
+    taken = set(parts)
+    for group, plans in parts.items():
+        numbered = (f"{group}.{number}" for number in itertools.count(2))
+        names = itertools.chain([group], (name for name in numbered if name not in taken))
+        plans.update(zip(list(plans), names, strict=False))
+    return {key: _renamed(decision, parts) for key, decision in decisions.items()}
+
+
+def _learned(plan: MatrixPlan) -> MatrixPlan:
+    """The part of a plan on which depends what its group learns."""
+    return plan.model_copy(update={"share": None, "dora": False})
+
+
+def _renamed(decision: Decision, parts: Mapping[str, Mapping[MatrixPlan, str]]) -> Decision:
+    plan = decision.plan
+    if plan is None or plan.share is None:
+        return decision
+    name = parts[plan.share][_learned(plan)]
+    if name == plan.share:
+        return decision
+    trace = (replace(one, value=name) if one.path == "share" else one for one in decision.trace)
+    return replace(decision, plan=plan.model_copy(update={"share": name}), trace=tuple(trace))

@@ -109,6 +109,23 @@ def test_explain_names_the_line_of_each_field(run, tiny_recipe, tiny_llama):
     ]
 
 
+def test_explain_tells_the_group(run, tmp_path, tiny_llama):
+    recipe = tmp_path / "mixed.yaml"
+    recipe.write_text(
+        "reallm: 1\nextends: reallm-3bit-lean\nrules:\n"
+        "  - {match: '*.down_proj', layers: '0,-1', set: {quantizer: {bits: 5}}}\n"
+    )
+    words = ("budget", recipe, "--model", tiny_llama, "--explain")
+    divided = run(*words, "model.layers.0.mlp.down_proj")
+    assert divided.out.splitlines()[-1] == (
+        "group `model.2`: shared with 1 matrix of the same plan"
+    )
+    share = next(line for line in divided.out.splitlines() if line.startswith("share"))
+    assert share.split() == ["share", "model.2", "reallm-2bit-lean.yaml:17"]
+    rest = run(*words, "model.layers.0.mlp.up_proj")
+    assert rest.out.splitlines()[-1].startswith("group `model`: shared with 11 matrices")
+
+
 def test_explain_knows_the_nearest_name(run, tiny_recipe, tiny_llama):
     result = run(
         "budget", tiny_recipe, "--model", tiny_llama, "--explain", "model.layers.1.mlp.down_prj"

@@ -49,3 +49,22 @@ def test_more_bits_are_better(gaussian, plan_of, check_codec):
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.01
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal_float"])
+def test_under_rms_the_levels_reach_as_far_as_pays(kind, gaussian, plan_of, check_codec):
+    """Without a factor all above one deviation would be cut off: an error near 0.4."""
+    weight = gaussian(64, 256)
+    errors = []
+    for bits in (2, 4, 8):
+        quantizer = {"kind": kind, "bits": bits}
+        rms, absmax = (
+            check_codec(
+                plan_of(scales={"kind": scales, "per": "tensor"}, quantizer=quantizer), weight
+            ).relative_error
+            for scales in ("rms", "absmax")
+        )
+        assert rms < absmax * 1.1
+        errors.append(rms)
+    assert errors[0] < 0.4
+    assert errors[-1] < 0.012

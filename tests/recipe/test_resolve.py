@@ -183,15 +183,6 @@ WRONG = {
         "recipe: rules[2].set: `uniform` levels lie on [-1, 1] and need scales: use `absmax`; "
         "the rules together say so for `model.layers.3.self_attn.q_proj`",
     ),
-    "uneven group": (
-        [
-            {"match": "*_proj", "set": {"share": "all"}},
-            {"match": "*.k_proj", "layers": 1, "set": {"quantizer": {"bits": 1}}},
-        ],
-        "recipe: rules[0].set.share: rules[0].set.share: `model.layers.0.self_attn.q_proj` and "
-        "`model.layers.1.self_attn.k_proj` share the group `all` but have different quantizers "
-        "(give them the same quantizer, or groups of their own)",
-    ),
 }
 
 
@@ -216,7 +207,7 @@ def test_all_of_it_is_reported_together():
 
 @pytest.mark.parametrize(
     "case",
-    [case for case in WRONG if not case.startswith(("rules that do not fit", "uneven"))],
+    [case for case in WRONG if not case.startswith("rules that do not fit")],
 )
 def test_optional_rules_may_miss(case):
     rules, _ = WRONG[case]
@@ -326,6 +317,57 @@ def test_the_order_of_the_tensors_does_not_matter():
     assert {n: (d.plan, d.keep) for n, d in one.items()} == {
         n: (d.plan, d.keep) for n, d in two.items()
     }
+
+
+def shares(decisions) -> dict[str, str | None]:
+    return {name: one.plan.share for name, one in decisions.items() if one.plan is not None}
+
+
+def test_a_group_divides_by_plan_and_its_first_part_keeps_the_name():
+    rules = [
+        {"match": "*_proj", "set": {"share": "all"}},
+        {"match": "*.k_proj", "layers": 1, "set": {"quantizer": {"bits": 1}}},
+        {"match": "*.up_proj", "set": {"scales": {"kind": "rms"}}},
+        {"match": "*.q_proj", "set": {"dora": False}},  # put on after what is shared
+        {"match": "*.down_proj", "layers": 0, "set": {"share": "all.2"}},
+    ]
+    found = shares(meet(*rules))
+    assert found["model.layers.1.self_attn.k_proj"] == "all.3"  # `all.2` is taken
+    assert found["model.layers.2.mlp.up_proj"] == "all.4"
+    assert found["model.layers.0.mlp.down_proj"] == "all.2"
+    assert found["model.layers.0.self_attn.q_proj"] == found["model.layers.1.mlp.down_proj"]
+    assert found["model.layers.0.self_attn.q_proj"] == "all"
+    candidates = model()
+    candidates.reverse()  # the names do not hang on the order of the tensors
+    recipe = load_recipe({"reallm": 1, "extends": "reallm-2bit", "rules": rules})
+    assert shares(resolve(recipe, candidates)) == found
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal_float", "none"])
+def test_what_shares_nothing_leaves_its_group(kind):
+    words = {"kind": kind} if kind == "none" else {"kind": kind, "bits": 8}
+    recipe = load_recipe(
+        {
+            "reallm": 1,
+            "extends": "reallm-3bit-lean",
+            "rules": [{"match": "*.down_proj", "set": {"quantizer": words}}],
+        }
+    )
+    decisions = resolve(recipe, model())
+    found = shares(decisions)
+    assert found["model.layers.0.mlp.down_proj"] is None
+    assert found["model.layers.0.mlp.up_proj"] == "model"
+    trace = {one.path: one for one in decisions["model.layers.0.mlp.down_proj"].trace}
+    assert (trace["share"].value, trace["share"].origin) == (None, "rules[0].set.quantizer")
+
+
+def test_share_beside_what_shares_nothing_is_a_mistake():
+    rule = {
+        "match": "*.q_proj",
+        "set": {"quantizer": {"kind": "uniform", "bits": 4}, "share": "q"},
+    }
+    with pytest.raises(RecipeError, match=r"rules\[0\].set: `share` needs something to share"):
+        load_recipe({"reallm": 1, "extends": "reallm-2bit", "rules": [rule]})
 
 
 def test_no_plan_is_no_coding():

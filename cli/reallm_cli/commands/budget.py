@@ -9,6 +9,7 @@ import click
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_recipe_path, did_you_mean, nearest
+from reallm_cli.numbers import counted
 from reallm_cli.opened import Opened, is_archive, open_facts
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
@@ -136,6 +137,12 @@ def _explain(
         rows=[(step.path, _value(step.value), str(step.location)) for step in trace],
     )
     show_sheet(terminal, sheet, title=f"{matrix}{kept}")
+    if coded is not None and coded.plan.share is not None:
+        others = len(plan.groups[coded.plan.share]) - 1
+        terminal.data(
+            f"group `{coded.plan.share}`: shared with {counted(others, 'matrix', 'matrices')} of "
+            "the same plan"
+        )
     if coded is not None and transposed:
         p, q = coded.shape
         terminal.data(f"stored transposed in the checkpoint: {q} x {p} there, {p} x {q} here")

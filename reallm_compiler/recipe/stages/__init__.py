@@ -13,6 +13,7 @@ from reallm_compiler.recipe.stages.autoencoder import Hnerv, Identity
 from reallm_compiler.recipe.stages.base import Extent, FloatType, Rational, Stage, Whole
 from reallm_compiler.recipe.stages.permutation import NearestPermutation, NoPermutation
 from reallm_compiler.recipe.stages.plan import (
+    SHARED_KINDS,
     Autoencoder,
     MatrixPlan,
     Permutation,
@@ -33,6 +34,7 @@ from reallm_compiler.recipe.stages.scales import AbsmaxScales, MinmaxScales, NoS
 from reallm_compiler.recipe.stages.transform import Hadamard, Normalize
 
 __all__ = [
+    "SHARED_KINDS",
     "AbsmaxScales",
     "Autoencoder",
     "Extent",

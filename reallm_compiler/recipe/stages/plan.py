@@ -30,6 +30,9 @@ Quantizer = Annotated[
     Field(discriminator="kind"),
 ]
 
+SHARED_KINDS = {"quantizer": ("vq", "trellis"), "autoencoder": ("hnerv",)}
+"""The kinds, by stage, that learn something that the matrices of a group can store once."""
+
 
 class MatrixPlan(Stage):
     """Everything that decides how one matrix is stored, and so how large it is."""
@@ -50,15 +53,14 @@ class MatrixPlan(Stage):
     share: str | None = Field(
         default=None,
         min_length=1,
-        description="Name of a group of matrices that store one codebook or decoder together.",
+        description="Name of a group of matrices that store one codebook or decoder together; a "
+        "group whose members have different plans divides by itself.",
     )
 
     @model_validator(mode="after")
     def _stages_fit(self) -> MatrixPlan:
-        if (
-            self.share is not None
-            and self.quantizer.kind not in ("vq", "trellis")
-            and self.autoencoder.kind != "hnerv"
+        if self.share is not None and not any(
+            getattr(self, stage).kind in kinds for stage, kinds in SHARED_KINDS.items()
         ):
             raise ValueError(
                 "`share` needs something to share: a `vq` or `trellis` quantizer or a decoder"
