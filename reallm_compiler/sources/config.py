@@ -1,12 +1,8 @@
 """Shapes without weights: a bare config, or a document of shapes.
 
 A config says what a model is, not what its tensors are called. `transformers` knows, so the
-model is built on its `meta` device, where a tensor has a shape and no memory, and the names are
-turned back into those that a checkpoint of this model uses. This is the only place of the lower
-floors that imports transformers (and with it torch), and only when it is called.
-
-Code from a repository is never run: a config of a model type that transformers itself does not
-know is refused.
+model is built on its `meta` device, where a tensor has a shape and no memory (`architecture.py`),
+and the names are turned back into those that a checkpoint of this model uses.
 """
 
 from __future__ import annotations
@@ -16,15 +12,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reallm_compiler.errors import SourceError
+from reallm_compiler.sources.architecture import building, meta_model
 from reallm_compiler.sources.headers import check_name, check_shape
 from reallm_compiler.sources.scales import config_dtype
-from reallm_compiler.sources.stated import check_counts
-from reallm_compiler.sources.untrusted import offline, without_code
 from reallm_compiler.tensors import TensorSpec
 
 DEFAULT_DTYPE = "f16"
-# Neither packing nor the type of the numbers changes a shape.
-_LEFT_OUT = ("quantization_config", "transformers_version", "dtype", "torch_dtype")
 _TORCH_DTYPES = {
     "bool": "bool",
     "uint8": "u8",
@@ -33,18 +26,6 @@ _TORCH_DTYPES = {
     "int32": "i32",
     "int64": "i64",
 }
-# What transformers raises for a config that makes no sense: there is no common base.
-_REFUSALS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    RuntimeError,
-    ImportError,
-    ArithmeticError,
-    AssertionError,
-)
 
 
 def tensors_of_config(
@@ -62,101 +43,30 @@ def tensors_of_config(
     Raises:
         SourceError: transformers is missing, or cannot build a model from the config.
     """
-    if not isinstance(config.get("model_type"), str):
-        raise SourceError(
-            "the config names no model_type",
-            location=label,
-            hint='a config.json of transformers has a line such as "model_type": "llama"',
-        )
-    check_counts(config, label)
     stated = config_dtype(config)
     dtype = stated or DEFAULT_DTYPE
-    try:
-        shapes, ties = _meta_shapes(config, label)
-    except _refusals() as error:
-        raise SourceError(
-            f"transformers cannot build a model from this config: {_first_line(error)}",
-            location=label,
-            hint="compare it with the config.json that the model was published with",
-        ) from error
+    model: Any = meta_model(config, label)
+    ties: dict[str, str] = dict(model.all_tied_weights_keys)
+    with building(label):
+        names = _checkpoint_names(model, ties)
     tensors = [
-        TensorSpec(name=name, dtype=_TORCH_DTYPES.get(word, dtype), shape=shape)
-        for name, (word, shape) in shapes.items()
-        if name not in ties
+        TensorSpec(
+            name=name,
+            dtype=_TORCH_DTYPES.get(str(tensor.dtype).removeprefix("torch."), dtype),
+            shape=tuple(tensor.shape),
+        )
+        for name, tensor in names.items()
     ]
     note = (
         f"element type {dtype} as the config says"
         if stated
         else f"the config states no dtype: {dtype} is assumed for all weights"
     )
-    return tensors, ties, note
-
-
-def _refusals() -> tuple[type[Exception], ...]:
-    """What building a model from a senseless config raises, with huggingface_hub's own class."""
-    try:
-        errors: Any = importlib.import_module("huggingface_hub.errors")
-    except ImportError:
-        return _REFUSALS
-    strict = getattr(errors, "StrictDataclassError", None)
-    return _REFUSALS if strict is None else (*_REFUSALS, strict)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
-
-
-def _meta_shapes(
-    config: Mapping[str, Any], label: str
-) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:
-    """(torch's dtype, shape) by checkpoint name, and the ties, from a model without memory."""
-    try:
-        torch: Any = importlib.import_module("torch")
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError as error:
-        raise SourceError(
-            "a bare config needs torch and transformers",
-            location=label,
-            hint="pip install transformers torch, or give a folder with the weights",
-        ) from error
-    model_type = config["model_type"]
-    known = transformers.CONFIG_MAPPING
-    if model_type not in known:
-        raise SourceError(
-            f"the model type {model_type!r} is not known to transformers "
-            f"{transformers.__version__}",
-            location=label,
-            note="program code from a repository is never run",
-            hint="give a folder with the weights: its headers need no code",
-        )
-    plain = {key: value for key, value in without_code(config).items() if key not in _LEFT_OUT}
-    with offline():
-        built = known[model_type].from_dict(plain)
-    check_counts(built.to_dict(), label)  # once more: what the config leaves out has defaults
-    causal = type(built) in transformers.AutoModelForCausalLM._model_mapping
-    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModel
-    log = transformers.utils.logging
-    loudness = log.get_verbosity()
-    log.set_verbosity_error()  # its remarks on generation settings say nothing about shapes
-    try:
-        with offline(), torch.device("meta"):
-            model = auto.from_config(built, trust_remote_code=False)
-    finally:
-        log.set_verbosity(loudness)
-    ties = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    state = model.state_dict()
-    names = _checkpoint_names(model, state, ties)
-    shapes = {
-        name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-        for name, tensor in names.items()
-    }
-    return shapes, {alias: kept for alias, kept in ties.items() if kept in shapes}
+    return tensors, {alias: kept for alias, kept in ties.items() if kept in names}, note
 
 
 def _checkpoint_names(
     model: Any,  # noqa: ANN401 - a class of transformers, which has no types
-    state: Mapping[str, Any],
     ties: dict[str, str],
 ) -> dict[str, Any]:
     """The tensors as `save_pretrained` would write them; `ties` is renamed in place.
@@ -164,7 +74,9 @@ def _checkpoint_names(
     Since version 5, models of transformers hold some tensors under other names, or joined, than
     their checkpoints do (the experts of Mixtral), and convert on loading and saving.
     """
-    own = {name: tensor for name, tensor in state.items() if name not in ties}
+    state: dict[str, Any] = model.state_dict()
+    ignored = set(model._keys_to_ignore_on_save or ())
+    own = {name: t for name, t in state.items() if name not in ties and name not in ignored}
     try:
         loading: Any = importlib.import_module("transformers.core_model_loading")
         revert = loading.revert_weight_conversion

@@ -11,6 +11,8 @@ import pytest
 from reallm_compiler.errors import SourceError
 from reallm_compiler.sources import open_source
 
+SMALL = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
+
 
 @pytest.fixture(scope="module")
 def transformers():
@@ -57,7 +59,7 @@ def test_llama_2_70b(transformers):
 
 
 def test_dtype_of_the_config(transformers):
-    small = {"model_type": "llama", "num_hidden_layers": 1}
+    small = SMALL
     for key, word, dtype in (
         ("dtype", "bfloat16", "bf16"),
         ("torch_dtype", "torch.float32", "f32"),
@@ -80,7 +82,7 @@ def test_experts_have_their_checkpoint_names(transformers):
 
 
 def test_folder_with_a_config_alone(transformers, tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1}')
+    (tmp_path / "config.json").write_text(json.dumps(SMALL))
     (tmp_path / "tokenizer.json").write_text("{}")
     inventory = open_source(tmp_path)
     assert (inventory.kind, len(coded(inventory))) == ("config", 7)
@@ -89,8 +91,7 @@ def test_folder_with_a_config_alone(transformers, tmp_path):
 
 def test_quantised_fp8_config_is_planned_as_plain(transformers):
     config = {
-        "model_type": "llama",
-        "num_hidden_layers": 1,
+        **SMALL,
         "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
     }
     inventory = open_source(config)
@@ -127,11 +128,11 @@ SENSELESS = {
     ),
     "experts in many layers": (
         {"model_type": "mixtral", "num_hidden_layers": 1000, "num_local_experts": 1000},
-        "num_local_experts is 1,000 in 1,000 layers, above 32,768",
+        "num_local_experts is 1,000 in 1,000 layers, above 131,072",
     ),
     "experts in as many layers as there are": (
-        {"model_type": "jamba", "num_experts": 2000},
-        "num_experts is 2,000 in 32 layers",
+        {"model_type": "qwen3_next", "num_experts": 2048, "num_nextn_predict_layers": 65},
+        "num_experts is 2,048 in 65 layers",
     ),
     "a million labels": ({"model_type": "llama", "num_labels": 10**8}, "above 1048576"),
 }
@@ -151,7 +152,7 @@ def test_code_of_a_repository_is_never_run(transformers, tmp_path):
     (tmp_path / "boom.py").write_text("raise SystemExit('boom')")
     with pytest.raises(SourceError, match="not known"):
         open_source(tmp_path)
-    config = {"model_type": "llama", "num_hidden_layers": 1, "auto_map": {"AutoConfig": "boom.C"}}
+    config = {**SMALL, "auto_map": {"AutoConfig": "boom.C"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert "program code" in open_source(tmp_path).notes[0]
 
