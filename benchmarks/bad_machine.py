@@ -359,7 +359,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def is_worker(pid: int) -> bool:
-    return b"multiprocessing-fork" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"reallm_compiler.execute.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 @case("disk full before the start")

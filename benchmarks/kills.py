@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -44,6 +43,7 @@ import reallm_compiler as reallm
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute import encode as encode_room
 from reallm_compiler.execute import output as output_room
+from reallm_compiler.execute import pool as pool_room
 from reallm_compiler.execute import training
 from reallm_compiler.execute.journal import Journal, _parse
 from reallm_formats import Archive, Writer, names
@@ -120,6 +120,11 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def is_worker() -> bool:
+    """Whether this process is a worker of the compile."""
+    return os.environ["KILL_COMPILER"] != str(os.getpid())
+
+
 def strike(**facts: Any) -> None:
     """End the run, or in phase `worker` this process, and leave word of where.
 
@@ -130,9 +135,8 @@ def strike(**facts: Any) -> None:
     except FileExistsError:
         return
     print(json.dumps(facts), file=witness, flush=True)
-    compiler = multiprocessing.parent_process()  # None in the compile itself
-    if compiler is not None and not os.environ["KILL"].startswith("worker"):
-        os.kill(compiler.pid, signal.SIGKILL)
+    if is_worker() and not os.environ["KILL"].startswith("worker"):
+        os.kill(int(os.environ["KILL_COMPILER"]), signal.SIGKILL)
     die()
 
 
@@ -277,7 +281,7 @@ def trap_after_rename(moment: int) -> None:
 
 def trap_worker(number: int) -> None:
     """One worker dies, in turn before a unit, while a matrix is coded, and in a slot."""
-    if __name__ != "__mp_main__":  # the compile itself
+    if not is_worker():
         return
     if number % 3 == 1:
         encoder = encode_room.Encoder
@@ -309,9 +313,19 @@ def die_in_coding(number: int) -> None:
     encode_room.encode_matrix = traced
 
 
-# A worker process imports this file again before it starts work, and finds its trap here.
-if __name__ == "__mp_main__" and "KILL" in os.environ:
-    set_trap(os.environ["KILL"].split()[0], int(os.environ["KILL"].split()[1]))
+TRAPPED_START = f"""\
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import kills
+kills.set_trap(*kills.asked())
+{{start}}"""
+"""What a worker process runs: first its trap is set."""
+
+
+def asked() -> tuple[str, int]:
+    """Phase and number of the kill that is to be."""
+    phase, number = os.environ["KILL"].split()
+    return phase, int(number)
 
 
 @dataclass(frozen=True)
@@ -346,6 +360,8 @@ def child(
             if phase is not None:
                 os.environ["KILL"] = f"{phase} {number}"
                 os.environ["KILL_WITNESS"] = str(witness_of(output))
+                os.environ["KILL_COMPILER"] = str(os.getpid())
+                pool_room.START = TRAPPED_START.format(start=pool_room.START)
                 set_trap(phase, number)
             reallm.compile(recipe, model=model, output=output, device="cpu", workers=workers)
         except BaseException as error:

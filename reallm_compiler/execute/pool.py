@@ -1,8 +1,8 @@
 """Where units are done: here, or by worker processes with the same encoder.
 
-Workers are started afresh (no fork: torch's threads do not survive one) and get the plan once.
-A worker ignores SIGINT and SIGTERM from its birth, since Ctrl-C, `kill` and batch systems strike
-the whole group: the compile alone hears them, and lets each worker end its unit, or save the
+Workers are started afresh (no fork: torch's threads do not survive one) and get the plan once; see
+`worker`. A worker ignores SIGINT and SIGTERM from its birth, since Ctrl-C, `kill` and batch systems
+strike the whole group: the compile alone hears them, and lets each worker end its unit, or save the
 training under way and stop. A worker ends with the compile, however that went. Errors travel back
 as themselves.
 """
@@ -10,19 +10,13 @@ as themselves.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import multiprocessing
-import multiprocessing.connection
-import multiprocessing.queues
-import os
-import queue
-import signal
-import threading
+import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +24,16 @@ import torch
 
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute.encode import Encoder, UnitResult, fix_numerics
-from reallm_compiler.execute.events import Event, Training
-from reallm_compiler.execute.stop import SIGNALS, StopRequest, signals_held
+from reallm_compiler.execute.events import Event
+from reallm_compiler.execute.stop import StopRequest, signals_held
 from reallm_compiler.execute.training import Watches
 from reallm_compiler.execute.units import Unit
+from reallm_compiler.execute.worker import HALT, READY, START, Failure, Job
 from reallm_compiler.plan.model import Plan
 from reallm_compiler.sources import Inventory
 
 LISTEN_SECONDS = 0.2
-"""Seconds after which workers are listened to while none has finished."""
-
-_encoder: Encoder | None = None
-"""The encoder of a worker process."""
-
-_line: Line | None = None
-"""What a worker process is connected with."""
+"""Seconds after which a request to stop is looked for while no worker answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,56 +116,6 @@ def _fixed_numerics(device: torch.device) -> Iterator[None]:
         torch_mode.fill_uninitialized_memory = filled
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
-    """What a worker is connected with.
-
-    The flags are plain shared bytes: a worker that is killed can leave no lock on them.
-
-    Attributes:
-        run: digest of the run's identity.
-        events: takes the worker's events.
-        halt: 1 when trainings must stop, and no unit be begun.
-        begun: 1 when a worker has begun a unit.
-    """
-
-    run: str
-    events: multiprocessing.queues.Queue[Training]
-    halt: ctypes.c_byte
-    begun: ctypes.c_byte
-
-
-def _start(plan: Plan, inventory: Inventory, path: Path | None, device: str, line: Line) -> None:
-    global _encoder, _line
-    _line = line
-    for number in SIGNALS:  # held back until now
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    fix_numerics(torch.device(device))
-    watches = Watches(
-        partial=path, run=line.run, tell=line.events.put, stopped=lambda: bool(line.halt.value)
-    )
-    _encoder = Encoder(plan, inventory, path, device, watches)
-
-
-def _end_with_parent() -> None:
-    """End this worker when the compile that started it is gone, however it went."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-def _run(unit: Unit) -> UnitResult | None:
-    """Do a unit; None when a stop was asked for before it was begun."""
-    if _encoder is None or _line is None:
-        raise CompileError("a worker was not started")
-    if _line.halt.value:
-        return None
-    _line.begun.value = 1
-    return _encoder.run(unit)
-
-
 class Pool:
     """Worker processes for one site.
 
@@ -190,20 +129,16 @@ class Pool:
         self.workers = workers
         self._stop = stop
         self._tell = site.tell
-        context = multiprocessing.get_context("spawn")
-        self._line = Line(
-            run=site.run,
-            events=context.Queue(),
-            halt=context.RawValue(ctypes.c_byte, 0),
-            begun=context.RawValue(ctypes.c_byte, 0),
+        self._job = pickle.dumps(
+            Job(
+                plan=site.plan,
+                inventory=site.inventory,
+                partial=site.partial,
+                device=str(site.device),
+                run=site.run,
+            )
         )
-        self._processes: list[BaseProcess] = []
-        self._executor = ProcessPoolExecutor(
-            max_workers=workers,
-            mp_context=context,
-            initializer=_start,
-            initargs=(site.plan, site.inventory, site.partial, str(site.device), self._line),
-        )
+        self._started: list[Worker] = []
 
     def run(self, units: Iterable[Unit]) -> Iterator[UnitResult]:
         """Results in order of completion.
@@ -214,66 +149,176 @@ class Pool:
             ReallmError: what a unit raised; units under way are finished and yielded first.
         """
         waiting = iter(units)
-        running: set[Future[UnitResult | None]] = set()
         failure: BaseException | None = None
         while True:
-            while len(running) < self.workers and not self._stop.requested and failure is None:
+            while len(self._busy) < self.workers and not self._stop.requested and failure is None:
                 unit = next(waiting, None)
                 if unit is None:
                     break
-                try:
-                    with signals_held():  # it may start a worker
-                        running.add(self._executor.submit(_run, unit))
-                        self._processes = list((self._executor._processes or {}).values())
-                except BrokenProcessPool as error:
-                    failure = error
-            if not running:
+                failure = self._give(unit)
+            if self._stop.requested:
+                self._halt()
+            if not self._busy:
                 break
-            done, running = wait(running, timeout=LISTEN_SECONDS, return_when=FIRST_COMPLETED)
-            if self._stop.requested:
-                self._line.halt.value = 1
-                if not self._line.begun.value:
-                    self._kill()  # the workers are still being started
-            self._hear()
-            for future in done:
-                raised = future.exception()
-                if raised is not None:
-                    failure = failure or raised
-                elif (result := future.result()) is not None:
-                    yield result
-        if isinstance(failure, BrokenProcessPool):
-            self._kill()  # the others ignore the signal that the executor sends them
-            if self._stop.requested:
-                raise self._stop.interrupted() from failure
-            raise CompileError(
-                "a worker process died",
-                note="it was killed from outside, most often because memory ran out",
-                hint="run the same command again to go on, with fewer `--workers` if memory "
-                "is short",
-            ) from failure
+            for worker in self._answering(LISTEN_SECONDS):
+                answer = self._hear(worker)
+                if isinstance(answer, Failure):
+                    failure = failure or answer.error
+                elif answer is not None:
+                    yield answer
+            if isinstance(failure, WorkerDiedError):
+                self._halt()
+        if isinstance(failure, WorkerDiedError) and self._stop.requested:
+            raise self._stop.interrupted() from failure
         if failure is not None:
             raise failure
 
     def close(self) -> None:
         """End the processes; they end their units first, unless the stop is urgent."""
-        self._line.halt.value = 1
-        if self._stop.urgent or self._executor._broken:
+        if self._stop.urgent:
             self._kill()
         try:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-        except KeyboardInterrupt:  # a signal more, while units end
+            self._halt()
+            while self._busy:
+                for worker in self._answering(None):
+                    self._hear(worker)
+        except BaseException:  # a signal more, while units end
             self._kill()
             raise
-        self._hear()
-        self._line.events.close()
+        finally:
+            for worker in self._started:
+                worker.end()
+
+    @property
+    def _busy(self) -> list[Worker]:
+        return [worker for worker in self._started if worker.busy]
+
+    def _give(self, unit: Unit) -> BaseException | None:
+        """Have a unit done by a worker that is idle, or by a new one; why it cannot be."""
+        idle = [worker for worker in self._started if not worker.busy]
+        try:
+            if not idle:
+                idle = [Worker()]
+                self._started += idle
+                idle[0].begin(self._job)
+            idle[0].give(unit)
+        except OSError as error:
+            return (
+                idle[0].death(error)
+                if idle
+                else CompileError(
+                    f"cannot start a worker process: {error.strerror}", hint="use `--workers 1`"
+                )
+            )
+        return None
+
+    def _answering(self, seconds: float | None) -> list[Worker]:
+        """The busy workers that have said something, as soon as there is one."""
+        ready = wait([worker.line for worker in self._busy], seconds)
+        return [worker for worker in self._busy if worker.line in ready]
+
+    def _hear(self, worker: Worker) -> UnitResult | Failure | None:
+        """The worker's result or failure; what it tells meanwhile is passed on."""
+        answer = worker.hear()
+        if isinstance(answer, Event):
+            self._tell(answer)
+            return None
+        return answer
+
+    def _halt(self) -> None:
+        """Let workers leave trainings and begin nothing; those that are not up yet just end."""
+        for worker in self._busy:
+            worker.halt()
 
     def _kill(self) -> None:
         """End the processes at once: a slot that is torn so is not in the journal."""
-        for process in self._processes:
-            process.kill()
+        for worker in self._started:
+            worker.kill()
 
-    def _hear(self) -> None:
-        """Pass on what the workers have told."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._tell(self._line.events.get_nowait())
+
+class WorkerDiedError(CompileError):
+    """A worker process is gone, and its unit with it."""
+
+
+class Worker:
+    """A worker process and our end of its socket.
+
+    Attributes:
+        line: the socket.
+        busy: it has a unit, and has not answered yet.
+    """
+
+    def __init__(self) -> None:
+        self.line, theirs = Pipe()
+        self.busy = False
+        self._ready = False
+        self._halted = False
+        try:
+            number = theirs.fileno()
+            # `-P`: the modules of the working folder are no part of the caller's path.
+            words = [sys.executable, "-I" if sys.flags.isolated else "-P", "-c", START]
+            with signals_held():  # it is born so, until it has said what it ignores
+                self._process = subprocess.Popen(
+                    [*words, str(number)], stdin=subprocess.DEVNULL, pass_fds=[number]
+                )
+        except BaseException:
+            self.line.close()
+            raise
+        finally:
+            theirs.close()
+
+    def begin(self, job: bytes) -> None:
+        """Send what all units have in common; OSError if the process is gone."""
+        self.line.send(sys.path)
+        self.line.send_bytes(job)
+
+    def give(self, unit: Unit) -> None:
+        """Have a unit done; OSError if the process is gone."""
+        self.line.send_bytes(unit.key.encode())
+        self.busy = True
+
+    def hear(self) -> Any:  # noqa: ANN401
+        """One answer; None where it is no result, and a `Failure` where the process is gone."""
+        try:
+            answer = self.line.recv()
+        except (EOFError, OSError) as error:
+            self.busy = False
+            return Failure(self.death(error))
+        if answer == READY:
+            self._ready = True
+            return None
+        self.busy = isinstance(answer, Event)
+        return answer
+
+    def halt(self) -> None:
+        """Ask it to begin nothing and to leave a training; it ends at once if it is not up yet."""
+        if not self._ready:
+            self.kill()
+            self.busy = False
+        elif not self._halted:
+            self._halted = True
+            with contextlib.suppress(OSError):  # it is gone, and `hear` will say so
+                self.line.send_bytes(HALT)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+
+    def end(self) -> None:
+        """End the process, which is idle or killed."""
+        self.line.close()
+        self._process.wait()
+
+    def death(self, cause: BaseException) -> WorkerDiedError:
+        """The error of a process that is gone."""
+        self.line.close()
+        code = self._process.wait()
+        error = WorkerDiedError(
+            "a worker process died",
+            note="it was killed from outside, most often because memory ran out"
+            if code < 0
+            else f"it ended with code {code}; what it said stands above",
+            hint="run the same command again to go on, with fewer `--workers` if memory is short",
+        )
+        error.__cause__ = cause
+        return error

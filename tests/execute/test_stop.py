@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -18,6 +18,7 @@ from reallm_compiler.execute import encode as encode_room
 from reallm_compiler.execute import output as output_room
 from reallm_compiler.execute import pool as pool_room
 from reallm_compiler.execute import run as run_room
+from reallm_compiler.execute import worker as worker_room
 from reallm_compiler.execute.events import UnitDone
 from reallm_compiler.execute.stop import Interrupted, listening, signals_held
 
@@ -176,16 +177,15 @@ def test_a_second_signal_does_not_wait(
     ]
 
 
-class Deadly(pool_room.Pool):
-    """A pool whose workers are killed when they are born, as memory that runs out would."""
+class Deadly(pool_room.Worker):
+    """A worker that is killed when it has got its first unit, as memory that runs out would."""
 
     asked: Callable[[], None] = staticmethod(lambda: None)
 
-    def _hear(self) -> None:
+    def give(self, unit: Any) -> None:
+        super().give(unit)
         type(self).asked()
-        for process in self._processes:
-            process.kill()
-        super()._hear()
+        self.kill()
 
 
 @pytest.mark.parametrize("asked", [False, True], ids=["not asked", "asked to stop"])
@@ -204,27 +204,48 @@ def test_workers_that_die_after_a_stop_was_asked_for_are_no_failure(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Deadly, "asked", staticmethod(ask))
-    monkeypatch.setattr(pool_room, "Pool", Deadly)
+    monkeypatch.setattr(pool_room, "Worker", Deadly)
     message = "finished matrices are kept" if asked else "a worker process died"
     with pytest.raises(CompileError, match=message) as caught:
         compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm", workers=2)
     assert isinstance(caught.value, Interrupted) == asked
 
 
-def test_a_unit_is_not_begun_once_workers_must_halt(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Recorder:
-        def run(self, unit: Any) -> Any:
-            return unit
+class Recorder:
+    units: ClassVar = {"matrix:w": "the unit", "matrix:bad": ValueError("bad")}
 
-    line = pool_room.Line(run="", events=None, halt=ctypes.c_byte(0), begun=ctypes.c_byte(0))
-    monkeypatch.setattr(pool_room, "_encoder", Recorder())
-    monkeypatch.setattr(pool_room, "_line", line)
-    line.halt.value = 1
-    assert pool_room._run("unit") is None
-    assert not line.begun.value
-    line.halt.value = 0
-    assert pool_room._run("unit") == "unit"
-    assert line.begun.value
+    def run(self, unit: Any) -> Any:
+        if isinstance(unit, Exception):
+            raise unit
+        return unit
+
+
+def test_a_worker_begins_no_unit_once_it_must_halt() -> None:
+    halt = threading.Event()
+    recorder: Any = Recorder()
+    assert worker_room.answer(recorder, "matrix:w", halt) == "the unit"
+    halt.set()
+    assert worker_room.answer(recorder, "matrix:w", halt) is None
+
+
+def test_what_a_unit_raises_travels_with_its_traceback() -> None:
+    recorder: Any = Recorder()
+    found = worker_room.answer(recorder, "matrix:bad", threading.Event())
+    back = pickle.loads(pickle.dumps(found)).error
+    assert type(back) is ValueError
+    assert "in a worker process" in back.__notes__[0]
+    assert "raise unit" in back.__notes__[0]
+
+
+class UnpicklableError(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(one + two)
+
+
+def test_an_error_that_cannot_travel_comes_as_words() -> None:
+    error = worker_room.failure_of(UnpicklableError("this ", "one")).error
+    assert type(error) is RuntimeError
+    assert "this one" in str(error)
 
 
 def test_signals_that_are_held_come_later() -> None:
@@ -267,33 +288,30 @@ def test_other_threads_catch_nothing() -> None:
     assert seen == before
 
 
-def test_the_encoder_of_a_process_that_is_no_worker() -> None:
-    assert pool_room._encoder is None
-    with pytest.raises(CompileError, match="was not started"):
-        pool_room._run("unit")
+def test_a_signal_while_workers_end_kills_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
 
+    class Busy:
+        busy = True
+        line = None
 
-def test_a_signal_while_workers_end_kills_them() -> None:
-    killed: list[str] = []
+        def halt(self) -> None:
+            told.append("halt")
 
-    class Process:
         def kill(self) -> None:
-            killed.append("process")
+            told.append("kill")
 
-    class Executor:
-        _broken = False
+        def end(self) -> None:
+            told.append("end")
 
-        def shutdown(self, **options: Any) -> None:
-            raise KeyboardInterrupt
+    def wait(lines: Any, seconds: Any) -> Any:
+        raise KeyboardInterrupt
 
+    monkeypatch.setattr(pool_room, "wait", wait)
     with listening() as stop:
         pool = object.__new__(pool_room.Pool)
         pool._stop = stop
-        pool._line = pool_room.Line(
-            run="", events=None, halt=ctypes.c_byte(0), begun=ctypes.c_byte(0)
-        )
-        pool._processes = [Process()]
-        pool._executor = Executor()
+        pool._started = [Busy()]
         with pytest.raises(KeyboardInterrupt):
             pool.close()
-    assert killed == ["process"]
+    assert told == ["halt", "kill", "end"]
