@@ -157,9 +157,7 @@ class PatchReader:
 
 def _patches_at_once(params: Hnerv, width: int, latents: Tensor) -> int:
     """Patches that go through the decoder together."""
-    high, wide = params.patch_shape
-    # The last stage holds most: its convolution, that shuffled, and that after GELU.
-    each = 3 * law.stages(params, width)[-1].outputs * high * wide * latents.element_size()
+    each = law.patch_bytes(params, width, latents.element_size())
     return max(1, DECODE_BYTES.get(latents.device.type, 1 << 30) // each)
 
 

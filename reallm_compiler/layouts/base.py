@@ -7,12 +7,15 @@ known before the first weight is read. Its codec must write exactly these sectio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from reallm_compiler.layouts.values import Anything, ValueLaw
 from reallm_formats.dtypes import section_bytes
 
 DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "i8"}
 """The recipe's words for number types, as section types."""
+
+ANYTHING = Anything()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +28,7 @@ class SectionSpec:
         shape: extents in elements.
         term: the budget term that it counts under.
         shared: stored once for the matrix's share group.
+        values: what its elements may be; it does not tell two specs apart.
     """
 
     role: str
@@ -32,6 +36,7 @@ class SectionSpec:
     shape: tuple[int, ...]
     term: str
     shared: bool = False
+    values: ValueLaw = field(default=ANYTHING, compare=False)
 
     @property
     def bytes(self) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from reallm_compiler.layouts.base import SectionSpec
+from reallm_compiler.layouts.values import Finite
 
 
 def sections(shape: tuple[int, int]) -> list[SectionSpec]:
     """Sections of the magnitudes for a matrix [p, q]."""
-    return [SectionSpec(role="magnitude", dtype="f16", shape=(shape[0],), term="dora")]
+    return [
+        SectionSpec(role="magnitude", dtype="f16", shape=(shape[0],), term="dora", values=Finite())
+    ]

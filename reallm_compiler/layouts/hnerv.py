@@ -30,6 +30,7 @@ from fractions import Fraction
 from typing import Any
 
 from reallm_compiler.layouts.base import SectionSpec
+from reallm_compiler.layouts.values import Finite
 from reallm_compiler.recipe.stages import Hnerv
 from reallm_compiler.units import ceil_div
 
@@ -119,12 +120,9 @@ def _solved_width(params: Hnerv, parameters: int) -> int:
     )
     if parameters < 0:
         return 0
-    b = 9 * params.latent[0]
-    # From the root of integers down, so that no float decides a size.
-    width = math.isqrt(int(parameters / a)) + 1
-    while width > 0 and a * width**2 + b * width > parameters:
-        width -= 1
-    return width
+    # With a = n / d the root of n f^2 + d b f - d c, in integers, so that no float decides a size.
+    n, d, b = a.numerator, a.denominator, 9 * params.latent[0]
+    return (math.isqrt((d * b) ** 2 + 4 * n * d * parameters) - d * b) // (2 * n)
 
 
 def kernels(params: Hnerv) -> tuple[int, ...]:
@@ -184,7 +182,7 @@ def sections(params: Hnerv, shape: tuple[int, int], *, shared: bool) -> list[Sec
     A trained decoder that is used as it is stands in an archive of its own.
     """
     # Mean and deviation, so that a network always sees and makes numbers around 1.
-    level = SectionSpec(role="level", dtype="f32", shape=(2,), term="scales")
+    level = SectionSpec(role="level", dtype="f32", shape=(2,), term="scales", values=Finite())
     if params.decoder is not None:
         return [level]
     width = decoder_width(params, shape, shared=shared)
@@ -208,6 +206,7 @@ def decoder_sections(params: Hnerv, width: int, *, shared: bool) -> list[Section
             shape=(sum(stage.channels for stage in made),),
             term="decoder",
             shared=shared,
+            values=Finite(negative=False),
         ),
         SectionSpec(
             role="decoder_values",
@@ -215,6 +214,7 @@ def decoder_sections(params: Hnerv, width: int, *, shared: bool) -> list[Section
             shape=(plain_values(params, width),),
             term="decoder",
             shared=shared,
+            values=Finite(),
         ),
     ]
 
@@ -265,6 +265,22 @@ def patch_macs(params: Hnerv, width: int) -> int:
         total += places * stage.weights
         places *= stage.stride**2
     return total + places * 9 * stage.outputs
+
+
+def patch_bytes(params: Hnerv, width: int, element: int) -> int:
+    """Memory that decoding one patch takes, in numbers of `element` bytes.
+
+    The last stage holds most: its convolution, that shuffled, and that after GELU.
+    """
+    high, wide = params.patch_shape
+    return 3 * stages(params, width)[-1].outputs * high * wide * element
+
+
+def decode_bytes(params: Hnerv, shape: tuple[int, int], *, shared: bool) -> int:
+    """Memory that decoding a matrix [p, q] takes: a patch at work, and all patches, in float32."""
+    width = decoder_width(params, shape, shared=shared)
+    patches = math.prod(grid(params, shape)) * math.prod(params.patch_shape)
+    return patch_bytes(params, width, 4) + 4 * patches
 
 
 def encoder_macs(params: Hnerv) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from reallm_compiler.layouts.base import DTYPES, SectionSpec
+from reallm_compiler.layouts.values import Finite
 from reallm_compiler.recipe.stages import LowRank
 
 
@@ -26,11 +27,15 @@ def sections(params: LowRank, shape: tuple[int, int]) -> list[SectionSpec]:
     p, q = shape
     rank = rank_of(params, shape)
     dtype = DTYPES[params.dtype]
-    specs = [
-        SectionSpec(role="l1", dtype=dtype, shape=(p, rank), term="low_rank"),
-        SectionSpec(role="l2", dtype=dtype, shape=(rank, q), term="low_rank"),
+    laws = [
+        ("l1", dtype, (p, rank), Finite()),
+        ("l2", dtype, (rank, q), Finite()),
     ]
     if params.dtype == "int8":
-        specs.append(SectionSpec(role="l1_scales", dtype="f16", shape=(rank,), term="low_rank"))
-        specs.append(SectionSpec(role="l2_scales", dtype="f16", shape=(rank,), term="low_rank"))
-    return specs
+        laws += [
+            (f"{role}_scales", "f16", (rank,), Finite(negative=False)) for role in ("l1", "l2")
+        ]
+    return [
+        SectionSpec(role=role, dtype=stored, shape=extents, term="low_rank", values=values)
+        for role, stored, extents, values in laws
+    ]

@@ -108,6 +108,13 @@ def decode_macs(plan: MatrixPlan, shape: tuple[int, int]) -> int:
     return hnerv.decode_macs(plan.autoencoder, shape, shared=plan.share is not None)
 
 
+def decode_bytes(plan: MatrixPlan, shape: tuple[int, int]) -> int:
+    """Memory of a trained decoder at work on a matrix [p, q]; 0 without one."""
+    if not isinstance(plan.autoencoder, Hnerv):
+        return 0
+    return hnerv.decode_bytes(plan.autoencoder, shape, shared=plan.share is not None)
+
+
 def training_operations(plan: MatrixPlan, shape: tuple[int, int]) -> int:
     """Floating-point operations that train the autoencoder of a matrix [p, q]; 0 without one."""
     if not isinstance(plan.autoencoder, Hnerv):

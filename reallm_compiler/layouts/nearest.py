@@ -7,6 +7,7 @@ For 4096 columns and 128 rows that is 12 x 4096 bits per block, 0.09375 bits per
 from __future__ import annotations
 
 from reallm_compiler.layouts.base import SectionSpec
+from reallm_compiler.layouts.values import Order
 from reallm_compiler.recipe.stages import NearestPermutation
 from reallm_compiler.units import ceil_div, index_bits
 
@@ -21,5 +22,11 @@ def sections(params: NearestPermutation, shape: tuple[int, int]) -> list[Section
     p, q = shape
     blocks = row_blocks(params, p)
     return [
-        SectionSpec(role="order", dtype=f"b{index_bits(q)}", shape=(blocks, q), term="permutation")
+        SectionSpec(
+            role="order",
+            dtype=f"b{index_bits(q)}",
+            shape=(blocks, q),
+            term="permutation",
+            values=Order(),
+        )
     ]

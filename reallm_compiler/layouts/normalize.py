@@ -25,4 +25,4 @@ def as_scales(params: Normalize) -> AbsmaxScales | RmsScales:
 def sections(params: Normalize, shape: tuple[int, int]) -> list[SectionSpec]:
     """Sections of the scales of a matrix [p, q]."""
     stage = as_scales(params)
-    return scales.array_sections(stage, ROLE, scales.group_count(stage, shape))
+    return scales.array_sections(stage, ROLE, scales.group_count(stage, shape), negative=False)

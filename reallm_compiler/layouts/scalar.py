@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from reallm_compiler.layouts.base import DTYPES, SectionSpec
+from reallm_compiler.layouts.values import Finite
 from reallm_compiler.recipe.stages import NoQuantizer, NormalFloatQuantizer, UniformQuantizer
 
 
@@ -21,4 +22,4 @@ def value_sections(
 ) -> list[SectionSpec]:
     """Sections of uncoded values for a latent [p, q] of a tensor stored as `source_dtype`."""
     dtype = source_dtype if params.dtype == "source" else DTYPES[params.dtype]
-    return [SectionSpec(role="values", dtype=dtype, shape=shape, term="codes")]
+    return [SectionSpec(role="values", dtype=dtype, shape=shape, term="codes", values=Finite())]

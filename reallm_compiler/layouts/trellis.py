@@ -8,6 +8,7 @@ of their own. For 9/4 bits at 4096 x 4096: 2 + 1/4 + 1/4096 (mask) and 16 x 2 x 
 from __future__ import annotations
 
 from reallm_compiler.layouts.base import DTYPES, SectionSpec
+from reallm_compiler.layouts.values import Finite, Ones
 from reallm_compiler.recipe.stages import TrellisQuantizer
 from reallm_compiler.units import ceil_div
 
@@ -29,7 +30,7 @@ def sections(
         wide = wide_columns(params, q)
         specs += [
             SectionSpec(role="high_bits", dtype="b1", shape=(p, wide), term="codes"),
-            SectionSpec(role="wide", dtype="b1", shape=(q,), term="codes"),
+            SectionSpec(role="wide", dtype="b1", shape=(q,), term="codes", values=Ones(wide)),
         ]
     specs.append(
         SectionSpec(
@@ -38,6 +39,7 @@ def sections(
             shape=(len(params.widths), 2**params.memory),
             term="codebook",
             shared=shared,
+            values=Finite(),
         )
     )
     return specs

@@ -9,6 +9,7 @@ bits (paper, Table 5); matrices of one share group store it once.
 from __future__ import annotations
 
 from reallm_compiler.layouts.base import DTYPES, SectionSpec
+from reallm_compiler.layouts.values import Finite
 from reallm_compiler.recipe.stages import VectorQuantizer
 from reallm_compiler.units import ceil_div
 
@@ -36,5 +37,6 @@ def sections(params: VectorQuantizer, shape: tuple[int, int], *, shared: bool) -
             shape=(2**params.index_bits, params.dim),
             term="codebook",
             shared=shared,
+            values=Finite(),
         ),
     ]
