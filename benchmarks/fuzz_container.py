@@ -163,7 +163,8 @@ def edit(draw: random.Random, manifest: Any) -> None:
     elif way == 1 and isinstance(holder, list):
         holder.insert(key, copy.deepcopy(holder[key]))
     elif way == 2 and isinstance(holder, dict):
-        holder[draw.choice(("later", "", "a", "name", "kind", "index"))] = draw.choice(HOSTILE)
+        key = draw.choice(("later", "", "a", "name", "kind", "index"))
+        holder[key] = copy.deepcopy(draw.choice(HOSTILE))
     elif way == 3:
         other, other_key = draw.choice(places)
         holder[key] = copy.deepcopy(other[other_key])

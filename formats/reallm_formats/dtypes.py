@@ -30,6 +30,7 @@ NUMBERS = {
     "f32": 32,
     "f64": 64,
 }
+FLOATS = ("f8_e4m3", "f8_e5m2", "f16", "bf16", "f32", "f64")
 BITS = MappingProxyType({**CODES, **NUMBERS})
 """Bits of one element, by type name."""
 

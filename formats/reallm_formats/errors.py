@@ -17,6 +17,19 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 
+def printable(text: str) -> str:
+    """`text` as it can be shown anywhere: what would steer a terminal is written as an escape.
+
+    Escaped is each character that is not printable: control characters, line ends, and those that
+    hide text or turn its direction.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
 class ReallmError(Exception):
     """A mistake or a damage that is told to the user without a traceback.
 
@@ -62,6 +75,8 @@ def _rebuild(cls: type[ReallmError], args: tuple[Any, ...], facts: dict[str, Any
 class FormatError(ReallmError):
     """A file breaks a rule of SPEC.md.
 
+    Its texts quote the file, so they are made printable: each is one line.
+
     `rule` is the name of the broken rule as SPEC.md lists it.
     """
 
@@ -76,7 +91,12 @@ class FormatError(ReallmError):
         note: str | None = None,
         hint: str | None = None,
     ) -> None:
-        super().__init__(message, location=location, note=note, hint=hint)
+        super().__init__(
+            printable(message),
+            location=None if location is None else printable(location),
+            note=None if note is None else printable(note),
+            hint=None if hint is None else printable(hint),
+        )
         self.rule = rule
 
     def inside(self, file: str) -> FormatError:

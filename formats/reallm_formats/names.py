@@ -12,6 +12,7 @@ PATH is made so that it can be joined to a folder (rule S5); ROLE is one word.
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,6 +63,18 @@ class SectionName:
 _ROLE: Final = re.compile(r"[a-z][a-z0-9_]*")
 # What could move a cursor, hide text or turn its direction where a name is shown.
 _UNSAFE: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff]")
+
+
+# Windows opens a device under these names, whatever follows after a dot.
+_DEVICE: Final = re.compile(
+    r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9\u00b9\u00b2\u00b3])(?: *\..*)?",
+    re.IGNORECASE,
+)
+
+
+def folded(path: str) -> str:
+    """A path as systems compare it that tell neither case nor ways to write a letter apart."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
 def check_name(name: str, where: str) -> None:
@@ -120,6 +133,8 @@ def _check_path(path: str, where: str) -> None:
                 problem = f"has a part of more than {MAX_PART_BYTES} bytes"
             elif part.endswith((" ", ".")):
                 problem = f"has the part `{part}`, whose last character some systems drop"
+            elif _DEVICE.fullmatch(part):
+                problem = f"has the part `{part}`, which is a device on some systems"
     if problem:
         raise FormatError(
             "S5",

@@ -121,6 +121,11 @@ class Archive(Closing):
         return archive
 
     @property
+    def name(self) -> str:
+        """What errors call the file: its path."""
+        return self._name
+
+    @property
     def kind(self) -> str:
         """What the archive is: `model`, `adapter` or `decoder`."""
         return self.manifest.kind
@@ -225,6 +230,8 @@ class Archive(Closing):
             damage = _damage(section, self._view(section), progress)
             if damage:
                 found.append(damage)
+            else:
+                self._checked.add(section.name)
             start = section.end
         return found
 

@@ -124,21 +124,27 @@ def check_shape(value: object, dtype: str, where: str) -> tuple[int, ...]:
 
 
 def check_unique(sections: Sequence[SectionEntry]) -> None:
-    """Refuse two sections of one name (S4) and a file whose folder is another file (S5)."""
+    """Refuse two sections of one name (S4), and files that stand in each other's way (S5)."""
     seen: set[str] = set()
     for place, section in enumerate(sections):
         if section.name in seen:
             message = f"the name `{section.name}` stands twice"
             raise FormatError("S4", message, location=f"manifest: sections[{place}].name")
         seen.add(section.name)
-    for place, section in enumerate(sections):
-        if section.name.startswith(names.FILE):
-            parts = section.name.split("/")
-            for depth in range(1, len(parts)):
-                folder = "/".join(parts[:depth])
-                if folder in seen:
-                    message = f"`{section.name}` lies in `{folder}`, which is a file"
-                    raise FormatError("S5", message, location=f"manifest: sections[{place}].name")
+    files: dict[str, str] = {}
+    named = [(p, s.name) for p, s in enumerate(sections) if s.name.startswith(names.FILE)]
+    for place, name in named:
+        other = files.setdefault(names.folded(name), name)
+        if other != name:
+            message = f"some systems take `{name}` and `{other}` for one file"
+            raise FormatError("S5", message, location=f"manifest: sections[{place}].name")
+    for place, name in named:
+        parts = names.folded(name).split("/")
+        for depth in range(1, len(parts)):
+            other = files.get("/".join(parts[:depth]), "")
+            if other:
+                message = f"`{name}` lies in `{other}`, which is a file"
+                raise FormatError("S5", message, location=f"manifest: sections[{place}].name")
 
 
 def place_all(sizes: Iterable[int], start: int) -> tuple[list[int], int]:

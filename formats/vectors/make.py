@@ -282,6 +282,8 @@ def _bad_manifests() -> Iterator[tuple[str, str, bytes]]:
         "folder": "a/",
         "trailing-dot": "a./x",
         "long-part": "a" * 256,
+        "device": "NUL.json",
+        "device-as-folder": "a/com1/b",
     }
     for name, path in paths.items():
         yield "S5", name, row(name=f"file:{path}")
@@ -290,6 +292,13 @@ def _bad_manifests() -> Iterator[tuple[str, str, bytes]]:
         "file-as-folder",
         archive([("file:a", "u8", [0], b""), ("file:a/b", "u8", [0], b"")]),
     )
+    alike = {
+        "case-alone": ("a.json", "A.json"),
+        "folder-by-case": ("A", "a/b"),
+        "normalisation-alone": ("\u00e9.json", "e\u0301.json"),
+    }
+    for name, pair in alike.items():
+        yield "S5", name, archive([(f"file:{path}", "u8", [0], b"") for path in pair])
     yield "S6", "unknown", row(dtype="f4")
     yield "S6", "number", row(dtype=8)
     yield "S7", "rank-9", row(shape=[1] * 9)
@@ -351,6 +360,7 @@ def _bad_documents() -> Iterator[tuple[str, str, bytes]]:
     yield "D2", "three-extents", matrix(shape=[1, 2, 3])
     yield "D2", "no-rows", matrix(shape=[0, 3])
     yield "D2", "codes-as-dtype", matrix(dtype="b3")
+    yield "D2", "integers-as-dtype", matrix(dtype="i64")
     yield "D2", "negative-index", matrix(index=-1)
     yield "D2", "transposed-number", matrix(transposed=0)
     yield "D2", "no-such-method", matrix(method=1)
@@ -370,6 +380,11 @@ def _bad_documents() -> Iterator[tuple[str, str, bytes]]:
     yield "D6", "number", file(ties={"head.weight": 1})
     yield "D7", "float", file(provenance={"time": 1.5})
     yield "D7", "map", file(provenance={"host": {}})
+    part, next_part = ({**MATRIX, "name": f"e.{i}", "tensor": "e", "index": i} for i in (0, 1))
+    yield "D8", "unlike-shapes", file(matrices=[part, {**next_part, "shape": [3, 2]}])
+    yield "D8", "unlike-types", file(matrices=[part, {**next_part, "dtype": "f32"}])
+    yield "D8", "one-transposed", file(matrices=[part, {**next_part, "transposed": True}])
+    yield "D8", "one-missing", file(matrices=[next_part])
 
 
 def _bad_decoders() -> Iterator[tuple[str, str, bytes]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from reallm_compiler.codecs.sections import Sections, from_bytes
+from reallm_compiler.codecs.sections import Sections, read_section
 from reallm_compiler.errors import FormatError
 from reallm_compiler.layouts.base import SectionSpec
 from reallm_formats import Archive
@@ -27,6 +27,6 @@ def read_decoder(path: Path, digest: str, specs: Sequence[SectionSpec]) -> Secti
         if f"sha256:{archive.digest.hex()}" != digest:
             raise FormatError("E1", "this is another decoder than planned", location=str(path))
         return {
-            spec.role: from_bytes(archive.read(section_name(spec.role)), spec).clone()
+            spec.role: read_section(archive, section_name(spec.role), spec).clone()
             for spec in specs
         }

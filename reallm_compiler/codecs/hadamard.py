@@ -14,14 +14,13 @@ import math
 from collections.abc import Mapping
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.layouts.hadamard import column_block, row_block
 from reallm_compiler.recipe.stages import Hadamard
-
-_MASK = (1 << 64) - 1
 
 
 def encode(params: Hadamard, target: Tensor) -> tuple[Sections, Tensor]:
@@ -92,17 +91,14 @@ def hadamard_matrix(size: int) -> Tensor:
     return matrix / math.sqrt(size)
 
 
-@lru_cache(maxsize=64)
 def signs(count: int, seed: int) -> Tensor:
     """`count` signs, float64 [count]: -1 where the top bit of splitmix64's output is set.
 
-    The generator of Steele, Lea and Flood, started at `seed`; integers only.
+    The generator of Steele, Lea and Flood, started at `seed`; integers only, modulo 2^64.
     """
-    state, values = seed & _MASK, []
-    for _ in range(count):
-        state = (state + 0x9E3779B97F4A7C15) & _MASK
-        mixed = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
-        mixed ^= mixed >> 31
-        values.append(-1.0 if mixed >> 63 else 1.0)
-    return torch.tensor(values, dtype=torch.float64)
+    word = np.uint64
+    state = np.arange(1, count + 1, dtype=word) * word(0x9E3779B97F4A7C15) + word(seed)
+    mixed = (state ^ (state >> word(30))) * word(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> word(27))) * word(0x94D049BB133111EB)
+    mixed ^= mixed >> word(31)
+    return torch.from_numpy(np.where(mixed >> word(63), -1.0, 1.0))

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from reallm_compiler.errors import CodecError
+from reallm_compiler.errors import CodecError, FormatError
 from reallm_compiler.layouts.base import SectionSpec
+from reallm_formats import Archive
 from reallm_formats.dtypes import CODES
 
 TORCH_DTYPES = {
@@ -115,6 +116,20 @@ def from_bytes(data: bytes | bytearray | memoryview, spec: SectionSpec) -> Tenso
     if flat.data_ptr() % 8:
         flat = flat.clone()
     return flat.view(stored_dtype(spec)).reshape(stored_shape(spec))
+
+
+def read_section(archive: Archive, name: str, spec: SectionSpec) -> Tensor:
+    """The tensor of a section of an open archive, its digest and its values checked.
+
+    Raises:
+        FormatError: the section is damaged, or breaks its value law (P5).
+    """
+    data = archive.read(name)
+    problem = spec.values.problem(data, spec.dtype, spec.shape)
+    if problem is not None:
+        place = archive.sections[name].place
+        raise FormatError("P5", problem, location=place).inside(archive.name)
+    return from_bytes(data, spec)
 
 
 def _need_little_endian() -> None:

@@ -180,7 +180,8 @@ class VectorReader:
             vectors = look_up(self._words, unpack(data, self._bits, count))
         if self._axis == "rows":
             grid = vectors.view(lines, q, self._dim).transpose(1, 2)
-            return grid.reshape(-1, q)[: last - first]
+            # A single line of codes reshapes to a view that lies column by column.
+            return grid.reshape(-1, q)[: last - first].contiguous()
         rows = vectors.view(lines, self._width * self._dim)
         return rows[:, :q].contiguous()
 

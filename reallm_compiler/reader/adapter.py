@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import from_bytes, low_rank
+from reallm_compiler.codecs import low_rank
+from reallm_compiler.codecs.sections import read_section
 from reallm_compiler.errors import AdapterError
 from reallm_compiler.layouts import dora as dora_law
 from reallm_compiler.layouts import low_rank as low_rank_law
@@ -92,10 +93,10 @@ class AdapterArchive(Closing):
         """The section tensors of a matrix, by role.
 
         Raises:
-            FormatError: a section is damaged.
+            FormatError: a section is damaged, or holds what it cannot mean.
         """
         return {
-            spec.role: from_bytes(self._archive.read(names.matrix_section(name, spec.role)), spec)
+            spec.role: read_section(self._archive, names.matrix_section(name, spec.role), spec)
             for spec in section_specs(self.rows[name])
         }
 

@@ -42,7 +42,8 @@ def opened(header):
         (lambda n: model(shape=[n, 1]), 1, 0, "D2"),
         (lambda n: model(shape=[1, n]), MOST, MOST + 1, "D2"),
         (lambda n: model(index=n), 0, -1, "D2"),
-        (lambda n: model(index=n), MOST, MOST + 1, "D2"),
+        (lambda n: model(index=n), 0, MOST + 1, "D2"),
+        (lambda n: model(index=n), 0, 1, "D8"),
         (lambda n: model(method=n), 0, -1, "D2"),
         (lambda n: model(relative_error=n), 0.0, -5e-324, "D2"),
         (lambda n: adapter(shape=[n, 1]), 1, 0, "A3"),
@@ -54,7 +55,7 @@ def opened(header):
     ],
     ids=[
         *("name", "part-of-path", "rank", "extent", "extent-0", "bits", "odd-bits", "matrix-row"),
-        *("matrix-extent", "index-0", "index", "method", "error", "adapter-row"),
+        *("matrix-extent", "index-0", "index", "index-of-one", "method", "error", "adapter-row"),
         *("adapter-extent", "adapter-rank", "adapter-error", "manifest", "file"),
     ],
 )

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from reallm_formats import names, v1
 from reallm_formats.checks import closed_map, describe, typed
-from reallm_formats.dtypes import NUMBERS
+from reallm_formats.dtypes import FLOATS, NUMBERS
 from reallm_formats.errors import FormatError
 from reallm_formats.sections import SectionEntry
 
@@ -103,7 +103,7 @@ def parse_model(
     """The document of kind `model` from plain data, checked by itself and against the sections.
 
     Raises:
-        FormatError: rules D1 to D7, M2.
+        FormatError: rules D1 to D8, M2.
     """
     where = "manifest: document"
     items = closed_map(document, KEYS, "D1", where, newer=newer)
@@ -146,8 +146,8 @@ def _parse_matrix(value: object, methods: int, where: str, *, newer: bool) -> Ma
     if len(shape) != 2 or not all(1 <= extent <= v1.MAX_EXTENT for extent in shape):
         message = f"a matrix has two extents of at least 1, not {shape}"
         raise FormatError("D2", message, location=f"{where}.shape")
-    if typed(items["dtype"], str, "D2", f"{where}.dtype") not in NUMBERS:
-        message = f"`{items['dtype']}` is not a number type"
+    if typed(items["dtype"], str, "D2", f"{where}.dtype") not in FLOATS:
+        message = f"weights are floats, not `{items['dtype']}`"
         raise FormatError("D2", message, location=f"{where}.dtype")
     index = items["index"]
     if index is not None and not 0 <= typed(index, int, "D2", f"{where}.index") <= v1.MAX_EXTENT:
@@ -179,6 +179,30 @@ def _check_places(matrices: Sequence[MatrixEntry], where: str) -> None:
             message = f"the tensor `{matrix.tensor}` is filled twice"
             raise FormatError("D3", message, location=f"{where}[{place}].tensor")
         taken.add(matrix.index)
+    _check_stacks(matrices, parts, where)
+
+
+def _check_stacks(
+    matrices: Sequence[MatrixEntry], parts: Mapping[str, set[int | None]], where: str
+) -> None:
+    """The matrices of a stack are alike and fill it (D8)."""
+    first: dict[str, MatrixEntry] = {}
+    for place, matrix in enumerate(matrices):
+        if matrix.index is None:
+            continue
+        alike = first.setdefault(matrix.tensor, matrix)
+        for key in ("shape", "dtype", "transposed"):
+            mine, other = getattr(matrix, key), getattr(alike, key)
+            if mine != other:
+                message = (
+                    f"`{matrix.name}` and `{alike.name}` are parts of `{matrix.tensor}` and differ "
+                    f"in `{key}`: {mine} and {other}"
+                )
+                raise FormatError("D8", message, location=f"{where}[{place}].{key}")
+        count = len(parts[matrix.tensor])
+        if matrix.index >= count:
+            message = f"`{matrix.tensor}` has {count} parts, and this is number {matrix.index}"
+            raise FormatError("D8", message, location=f"{where}[{place}].index")
 
 
 def _check_sections(sections: Sequence[SectionEntry], matrices: Sequence[MatrixEntry]) -> None:
