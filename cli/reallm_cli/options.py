@@ -11,3 +11,10 @@ decoder_option = click.option(
     "[default: the archive's folder]",
 )
 """`--decoder PATH`: where decoders are that an archive names by digest."""
+
+cost_option = click.option(
+    "--allow-cost",
+    is_flag=True,
+    help="Let decoding take longer, or more memory, than a file of this length may ask for.",
+)
+"""`--allow-cost`: let decoding an archive cost what it will."""

@@ -19,9 +19,9 @@ from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import AdapterError, OutputError
 from reallm_compiler.execute.output import Output
 from reallm_compiler.finetune.original import Original
+from reallm_compiler.layouts import adapter as adapter_law
 from reallm_compiler.layouts.base import DTYPES
 from reallm_compiler.plan.document import section_list, to_document
-from reallm_compiler.reader.adapter import section_specs
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.recipe.stages import LowRank
 from reallm_formats import AdapterDocument, AdapterEntry, Layout, Writer, layout, names
@@ -103,7 +103,7 @@ def write_adapter(
     for name, parts in tuned.items():
         row = row_of(archive, name, parts, factors)
         made, error = packed(row, parts)
-        for spec in section_specs(row):
+        for spec in adapter_law.sections(row):
             data = to_bytes(made[spec.role], spec)
             sections[names.matrix_section(name, spec.role)] = data
         rows.append(
@@ -166,7 +166,7 @@ def write_model(
             row = row_of(archive, matrix.name, tuned[matrix.name], None)
             made, error = packed(row, tuned[matrix.name])
             worst = max(worst, error)
-            for spec in section_specs(row):
+            for spec in adapter_law.sections(row):
                 name = names.matrix_section(matrix.name, spec.role)
                 digests[name] = writer.write(name, to_bytes(made[spec.role], spec))
             weight = original.matrix(matrix.tensor, matrix.index, transposed=matrix.transposed)

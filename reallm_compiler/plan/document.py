@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from reallm_compiler.errors import FormatError
+from reallm_compiler.plan.checks import check_methods, check_names
 from reallm_compiler.plan.model import Plan, PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.recipe.stages import MatrixPlan
 from reallm_formats import Layout, Manifest, names
@@ -21,9 +22,6 @@ Section = tuple[str, str, tuple[int, ...]]
 
 PROVENANCE_WIDTH = 32
 """Characters of each text of the provenance: padded, so that no version changes the length."""
-
-RULE = "D8"
-"""SPEC.md's rule that the sections of a model are those its document asks for."""
 
 
 def fixed_text(text: str) -> str:
@@ -120,7 +118,7 @@ def from_manifest(manifest: Manifest, placed: Layout) -> Plan:
         placed: its layout.
 
     Raises:
-        FormatError: the document asks for other sections than the archive holds.
+        FormatError: rules P1 to P4, such as sections other than the document asks for.
     """
     document = manifest.document
     methods = [_method(place, plain) for place, plain in enumerate(document["methods"])]
@@ -128,9 +126,9 @@ def from_manifest(manifest: Manifest, placed: Layout) -> Plan:
     for place, row in enumerate(document["matrices"]):
         if row["method"] >= len(methods):
             raise FormatError(
-                RULE,
+                "D2",
                 f"method {row['method']} of {len(methods)} does not exist",
-                location=f"document.matrices[{place}]",
+                location=f"manifest: document.matrices[{place}]",
             )
         matrices.append(
             PlannedMatrix(
@@ -151,6 +149,8 @@ def from_manifest(manifest: Manifest, placed: Layout) -> Plan:
         elif entry.name.startswith(names.FILE):
             path = entry.name.removeprefix(names.FILE)
             files.append(PlannedFile(path=path, bytes=entry.bytes))
+    check_methods(methods, matrices)
+    check_names(matrices, tensors)
     _check_groups(matrices)
     _check_sections(manifest, section_list(matrices, tensors, files))
     return Plan(
@@ -170,9 +170,9 @@ def _method(place: int, plain: Mapping[str, Any]) -> MatrixPlan:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])
         raise FormatError(
-            RULE,
+            "P1",
             f"a matrix plan that this version does not know: {path}: {first['msg']}",
-            location=f"document.methods[{place}]",
+            location=f"manifest: document.methods[{place}]",
             hint="a newer reallm may read this archive",
         ) from None
 
@@ -187,10 +187,10 @@ def _check_groups(matrices: Iterable[PlannedMatrix]) -> None:
         name, expected = first.setdefault(matrix.plan.share, (matrix.name, shared))
         if shared != expected:
             raise FormatError(
-                RULE,
+                "P3",
                 f"{matrix.name} and {name} share `{matrix.plan.share}` but differ in what they "
                 "share",
-                location="document.matrices",
+                location="manifest: document.matrices",
             )
 
 
@@ -202,14 +202,14 @@ def _check_sections(manifest: Manifest, wanted: list[Section]) -> None:
     for place, (have, want) in enumerate(zip(found, wanted, strict=False)):
         if have != want:
             raise FormatError(
-                RULE,
+                "P4",
                 f"section {have[0]} is {have[1]}{list(have[2])} where the document asks for "
                 f"{want[0]} as {want[1]}{list(want[2])}",
-                location=f"section {place}",
+                location=f"manifest: sections[{place}]",
             )
     missing = len(wanted) - len(found)
     raise FormatError(
-        RULE,
+        "P4",
         f"the document asks for {len(wanted)} sections and the archive holds {len(found)}",
         location=wanted[len(found)][0] if missing > 0 else found[len(wanted)][0],
     )

@@ -20,14 +20,9 @@ from torch import Tensor
 from reallm_compiler.codecs import low_rank
 from reallm_compiler.codecs.sections import read_section
 from reallm_compiler.errors import AdapterError
-from reallm_compiler.layouts import dora as dora_law
-from reallm_compiler.layouts import low_rank as low_rank_law
-from reallm_compiler.layouts.base import DTYPES, SectionSpec
-from reallm_compiler.recipe.stages import LowRank, MatrixPlan, NoResidual
+from reallm_compiler.layouts import adapter as adapter_law
+from reallm_compiler.recipe.stages import MatrixPlan, NoResidual
 from reallm_formats import AdapterEntry, Archive, Closing, Manifest, names
-
-_WORDS = {section: word for word, section in DTYPES.items()}
-"""Section types of factors as the recipe's words."""
 
 
 class AdapterArchive(Closing):
@@ -86,7 +81,7 @@ class AdapterArchive(Closing):
     def plan(self, name: str, plan: MatrixPlan) -> MatrixPlan:
         """The plan of a matrix of the base with this adapter's residual and magnitudes."""
         row = self.rows[name]
-        residual = _residual(row) if row.rank else NoResidual()
+        residual = adapter_law.residual(row) if row.rank else NoResidual()
         return plan.model_copy(update={"residual": residual, "dora": row.magnitude})
 
     def sections(self, name: str) -> dict[str, Tensor]:
@@ -97,7 +92,7 @@ class AdapterArchive(Closing):
         """
         return {
             spec.role: read_section(self._archive, names.matrix_section(name, spec.role), spec)
-            for spec in section_specs(self.rows[name])
+            for spec in adapter_law.sections(self.rows[name])
         }
 
     def parts(self, name: str) -> dict[str, Tensor]:
@@ -105,7 +100,9 @@ class AdapterArchive(Closing):
         row, sections = self.rows[name], self.sections(name)
         parts: dict[str, Tensor] = {}
         if row.rank:
-            parts["l1"], parts["l2"] = low_rank.decode(_residual(row), sections, torch.float32)
+            parts["l1"], parts["l2"] = low_rank.decode(
+                adapter_law.residual(row), sections, torch.float32
+            )
         if row.magnitude:
             parts["magnitude"] = sections["magnitude"].to(torch.float32)
         return parts
@@ -132,17 +129,3 @@ def open_adapter(path: str | os.PathLike[str]) -> AdapterArchive:
     except BaseException:
         archive.close()
         raise
-
-
-def section_specs(row: AdapterEntry) -> list[SectionSpec]:
-    """The sections of a row by the size laws, which are those that the container asks for."""
-    specs = low_rank_law.sections(_residual(row), row.shape) if row.rank else []
-    if row.magnitude:
-        specs += dora_law.sections(row.shape)
-    return specs
-
-
-def _residual(row: AdapterEntry) -> LowRank:
-    return LowRank.model_validate(
-        {"kind": "low_rank", "rank": row.rank, "dtype": _WORDS[row.dtype]}
-    )

@@ -20,13 +20,14 @@ import torch
 
 from reallm_compiler.codecs import decode_matrix, from_bytes, low_rank
 from reallm_compiler.codecs.decoder_file import read_decoder
-from reallm_compiler.codecs.sections import TORCH_DTYPES
+from reallm_compiler.codecs.sections import TORCH_DTYPES, read_section
 from reallm_compiler.errors import AdapterError, FormatError, SourceError
 from reallm_compiler.layouts import dora as dora_law
 from reallm_compiler.layouts import low_rank as low_rank_law
 from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.layouts.base import SectionSpec
 from reallm_compiler.plan.budget import Budget
+from reallm_compiler.plan.cost import check_cost
 from reallm_compiler.plan.decoders import DecoderFile, find_decoder, find_decoders
 from reallm_compiler.plan.document import from_manifest
 from reallm_compiler.plan.model import Plan, PlannedMatrix
@@ -261,13 +262,20 @@ class ModelArchive(Closing):
             sections[spec.role] = values.to(device)
         for role, values in self._decoder_of(plan, matrix.shape).items():
             sections[role] = values.to(device)
-        return decode_matrix(
+        decoded = decode_matrix(
             plan,
             matrix.shape,
             matrix.dtype,
             sections,
             dtype=dtype if dtype is not None else TORCH_DTYPES[matrix.dtype],
         )
+        if not _finite(decoded):
+            raise FormatError(
+                "P5",
+                f"the matrix `{matrix.name}` decodes to numbers that are not finite",
+                location=str(self.path),
+            )
+        return decoded
 
     def _decoder_of(self, plan: MatrixPlan, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
         """Sections of the decoder that a plan uses from an archive of its own; mostly none."""
@@ -281,10 +289,11 @@ class ModelArchive(Closing):
         return self._reused[digest]
 
     def _section(self, matrix: PlannedMatrix, spec: SectionSpec) -> torch.Tensor:
-        return from_bytes(self._archive.read(matrix.section_name(spec)), spec)
+        return read_section(self._archive, matrix.section_name(spec), spec)
 
     def _matrix_named(self, name: str) -> PlannedMatrix:
-        matrix = self.plan.by_name.get(name.removesuffix(".weight"))
+        by_name = self.plan.by_name
+        matrix = by_name.get(name, by_name.get(name.removesuffix(".weight")))
         if matrix is None:
             raise _unknown(name, self.names, "coded matrix")
         return matrix
@@ -300,6 +309,7 @@ def open_archive(
     *,
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
+    allow_cost: bool = False,
 ) -> ModelArchive:
     """Open a model archive.
 
@@ -309,9 +319,11 @@ def open_archive(
         decoder: where the trained decoders are that the archive uses but does not hold: a file,
             or a folder of files. When None they are looked for beside the archive, when a matrix
             that needs one is read.
+        allow_cost: open it even if decoding it would take longer, or more memory, than a file
+            of its length may ask for (`plan.cost`).
 
     Raises:
-        FormatError: a file breaks a rule of SPEC.md, or is no model archive.
+        FormatError: a file breaks a rule of SPEC.md, or is no model archive; or costs too much.
         AdapterError: the adapter belongs to another base.
         SourceError: `decoder` is not, or does not hold, what the archive needs; or it needs none.
     """
@@ -324,6 +336,11 @@ def open_archive(
                 location=str(path),
             )
         opened = ModelArchive(archive, Path(path), Path(decoder) if decoder is not None else None)
+        if not allow_cost:
+            try:
+                check_cost(opened.plan)
+            except FormatError as error:
+                raise error.inside(str(path)) from None
         if decoder is not None:
             opened.find_decoders()
         if adapter is not None:
@@ -337,6 +354,14 @@ def open_archive(
     except BaseException:
         archive.close()
         raise
+
+
+def _finite(values: torch.Tensor) -> bool:
+    """Whether all values are finite; the extremes of a tensor show a NaN, too."""
+    if values.element_size() == 1:
+        values = values.to(torch.float32)
+    low, high = torch.aminmax(values)
+    return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
 def _unknown(name: str, known: tuple[str, ...], what: str) -> SourceError:

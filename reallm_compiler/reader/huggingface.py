@@ -26,6 +26,7 @@ def load(
     dtype: torch.dtype | None = None,
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
+    allow_cost: bool = False,
 ) -> tuple[Any, Any]:
     """The model of an archive, in evaluation mode, and its tokenizer.
 
@@ -39,6 +40,7 @@ def load(
             switch between several without decoding again, see `open_tunable`.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.
+        allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
 
     Returns:
         The model and the tokenizer; None for the tokenizer if the checkpoint had none.
@@ -48,7 +50,7 @@ def load(
         FormatError: the archive, the adapter or the decoder is damaged.
         AdapterError: the adapter belongs to another base.
     """
-    with open_archive(path, adapter=adapter, decoder=decoder) as archive:
+    with open_archive(path, adapter=adapter, decoder=decoder, allow_cost=allow_cost) as archive:
         model, tokenizer = build(archive, dtype=dtype)
     return model.to(device).eval(), tokenizer
 

@@ -35,6 +35,7 @@ def reconstruct(
     coded_only: bool = False,
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
+    allow_cost: bool = False,
 ) -> Path:
     """Write the model of an archive as a Hugging Face folder.
 
@@ -47,6 +48,7 @@ def reconstruct(
         adapter: an adapter whose factors and magnitudes stand in place of the archive's own.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.
+        allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
 
     Returns:
         The folder.
@@ -67,7 +69,7 @@ def reconstruct(
         _refuse_foreign(target)
     if not target.parent.is_dir():
         raise OutputError("the output folder's parent does not exist", location=str(target.parent))
-    with open_archive(path, adapter=adapter, decoder=decoder) as archive:
+    with open_archive(path, adapter=adapter, decoder=decoder, allow_cost=allow_cost) as archive:
         archive.find_decoders()  # before the work
         try:
             made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

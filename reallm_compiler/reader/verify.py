@@ -1,18 +1,36 @@
-"""Is an archive what it says it is? Every digest, every padding byte, every rule."""
+"""Is an archive what it says it is? Every digest, every padding byte, every rule, every meaning.
+
+The structure is the container's: header, manifest, sections, padding. The meaning is the
+compiler's: plans that are known and fit their sections, names that are those of their tensors,
+values that can be decoded, and a cost that a file of this length may ask for. Nothing is decoded,
+so the time is that of reading the file a few times.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 from reallm_compiler.errors import FormatError
+from reallm_compiler.layouts import adapter as adapter_law
+from reallm_compiler.layouts.base import SectionSpec
+from reallm_compiler.layouts.hnerv import decoder_sections, decoder_width
+from reallm_compiler.plan.cost import check_cost
 from reallm_compiler.plan.decoders import decoder_stage
 from reallm_compiler.plan.document import from_manifest
-from reallm_formats import Archive, Damage
+from reallm_formats import Archive, Damage, names
+from reallm_formats.kinds.decoder import section_name
+
+Specs = Iterable[tuple[str, SectionSpec]]
+"""Sections by name, with the laws that they obey."""
 
 
 def verify(
-    path: str | os.PathLike[str], *, progress: Callable[[int, int], None] | None = None
+    path: str | os.PathLike[str],
+    *,
+    quick: bool = False,
+    allow_cost: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Damage]:
     """Everything that is damaged in an archive; empty when it is intact.
 
@@ -21,6 +39,8 @@ def verify(
 
     Args:
         path: an archive of any kind.
+        quick: check the structure alone: that the file is the one that was written.
+        allow_cost: let decoding cost what it will; see `open_archive`.
         progress: is told how many bytes of how many, those of all sections, were checked.
     """
     try:
@@ -29,14 +49,56 @@ def verify(
         return [_damage(error, path)]
     with archive:
         damages = list(archive.verify(_counted(archive, progress)))
-        try:
-            if archive.kind == "model":
-                from_manifest(archive.manifest, archive.layout)
-            elif archive.kind == "decoder":
-                decoder_stage(archive)
-        except FormatError as error:
-            damages.append(_damage(error, path))
+        if not quick:
+            try:
+                specs = _SPECS[archive.kind](archive, allow_cost)
+                damages += _without_meaning(archive, specs)
+            except FormatError as error:
+                damages.append(_damage(error, path))
         return damages
+
+
+def _model(archive: Archive, allow_cost: bool) -> Specs:
+    """The sections of a model, once its document is found to be a plan."""
+    plan = from_manifest(archive.manifest, archive.layout)
+    if not allow_cost:
+        check_cost(plan)
+    found = ((matrix.section_name(spec), spec) for matrix in plan.matrices for spec in matrix.specs)
+    return dict(found).items()  # what a group shares is there once
+
+
+def _adapter(archive: Archive, allow_cost: bool) -> Specs:
+    return [
+        (names.matrix_section(row.name, spec.role), spec)
+        for row in archive.adapter.matrices
+        for spec in adapter_law.sections(row)
+    ]
+
+
+def _decoder(archive: Archive, allow_cost: bool) -> Specs:
+    stage = decoder_stage(archive)
+    specs = decoder_sections(stage, decoder_width(stage, (1, 1), shared=True), shared=True)
+    return [(section_name(spec.role), spec) for spec in specs]
+
+
+_SPECS: dict[str, Callable[[Archive, bool], Specs]] = {
+    "model": _model,
+    "adapter": _adapter,
+    "decoder": _decoder,
+}
+"""By kind of archive: checks the document, and lists the sections whose values have a law."""
+
+
+def _without_meaning(archive: Archive, specs: Specs) -> Iterator[Damage]:
+    """Whole sections with values that break their law (P5)."""
+    for name, spec in specs:
+        try:
+            data = archive.read(name)
+        except FormatError:
+            continue  # damaged, which was found before
+        problem = spec.values.problem(data, spec.dtype, spec.shape)
+        if problem is not None:
+            yield Damage(rule="P5", location=archive.sections[name].place, message=problem)
 
 
 def _counted(

@@ -10,7 +10,7 @@ from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_archive_path
 from reallm_cli.numbers import counted, size_text
-from reallm_cli.options import decoder_option
+from reallm_cli.options import cost_option, decoder_option
 from reallm_cli.terminal import Terminal
 
 
@@ -33,6 +33,7 @@ from reallm_cli.terminal import Terminal
 @click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write.")
 @click.option("--adapter", metavar="FILE", help="Put this adapter of the archive in.")
 @decoder_option
+@cost_option
 @click.option(
     "--coded-only",
     is_flag=True,
@@ -46,6 +47,7 @@ def reconstruct(
     output: str,
     adapter: str | None,
     decoder: str | None,
+    allow_cost: bool,
     coded_only: bool,
     force: bool,
 ) -> int:
@@ -63,7 +65,13 @@ def reconstruct(
 
     folder = Path(
         write_folder(
-            archive, output, force=force, coded_only=coded_only, adapter=adapter, decoder=decoder
+            archive,
+            output,
+            force=force,
+            coded_only=coded_only,
+            adapter=adapter,
+            decoder=decoder,
+            allow_cost=allow_cost,
         )
     )
     files = [path for path in folder.rglob("*") if path.is_file()]

@@ -1,4 +1,4 @@
-"""`reallm verify`: every digest and every structural rule."""
+"""`reallm verify`: every digest, every rule, and what the archive means."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import check_archive_path
 from reallm_cli.numbers import counted, size_text
+from reallm_cli.options import cost_option
 from reallm_cli.progress import Meter, MeterTalk
 from reallm_cli.terminal import Terminal
 from reallm_formats import Archive, FormatError
@@ -19,14 +20,22 @@ from reallm_formats import Archive, FormatError
     short_help="Check every part of an archive.",
     examples=[
         ("reallm verify model.reallm", "read the whole file and check every part of it"),
+        ("reallm verify model.reallm --quick", "only that the file is the one that was written"),
         ("reallm verify model.reallm --json", "the same for scripts; the exit code is 1 on damage"),
     ],
 )
 @click.argument("archive", metavar="ARCHIVE")
+@click.option(
+    "--quick", is_flag=True, help="Check digests and structure alone, not what they mean."
+)
+@cost_option
 @click.option("--json", "as_json", is_flag=True, help="Print `ok` and `damages` as JSON.")
 @click.pass_obj
-def verify(terminal: Terminal, archive: str, as_json: bool) -> int:
-    """Check an archive: every digest and every rule of the format.
+def verify(terminal: Terminal, archive: str, quick: bool, allow_cost: bool, as_json: bool) -> int:
+    """Check an archive: every digest, every rule of the format, and that it can be decoded.
+
+    Plans must fit their sections, names their tensors; orders must be permutations and tables
+    finite; decoding must cost no more than a file of this length may ask for.
 
     Prints `intact`, or a line for each damaged place.
     """
@@ -34,13 +43,18 @@ def verify(terminal: Terminal, archive: str, as_json: bool) -> int:
 
     check_archive_path(archive)
     with _Talk(terminal) as talk:
-        damages = find_damage(archive, progress=talk.tell)
+        damages = find_damage(archive, quick=quick, allow_cost=allow_cost, progress=talk.tell)
     if as_json:
         terminal.json(
             {
                 "ok": not damages,
                 "damages": [
-                    {"location": damage.location, "message": damage.message} for damage in damages
+                    {
+                        "rule": damage.rule,
+                        "location": damage.location,
+                        "message": damage.message,
+                    }
+                    for damage in damages
                 ],
             }
         )
@@ -51,7 +65,7 @@ def verify(terminal: Terminal, archive: str, as_json: bool) -> int:
         terminal.data(f"intact: {counted(sections, 'section')}, {counted(size, 'byte')}")
         return ExitCode.OK
     for damage in damages:
-        terminal.data(terminal.text(f"{damage.location}: {damage.message}"))
+        terminal.data(terminal.text(f"{damage.location}: {damage.message} ({damage.rule})"))
     terminal.say(f"not intact: {counted(len(damages), 'place')} in `{archive}`")
     terminal.say()
     terminal.say(f"hint: {_next_step(archive)}")
