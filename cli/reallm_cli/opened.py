@@ -113,7 +113,10 @@ def open_facts(path: str) -> Opened:
         document=manifest.document,
         sections=[(entry.name, entry.dtype, entry.shape) for entry in manifest.sections],
     )
-    plan = from_manifest(manifest, planned)
+    try:
+        plan = from_manifest(manifest, planned)
+    except FormatError as error:
+        raise error.inside(path) from None
     return Opened(
         path=path,
         major=header.major,

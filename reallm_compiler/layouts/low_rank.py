@@ -27,7 +27,7 @@ def sections(params: LowRank, shape: tuple[int, int]) -> list[SectionSpec]:
     p, q = shape
     rank = rank_of(params, shape)
     dtype = DTYPES[params.dtype]
-    laws = [
+    laws: list[tuple[str, str, tuple[int, ...], Finite]] = [
         ("l1", dtype, (p, rank), Finite()),
         ("l2", dtype, (rank, q), Finite()),
     ]

@@ -208,8 +208,10 @@ def _check_sections(manifest: Manifest, wanted: list[Section]) -> None:
                 location=f"manifest: sections[{place}]",
             )
     missing = len(wanted) - len(found)
+    first = wanted[len(found)] if missing > 0 else found[len(wanted)]
     raise FormatError(
         "P4",
         f"the document asks for {len(wanted)} sections and the archive holds {len(found)}",
-        location=wanted[len(found)][0] if missing > 0 else found[len(wanted)][0],
+        location="manifest: sections",
+        note=f"the first that is {'missing' if missing > 0 else 'too many'} is {first[0]}",
     )

@@ -335,12 +335,13 @@ def open_archive(
                 f"this archive holds a `{archive.kind}`, not a `model`",
                 location=str(path),
             )
-        opened = ModelArchive(archive, Path(path), Path(decoder) if decoder is not None else None)
-        if not allow_cost:
-            try:
+        given = Path(decoder) if decoder is not None else None
+        try:
+            opened = ModelArchive(archive, Path(path), given)
+            if not allow_cost:
                 check_cost(opened.plan)
-            except FormatError as error:
-                raise error.inside(str(path)) from None
+        except FormatError as error:
+            raise error.inside(str(path)) from None
         if decoder is not None:
             opened.find_decoders()
         if adapter is not None:

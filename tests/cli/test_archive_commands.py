@@ -214,7 +214,7 @@ def test_verify_names_what_is_damaged(run, archive, tmp_path):
     document = run("verify", copy, "--json")
     assert document.code == 1
     assert document.json["ok"] is False
-    assert [set(damage) for damage in document.json["damages"]] == [{"location", "message"}]
+    assert [set(damage) for damage in document.json["damages"]] == [{"rule", "location", "message"}]
     # What reads the damaged section refuses; what does not, works.
     assert run("inspect", copy).code == 0
     assert run("reconstruct", copy, "-o", tmp_path / "back").code == 5

@@ -130,6 +130,7 @@ def test_round_trip(tmp_path_factory, table, seed):
         assert archive.verify() == []
         assert archive.kind == "model"
         assert archive.file_bytes == plan.file_bytes
+        assert archive.name == str(path)
         assert archive.model.matrices[0].relative_error == 0.25
         assert archive.document == document(0.25)
         assert {name: bytes(archive.read(name)) for name in archive.sections} == datas

@@ -68,7 +68,7 @@ def verify(terminal: Terminal, archive: str, quick: bool, allow_cost: bool, as_j
         terminal.data(terminal.text(f"{damage.location}: {damage.message} ({damage.rule})"))
     terminal.say(f"not intact: {counted(len(damages), 'place')} in `{archive}`")
     terminal.say()
-    terminal.say(f"hint: {_next_step(archive)}")
+    terminal.say(f"hint: {_next_step(archive, {damage.rule for damage in damages})}")
     return ExitCode.DAMAGED
 
 
@@ -92,8 +92,12 @@ class _Talk(MeterTalk):
         self._meter.update(done, done)
 
 
-def _next_step(path: str) -> str:
+def _next_step(path: str, rules: set[str]) -> str:
     """What to do: the broken structure's own hint, as a text file is not a cut archive."""
+    if rules == {"P6"}:
+        return "if you trust this file, `--allow-cost` lets decoding cost so much"
+    if all(rule.startswith("P") for rule in rules):
+        return "its digests are right, so it was written like this: do not use it"
     try:
         Archive.open(path).close()
     except FormatError as error:

@@ -1,0 +1,224 @@
+"""Archives whose digests are right and whose content means nothing: each is refused by its rule."""
+
+from __future__ import annotations
+
+import copy
+import math
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reallm_compiler as reallm
+from reallm_compiler.errors import FormatError
+from reallm_compiler.layouts import matrix as law
+from reallm_compiler.reader.verify import verify
+from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_formats import section_bytes
+from vectors import forge
+
+Plain = dict[str, Any]
+Change = Callable[[Plain, list[forge.Section]], object]
+
+SHAPE = (8, 6)
+METHOD: Plain = {
+    "residual": {"kind": "low_rank", "rank": 1, "dtype": "int8"},
+    "permutation": {"kind": "nearest", "rows": 4},
+    "scales": {"kind": "minmax", "per": "row"},
+    "quantizer": {"kind": "trellis", "bits": "3/2", "memory": 3, "dtype": "float32"},
+    "dora": True,
+}
+HNERV: Plain = {
+    "autoencoder": {"kind": "hnerv", "patch": 4, "latent": [1, 2, 2], "width": 1},
+    "quantizer": {"kind": "none", "dtype": "float16"},
+}
+
+
+def ordered(columns: int, rows: int, bits: int) -> bytes:
+    """Codes of `rows` orders that change nothing."""
+    codes = [place for _ in range(rows) for place in range(columns)]
+    word = sum(code << (bits * place) for place, code in enumerate(codes))
+    return word.to_bytes(math.ceil(bits * len(codes) / 8), "little")
+
+
+def parts(name: str, method: Plain, shape: tuple[int, int] = SHAPE) -> list[forge.Section]:
+    """Sections of one matrix with values that have a meaning: zeros, orders and full masks."""
+    made: list[forge.Section] = []
+    for spec in law.sections(MatrixPlan.model_validate(method), shape, "bf16"):
+        data = bytes(section_bytes(spec.dtype, spec.shape))
+        if spec.role == "order":
+            data = ordered(spec.shape[1], spec.shape[0], int(spec.dtype[1:]))
+        elif spec.role == "wide":
+            data = b"\x07"
+        made.append((f"matrix:{name}/{spec.role}", spec.dtype, list(spec.shape), data))
+    return made
+
+
+def row(name: str, **changes: Any) -> Plain:
+    return {
+        "name": name,
+        "shape": list(SHAPE),
+        "dtype": "bf16",
+        "tensor": f"{name}.weight",
+        "index": None,
+        "transposed": False,
+        "method": 0,
+        "relative_error": 0.0,
+        **changes,
+    }
+
+
+def forged(
+    path: Path,
+    change: Change | None = None,
+    method: Plain = METHOD,
+    shape: tuple[int, int] = SHAPE,
+) -> Path:
+    """An archive of one matrix `m`, changed before its digests are made."""
+    document = {**forge.MODEL, "methods": [copy.deepcopy(method)]}
+    document["matrices"] = [row("m", shape=list(shape))]
+    sections = parts("m", method, shape)
+    if change is not None:
+        change(document, sections)
+    path.write_bytes(forge.archive(sections, document))
+    return path
+
+
+def section(role: str, at: int, value: bytes) -> Change:
+    """A change of the bytes of one section."""
+
+    def edit(_: Plain, sections: list[forge.Section]) -> None:
+        place = next(i for i, one in enumerate(sections) if one[0].endswith(f"/{role}"))
+        name, dtype, shape, data = sections[place]
+        assert at + len(value) <= len(data)
+        sections[place] = (name, dtype, shape, data[:at] + value + data[at + len(value) :])
+
+    return edit
+
+
+def rows(*given: Plain) -> Change:
+    """Other matrices, their sections with them."""
+
+    def edit(document: Plain, sections: list[forge.Section]) -> None:
+        document["matrices"] = list(given)
+        sections[:] = [part for one in given for part in parts(one["name"], METHOD)]
+
+    return edit
+
+
+NAN, INFINITE = struct.pack("<e", math.nan), struct.pack("<e", math.inf)
+BELOW = struct.pack("<e", -1)
+VALUES = {
+    "order-twice": section("order", 0, b"\x00"),
+    "order-outside": section("order", 2, b"\xff"),
+    "order-of-the-last-rows": section("order", 4, b"\x00"),
+    "nan-in-a-table": section("codebook", 8, struct.pack("<f", math.nan)),
+    "infinite-table": section("codebook", 0, struct.pack("<f", math.inf)),
+    "infinite-scale": section("scales", 4, struct.pack("<f", math.inf)),
+    "scale-below-zero": section("scales", 0, struct.pack("<f", -0.5)),
+    "nan-as-zero-point": section("zeros", 0, struct.pack("<f", math.nan)),
+    "factor-scale-below-zero": section("l1_scales", 0, BELOW),
+    "nan-in-a-factor-scale": section("l2_scales", 0, NAN),
+    "infinite-magnitude": section("magnitude", 2, INFINITE),
+    "mask-of-two": section("wide", 0, b"\x03"),
+    "mask-of-four": section("wide", 0, b"\x0f"),
+}
+DOCUMENTS: dict[str, tuple[str, Change]] = {
+    "unknown-plan": ("P1", lambda d, s: d["methods"][0].update(dora="yes")),
+    "unused-plan": ("P1", lambda d, s: d["methods"].append(dict(METHOD, dora=False))),
+    "other-name": ("P2", rows(row("m", tensor="n.weight"))),
+    "name-with-its-suffix": ("P2", rows(row("m.weight", tensor="m"))),
+    "name-without-its-part": (
+        "P2",
+        rows(row("e", tensor="e", index=0), row("e.1", tensor="e", index=1)),
+    ),
+    "reserved-name": ("P2", lambda d, s: s.insert(0, ("tensor:__metadata__", "f32", [0], b""))),
+    "section-too-many": ("P4", lambda d, s: s.append(("matrix:m/more", "b1", [8], b"\0"))),
+    "section-too-few": ("P4", lambda d, s: s.pop()),
+    "other-order": ("P4", lambda d, s: s.reverse()),
+    "another-rank": ("P4", lambda d, s: d["methods"][0]["residual"].update(rank=2)),
+}
+
+
+def test_the_forger_makes_archives_that_mean_something(tmp_path: Path) -> None:
+    for method in (METHOD, HNERV):
+        path = forged(tmp_path / "good.reallm", method=method)
+        assert verify(path) == []
+        with reallm.open(path) as archive:
+            assert archive.matrix("m").shape == SHAPE
+
+
+@pytest.mark.parametrize("change", VALUES.values(), ids=VALUES.keys())
+def test_values_without_a_meaning(tmp_path: Path, change: Change) -> None:
+    """The section is named, by `verify` and by whoever reads it; `--quick` does not look."""
+    path = forged(tmp_path / "bad.reallm", change)
+    (damage,) = verify(path)
+    assert damage.rule == "P5"
+    assert damage.location.startswith("section matrix:m/")
+    assert verify(path, quick=True) == []
+    with pytest.raises(FormatError) as caught:
+        reallm.reconstruct(path, tmp_path / "out")
+    assert (caught.value.rule, caught.value.message) == ("P5", damage.message)
+    assert caught.value.location == f"{path}: {damage.location}"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("rule", "change"), DOCUMENTS.values(), ids=DOCUMENTS.keys())
+def test_documents_without_a_meaning(tmp_path: Path, rule: str, change: Change) -> None:
+    path = forged(tmp_path / "bad.reallm", change)
+    (damage,) = verify(path)
+    assert (damage.rule, damage.location[:9]) == (rule, "manifest:")
+    assert verify(path, quick=True) == []
+    with pytest.raises(FormatError) as caught:
+        reallm.open(path)
+    assert caught.value.rule == rule
+    assert caught.value.location == f"{path}: {damage.location}"
+
+
+def test_finite_parts_of_an_infinite_matrix(tmp_path: Path) -> None:
+    """What no section shows is found when it is decoded."""
+
+    def change(_: Plain, sections: list[forge.Section]) -> None:
+        section("scales", 0, struct.pack("<f", 3e38))(_, sections)
+        section("codebook", 0, struct.pack("<16f", *[3e38] * 16))(_, sections)
+
+    path = forged(tmp_path / "bad.reallm", change)
+    assert verify(path) == []
+    with reallm.open(path) as archive, pytest.raises(FormatError, match="not finite") as caught:
+        archive.matrix("m")
+    assert caught.value.rule == "P5"
+
+
+COSTLY = {
+    "memory of a large patch": ((1, 1), {"patch": 16384, "width": 1, "kernel_max": 1}),
+    "memory of wide stages": ((1, 1), {"patch": 4096, "width": 8, "kernel_max": 1}),
+    "hours": ((16384, 16384), {"patch": 512, "width": 96, "decoder_bits": 2}),
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_decoder_that_costs_too_much(tmp_path: Path, name: str) -> None:
+    shape, params = COSTLY[name]
+    decoder = {"kind": "hnerv", "latent": [1, 1, 1], "min_width": params["width"], **params}
+    method = {"autoencoder": decoder, "quantizer": {"kind": "uniform", "bits": 1}}
+    method["scales"] = {"kind": "absmax", "per": "tensor"}
+    path = forged(tmp_path / "slow.reallm", method=method, shape=shape)
+    (damage,) = verify(path)
+    assert damage.rule == "P6"
+    assert ("multiply-accumulates" if name == "hours" else "bytes of memory") in damage.message
+    assert verify(path, allow_cost=True) == []
+    for function in (reallm.open, reallm.load, lambda where: reallm.reconstruct(where, "out")):
+        with pytest.raises(FormatError) as caught:
+            function(path)
+        assert (caught.value.rule, caught.value.message) == ("P6", damage.message)
+    with reallm.open(path, allow_cost=True) as archive:
+        assert archive.names == ("m",)
+
+
+def test_a_matrix_of_gigabytes_in_a_file_of_kilobytes(tmp_path: Path) -> None:
+    method = {**HNERV, "autoencoder": {**HNERV["autoencoder"], "patch": 2048, "latent": [1, 1, 1]}}
+    path = forged(tmp_path / "large.reallm", method=method, shape=(65536, 65536))
+    (damage,) = verify(path)
+    assert damage.message.startswith("decoding takes 8,589,934,592 bytes of weights; ")
