@@ -2,15 +2,20 @@
 
 A block is an entry of the list of modules that most tuned matrices lie in, such as
 `model.layers.3`. It is called by itself with hidden states [b, t, d] and the further arguments
-(positions, masks) that the model gives it: these are caught once, on a single sequence, and do for
-any number of sequences of that length.
+that the model gives it: positions, masks, and in some architectures what depends on the tokens
+(per-layer embeddings of Gemma 4, the embeddings that Zamba 2 hands to every block). The model
+itself makes them for each batch: it is run up to the block, and the blocks before it pass their
+hidden states on without computing. So nothing is kept, and no sequence gets the arguments of
+another. What an earlier block computes for a later one (keys and values that blocks share) cannot
+be had in this way: `calls_of` compares with the model before any work, and refuses.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +51,6 @@ class Block:
                 yield f"{name}/{part}", value
 
 
-class _Caught(Exception):  # noqa: N818 - no error: it ends a forward pass early
-    def __init__(self, hidden: Tensor) -> None:
-        super().__init__()
-        self.hidden = hidden
-
-
 def find_blocks(tunable: TunableModel) -> list[Block]:
     """The blocks of a model, in order.
 
@@ -82,50 +81,171 @@ def find_blocks(tunable: TunableModel) -> list[Block]:
     return blocks
 
 
+class _Caught(Exception):  # noqa: N818 - no error: it ends a forward pass early
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.hidden, self.call = _split(args, kwargs)
+
+
+class Calls:
+    """What a model calls its blocks with beside hidden states. Use `calls_of`.
+
+    Args:
+        model: the model.
+        blocks: its blocks.
+        outputs: of each block, the entries of the tuple that it returns; None for a bare tensor.
+    """
+
+    def __init__(
+        self,
+        model: Any,  # noqa: ANN401 (transformers has no types)
+        blocks: Sequence[Block],
+        outputs: Sequence[int | None],
+    ) -> None:
+        self._model = model
+        self._blocks = blocks
+        self._outputs = outputs
+
+    def of(self, number: int, ids: Tensor) -> Call:
+        """What block `number` is called with for tokens [b, t], made afresh."""
+        before = zip(self._blocks[:number], self._outputs, strict=False)
+        with _skipped([(block.module, entries) for block, entries in before]):
+            return _catch(self._model, self._blocks[number].module, ids).call
+
+
 def hidden_states(model: Any, first: nn.Module, ids: Tensor) -> Tensor:  # noqa: ANN401
     """What reaches the first block for tokens [b, t]: [b, t, d]."""
-
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Caught(args[0] if args else kwargs["hidden_states"])
-
-    handle = first.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        with torch.no_grad():
-            model(input_ids=ids, use_cache=False)
-    except _Caught as caught:
-        return caught.hidden
-    finally:
-        handle.remove()
-    raise FinetuneError("the model does not call its first block")
-
-
-def calls_of(model: Any, blocks: list[Block], ids: Tensor) -> list[Call]:  # noqa: ANN401
-    """What each block is called with beside hidden states, for one sequence `ids` [1, t]."""
-    calls: list[Call] = []
-
-    def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-        calls.append((args[1:], rest))
-
-    handles = [block.module.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks]
-    try:
-        with torch.no_grad():
-            model(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if len(calls) != len(blocks):
-        raise FinetuneError(
-            f"the model calls {len(calls)} blocks and has {len(blocks)}",
-            note="block-wise tuning needs each block to be called once, in order",
-            hint="tune end to end alone with `--stage e2e`",
-        )
-    return calls
+    return _catch(model, first, ids).hidden
 
 
 def run_block(module: Callable[..., Any], hidden: Tensor, call: Call) -> Tensor:
     """The output [b, t, d] of a block for hidden states [b, t, d]."""
     args, kwargs = call
-    output = module(hidden, *args, **kwargs)
-    result: Tensor = output[0] if isinstance(output, tuple) else output
+    result: Tensor = _first(module(hidden, *args, **kwargs))
     return result
+
+
+def calls_of(model: Any, blocks: Sequence[Block], ids: Tensor) -> Calls:  # noqa: ANN401
+    """What the model calls its blocks with, once it is sure that they can be run one by one.
+
+    Two passes of the model over `ids`: what goes into and comes out of each block in the model is
+    compared with what the block makes alone, of the same hidden states.
+
+    Args:
+        model: the model.
+        blocks: its blocks.
+        ids: tokens [b, t], best of two sequences that differ.
+
+    Raises:
+        FinetuneError: the blocks cannot be tuned one by one; says why.
+    """
+    met: list[nn.Module] = []
+    inputs: list[Tensor] = []
+    outputs: list[Any] = []
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        met.append(module)
+        inputs.append(_split(args, kwargs)[0].clone())  # as a block may work in place
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+        entries = len(output) if isinstance(output, tuple | list) else None
+        outputs.append((_first(output).clone(), entries))
+
+    modules = [block.module for block in blocks]
+    hooks = [module.register_forward_pre_hook(before, with_kwargs=True) for module in modules]
+    hooks += [module.register_forward_hook(after) for module in modules]
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if [id(module) for module in met] != [id(module) for module in modules]:
+        raise _unfit(
+            f"the model makes {len(met)} calls of its {len(blocks)} blocks, or not in order"
+        )
+    calls = Calls(model, blocks, [entries for _, entries in outputs])
+    turned = ids.flip(0)  # so that nothing that the pass above has left in the model would do
+    for number, block in enumerate(blocks):
+        made = outputs[number][0]
+        if inputs[number].shape[:-1] != ids.shape or made.shape != inputs[number].shape:
+            shapes = f"{list(inputs[number].shape)} and {list(made.shape)}"
+            raise _unfit(f"hidden states before and after it are {shapes}", block)
+        if number and not _same(inputs[number], outputs[number - 1][0]):
+            raise _unfit("its input is not the output of the block before it", block)
+        try:
+            with torch.no_grad():
+                alone = run_block(block.module, inputs[number].flip(0), calls.of(number, turned))
+        except Exception as error:  # whatever the architecture makes of it
+            why = f"it needs what an earlier block computed ({type(error).__name__}: {error})"
+            raise _unfit(why, block) from error
+        if not _same(alone.flip(0), made):
+            raise _unfit("alone it computes other values than in the model", block)
+    return calls
+
+
+def _unfit(why: str, block: Block | None = None) -> FinetuneError:
+    return FinetuneError(
+        "the blocks of this model cannot be tuned one by one",
+        location=block.path if block is not None else None,
+        note=why,
+        hint="tune end to end alone with `--stage e2e`",
+    )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two results are equal but for rounding."""
+    allowed = torch.finfo(one.dtype).eps ** 0.5
+    return float((one.double() - other.double()).norm()) <= allowed * float(other.double().norm())
+
+
+def _catch(model: Any, module: nn.Module, ids: Tensor) -> _Caught:  # noqa: ANN401
+    """What a block is called with in a forward pass, which ends there."""
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Caught(args, kwargs)
+
+    hook = module.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            model(input_ids=ids, use_cache=False)
+    except _Caught as caught:
+        return caught
+    finally:
+        hook.remove()
+    raise _unfit("the model does not call its first block for text")
+
+
+@contextmanager
+def _skipped(modules: Sequence[tuple[nn.Module, int | None]]) -> Iterator[None]:
+    """Let each of these blocks give back its hidden states as they are."""
+
+    def passing(entries: int | None) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            hidden, _ = _split(args, kwargs)
+            # No other entry of a tuple is known; a block that needs one fails, and is refused.
+            return hidden if entries is None else (hidden, *(None,) * (entries - 1))
+
+        return forward
+
+    for module, entries in modules:
+        module.forward = passing(entries)
+    try:
+        yield
+    finally:
+        for module, _ in modules:
+            del module.forward
+
+
+def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Call]:
+    """The hidden states, and what a block is called with beside them."""
+    if args:
+        return args[0], (args[1:], kwargs)
+    rest = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+    if "hidden_states" not in kwargs:
+        raise _unfit("the model calls its blocks without hidden states")
+    return kwargs["hidden_states"], ((), rest)
+
+
+def _first(output: Any) -> Any:  # noqa: ANN401
+    return output[0] if isinstance(output, tuple | list) else output

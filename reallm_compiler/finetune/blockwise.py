@@ -15,14 +15,14 @@ in host memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reallm_compiler.errors import FinetuneError
-from reallm_compiler.finetune.blocks import Block, Call, calls_of, hidden_states, run_block
+from reallm_compiler.finetune.blocks import Block, calls_of, hidden_states, run_block
 from reallm_compiler.finetune.events import BlockDone
 from reallm_compiler.finetune.numerics import Adam, rate, restore
 from reallm_compiler.finetune.options import BlockOptions
@@ -45,6 +45,9 @@ class BlockWise:
         seed: of the order of sequences.
         state: where to keep how far it is.
         tell: is told of each finished block.
+
+    Raises:
+        FinetuneError: the blocks cannot be tuned one by one; says why.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class BlockWise:
         self.tell = tell
         self.device = torch.device(tunable.model.device)
         self.dtype = next(iter(tunable.layers.values())).coded.dtype
+        self.calls = calls_of(tunable.model, blocks, self.train.ids[:2].to(self.device))
 
     def run(self, place: dict[str, Any], tensors: dict[str, Tensor]) -> list[BlockDone]:
         """Tune all blocks, from the place where an earlier run stood.
@@ -79,21 +83,18 @@ class BlockWise:
             tensors: Adam's moments and the best factors of that block.
         """
         done = [BlockDone(**entry) for entry in place.get("blocks", [])]
-        model = self.tunable.model
-        calls = calls_of(model, self.blocks, self.train.ids[:1].to(self.device))
         inputs = [self._first(part) for part in (self.train, self.held)]
-        for number, (block, call) in enumerate(zip(self.blocks, calls, strict=True)):
+        for number, block in enumerate(self.blocks):
             if number >= len(done):
-                targets = self._targets(block, call, inputs)
+                targets = self._targets(number, block, inputs)
                 within = place if place.get("block") == number else {}
-                result = self._tune(number, block, call, inputs, targets, within, tensors, done)
+                result = self._tune(number, block, inputs, targets, within, tensors, done)
                 del targets
                 done.append(result)
                 self.tell(result)
                 if self.state.due():
                     self._save({"blocks": done}, {})
-            for part in inputs:
-                self._advance(block, call, part)
+            self._advance(number, block, inputs)
         return done
 
     def _first(self, part: Sequences) -> Tensor:
@@ -106,28 +107,45 @@ class BlockWise:
             ]
         )
 
-    def _targets(self, block: Block, call: Call, inputs: list[Tensor]) -> list[Tensor]:
+    def _targets(self, number: int, block: Block, inputs: list[Tensor]) -> list[Tensor]:
         """The original block's outputs on the inputs; it is gone afterwards."""
         original = self.original.block(block, self.tunable.model, self.device, self.dtype)
-        targets = []
-        with torch.no_grad():
-            for part in inputs:
-                made = torch.empty_like(part)
-                for at in self._batches(len(part)):
-                    made[at] = run_block(original, part[at].to(self.device), call).cpu()
-                targets.append(made)
+        targets = [torch.empty_like(part) for part in inputs]
+        for part, made, at in self._parts():
+            with torch.no_grad():
+                targets[made][at] = self._run(number, original, part, inputs[made], at).cpu()
         return targets
 
-    def _advance(self, block: Block, call: Call, part: Tensor) -> None:
-        with torch.no_grad():
+    def _advance(self, number: int, block: Block, inputs: list[Tensor]) -> None:
+        """Replace the inputs by what the block makes of them."""
+        for part, of, at in self._parts():
+            with torch.no_grad():
+                inputs[of][at] = self._run(number, block.module, part, inputs[of], at).cpu()
+
+    def _run(
+        self,
+        number: int,
+        module: nn.Module,
+        part: Sequences,
+        inputs: Tensor,
+        at: slice | Tensor,
+    ) -> Tensor:
+        """The output [b, t, d] of a block, or its original, on some sequences of a part."""
+        call = self.calls.of(number, part.ids[at].to(self.device))
+        return run_block(
+            module, inputs[at].to(self.device, copy=True), call
+        )  # it may work in place
+
+    def _parts(self) -> Iterator[tuple[Sequences, int, slice]]:
+        """All batches: their part, its number and their places in it."""
+        for number, part in enumerate((self.train, self.held)):
             for at in self._batches(len(part)):
-                part[at] = run_block(block.module, part[at].to(self.device), call).cpu()
+                yield part, number, at
 
     def _tune(
         self,
         number: int,
         block: Block,
-        call: Call,
         inputs: list[Tensor],
         targets: list[Tensor],
         within: dict[str, Any],
@@ -147,7 +165,7 @@ class BlockWise:
             adam.load(_under("adam/", tensors))
             best = {name: tensors[f"best/{name}"].to(self.device) for name in best}
         else:
-            first = least = self._held_out(block, call, inputs[1], targets[1])
+            first = least = self._held_out(number, block, inputs[1], targets[1])
             self._check_finite(first, number, epoch, 0)
         batch = min(options.batch, len(inputs[0]))
         per_epoch = len(inputs[0]) // batch
@@ -156,7 +174,7 @@ class BlockWise:
             order = permutation(len(inputs[0]), self.seed, "block", number, epoch)
             for step in range(per_epoch):
                 at = order[step * batch : (step + 1) * batch]
-                output = run_block(block.module, inputs[0][at].to(self.device), call)
+                output = self._run(number, block.module, self.train, inputs[0], at)
                 loss = _squared(output, targets[0][at], mask[at]) / _count(mask[at], output)
                 value = float(loss.detach())
                 if not math.isfinite(value):  # back to the last good state, without momentum
@@ -175,7 +193,7 @@ class BlockWise:
                     )
                 )
             epoch += 1
-            held = self._held_out(block, call, inputs[1], targets[1])
+            held = self._held_out(number, block, inputs[1], targets[1])
             if held < least:
                 least, idle = held, 0
                 best = {name: value.detach().clone() for name, value in parameters.items()}
@@ -188,13 +206,13 @@ class BlockWise:
             block=number, blocks=len(self.blocks), before=first, after=least, epochs=epoch
         )
 
-    def _held_out(self, block: Block, call: Call, inputs: Tensor, targets: Tensor) -> float:
+    def _held_out(self, number: int, block: Block, inputs: Tensor, targets: Tensor) -> float:
         """Mean squared error on the held-out sequences."""
         mask = self.held.mask
         total, count = 0.0, 0
         with torch.no_grad():
             for at in self._batches(len(inputs)):
-                output = run_block(block.module, inputs[at].to(self.device), call)
+                output = self._run(number, block.module, self.held, inputs, at)
                 total += float(_squared(output, targets[at], mask[at]))
                 count += _count(mask[at], output)
         return total / count

@@ -18,7 +18,7 @@ class Started:
         sequences: sequences to tune on.
         held_out: sequences held out.
         tokens: predicted tokens of the sequences to tune on.
-        blocks: blocks of the model.
+        blocks: blocks of the model; 0 where the run has no use for them.
         resumed: where an earlier run stood, in words; None if there was none.
     """
 

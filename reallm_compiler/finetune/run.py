@@ -23,7 +23,7 @@ from reallm_compiler.execute.identity import compute_name
 from reallm_compiler.execute.journal import Journal
 from reallm_compiler.execute.output import Output
 from reallm_compiler.execute.stop import listening
-from reallm_compiler.finetune.blocks import find_blocks
+from reallm_compiler.finetune.blocks import Block, find_blocks
 from reallm_compiler.finetune.blockwise import BlockWise, plain_of
 from reallm_compiler.finetune.end_to_end import EndToEnd, checkpointed
 from reallm_compiler.finetune.events import BlockDone, Event, FinetuneReport, Started
@@ -129,8 +129,10 @@ def finetune(
                 location=str(target),
                 hint="leave out `--resume required` to start afresh",
             )
-        _start(tell, base, tunable, train, held, chosen, found)
-        blocks, end = _stages(tunable, original, train, held, chosen, state, found, tell)
+        wanted = "block" in chosen.stages or chosen.checkpointing
+        modules = find_blocks(tunable) if wanted else []
+        _start(tell, base, tunable, modules, train, held, chosen, found)
+        blocks, end = _stages(tunable, modules, original, train, held, chosen, state, found, tell)
         tuned = {
             name: {part: value.detach() for part, value in layer.tuned()}
             for name, layer in tunable.layers.items()
@@ -187,6 +189,7 @@ def owned(target: Path) -> Iterator[None]:
 
 def _stages(
     tunable: TunableModel,
+    modules: list[Block],
     original: Original,
     train: Sequences,
     held: Sequences,
@@ -206,7 +209,7 @@ def _stages(
     if "block" in options.stages and not in_end:
         stage = BlockWise(
             tunable,
-            find_blocks(tunable),
+            modules,
             original,
             train,
             held,
@@ -222,8 +225,7 @@ def _stages(
     if options.e2e.loss == "distill":
         teacher = original.teacher(torch.device(tunable.model.device), _DTYPES[options.precision])
     end = EndToEnd(tunable, teacher, train, held, options.e2e, options.seed, state, tell)
-    wrapped = find_blocks(tunable) if options.checkpointing else []
-    with checkpointed(wrapped, options.checkpointing):
+    with checkpointed(modules, options.checkpointing):
         end.run(where if in_end else {}, tensors, [plain_of(entry) for entry in blocks])
     return blocks, end
 
@@ -248,6 +250,7 @@ def _start(
     tell: Callable[[Event], None],
     base: ModelArchive,
     tunable: TunableModel,
+    modules: list[Block],
     train: Sequences,
     held: Sequences,
     options: FinetuneOptions,
@@ -269,7 +272,7 @@ def _start(
             sequences=len(train),
             held_out=len(held),
             tokens=train.predicted,
-            blocks=len(find_blocks(tunable)),
+            blocks=len(modules),
             resumed=resumed,
         )
     )

@@ -56,12 +56,14 @@ class Step:
         self.blocks = find_blocks(self.tunable)
         ids = torch.randint(3, 200, (16, 64), generator=torch.Generator().manual_seed(0))
         self.sequences = Sequences(ids, torch.full((16,), 64))
-        self.call = calls_of(self.tunable.model, self.blocks, ids[:1])[1]
+        self.calls = calls_of(self.tunable.model, self.blocks, ids[:2])
         self.hidden = hidden_states(self.tunable.model, self.blocks[0].module, ids)
 
     def block(self) -> None:
         at, mask = torch.arange(16), self.sequences.mask
-        output = run_block(self.blocks[1].module, self.hidden[at], self.call)
+        output = run_block(
+            self.blocks[1].module, self.hidden[at], self.calls.of(1, self.sequences.ids)
+        )
         (_squared(output, self.hidden[at], mask) / _count(mask, output)).backward()
 
     def end(self, teacher: Any, checkpointing: bool) -> None:
