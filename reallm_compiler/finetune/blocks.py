@@ -161,9 +161,7 @@ def calls_of(model: Any, blocks: Sequence[Block], ids: Tensor) -> Calls:  # noqa
         for hook in hooks:
             hook.remove()
     if [id(module) for module in met] != [id(module) for module in modules]:
-        raise _unfit(
-            f"the model makes {len(met)} calls of its {len(blocks)} blocks, or not in order"
-        )
+        raise _unfit("the model does not call each of its blocks once and in order")
     calls = Calls(model, blocks, [entries for _, entries in outputs])
     turned = ids.flip(0)  # so that nothing that the pass above has left in the model would do
     for number, block in enumerate(blocks):

@@ -73,6 +73,7 @@ class BlockWise:
         self.tell = tell
         self.device = torch.device(tunable.model.device)
         self.dtype = next(iter(tunable.layers.values())).coded.dtype
+        original.check_blocks(blocks, tunable.model)
         self.calls = calls_of(tunable.model, blocks, self.train.ids[:2].to(self.device))
 
     def run(self, place: dict[str, Any], tensors: dict[str, Tensor]) -> list[BlockDone]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,29 +71,61 @@ class Original:
             device: where it will run.
             dtype: type of its weights.
         """
+        module: nn.Module = copy.deepcopy(self._empty(block, model))
+        module.to_empty(device="cpu")
+        ours = dict(block.module.named_buffers())
+        sources = self._sources(block, model)
+        with torch.no_grad():
+            for name, values in _values(module):
+                known = sources[name]
+                values.copy_(ours[name] if known is None else self.weights.tensor(known, "f32"))
+        return module.to(device, dtype).requires_grad_(False).eval()
+
+    def check_blocks(self, blocks: Sequence[Block], model: Any) -> None:  # noqa: ANN401
+        """See that the original of every block can be made; no weight is read.
+
+        Raises:
+            FinetuneError: the checkpoint has not all that a block of the model holds.
+        """
+        for block in blocks:
+            self._sources(block, model)
+
+    def _empty(self, block: Block, model: Any) -> nn.Module:  # noqa: ANN401
+        """A block of the architecture without weights."""
         if self._skeleton is None:
             with torch.device("meta"):
                 self._skeleton = type(model)(copy.deepcopy(model.config))
-        module: nn.Module = copy.deepcopy(self._skeleton.get_submodule(block.path))
-        module.to_empty(device="cpu")
+        module: nn.Module = self._skeleton.get_submodule(block.path)
+        return module
+
+    def _sources(self, block: Block, model: Any) -> dict[str, str | None]:  # noqa: ANN401
+        """The checkpoint's tensor for each tensor of a block.
+
+        None for a buffer that the architecture makes, such as a mask.
+        """
         prefix = getattr(model, "base_model_prefix", "") + "."
         ours = dict(block.module.named_buffers())
-        with torch.no_grad():
-            for name, values in (*module.named_parameters(), *module.named_buffers()):
-                full = f"{block.path}.{name}"
-                known = full if full in self.weights.by_name else full.removeprefix(prefix)
-                if known in self.weights.by_name:
-                    values.copy_(self.weights.tensor(known, "f32"))
-                elif name in ours:  # made by the architecture, such as a mask
-                    values.copy_(ours[name])
-                else:
-                    raise FinetuneError(
-                        f"the original has no tensor {full}",
-                        location=str(self.path),
-                        note="the model keeps this part under another name than the checkpoint",
-                        hint="tune end to end alone with `--stage e2e`",
-                    )
-        return module.to(device, dtype).requires_grad_(False).eval()
+        sources: dict[str, str | None] = {}
+        for name, values in _values(self._empty(block, model)):
+            full = f"{block.path}.{name}"
+            known = full if full in self.weights.by_name else full.removeprefix(prefix)
+            spec = self.weights.by_name.get(known)
+            if spec is not None and spec.shape == tuple(values.shape):
+                sources[name] = known
+            elif spec is None and name in ours:
+                sources[name] = None
+            else:
+                raise FinetuneError(
+                    f"the original has no tensor {full}"
+                    if spec is None
+                    else f"{known} of the original is {list(spec.shape)}, "
+                    f"and in the model {list(values.shape)}",
+                    location=str(self.path),
+                    note="the model keeps this part under another name than the checkpoint, "
+                    "or shares it with another block",
+                    hint="tune end to end alone with `--stage e2e`",
+                )
+        return sources
 
     def teacher(self, device: torch.device, dtype: torch.dtype) -> Any:  # noqa: ANN401
         """The whole original, frozen."""
@@ -140,3 +173,9 @@ class Original:
                 note="the archive was compiled from another model",
             )
         return spec
+
+
+def _values(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers of a module, by name."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
