@@ -12,6 +12,7 @@ be had in this way: `calls_of` compares with the model before any work, and refu
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -193,8 +194,8 @@ def _unfit(why: str, block: Block | None = None) -> FinetuneError:
 
 def _same(one: Tensor, other: Tensor) -> bool:
     """Whether two results are equal but for rounding."""
-    allowed = torch.finfo(one.dtype).eps ** 0.5
-    return float((one.double() - other.double()).norm()) <= allowed * float(other.double().norm())
+    wrong, whole = float((one.double() - other.double()).norm()), float(other.double().norm())
+    return wrong <= math.sqrt(torch.finfo(one.dtype).eps) * whole
 
 
 def _catch(model: Any, module: nn.Module, ids: Tensor) -> _Caught:  # noqa: ANN401

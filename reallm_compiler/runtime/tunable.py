@@ -134,9 +134,12 @@ def open_tunable(
     ]
     model, tokenizer = build(path, dtype=dtype, coded_only={matrix.tensor for matrix in candidates})
     model.requires_grad_(False)
+    sharing: dict[int, list[str]] = {}
+    for place, module in model.named_modules():
+        sharing.setdefault(id(getattr(module, "weight", None)), []).append(place)
     layers: dict[str, TunedLinear] = {}
     for matrix in candidates:
-        layer = _layer_of(model, path, matrix)
+        layer = _layer_of(model, path, matrix, sharing)
         if layer is None:
             _copy_whole(model, path, matrix.tensor)
         else:
@@ -166,8 +169,13 @@ def _layer_of(
     model: Any,  # noqa: ANN401
     archive: ModelArchive,
     matrix: PlannedMatrix,
+    sharing: Mapping[int, list[str]],
 ) -> TunedLinear | None:
-    """The tuned layer of a matrix, put in its module's place; None if it has no such module."""
+    """The tuned layer of a matrix, put in its module's place; None if it has no such module.
+
+    Modules that share the weight (`sharing`: their paths by its identity), such as the blocks that
+    Zamba 2 repeats, share the layer.
+    """
     name = module_name(model, matrix.tensor)
     try:
         module = model.get_submodule(name)
@@ -176,6 +184,9 @@ def _layer_of(
     if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
         return None
     weight: Tensor = module.weight
+    paths = sharing[id(weight)]
+    if any(type(model.get_submodule(path)) is not type(module) for path in paths):
+        return None
     left, right = archive.factors(matrix.name) or (None, None)
     layer = TunedLinear(
         weight.t() if matrix.transposed else weight,
@@ -184,7 +195,8 @@ def _layer_of(
         magnitude=archive.magnitude(matrix.name),
         bias=module.bias,
     )
-    model.set_submodule(name, layer)
+    for path in paths:
+        model.set_submodule(path, layer)
     return layer
 
 

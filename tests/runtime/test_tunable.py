@@ -76,3 +76,38 @@ def test_a_coded_tensor_that_is_no_linear_layer_is_whole(gpt2: Path, tmp_path: P
     assert [name.split(".")[-1] for name in tunable.untuned] == ["wpe"]
     whole, _ = reallm.load(path)
     assert torch.allclose(logits(tunable.model), logits(whole), atol=1e-4)
+
+
+def test_blocks_that_share_their_weights_share_their_layers(tmp_path: Path) -> None:
+    from transformers import Zamba2Config, Zamba2ForCausalLM
+
+    config = Zamba2Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        mamba_d_state=8,
+        mamba_headdim=16,
+        n_mamba_heads=4,
+        mamba_ngroups=1,
+        layers_block_type=["mamba", "hybrid"] * 2,
+        num_mem_blocks=1,
+        chunk_size=8,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        Zamba2ForCausalLM(config).save_pretrained(tmp_path / "zamba")
+    path = tmp_path / "zamba.reallm"
+    reallm.compile(RECIPE, model=tmp_path / "zamba", output=path, device="cpu", workers=1)
+    tunable = open_tunable(path, dtype=torch.float32)
+    one, other = (
+        tunable.model.get_submodule(f"model.layers.{number}.shared_transformer.self_attn.q_proj")
+        for number in (1, 3)
+    )
+    assert isinstance(one, TunedLinear)
+    assert one is other
+    whole, _ = reallm.load(path, dtype=torch.float32)
+    assert torch.allclose(logits(tunable.model), logits(whole), atol=1e-5)
