@@ -21,7 +21,6 @@ from reallm_compiler.recipe import Candidate, Decision, Recipe, load_recipe, res
 from reallm_compiler.sources import (
     Inventory,
     MatrixFact,
-    layer_index,
     matrix_name,
     open_source,
 )
@@ -82,7 +81,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         + [
             Candidate(
                 name=matrix_name(spec.name),
-                layer=layer_index(spec.name),
+                layer=inventory.layer_of(spec.name),
                 is_matrix=False,
                 coded_by_default=False,
             )

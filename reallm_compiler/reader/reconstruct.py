@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from reallm_compiler.errors import FormatError, OutputError
 from reallm_compiler.reader.archive import ModelArchive, open_archive
-from reallm_compiler.sources.embed import TEMPLATES
+from reallm_compiler.sources.carried import TEMPLATES, is_carried
 from reallm_formats.dtypes import section_bytes
 
 _FILE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
@@ -95,7 +95,7 @@ def write_files(archive: ModelArchive, folder: Path) -> None:
     """
     root = folder.resolve()
     for name, data in archive.files():
-        if not name.endswith(_FILE_SUFFIXES) or name.startswith("model.safetensors"):
+        if not is_carried(name):
             raise FormatError(
                 "N4",
                 f"`{name}` is no config or tokenizer file, so it is not written",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from reallm_compiler.errors import SourceError
-from reallm_compiler.sources.embed import TOKENIZERS
+from reallm_compiler.sources.carried import TOKENIZERS
 from reallm_compiler.sources.untrusted import needs_code, offline
 
 
 def has_tokenizer(names: Collection[str]) -> bool:
     """Whether files of these names make a tokenizer that transformers can load."""
-    return any(name in names for name in TOKENIZERS)
+    return any(fnmatchcase(name, word) for word in TOKENIZERS for name in names)
 
 
 def load_tokenizer(folder: Path, label: str) -> Any:  # noqa: ANN401 (transformers has no types)

@@ -2,11 +2,11 @@
 
 In this order:
 
-1. `model.safetensors`: the weights in one file;
-2. `model.safetensors.index.json`: the weights in shards; the index and the headers of the shards
-   must say the same;
-3. without a `config.json`, every `*.safetensors` file of the folder: matrices, not a model;
-4. a `config.json` and no weights at all: shapes only (the caller builds them).
+1. the file that the config names as `transformers_weights`, a safetensors file or an index;
+2. `model.safetensors`: the weights in one file;
+3. `model.safetensors.index.json`: the weights in shards;
+4. without a `config.json`, every `*.safetensors` file of the folder: matrices, not a model;
+5. a `config.json` and no weights at all: shapes only (the caller builds them).
 
 Other formats beside safetensors are ignored; alone they are refused with what to do. Pickles
 (`.bin`, `.pt`, `.pth`) are never opened: reading one runs whatever code it holds.
@@ -14,16 +14,18 @@ Other formats beside safetensors are ignored; alone they are refused with what t
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from reallm_compiler.errors import SourceError
-from reallm_compiler.sources.headers import HEADER_LIMIT, header_specs, read_header
-from reallm_compiler.sources.paths import list_files, read_small, resolve_inside
+from reallm_compiler.sources.headers import header_specs, read_header
+from reallm_compiler.sources.paths import list_files, parse_json, read_small, resolve_inside
+from reallm_compiler.sources.quantization import WEIGHTS_FILE
+from reallm_compiler.sources.shards import join_shards, read_shards, read_weight_map
 from reallm_compiler.sources.stated import check_words
 from reallm_compiler.tensors import TensorSpec
 
@@ -61,16 +63,23 @@ def read_folder(folder: Path) -> FolderFacts:
     config = read_config(folder / CONFIG, CONFIG, folder) if CONFIG in names else None
     shards = [name for name in names if name.endswith(".safetensors")]
     notes: tuple[str, ...] = ()
-    if MAIN in names:
-        if INDEX in names:
+    main, index = weight_files(config)
+    if main and _is_there(folder, main):
+        if index in names:
             notes = (f"{MAIN} and {INDEX} are both there: the first is used",)
-        tensors = _join([(MAIN, _header(folder, MAIN))])
-    elif INDEX in names:
-        tensors = _indexed(folder)
+        tensors: tuple[TensorSpec, ...] = _header(folder, main)
+    elif index and _is_there(folder, index):
+        tensors, notes = read_shards(folder, index)
+    elif config is not None and config.get(WEIGHTS_FILE) is not None:
+        raise SourceError(
+            f"the config names the weights {main or index!r}, which is not there",
+            location=f"{folder / CONFIG}: {WEIGHTS_FILE}",
+            hint=f"put the file into the folder, or take {WEIGHTS_FILE} out of the config",
+        )
     elif shards and config is None:
         if "adapter_config.json" in names:
             raise _adapter(folder)
-        tensors = _join((name, _header(folder, name)) for name in shards)
+        tensors = _join_files((name, _header(folder, name)) for name in shards)
     elif shards:
         raise _unindexed(folder, shards, names)
     else:
@@ -86,6 +95,32 @@ def read_folder(folder: Path) -> FolderFacts:
     return FolderFacts(tensors=tensors, config=config, notes=notes)
 
 
+def weight_files(config: Mapping[str, Any] | None) -> tuple[str, str]:
+    """The file of the weights, and the index of their shards; one is empty if it cannot be.
+
+    Raises:
+        SourceError: the config names a file that is neither.
+    """
+    named = (config or {}).get(WEIGHTS_FILE)
+    if named is None:
+        return MAIN, INDEX
+    if isinstance(named, str) and named.endswith(".safetensors"):
+        return named, ""
+    if isinstance(named, str) and named.endswith(".safetensors.index.json"):
+        return "", named
+    raise SourceError(
+        f"{WEIGHTS_FILE} is {ascii(named)[:80]}, no safetensors file and no index of them",
+        location=f"{CONFIG}: {WEIGHTS_FILE}",
+        hint="take the key out of the config, or name a *.safetensors file of the folder",
+    )
+
+
+def _is_there(folder: Path, name: str) -> bool:
+    """Whether a file of the checkpoint exists; a link that leads nowhere does."""
+    resolve_inside(folder, name)
+    return os.path.lexists(folder / name)
+
+
 def read_config(path: Path, label: str, folder: Path | None = None) -> dict[str, Any]:
     """A config, which must hold a mapping; its words are words.
 
@@ -99,24 +134,6 @@ def read_config(path: Path, label: str, folder: Path | None = None) -> dict[str,
     config = parse_json(read_small(path, label, CONFIG_LIMIT), label)
     check_words(config, label)
     return config
-
-
-def parse_json(data: bytes, label: str) -> dict[str, Any]:
-    """Bytes of a JSON file that must hold a mapping."""
-    try:
-        document = json.loads(data.decode("utf-8"))
-    except RecursionError:
-        raise SourceError("the file is nested too deeply", location=label) from None
-    except json.JSONDecodeError as error:
-        raise SourceError(
-            f"the file is not valid JSON: {error.msg.lower()}",
-            location=f"{label}:{error.lineno}:{error.colno}",
-        ) from error
-    except ValueError as error:
-        raise SourceError(f"the file is not valid JSON: {error}", location=label) from error
-    if not isinstance(document, dict):
-        raise SourceError("the file does not hold a JSON mapping", location=label)
-    return document
 
 
 def refuse_formats(folder: Path, names: Iterable[str]) -> None:
@@ -178,52 +195,35 @@ def _header(folder: Path, name: str) -> tuple[TensorSpec, ...]:
     return read_header(resolve_inside(folder, name), name)
 
 
-def _join(shards: Iterable[tuple[str, tuple[TensorSpec, ...]]]) -> tuple[TensorSpec, ...]:
-    """The tensors of several shards; a name that two of them use is refused."""
+def _join_files(files: Iterable[tuple[str, tuple[TensorSpec, ...]]]) -> tuple[TensorSpec, ...]:
+    """The tensors of files that no index joins; a name that two of them use is refused."""
     found: dict[str, TensorSpec] = {}
-    for name, specs in shards:
+    for name, specs in files:
         for spec in specs:
             if spec.name in found:
                 raise SourceError(
                     f"tensor {spec.name!r} is in {found[spec.name].shard} and in {name}",
                     location=name,
+                    hint="take one of the two files out of the folder",
                 )
             found[spec.name] = spec
     return tuple(found.values())
-
-
-def _indexed(folder: Path) -> tuple[TensorSpec, ...]:
-    """All tensors of a sharded checkpoint, index and headers compared."""
-    weight_map = _weight_map(folder)
-    shards = sorted(set(weight_map.values()))
-    targets = {shard: resolve_inside(folder, shard) for shard in shards}
-    for shard in shards:
-        if not shard.endswith(".safetensors"):
-            raise SourceError(f"the index names {shard!r}, no safetensors file", location=INDEX)
-    missing = [shard for shard, target in targets.items() if not os.path.exists(target)]
-    if missing:
-        many = f"{len(missing)} of {len(shards)} shards are missing"
-        raise SourceError(
-            f"{many}: {', '.join(missing)}",
-            location=str(folder),
-            hint="download them into the folder",
-        )
-    tensors = _join((shard, read_header(target, shard)) for shard, target in targets.items())
-    _check_index(weight_map, tensors)
-    return tensors
 
 
 def holds_weights(folder: Path) -> bool:
     """Whether all shards of a model are in a folder.
 
     Raises:
-        SourceError: its index cannot be read.
+        SourceError: its config or its index cannot be read.
     """
-    if (folder / MAIN).exists():
+    names = list_files(folder)
+    config = read_config(folder / CONFIG, CONFIG, folder) if CONFIG in names else None
+    main, index = weight_files(config)
+    if main and (folder / main).exists():
         return True
-    if not (folder / INDEX).exists():
+    if not index or not (folder / index).exists():
         return False
-    return all((folder / shard).exists() for shard in set(_weight_map(folder).values()))
+    return all((folder / shard).exists() for shard in set(read_weight_map(folder, index).values()))
 
 
 def read_headers(folder: Path, headers: Mapping[str, dict[str, Any]]) -> FolderFacts:
@@ -238,41 +238,11 @@ def read_headers(folder: Path, headers: Mapping[str, dict[str, Any]]) -> FolderF
     """
     names = list_files(folder)
     config = read_config(folder / CONFIG, CONFIG, folder) if CONFIG in names else None
-    tensors = _join((name, header_specs(dict(header), name)) for name, header in headers.items())
-    if INDEX in names and MAIN not in headers:
-        _check_index(_weight_map(folder), tensors)
-    return FolderFacts(tensors=tensors, config=config)
-
-
-def _weight_map(folder: Path) -> Mapping[str, str]:
-    """The index: the shard of each tensor."""
-    data = read_small(resolve_inside(folder, INDEX), INDEX, HEADER_LIMIT)
-    weight_map = parse_json(data, INDEX).get("weight_map")
-    if not isinstance(weight_map, Mapping) or not all(
-        isinstance(shard, str) for shard in weight_map.values()
-    ):
-        raise SourceError("the index has no weight_map from tensors to shards", location=INDEX)
-    return weight_map
-
-
-def _check_index(weight_map: Mapping[str, str], tensors: Iterable[TensorSpec]) -> None:
-    """Refuse shards that hold other tensors than the index says."""
-    found = {spec.name: spec.shard for spec in tensors}
-    for name, shard in found.items():
-        if weight_map.get(name) != shard:
-            raise _contradiction(name, weight_map.get(name), shard)
-    absent = weight_map.keys() - found.keys()
-    if absent:
-        first = min(absent)
-        raise _contradiction(first, weight_map[first], None)
-
-
-def _contradiction(tensor: str, stated: str | None, found: str | None) -> SourceError:
-    says = f"is in {stated}" if stated else "is nowhere"
-    shows = f"is in {found}" if found else "is not there"
-    return SourceError(
-        f"tensor {tensor!r} {says} by the index, but by the shards it {shows}",
-        location=INDEX,
-        note="the index and the shards are of different versions of the checkpoint",
-        hint="download the index and all shards again",
+    main, index = weight_files(config)
+    shards = [header_specs(dict(header), name) for name, header in sorted(headers.items())]
+    indexed = main not in headers and index in names
+    weight_map = (
+        read_weight_map(folder, index) if indexed else {s.name: s.shard for s in chain(*shards)}
     )
+    tensors, notes = join_shards(weight_map, shards, index)
+    return FolderFacts(tensors=tensors, config=config, notes=notes)

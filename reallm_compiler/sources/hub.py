@@ -10,16 +10,25 @@ import importlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from reallm_compiler.errors import SourceError
-from reallm_compiler.sources.embed import NAMES, TEMPLATES
-from reallm_compiler.sources.folder import INDEX, holds_weights
+from reallm_compiler.sources.carried import FOLDERS, NAMES
+from reallm_compiler.sources.folder import (
+    CONFIG,
+    INDEX,
+    MAIN,
+    holds_weights,
+    read_config,
+    weight_files,
+)
+from reallm_compiler.sources.shards import read_weight_map
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}"
 _ID = re.compile(rf"(?P<id>{_PART}(?:/{_PART})?)(?:@(?P<revision>[A-Za-z0-9_./-]{{1,200}}))?")
-SMALL = (INDEX, *NAMES, f"{TEMPLATES}/*.jinja")
+SMALL = (INDEX, *NAMES, *FOLDERS)
 PATTERNS = ("model.safetensors", "model-*.safetensors", *SMALL)
 
 Headers = Mapping[str, dict[str, Any]]
@@ -43,7 +52,9 @@ def fetch(text: str, *, hint: str | None = None) -> Path:
         SourceError: the repository cannot be had: unknown, private, or no connection.
     """
     with _client(text, hint) as (hub, name, revision):
-        return _snapshot(hub, name, revision, PATTERNS)
+        folder = _snapshot(hub, name, revision, PATTERNS)
+        named = _named_weights(hub, name, revision, folder)
+        return _snapshot(hub, name, revision, named) if named else folder
 
 
 def describe(text: str, *, hint: str | None = None) -> tuple[Path, Headers | None]:
@@ -65,11 +76,17 @@ def describe(text: str, *, hint: str | None = None) -> tuple[Path, Headers | Non
     """
     with _client(text, hint) as (hub, name, revision):
         folder = _snapshot(hub, name, revision, SMALL)
+        named = _named_weights(hub, name, revision, folder)
         if holds_weights(folder):
             return folder, None
         errors: Any = importlib.import_module("huggingface_hub.errors")
         try:
-            found = hub.get_safetensors_metadata(name, revision=folder.name)
+            if named:
+                read = partial(hub.parse_safetensors_file_metadata, name, revision=folder.name)
+                files = {shard: read(shard) for shard in named}
+            else:
+                found = hub.get_safetensors_metadata(name, revision=folder.name)
+                files = found.files_metadata
         except errors.NotASafetensorsRepoError:
             return folder, None
         except (*network_errors(), errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
@@ -87,8 +104,21 @@ def describe(text: str, *, hint: str | None = None) -> tuple[Path, Headers | Non
             }
             for tensor, info in file.tensors.items()
         }
-        for shard, file in found.files_metadata.items()
+        for shard, file in files.items()
     }
+
+
+def _named_weights(hub: Any, name: str, revision: str | None, folder: Path) -> tuple[str, ...]:  # noqa: ANN401
+    """The files of the weights, where the config names others than the usual ones."""
+    if not (folder / CONFIG).exists():
+        return ()
+    main, index = weight_files(read_config(folder / CONFIG, CONFIG, folder))
+    if (main, index) == (MAIN, INDEX):
+        return ()
+    if main:
+        return (main,)
+    _snapshot(hub, name, revision, (index,))
+    return tuple(sorted(set(read_weight_map(folder, index).values())))
 
 
 def _snapshot(hub: Any, name: str, revision: str | None, patterns: tuple[str, ...]) -> Path:  # noqa: ANN401

@@ -19,23 +19,32 @@ import yaml
 
 from reallm_compiler.errors import SourceError
 from reallm_compiler.sources import hub
+from reallm_compiler.sources.carried import embedded_files
 from reallm_compiler.sources.config import tensors_of_config, tensors_of_shapes
-from reallm_compiler.sources.embed import code_note, config_bytes, embedded_files, plain_config
+from reallm_compiler.sources.embed import code_note, config_bytes, plain_config
 from reallm_compiler.sources.folder import (
     CONFIG,
     CONFIG_LIMIT,
     INDEX,
     PICKLES,
     gguf_refused,
-    parse_json,
     pickle_refused,
     read_folder,
     read_headers,
 )
 from reallm_compiler.sources.headers import read_header
-from reallm_compiler.sources.linear import MatrixFact, layer_index, matrices, natural_key
-from reallm_compiler.sources.paths import missing, near_miss, read_small, unreadable
-from reallm_compiler.sources.scales import attach_scales, refuse_packed, without_quantization
+from reallm_compiler.sources.layers import model_layer, prediction_layers
+from reallm_compiler.sources.linear import MatrixFact, matrices, natural_key
+from reallm_compiler.sources.packed import refuse_packed
+from reallm_compiler.sources.paths import missing, near_miss, parse_json, read_small, unreadable
+from reallm_compiler.sources.quantization import (
+    refuse_stated,
+    statements,
+    states_storage,
+    without_storage,
+)
+from reallm_compiler.sources.remarks import remarks
+from reallm_compiler.sources.scales import attach_scales
 from reallm_compiler.sources.stated import check_words
 from reallm_compiler.sources.ties import find_ties
 from reallm_compiler.tensors import TensorSpec
@@ -53,11 +62,14 @@ class Inventory:
             are elsewhere), `config` or `shapes` (no weights).
         tensors: what will be stored, sorted by name, numbers in names by value; of tied tensors
             only the kept one; scales of fp8 weights only inside the weight's own entry.
-        config: the model's config, without `quantization_config` once scales were attached.
+        config: the model's config, without what says how the checkpoint stores the weights
+            (`quantization.without_storage`).
         files: the small files to embed, as (relative path, content).
         ties: alias to kept tensor; the alias is not in `tensors`.
         duplicates: tied aliases that the checkpoint stores all the same. A plan holds the kept
             tensor alone, so whoever reads the weights should check that both are equal.
+        prediction: layers for multi-token prediction, numbered on after the model's own, as
+            prefixes of names.
         notes: remarks for the user, in English.
     """
 
@@ -68,6 +80,7 @@ class Inventory:
     files: tuple[tuple[str, bytes], ...] = ()
     ties: dict[str, str] = field(default_factory=dict)
     duplicates: tuple[TensorSpec, ...] = ()
+    prediction: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     facts: tuple[MatrixFact, ...] = field(repr=False, default=())
 
@@ -78,7 +91,7 @@ class Inventory:
 
     @property
     def layers(self) -> int:
-        """Number of layers, one above the highest number in a name; 0 without layers."""
+        """Number of the model's layers, one above the highest number; 0 without layers."""
         return max((fact.layer + 1 for fact in self.facts if fact.layer is not None), default=0)
 
     def matrices(self) -> tuple[MatrixFact, ...]:
@@ -91,8 +104,8 @@ class Inventory:
         return tuple(tensor for tensor in self.tensors if tensor.name not in coded)
 
     def layer_of(self, name: str) -> int | None:
-        """Number of the layer that a tensor or a matrix belongs to, or None."""
-        return layer_index(name)
+        """Number of the model's layer that a tensor or a matrix belongs to, or None."""
+        return model_layer(name, self.prediction)
 
     def shard_path(self, tensor: TensorSpec) -> Path:
         """The file that holds a tensor's bytes; they are `tensor.byte_range()` of it.
@@ -156,9 +169,9 @@ def _from_hub(text: str, path: Path, *, weights: bool) -> Inventory:
         folder, headers = hub.describe(text, hint=hint)
     if headers is not None:
         found = read_headers(folder, headers)
+        files, notes = embedded_files(folder)
         note = f"the weights of {text} were not downloaded: sizes are those of their headers"
-        notes = (*code_note(found.config), note)
-        files = embedded_files(folder)
+        notes = (*found.notes, *code_note(found.config), *notes, note)
         return _build(str(folder), "headers", found.tensors or (), found.config, files, notes)
     inventory = _from_folder(folder)
     if inventory.complete:
@@ -174,8 +187,8 @@ def _is_a_slip(path: Path) -> bool:
 
 def _from_folder(folder: Path) -> Inventory:
     found = read_folder(folder)
-    files = embedded_files(folder)
-    notes = (*found.notes, *code_note(found.config))
+    files, left = embedded_files(folder)
+    notes = (*found.notes, *code_note(found.config), *left)
     if found.tensors is None:
         label = str(folder / CONFIG)
         return _from_document(found.config or {}, str(folder), files, label, notes)
@@ -251,9 +264,9 @@ def _from_document(
             hint="a config.json has model_type; a document of shapes is {shapes: {NAME: [p, q]}}",
         )
     check_words(document, label)
-    refuse_packed((), document)
-    tensors, ties, note = tensors_of_config(document, label)
-    config = without_quantization(document)
+    refuse_stated(document)
+    config = without_storage(document)
+    tensors, ties, note = tensors_of_config(config, label)
     content = plain_config(files, document) if config != document else files
     content = content or ((CONFIG, config_bytes(config)),)
     return _build(path, "config", tensors, config, content, (*notes, note), ties)
@@ -268,11 +281,14 @@ def _build(
     notes: tuple[str, ...],
     ties: dict[str, str] | None = None,
 ) -> Inventory:
-    refuse_packed(specs, config)
+    refuse_stated(config)
     plain, scaled = attach_scales(specs, config)
-    if scaled and config is not None:
+    refuse_packed(plain)
+    if config is not None and states_storage(config):
+        if not scaled and next(statements(config), None) is not None:
+            notes = (*notes, "config.json says that the weights are fp8, and none is: left out")
         files = plain_config(files, config)
-        config = without_quantization(config)
+        config = without_storage(config)
     if scaled:
         notes = (*notes, f"{scaled} fp8 weights are read with their scales multiplied in")
     if ties is None:
@@ -286,6 +302,8 @@ def _build(
     )
     if not tensors:
         raise SourceError("the checkpoint holds no tensors", location=path or None)
+    prediction = prediction_layers((spec.name for spec in tensors), config)
+    facts = tuple(matrices(tensors, config, prediction))
     return Inventory(
         path=path,
         kind=kind,
@@ -294,6 +312,7 @@ def _build(
         files=files,
         ties=ties,
         duplicates=duplicates,
-        notes=notes,
-        facts=tuple(matrices(tensors, config)),
+        prediction=prediction,
+        notes=(*notes, *remarks(tensors, facts, config)),
+        facts=facts,
     )

@@ -24,7 +24,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from reallm_compiler.errors import SourceError
+from reallm_compiler.sources.experts import Experts, is_expert_slice, is_expert_weight
 from reallm_compiler.sources.headers import FLOATS
+from reallm_compiler.sources.layers import layer_prefix, model_layer
 from reallm_compiler.tensors import TensorSpec
 
 Role = Literal["linear", "embedding", "head", "router", "norm", "vector", "other"]
@@ -42,7 +44,7 @@ _MODULES: tuple[tuple[Role, re.Pattern[str]], ...] = (
         "head",
         re.compile(
             r".*lm_head|embed_out|score|classifier|.*classifier|output_projection|qa_outputs"
-            r"|unembed|lm_loss|codec_head|vocab_projector|pooler_head"
+            r"|unembed|lm_loss|codec_head|vocab_projector|pooler_head|head"
         ),
     ),
     ("norm", re.compile(r".*norm\d*|ln_.*|.*_ln|ln\d*|.*layer_?norm.*")),
@@ -52,14 +54,13 @@ _MODULES: tuple[tuple[Role, re.Pattern[str]], ...] = (
 
 _ANYWHERE: tuple[tuple[Role, re.Pattern[str]], ...] = (
     ("router", re.compile(r"router")),
-    ("head", re.compile(r"lm_head|embed_out")),
+    ("head", re.compile(r"lm_head|embed_out|shared_head")),
 )
 """Words that decide wherever they stand: what is inside such a module belongs to it."""
 
 _WHOLE: Mapping[str, Role] = {
     "transformer.w": "embedding",
     "output": "head",
-    "head": "head",
     "proj_out": "head",
     "lm_head.decoder": "head",
     "cls.predictions.decoder": "head",
@@ -68,27 +69,13 @@ _WHOLE: Mapping[str, Role] = {
 }
 """Whole names, where the last word alone would not tell."""
 
-_EXPERTS = re.compile(r"(^|\.)(shared_)?experts(\.|$)|\.(in|out)put_linear$")
-"""Where a 3-D tensor is a stack of linear layers, one for each expert."""
-_EXPERT_WEIGHT = re.compile(
-    r"(gate_up_proj|gate_proj|up_proj|down_proj|gate_and_up_projs?|down_projs?|input_linear"
-    r"|output_linear|w1|w2|w3|v1|w13|mlp\.(w1|v1|w2))$"
-)
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
 """Layers of these models that store [in, out] where all others store [out, in]."""
 
-_EXPERTS_IN_OUT = frozenset({"llama4", "llama4_text", "gpt_oss", "aria", "aria_text"}) | {
-    "openai_privacy_filter",
-    "qwen3_vl_moe",
-    "qwen3_vl_moe_text",
-}
-"""Models whose stacks of experts are [experts, in, out]; all others store [experts, out, in]."""
-
 EXPERT_LIMIT = 2048
 """Most experts of a layer; large models of today have 512 at most."""
 
-_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block|resblocks|encoders|decoders)\.(\d+)\b")
 _EXPERT_NUMBER = re.compile(r"(?:^|\.)(?:\w+_)?experts?\.(\d+)(?=\.|$)")
 _DIGITS = re.compile(r"(\d+)")
 
@@ -128,26 +115,19 @@ def matrix_name(tensor: str) -> str:
     return tensor.removesuffix(".weight")
 
 
-def layer_index(name: str) -> int | None:
-    """Number of the layer in a name such as `model.layers.7.mlp.up_proj`, or None."""
-    found = _LAYER.search(name)
-    return int(found[1]) if found else None
-
-
 def matrix_kind(name: str) -> str:
     """A matrix's name with `*` for the numbers of its layer and of its expert.
 
     `model.layers.3.mlp.experts.7.up_proj` and an expert of a stack, such as
     `model.layers.3.mlp.experts.up_proj.7`, lose both numbers; all others are part of the kind.
     """
-    stack, _, last = name.rpartition(".")
-    if last.isdecimal() and is_expert_stack(stack):
-        name = f"{stack}.*"
-    for number in (_LAYER, _EXPERT_NUMBER):
-        found = number.search(name)
-        if found:
-            name = f"{name[: found.start(1)]}*{name[found.end(1) :]}"
-    return name
+    if is_expert_slice(name):
+        name = f"{name.rpartition('.')[0]}.*"
+    found = _EXPERT_NUMBER.search(name)
+    if found:
+        name = f"{name[: found.start(1)]}*{name[found.end(1) :]}"
+    layer = layer_prefix(name)
+    return f"{layer.rpartition('.')[0]}.*{name[len(layer) :]}" if layer else name
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -170,12 +150,15 @@ def model_types(config: Mapping[str, Any] | None) -> frozenset[str]:
 
 
 def matrices(
-    tensors: Iterable[TensorSpec], config: Mapping[str, Any] | None
+    tensors: Iterable[TensorSpec],
+    config: Mapping[str, Any] | None,
+    prediction: frozenset[str] = frozenset(),
 ) -> Iterator[MatrixFact]:
     """All matrices of a checkpoint, in the order of `tensors`; experts in their own order.
 
     Args:
         tensors: the checkpoint's tensors.
+        prediction: layers that are no layers of the model (`layers.prediction_layers`).
         config: the model's config, or None. Without one, a matrix needs no `.weight` in its
             name to be a linear layer's, and nothing is transposed.
 
@@ -183,10 +166,11 @@ def matrices(
         SourceError: two matrices would have the same name.
     """
     types = model_types(config)
-    sizes = _hidden_sizes(config)
+    experts = Experts.of(config, types)
     seen: dict[str, str] = {}
     for tensor in tensors:
-        for fact in _facts(tensor, types, sizes, bare=config is None):
+        layer = model_layer(tensor.name, prediction)
+        for fact in _facts(tensor, types, experts, layer, bare=config is None):
             if fact.name in seen:
                 raise SourceError(
                     f"tensors {seen[fact.name]!r} and {tensor.name!r} would both be called "
@@ -198,12 +182,11 @@ def matrices(
 
 
 def _facts(
-    tensor: TensorSpec, types: frozenset[str], sizes: frozenset[int], *, bare: bool
+    tensor: TensorSpec, types: frozenset[str], experts: Experts, layer: int | None, *, bare: bool
 ) -> Iterator[MatrixFact]:
     if tensor.dtype not in FLOATS or 0 in tensor.shape:
         return
     name = matrix_name(tensor.name)
-    layer = layer_index(name)
     if len(tensor.shape) == 2:
         module = name.rpartition(".")[2]
         transposed = module in _CONV1D_MODULES and not types.isdisjoint(_CONV1D_MODELS)
@@ -218,15 +201,15 @@ def _facts(
             layer=layer,
             role=_role(tensor, name, bare=bare),
         )
-    elif len(tensor.shape) == 3 and is_expert_stack(tensor.name):
-        experts, rows, columns = tensor.shape
-        if experts > EXPERT_LIMIT:
+    elif experts.stacked_in(tensor):
+        count, rows, columns = tensor.shape
+        if count > EXPERT_LIMIT:
             raise SourceError(
-                f"tensor {tensor.name!r} stacks {experts:,} experts, above {EXPERT_LIMIT:,}",
+                f"tensor {tensor.name!r} stacks {count:,} experts, above {EXPERT_LIMIT:,}",
                 location=tensor.shard or None,
             )
-        transposed = _in_out(name, rows, columns, types, sizes)
-        for index in range(experts):
+        transposed = experts.in_out(name, rows, columns)
+        for index in range(count):
             yield MatrixFact(
                 name=f"{name}.{index}",
                 tensor=tensor.name,
@@ -239,48 +222,23 @@ def _facts(
             )
 
 
-def is_expert_stack(tensor: str) -> bool:
-    """Whether a 3-D tensor of this name is a stack of linear layers, one for each expert."""
+def known_role(tensor: str) -> Role | None:
+    """The role that a tensor's name alone decides, or None; a linear layer's needs its shape."""
     name = matrix_name(tensor)
-    return bool(_EXPERTS.search(name) and _EXPERT_WEIGHT.search(name))
-
-
-def _role(tensor: TensorSpec, name: str, *, bare: bool) -> Role:
     if name in _WHOLE:
         return _WHOLE[name]
     modules = name.split(".")
     for role, word in _ANYWHERE:
         if any(word.fullmatch(module) for module in modules):
             return role
-    for role, word in _MODULES:
-        if word.fullmatch(modules[-1]):
-            return role
+    return next((role for role, word in _MODULES if word.fullmatch(modules[-1])), None)
+
+
+def _role(tensor: TensorSpec, name: str, *, bare: bool) -> Role:
+    known = known_role(tensor.name)
+    if known is not None:
+        return known
     if min(tensor.shape) == 1:
         return "vector"
     named = tensor.name.endswith(".weight") or (bare and not name.endswith("bias"))
-    stacked = _EXPERTS.search(name) and _EXPERT_WEIGHT.search(name)
-    return "linear" if named or stacked else "other"
-
-
-def _hidden_sizes(config: Mapping[str, Any] | None) -> frozenset[int]:
-    """The widths of the model's state, by which a stack of experts shows which axis is which."""
-    if config is None:
-        return frozenset()
-    inner = [value for value in config.values() if isinstance(value, Mapping)]
-    found = [part.get("hidden_size") for part in (config, *inner)]
-    return frozenset(size for size in found if isinstance(size, int))
-
-
-def _in_out(
-    name: str, rows: int, columns: int, types: frozenset[str], sizes: frozenset[int]
-) -> bool:
-    """Whether an expert's matrix is stored as [in, out].
-
-    One axis is the width of the state: the outputs of a projection down, the inputs of any
-    other. Where the shape does not tell (a square), the model type does.
-    """
-    if (rows in sizes) != (columns in sizes):
-        down = re.search(r"(down_projs?|output_linear|w2)$", name) is not None
-        state_first = rows in sizes
-        return state_first != down
-    return not types.isdisjoint(_EXPERTS_IN_OUT)
+    return "linear" if named or is_expert_weight(name) else "other"

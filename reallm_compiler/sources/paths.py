@@ -5,8 +5,11 @@ point at any file of this machine, and what it points at could end up inside an 
 passed on. So a file belongs to a checkpoint only if, with all links followed, it lies
 
 - inside the checkpoint's folder, or
-- in `blobs` of the same repository of the Hub's cache, when the folder is
-  `models--ORG--NAME/snapshots/REVISION`: there every file is a link into `../../blobs`.
+- among the blobs of the same repository of the Hub's cache, when the folder is
+  `models--ORG--NAME/snapshots/REVISION` or lies in it: there every file is a link to a file of
+  `models--ORG--NAME/blobs`. That folder, or single blobs, may have been moved to another disk and
+  linked. Where such a link leads must still look like the Hub's: a file directly in a folder
+  named `blobs`, or one whose name is a hash, as the Hub names blobs (40 or 64 hex digits).
 
 Only plain files are opened: a pipe or a device of that name would hang the run.
 """
@@ -14,12 +17,16 @@ Only plain files are opened: a pipe or a device of that name would hang the run.
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import re
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from reallm_compiler.errors import SourceError
+
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def resolve_inside(folder: Path, name: str) -> Path:
@@ -33,20 +40,37 @@ def resolve_inside(folder: Path, name: str) -> Path:
         SourceError: the file lies outside the checkpoint (module docstring).
     """
     parts = name.replace("\\", "/").split("/")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise _outside(folder, name) from error
     if not name or "\0" in name or name[0] in "/\\" or ".." in parts or ":" in parts[0]:
         raise _outside(folder, name)
     root = Path(os.path.realpath(folder))
     target = Path(os.path.realpath(root / name))
-    if target.is_relative_to(root) or target.parent == _cache_blobs(root):
+    if target.is_relative_to(root) or _is_blob(root, root / name, target):
         return target
     raise _outside(folder, name, target)
 
 
-def _cache_blobs(root: Path) -> Path | None:
-    """The folder of blobs that a snapshot of the Hub's cache links into, if root is one."""
-    snapshots, repository = root.parent, root.parent.parent
-    if snapshots.name == "snapshots" and repository.name.startswith("models--"):
-        return repository / "blobs"
+def _is_blob(root: Path, path: Path, target: Path) -> bool:
+    """Whether a path in a snapshot of the Hub's cache leads to a blob of its repository."""
+    repository = _repository(root)
+    if repository is None:
+        return False
+    blobs = os.path.realpath(repository / "blobs")
+    link = os.path.join(path.parent, os.readlink(path)) if path.is_symlink() else str(path)
+    if blobs not in (os.path.realpath(os.path.dirname(link)), str(target.parent)):
+        return False
+    return target.parent.name == "blobs" or _HASH.fullmatch(target.name) is not None
+
+
+def _repository(root: Path) -> Path | None:
+    """The repository of the Hub's cache whose snapshot `root` is, or lies in."""
+    for folder in (root, *root.parents):
+        snapshots, repository = folder.parent, folder.parent.parent
+        if snapshots.name == "snapshots" and repository.name.startswith("models--"):
+            return repository
     return None
 
 
@@ -91,6 +115,24 @@ def read_small(path: Path, label: str, limit: int) -> bytes:
     if len(data) > limit:
         raise SourceError(f"the file is longer than {limit:,} bytes", location=label)
     return data
+
+
+def parse_json(data: bytes, label: str) -> dict[str, Any]:
+    """Bytes of a JSON file that must hold a mapping."""
+    try:
+        document = json.loads(data.decode("utf-8"))
+    except RecursionError:
+        raise SourceError("the file is nested too deeply", location=label) from None
+    except json.JSONDecodeError as error:
+        raise SourceError(
+            f"the file is not valid JSON: {error.msg.lower()}",
+            location=f"{label}:{error.lineno}:{error.colno}",
+        ) from error
+    except ValueError as error:
+        raise SourceError(f"the file is not valid JSON: {error}", location=label) from error
+    if not isinstance(document, dict):
+        raise SourceError("the file does not hold a JSON mapping", location=label)
+    return document
 
 
 def unreadable(error: OSError, label: str) -> SourceError:

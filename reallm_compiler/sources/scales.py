@@ -1,10 +1,9 @@
-"""Checkpoints that are quantised already: fp8 with scales is read, all else is refused.
+"""fp8 weights with their scales, which are read as ordinary weights.
 
 An fp8 weight with a companion tensor of scales stands for `stored x scale`, per tensor, per row
 or per block. Such a weight is listed with the type that it has after scaling, with its scales
 attached, so every later room sees ordinary weights. The scales themselves, and the scales of
-activations that only fp8 arithmetic would need, are taken off the list, and
-`quantization_config` off the config: what is stored is no fp8 model any more.
+activations that only fp8 arithmetic would need, are taken off the list.
 
 An fp8 tensor without scales holds plain numbers and stays as it is.
 """
@@ -16,28 +15,12 @@ from dataclasses import replace
 from typing import Any
 
 from reallm_compiler.errors import SourceError
+from reallm_compiler.sources.quantization import statements
 from reallm_compiler.tensors import ScaleSpec, TensorSpec
 from reallm_compiler.units import ceil_div
 
-_READABLE = frozenset({"fp8", "fbgemm_fp8"})
-_KEYS = ("quantization_config", "compression_config")
 _SUFFIXES = ("_scale_inv", "_scale")
 _ACTIVATIONS = ("input_scale", "activation_scale", "input_global_scale", "output_scale")
-_PACKED = {
-    "qweight": "GPTQ or AWQ",
-    "qzeros": "GPTQ or AWQ",
-    "g_idx": "GPTQ",
-    "weight_packed": "compressed-tensors",
-    "gate_up_proj_blocks": "MXFP4",
-    "down_proj_blocks": "MXFP4",
-    "absmax": "bitsandbytes",
-    "quant_map": "bitsandbytes",
-    "SCB": "bitsandbytes",
-    "W_q": "HQQ",
-    "codebooks": "AQLM",
-    "Qidxs": "QuIP#",
-    "trellis": "QTIP or EXL3",
-}
 _TYPES = {
     "bfloat16": "bf16",
     "float16": "f16",
@@ -62,50 +45,6 @@ def config_dtype(config: Mapping[str, Any] | None) -> str | None:
     return None
 
 
-def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the model that is left once the scales have been multiplied in."""
-    return {key: value for key, value in config.items() if key not in _KEYS}
-
-
-def refuse_packed(tensors: Iterable[TensorSpec], config: Mapping[str, Any] | None) -> None:
-    """Refuses a checkpoint whose weights are already packed codes of another method.
-
-    Raises:
-        SourceError: the config or the names of the tensors say so.
-    """
-    for key in _KEYS:
-        stated = (config or {}).get(key)
-        if isinstance(stated, Mapping) and not _is_fp8(stated):
-            raise _already(str(stated.get("quant_method", "unknown method")), "config.json")
-    for tensor in tensors:
-        method = _PACKED.get(tensor.name.rpartition(".")[2])
-        if method:
-            raise _already(method, f"{tensor.shard}: {tensor.name}")
-
-
-def _is_fp8(stated: Mapping[str, Any]) -> bool:
-    method = str(stated.get("quant_method", "")).lower()
-    if method in _READABLE:
-        return True
-    groups = stated.get("config_groups")
-    if method != "compressed-tensors" or not isinstance(groups, Mapping):
-        return False
-    weights = [g.get("weights") if isinstance(g, Mapping) else None for g in groups.values()]
-    return bool(weights) and all(
-        isinstance(w, Mapping) and w.get("type") == "float" and w.get("num_bits") == 8
-        for w in weights
-    )
-
-
-def _already(method: str, location: str) -> SourceError:
-    return SourceError(
-        f"the checkpoint is quantised already ({method})",
-        location=location,
-        note="coding codes again would only add error",
-        hint="start from the full-precision checkpoint that it was made from",
-    )
-
-
 def attach_scales(
     tensors: Iterable[TensorSpec], config: Mapping[str, Any] | None
 ) -> tuple[list[TensorSpec], int]:
@@ -118,8 +57,8 @@ def attach_scales(
         SourceError: the scales of a weight are missing or do not fit it.
     """
     by_name = {tensor.name: tensor for tensor in tensors}
-    quantised = any(isinstance((config or {}).get(key), Mapping) for key in _KEYS)
-    block = _stated_block(config)
+    stated = [statement for _, statement in statements(config)]
+    block = _stated_block(stated)
     dtype = config_dtype(config) or "bf16"
     scaled: dict[str, TensorSpec] = {}
     used: set[str] = set()
@@ -128,7 +67,7 @@ def attach_scales(
             continue
         names = [tensor.name + suffix for suffix in _SUFFIXES if tensor.name + suffix in by_name]
         if not names:
-            if quantised and len(tensor.shape) > 1:
+            if stated and len(tensor.shape) > 1:
                 raise _unusable(tensor, "its scales are missing")
             continue
         scale = by_name[names[0]]
@@ -148,16 +87,20 @@ def attach_scales(
     return kept, len(scaled)
 
 
-def _stated_block(config: Mapping[str, Any] | None) -> tuple[int, int] | None:
-    for key in _KEYS:
-        stated = (config or {}).get(key)
-        size = stated.get("weight_block_size") if isinstance(stated, Mapping) else None
-        if (
-            isinstance(size, list | tuple)
-            and len(size) == 2
-            and all(isinstance(extent, int) and extent > 0 for extent in size)
-        ):
-            return int(size[0]), int(size[1])
+def _stated_block(stated: Iterable[Mapping[str, Any]]) -> tuple[int, int] | None:
+    """The block that one scale covers, where a statement gives one."""
+    for statement in stated:
+        groups = statement.get("config_groups")
+        parts = groups.values() if isinstance(groups, Mapping) else ()
+        weights = (part.get("weights") for part in parts if isinstance(part, Mapping))
+        sizes = [w.get("block_structure") for w in weights if isinstance(w, Mapping)]
+        for size in (statement.get("weight_block_size"), *sizes):
+            if (
+                isinstance(size, list | tuple)
+                and len(size) == 2
+                and all(type(extent) is int and extent > 0 for extent in size)
+            ):
+                return int(size[0]), int(size[1])
     return None
 
 

@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 
 from reallm_compiler.errors import SourceError
 from reallm_compiler.sources import open_source
-from reallm_compiler.sources.embed import NAMES
 
 CONFIG = {"model_type": "llama", "tie_word_embeddings": False}
 
@@ -91,43 +90,107 @@ def test_truncated_shard_is_named(sharded):
     assert "download it again" in error.hint
 
 
-CONTRADICTIONS = {
-    "in the other shard": (
-        {"layers__1__a__weight": "model-00001-of-00002.safetensors"},
-        "is in model-00001-of-00002.safetensors by the index",
+FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+ODD_INDEXES = {
+    "in the other shard": ({"layers__1__a__weight": FIRST}, None),
+    "a buffer that no shard holds": (
+        {"layers__0__rotary_emb__inv_freq": FIRST},
+        "model.safetensors.index.json names, but no shard holds: 'layers.0.rotary_emb.inv_freq'",
     ),
-    "not in the index": ({"layers__1__a__weight": None}, None),
-    "not in any shard": (
-        {"extra": "model-00001-of-00002.safetensors"},
-        "by the shards it is not there",
+    "a layer that no shard holds": (
+        {"layers__2__a__weight": FIRST},
+        "but no shard holds: 'layers.2.a.weight'",
     ),
+    "a name that moves the cursor": ({"\x1b[2J": FIRST}, "no shard holds: '\\x1b[2J'"),
 }
 
 
-@pytest.mark.parametrize(("changes", "message"), CONTRADICTIONS.values(), ids=CONTRADICTIONS.keys())
-def test_index_against_shards(sharded, changes, message):
-    write_index(sharded, **changes)
-    if message is None:
-        # A shard that nobody names is not opened: that tensor is simply not in the model.
-        assert [t.name for t in open_source(sharded).tensors] == ["layers.0.a.weight"]
-    else:
-        assert message in str(refusal(sharded))
+@pytest.mark.parametrize(("changes", "note"), ODD_INDEXES.values(), ids=ODD_INDEXES.keys())
+def test_index_that_differs_from_the_shards(sharded, changes, note):
+    """As in transformers, what the shards hold is the checkpoint."""
+    write_index(sharded, layers__1__b__weight=SECOND, **changes)
+    save_file(tensors("layers.1.a.weight", "layers.1.b.weight"), sharded / SECOND)
+    inventory = open_source(sharded)
+    names = ["layers.0.a.weight", "layers.1.a.weight", "layers.1.b.weight"]
+    assert [t.name for t in inventory.tensors] == names
+    assert inventory.shard_path(inventory.tensors[1]).name == SECOND
+    assert [note in found for found in inventory.notes] == ([] if note is None else [True])
+
+
+def test_shard_that_the_index_does_not_name(sharded):
+    write_index(sharded, layers__1__a__weight=None)
+    # A shard that nobody names is not opened: that tensor is simply not in the model.
+    assert [t.name for t in open_source(sharded).tensors] == ["layers.0.a.weight"]
+
+
+def test_weight_that_no_shard_holds(sharded):
+    """Its layer is there, and other layers have it: the checkpoint is incomplete."""
+    save_file(tensors("layers.0.a.weight", "layers.0.b.weight"), sharded / FIRST)
+    write_index(sharded, layers__0__b__weight=FIRST, layers__1__b__weight=SECOND)
+    error = refusal(sharded)
+    assert "'layers.1.b.weight' is in model-00002-of-00002.safetensors by the index" in str(error)
+    assert "incomplete" in error.note
+    assert "again" in error.hint
 
 
 def test_tensor_that_the_index_forgets(sharded):
-    save_file(
-        tensors("layers.0.a.weight", "layers.0.b.weight"),
-        sharded / "model-00001-of-00002.safetensors",
+    save_file(tensors("layers.0.a.weight", "layers.0.b.weight"), sharded / FIRST)
+    inventory = open_source(sharded)
+    assert [t.name for t in inventory.tensors][:2] == ["layers.0.a.weight", "layers.0.b.weight"]
+    assert (
+        "that model.safetensors.index.json does not name: 'layers.0.b.weight'" in inventory.notes[0]
     )
-    assert "'layers.0.b.weight' is nowhere by the index" in str(refusal(sharded))
 
 
 def test_tensor_in_two_shards(sharded):
-    save_file(
-        tensors("layers.0.a.weight", "layers.1.a.weight"),
-        sharded / "model-00001-of-00002.safetensors",
-    )
-    assert "is in model-00001" in str(refusal(sharded))
+    save_file(tensors("layers.0.a.weight", "layers.1.a.weight"), sharded / FIRST)
+    inventory = open_source(sharded)
+    assert [(t.name, t.shard) for t in inventory.tensors] == [
+        ("layers.0.a.weight", FIRST),
+        ("layers.1.a.weight", SECOND),
+    ]
+    assert "two shards, of which the later shard's are used: 'layers.1.a" in inventory.notes[0]
+
+
+def name_weights(folder, name):
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "transformers_weights": name}))
+
+
+@pytest.mark.parametrize("name", ["other.safetensors", "sub/other.safetensors"])
+def test_config_that_names_its_weights(sharded, name):
+    save_file(tensors("layers.0.b.weight"), sharded / "model.safetensors")
+    (sharded / "sub").mkdir()
+    save_file(tensors("layers.0.c.weight"), sharded / name)
+    name_weights(sharded, name)
+    inventory = open_source(sharded)
+    assert [(t.name, t.shard) for t in inventory.tensors] == [("layers.0.c.weight", name)]
+    # The archive gives the weights another name, so that its config must not say this one.
+    assert inventory.config == CONFIG
+    assert json.loads(dict(inventory.files)["config.json"]) == CONFIG
+
+
+def test_config_that_names_its_index(sharded):
+    save_file(tensors("layers.0.b.weight"), sharded / "model.safetensors")
+    shutil.move(sharded / "model.safetensors.index.json", sharded / "a.safetensors.index.json")
+    name_weights(sharded, "a.safetensors.index.json")
+    assert len(open_source(sharded).tensors) == 2
+
+
+NAMED = {
+    "missing": ("gone.safetensors", "is not there"),
+    "a pickle": ("pytorch_model.bin", "no safetensors file"),
+    "a number": (3, "no safetensors file"),
+    "outside": ("../x.safetensors", "outside the checkpoint's folder"),
+    "absolute": ("/x.safetensors", "outside the checkpoint's folder"),
+    "no text": ("\ud800.safetensors", "outside the checkpoint's folder"),
+}
+
+
+@pytest.mark.parametrize(("name", "message"), NAMED.values(), ids=NAMED.keys())
+def test_config_that_names_other_weights(sharded, name, message):
+    name_weights(sharded, name)
+    with pytest.raises(SourceError, match=message):
+        open_source(sharded)
 
 
 BAD_INDEXES = {
@@ -230,6 +293,59 @@ def test_hub_cache_links_to_its_own_blobs(sharded, tmp_path):
     assert len(open_source(snapshot).tensors) == 2
     (snapshot / "model-00001-of-00002.safetensors").resolve().unlink()
     assert "1 of 2 shards are missing" in str(refusal(snapshot))
+
+
+def test_subfolder_of_a_snapshot(sharded, tmp_path):
+    snapshot = as_hub_cache(sharded, tmp_path / "hub" / "models--org--name")
+    inner = snapshot / "text_encoder"
+    inner.mkdir()
+    for path in list(snapshot.iterdir()):
+        if path.is_symlink():
+            (inner / path.name).symlink_to(f"../{os.readlink(path)}")
+    assert len(open_source(inner).tensors) == 2
+    (inner / "tokenizer.json").symlink_to("../../../../../secret.json")
+    (tmp_path / "secret.json").write_text("{}")
+    assert "outside the checkpoint's folder" in str(refusal(inner))
+
+
+def move_blobs(snapshot, target):
+    blobs = snapshot.parent.parent / "blobs"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(blobs, target)
+    blobs.symlink_to(target)
+
+
+@pytest.mark.parametrize("name", ["disk/blobs", "disk/of-this-model"])
+def test_blobs_on_another_disk(sharded, tmp_path, name):
+    snapshot = as_hub_cache(sharded, tmp_path / "hub" / "models--org--name")
+    move_blobs(snapshot, tmp_path / name)
+    assert len(open_source(snapshot).tensors) == 2
+
+
+def test_single_blob_on_another_disk(sharded, tmp_path):
+    snapshot = as_hub_cache(sharded, tmp_path / "hub" / "models--org--name")
+    blob = snapshot.parent.parent / "blobs" / f"{0:040x}"
+    shutil.move(blob, tmp_path / blob.name)
+    blob.symlink_to(tmp_path / blob.name)
+    assert len(open_source(snapshot).tensors) == 2
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_blobs_that_are_no_blobs(sharded, tmp_path, whole):
+    """A cache from a stranger, whose `blobs` is a folder of this machine, or has links into it."""
+    snapshot = as_hub_cache(sharded, tmp_path / "hub" / "models--org--name")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "secret.json").write_text("{}")
+    blobs = snapshot.parent.parent / "blobs"
+    if whole:
+        shutil.copytree(blobs, home, dirs_exist_ok=True)
+        shutil.rmtree(blobs)
+        blobs.symlink_to(home)
+    else:
+        (blobs / "secret.json").symlink_to(home / "secret.json")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/secret.json")
+    assert "outside the checkpoint's folder" in str(refusal(snapshot))
 
 
 @pytest.mark.parametrize("repository", ["hub/other", "hub/datasets--org--name"])
@@ -375,30 +491,6 @@ def test_paths_that_the_system_refuses(tmp_path):
 @pytest.mark.parametrize("path", ["", "a\0b"])
 def test_impossible_path(path):
     assert "empty or impossible" in str(refusal(path))
-
-
-def test_embedded_files(sharded):
-    for name in NAMES:
-        if name != "config.json":
-            (sharded / name).write_text(f"content of {name}")
-    for name in ("modeling_x.py", "README.md", "training_args.bin", "optimizer.pt"):
-        (sharded / name).write_text("not carried")
-    (sharded / "additional_chat_templates").mkdir()
-    (sharded / "additional_chat_templates" / "tool.jinja").write_text("{{ x }}")
-    (sharded / "additional_chat_templates" / "evil.py").write_text("boom")
-    files = dict(open_source(sharded).files)
-    assert set(files) == {*NAMES, "additional_chat_templates/tool.jinja"}
-    assert list(files) == sorted(files)
-    assert files["tokenizer.json"] == b"content of tokenizer.json"
-
-
-def test_embedded_file_above_the_limit(sharded, monkeypatch):
-    monkeypatch.setattr("reallm_compiler.sources.embed.FILE_LIMIT", 10)
-    (sharded / "vocab.json").write_text("0123456789a")
-    (sharded / "config.json").write_text('{"a":1}')
-    error = refusal(sharded)
-    assert "longer than 10 bytes" in error.message
-    assert error.location.endswith("vocab.json")
 
 
 def test_custom_code_is_noted(sharded):

@@ -144,19 +144,25 @@ class FakeHub:
                 shutil.copy(path, self.snapshot / path.name)
         return str(self.snapshot)
 
+    def parse_safetensors_file_metadata(self, name, filename, *, revision=None):
+        utils = pytest.importorskip("huggingface_hub.utils")
+        self.headers.append((name, revision))
+        data = (self.folder / filename).read_bytes()
+        header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
+        tensors = {
+            tensor: utils.TensorInfo(**{**entry, "data_offsets": (*entry["data_offsets"],)})
+            for tensor, entry in header.items()
+            if tensor != "__metadata__"
+        }
+        return utils.SafetensorsFileMetadata(metadata={}, tensors=tensors)
+
     def get_safetensors_metadata(self, name, *, revision=None):
         utils = pytest.importorskip("huggingface_hub.utils")
         self.headers.append((name, revision))
         files = {}
         for path in sorted(self.folder.glob("*.safetensors")):
-            data = path.read_bytes()
-            header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
-            tensors = {
-                tensor: utils.TensorInfo(**{**entry, "data_offsets": (*entry["data_offsets"],)})
-                for tensor, entry in header.items()
-                if tensor != "__metadata__"
-            }
-            files[path.name] = utils.SafetensorsFileMetadata(metadata={}, tensors=tensors)
+            files[path.name] = self.parse_safetensors_file_metadata(name, path.name)
+            self.headers.pop()
         if not files:
             raise pytest.importorskip("huggingface_hub.errors").NotASafetensorsRepoError("none")
         return utils.SafetensorsRepoMetadata(
@@ -190,7 +196,8 @@ def fake(tmp_path, monkeypatch):
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     found = FakeHub(folder, snapshot)
     monkeypatch.setattr(client, "snapshot_download", found.snapshot_download)
-    monkeypatch.setattr(client, "get_safetensors_metadata", found.get_safetensors_metadata)
+    for call in ("get_safetensors_metadata", "parse_safetensors_file_metadata"):
+        monkeypatch.setattr(client, call, getattr(found, call))
     return found
 
 
@@ -223,12 +230,34 @@ def test_weights_in_the_cache_are_used(fake):
     assert len(fake.headers) == 1, "a shard is missing"
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_weights_that_the_config_names(fake, sharded):
+    """Neither would be asked for by its name: the config is read first."""
+    first, second = sorted(fake.folder.glob("*.safetensors"))
+    name, count = "b.safetensors", 2
+    first.rename(fake.folder / name)
+    second.unlink()
+    index = fake.folder / "model.safetensors.index.json"
+    if sharded:
+        weight_map = dict.fromkeys(("model.embed_tokens.weight", "model.layers.0.x"), name)
+        name = "c.safetensors.index.json"
+        (fake.folder / name).write_text(json.dumps({"weight_map": weight_map}))
+    index.unlink()
+    config = {"model_type": "llama", "transformers_weights": name}
+    (fake.folder / "config.json").write_text(json.dumps(config))
+    planned = open_source("org/name", weights=False)
+    assert len(fake.headers) == 1
+    whole = open_source("org/name")
+    assert whole.complete
+    assert len(planned.tensors) == len(whole.tensors) == count
+    assert open_source("org/name", weights=False) == whole
+
+
 def test_headers_are_not_trusted(fake):
     index = fake.folder / "model.safetensors.index.json"
     written = index.read_text()
     index.write_text(written.replace("model.norm.weight", "model.other.weight"))
-    with pytest.raises(SourceError, match="the index"):
-        open_source("org/name", weights=False)
+    assert "model.norm.weight" in str(open_source("org/name", weights=False).notes)
     index.write_text(written)
     shard = fake.folder / "model-00001-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes().replace(b"[96, 64]", b"[96, 65]"))

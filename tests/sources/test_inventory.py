@@ -8,8 +8,8 @@ import struct
 import pytest
 
 from reallm_compiler.errors import SourceError
-from reallm_compiler.sources import folder as folder_room
 from reallm_compiler.sources import open_source
+from reallm_compiler.sources import shards as shards_module
 
 
 def big_checkpoint(folder, layers, shards):
@@ -42,13 +42,13 @@ def big_checkpoint(folder, layers, shards):
 def test_a_thousand_matrices_take_one_look_at_each_shard(tmp_path, monkeypatch):
     big_checkpoint(tmp_path, layers=250, shards=7)
     looks = []
-    original = folder_room.read_header
+    original = shards_module.read_header
 
     def read_header(path, *rest, **options):
         looks.append(path)
         return original(path, *rest, **options)
 
-    monkeypatch.setattr(folder_room, "read_header", read_header)
+    monkeypatch.setattr(shards_module, "read_header", read_header)
     inventory = open_source(tmp_path)
     assert len(looks) == len(set(looks)) == 7
     assert len(inventory.matrices()) == 1000

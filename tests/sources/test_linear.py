@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from reallm_compiler.errors import SourceError
-from reallm_compiler.sources import layer_index, matrix_kind, matrix_name, natural_key
-from reallm_compiler.sources.linear import is_expert_stack, matrices, model_types
+from reallm_compiler.sources import matrix_kind, matrix_name, natural_key
+from reallm_compiler.sources.linear import matrices, model_types
 from reallm_compiler.tensors import TensorSpec
 
 SMALL = {
@@ -141,6 +141,11 @@ NAMES = {
     "output.weight": "head",
     "layer.0.output.weight": "linear",
     "score.weight": "head",
+    "model.layers.61.shared_head.head.weight": "head",
+    "model.layers.45.transformer.shared_head.output.weight": "head",
+    "model.mtp.head.weight": "head",
+    "model.layers.61.embed_tokens.weight": "embedding",
+    "model.layers.61.eh_proj.weight": "linear",
     "model.embed_tokens.weight": "embedding",
     "wpe.weight": "embedding",
     "shared.weight": "embedding",
@@ -223,34 +228,66 @@ def test_model_type_tells_for_square_experts(model_type, transposed):
     assert {fact.transposed for fact in facts} == {transposed}
 
 
-def test_expert_stacks_by_name():
-    assert is_expert_stack("model.layers.0.mlp.experts.gate_up_proj")
-    assert is_expert_stack("model.layers.0.block_sparse_moe.input_linear.weight")
-    assert not is_expert_stack("model.layers.0.conv1d.weight")
-    assert not is_expert_stack("model.layers.0.mlp.experts.gate_up_proj_scale_inv")
+def parts(name, shape, config):
+    spec = TensorSpec(name=name, dtype="bf16", shape=shape)
+    return [(fact.name, fact.shape, fact.role) for fact in matrices([spec], config)]
+
+
+@pytest.mark.parametrize(
+    ("name", "stacked"),
+    {
+        "model.layers.0.mlp.experts.gate_up_proj": True,
+        "model.layers.0.mlp.experts.w13_weight": True,
+        "model.layers.0.mlp.experts.fc2.weight": True,
+        "model.layers.0.block_sparse_moe.input_linear.weight": True,
+        "model.layers.0.conv1d.weight": False,
+        "model.layers.0.mlp.experts.gate_up_proj_scale_inv": False,
+        "model.layers.0.moe.up_proj.weight": False,
+    }.items(),
+)
+def test_expert_stacks_by_name(name, stacked):
+    assert bool(parts(name, (5, 4, 6), None)) == stacked
+
+
+EXPERT_KEYS = {
+    "num_experts": {"num_experts": 5},
+    "nested": {"text_config": {"n_routed_experts": 5}},
+    "list": {"moe_num_experts": [5, 7]},
+    "local": {"num_local_experts": 5},
+}
+
+
+@pytest.mark.parametrize("config", EXPERT_KEYS.values(), ids=EXPERT_KEYS.keys())
+def test_expert_stacks_by_shape(config):
+    """Whatever it is called, a 3-D tensor with a slice for each expert that the config counts."""
+    config = {"model_type": "new", "hidden_size": 4, **config}
+    found = parts("model.layers.3.moe.up_proj.weight", (5, 6, 4), config)
+    assert found == [(f"model.layers.3.moe.up_proj.{i}", (6, 4), "linear") for i in range(5)]
+    stored_in_out = parts("model.layers.3.moe.wi", (5, 4, 6), config)
+    assert [shape for _, shape, _ in stored_in_out] == [(6, 4)] * 5
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "config"),
+    [
+        ("layers.0.moe.conv1d.weight", (5, 2, 4), {"num_experts": 5}),
+        ("layers.0.moe.norm.weight", (5, 2, 4), {"num_experts": 5}),
+        ("layers.0.moe.up_proj_bias", (5, 2, 4), {"num_experts": 5}),
+        ("layers.0.moe.gains", (5, 1, 4), {"num_experts": 5}),
+        ("layers.0.moe.up_proj.weight", (5, 2, 4), {"num_experts": 6}),
+        ("layers.0.moe.up_proj.weight", (5, 2, 4), {"num_experts_per_tok": 5}),
+        ("layers.0.moe.up_proj.weight", (5, 2, 4), {"n_shared_experts": 5}),
+        ("layers.0.moe.up_proj.weight", (1, 2, 4), {"num_experts": 1}),
+        ("layers.0.moe.up_proj.weight", (5, 2, 4), {"num_experts": "5"}),
+    ],
+)
+def test_what_stacks_no_experts(name, shape, config):
+    assert parts(name, shape, {"model_type": "new", **config}) == []
 
 
 def test_two_tensors_of_one_name():
     with pytest.raises(SourceError, match="would both be called 'x'"):
         roles(x=(2, 2), x__weight=(2, 2))
-
-
-LAYERS = {
-    "model.layers.12.mlp.up_proj": 12,
-    "transformer.h.3.attn.c_attn": 3,
-    "blocks.0.x": 0,
-    "encoder.block.7.layer.0.q": 7,
-    "bert.encoder.layer.4.output.dense": 4,
-    "h.11": 11,
-    "model.embed_tokens": None,
-    "model.layers2.5.x": None,
-    "lm_head": None,
-}
-
-
-@pytest.mark.parametrize(("name", "layer"), LAYERS.items(), ids=LAYERS.keys())
-def test_layer_index(name, layer):
-    assert layer_index(name) == layer
 
 
 def test_natural_order():

@@ -29,6 +29,7 @@ def write(folder, tensors, **config):
 
 FINE = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 FP8 = ("F8_E4M3", [256, 200])
+BF16 = ("BF16", [256, 200])
 SCALES = {
     "per block": ("w.weight_scale_inv", [2, 2], FINE, (128, 128)),
     "per tensor": ("w.weight_scale", [], {"quant_method": "fp8"}, (256, 200)),
@@ -119,34 +120,34 @@ def test_blocks_need_a_stated_size(tmp_path):
         open_source(write(tmp_path, tensors))
 
 
-@pytest.mark.parametrize(
-    "stated",
-    [
-        {"quant_method": "gptq", "bits": 4},
-        {"quant_method": "awq"},
-        {"quant_method": "bitsandbytes", "load_in_4bit": True},
-        {"quant_method": "mxfp4"},
-        {
-            "quant_method": "compressed-tensors",
-            "config_groups": {"a": {"weights": {"type": "int", "num_bits": 4}}},
-        },
-        {"quant_method": "compressed-tensors"},
-        {},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("bare", [False, True])
-def test_quantised_config_is_refused(tmp_path, stated, bare):
-    write(tmp_path, {"w.weight": ("BF16", [4, 4])}, quantization_config=stated)
-    with pytest.raises(SourceError, match="quantised already") as caught:
-        open_source(tmp_path / "config.json" if bare else tmp_path)
-    assert "full-precision" in caught.value.hint
+GROUPS = {"g": {"weights": {"type": "float", "num_bits": 8, "block_structure": [128, 128]}}}
+BLOCKS = {
+    "nested": {"text_config": {"quantization_config": FINE, "hidden_size": 8}},
+    "deeper": {"a_config": {"b_config": {"quantization_config": FINE}}},
+    "in a list": {"parts": [{"quantization_config": FINE}]},
+    "compressed tensors": {
+        "quantization_config": {"quant_method": "compressed-tensors", "config_groups": GROUPS}
+    },
+    "modelopt": {
+        "quantization_config": {**FINE, "quant_method": "modelopt", "quant_algo": "FP8"},
+    },
+}
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["l.qweight", "l.qzeros", "l.g_idx", "l.weight_packed", "l.weight.absmax", "l.SCB"],
-)
-def test_packed_tensors_are_refused(tmp_path, name):
-    with pytest.raises(SourceError, match="quantised already"):
-        open_source(write(tmp_path, {name: ("I32", [4, 4])}))
+@pytest.mark.parametrize("config", BLOCKS.values(), ids=BLOCKS.keys())
+def test_statement_wherever_it_stands(tmp_path, config):
+    """The size of blocks is found, and what is carried says nothing of fp8 any more."""
+    tensors = {"w.weight": FP8, "w.weight_scale_inv": ("F32", [2, 2])}
+    inventory = open_source(write(tmp_path, tensors, **config))
+    assert inventory.tensors[0].scale.block == (128, 128)
+    carried = dict(inventory.files)["config.json"].decode()
+    assert "quant" not in carried
+    assert "fp8" not in carried
+    assert ("hidden_size" in carried) == ("hidden_size" in str(config))
+
+
+def test_statement_without_a_single_fp8_weight(tmp_path):
+    """Weights that were written as bf16, under a config that was not put right."""
+    inventory = open_source(write(tmp_path, {"w.weight": BF16}, quantization_config=FINE))
+    assert inventory.config == {"model_type": "x"}
+    assert "none is" in inventory.notes[-1]
