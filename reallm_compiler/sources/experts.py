@@ -18,6 +18,7 @@ _EXPERT_WEIGHT = re.compile(
     r"(gate_up_proj|gate_proj|up_proj|down_proj|gate_and_up_projs?|down_projs?|input_linear"
     r"|output_linear|w1|w2|w3|v1|w13|mlp\.(w1|v1|w2)|fc1|fc2|fc3)(_weight)?$"
 )
+_MOE = re.compile(r"(^|\.)(\w+_)?moe\.")
 _NO_LINEAR = re.compile(r"conv\d*d?|.*_conv|.*_conv\dd|conv_.*|.*norm\d*|.*(bias|embed.*|_emb)")
 """Last words of 3-D tensors that are no products with the state."""
 _DOWN = re.compile(r"(down_projs?|output_linear|w2|fc2)(_weight)?$")
@@ -38,7 +39,8 @@ def is_expert_weight(name: str) -> bool:
 def is_expert_slice(name: str) -> bool:
     """Whether a matrix's name is that of one expert of a stack, such as `moe.up_proj.7`."""
     stack, _, last = name.rpartition(".")
-    return last.isdecimal() and _EXPERT_WEIGHT.search(stack) is not None
+    named = _EXPERTS.search(stack) or _MOE.search(stack)
+    return last.isdecimal() and bool(named) and _EXPERT_WEIGHT.search(stack) is not None
 
 
 @dataclass(frozen=True, slots=True)
