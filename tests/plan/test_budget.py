@@ -31,7 +31,8 @@ def test_the_papers_setting_at_4096() -> None:
 
 def test_llama_2_7b_from_its_bare_config() -> None:
     pytest.importorskip("transformers")
-    plan = reallm.plan("reallm-2bit", model={"model_type": "llama"})
+    sizes = {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000}
+    plan = reallm.plan("reallm-2bit", model={"model_type": "llama", **sizes})
     totals = plan.budget().totals
     assert totals.weights == 6_476_005_376
     assert totals.low_rank_parameters == 159_907_840

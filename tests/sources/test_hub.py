@@ -14,6 +14,7 @@ from reallm_compiler.errors import SourceError
 from reallm_compiler.plan.build import plan
 from reallm_compiler.sources import hub, open_source
 
+CONFIG = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 96}
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -32,7 +33,7 @@ def cache(tmp_path, monkeypatch):
     text = b'{"layers.0.q.weight":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}}'
     files = {
         "model.safetensors": struct.pack("<Q", len(text)) + text + bytes(8),
-        "config.json": json.dumps({"model_type": "llama"}).encode(),
+        "config.json": json.dumps(CONFIG).encode(),
     }
     for name, data in files.items():
         (repository / "blobs" / f"blob-{name}").write_bytes(data)
@@ -191,7 +192,7 @@ def fake(tmp_path, monkeypatch):
         text = json.dumps(entries).encode()
         (folder / shard).write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "tokenizer.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     found = FakeHub(folder, snapshot)
@@ -243,7 +244,7 @@ def test_weights_that_the_config_names(fake, sharded):
         name = "c.safetensors.index.json"
         (fake.folder / name).write_text(json.dumps({"weight_map": weight_map}))
     index.unlink()
-    config = {"model_type": "llama", "transformers_weights": name}
+    config = {**CONFIG, "transformers_weights": name}
     (fake.folder / "config.json").write_text(json.dumps(config))
     planned = open_source("org/name", weights=False)
     assert len(fake.headers) == 1
