@@ -40,6 +40,7 @@ from typing import Any
 import torch
 
 import reallm_compiler as reallm
+from reallm_compiler import publish as publish_room
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute import encode as encode_room
 from reallm_compiler.execute import output as output_room
@@ -274,7 +275,7 @@ def trap_after_rename(moment: int) -> None:
     if moment == 0:
         os.replace = at_call(os.replace, 1, after=True)
     elif moment == 1:
-        output_room.sync_folder = at_call(output_room.sync_folder, 1, after=True)
+        publish_room.sync_path = at_call(publish_room.sync_path, 1, after=True)
     else:
         Journal.remove = at_call(Journal.remove, 1)
 

@@ -16,6 +16,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from reallm_compiler.system import check_system
+
 if TYPE_CHECKING:
     from reallm_compiler.execute.run import compile_model as compile
     from reallm_compiler.finetune.run import finetune as tune
@@ -53,5 +55,6 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
         return importlib.import_module("reallm_compiler.plan")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    check_system()
     module, attribute = _HOMES[name]
     return getattr(importlib.import_module(module), attribute)

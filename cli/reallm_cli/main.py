@@ -33,6 +33,7 @@ from reallm_cli.mistakes import SystemRefusalError
 from reallm_cli.terminal import Terminal
 from reallm_compiler.distribution import VERSION
 from reallm_compiler.errors import CompileError, ReallmError
+from reallm_compiler.system import check_system
 
 PROGRAM = "reallm"
 COMPLETION_VARIABLE = "_REALLM_COMPLETE"
@@ -119,6 +120,7 @@ def run() -> None:
 
 def _invoke(words: list[str], terminal: Terminal) -> int:
     try:
+        check_system()
         with cli.make_context(PROGRAM, words, obj=terminal) as context:
             code = cli.invoke(context)
             return code if isinstance(code, int) else ExitCode.OK

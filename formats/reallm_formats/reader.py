@@ -29,6 +29,7 @@ from reallm_formats.kinds.model import ModelDocument, parse_model
 from reallm_formats.layout import Layout
 from reallm_formats.manifest import Manifest, parse_manifest
 from reallm_formats.sections import SectionEntry, check_spare
+from reallm_formats.system import CLOEXEC, NONBLOCK
 
 _CHUNK: Final = 1 << 24
 _HINT: Final = "transfer or compile the file again"
@@ -92,7 +93,7 @@ class Archive(Closing):
         """
         name = os.fsdecode(path)
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = os.open(path, os.O_RDONLY | CLOEXEC | NONBLOCK)
         except (OSError, ValueError) as error:
             raise _unreadable(error, name) from None
         try:

@@ -25,6 +25,7 @@ from reallm_formats.header import encode_header
 from reallm_formats.layout import Layout
 from reallm_formats.manifest import Manifest, encode_manifest, manifest_of
 from reallm_formats.sections import SectionEntry, check_spare
+from reallm_formats.system import CLOEXEC, sync
 
 CHUNK: Final = 1 << 22
 """Bytes that are hashed and written in one step."""
@@ -48,7 +49,7 @@ class Writer(Closing):
             OSError: the file exists, its folder does not or is not writable, or the disk is
                 full; then no file is left behind.
         """
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | CLOEXEC, 0o666)
         try:
             _reserve(descriptor, layout.file_bytes)
         except BaseException:
@@ -65,7 +66,7 @@ class Writer(Closing):
             OSError: it cannot be opened for writing.
             FormatError: it is not a plain file (F1) or has another length (H4).
         """
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | CLOEXEC)
         facts = os.fstat(descriptor)
         if stat.S_ISREG(facts.st_mode) and facts.st_size == layout.file_bytes:
             return cls(descriptor, layout)
@@ -131,7 +132,7 @@ class Writer(Closing):
 
     def flush(self) -> None:
         """Force what was written onto the disk."""
-        os.fsync(self._descriptor)
+        sync(self._descriptor)
 
     def finish(self, document: Mapping[str, Any], digests: Mapping[str, bytes]) -> None:
         """Write padding, manifest and header, and force everything onto the disk.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from reallm_compiler.distribution import install_command
 from reallm_compiler.errors import EvaluationError, OutputError
+from reallm_compiler.publish import new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -181,13 +182,8 @@ def save_figure(figure: Figure, path: Path) -> None:
         "format": kind,
         "metadata": dict.fromkeys(unwanted),
     }
-    try:
-        with rc_context({"svg.hashsalt": "reallm"}):
-            figure.savefig(path, **settings)
-    except OSError as error:
-        raise OutputError(
-            f"the picture cannot be written: {error.strerror}", location=str(path)
-        ) from error
+    with new_file(path, force=True) as partial, rc_context({"svg.hashsalt": "reallm"}):
+        figure.savefig(partial, **settings)
 
 
 def _is_picture(place: Path) -> bool:

@@ -10,7 +10,6 @@ The journal is also the lock: whoever holds it owns the output.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import zlib
@@ -18,8 +17,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from reallm_compiler.errors import CompileError, OutputError
+from reallm_compiler.errors import CompileError
+from reallm_compiler.publish import open_locked
 from reallm_formats import Closing
+from reallm_formats.system import sync
 
 
 class Journal(Closing):
@@ -43,30 +44,7 @@ class Journal(Closing):
         Raises:
             OutputError: another process writes the same output, or the folder is read-only.
         """
-        while True:
-            try:
-                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except OSError as error:
-                raise OutputError(
-                    f"cannot write here: {error.strerror}", location=str(path.parent)
-                ) from error
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                raise OutputError(
-                    "another run is writing this output",
-                    location=str(path).removesuffix(".journal"),
-                    hint="wait for it to end, or choose another output",
-                ) from None
-            # The holder before us may have removed the file between our open and our lock.
-            try:
-                current = os.stat(path).st_ino
-            except FileNotFoundError:
-                current = -1
-            if current == os.fstat(descriptor).st_ino:
-                return cls(path, descriptor)
-            os.close(descriptor)
+        return cls(path, open_locked(path))
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one record and wait until it is durable.
@@ -80,7 +58,7 @@ class Journal(Closing):
         try:
             while view:
                 view = view[os.write(self._descriptor, view) :]
-            os.fdatasync(self._descriptor)
+            sync(self._descriptor)
         except OSError as error:
             raise CompileError(
                 f"cannot write the journal: {error.strerror}",

@@ -6,14 +6,14 @@ partial file is renamed to OUT in one step. An archive of that name is untouched
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reallm_compiler.errors import CompileError, FormatError, OutputError, ResumeError
+from reallm_compiler.errors import CompileError, FormatError, ResumeError
 from reallm_compiler.execute.units import Unit
+from reallm_compiler.publish import check_file, clear_partial, journal_of, partial_of, put
 from reallm_formats import Archive, Layout, Writer
 
 
@@ -26,12 +26,12 @@ class Output:
     @property
     def partial(self) -> Path:
         """The reserved file that is being filled."""
-        return self.path.with_name(self.path.name + ".partial")
+        return partial_of(self.path)
 
     @property
     def journal(self) -> Path:
         """What is finished in it."""
-        return self.path.with_name(self.path.name + ".journal")
+        return journal_of(self.path)
 
     def check(self, *, force: bool) -> None:
         """The path can be written.
@@ -39,23 +39,7 @@ class Output:
         Raises:
             OutputError: the folder is missing or read-only, or the file is there without `force`.
         """
-        folder = self.path.parent
-        if not folder.is_dir():
-            raise OutputError(
-                "the output folder does not exist",
-                location=str(folder),
-                hint=f"create it: `mkdir -p {folder}`",
-            )
-        if self.path.is_dir():
-            raise OutputError("the output is a folder", location=str(self.path))
-        if not os.access(folder, os.W_OK):
-            raise OutputError("the output folder is read-only", location=str(folder))
-        if self.path.exists() and not force:
-            raise OutputError(
-                "the output exists already",
-                location=str(self.path),
-                hint="choose another name with `-o`, or overwrite it with `--force`",
-            )
+        check_file(self.path, force=force)
 
     def reserve(self, layout: Layout) -> None:
         """Create the partial file at its full length.
@@ -64,7 +48,7 @@ class Output:
             CompileError: the disk is full; nothing is left behind.
         """
         try:
-            self.partial.unlink(missing_ok=True)
+            clear_partial(self.path)
             Writer.create(self.partial, layout).close()
         except OSError as error:
             raise CompileError(
@@ -75,8 +59,7 @@ class Output:
 
     def publish(self) -> None:
         """Rename the finished partial file to the archive, durably."""
-        os.replace(self.partial, self.path)
-        sync_folder(self.path.parent)
+        put(self.partial, self.path)
 
     def holds_finished(self, records: Mapping[str, Mapping[str, Any]]) -> bool:
         """Whether the archive is the finished result of the run with these journal records.
@@ -96,15 +79,6 @@ class Output:
         except FormatError:
             return False
         return found == wanted
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename or a removal in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def intact_units(

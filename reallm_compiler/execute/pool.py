@@ -219,11 +219,12 @@ class Pool:
 
     def _hear(self, worker: Worker) -> UnitResult | Failure | None:
         """The worker's result or failure; what it tells meanwhile is passed on."""
-        answer = worker.hear()
-        if isinstance(answer, Event):
-            self._tell(answer)
+        heard = worker.hear()
+        if isinstance(heard, Event):
+            self._tell(heard)
             return None
-        return answer
+        result: UnitResult | Failure | None = heard
+        return result
 
     def _halt(self) -> None:
         """Let workers leave trainings and begin nothing; those that are not up yet just end."""

@@ -9,8 +9,6 @@ each has a context, and the large blocks that the codecs work in on an accelerat
 
 from __future__ import annotations
 
-import os
-import resource
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.layouts.nearest import row_blocks
 from reallm_compiler.plan.model import Plan, PlannedMatrix
 from reallm_compiler.recipe.stages import Hnerv, MatrixPlan, NearestPermutation, TrellisQuantizer
+from reallm_compiler.system import cores, free_memory
 
 INTERPRETER_BYTES = 350 * 2**20
 """An interpreter with torch loaded."""
@@ -37,12 +36,6 @@ COPIES = 6
 
 CONTEXT_BYTES = 1 << 30
 """What CUDA and its libraries hold in each process, and the usual blocks of the codecs there."""
-
-CGROUP = Path("/sys/fs/cgroup")
-"""Where the limits of a container stand (control groups, version 2)."""
-
-CACHED = ("inactive_file", "active_file")
-"""Rows of `memory.stat` for pages of files, which the system can give back."""
 
 SMALL_WEIGHTS = 20_000_000
 """Below this many weights one process is faster than starting several."""
@@ -122,53 +115,6 @@ def _gathered_bytes(group: Sequence[PlannedMatrix]) -> int:
     return sample + 8 * sum(matrix.weights for matrix in group)
 
 
-def free_memory() -> int | None:
-    """Bytes that this process may still take, or None where the system does not say."""
-    limits = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail")]
-    except OSError:
-        pass
-    contained = _container_memory()
-    if contained is not None:
-        limits.append(contained)
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        limits.append(soft - _virtual_bytes())
-    return min(limits) if limits else None
-
-
-def _container_memory() -> int | None:
-    """Bytes that the limit of this control group leaves; None without one.
-
-    What it has used counts the files that it has read and written, too. The system gives such
-    pages back before the limit is reached, so they are free.
-    """
-    try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-        if limit == "max":
-            return None
-        free = int(limit) - used
-    except (OSError, ValueError):
-        return None
-    try:
-        rows = [line.split() for line in (CGROUP / "memory.stat").read_text().splitlines()]
-        cached = sum(int(row[1]) for row in rows if row[0] in CACHED)
-    except (OSError, ValueError, IndexError):
-        cached = 0
-    return min(free + cached, int(limit))
-
-
-def _virtual_bytes() -> int:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except (OSError, ValueError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def free_device_memory(device: torch.device) -> int | None:
     """Bytes that are free on a GPU; None for the CPU, whose memory is the machine's."""
     if device.type != "cuda":
@@ -221,7 +167,7 @@ def choose_workers(plan: Plan, asked: int | None, units: int, device: torch.devi
     each, device_each = worker_bytes(plan), device_worker_bytes(plan)
     if asked is None:
         weights = sum(matrix.weights for matrix in plan.matrices)
-        workers = 1 if weights < SMALL_WEIGHTS else len(os.sched_getaffinity(0))
+        workers = 1 if weights < SMALL_WEIGHTS else cores()
         if free is not None:
             workers = min(workers, (free - INTERPRETER_BYTES) // (each + INTERPRETER_BYTES))
         if device_free is not None:

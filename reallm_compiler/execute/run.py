@@ -40,6 +40,7 @@ from reallm_compiler.execute.weights import check_duplicates
 from reallm_compiler.plan.build import build, open_model
 from reallm_compiler.plan.document import to_document
 from reallm_compiler.plan.model import Plan
+from reallm_compiler.publish import refuse_inputs
 from reallm_compiler.recipe import Recipe, load_recipe
 from reallm_compiler.sources import Inventory
 from reallm_formats import Writer
@@ -143,6 +144,8 @@ def _compile_model(
             hint="add `output: NAME.reallm` to the recipe, or give `-o NAME.reallm`",
         )
     place = Output(Path(named).absolute())
+    read = recipe if isinstance(recipe, str | os.PathLike) else None
+    refuse_inputs(place.path, inventory.path or None, read)
     errors, resumed = _compile(
         plan, inventory, place, chosen, workers, resume=resume, force=force, tell=tell, stop=stop
     )

@@ -96,6 +96,9 @@ def signals_held() -> Iterator[None]:
     A process that is started meanwhile is born with them held back, so that a signal to the whole
     group cannot strike it before it has said what it ignores.
     """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

@@ -27,6 +27,7 @@ from reallm_compiler.errors import CompileError
 from reallm_compiler.execute.events import Training
 from reallm_compiler.execute.stop import Interrupted
 from reallm_compiler.execute.units import Unit
+from reallm_formats.system import sync_path
 
 SAVE_SECONDS = 60.0
 """Seconds after which a state is saved at the end of an epoch."""
@@ -149,11 +150,7 @@ class TrainingWatch:
         fresh = path.with_name(f"{path.name}.new")
         try:
             save_file(dict(state), fresh, metadata=self._identity)
-            descriptor = os.open(fresh, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync_path(fresh)
             os.replace(fresh, path)
         except (OSError, SafetensorError) as error:
             fresh.unlink(missing_ok=True)

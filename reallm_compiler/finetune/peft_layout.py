@@ -21,16 +21,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from reallm_compiler.distribution import VERSION
-from reallm_compiler.errors import AdapterError, OutputError
-from reallm_compiler.execute.output import Output
-from reallm_compiler.finetune.run import config_of, owned
+from reallm_compiler.errors import AdapterError
+from reallm_compiler.finetune.run import config_of
 from reallm_compiler.finetune.store import Parts, write_adapter
+from reallm_compiler.publish import check_file, new_folder, owned, refuse_inputs
 from reallm_compiler.reader.adapter import AdapterArchive
 from reallm_compiler.reader.archive import ModelArchive, open_archive
+from reallm_compiler.reader.reconstruct import save_tensors
 from reallm_compiler.runtime.tunable import module_name
 from reallm_compiler.sources.untrusted import offline, without_code
 
@@ -56,17 +57,13 @@ def export_peft(
         adapter: the adapter; the archive's own parts when None.
         base_folder: what peft shall take for its base: the folder of
             `reallm reconstruct --coded-only`. It may be left out and given to peft later.
-        force: write over the files of an existing folder.
+        force: replace a folder that reallm wrote.
 
     Raises:
         AdapterError: peft has no words for this adapter.
         FormatError, OutputError: a file is damaged, or cannot be written.
     """
     target = Path(output).absolute()
-    if target.exists() and not force:
-        raise OutputError(
-            "the output exists already", location=str(target), hint="replace it with `--force`"
-        )
     with open_archive(archive, adapter=adapter) as base:
         model = _empty_model(base)
         tensors: dict[str, Tensor] = {}
@@ -114,13 +111,10 @@ def export_peft(
         "bias": "none",
         "lora_dropout": 0.0,
     }
-    try:
-        target.mkdir(exist_ok=True)
-        save_file(tensors, target / WEIGHTS, metadata={"format": "pt"})
+    with new_folder(target, force=force) as folder:
+        save_tensors(tensors, folder / WEIGHTS)
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-        (target / CONFIG).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write: {error.strerror}", location=str(target)) from error
+        (folder / CONFIG).write_text(text, encoding="utf-8")
     return target
 
 
@@ -153,7 +147,8 @@ def import_peft(
             written.
     """
     target = Path(output).absolute()
-    Output(target).check(force=force)
+    check_file(target, force=force)
+    refuse_inputs(target, archive, folder)
     config, tensors = _read(Path(folder))
     with owned(target), open_archive(archive) as base:
         model = _empty_model(base)

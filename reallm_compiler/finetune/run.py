@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,8 @@ from typing import Any
 import torch
 
 from reallm_compiler.distribution import VERSION
-from reallm_compiler.errors import FinetuneError, OutputError, ResumeError
+from reallm_compiler.errors import FinetuneError, ResumeError
 from reallm_compiler.execute.identity import compute_name
-from reallm_compiler.execute.journal import Journal
-from reallm_compiler.execute.output import Output
 from reallm_compiler.execute.stop import listening
 from reallm_compiler.finetune.blocks import Block, find_blocks
 from reallm_compiler.finetune.blockwise import BlockWise, plain_of
@@ -35,6 +33,7 @@ from reallm_compiler.finetune.state import State
 from reallm_compiler.finetune.store import write_adapter, write_model
 from reallm_compiler.finetune.text import Sequences, cut, read_texts, split
 from reallm_compiler.plan.document import fixed_text
+from reallm_compiler.publish import check_file, owned, refuse_inputs
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.runtime.tunable import TunableModel, open_tunable
 
@@ -86,7 +85,8 @@ def finetune(
     """
     began = time.monotonic()
     target = Path(output).absolute()
-    Output(target).check(force=force)
+    check_file(target, force=force)
+    refuse_inputs(target, archive, adapter, decoder, *text)
     place = _device(device)
     tell = on_event or _silent
     with contextlib.ExitStack() as stack:
@@ -165,26 +165,6 @@ def finetune(
         seconds=time.monotonic() - began,
         steps_per_second=end.speed if end is not None else None,
     )
-
-
-@contextlib.contextmanager
-def owned(target: Path) -> Iterator[None]:
-    """The lock of an output, the same that a compile takes; nothing of it stays.
-
-    Raises:
-        OutputError: another run writes this output, or an interrupted compile of it may go on.
-    """
-    with Journal.open(Output(target).journal) as journal:
-        if journal.records:
-            raise OutputError(
-                "an interrupted compile of this output can still go on",
-                location=str(target),
-                hint=f"finish it, choose another output, or delete `{journal.path.name}`",
-            )
-        try:
-            yield
-        finally:
-            journal.remove()
 
 
 def _stages(

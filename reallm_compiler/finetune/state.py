@@ -20,6 +20,7 @@ from torch import Tensor
 
 from reallm_compiler.errors import OutputError, ResumeError
 from reallm_compiler.execute.stop import Interrupted, StopRequest
+from reallm_formats.system import sync
 
 SECONDS = 30.0
 """Time between two states, about."""
@@ -99,7 +100,7 @@ class State:
             with fresh.open("wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno())
             os.replace(fresh, self.path)
         except OSError as error:
             raise OutputError(

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from reallm_compiler.codecs import dora, low_rank, to_bytes
 from reallm_compiler.codecs.sections import Sections
-from reallm_compiler.errors import AdapterError, OutputError
-from reallm_compiler.execute.output import Output
+from reallm_compiler.errors import AdapterError
 from reallm_compiler.finetune.original import Original
 from reallm_compiler.layouts import adapter as adapter_law
 from reallm_compiler.layouts.base import DTYPES
 from reallm_compiler.plan.document import section_list, to_document
+from reallm_compiler.publish import whole_file
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.recipe.stages import LowRank
 from reallm_formats import AdapterDocument, AdapterEntry, Layout, Writer, layout, names
@@ -185,23 +185,9 @@ def write_model(
 
 @contextlib.contextmanager
 def _new_file(path: Path, placed: Layout, *, force: bool) -> Iterator[Writer]:
-    """A writer of a file that appears under its name when all went well."""
-    place = Output(path)
-    place.check(force=force)
-    partial = place.partial
-    try:
-        partial.unlink(missing_ok=True)
-        writer = Writer.create(partial, placed)
-        try:
-            yield writer
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        finally:
-            writer.close()
-        place.publish()
-    except OSError as error:
-        raise OutputError(f"cannot write: {error.strerror}", location=str(path)) from error
+    """A writer of a file that appears under its name when all went well; the lock is held."""
+    with whole_file(path, force=force) as partial, Writer.create(partial, placed) as writer:
+        yield writer
 
 
 def _rank(residual: object, shape: tuple[int, int]) -> int:

@@ -13,10 +13,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from reallm_compiler.errors import OutputError, SourceError
+from reallm_compiler.errors import SourceError
 from reallm_compiler.layouts import hnerv as law
 from reallm_compiler.plan.decoders import KIND
 from reallm_compiler.plan.document import blank_provenance
+from reallm_compiler.publish import check_file, new_file, refuse_inputs
 from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.recipe.stages import Hnerv
 from reallm_formats import Writer, layout, names
@@ -44,8 +45,8 @@ def extract_decoder(
         FormatError: the archive is damaged.
     """
     path = Path(output).absolute()
-    if path.exists() and not force:
-        raise OutputError("the output exists already", location=str(path), hint="use `--force`")
+    check_file(path, force=force)
+    refuse_inputs(path, archive)
     with open_archive(archive) as opened:
         owners = {
             matrix.plan.share if matrix.plan.share is not None else matrix.name: matrix
@@ -82,19 +83,9 @@ def extract_decoder(
         document=document,
         sections=[(section_name(spec.role), spec.dtype, spec.shape) for spec in specs],
     )
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        partial.unlink(missing_ok=True)
-        writer = Writer.create(partial, placed)
-        try:
-            digests = {role: writer.write(role, content) for role, content in data.items()}
-            writer.finish(document, digests)
-        finally:
-            writer.close()
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(f"cannot write: {error.strerror}", location=str(path)) from error
+    with new_file(path, force=force) as partial, Writer.create(partial, placed) as writer:
+        digests = {role: writer.write(role, content) for role, content in data.items()}
+        writer.finish(document, digests)
     return path
 
 

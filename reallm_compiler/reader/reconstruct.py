@@ -1,27 +1,25 @@
 """Archive -> a plain Hugging Face folder: safetensors, config, tokenizer.
 
 Tensors are decoded one at a time and gathered into shards of bounded size, so the model is never
-in memory as a whole. The folder appears under its name when it is complete.
+in memory as a whole. The folder appears under its name when it is complete (`publish`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from reallm_compiler.errors import FormatError, OutputError
+from reallm_compiler.publish import new_folder
 from reallm_compiler.reader.archive import ModelArchive, open_archive
-from reallm_compiler.sources.carried import TEMPLATES, is_carried
+from reallm_compiler.sources.carried import is_carried
 from reallm_formats.dtypes import section_bytes
-
-_FILE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
-"""Config and tokenizer files."""
 
 SHARD_BYTES = 2 * 2**30
 """Largest shard, unless one tensor is larger."""
@@ -42,7 +40,7 @@ def reconstruct(
     Args:
         path: the archive.
         output: the folder to make.
-        force: replace an existing folder.
+        force: replace a folder that reallm wrote and nobody changed since; any other is refused.
         coded_only: write the coded part alone of coded matrices: the base for an adapter that
             was exported to another library.
         adapter: an adapter whose factors and magnitudes stand in place of the archive's own.
@@ -59,30 +57,13 @@ def reconstruct(
         OutputError: the folder exists without `force`, or cannot be written.
     """
     target = Path(output).absolute()
-    if target.exists() and not force:
-        raise OutputError(
-            "the output exists already",
-            location=str(target),
-            hint="choose another folder with `-o`, or replace it with `--force`",
-        )
-    if target.exists():
-        _refuse_foreign(target)
-    if not target.parent.is_dir():
-        raise OutputError("the output folder's parent does not exist", location=str(target.parent))
-    with open_archive(path, adapter=adapter, decoder=decoder, allow_cost=allow_cost) as archive:
+    with (
+        new_folder(target, force=force) as folder,
+        open_archive(path, adapter=adapter, decoder=decoder, allow_cost=allow_cost) as archive,
+    ):
         archive.find_decoders()  # before the work
-        try:
-            made = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            try:
-                write_files(archive, made)
-                _write_tensors(archive, made, coded_only=coded_only)
-                made.chmod(0o755)
-                _replace(made, target)
-            except BaseException:
-                shutil.rmtree(made, ignore_errors=True)
-                raise
-        except OSError as error:
-            raise OutputError(f"cannot write: {error.strerror}", location=str(target)) from error
+        write_files(archive, folder)
+        _write_tensors(archive, folder, coded_only=coded_only)
     return target
 
 
@@ -124,7 +105,7 @@ def _write_tensors(archive: ModelArchive, folder: Path, *, coded_only: bool) -> 
             member: archive.tensor(member, coded_only=coded_only).contiguous() for member in members
         }
         total += sum(values.nbytes for values in tensors.values())
-        save_file(tensors, folder / name, metadata={"format": "pt"})
+        save_tensors(tensors, folder / name)
         weight_map.update(dict.fromkeys(members, name))
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -156,34 +137,13 @@ def _decoded_bytes(archive: ModelArchive) -> dict[str, int]:
     return sizes
 
 
-def _refuse_foreign(target: Path) -> None:
-    """`--force` replaces a model folder, never something that a user would miss.
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file.
 
     Raises:
-        OutputError: `target` holds what no model folder holds.
+        OutputError: the disk refuses.
     """
-    if not target.is_dir():
-        raise OutputError("the output is a file, not a folder", location=str(target))
-    foreign = [
-        entry.name
-        for entry in target.iterdir()
-        if (entry.is_dir() and entry.name != TEMPLATES)
-        or (entry.is_file() and entry.suffix not in (".safetensors", *_FILE_SUFFIXES))
-    ]
-    if foreign:
-        raise OutputError(
-            f"the folder holds more than a model (`{sorted(foreign)[0]}`), so it is not replaced",
-            location=str(target),
-            hint="choose another folder with `-o`",
-        )
-
-
-def _replace(made: Path, target: Path) -> None:
-    """Put the finished folder in place; what stood there goes last."""
-    if not target.exists():
-        os.replace(made, target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    os.replace(target, old / target.name)
-    os.replace(made, target)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # it wraps what the system says
+        raise OutputError(f"cannot write: {error}", location=str(path.name)) from error

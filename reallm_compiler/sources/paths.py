@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from reallm_compiler.errors import SourceError
+from reallm_formats.system import CLOEXEC, NONBLOCK
 
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -96,7 +97,7 @@ def open_regular(path: Path, label: str) -> BinaryIO:
     """
     try:
         # Without waiting: opening a pipe that nobody writes to would block for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | NONBLOCK | CLOEXEC)
     except OSError as error:
         raise unreadable(error, label) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import reallm_compiler as reallm
+from reallm_compiler import publish as publish_room
 from reallm_compiler.errors import (
     CodecError,
     CompileError,
@@ -19,7 +20,6 @@ from reallm_compiler.errors import (
     ResumeError,
     SourceError,
 )
-from reallm_compiler.execute import output as output_room
 from reallm_compiler.execute import preflight
 from reallm_compiler.execute.encode import Encoder
 from reallm_compiler.execute.events import Preflight, UnitDone
@@ -163,7 +163,7 @@ def test_a_run_killed_after_the_rename_is_finished(
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(output_room, "sync_folder", stop)
+        patch.setattr(publish_room, "sync_path", stop)
         with pytest.raises(Stopped):
             compiled(tiny_recipe, tiny_llama, path)
     assert path.exists()

@@ -12,6 +12,7 @@ import torch
 
 import reallm_compiler as reallm
 from reallm_cli.commands.compile import preflight_lines
+from reallm_compiler import system
 from reallm_compiler.codecs import fit_shared, latent
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute import preflight
@@ -229,12 +230,12 @@ def test_the_limit_of_a_container(
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     monkeypatch.undo()
-    monkeypatch.setattr(preflight, "CGROUP", tmp_path / "none")
-    machine = preflight.free_memory()
-    monkeypatch.setattr(preflight, "CGROUP", tmp_path)
-    assert preflight._container_memory() == free
+    monkeypatch.setattr(system, "CGROUP", tmp_path / "none")
+    machine = system.free_memory()
+    monkeypatch.setattr(system, "CGROUP", tmp_path)
+    assert system._container_memory() == free
     if free is not None and machine is not None and free < machine:
-        assert preflight.free_memory() == free
+        assert system.free_memory() == free
 
 
 def test_the_estimate_stands_on_stderr() -> None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 import reallm_compiler as reallm
+from reallm_compiler import publish as publish_room
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute import encode as encode_room
 from reallm_compiler.execute import output as output_room
@@ -132,7 +133,7 @@ def test_while_slots_are_read_again(
 
 @pytest.mark.parametrize(
     ("room", "name"),
-    [(run_room, "_finish"), (output_room.os, "replace"), (output_room, "sync_folder")],
+    [(run_room, "_finish"), (publish_room.os, "replace"), (publish_room, "sync_path")],
     ids=["finishing", "renaming", "renamed"],
 )
 def test_with_all_matrices_done_it_ends_well(

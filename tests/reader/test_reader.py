@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import FormatError, OutputError, SourceError
+from reallm_compiler.reader import reconstruct as reconstruct_room
 from reallm_compiler.reader.verify import verify
 
 EXACT = {"reallm": 1, "defaults": {}}
@@ -98,10 +101,38 @@ def test_an_existing_folder_is_safe(archive_path: Path, tmp_path: Path) -> None:
         reallm.reconstruct(archive_path, folder)
     reallm.reconstruct(archive_path, folder, force=True)
     (folder / "thesis.docx").write_text("years of work")
-    with pytest.raises(OutputError, match="more than a model"):
+    with pytest.raises(OutputError, match="reallm did not write"):
         reallm.reconstruct(archive_path, folder, force=True)
     assert (folder / "thesis.docx").exists()
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_original_is_never_replaced(
+    archive_path: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    original = shutil.copytree(tiny_llama, tmp_path / "model")
+    before = {path: path.read_bytes() for path in original.iterdir()}
+    with pytest.raises(OutputError, match="reallm did not write"):
+        reallm.reconstruct(archive_path, original, force=True)
+    assert {path: path.read_bytes() for path in original.iterdir()} == before
+    # Nor a folder that a library saved into after reallm wrote it.
+    folder = reallm.reconstruct(archive_path, tmp_path / "back")
+    model = from_folder(folder)
+    model.save_pretrained(folder)
+    with pytest.raises(OutputError, match="reallm did not write"):
+        reallm.reconstruct(archive_path, folder, force=True)
+
+
+def test_a_disk_that_refuses_is_told_and_leaves_nothing(
+    archive_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(reconstruct_room, "save_file", full)
+    with pytest.raises(OutputError, match=r"cannot write.*No space left"):
+        reallm.reconstruct(archive_path, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_damaged_matrix_is_named_and_the_rest_is_readable(

@@ -52,7 +52,11 @@ def adapter() -> None:
 )
 @click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write.")
 @click.option("--base", default="", metavar="DIR", help="The base folder that peft shall load.")
-@click.option("--force", is_flag=True, help="Write into a folder that exists already.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace a folder that reallm wrote and that nobody changed; any other is refused.",
+)
 @click.pass_obj
 def export(
     terminal: Terminal, archive: str, path: str | None, output: str, base: str, force: bool

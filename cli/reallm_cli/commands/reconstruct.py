@@ -12,6 +12,7 @@ from reallm_cli.mistakes import CommandLineError, check_archive_path
 from reallm_cli.numbers import counted, size_text
 from reallm_cli.options import cost_option, decoder_option
 from reallm_cli.terminal import Terminal
+from reallm_compiler.publish import LIST
 
 
 @click.command(
@@ -39,7 +40,11 @@ from reallm_cli.terminal import Terminal
     is_flag=True,
     help="Leave out factors and magnitudes: the base for `reallm adapter export`.",
 )
-@click.option("--force", is_flag=True, help="Write into a folder that exists already.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace a folder that reallm wrote and that nobody changed; any other is refused.",
+)
 @click.pass_obj
 def reconstruct(
     terminal: Terminal,
@@ -74,7 +79,7 @@ def reconstruct(
             allow_cost=allow_cost,
         )
     )
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LIST]
     size = sum(path.stat().st_size for path in files)
     terminal.say(f"wrote {counted(len(files), 'file')}, {size_text(size)}")
     terminal.data(terminal.text(str(folder)))
