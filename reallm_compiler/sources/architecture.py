@@ -104,6 +104,9 @@ def _first_line(error: BaseException) -> str:
 def transformers_config(content: Mapping[str, Any], label: str) -> PretrainedConfig:
     """The config object of a `config.json`, made offline and without code of a repository.
 
+    Where `architectures` names a class of a part (`Gemma3ForCausalLM` of the pair `gemma3`), it
+    is the config of that part, as `from_pretrained` of the class would read it.
+
     Args:
         content: the content of the file.
         label: its name in messages.
@@ -137,7 +140,7 @@ def transformers_config(content: Mapping[str, Any], label: str) -> PretrainedCon
         stated = built.to_dict()
     check_counts(stated, label)  # once more: what the config leaves out has defaults
     check_sizes(built, content, label)
-    return built
+    return _part_that_is_named(transformers, built, content)
 
 
 def model_class(
@@ -211,8 +214,24 @@ def meta_model(content: Mapping[str, Any], label: str) -> PreTrainedModel:
     return model
 
 
-def _usual_class(
+def _part_that_is_named(
     transformers: Any,  # noqa: ANN401 - transformers has no types
+    config: PretrainedConfig,
+    content: Mapping[str, Any],
+) -> PretrainedConfig:
+    """The config of a pair, or of the part of it that the class of `architectures` takes."""
+    named = content.get("architectures")
+    first = named[0] if isinstance(named, list) and named else None
+    found = _class_named(transformers, first) if isinstance(first, str) else None
+    takes = getattr(found, "config_class", None)
+    if takes is None or isinstance(config, takes):
+        return config
+    parts = [getattr(config, key, None) for key in type(config).sub_configs]
+    return next((part for part in parts if isinstance(part, takes)), config)
+
+
+def _usual_class(
+    transformers: Any,  # noqa: ANN401
     config: PretrainedConfig,
     label: str,
 ) -> type[PreTrainedModel]:

@@ -257,7 +257,7 @@ def _from_document(
     if "shapes" in document:
         tensors = tensors_of_shapes(document, label)
         return _build(path, "shapes", tensors, None, (), notes)
-    if "model_type" not in document:
+    if not {"model_type", "architectures"} & document.keys():
         raise SourceError(
             "this is neither a config nor a document of shapes",
             location=label,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from reallm_compiler.sources import open_source
+from reallm_compiler.sources import open_source, ties
 from reallm_compiler.sources.ties import find_ties, says_tied
 
 HEAD, EMBED = "lm_head.weight", "model.embed_tokens.weight"
@@ -49,6 +51,34 @@ CASES = {
         {
             "encoder.embed_tokens.weight": "shared.weight",
             "decoder.embed_tokens.weight": "shared.weight",
+            "lm_head.weight": "shared.weight",
+        },
+    ),
+    "t5 with a head of its own": (
+        "t5",
+        False,
+        ["shared.weight", "encoder.final.weight", "lm_head.weight"],
+        {"encoder.embed_tokens.weight": "shared.weight"},
+    ),
+    "bart untied": (
+        "bart",
+        False,
+        ["model.shared.weight", "model.encoder.embed_tokens.weight", "lm_head.weight"],
+        {},
+    ),
+    "whisper": (
+        "whisper",
+        None,
+        ["model.decoder.embed_tokens.weight"],
+        {"proj_out.weight": "model.decoder.embed_tokens.weight"},
+    ),
+    "masked language model": (
+        "roberta",
+        None,
+        ["roberta.embeddings.word_embeddings.weight", "lm_head.bias", "lm_head.dense.weight"],
+        {
+            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+            "lm_head.decoder.bias": "lm_head.bias",
         },
     ),
     "nothing to tie": ("llama", True, ["model.norm.weight"], {}),
@@ -63,13 +93,79 @@ def test_find_ties(model_type, said, names, ties):
     assert find_ties(names, config) == ties
 
 
-def test_nested_config_speaks_where_the_outer_is_silent():
-    assert says_tied({"model_type": "x", "text_config": {"tie_word_embeddings": True}})
-    assert not says_tied(
-        {"tie_word_embeddings": False, "text_config": {"tie_word_embeddings": True}}
-    )
-    assert says_tied({"model_type": "x", "text_config": {"model_type": "gemma"}})
-    assert not says_tied(None)
+PAIR_EMBED = "model.language_model.embed_tokens.weight"
+PAIRS = {
+    "what text_config says counts for nothing": ("qwen3_vl", None, True, False, False),
+    "the outer config counts": ("qwen3_vl", True, False, True, True),
+    "either counts": ("llava", None, True, True, True),
+    "either counts, one denies: both are kept": ("llava", False, True, True, False),
+    "a default of a pair: both are kept": ("mistral3", None, None, True, False),
+    "a default of a pair, and the text says so": ("gemma3", None, True, True, True),
+    "a type that transformers does not know": ("stranger", None, True, False, False),
+}
+"""Model type, what the outer config and text_config say; tied, and a stored head is a copy."""
+
+
+@pytest.mark.parametrize(
+    ("model_type", "outer", "inner", "tied", "drop"), PAIRS.values(), ids=PAIRS
+)
+def test_the_level_that_transformers_reads(model_type, outer, inner, tied, drop):
+    text = {} if inner is None else {"tie_word_embeddings": inner}
+    config = {"model_type": model_type, "text_config": text}
+    if outer is not None:
+        config["tie_word_embeddings"] = outer
+    expected = {HEAD: PAIR_EMBED}
+    assert says_tied(config) == tied
+    assert find_ties([PAIR_EMBED], config) == (expected if tied else {})
+    assert find_ties([PAIR_EMBED, HEAD], config) == (expected if drop else {})
+
+
+def test_a_head_inside_is_tied_by_the_config_inside():
+    names = ["language_model.model.embed_tokens.weight", "language_model.lm_head.weight"]
+    config = {"model_type": "llama4", "text_config": {"tie_word_embeddings": True}}
+    assert find_ties(names, config) == {names[1]: names[0]}
+    assert find_ties(names, {"model_type": "llama4", "tie_word_embeddings": True}) == {}
+
+
+def test_a_class_without_a_head_has_no_tied_head():
+    config = {"model_type": "gemma", "architectures": ["GemmaForSequenceClassification"]}
+    assert find_ties([EMBED, "score.weight"], config) == {}
+
+
+def model_types():
+    """All types whose ties are in a table, by both levels; of the others every ninth, as it is."""
+    auto = pytest.importorskip("transformers.models.auto.modeling_auto")
+    words = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM", "SEQ_TO_SEQ_CAUSAL_LM",
+             "SPEECH_SEQ_2_SEQ", "MASKED_LM")  # fmt: skip
+    known = {t for word in words for t in getattr(auto, f"MODEL_FOR_{word}_MAPPING_NAMES")}
+    listed = {*ties._HEAD_INSIDE, *ties._EITHER, *ties._ALWAYS_TIED}
+    without = {"encoder-decoder", "speech-encoder-decoder", "vision-encoder-decoder"}  # no default
+    return sorted(listed - without) + sorted(known - listed)[::9]
+
+
+def test_transformers_reads_the_same():
+    transformers = pytest.importorskip("transformers")
+    from huggingface_hub.errors import StrictDataclassError
+
+    compared = 0
+    for model_type in model_types():
+        made = transformers.CONFIG_MAPPING[model_type]
+        inside = ties._HEAD_INSIDE.get(model_type, ("text_config", ""))[0]
+        levels = (None, True, False) if inside in made.sub_configs else (None,)
+        for outer, inner in itertools.product((None, True, False), levels):
+            config = {"model_type": model_type}
+            if outer is not None:
+                config["tie_word_embeddings"] = outer
+            if inner is not None:
+                config[inside] = {"tie_word_embeddings": inner}
+            try:
+                built = made.from_dict(copy.deepcopy(config))
+            except (TypeError, StrictDataclassError):
+                continue  # a type that has no config without a size
+            owner = getattr(built, inside) if model_type in ties._HEAD_INSIDE else built
+            assert says_tied(config) == bool(getattr(owner, "tie_word_embeddings", False)), config
+            compared += 1
+    assert compared > 200
 
 
 def folder(tmp_path, tied, names, value=0.0):
