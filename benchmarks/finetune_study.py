@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from pages import LINEAR_ONLY
 
 import reallm_compiler as reallm
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
@@ -67,7 +68,12 @@ class Study:
         before = self._path(bits, fit, "untuned")
         if not before.exists():
             changes = {"residual": {"fit": fit}}
-            recipe = {"reallm": 1, "extends": RECIPES[bits], "defaults": changes}
+            recipe = {
+                "reallm": 1,
+                "extends": RECIPES[bits],
+                "defaults": changes,
+                "rules": [LINEAR_ONLY],
+            }
             reallm.compile(recipe, model=self.folder, output=before, device="cpu", workers=1)
         made.append(self._measured(bits, fit, "untuned", before, 0.0))
         for stage in ("block", "e2e"):

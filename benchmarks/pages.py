@@ -7,6 +7,9 @@ from pathlib import Path
 MARK = "<!-- printed by benchmarks/{}.py -->"
 BY_HAND = "<!-- written by hand -->"
 
+LINEAR_ONLY = {"role": ["embedding", "head"], "keep": "source", "optional": True}
+"""A rule for comparisons with papers and tools that leave embeddings and heads as they are."""
+
 
 def write_part(path: Path, script: str, text: str) -> None:
     """Put `text` where the part of `script` stands in the page, or at the end of it.

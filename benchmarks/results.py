@@ -2,7 +2,8 @@
 
     python benchmarks/results.py --write docs/results.md \\
         --model demo demo/model demo/heldout.txt window=256 \\
-        --model my-model PATH/TO/FOLDER PATH/TO/text.txt window=256 bytes=200000
+        --model my-model PATH/TO/FOLDER PATH/TO/text.txt window=256 bytes=200000 \\
+        --embeddings reallm-2bit-lean reallm-4bit-lean
 
 Each `--model` takes a name, a checkpoint folder, a text, and options:
 
@@ -25,13 +26,28 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pages import write_part
 
 import reallm_compiler as reallm
-from reallm_compiler.evaluate import evaluate, load_for_evaluation
+from reallm_compiler.evaluate import Evaluation, evaluate, load_for_evaluation
+from reallm_compiler.plan.budget import MatrixBudget
 from reallm_compiler.recipe import list_shipped
+
+SHIPPED: dict[str, Any] = {}
+EMBEDDINGS: dict[str, dict[str, Any]] = {
+    "kept": {"keep": "source"},
+    "8 bits (as shipped)": SHIPPED,
+    "4 bits (`normal_float`)": {
+        "set": {
+            "quantizer": {"kind": "normal_float", "bits": 4},
+            "scales": {"kind": "absmax", "per": "block", "block": 64, "bits": 8},
+        }
+    },
+}
+"""What a rule for embeddings and heads says, by its name in the table."""
 
 MOST_TRAINING = 10**14
 """Operations of training above which a recipe is not run here: hours on a few cores."""
@@ -66,46 +82,102 @@ class Subject:
         return cls(name, Path(folder), text, window, separator)
 
 
-def measure(subject: Subject, recipes: list[str], workers: int) -> list[str]:
-    """Rows of the table of one model, the original first."""
-    original, tokenizer = load_for_evaluation(subject.folder)
-    options = {"window": subject.window, "separator": subject.separator}
-    base = evaluate(original, tokenizer, subject.text, **options)
-    plain = reallm.plan({"reallm": 1}, model=subject.folder).budget().totals
-    bits = f"{float(plain.exact_bits):g} | {float(plain.paper_bits):g}"
+@dataclass(frozen=True)
+class Measured:
+    """A model compiled by a recipe.
+
+    Attributes:
+        exact_bits, paper_bits: per weight of the linear layers.
+        outside: exact bits per weight of the embeddings and heads; None if they are kept.
+        file_bytes: length of the archive.
+        result: what was measured on the text.
+        seconds: time of the compile.
+    """
+
+    exact_bits: float
+    paper_bits: float
+    outside: float | None
+    file_bytes: int
+    result: Evaluation
+    seconds: float
+
+
+class Study:
+    """One model: the original, and what recipes make of it."""
+
+    def __init__(self, subject: Subject, workers: int) -> None:
+        self.subject = subject
+        self.workers = workers
+        self.original, self.tokenizer = load_for_evaluation(subject.folder)
+        self.options = {"window": subject.window, "separator": subject.separator}
+        self.base = evaluate(self.original, self.tokenizer, subject.text, **self.options)
+        plain = reallm.plan({"reallm": 1}, model=subject.folder).budget()
+        self.linear = {row.name for row in plain.matrices}
+        self.totals = plain.totals
+
+    def compiled(self, recipe: str | dict[str, Any]) -> Measured:
+        """An archive of the model by a recipe, measured and let go."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "out.reallm"
+            began = time.perf_counter()
+            report = reallm.compile(
+                recipe, model=self.subject.folder, output=path, device="cpu", workers=self.workers
+            )
+            seconds = time.perf_counter() - began
+            planned, stored = report.budget.totals.file_bytes, path.stat().st_size
+            if stored != planned:
+                raise SystemExit(f"{recipe}: {stored} bytes stored, {planned} planned")
+            model, _ = load_for_evaluation(path)
+            found = evaluate(
+                model,
+                self.tokenizer,
+                self.subject.text,
+                reference=self.original,
+                **self.options,
+            )
+        inside = [row for row in report.budget.matrices if row.name in self.linear]
+        outside = [row for row in report.budget.matrices if row.name not in self.linear]
+        weights = sum(row.weights for row in inside)
+        print(self.subject.name, recipe, found, file=sys.stderr, flush=True)
+        return Measured(
+            exact_bits=_bits(inside),
+            paper_bits=float(sum(row.paper_bits * row.weights for row in inside) / weights),
+            outside=_bits(outside) if outside else None,
+            file_bytes=stored,
+            result=found,
+            seconds=seconds,
+        )
+
+
+def _bits(rows: list[MatrixBudget]) -> float:
+    """Exact bits per weight of some matrices together."""
+    return 8 * sum(row.bytes for row in rows) / sum(row.weights for row in rows)
+
+
+def recipes_table(study: Study, recipes: list[str]) -> list[str]:
+    """The table of all recipes, the original first."""
+    subject, base = study.subject, study.base
+    bits = f"{float(study.totals.exact_bits):g} | {float(study.totals.paper_bits):g}"
     rows = [
-        f"| (original) | {bits} | {_folder_bytes(subject.folder):,} | {base.perplexity:.3f} "
+        f"| (original) | {bits} | | {_folder_bytes(subject.folder):,} | {base.perplexity:.3f} "
         f"| {base.bits_per_byte:.4f} | 0 | |"
     ]
     for recipe in recipes:
         training = reallm.plan(recipe, model=subject.folder).budget().totals.training_operations
         if training > MOST_TRAINING:
             why = f"not run: {training:.1e} operations of training"
-            rows.append(f"| `{recipe}` | {why} | | | | | | |")
+            rows.append(f"| `{recipe}` | {why} | | | | | | | |")
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "out.reallm"
-            began = time.perf_counter()
-            report = reallm.compile(
-                recipe, model=subject.folder, output=path, device="cpu", workers=workers
-            )
-            seconds = time.perf_counter() - began
-            totals = report.budget.totals
-            stored = path.stat().st_size
-            if stored != totals.file_bytes:
-                raise SystemExit(f"{recipe}: {stored} bytes stored, {totals.file_bytes} planned")
-            model, _ = load_for_evaluation(path)
-            found = evaluate(model, tokenizer, subject.text, reference=original, **options)
+        one = study.compiled(recipe)
         rows.append(
-            f"| `{recipe}` | {float(totals.exact_bits):.4f} | {float(totals.paper_bits):.4f} "
-            f"| {stored:,} | {found.perplexity:.3f} | {found.bits_per_byte:.4f} | {found.kl:.4f} "
-            f"| {seconds:.1f} |"
+            f"| `{recipe}` | {one.exact_bits:.4f} | {one.paper_bits:.4f} | {_outside(one)} "
+            f"| {one.file_bytes:,} | {one.result.perplexity:.3f} | {one.result.bits_per_byte:.4f} "
+            f"| {one.result.kl:.4f} | {one.seconds:.1f} |"
         )
-        print(subject.name, rows[-1], file=sys.stderr, flush=True)
     return [
         f"## {subject.name}",
         "",
-        f"{totals.weights:,} weights in {len(report.budget.matrices)} coded matrices; "
+        f"{study.totals.weights:,} weights in {len(study.linear)} matrices of linear layers; "
         f"{base.tokens:,} predicted tokens, "
         + (
             f"documents of at most {base.window} tokens."
@@ -113,12 +185,39 @@ def measure(subject: Subject, recipes: list[str], workers: int) -> list[str]:
             else f"windows of {base.window}."
         ),
         "",
-        "| recipe | exact bits | paper bits | file bytes | perplexity | bits per byte | KL (nats) "
-        "| compile (s) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| recipe | exact bits | paper bits | embeddings | file bytes | perplexity "
+        "| bits per byte | KL (nats) | compile (s) |",
+        "|---|---|---|---|---|---|---|---|---|",
         *rows,
         "",
     ]
+
+
+def embeddings_table(study: Study, recipes: list[str]) -> list[str]:
+    """Embeddings and heads kept, and coded with 8 and 4 bits."""
+    rows = []
+    for recipe in recipes:
+        for words, change in EMBEDDINGS.items():
+            rule = {"role": ["embedding", "head"], **change}
+            rules = [] if change == SHIPPED else [rule]
+            one = study.compiled({"reallm": 1, "extends": recipe, "rules": rules})
+            rows.append(
+                f"| `{recipe}` | {words} | {_outside(one)} | {one.file_bytes:,} "
+                f"| {one.result.perplexity:.3f} | {one.result.kl:.5f} |"
+            )
+    return [
+        f"### {study.subject.name}: embeddings and heads",
+        "",
+        "| recipe | embeddings and heads | exact bits of these | file bytes | perplexity "
+        "| KL (nats) |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _outside(one: Measured) -> str:
+    return "kept" if one.outside is None else f"{one.outside:.4f}"
 
 
 def _folder_bytes(folder: Path) -> int:
@@ -129,6 +228,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", nargs="+", required=True)
     parser.add_argument("--recipe", action="append", help="only these (default: all shipped)")
+    parser.add_argument(
+        "--embeddings", nargs="*", help="recipes to try with embeddings kept, and at fewer bits"
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--write", type=Path, help="put it into this page as well")
     given = parser.parse_args()
@@ -137,8 +239,9 @@ def main() -> None:
         "# Results",
         "",
         "Printed by `python benchmarks/results.py` (its first lines say how to call it). Bits are "
-        "per weight of the coded matrices; file bytes count everything. KL is the mean over "
-        "predicted tokens of KL(original || compressed). Smaller is better everywhere.",
+        "per weight of the linear layers, and under `embeddings` (heads too) exact bits per weight "
+        "of these; file bytes count everything. KL is the mean over predicted tokens of "
+        "KL(original || compressed). Smaller is better everywhere.",
         "",
         f"torch {torch.__version__}, {os.cpu_count()} cores, "
         f"{torch.backends.cpu.get_cpu_capability()}, Python {platform.python_version()}, "
@@ -146,7 +249,10 @@ def main() -> None:
         "",
     ]
     for words in given.model:
-        page += measure(Subject.parse(words), recipes, given.workers)
+        study = Study(Subject.parse(words), given.workers)
+        page += recipes_table(study, recipes)
+        if given.embeddings:
+            page += embeddings_table(study, given.embeddings)
     text = "\n".join(page).rstrip() + "\n"
     print(text)
     if given.write:

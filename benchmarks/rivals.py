@@ -39,6 +39,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
+from pages import LINEAR_ONLY
 from results import Subject
 from torch import Tensor, nn
 
@@ -205,7 +206,8 @@ def measure(
     for recipe in ours:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "out.reallm"
-            report = reallm.compile(recipe, model=subject.folder, output=path, device="cpu")
+            linear = {"reallm": 1, "extends": recipe, "rules": [LINEAR_ONLY]}
+            report = reallm.compile(linear, model=subject.folder, output=path, device="cpu")
             model, _ = load_for_evaluation(path)
             names = [matrix.name for matrix in report.budget.matrices]
             add(recipe, "reallm", float(report.budget.totals.exact_bits), model)

@@ -31,6 +31,8 @@ DOCS = Path(__file__).resolve().parent
 _PART = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _VALUES = {
     "match": "pattern, or list of patterns",
+    "role": "`linear`, `embedding`, `head`, `router`, or a list of these",
+    "min_fraction": "fraction",
     "except_": "pattern, or list of patterns",
     "layers": "integer, range, or list of these",
     "keep": "`source`, `bfloat16` (`bf16`), `float16` (`fp16`), `float32` (`fp32`)",

@@ -162,7 +162,12 @@ def _decoder_notes(decoders: Mapping[str, DecoderFile]) -> tuple[str, ...]:
 
 def _matrix_candidate(fact: MatrixFact) -> Candidate:
     return Candidate(
-        name=fact.name, layer=fact.layer, is_matrix=True, coded_by_default=fact.coded_by_default
+        name=fact.name,
+        layer=fact.layer,
+        is_matrix=True,
+        coded_by_default=fact.coded_by_default,
+        role=fact.role,
+        weights=fact.shape[0] * fact.shape[1],
     )
 
 

@@ -16,6 +16,7 @@ from reallm_compiler.recipe.model import Recipe, RecipeForm, Rule, RuleForm, Sha
 from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode, from_plain
 from reallm_compiler.recipe.patch import merge_maps
 from reallm_compiler.recipe.shipped import list_shipped, shipped_path
+from reallm_compiler.recipe.stages.base import plain_number
 from reallm_compiler.recipe.tuning import SECTION
 from reallm_compiler.recipe.words import suggestion
 
@@ -217,7 +218,9 @@ def _rule(form: RuleForm, node: Node) -> Rule:
     fields = node.fields if isinstance(node, MapNode) else {}
     patch = fields.get("set")
     return Rule(
-        match=tuple(Pattern(text) for text in form.match),
+        match=tuple(Pattern(text) for text in form.match or ("*",)),
+        roles=None if form.role is None else tuple(form.role),
+        min_fraction=form.min_fraction,
         exceptions=tuple(Pattern(text) for text in form.except_ or ()),
         layers=None if form.layers is None else parse_layers(form.layers),
         patch=patch if isinstance(patch, MapNode) else None,
@@ -232,7 +235,13 @@ def _rule(form: RuleForm, node: Node) -> Rule:
 
 def _rule_document(form: RuleForm) -> dict[str, Any]:
     """A rule as canonical plain data: only what it says, always in the same words."""
-    document: dict[str, Any] = {"match": list(form.match)}
+    document: dict[str, Any] = {}
+    if form.match is not None:
+        document["match"] = list(form.match)
+    if form.role is not None:
+        document["role"] = list(form.role)
+    if form.min_fraction is not None:
+        document["min_fraction"] = plain_number(form.min_fraction)
     if form.except_ is not None:
         document["except"] = list(form.except_)
     if form.layers is not None:

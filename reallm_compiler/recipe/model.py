@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -15,10 +16,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from reallm_compiler.recipe.match import LayerRange, Pattern, parse_layers
 from reallm_compiler.recipe.nodes import MAX_INTEGER, MapNode, Place
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.recipe.stages import MatrixPlan, Rational
 from reallm_compiler.recipe.tuning import FinetuneOptions
 
 Keep: TypeAlias = Literal["source", "bfloat16", "float16", "float32"]
+Role: TypeAlias = Literal["linear", "embedding", "head", "router"]
+"""What a matrix is for, as far as a rule can ask for it; `sources.linear` tells it by names."""
 
 KEEP_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -37,6 +40,12 @@ def _canonical_layers(value: object) -> str:
     return ",".join(str(one) for one in parse_layers(value))
 
 
+def _positive_fraction(value: int | Fraction) -> int | Fraction:
+    if not 0 < value <= 1:
+        raise ValueError("a fraction above 0 and up to 1 is wanted, such as 1/100")
+    return value
+
+
 def _canonical_keep(value: object) -> object:
     return KEEP_ALIASES.get(value, value) if isinstance(value, str) else value
 
@@ -47,6 +56,15 @@ PatternList = Annotated[
     BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
     Field(min_length=1),
 ]
+RoleList = Annotated[
+    list[Role],
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str) else value,
+        json_schema_input_type=Role | list[Role],
+    ),
+    Field(min_length=1),
+]
+PositiveFraction = Annotated[Rational, AfterValidator(_positive_fraction)]
 LayerText = Annotated[
     str,
     BeforeValidator(_canonical_layers, json_schema_input_type=int | str | list[int | str]),
@@ -71,9 +89,20 @@ class Form(BaseModel):
 class RuleForm(Form):
     """A rule: which matrices, and what is different for them."""
 
-    match: PatternList = Field(
+    match: PatternList | None = Field(
+        default=None,
         description="Names of tensors without `.weight`: a glob in which `*` also crosses dots, "
-        "or `re:` and a regular expression for the whole name; a list takes any of its patterns.",
+        "or `re:` and a regular expression for the whole name; a list takes any of its patterns. "
+        "Required, but where `role` says which matrices are meant.",
+    )
+    role: RoleList | None = Field(
+        default=None,
+        description="Only matrices that are for this, or one of these: the weights of linear "
+        "layers, tables of tokens or positions, the last layer, the gates of experts.",
+    )
+    min_fraction: PositiveFraction | None = Field(
+        default=None,
+        description="Only matrices that hold at least this fraction of all matrices' weights.",
     )
     except_: PatternList | None = Field(
         default=None, alias="except", description="Patterns that are taken out again."
@@ -93,6 +122,12 @@ class RuleForm(Form):
         default=False, description="A rule that matches nothing is an error unless this is true."
     )
     note: str | None = Field(default=None, description="Free text; changes nothing.")
+
+    @model_validator(mode="after")
+    def _says_which(self) -> RuleForm:
+        if self.match is None and self.role is None:
+            raise ValueError("`match` is missing: it says which tensors the rule is for")
+        return self
 
     @model_validator(mode="after")
     def _one_action(self) -> RuleForm:
@@ -148,6 +183,9 @@ class Rule:
 
     Attributes:
         match: patterns, any of which may match.
+        roles: what a matrix may be for; None for all tensors.
+        min_fraction: the least fraction of all matrices' weights that a matrix must hold; None
+            for all tensors.
         exceptions: patterns that are taken out again.
         layers: ranges of layers, or None for all tensors whether in a layer or not.
         patch: the fields that the rule sets, with their places; None for a `keep` rule.
@@ -160,6 +198,8 @@ class Rule:
     """
 
     match: tuple[Pattern, ...]
+    roles: tuple[Role, ...] | None
+    min_fraction: int | Fraction | None
     exceptions: tuple[Pattern, ...]
     layers: tuple[LayerRange, ...] | None
     patch: MapNode | None

@@ -31,6 +31,7 @@ def json_schema() -> dict[str, Any]:
         rule["properties"][key] = _without_null(value)
     rule["properties"]["set"] = _reference(f"MatrixPlan{_PART}", rule["properties"]["set"])
     rule["oneOf"] = [{"required": ["set"]}, {"required": ["keep"]}]
+    rule["anyOf"] = [{"required": ["match"]}, {"required": ["role"]}]
     del rule["description"]
 
     defaults = schema["properties"]["defaults"]

@@ -21,12 +21,16 @@ class Candidate:
         layer: index of its layer; None outside of the layers.
         is_matrix: it is two-dimensional and can be coded.
         coded_by_default: it is coded where no rule says otherwise (a linear layer's weight).
+        role: what a matrix is for, such as `head`; None for what is no matrix.
+        weights: numbers that a matrix holds.
     """
 
     name: str
     layer: int | None
     is_matrix: bool
     coded_by_default: bool
+    role: str | None = None
+    weights: int = 0
 
 
 def select(
@@ -52,6 +56,7 @@ class _Model:
         for place, candidate in enumerate(candidates):
             self.places.setdefault(candidate.name, []).append(place)
         self.layers = 1 + max((c.layer for c in candidates if c.layer is not None), default=-1)
+        self.weights = sum(candidate.weights for candidate in candidates if candidate.is_matrix)
 
     def is_matrix(self, place: int) -> bool:
         """Whether the candidate at `place` can be coded."""
@@ -61,6 +66,8 @@ class _Model:
         """Indices of the candidates that any pattern matches, in order."""
         found: set[int] = set()
         for pattern in patterns:
+            if pattern.text == "*":
+                return list(range(len(self.candidates)))
             if pattern.exact is not None:  # a recipe may hold one rule for each matrix
                 found.update(self.places.get(pattern.exact, ()))
             else:
@@ -76,6 +83,17 @@ class _Model:
 def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
     by_name = model.matching(rule.match)
     taken, problems = by_name, []
+    if rule.roles is not None:
+        taken = [place for place in taken if model.candidates[place].role in rule.roles]
+        if by_name and not taken and not rule.optional:
+            return [], [_no_role(rule, model, by_name)]
+    if rule.min_fraction is not None:
+        least = rule.min_fraction * model.weights
+        large = [place for place in taken if 0 < model.candidates[place].weights >= least]
+        if taken and not large and not rule.optional:
+            return [], [_too_small(rule, model, taken)]
+        taken = large
+    by_name = taken
     if rule.layers is not None:
         wanted: set[int] = set()
         for span in rule.layers:
@@ -105,6 +123,21 @@ def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
     return taken, problems
 
 
+def _no_role(rule: Rule, model: _Model, taken: Sequence[int]) -> Problem:
+    roles = dict.fromkeys(model.candidates[place].role for place in taken)
+    here = [role for role in roles if role is not None]
+    message = f"no tensor that the rule's names take is for {listed(rule.roles or ())}"
+    return _problem(rule, "role", message, f"roles here: {listed(here)}" if here else None)
+
+
+def _too_small(rule: Rule, model: _Model, taken: Sequence[int]) -> Problem:
+    largest = max((model.candidates[place] for place in taken), key=lambda one: one.weights)
+    part = 100 * largest.weights / max(model.weights, 1)
+    message = "nothing that the rule takes holds so large a part of the model's weights"
+    hint = f"the largest is `{largest.name}` with {part:.3g} %"
+    return _problem(rule, "min_fraction", message, hint)
+
+
 def _nothing(rule: Rule, model: _Model, by_name: Sequence[int]) -> Problem:
     if not by_name:
         texts = listed(pattern.text for pattern in rule.match)
@@ -119,7 +152,7 @@ def _nothing(rule: Rule, model: _Model, by_name: Sequence[int]) -> Problem:
 
 def _problem(rule: Rule, key: str, message: str, hint: str | None = None) -> Problem:
     place = rule.key_places.get(key, rule.place)
-    if key in ("match", "except"):
+    if key in ("match", "except", "role", "min_fraction"):
         allow = "`optional: true` allows it to match nothing"
         between = " " if hint and hint.endswith("?") else "; "
         hint = f"{hint}{between}{allow}" if hint else allow

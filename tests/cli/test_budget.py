@@ -158,14 +158,18 @@ def test_what_is_stored_transposed_is_said(run, conv1d):
     document = run(*words, "--json").json
     assert note in document["notes"]
     rows = {row["name"]: (row["shape"], row["transposed"]) for row in document["matrices"]}
-    assert rows == {"h.0.attn.c_attn": ([96, 32], True), "h.0.mlp.c_fc": ([128, 32], True)}
+    assert rows == {
+        "h.0.attn.c_attn": ([96, 32], True),
+        "h.0.mlp.c_fc": ([128, 32], True),
+        "wte": ([40, 32], False),
+    }
     explain = (*words, "--explain", "h.0.mlp.c_fc")
     line = "stored transposed in the checkpoint: 32 x 128 there, 128 x 32 here"
     assert run(*explain).out.splitlines()[-1] == line
     assert run(*explain, "--json").json["transposed"] is True
-    kept = (*words, "--explain", "wte")
-    assert "transposed" not in run(*kept).out
-    assert run(*kept, "--json").json["transposed"] is False
+    plain = (*words, "--explain", "wte")
+    assert "transposed" not in run(*plain).out
+    assert run(*plain, "--json").json["transposed"] is False
 
 
 def test_what_is_stored_as_it_is_used_is_not_said(run, tiny_recipe, tiny_llama):

@@ -32,11 +32,37 @@ def test_the_papers_setting_at_4096() -> None:
 def test_llama_2_7b_from_its_bare_config() -> None:
     pytest.importorskip("transformers")
     sizes = {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000}
-    plan = reallm.plan("reallm-2bit", model={"model_type": "llama", **sizes})
+    papers = {"role": ["embedding", "head"], "keep": "source"}
+    recipe = {"reallm": 1, "extends": "reallm-2bit", "rules": [papers]}
+    plan = reallm.plan(recipe, model={"model_type": "llama", **sizes})
     totals = plan.budget().totals
     assert totals.weights == 6_476_005_376
     assert totals.low_rank_parameters == 159_907_840
     assert any("tokenizer" in note for note in plan.notes)
+
+
+LLAMA_3_8B = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "torch_dtype": "bfloat16",
+}
+
+
+def test_what_weighs_outside_the_layers_is_coded() -> None:
+    """Embedding and head of Llama-3-8B were 48 % of its file at 2 bits."""
+    pytest.importorskip("transformers")
+    budget = reallm.plan("reallm-2bit", model=LLAMA_3_8B).budget()
+    rows = {row.name: row for row in budget.matrices}
+    for name in ("model.embed_tokens", "lm_head"):
+        assert rows[name].exact_bits == 8 + Fraction(32, 4096)
+    assert budget.totals.kept_bytes < 0.001 * budget.totals.file_bytes
+    assert budget.totals.file_bytes < 3_301_000_000  # 4,350,537,920 with both in bfloat16
 
 
 def test_json_keys_are_the_documented_ones() -> None:

@@ -288,7 +288,20 @@ PLANS = {
 }
 RULES = {
     "no map": ("q_proj", "r.yaml:2:9: rules[0]: a map is wanted, not `q_proj`"),
-    "no match": ("{keep: source}", "r.yaml:2:9: rules[0]: `match` is missing"),
+    "unknown role": (
+        "{role: heads, keep: source}",
+        "r.yaml:2:16: rules[0].role: `heads` is not one of `linear`, `embedding`, `head`, "
+        "`router` (did you mean `head`?)",
+    ),
+    "fraction above one": (
+        "{match: a, min_fraction: 5, keep: source}",
+        "r.yaml:2:34: rules[0].min_fraction: a fraction above 0 and up to 1 is wanted, "
+        "such as 1/100",
+    ),
+    "no match": (
+        "{keep: source}",
+        "r.yaml:2:9: rules[0]: `match` is missing: it says which tensors the rule is for",
+    ),
     "match of a number": (
         "{match: 3, keep: source}",
         "r.yaml:2:17: rules[0].match: a pattern or a list of patterns is wanted",

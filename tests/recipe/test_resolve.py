@@ -319,6 +319,70 @@ def test_the_order_of_the_tensors_does_not_matter():
     }
 
 
+def sized(name, role, weights, layer=None):
+    coded = role == "linear"
+    return Candidate(
+        name=name, layer=layer, is_matrix=True, coded_by_default=coded, role=role, weights=weights
+    )
+
+
+MIXED = [
+    sized("model.embed_tokens", "embedding", 200),
+    sized("model.positions", "embedding", 4),
+    Candidate(name="model.norm", layer=None, is_matrix=False, coded_by_default=False),
+    sized("model.layers.0.q_proj", "linear", 300, 0),
+    sized("model.layers.1.q_proj", "linear", 300, 1),
+    sized("model.layers.1.router", "router", 6, 1),
+    sized("lm_head", "head", 190),
+]
+
+
+def kept_as_float32(**rule) -> set[str]:
+    recipe = load_recipe({"reallm": 1, "rules": [{"keep": "float32", **rule}]})
+    decisions = resolve(recipe, MIXED)
+    return {name for name, decision in decisions.items() if decision.keep == "float32"}
+
+
+def test_a_rule_can_ask_what_a_matrix_is_for_and_how_large_it_is():
+    both = {"model.embed_tokens", "lm_head"}
+    assert kept_as_float32(role="head") == {"lm_head"}
+    assert kept_as_float32(role=["embedding", "head"]) == {*both, "model.positions"}
+    assert kept_as_float32(role=["embedding", "head"], min_fraction="19/100") == both
+    assert kept_as_float32(match="*", min_fraction=0.2) == {
+        "model.embed_tokens",
+        "model.layers.0.q_proj",
+        "model.layers.1.q_proj",
+    }
+    assert kept_as_float32(role="linear", layers=-1) == {"model.layers.1.q_proj"}
+    assert kept_as_float32(role="embedding", **{"except": "*.positions"}) == {"model.embed_tokens"}
+    assert kept_as_float32(role="embedding", min_fraction=1, optional=True) == set()
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (
+            {"role": "head", "match": "model.*"},
+            "recipe: rules[0].role: no tensor that the rule's names take is for `head` (roles "
+            "here: `embedding`, `linear`, `router`; `optional: true` allows it to match nothing)",
+        ),
+        (
+            {"role": "head", "min_fraction": "1/2"},
+            "recipe: rules[0].min_fraction: nothing that the rule takes holds so large a part of "
+            "the model's weights (the largest is `lm_head` with 19 %; `optional: true` allows it "
+            "to match nothing)",
+        ),
+    ],
+)
+def test_a_role_or_size_that_nothing_has(rule, expected):
+    recipe = load_recipe({"reallm": 1, "rules": [{"keep": "source", **rule}]})
+    with pytest.raises(RecipeError) as caught:
+        resolve(recipe, MIXED)
+    assert str(caught.value) == expected
+    optional = load_recipe({"reallm": 1, "rules": [{"keep": "source", "optional": True, **rule}]})
+    assert resolve(optional, MIXED)
+
+
 def shares(decisions) -> dict[str, str | None]:
     return {name: one.plan.share for name, one in decisions.items() if one.plan is not None}
 

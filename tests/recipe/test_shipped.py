@@ -12,6 +12,7 @@ from reallm_compiler.layouts.matrix import paper_bits, sections
 from reallm_compiler.recipe import Candidate, list_shipped, load_recipe, read_shipped, resolve
 from reallm_compiler.recipe import shipped as shipped_module
 from reallm_compiler.recipe.shipped import head_comment
+from reallm_compiler.recipe.stages import AbsmaxScales, MatrixPlan, UniformQuantizer
 from reallm_compiler.units import bits_per_weight
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,12 +45,36 @@ def test_it_loads_and_meets_a_model(name):
     recipe = load_recipe(name)
     assert recipe.name == name
     assert (recipe.model, recipe.output) == (None, None)
-    assert recipe.rules == ()  # nothing about the names of one family
-    matrix = Candidate(name="layers.0.q", layer=0, is_matrix=True, coded_by_default=True)
-    head = Candidate(name="head", layer=None, is_matrix=True, coded_by_default=False)
-    decisions = resolve(recipe, [matrix, head])
+    (rule,) = recipe.rules
+    assert [pattern.text for pattern in rule.match] == ["*"]  # no names of one family
+    sizes = {"layers.0.q": 4096**2, "embed": 32_000 * 4096, "head": 32_000 * 4096}
+    small = {"positions": 2048 * 4096, "score": 4096}  # below a hundredth of all
+    roles = {"embed": "embedding", "positions": "embedding", "head": "head", "score": "head"}
+    decisions = resolve(
+        recipe,
+        [
+            Candidate(
+                name=name,
+                layer=None if name in roles else 0,
+                is_matrix=True,
+                coded_by_default=name not in roles,
+                role=roles.get(name, "linear"),
+                weights=weights * (40 if name not in roles else 1),
+            )
+            for name, weights in (sizes | small).items()
+        ],
+    )
     assert decisions["layers.0.q"].plan == recipe.plan
-    assert decisions["head"].keep == "source"
+    coded = MatrixPlan(
+        scales=AbsmaxScales(kind="absmax", per="row"),
+        quantizer=UniformQuantizer(kind="uniform", bits=8),
+    )
+    for name in ("embed", "head"):
+        plan = decisions[name].plan
+        assert plan is not None
+        scales = plan.scales.model_copy(update={"block": 64, "superblock": 256})  # of no account
+        assert plan.model_copy(update={"scales": scales}) == coded
+    assert {decisions[name].keep for name in small} == {"source"}
 
 
 @pytest.mark.parametrize("name", NAMES)
