@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from reallm_compiler.finetune.run import finetune as tune
     from reallm_compiler.plan.build import plan
     from reallm_compiler.reader.archive import open_archive as open
-    from reallm_compiler.reader.huggingface import load
     from reallm_compiler.reader.reconstruct import reconstruct
     from reallm_compiler.recipe import load_recipe
-    from reallm_compiler.runtime import open_tunable
+    from reallm_compiler.runtime import load, open_tunable
 
 __all__ = [
     "compile",
@@ -41,7 +40,7 @@ __all__ = [
 
 _HOMES = {
     "compile": ("reallm_compiler.execute.run", "compile_model"),
-    "load": ("reallm_compiler.reader.huggingface", "load"),
+    "load": ("reallm_compiler.runtime.models", "load"),
     "load_recipe": ("reallm_compiler.recipe", "load_recipe"),
     "open": ("reallm_compiler.reader.archive", "open_archive"),
     "open_tunable": ("reallm_compiler.runtime.tunable", "open_tunable"),

@@ -96,8 +96,8 @@ def changed(folder: Path, name: str, change) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        pytest.param("config.json", coded_model, "the model needs program code", id="model"),
-        pytest.param("config.json", hub_model, "the model needs program code", id="hub"),
+        pytest.param("config.json", coded_model, "is not known to transformers", id="model"),
+        pytest.param("config.json", hub_model, "is not known to transformers", id="hub"),
         pytest.param(
             "tokenizer_config.json", coded_tokenizer, "the tokenizer needs program code", id="words"
         ),

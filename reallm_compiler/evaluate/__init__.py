@@ -9,7 +9,6 @@ from reallm_compiler.evaluate.models import (
     evaluate_files,
     load_for_evaluation,
     load_tokenizer,
-    resolve_device,
 )
 from reallm_compiler.evaluate.perplexity import Evaluation, choose_window, evaluate
 from reallm_compiler.evaluate.text import TokenWindows, check_same_tokenizer, read_text
@@ -24,5 +23,4 @@ __all__ = [
     "load_for_evaluation",
     "load_tokenizer",
     "read_text",
-    "resolve_device",
 ]

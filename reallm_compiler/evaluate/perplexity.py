@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from reallm_compiler.evaluate.text import (
     cut_documents,
     cut_windows,
 )
+from reallm_compiler.runtime.text_models import check_reads, run, usable_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 _BLOCK_ELEMENTS = 1 << 23
 # exp of anything larger is no float64; a uniform guess over 2^32 tokens is 22 nats.
 _LARGEST_LOSS = 700.0
-# What configurations call the number of positions, newest name first.
-_POSITION_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,25 +119,15 @@ class _Sums:
         self.agree += other.agree
 
 
-def positions_of(model: PreTrainedModel) -> int | None:
-    """The number of positions that the model's configuration states; None if it states none."""
-    config = model.config.get_text_config()
-    for key in _POSITION_KEYS:
-        value = getattr(config, key, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
-
-
 def choose_window(window: int | None, models: Sequence[PreTrainedModel]) -> int:
     """The window to use: as asked for, or the smaller of 2048 and the models' positions.
 
     Raises:
         EvaluationError: the window asked for has more tokens than a model has positions.
     """
-    stated = [count for count in map(positions_of, models) if count is not None]
+    stated = [count for count in map(usable_positions, models) if count is not None]
     if window is None:
-        return min(LITERATURE_WINDOW, *stated) if stated else LITERATURE_WINDOW
+        return max(2, min(LITERATURE_WINDOW, *stated)) if stated else LITERATURE_WINDOW
     if stated and window > min(stated):
         raise EvaluationError(
             f"a window of {window} tokens is longer than the model's {min(stated)} positions",
@@ -187,21 +176,22 @@ def evaluate(
     models = [model] if reference is None else [model, reference]
     if batch is not None and batch < 1:
         raise EvaluationError(f"a batch of {batch} windows is none", hint="give 1 or more")
-    length = choose_window(window, models)
     if reference_tokenizer is not None:
         check_same_tokenizer(tokenizer, reference_tokenizer, text)
+    length = choose_window(window, models)
     if random_windows is not None:
         cut = cut_random(tokenizer, text, length, random_windows, separator=separator, seed=seed)
     elif separator is None:
         cut = cut_windows(tokenizer, text, length)
     else:
         cut = cut_documents(tokenizer, text, length, separator)
-    _check_vocabulary(cut, models)
     modules: list[torch.nn.Module] = [*models]
     for module in modules:
         module.eval()
         if device is not None:
             module.to(device)
+    for one in models:
+        check_reads(one, cut.sequences)
     at_once = batch if batch is not None else max(1, LITERATURE_WINDOW // length)
     sums = _Sums()
     total = len(cut.sequences)
@@ -251,8 +241,8 @@ def _measure(
     """The sums of each sequence of one batch."""
     ids, mask = _pad(group)  # [b, t]
     with torch.inference_mode():
-        logits = _forward(model, ids, mask)  # [b, t, v]
-        expected = None if reference is None else _forward(reference, ids, mask)  # [b, t, v]
+        logits = run(model, ids, mask)  # [b, t, v]
+        expected = None if reference is None else run(reference, ids, mask)  # [b, t, v]
         if expected is not None and expected.shape != logits.shape:
             raise EvaluationError(
                 "the model and the reference have different vocabularies: "
@@ -282,21 +272,6 @@ def _pad(group: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor | None]:
         return ids, None
     lengths = torch.tensor([len(sequence) for sequence in group])  # [b]
     return ids, (torch.arange(longest) < lengths[:, None]).to(torch.int64)  # [b, t]
-
-
-def _forward(model: PreTrainedModel, ids: Tensor, mask: Tensor | None) -> Tensor:
-    """Logits [b, t, v] in the model's type, on its device."""
-    device = model.device
-    attention_mask = None if mask is None else mask.to(device)
-    try:
-        output = model(input_ids=ids.to(device), attention_mask=attention_mask, use_cache=False)
-    except torch.cuda.OutOfMemoryError as error:
-        raise EvaluationError(
-            f"the device ran out of memory on a batch of {ids.shape[0]} windows",
-            hint="give a smaller batch or window, or evaluate on the CPU",
-        ) from error
-    logits: Tensor = output.logits
-    return logits
 
 
 def _sum_rows(logits: Tensor, targets: Tensor, expected: Tensor | None) -> _Sums:
@@ -330,18 +305,6 @@ def _sum_rows(logits: Tensor, targets: Tensor, expected: Tensor | None) -> _Sums
 def _total(values: Tensor) -> float:
     """The sum in float64, on the CPU as not every device has that type."""
     return float(values.cpu().double().sum())
-
-
-def _check_vocabulary(cut: TokenWindows, models: Sequence[PreTrainedModel]) -> None:
-    largest = max(max(sequence) for sequence in cut.sequences)
-    for model in models:
-        weight = model.get_input_embeddings().weight  # [v, hidden]
-        rows = cast(Tensor, weight).shape[0]
-        if largest >= rows:
-            raise EvaluationError(
-                f"the tokenizer gives token {largest}, and the model knows {rows} tokens",
-                note="the tokenizer is not this model's own",
-            )
 
 
 def _check_finite(part: _Sums, cut: TokenWindows, index: int) -> None:

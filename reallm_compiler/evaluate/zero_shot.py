@@ -14,7 +14,8 @@ from typing import Any
 
 from reallm_compiler.distribution import install_command
 from reallm_compiler.errors import EvaluationError
-from reallm_compiler.evaluate.models import load_for_evaluation, resolve_device
+from reallm_compiler.evaluate.models import load_for_evaluation
+from reallm_compiler.runtime.devices import resolve_device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,9 +19,9 @@ from reallm_compiler.errors import FinetuneError
 from reallm_compiler.execute.weights import Weights
 from reallm_compiler.finetune.blocks import Block
 from reallm_compiler.reader.archive import ModelArchive
-from reallm_compiler.reader.huggingface import read_config
+from reallm_compiler.reader.model import build_model
+from reallm_compiler.runtime.models import source_files
 from reallm_compiler.sources import Inventory, open_source
-from reallm_compiler.sources.untrusted import offline
 
 CHECKED = 1 << 16
 """Weights of a kept tensor up to which it is compared with the archive's."""
@@ -129,17 +129,7 @@ class Original:
 
     def teacher(self, device: torch.device, dtype: torch.dtype) -> Any:  # noqa: ANN401
         """The whole original, frozen."""
-        from transformers import AutoModelForCausalLM
-
-        loader: Any = AutoModelForCausalLM
-        with offline():
-            teacher = loader.from_pretrained(
-                self.inventory.path,
-                config=read_config(Path(self.inventory.path), str(self.path)),
-                dtype=dtype,
-                trust_remote_code=False,
-                local_files_only=True,
-            )
+        teacher = build_model(source_files(self.inventory, str(self.path)), dtype)
         return teacher.to(device).requires_grad_(False).eval()
 
     def matrix(self, tensor: str, index: int | None, *, transposed: bool) -> Tensor:

@@ -19,7 +19,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,7 +32,7 @@ from reallm_compiler.reader.adapter import AdapterArchive
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.reconstruct import save_tensors
 from reallm_compiler.runtime.tunable import module_name
-from reallm_compiler.sources.untrusted import offline, without_code
+from reallm_compiler.sources.architecture import meta_model
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -211,15 +210,7 @@ def _parts(base: ModelArchive, name: str) -> dict[str, Tensor]:
 
 def _empty_model(base: ModelArchive) -> Any:  # noqa: ANN401 (transformers has no types)
     """The model without weights, to ask it for the names of its modules."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    plain = without_code(config_of(base))
-    factory: Any = AutoConfig
-    with offline():
-        config = factory.for_model(**plain)
-    maker: Any = AutoModelForCausalLM
-    with offline(), torch.device("meta"):
-        return maker.from_config(config, trust_remote_code=False)
+    return meta_model(config_of(base), str(base.path))
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

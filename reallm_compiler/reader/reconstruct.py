@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -62,20 +62,20 @@ def reconstruct(
         open_archive(path, adapter=adapter, decoder=decoder, allow_cost=allow_cost) as archive,
     ):
         archive.find_decoders()  # before the work
-        write_files(archive, folder)
+        write_files(archive.files(), folder)
         _write_tensors(archive, folder, coded_only=coded_only)
     return target
 
 
-def write_files(archive: ModelArchive, folder: Path) -> None:
-    """Write the embedded files (config, tokenizer) into `folder`.
+def write_files(files: Iterable[tuple[str, bytes]], folder: Path) -> None:
+    """Write the small files of a model (config, tokenizer), as (path, content), into `folder`.
 
     Raises:
         FormatError: a path would leave the folder, or the file is none that a compile embeds,
             such as weights or code under another name.
     """
     root = folder.resolve()
-    for name, data in archive.files():
+    for name, data in files:
         if not is_carried(name):
             raise FormatError(
                 "N4",

@@ -1,58 +1,59 @@
-"""The tokenizer of a local folder, loaded without the Hub and without code of its repository."""
+"""The tokenizer among a model's small files, loaded without the Hub and without code of theirs."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from reallm_compiler.errors import SourceError
+from reallm_compiler.reader.reconstruct import write_files
 from reallm_compiler.sources.carried import TOKENIZERS
-from reallm_compiler.sources.untrusted import needs_code, offline
+from reallm_compiler.sources.untrusted import offline
 
 
 def has_tokenizer(names: Collection[str]) -> bool:
-    """Whether files of these names make a tokenizer that transformers can load."""
-    return any(fnmatchcase(name, word) for word in TOKENIZERS for name in names)
+    """Whether files of these names make a tokenizer."""
+    return any(fnmatchcase(name, pattern) for name in names for pattern in TOKENIZERS)
 
 
-def load_tokenizer(folder: Path, label: str) -> Any:  # noqa: ANN401 (transformers has no types)
-    """The tokenizer of a folder that has one.
+def load_tokenizer(files: Mapping[str, bytes], label: str) -> Any:  # noqa: ANN401 (no types)
+    """The tokenizer of a model's small files; None if they hold none.
 
     Args:
-        folder: where its files lie.
-        label: what to call it in messages.
+        files: relative path to content, the config among them.
+        label: what to call the model in messages.
 
     Raises:
         SourceError: its files are not sound, or it needs code of its repository.
+        FormatError: one is no file that a model has beside its weights.
     """
+    if not has_tokenizer(files):
+        return None
     from transformers import AutoTokenizer
 
-    try:
-        with offline():
-            return AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True
-            )
-    except Exception as error:  # whatever odd files make the library raise
-        if _names_code(folder) and "trust_remote_code" in str(error):
-            raise needs_code("the tokenizer", label) from error
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise SourceError(
-            "the tokenizer cannot be loaded",
-            location=label,
-            note=reason[0],
-            hint="the folder needs tokenizer.json beside config.json",
-        ) from error
-
-
-def _names_code(folder: Path) -> bool:
-    """Whether the tokenizer's own config, or the model's, names code of its repository."""
-    for name in ("tokenizer_config.json", "config.json"):
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(files.items(), Path(folder))
         try:
-            if "auto_map" in json.loads((folder / name).read_bytes()):
-                return True
-        except (OSError, ValueError, TypeError):
-            continue
-    return False
+            with offline():
+                loaded = AutoTokenizer.from_pretrained(
+                    folder, trust_remote_code=False, local_files_only=True
+                )
+        except Exception as error:  # whatever odd files make the library raise
+            if "trust_remote_code" in str(error):
+                raise SourceError(
+                    "the tokenizer needs program code of its repository (auto_map)",
+                    location=label,
+                    note="program code from a repository is never run",
+                ) from error
+            reason = str(error).replace(folder, label).strip().splitlines()
+            raise SourceError(
+                "the tokenizer cannot be loaded",
+                location=label,
+                note=reason[0] if reason else type(error).__name__,
+                hint="a tokenizer.json beside config.json is what loads everywhere",
+            ) from error
+    loaded.name_or_path = label  # the folder that it was read from is gone
+    return loaded

@@ -1,6 +1,7 @@
-"""The runtime: modules that keep a matrix in its parts, so that some of them can change."""
+"""The runtime: models from files, and modules that keep a matrix in its parts to change some."""
 
 from reallm_compiler.runtime.linear import TunedLinear
+from reallm_compiler.runtime.models import load
 from reallm_compiler.runtime.tunable import TunableModel, open_tunable
 
-__all__ = ["TunableModel", "TunedLinear", "open_tunable"]
+__all__ = ["TunableModel", "TunedLinear", "load", "open_tunable"]

@@ -23,6 +23,7 @@ from reallm_compiler.plan.model import PlannedMatrix
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.huggingface import build
+from reallm_compiler.runtime.devices import resolve_device, resolve_dtype
 from reallm_compiler.runtime.linear import TunedLinear
 
 
@@ -106,7 +107,7 @@ def open_tunable(
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> TunableModel:
     """The model of an archive with its coded matrices in their parts.
 
@@ -115,14 +116,17 @@ def open_tunable(
         adapter: an adapter to start with.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None. An open archive knows it already.
-        device: where the model will run.
-        dtype: type of everything but factors and magnitudes; the checkpoint's own when None.
+        device: where the model will run, as for `load`.
+        dtype: type of everything but factors and magnitudes, as for `load`; the checkpoint's own
+            when None.
 
     Raises:
+        EvaluationError: the device is not there, or the type is none to run in.
         SourceError: the archive holds matrices without a config, or its decoder is not there.
         FormatError: the archive, the adapter or the decoder is damaged.
         AdapterError: the adapter belongs to another base.
     """
+    device, dtype = resolve_device(device), resolve_dtype(dtype)
     if not isinstance(path, ModelArchive):
         with open_archive(path, decoder=decoder) as archive:
             return open_tunable(archive, adapter=adapter, device=device, dtype=dtype)

@@ -131,7 +131,7 @@ def transformers_config(content: Mapping[str, Any], label: str) -> PretrainedCon
             f"{transformers.__version__}",
             location=label,
             note="program code from a repository is never run",
-            hint="give a folder with the weights: its headers need no code",
+            hint="a folder with the weights can be compiled all the same: its headers need no code",
         )
     check_counts(content, label)
     with building(label):
@@ -181,7 +181,7 @@ def model_class(
             "does not have",
             location=f"{label}: architectures",
             note="program code from a repository is never run",
-            hint="give a folder with the weights: its headers need no code",
+            hint="a folder with the weights can be compiled all the same: its headers need no code",
         )
     takes = found.config_class
     if takes is None or not isinstance(config, takes):
@@ -250,8 +250,8 @@ def _usual_class(
 
 def _class_named(transformers: Any, name: str) -> type[PreTrainedModel] | None:  # noqa: ANN401
     """A model class of transformers, its capitals aside."""
-    exact = getattr(transformers, name, None) if name in dir(transformers) else None
-    if exact is None:
+    exact = getattr(transformers, name, None)
+    if exact is None:  # a listing of all of the library's names takes a moment
         folded = name.lower()
         near = [word for word in dir(transformers) if word.lower() == folded]
         exact = getattr(transformers, near[0], None) if near else None

@@ -15,7 +15,6 @@ from reallm_compiler.errors import SourceError
 from reallm_compiler.sources.architecture import building, meta_model
 from reallm_compiler.sources.headers import check_name, check_shape
 from reallm_compiler.sources.scales import config_dtype
-from reallm_compiler.sources.stated import unstated_parts
 from reallm_compiler.tensors import TensorSpec
 
 DEFAULT_DTYPE = "f16"
@@ -31,7 +30,7 @@ _TORCH_DTYPES = {
 
 def tensors_of_config(
     config: Mapping[str, Any], label: str
-) -> tuple[list[TensorSpec], dict[str, str], tuple[str, ...]]:
+) -> tuple[list[TensorSpec], dict[str, str], str]:
     """Names and shapes of the tensors that a checkpoint of this config has.
 
     Args:
@@ -39,7 +38,7 @@ def tensors_of_config(
         label: its name in messages.
 
     Returns:
-        The tensors; the ties, alias to kept name; remarks on what the config leaves open.
+        The tensors; the ties, alias to kept name; a remark on the element type.
 
     Raises:
         SourceError: transformers is missing, or cannot build a model from the config.
@@ -58,16 +57,12 @@ def tensors_of_config(
         )
         for name, tensor in names.items()
     ]
-    notes = [
+    note = (
         f"element type {dtype} as the config says"
         if stated
         else f"the config states no dtype: {dtype} is assumed for all weights"
-    ]
-    notes += [
-        f"the config states no {part}: transformers' default is assumed"
-        for part in unstated_parts(model.config, config)
-    ]
-    return tensors, {alias: kept for alias, kept in ties.items() if kept in names}, tuple(notes)
+    )
+    return tensors, {alias: kept for alias, kept in ties.items() if kept in names}, note
 
 
 def _checkpoint_names(

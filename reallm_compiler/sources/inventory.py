@@ -46,7 +46,7 @@ from reallm_compiler.sources.quantization import (
 from reallm_compiler.sources.remarks import remarks
 from reallm_compiler.sources.scales import attach_scales
 from reallm_compiler.sources.stated import check_words
-from reallm_compiler.sources.ties import check_shapes, find_ties
+from reallm_compiler.sources.ties import find_ties
 from reallm_compiler.tensors import TensorSpec
 
 Kind = Literal["model", "matrices", "headers", "config", "shapes"]
@@ -266,10 +266,10 @@ def _from_document(
     check_words(document, label)
     refuse_stated(document)
     config = without_storage(document)
-    tensors, ties, remarks = tensors_of_config(config, label)
+    tensors, ties, note = tensors_of_config(config, label)
     content = plain_config(files, document) if config != document else files
     content = content or ((CONFIG, config_bytes(config)),)
-    return _build(path, "config", tensors, config, content, (*notes, *remarks), ties)
+    return _build(path, "config", tensors, config, content, (*notes, note), ties)
 
 
 def _build(
@@ -293,7 +293,6 @@ def _build(
         notes = (*notes, f"{scaled} fp8 weights are read with their scales multiplied in")
     if ties is None:
         ties = find_ties({spec.name for spec in plain}, config)
-        check_shapes(plain, ties)
     duplicates = tuple(spec for spec in plain if spec.name in ties)
     if duplicates:
         names = ", ".join(f"{spec.name} = {ties[spec.name]}" for spec in duplicates)

@@ -114,21 +114,6 @@ def check_sizes(config: Any, content: Mapping[str, Any], label: str) -> None:  #
         )
 
 
-def unstated_parts(config: Any, content: Mapping[str, Any]) -> list[str]:  # noqa: ANN401
-    """The configs inside that a config leaves out, beside that of its language model.
-
-    Args:
-        config: the config object of transformers that was made from `content`.
-        content: the content of the `config.json`.
-    """
-    text = _text_part(config)[0][:1]
-    return [
-        key
-        for key in type(config).sub_configs
-        if key not in (*text, *content) and getattr(config, key, None) is not None
-    ]
-
-
 def _text_part(config: Any) -> tuple[tuple[str, ...], Any]:  # noqa: ANN401
     """The language model's config in a config of transformers, and the keys that lead to it."""
     try:

@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from reallm_compiler.errors import SourceError
-
 _LEFT_OUT = frozenset(
     {
         "auto_map",
@@ -42,16 +40,6 @@ def without_code(config: Any) -> Any:  # noqa: ANN401 - JSON
     if isinstance(config, list):
         return [without_code(value) for value in config]
     return config
-
-
-def needs_code(what: str, label: str, *, hint: str | None = None) -> SourceError:
-    """The error for a model or a tokenizer that transformers knows only by a repository's code."""
-    return SourceError(
-        f"{what} needs program code of its repository (auto_map)",
-        location=label,
-        note="code that comes with a model is never run, and transformers itself has none for it",
-        hint=hint,
-    )
 
 
 @contextmanager

@@ -18,7 +18,9 @@ from transformers import (
 
 from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate import perplexity
-from reallm_compiler.evaluate.perplexity import choose_window, evaluate, positions_of
+from reallm_compiler.evaluate.perplexity import choose_window, evaluate
+from reallm_compiler.runtime import text_models
+from reallm_compiler.runtime.text_models import usable_positions
 
 SENTENCES = (
     "The miller's cat sat by the naïve stove. It had three kittens and a café of mice. ",
@@ -223,14 +225,14 @@ def test_the_window_is_the_smaller_of_2048_and_the_positions(positions, asked, w
 
 def test_the_window_suits_both_models_and_other_families():
     gpt = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, n_positions=33, vocab_size=9))
-    assert positions_of(gpt) == 33
+    assert usable_positions(gpt) == 33
     assert choose_window(None, [llama(0), gpt]) == 33
     with pytest.raises(EvaluationError, match="longer than the model's 33 positions"):
         choose_window(40, [llama(0), gpt])
 
 
 def test_a_model_that_states_no_positions_gets_the_literature_window(model, monkeypatch):
-    monkeypatch.setattr(perplexity, "_POSITION_KEYS", ())
+    monkeypatch.setattr(text_models, "_POSITION_KEYS", ())
     assert choose_window(None, [model]) == 2048
     assert choose_window(9999, [model]) == 9999
 

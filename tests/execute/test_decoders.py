@@ -19,10 +19,9 @@ from reallm_compiler.plan.build import plan
 from reallm_compiler.plan.decoders import find_decoder, open_decoder_file
 from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.reader.decoder import extract_decoder
-from reallm_compiler.reader.huggingface import load
 from reallm_compiler.reader.reconstruct import reconstruct
 from reallm_compiler.reader.verify import verify
-from reallm_compiler.runtime import open_tunable
+from reallm_compiler.runtime import load, open_tunable
 from reallm_formats import Archive, Writer, layout
 
 NAMES = ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]

@@ -70,14 +70,6 @@ def test_dtype_of_the_config(transformers):
         assert f"element type {dtype} as the config says" in inventory.notes
 
 
-def test_a_part_that_is_left_out_is_told(transformers):
-    pair = {"model_type": "llava", "text_config": {"model_type": "llama", "hidden_size": 32}}
-    notes = open_source(pair).notes
-    assert "the config states no vision_config: transformers' default is assumed" in notes
-    notes = open_source(SMALL).notes
-    assert not any("states no" in note and "_config" in note for note in notes)
-
-
 def test_experts_have_their_checkpoint_names(transformers):
     config = transformers.MixtralConfig(
         num_hidden_layers=1, num_local_experts=2, tie_word_embeddings=True

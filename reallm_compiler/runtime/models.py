@@ -1,0 +1,147 @@
+"""A model and its tokenizer from wherever they are: an archive, a checkpoint's folder, the Hub.
+
+A checkpoint is read by reallm's own inventory and reader, tensor by tensor, so that what can be
+compiled can be loaded: fp8 weights come with their scales multiplied in, as an archive has them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reallm_compiler.codecs.sections import TORCH_DTYPES
+from reallm_compiler.errors import SourceError
+from reallm_compiler.execute.weights import Weights
+from reallm_compiler.reader.archive import open_archive
+from reallm_compiler.reader.huggingface import archive_files
+from reallm_compiler.reader.model import ModelFiles, Stored, build_model
+from reallm_compiler.reader.tokenizer import load_tokenizer
+from reallm_compiler.runtime.devices import resolve_device, resolve_dtype
+from reallm_compiler.sources import Inventory, open_source
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    decoder: str | os.PathLike[str] | None = None,
+    allow_cost: bool = False,
+) -> tuple[Any, Any]:
+    """A model, in evaluation mode, and its tokenizer.
+
+    The class is the one that the config names: a causal language model, a classifier, an encoder, a
+    vision-language model. The weights of an archive are decoded once, now; the model then runs as
+    any transformers model does.
+
+    Args:
+        path: an archive, the folder of a checkpoint, or a Hub id.
+        device: where the model will run: `cpu`, `cuda`, `cuda:1`, ...; `auto` is cuda where there
+            is one.
+        dtype: type of its floating-point tensors, as torch's or by name: `float32`, `bfloat16`,
+            `float16`; the checkpoint's own when None.
+        adapter: an adapter whose factors and magnitudes stand in place of the archive's own. To
+            switch between several without decoding again, see `open_tunable`.
+        decoder: where the trained decoders are that the archive uses but does not hold: a file, or
+            a folder; beside the archive when None.
+        allow_cost: decode an archive whatever its plan says that this costs; see `open_archive`.
+
+    Returns:
+        The model and the tokenizer; None for the tokenizer if the checkpoint had none.
+
+    Raises:
+        EvaluationError: the device is not there, or the type is none to run in.
+        SourceError: there is no such model, it holds matrices without a config, its tensors are not
+            those of its class, its decoder is not there, or it needs code of its repository.
+        FormatError: the archive, the adapter or the decoder is damaged.
+        AdapterError: the adapter belongs to another base.
+    """
+    device = resolve_device(device)
+    chosen = resolve_dtype(dtype)
+    with open_files(
+        path, dtype=chosen, adapter=adapter, decoder=decoder, allow_cost=allow_cost
+    ) as files:
+        tokenizer = load_tokenizer(files.small, files.label)  # before the work
+        model = build_model(files, chosen)
+    return model.to(device).eval(), tokenizer
+
+
+@contextmanager
+def open_files(
+    path: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    decoder: str | os.PathLike[str] | None = None,
+    allow_cost: bool = False,
+) -> Iterator[ModelFiles]:
+    """What a model is made of, with an archive held open as long as its tensors are read.
+
+    Arguments and errors are those of `load`.
+    """
+    if Path(path).is_file() or os.fspath(path).endswith(".reallm"):
+        _check_archive_name(path)
+        with open_archive(path, adapter=adapter, decoder=decoder, allow_cost=allow_cost) as archive:
+            yield archive_files(archive, dtype=dtype)
+        return
+    for given, what in ((adapter, "an adapter"), (decoder, "a decoder")):
+        if given is not None:
+            raise SourceError(
+                f"{what} belongs to an archive, and this is none", location=os.fspath(path)
+            )
+    yield source_files(open_source(path), os.fspath(path))
+
+
+def source_files(inventory: Inventory, label: str) -> ModelFiles:
+    """The model of a checkpoint, its tensors read when they are taken.
+
+    Args:
+        inventory: of the checkpoint.
+        label: what to call it in messages.
+
+    Raises:
+        SourceError: it has no config, or no weights.
+    """
+    if inventory.config is None:
+        raise SourceError(
+            "this checkpoint holds matrices without a config.json, so there is no model to build",
+            location=label,
+            hint="give the folder of a Hugging Face model, or a .reallm archive",
+        )
+    if not inventory.complete:
+        raise SourceError(
+            "the model has no weights, its config alone is there",
+            location=label,
+            hint="give the folder that holds its safetensors as well",
+        )
+    weights = Weights(inventory)
+    return ModelFiles(
+        label=label,
+        config=inventory.config,
+        small=dict(inventory.files),
+        # A tied tensor that is stored twice is given twice: transformers compares the two.
+        tensors={
+            spec.name: Stored(
+                TORCH_DTYPES[spec.dtype], partial(weights.tensor, spec.name, spec.dtype)
+            )
+            for spec in (*inventory.tensors, *inventory.duplicates)
+        },
+    )
+
+
+def _check_archive_name(path: str | os.PathLike[str]) -> None:
+    """Point from a part of a model folder to the folder, before an archive's header is missed."""
+    place = os.fspath(path)
+    if place.endswith((".safetensors", ".json", ".bin")):
+        raise SourceError(
+            "this is one file of a model",
+            location=place,
+            hint=f"give the folder that holds it: {Path(place).parent}",
+        )
