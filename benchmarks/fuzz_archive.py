@@ -94,8 +94,8 @@ LINEAR = {
 TYPES = ("float32", "float16", "bfloat16")
 
 
-def some_plan(draw: random.Random) -> MatrixPlan:
-    """A plan of any kinds that go together."""
+def some_plan(draw: random.Random, share: str) -> MatrixPlan:
+    """A plan of any kinds that go together, perhaps of the group `share`."""
     pick = draw.choice
     while True:
         scales = {
@@ -155,7 +155,7 @@ def some_plan(draw: random.Random) -> MatrixPlan:
                 )
             ),
             "dora": pick((False, True)),
-            "share": pick((None, None, "g/../x")),
+            "share": pick((None, None, share)),
         }
         try:
             return MatrixPlan.model_validate(plain)
@@ -195,7 +195,7 @@ def floats(values: Any, dtype: str) -> bytes:
 
 def some_archive(draw: random.Random) -> tuple[Plain, list[Section]]:
     """Document and sections of an archive that means something."""
-    plans = [some_plan(draw) for _ in range(draw.choice((1, 1, 3)))]
+    plans = [some_plan(draw, f"g/../{n}") for n in range(draw.choice((1, 1, 3)))]
     plain = [plan.plain() for plan in plans]
     dtype = draw.choice(("f32", "f32", "bf16", "f16", "f64"))
     model = draw.random() < 0.6
@@ -299,7 +299,7 @@ def change_values(draw: random.Random, document: Plain, sections: list[Section])
 def change_file(draw: random.Random, document: Plain, sections: list[Section]) -> None:
     """Another config, or one file more."""
     if not sections[0][0].startswith("file:") or draw.random() < 0.3:
-        names = ("../x", "a.json", "con.json", "A.JSON", "tokenizer.json", "adapter_config.json")
+        names = ("../x", "a.json", "con.json", "A.JSON", "tokenizer.json", "tokenizer_config.json")
         data = draw.choice((b"{}", b"[" * 100_000, b"\xff", b"null"))
         sections.insert(0, (f"file:{draw.choice(names)}", "u8", [len(data)], data))
         return

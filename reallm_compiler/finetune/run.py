@@ -8,7 +8,6 @@ bytes.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -36,6 +35,7 @@ from reallm_compiler.plan.document import fixed_text
 from reallm_compiler.publish import check_file, owned, refuse_inputs
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.runtime.tunable import TunableModel, open_tunable
+from reallm_compiler.sources.folder import parse_json
 
 LITERATURE_WINDOW = 2048
 """Tokens of a sequence where the model has as many positions."""
@@ -263,11 +263,11 @@ def config_of(archive: ModelArchive) -> dict[str, Any]:
 
     Raises:
         FinetuneError: it holds none.
+        SourceError: it is no JSON mapping.
     """
     for name, data in archive.files():
         if name == "config.json":
-            config: dict[str, Any] = json.loads(data)
-            return config
+            return parse_json(data, f"{archive.path}: {name}")
     raise FinetuneError("the archive holds no config, so there is no model to tune")
 
 

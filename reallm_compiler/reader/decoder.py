@@ -75,7 +75,7 @@ def extract_decoder(
         stored = opened.manifest.document["provenance"]
     document = {
         "structure": law.structure(params, width),
-        "provenance": {key: stored[key] for key in blank_provenance()},
+        "provenance": {key: stored.get(key, blank) for key, blank in blank_provenance().items()},
     }
     placed = layout(
         kind=KIND,

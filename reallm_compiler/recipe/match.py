@@ -11,6 +11,8 @@ import fnmatch
 import re
 from dataclasses import dataclass, field
 
+from reallm_compiler.recipe.regex import compile_pattern
+
 _SPAN = re.compile(r"(-?[0-9]{1,6})(?:-|\.\.)(-?[0-9]{1,6})")
 _FROM = re.compile(r"(-?[0-9]{1,6})\.\.")
 _TO = re.compile(r"\.\.(-?[0-9]{1,6})")
@@ -23,7 +25,7 @@ class Pattern:
     """A glob, or `re:` and a regular expression.
 
     Raises:
-        ValueError: the text is empty or no regular expression.
+        ValueError: the text is empty, no regular expression, or one that might take for ever.
     """
 
     text: str
@@ -34,10 +36,7 @@ class Pattern:
             raise ValueError("a pattern must not be empty")
         compiled = None  # a name without wildcards needs no search
         if self.text.startswith("re:"):
-            try:
-                compiled = re.compile(self.text[3:])
-            except (re.error, OverflowError, RecursionError) as error:
-                raise ValueError(f"not a regular expression: {error}") from None
+            compiled = compile_pattern(self.text[3:])
         elif set(self.text) & set("*?["):
             compiled = re.compile(fnmatch.translate(self.text))
         object.__setattr__(self, "_compiled", compiled)

@@ -94,6 +94,36 @@ def test_no_layers(value):
         parse_layers(value)
 
 
+EXPLODING = {
+    "nested": r"(.*)*x",
+    "alternatives": r"(a|a)*x",
+    "fixed-count-of-optionals": r"(a?){40}a{40}",
+    "in-a-look-ahead": r"x(?=(a+)+)y",
+    "many-repetitions": r".*.*.*.*.*.*x",
+    "many-choices": "(a|aa)" * 9,
+}
+
+
+@pytest.mark.parametrize("expression", EXPLODING.values(), ids=EXPLODING.keys())
+def test_an_expression_that_could_take_for_ever(expression):
+    with pytest.raises(ValueError, match="could take for ever"):
+        Pattern(f"re:{expression}")
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        r"model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|up)_proj",
+        r"(?:ab)+",
+        r"(?:a\d{3})*",
+        r"(\d+)\.\1",
+        r".*layers\.[0-9]+\..*\.experts\.[0-9]+\..*",
+    ],
+)
+def test_expressions_that_cannot(expression):
+    assert not Pattern(f"re:{expression}").matches("a" * 500)
+
+
 def test_backwards():
     with pytest.raises(ValueError, match="`5-3` runs backwards"):
         parse_layers("5-3")
