@@ -35,7 +35,7 @@ from reallm_compiler.plan.document import fixed_text
 from reallm_compiler.publish import check_file, owned, refuse_inputs
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.runtime.tunable import TunableModel, open_tunable
-from reallm_compiler.sources.folder import parse_json
+from reallm_compiler.sources.paths import parse_json
 
 LITERATURE_WINDOW = 2048
 """Tokens of a sequence where the model has as many positions."""
