@@ -55,6 +55,7 @@ def encode_matrix(
     source_dtype: str,
     shared: Mapping[str, Tensor] | None = None,
     watch: Watch | None = None,
+    first_row: int = 0,
 ) -> Encoded:
     """Encodes a matrix by its plan.
 
@@ -66,6 +67,7 @@ def encode_matrix(
         shared: sections of the plan's share group, as `fit_shared` made them, or of the decoder
             that it reuses.
         watch: looks on the training of an autoencoder.
+        first_row: number of the first row in messages, where `weight` is a part of a matrix.
 
     Returns:
         the sections that `layouts.matrix.sections` lists, less the shared ones, on the device of
@@ -76,7 +78,7 @@ def encode_matrix(
             sections are not those of the size law.
     """
     dtype = _work_dtype(source_dtype)
-    _check_weight(weight)
+    _check_weight(weight, first_row)
     shape = (weight.shape[0], weight.shape[1])
     work = weight.detach().to(dtype).contiguous()
     common = dict(shared or {})
@@ -355,7 +357,7 @@ def _relative_error(weight: Tensor, reader: MatrixReader) -> float:
     return math.sqrt(wrong / right) if right else 0.0
 
 
-def _check_weight(weight: Tensor) -> None:
+def _check_weight(weight: Tensor, first_row: int = 0) -> None:
     if weight.dim() != 2 or not weight.numel():
         raise CodecError(f"a matrix is wanted, not a tensor of shape {list(weight.shape)}")
     if not weight.is_floating_point():
@@ -369,7 +371,8 @@ def _check_weight(weight: Tensor) -> None:
         if not finite.all():
             row, column = (~finite).nonzero()[0].tolist()
             raise CodecError(
-                f"the weight at row {first + row}, column {column} is {float(rows[row, column])}",
+                f"the weight at row {first_row + first + row}, column {column} is "
+                f"{float(rows[row, column])}",
                 note="a matrix with a NaN or an infinity has no error to minimise",
                 hint="repair the checkpoint, or `keep` this tensor",
             )

@@ -3,7 +3,8 @@
 Memory is an estimate on the safe side: the interpreter with torch, and for each worker six copies
 of the largest matrix in float32 with a fixed reserve, and what training an autoencoder takes. A
 share group holds a sample of all its matrices beside one of them. Kept tensors need no more than
-the reserve: they are copied by pieces. A GPU has memory of its own, which all workers share: there
+the reserve: they are copied by pieces. Of a table whose rows are coded by themselves a band is
+held. A GPU has memory of its own, which all workers share: there
 each has a context, and the large blocks that the codecs work in on an accelerator.
 """
 
@@ -18,6 +19,7 @@ import torch
 
 from reallm_compiler.codecs import hnerv, latent, nearest, trellis_search
 from reallm_compiler.errors import CompileError
+from reallm_compiler.execute.bands import held_weights
 from reallm_compiler.layouts import hnerv as hnerv_law
 from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.layouts.nearest import row_blocks
@@ -92,7 +94,7 @@ def choose_device(asked: str) -> torch.device:
 
 def worker_bytes(plan: Plan) -> int:
     """Estimated peak memory of one worker, in bytes, without the interpreter."""
-    largest = max((matrix.weights for matrix in plan.matrices), default=0)
+    largest = max((held_weights(matrix) for matrix in plan.matrices), default=0)
     shapes = {(matrix.plan, matrix.shape) for matrix in plan.matrices}
     training = max((matrix_law.working_bytes(*shape) for shape in shapes), default=0)
     files = sum(file.bytes for file in plan.files)
@@ -133,7 +135,7 @@ def _device_bytes(matrix: PlannedMatrix) -> int:
     """Memory on a GPU while a matrix is coded."""
     plan, shape = matrix.plan, matrix.shape
     training = matrix_law.working_bytes(plan, shape)
-    return COPIES * 4 * matrix.weights + training + _block_bytes(plan, shape)
+    return COPIES * 4 * held_weights(matrix) + training + _block_bytes(plan, shape)
 
 
 def _block_bytes(plan: MatrixPlan, shape: tuple[int, int]) -> int:
@@ -179,7 +181,7 @@ def choose_workers(plan: Plan, asked: int | None, units: int, device: torch.devi
     if free is not None and needed > free:
         place = "kept tensors and files"
         if plan.matrices:
-            largest = max(plan.matrices, key=lambda matrix: matrix.weights)
+            largest = max(plan.matrices, key=held_weights)
             place = f"{largest.name} {list(largest.shape)} is the largest matrix"
         raise _too_small("memory", place, needed, free, workers, "use a larger machine")
     # The interpreter that runs this is there already: it needs nothing more, and counts.

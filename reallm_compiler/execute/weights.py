@@ -104,23 +104,40 @@ class Weights:
             CodecError: a finite number overflows `dtype`.
         """
         spec = self.by_name[tensor]
-        factors = None if spec.scale is None else self._factors(spec, None)
         # Scales are laid out by rows of a matrix, so that pieces hold whole rows.
-        columns = 1 if factors is None else max(1, spec.shape[-1])
+        columns = 1 if spec.scale is None else max(1, spec.shape[-1])
         step = max(1, PIECE // columns) * columns
+        for first, values in self._steps(spec, step):
+            cast = values.to(TORCH_DTYPES[dtype])
+            if cast.dtype != values.dtype:
+                _check_overflow(spec, dtype, values, cast, first)
+            yield cast
+
+    def bands(self, tensor: str, rows: int) -> Iterator[Tensor]:
+        """A 2-D tensor [p, q] in the checkpoint's type, `rows` rows at a time, the last of fewer.
+
+        Raises:
+            SourceError: the shard is missing or too short.
+        """
+        spec = self.by_name[tensor]
+        columns = spec.shape[-1]
+        for _, values in self._steps(spec, rows * columns):
+            yield values.view(-1, columns)
+
+    def _steps(self, spec: TensorSpec, step: int) -> Iterator[tuple[int, Tensor]]:
+        """A tensor, flat, `step` numbers at a time, scaled, each with the place of its first."""
+        factors = None if spec.scale is None else self._factors(spec, None)
         stored = TORCH_DTYPES[spec.stored_dtype]
         first = 0
         begin, end = spec.byte_range()
         for data in self._chunks(spec, begin, end, step * stored.itemsize):
             values = torch.frombuffer(data, dtype=stored)
             if factors is not None:
+                columns = spec.shape[-1]
                 rows = values.view(-1, columns)
                 values = _scaled(spec, rows, factors, first // columns).view(-1)
-            cast = values.to(TORCH_DTYPES[dtype])
-            if cast.dtype != values.dtype:
-                _check_overflow(spec, dtype, values, cast, first)
+            yield first, values
             first += len(values)
-            yield cast
 
     def digest_of(self, spec: TensorSpec) -> str:
         """SHA-256 of a tensor's stored bytes, in hex."""

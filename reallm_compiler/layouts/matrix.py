@@ -24,8 +24,10 @@ from reallm_compiler.recipe.stages import (
     MatrixPlan,
     NearestPermutation,
     NoQuantizer,
+    NormalFloatQuantizer,
     NoScales,
     TrellisQuantizer,
+    UniformQuantizer,
     VectorQuantizer,
 )
 
@@ -56,6 +58,14 @@ def sections(plan: MatrixPlan, shape: tuple[int, int], source_dtype: str) -> lis
     if plan.dora:
         specs += dora.sections(shape)
     return specs
+
+
+def rows_stand_alone(plan: MatrixPlan) -> bool:
+    """Whether each row is coded by itself, so that bands of rows make up the whole."""
+    alone = isinstance(plan.quantizer, UniformQuantizer | NormalFloatQuantizer)
+    scaled = plan.scales.kind != "none" and plan.scales.per == "row" and plan.scales.bits is None
+    rest = MatrixPlan(scales=plan.scales, quantizer=plan.quantizer)
+    return alone and scaled and plan == rest
 
 
 def reused_sections(plan: MatrixPlan, shape: tuple[int, int]) -> list[SectionSpec]:

@@ -119,11 +119,13 @@ def test_a_kept_tensor_is_never_held_whole(
         return write_parts(self, name, seen())
 
     monkeypatch.setattr(Writer, "write_parts", watched)
+    kept = {"role": "embedding", "keep": "source"}
+    recipe = {"reallm": 1, "extends": "rtn-4bit", "rules": [kept]}
     outputs = []
     for size in (1 << 20, 100):
         monkeypatch.setattr(room, "PIECE", size)
         output = tmp_path / f"{size}.reallm"
-        reallm.compile("rtn-4bit", model=tiny_llama, output=output, device="cpu", workers=1)
+        reallm.compile(recipe, model=tiny_llama, output=output, device="cpu", workers=1)
         outputs.append(output.read_bytes())
         if size == 1 << 20:
             assert longest[f"tensor:{EMBEDDING}"] > 10_000
