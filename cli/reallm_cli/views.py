@@ -55,6 +55,8 @@ def show_sizes(
         show_autoencoders(terminal, plan, budget)
     terminal.data()
     show_file_bytes(terminal, budget, stored=stored)
+    for warning in budget.warnings:
+        terminal.data(terminal.text(f"warning: {warning}", style="bold"))
     for note in budget.notes:
         terminal.data(terminal.text(f"note: {note}"))
 
@@ -180,6 +182,11 @@ def show_file_bytes(terminal: Terminal, budget: Budget, *, stored: Stored | None
     terminal.data(
         f"{grouped(totals.weights)} coded weights, "
         f"{grouped(totals.low_rank_parameters)} low-rank parameters"
+    )
+    terminal.data(
+        f"the original has {grouped(totals.source_bytes)} bytes, {float(totals.ratio):.2f} times "
+        f"the file; the whole model has {grouped(totals.parameters)} numbers of "
+        f"{float(totals.model_bits):.4f} bits"
     )
 
 

@@ -6,6 +6,7 @@ that the parts are integers and add up. The byte terms of the totals add up to t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.units import bits_per_weight, split_evenly
+from reallm_formats import BITS
 
 if TYPE_CHECKING:
     from reallm_compiler.plan.model import Plan
@@ -80,6 +82,10 @@ class Totals:
         other_bytes: config and tokenizer files.
         file_bytes: length of the archive.
         decode_macs, training_operations: of all trained autoencoders together.
+        parameters: numbers in all tensors, coded and kept.
+        model_bits: bits per number over all of them, coded and kept.
+        source_bytes: the original: its tensors as the checkpoint stores them (what is tied once),
+            config and tokenizer; of an archive reckoned from the types that it names.
     """
 
     weights: int
@@ -95,6 +101,14 @@ class Totals:
     file_bytes: int
     decode_macs: int
     training_operations: int
+    parameters: int
+    model_bits: Fraction
+    source_bytes: int
+
+    @property
+    def ratio(self) -> Fraction:
+        """How many times smaller the file is than the original; below 1 if it is larger."""
+        return Fraction(self.source_bytes, self.file_bytes)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -112,16 +126,21 @@ class Totals:
             "file_bytes": self.file_bytes,
             "decode_macs": self.decode_macs,
             "training_operations": self.training_operations,
+            "parameters": self.parameters,
+            "model_bits": float(self.model_bits),
+            "source_bytes": self.source_bytes,
+            "ratio": float(self.ratio),
         }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """Sizes of each matrix and of the whole."""
+    """Sizes of each matrix and of the whole, remarks, and what speaks against the recipe."""
 
     matrices: tuple[MatrixBudget, ...]
     totals: Totals
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data under the documented keys of `reallm budget --json`."""
@@ -129,6 +148,7 @@ class Budget:
             "matrices": [matrix.to_json() for matrix in self.matrices],
             "totals": self.totals.to_json(),
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
         }
 
 
@@ -166,6 +186,8 @@ def budget_of(plan: Plan) -> Budget:
     coded = sum(row.bytes for row in rows)
     other = sum(file.bytes for file in plan.files)
     layout = plan.layout
+    kept = layout.section_bytes - coded - other
+    parameters = weights + sum(math.prod(tensor.shape) for tensor in plan.tensors)
     totals = Totals(
         weights=weights,
         low_rank_parameters=sum(
@@ -174,7 +196,7 @@ def budget_of(plan: Plan) -> Budget:
         paper_bits=paper_total / weights if weights else Fraction(0),
         exact_bits=bits_per_weight(coded, weights),
         coded_bytes=coded,
-        kept_bytes=layout.section_bytes - coded - other,
+        kept_bytes=kept,
         header_bytes=layout.header_bytes,
         manifest_bytes=layout.manifest_bytes,
         padding_bytes=layout.padding_bytes,
@@ -182,8 +204,32 @@ def budget_of(plan: Plan) -> Budget:
         file_bytes=layout.file_bytes,
         decode_macs=sum(row.decode_macs for row in rows),
         training_operations=sum(row.training_operations for row in rows),
+        parameters=parameters,
+        model_bits=bits_per_weight(coded + kept, parameters),
+        source_bytes=_tensor_bytes(plan, kept) + other,
     )
-    return Budget(matrices=tuple(rows), totals=totals, notes=plan.notes + _transposed_note(plan))
+    return Budget(
+        matrices=tuple(rows),
+        totals=totals,
+        notes=plan.notes + _transposed_note(plan),
+        warnings=_size_warning(totals),
+    )
+
+
+def _tensor_bytes(plan: Plan, kept: int) -> int:
+    """Bytes of the original's tensors; an archive says in which types they were."""
+    if plan.tensor_bytes is not None:
+        return plan.tensor_bytes
+    return kept + sum(matrix.weights * BITS[matrix.dtype] // 8 for matrix in plan.matrices)
+
+
+def _size_warning(totals: Totals) -> tuple[str, ...]:
+    if totals.file_bytes <= totals.source_bytes:
+        return ()
+    return (
+        f"the file is larger than the original: {totals.file_bytes:,} bytes for "
+        f"{totals.source_bytes:,}; take a recipe with fewer bits, or keep the model as it is",
+    )
 
 
 def _transposed_note(plan: Plan) -> tuple[str, ...]:

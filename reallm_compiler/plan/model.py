@@ -108,6 +108,8 @@ class Plan:
         decoders: files of trained decoders that are used as they are, by digest; empty for a plan
             from an archive.
         traces: for each matrix, which rule set which field; empty for a plan from an archive.
+        tensor_bytes: what the checkpoint's tensors take in its files, what is tied once; None
+            for a plan from an archive, which knows their types alone.
     """
 
     recipe: Mapping[str, Any]
@@ -119,6 +121,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     decoders: Mapping[str, Path] = field(default_factory=dict)
     traces: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    tensor_bytes: int | None = None
 
     @cached_property
     def by_name(self) -> Mapping[str, PlannedMatrix]:

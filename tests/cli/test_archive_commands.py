@@ -41,6 +41,7 @@ INSPECT_KEYS = {
     "matrices",
     "totals",
     "notes",
+    "warnings",
     "tensors",
     "files",
     "ties",

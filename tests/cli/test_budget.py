@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 MATRIX_KEYS = {
@@ -33,6 +35,10 @@ TOTAL_KEYS = {
     "file_bytes",
     "decode_macs",
     "training_operations",
+    "parameters",
+    "model_bits",
+    "source_bytes",
+    "ratio",
 }
 
 
@@ -40,7 +46,7 @@ def test_json_has_exactly_the_documented_keys(run, tiny_recipe, tiny_llama):
     result = run("budget", tiny_recipe, "--model", tiny_llama, "--json")
     assert (result.code, result.err) == (0, "")
     document = result.json
-    assert set(document) == {"matrices", "totals", "notes"}
+    assert set(document) == {"matrices", "totals", "notes", "warnings"}
     assert len(document["matrices"]) == 14
     for matrix in document["matrices"]:
         assert set(matrix) == MATRIX_KEYS
@@ -228,7 +234,8 @@ def test_an_archive_shows_planned_beside_stored(run, archive, tiny_llama):
     assert result.out.endswith("planned and stored bytes agree\n")
     document = run("budget", archive, "--json").json
     stored = document["stored"]
-    assert set(stored) == {key for key in TOTAL_KEYS if key.endswith("_bytes")}
+    parts = {key for key in TOTAL_KEYS if key.endswith("_bytes")}
+    assert set(stored) == parts - {"source_bytes"}
     assert stored == {key: document["totals"][key] for key in stored}
     assert stored["file_bytes"] == archive.stat().st_size
     again = run("budget", archive, "--model", tiny_llama, "--json").json
@@ -240,7 +247,7 @@ def test_an_archives_recipe_can_be_planned_on_another_model(run, archive, tmp_pa
     names = {f"model.layers.{layer}.mlp.down_proj": [64, 96] for layer in (0, 1)}
     shapes.write_text(json.dumps({"shapes": names}))
     document = run("budget", archive, "--model", shapes, "--json").json
-    assert set(document) == {"matrices", "totals", "notes"}
+    assert set(document) == {"matrices", "totals", "notes", "warnings"}
     assert document["totals"]["weights"] == 2 * 64 * 96
 
 
@@ -270,3 +277,43 @@ def test_the_papers_worked_example_term_by_term(run):
     document = run("budget", "reallm-hnerv", "--model", shapes, "--json").json
     assert round(document["matrices"][0]["paper_bits"], 6) == 2.824921
     assert document["totals"]["training_operations"] == 92_358_721_929_216_000
+
+
+def test_the_original_stands_beside_the_file(run, tiny_llama):
+    totals = run("budget", "nf4", "--model", tiny_llama, "--json").json["totals"]
+    small = [path for path in tiny_llama.iterdir() if path.suffix == ".json"]
+    with safe_open(tiny_llama / "model.safetensors", framework="numpy") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    numbers = sum(math.prod(shape) for shape in shapes)
+    assert totals["parameters"] == numbers
+    assert totals["source_bytes"] - 2 * numbers <= sum(path.stat().st_size for path in small)
+    assert totals["ratio"] == totals["source_bytes"] / totals["file_bytes"]
+    stored = totals["coded_bytes"] + totals["kept_bytes"]
+    assert totals["model_bits"] == pytest.approx(8 * stored / numbers)
+    text = run("budget", "nf4", "--model", tiny_llama).out
+    assert f"the original has {totals['source_bytes']:,} bytes" in text
+    assert f"{numbers:,} numbers of {totals['model_bits']:.4f} bits" in text
+
+
+def test_an_archive_knows_its_original(run, archive, tiny_recipe, tiny_llama):
+    of_archive = run("budget", archive, "--json").json["totals"]
+    of_recipe = run("budget", tiny_recipe, "--model", tiny_llama, "--json").json["totals"]
+    assert of_archive == of_recipe
+
+
+def test_a_file_that_grows_is_warned_of(run, tmp_path, tiny_llama):
+    recipe = tmp_path / "large.yaml"
+    recipe.write_text("reallm: 1\ndefaults: {quantizer: {kind: none, dtype: float32}}\n")
+    result = run("budget", recipe, "--model", tiny_llama)
+    assert "warning: the file is larger than the original: " in result.out
+    (warning,) = run("budget", recipe, "--model", tiny_llama, "--json").json["warnings"]
+    assert warning in result.out
+    assert run("budget", "nf4", "--model", tiny_llama, "--json").json["warnings"] == []
+
+
+def test_kept_embeddings_that_weigh_are_said(run, tmp_path, tiny_llama):
+    recipe = tmp_path / "kept.yaml"
+    recipe.write_text("reallm: 1\nextends: nf4\nrules: [{role: [embedding, head], keep: source}]\n")
+    words = "embeddings and heads that are kept are "
+    assert words in run("budget", recipe, "--model", tiny_llama).out
+    assert words not in run("budget", "nf4", "--model", tiny_llama).out

@@ -67,7 +67,7 @@ def test_what_weighs_outside_the_layers_is_coded() -> None:
 
 def test_json_keys_are_the_documented_ones() -> None:
     budget = json.loads(json.dumps(reallm.plan("nf4", model=SQUARE).budget().to_json()))
-    assert set(budget) == {"matrices", "totals", "notes"}
+    assert set(budget) == {"matrices", "totals", "notes", "warnings"}
     (row,) = budget["matrices"]
     assert set(row) == {
         "name",
@@ -97,6 +97,10 @@ def test_json_keys_are_the_documented_ones() -> None:
         "file_bytes",
         "decode_macs",
         "training_operations",
+        "parameters",
+        "model_bits",
+        "source_bytes",
+        "ratio",
     }
 
 

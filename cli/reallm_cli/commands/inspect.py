@@ -130,8 +130,8 @@ def show_archive(
 
 
 _ORDER = (
-    "reallm", "seed", "defaults", "rules", "finetune", "match", "except", "layers", "set", "keep",
-    "optional", "note", "kind", *MatrixPlan.model_fields,
+    "reallm", "seed", "defaults", "rules", "finetune", "match", "role", "min_fraction", "except",
+    "layers", "set", "keep", "optional", "note", "kind", *MatrixPlan.model_fields,
 )  # fmt: skip
 
 
