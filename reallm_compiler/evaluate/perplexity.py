@@ -190,8 +190,9 @@ def evaluate(
         module.eval()
         if device is not None:
             module.to(device)
+    largest = max(map(max, cut.sequences))
     for one in models:
-        check_reads(one, cut.sequences)
+        check_reads(one, cut.sequences[0], largest)
     at_once = batch if batch is not None else max(1, LITERATURE_WINDOW // length)
     sums = _Sums()
     total = len(cut.sequences)

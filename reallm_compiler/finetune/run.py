@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from reallm_compiler.distribution import VERSION
-from reallm_compiler.errors import FinetuneError, ResumeError
+from reallm_compiler.errors import EvaluationError, FinetuneError, ResumeError
 from reallm_compiler.execute.identity import compute_name
 from reallm_compiler.execute.stop import listening
 from reallm_compiler.finetune.blocks import Block, find_blocks
@@ -34,6 +34,9 @@ from reallm_compiler.finetune.text import Sequences, cut, read_texts, split
 from reallm_compiler.plan.document import fixed_text
 from reallm_compiler.publish import check_file, owned, refuse_inputs
 from reallm_compiler.reader.archive import ModelArchive, open_archive
+from reallm_compiler.reader.huggingface import archive_files
+from reallm_compiler.runtime.devices import resolve_device
+from reallm_compiler.runtime.text_models import check_predicts_text, check_reads, usable_positions
 from reallm_compiler.runtime.tunable import TunableModel, open_tunable
 from reallm_compiler.sources.paths import parse_json
 
@@ -47,7 +50,7 @@ def finetune(
     archive: str | PathLike[str],
     *,
     model: str | PathLike[str],
-    text: Sequence[str | PathLike[str]],
+    text: str | PathLike[str] | Sequence[str | PathLike[str]],
     output: str | PathLike[str],
     options: FinetuneOptions | Mapping[str, Any] | None = None,
     adapter: str | PathLike[str] | None = None,
@@ -63,7 +66,7 @@ def finetune(
     Args:
         archive: the archive; it is not changed.
         model: the checkpoint that it was compiled from.
-        text: UTF-8 files to tune on.
+        text: UTF-8 file to tune on, or several.
         output: the adapter, or with `into` the model archive, to write.
         options: settings; a mapping is put over the `finetune` section of the archive's recipe,
             and that over the paper's.
@@ -78,15 +81,17 @@ def finetune(
         on_event: is told what happens.
 
     Raises:
-        FinetuneError: nothing can be tuned, the text is unfit, or a loss is not finite.
+        FinetuneError: nothing can be tuned, the text or the device is unfit, or a loss is not
+            finite.
         ResumeError: an interrupted run had other inputs.
         FormatError, SourceError, AdapterError, OutputError: see `reallm_compiler.errors`;
             `Interrupted` after SIGINT or SIGTERM.
     """
     began = time.monotonic()
     target = Path(output).absolute()
+    paths = (text,) if isinstance(text, str | PathLike) else tuple(text)
     check_file(target, force=force)
-    refuse_inputs(target, archive, adapter, decoder, *text)
+    refuse_inputs(target, archive, adapter, decoder, *paths)
     place = _device(device)
     tell = on_event or _silent
     with contextlib.ExitStack() as stack:
@@ -96,8 +101,9 @@ def finetune(
             if isinstance(options, FinetuneOptions)
             else options_from(options, base.plan.recipe)
         )
+        check_predicts_text(archive_files(base))
         stack.enter_context(owned(target))
-        texts, text_digest = read_texts(text)
+        texts, text_digest = read_texts(paths)
         stack.enter_context(fixed_numerics(chosen.threads, place))
         stop = stack.enter_context(listening())
         original = Original(model, base)
@@ -216,13 +222,16 @@ def _sequences(
     """Sequences to tune on and held-out ones."""
     if tunable.tokenizer is None:
         raise FinetuneError("the archive holds no tokenizer, so no text can be read")
-    positions = getattr(tunable.model.config.get_text_config(), "max_position_embeddings", None)
+    positions = usable_positions(tunable.model)
     window = options.window or min(LITERATURE_WINDOW, positions or LITERATURE_WINDOW)
     if positions is not None and window > positions:
         raise FinetuneError(
-            f"a window of {window} tokens is longer than the model's {positions} positions"
+            f"a window of {window} tokens is longer than the model's {positions} positions",
+            hint=f"give a window of at most {positions}",
         )
     sequences = cut(tunable.tokenizer, texts, window, options.separator)
+    first = sequences.ids[0, : int(sequences.lengths[0])].tolist()
+    check_reads(tunable.model, first, int(sequences.ids.max()), FinetuneError)
     return split(sequences, options.held_out, options.seed)
 
 
@@ -272,14 +281,10 @@ def config_of(archive: ModelArchive) -> dict[str, Any]:
 
 
 def _device(name: str) -> torch.device:
-    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise FinetuneError(f"there is no device {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise FinetuneError("there is no cuda device here", hint="use `--device cpu`")
-    return device
+        return torch.device(resolve_device(name))
+    except EvaluationError as error:
+        raise FinetuneError(error.message, note=error.note, hint=error.hint) from None
 
 
 def _silent(event: Event) -> None:

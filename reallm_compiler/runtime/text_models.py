@@ -72,39 +72,43 @@ def usable_positions(model: Any) -> int | None:  # noqa: ANN401 (transformers ha
     """
     config = model.config.get_text_config()
     values = (getattr(config, key, None) for key in _POSITION_KEYS)
-    stated = next((value for value in values if isinstance(value, int) and value > 0), None)
+    stated: int | None = next(
+        (value for value in values if isinstance(value, int) and value > 0), None
+    )
     if stated is None:
         return None
     for name, module in model.named_modules():
         table = isinstance(module, nn.Embedding) and "position" in name.rpartition(".")[2]
         if table and module.padding_idx is not None and module.num_embeddings == stated:
-            return stated - module.padding_idx - 1
+            first: int = module.padding_idx + 1
+            return stated - first
     return stated
 
 
 def check_reads(
     model: Any,  # noqa: ANN401
-    sequences: Sequence[Sequence[int]],
+    window: Sequence[int],
+    largest: int,
     error: type[ReallmError] = EvaluationError,
 ) -> None:
     """Try a model on the first tokens of a text.
 
     Args:
         model: a model that `check_predicts_text` has let through.
-        sequences: the tokens of all windows.
+        window: the tokens of the first window; two at least.
+        largest: the largest token of all windows.
         error: what to raise.
 
     Raises:
         ReallmError: of the class `error`: a token is beyond the vocabulary, the model cannot be run
             on text alone, or what it predicts depends on what comes later.
     """
-    largest = max(map(max, sequences))
     rows = _vocabulary(model)
     if rows is not None and largest >= rows:
         raise _other_vocabulary(largest, rows, error)
-    first = list(sequences[0][:PROBE])
-    other = next((token for token in sequences[0] if token != first[-1]), first[-1])
-    with torch.inference_mode():
+    first = list(window[:PROBE])
+    other = next((token for token in window if token != first[-1]), first[-1])
+    with torch.no_grad():  # not inference mode: layers may keep what they make
         logits = run(model, torch.tensor([first, [*first[:-1], other]]), None, error)  # [2, t, v]
     if logits.shape[-1] <= largest:
         raise _other_vocabulary(largest, logits.shape[-1], error)
