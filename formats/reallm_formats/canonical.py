@@ -42,18 +42,40 @@ def encode(document: object) -> bytes:
     Raises:
         FormatError: something in it has no place in a manifest (rules C3 to C9).
     """
+    plain, count = counted(document)
+    data = pack(plain)
+    check_count(count, len(data))
+    return data
+
+
+def counted(document: object, *, depth: int = 0) -> tuple[Any, int]:
+    """A document in normal form, and the number of values in it.
+
+    Args:
+        document: a whole document, or a part of one.
+        depth: levels of the whole above it.
+
+    Raises:
+        FormatError: as `encode` does, but for C9.
+    """
     normaliser = _Normaliser()
-    plain = normaliser.document(document)
-    data = bytes(msgpack.packb(plain, use_bin_type=True, strict_types=True))
-    if normaliser.count > value_limit(len(data)):
+    return normaliser.document(document, depth), normaliser.count
+
+
+def pack(plain: object) -> bytes:
+    """The byte string of a document in normal form."""
+    return bytes(msgpack.packb(plain, use_bin_type=True, strict_types=True))
+
+
+def check_count(count: int, size: int) -> None:
+    """Refuse more values than a document of `size` bytes may hold (rule C9)."""
+    if count > value_limit(size):
         raise FormatError(
             "C9",
-            f"the document holds {normaliser.count} values in {len(data)} bytes; "
-            f"{value_limit(len(data))} are allowed",
+            f"the document holds {count} values in {size} bytes; {value_limit(size)} are allowed",
             location="document",
             hint="store long lists of numbers as a section",
         )
-    return data
 
 
 class _Normaliser:
@@ -64,29 +86,30 @@ class _Normaliser:
     def __init__(self) -> None:
         self.count = 0
 
-    def document(self, value: object) -> Any:  # noqa: ANN401
+    def document(self, value: object, depth: int = 0) -> Any:  # noqa: ANN401
         try:
-            return self.value(value, 0)
+            return self.value(value, depth)
         except FormatError as error:
             error.location = f"document{error.location or ''}"
             raise
 
     def value(self, value: object, depth: int) -> Any:  # noqa: ANN401
         self.count += 1
-        kind = type(value)
-        if isinstance(value, str) and kind is str:
-            _check_text(value)
-        elif isinstance(value, int) and kind is int:
+        if type(value) is str:
+            if not value.isascii():
+                _check_text(value)
+        elif type(value) is int:
             if not _INT_MIN <= value <= _INT_MAX:
                 raise FormatError("C5", f"the integer {value} needs more than 64 bits")
-        elif isinstance(value, float) and kind is float:
+        elif type(value) is float:
             if not math.isfinite(value):
                 raise FormatError("C6", f"{value} is not a finite number")
         elif isinstance(value, dict):
             return self.map(value, depth)
         elif isinstance(value, list | tuple):
             return self.array(value, depth)
-        elif value is not None and kind is not bool and kind is not bytes:
+        elif value is not None and type(value) not in (bool, bytes):
+            kind = type(value)
             name = f"{kind.__module__}.{kind.__qualname__}"
             raise FormatError("C5", f"a value of type {name} is not plain data")
         return value
@@ -96,7 +119,8 @@ class _Normaliser:
         for key in items:
             if type(key) is not str:
                 raise FormatError("C3", f"the key {key!r} is not text")
-            _check_text(key)
+            if not key.isascii():
+                _check_text(key)
         self.count += len(items)
         copy = {}
         for key in sorted(items):

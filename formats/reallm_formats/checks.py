@@ -48,6 +48,8 @@ def closed_map(
         FormatError: `rule` for a missing key or another type, M2 for an unknown key.
     """
     items: dict[str, Any] = typed(value, dict, rule, where)
+    if len(items) == len(keys) and all(map(items.__contains__, keys)):
+        return items
     missing = [key for key in keys if key not in items]
     if missing:
         raise FormatError(rule, f"the key `{missing[0]}` is missing", location=where)

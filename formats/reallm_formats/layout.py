@@ -9,30 +9,47 @@ a longer manifest never makes an offset shorter.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, NamedTuple
 
-from reallm_formats import canonical, v1
+from reallm_formats import canonical, names, v1
+from reallm_formats.checks import typed
 from reallm_formats.dtypes import section_bytes
 from reallm_formats.errors import FormatError
-from reallm_formats.manifest import Manifest, encode_manifest, manifest_of
-from reallm_formats.sections import SectionEntry, place_all
+from reallm_formats.kinds import check_document
+from reallm_formats.manifest import Manifest, check_features
+from reallm_formats.sections import (
+    ROW_VALUES,
+    Row,
+    SectionEntry,
+    check_number,
+    check_row,
+    check_unique,
+    place_all,
+)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """The plan of a file; the byte terms add up to `file_bytes`.
 
     Attributes:
-        manifest: the manifest, with zeros for digests and the document as it was given.
+        kind, features, document: as in `Manifest`.
+        rows: name, type and shape of each section, in the file's order.
         manifest_bytes: length of the encoded manifest.
         section_bytes: bytes of all sections.
         padding_bytes: zeros between sections.
         file_bytes: length of the file.
     """
 
-    manifest: Manifest
+    kind: str
+    features: tuple[str, ...]
+    document: dict[str, Any]
+    rows: Sequence[Row]
     manifest_bytes: int
     section_bytes: int
     padding_bytes: int
@@ -43,7 +60,21 @@ class Layout:
         """Length of the header."""
         return v1.HEADER_BYTES
 
-    @property
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest, with zeros for digests; made when it is first asked for."""
+        sizes = [section_bytes(dtype, shape) for _, dtype, shape in self.rows]
+        offsets, _ = place_all(sizes, v1.HEADER_BYTES + self.manifest_bytes)
+        blank = bytes(v1.DIGEST_BYTES)
+        entries = tuple(
+            SectionEntry(name=name, dtype=dtype, shape=shape, offset=offset, sha256=blank)
+            for (name, dtype, shape), offset in zip(self.rows, offsets, strict=True)
+        )
+        return Manifest(
+            kind=self.kind, features=self.features, sections=entries, document=self.document
+        )
+
+    @cached_property
     def sections(self) -> Mapping[str, SectionEntry]:
         """The section table by name, in the file's order."""
         return {section.name: section for section in self.manifest.sections}
@@ -68,45 +99,29 @@ def layout(
     Raises:
         FormatError: what was given breaks a rule, so no reader would accept the file.
     """
-    rows = [
-        {
-            "name": name,
-            "dtype": dtype,
-            "shape": list(shape),
-            "offset": 0,
-            "sha256": bytes(v1.DIGEST_BYTES),
-        }
-        for name, dtype, shape in sections
-    ]
-    plain = {
-        "kind": kind,
-        "features": sorted(features),
-        "sections": rows,
-        "document": canonical.normal(document),
-    }
-    draft = manifest_of(plain)
-    least = len(encode_manifest(draft))  # each offset takes one byte here
-    sizes = [section_bytes(section.dtype, section.shape) for section in draft.sections]
-    length, offsets, end = _settle(least - len(sizes), sizes)
+    plain, values = canonical.counted(document, depth=1)
+    words = check_features(sorted(features))
+    typed(kind, str, "M3", "manifest: kind")
+    table = _measure(sections)
+    check_number(len(table.rows))
+    check_unique(table.rows)
+    typed(plain, dict, "M1", "manifest: document")
+    check_document(kind, plain, table.rows, newer=False)
+    frame, frame_values = canonical.counted(Manifest(kind=kind, features=words).plain())
+    # The empty document and the empty table take one byte each.
+    rest = len(canonical.pack(frame)) - 2 + len(canonical.pack(plain))
+    rest += _list_head(len(table.rows)) + table.bytes
+    length, end = _settle(rest, table.sizes)
     if length > v1.MAX_MANIFEST_BYTES or end > v1.MAX_FILE_BYTES:
         message = f"a manifest of {length} bytes or a file of {end} bytes is too long"
         raise FormatError("H5", message, location="layout")
-    entries = tuple(
-        SectionEntry(
-            name=section.name,
-            dtype=section.dtype,
-            shape=section.shape,
-            offset=offset,
-            sha256=section.sha256,
-        )
-        for section, offset in zip(draft.sections, offsets, strict=True)
-    )
-    manifest = Manifest(
-        kind=kind, features=draft.features, sections=entries, document=draft.document
-    )
-    stored = sum(sizes)
+    canonical.check_count(frame_values - 1 + values + table.values, length)
+    stored = sum(table.sizes)
     return Layout(
-        manifest=manifest,
+        kind=kind,
+        features=words,
+        document=plain,
+        rows=table.rows,
         manifest_bytes=length,
         section_bytes=stored,
         padding_bytes=end - v1.HEADER_BYTES - length - stored,
@@ -114,25 +129,84 @@ def layout(
     )
 
 
-def _settle(rest: int, sizes: Sequence[int]) -> tuple[int, list[int], int]:
-    """Length of the manifest, offsets and end of file that agree with each other.
+class _Table(NamedTuple):
+    """A section table before the sections have a place.
+
+    Attributes:
+        rows: its rows.
+        sizes: bytes of each section.
+        bytes: bytes of all rows in the manifest, without the offsets.
+        values: values of all rows in the manifest.
+    """
+
+    rows: list[Row]
+    sizes: list[int]
+    bytes: int
+    values: int
+
+
+def _measure(sections: Iterable[tuple[str, str, Sequence[int]]]) -> _Table:
+    """The table of `sections`, checked row by row.
+
+    A large model has a million sections, of a few types and shapes, and of names with few parts:
+    what was once found right is not looked at again.
+    """
+    owners: dict[str, int] = {}  # bytes of `matrix:NAME/`
+    roles: dict[str, int] = {}
+    laws: dict[tuple[str, tuple[int, ...]], tuple[int, int, int]] = {}
+    unknown = v1.MAX_NAME_BYTES + 1
+    rows: list[Row] = []
+    sizes: list[int] = []
+    total = values = 0
+    for place, (name, dtype, extents) in enumerate(sections):
+        shape = tuple(extents)
+        owner, _, role = str(name).rpartition("/")
+        length = owners.get(owner, unknown) + roles.get(role, unknown)
+        law = laws.get((dtype, shape))
+        if law is None:
+            check_row(name, dtype, list(shape), f"manifest: sections[{place}]")
+            law = laws[dtype, shape] = _row_law(dtype, shape)
+        if length > v1.MAX_NAME_BYTES:
+            names.parse_name(name, f"manifest: sections[{place}].name")
+            length = len(name.encode("utf-8"))
+            if name.startswith((names.MATRIX, names.SHARE)):
+                owners[owner], roles[role] = length - len(role), len(role)
+        rows.append((name, dtype, shape))
+        sizes.append(law[0])
+        total += law[1] + length + (1 if length < 1 << 5 else 2 if length < 1 << 8 else 3)
+        values += law[2]
+    return _Table(rows, sizes, total, values)
+
+
+def _row_law(dtype: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Bytes of a section; bytes of its row without name and offset, and values of the row."""
+    digest = bytes(v1.DIGEST_BYTES)
+    row = SectionEntry(name="", dtype=dtype, shape=shape, offset=0, sha256=digest)
+    # The name, empty here, and the offset take one byte each.
+    return row.bytes, len(canonical.pack(row.plain())) - 2, ROW_VALUES + len(shape)
+
+
+def _settle(rest: int, sizes: Sequence[int]) -> tuple[int, int]:
+    """Length of the manifest and end of the file that agree with each other.
 
     Args:
         rest: bytes of the manifest without the offsets.
         sizes: bytes of each section.
     """
+    # Places counted from the first section.
+    *starts, _ = accumulate(map(v1.align, sizes), initial=0)
     length = 0
     while True:
-        offsets, end = place_all(sizes, v1.HEADER_BYTES + length)
-        settled = rest + sum(map(_integer_bytes, offsets))
+        first = v1.align(v1.HEADER_BYTES + length)
+        settled = rest + 9 * len(starts)
+        for bits, saved in ((8, 1), (16, 2), (32, 4)):  # the shortest form that holds an offset
+            settled -= saved * bisect_left(starts, (1 << bits) - first)
         if settled == length:
-            return length, offsets, end
+            end = first + starts[-1] + sizes[-1] if sizes else v1.HEADER_BYTES + length
+            return length, end
         length = settled
 
 
-def _integer_bytes(value: int) -> int:
-    """Bytes of an unsigned integer of at least 128 in its shortest form."""
-    for bits in (8, 16, 32):
-        if value < 1 << bits:
-            return 1 + bits // 8
-    return 9
+def _list_head(count: int) -> int:
+    """Bytes of the head of a list."""
+    return 1 if count < 1 << 4 else 3 if count < 1 << 16 else 5

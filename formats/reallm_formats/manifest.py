@@ -11,14 +11,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from reallm_formats import canonical, v1
 from reallm_formats.checks import closed_map, typed
 from reallm_formats.errors import FormatError
 from reallm_formats.kinds import check_document
-from reallm_formats.sections import SectionEntry, check_order, check_unique, parse_entry
+from reallm_formats.sections import (
+    ROW_VALUES,
+    Row,
+    SectionEntry,
+    check_number,
+    check_order,
+    check_unique,
+    parse_entry,
+)
 
 KEYS: Final = ("document", "features", "kind", "sections")
 _FEATURE: Final = re.compile(r"[a-z][a-z0-9_]*")
@@ -40,6 +48,11 @@ class Manifest:
     sections: tuple[SectionEntry, ...] = ()
     document: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def rows(self) -> list[Row]:
+        """The sections without their places."""
+        return [section.row for section in self.sections]
+
     def plain(self) -> dict[str, Any]:
         """The manifest as plain data."""
         return {
@@ -52,7 +65,13 @@ class Manifest:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """The one byte string of a manifest."""
-    return canonical.encode(manifest.plain())
+    frame, count = canonical.counted(replace(manifest, sections=()).plain())
+    count += sum(ROW_VALUES + len(section.shape) for section in manifest.sections)
+    # Rows are in normal form as they are: they need not be copied value by value.
+    rows = [section.plain() for section in manifest.sections]
+    data = canonical.pack(frame | {"sections": rows})
+    canonical.check_count(count, len(data))
+    return data
 
 
 def parse_manifest(data: bytes, *, minor: int = v1.MINOR) -> Manifest:
@@ -77,16 +96,15 @@ def manifest_of(plain: object, *, newer: bool = False) -> Manifest:
     features = check_features(items["features"])
     kind = typed(items["kind"], str, "M3", "manifest: kind")
     rows = typed(items["sections"], list, "S1", "manifest: sections")
-    if len(rows) > v1.MAX_SECTIONS:
-        message = f"{len(rows)} sections are listed; {v1.MAX_SECTIONS} are allowed"
-        raise FormatError("S1", message, location="manifest: sections")
+    check_number(len(rows))
     sections = tuple(
         parse_entry(row, f"manifest: sections[{place}]", newer=newer)
         for place, row in enumerate(rows)
     )
-    check_unique(sections)
+    table = [section.row for section in sections]
+    check_unique(table)
     document = typed(items["document"], dict, "M1", "manifest: document")
-    check_document(kind, document, sections, newer=newer)
+    check_document(kind, document, table, newer=newer)
     return Manifest(kind=kind, features=features, sections=sections, document=document)
 
 

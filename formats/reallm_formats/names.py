@@ -79,6 +79,8 @@ def folded(path: str) -> str:
 
 def check_name(name: str, where: str) -> None:
     """Refuse a name that is empty, too long, or not safe to show (rule S2)."""
+    if name.isascii() and name.isprintable() and 1 <= len(name) <= MAX_NAME_BYTES:
+        return
     size = len(name.encode("utf-8"))
     if not 1 <= size <= MAX_NAME_BYTES:
         message = f"a name has {size} bytes; 1 to {MAX_NAME_BYTES} are allowed"

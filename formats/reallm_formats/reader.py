@@ -143,7 +143,7 @@ class Archive(Closing):
             message = f"this is an archive of kind `{self.kind}`, not a model"
             raise FormatError("M3", message, location=self._name)
         newer = self.header.minor > v1.MINOR
-        return parse_model(self.document, self.manifest.sections, newer=newer)
+        return parse_model(self.document, self.manifest.rows, newer=newer)
 
     @property
     def adapter(self) -> AdapterDocument:
@@ -152,7 +152,7 @@ class Archive(Closing):
             message = f"this is an archive of kind `{self.kind}`, not an adapter"
             raise FormatError("M3", message, location=self._name)
         newer = self.header.minor > v1.MINOR
-        return parse_adapter(self.document, self.manifest.sections, newer=newer)
+        return parse_adapter(self.document, self.manifest.rows, newer=newer)
 
     @property
     def decoder(self) -> DecoderDocument:
@@ -161,7 +161,7 @@ class Archive(Closing):
             message = f"this is an archive of kind `{self.kind}`, not a decoder"
             raise FormatError("M3", message, location=self._name)
         newer = self.header.minor > v1.MINOR
-        return parse_decoder(self.document, self.manifest.sections, newer=newer)
+        return parse_decoder(self.document, self.manifest.rows, newer=newer)
 
     @property
     def layout(self) -> Layout:
@@ -169,7 +169,10 @@ class Archive(Closing):
         stored = sum(section.bytes for section in self.manifest.sections)
         own = v1.HEADER_BYTES + self.header.manifest_bytes
         return Layout(
-            manifest=self.manifest,
+            kind=self.kind,
+            features=self.manifest.features,
+            document=self.manifest.document,
+            rows=self.manifest.rows,
             manifest_bytes=self.header.manifest_bytes,
             section_bytes=stored,
             padding_bytes=self.header.file_bytes - own - stored,

@@ -17,7 +17,12 @@ from reallm_formats.dtypes import BITS, CODES, section_bytes
 from reallm_formats.errors import FormatError
 
 KEYS: Final = ("dtype", "name", "offset", "sha256", "shape")
+ROW_VALUES: Final = 1 + 2 * len(KEYS)
+"""Values of a row in the manifest, without the extents: the map, its keys, what they lead to."""
+
 Digest = bytes
+Row = tuple[str, str, tuple[int, ...]]
+"""Name, element type and shape of a section, wherever it lies."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +42,11 @@ class SectionEntry:
     shape: tuple[int, ...]
     offset: int
     sha256: Digest
+
+    @property
+    def row(self) -> Row:
+        """What the section is, without its place."""
+        return self.name, self.dtype, self.shape
 
     @property
     def bytes(self) -> int:
@@ -65,13 +75,13 @@ class SectionEntry:
         return count * BITS[self.dtype]
 
     def plain(self) -> dict[str, Any]:
-        """The row as the manifest stores it."""
+        """The row as the manifest stores it, in normal form: keys in sorted order."""
         return {
-            "name": self.name,
             "dtype": self.dtype,
-            "shape": list(self.shape),
+            "name": self.name,
             "offset": self.offset,
             "sha256": self.sha256,
+            "shape": list(self.shape),
         }
 
 
@@ -82,9 +92,20 @@ def parse_entry(value: object, where: str, *, newer: bool) -> SectionEntry:
         FormatError: rules S2, S3, S5, S6, S7, S8, S10, M2.
     """
     items = closed_map(value, KEYS, "S1", where, newer=newer)
-    name = typed(items["name"], str, "S1", f"{where}.name")
-    names.parse_name(name, f"{where}.name")
-    dtype = typed(items["dtype"], str, "S6", f"{where}.dtype")
+    name, dtype, shape = check_row(items["name"], items["dtype"], items["shape"], where)
+    offset = typed(items["offset"], int, "S8", f"{where}.offset")
+    sha256 = typed(items["sha256"], bytes, "S10", f"{where}.sha256")
+    if len(sha256) != v1.DIGEST_BYTES:
+        message = f"a digest has {v1.DIGEST_BYTES} bytes, not {len(sha256)}"
+        raise FormatError("S10", message, location=f"{where}.sha256")
+    return SectionEntry(name=name, dtype=dtype, shape=shape, offset=offset, sha256=sha256)
+
+
+def check_row(name: object, dtype: object, shape: object, where: str) -> Row:
+    """A section from decoded data (rules S1, S2, S3, S5, S6, S7); `shape` is a list."""
+    typed(name, str, "S1", f"{where}.name")
+    names.parse_name(str(name), f"{where}.name")
+    typed(dtype, str, "S6", f"{where}.dtype")
     if dtype not in BITS:
         raise FormatError(
             "S6",
@@ -92,13 +113,7 @@ def parse_entry(value: object, where: str, *, newer: bool) -> SectionEntry:
             location=f"{where}.dtype",
             hint="a newer reallm may know it",
         )
-    shape = check_shape(items["shape"], dtype, f"{where}.shape")
-    offset = typed(items["offset"], int, "S8", f"{where}.offset")
-    sha256 = typed(items["sha256"], bytes, "S10", f"{where}.sha256")
-    if len(sha256) != v1.DIGEST_BYTES:
-        message = f"a digest has {v1.DIGEST_BYTES} bytes, not {len(sha256)}"
-        raise FormatError("S10", message, location=f"{where}.sha256")
-    return SectionEntry(name=name, dtype=dtype, shape=shape, offset=offset, sha256=sha256)
+    return str(name), str(dtype), check_shape(shape, str(dtype), f"{where}.shape")
 
 
 def check_shape(value: object, dtype: str, where: str) -> tuple[int, ...]:
@@ -123,16 +138,23 @@ def check_shape(value: object, dtype: str, where: str) -> tuple[int, ...]:
     return tuple(extents)
 
 
-def check_unique(sections: Sequence[SectionEntry]) -> None:
+def check_number(count: int) -> None:
+    """Refuse a table of too many sections (S1)."""
+    if count > v1.MAX_SECTIONS:
+        message = f"{count} sections are listed; {v1.MAX_SECTIONS} are allowed"
+        raise FormatError("S1", message, location="manifest: sections")
+
+
+def check_unique(sections: Sequence[Row]) -> None:
     """Refuse two sections of one name (S4), and files that stand in each other's way (S5)."""
     seen: set[str] = set()
-    for place, section in enumerate(sections):
-        if section.name in seen:
-            message = f"the name `{section.name}` stands twice"
+    for place, (name, _, _) in enumerate(sections):
+        if name in seen:
+            message = f"the name `{name}` stands twice"
             raise FormatError("S4", message, location=f"manifest: sections[{place}].name")
-        seen.add(section.name)
+        seen.add(name)
     files: dict[str, str] = {}
-    named = [(p, s.name) for p, s in enumerate(sections) if s.name.startswith(names.FILE)]
+    named = [(p, name) for p, (name, _, _) in enumerate(sections) if name.startswith(names.FILE)]
     for place, name in named:
         other = files.setdefault(names.folded(name), name)
         if other != name:

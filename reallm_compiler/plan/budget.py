@@ -13,6 +13,9 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from reallm_compiler.layouts import matrix as matrix_law
+from reallm_compiler.layouts.base import SectionSpec
+from reallm_compiler.plan.alike import once_for_alike
+from reallm_compiler.recipe.stages import MatrixPlan
 from reallm_compiler.units import bits_per_weight, split_evenly
 from reallm_formats import BITS
 
@@ -154,35 +157,36 @@ class Budget:
 
 def budget_of(plan: Plan) -> Budget:
     """The budget of a plan."""
+    kinds: dict[int, _Kind] = {}
+    kind_of = once_for_alike(lambda *facts: _kind(plan, *facts))
     shares = _shared_parts(plan)
     rows = []
-    paper_total = Fraction(0)
     for matrix in plan.matrices:
-        terms = dict.fromkeys(matrix_law.TERMS, 0)
-        for spec in matrix.specs:
-            terms[spec.term] += shares[matrix.name][spec.role] if spec.shared else spec.bytes
-        size = sum(terms.values())
-        sharers = len(plan.groups[matrix.plan.share]) if matrix.plan.share is not None else 1
-        paper_terms = matrix_law.paper_terms(
-            matrix.plan, matrix.shape, matrix.dtype, sharers=sharers
-        )
-        paper = sum(paper_terms.values(), Fraction(0))
-        paper_total += paper * matrix.weights
+        kind = kind_of(matrix)
+        kinds[id(kind)] = kind
+        parts = shares.get(matrix.name, ())
+        if parts not in kind.sizes:
+            kind.sizes[parts] = _sizes(kind, parts, matrix.weights)
+        terms, size, exact = kind.sizes[parts]
+        kind.count += 1
         rows.append(
             MatrixBudget(
                 name=matrix.name,
                 shape=matrix.shape,
                 transposed=matrix.transposed,
-                paper_bits=paper,
-                exact_bits=bits_per_weight(size, matrix.weights),
+                paper_bits=kind.paper_bits,
+                exact_bits=exact,
                 bytes=size,
                 terms=terms,
-                paper_terms=paper_terms,
-                decode_macs=matrix_law.decode_macs(matrix.plan, matrix.shape),
-                training_operations=matrix_law.training_operations(matrix.plan, matrix.shape),
+                paper_terms=kind.paper_terms,
+                decode_macs=kind.decode_macs,
+                training_operations=kind.training_operations,
             )
         )
     weights = sum(matrix.weights for matrix in plan.matrices)
+    paper_total = sum(
+        (kind.paper_bits * kind.weights * kind.count for kind in kinds.values()), Fraction(0)
+    )
     coded = sum(row.bytes for row in rows)
     other = sum(file.bytes for file in plan.files)
     layout = plan.layout
@@ -190,9 +194,7 @@ def budget_of(plan: Plan) -> Budget:
     parameters = weights + sum(math.prod(tensor.shape) for tensor in plan.tensors)
     totals = Totals(
         weights=weights,
-        low_rank_parameters=sum(
-            matrix_law.low_rank_parameters(matrix.plan, matrix.shape) for matrix in plan.matrices
-        ),
+        low_rank_parameters=sum(kind.low_rank * kind.count for kind in kinds.values()),
         paper_bits=paper_total / weights if weights else Fraction(0),
         exact_bits=bits_per_weight(coded, weights),
         coded_bytes=coded,
@@ -232,6 +234,56 @@ def _size_warning(totals: Totals) -> tuple[str, ...]:
     )
 
 
+@dataclass(kw_only=True, slots=True)
+class _Kind:
+    """What matrices of one plan, shape and type have in common.
+
+    Attributes:
+        specs: their sections.
+        weights: weights of each.
+        low_rank: low-rank parameters of each.
+        sizes: terms, bytes and exact bits, by the matrix's parts of what its group shares.
+        count: how many there are.
+    """
+
+    specs: list[SectionSpec]
+    weights: int
+    low_rank: int
+    paper_bits: Fraction
+    paper_terms: Mapping[str, Fraction]
+    decode_macs: int
+    training_operations: int
+    sizes: dict[tuple[int, ...], tuple[Mapping[str, int], int, Fraction]]
+    count: int = 0
+
+
+def _kind(whole: Plan, plan: MatrixPlan, shape: tuple[int, int], dtype: str) -> _Kind:
+    sharers = len(whole.groups[plan.share]) if plan.share is not None else 1
+    paper_terms = matrix_law.paper_terms(plan, shape, dtype, sharers=sharers)
+    return _Kind(
+        specs=matrix_law.sections(plan, shape, dtype),
+        weights=shape[0] * shape[1],
+        low_rank=matrix_law.low_rank_parameters(plan, shape),
+        paper_bits=sum(paper_terms.values(), Fraction(0)),
+        paper_terms=paper_terms,
+        decode_macs=matrix_law.decode_macs(plan, shape),
+        training_operations=matrix_law.training_operations(plan, shape),
+        sizes={},
+    )
+
+
+def _sizes(
+    kind: _Kind, parts: tuple[int, ...], weights: int
+) -> tuple[Mapping[str, int], int, Fraction]:
+    """Terms, bytes and exact bits; `parts` are bytes of the shared sections, in order."""
+    terms = dict.fromkeys(matrix_law.TERMS, 0)
+    shared = iter(parts)
+    for spec in kind.specs:
+        terms[spec.term] += next(shared) if spec.shared else spec.bytes
+    size = sum(terms.values())
+    return terms, size, bits_per_weight(size, weights)
+
+
 def _transposed_note(plan: Plan) -> tuple[str, ...]:
     """A remark for matrices whose shape here is not that in the checkpoint."""
     found = [matrix for matrix in plan.matrices if matrix.transposed]
@@ -245,11 +297,12 @@ def _transposed_note(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def _shared_parts(plan: Plan) -> dict[str, dict[str, int]]:
-    """For each matrix of a group, its bytes of each shared section."""
-    parts: dict[str, dict[str, int]] = {}
+def _shared_parts(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """For each matrix of a group, its bytes of each shared section, in order."""
+    parts: dict[str, tuple[int, ...]] = {}
     for members in plan.groups.values():
-        for spec in (spec for spec in members[0].specs if spec.shared):
-            for member, part in zip(members, split_evenly(spec.bytes, len(members)), strict=True):
-                parts.setdefault(member.name, {})[spec.role] = part
+        shared = [spec.bytes for spec in members[0].specs if spec.shared]
+        split = [split_evenly(size, len(members)) for size in shared]
+        for member, own in zip(members, zip(*split, strict=True), strict=True):
+            parts[member.name] = own
     return parts

@@ -13,6 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from reallm_compiler.errors import FormatError
+from reallm_compiler.layouts import matrix as matrix_law
+from reallm_compiler.plan.alike import once_for_alike
 from reallm_compiler.plan.checks import check_methods, check_names
 from reallm_compiler.plan.model import Plan, PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.recipe.stages import MatrixPlan
@@ -51,18 +53,26 @@ def section_list(
     sections += [
         (names.tensor_section(tensor.name), tensor.dtype, tensor.shape) for tensor in tensors
     ]
-    shared: set[str] = set()
+    specs_of = once_for_alike(matrix_law.sections)
+    own_of = once_for_alike(_own_sections)
+    groups: set[str | None] = {None}
     for matrix in matrices:
-        own: list[Section] = []
-        for spec in matrix.specs:
-            name = matrix.section_name(spec)
-            if not spec.shared:
-                own.append((name, spec.dtype, spec.shape))
-            elif name not in shared:
-                shared.add(name)
-                sections.append((name, spec.dtype, spec.shape))
-        sections += own
+        if matrix.plan.share not in groups:
+            groups.add(matrix.plan.share)
+            sections += [
+                (matrix.section_name(spec), spec.dtype, spec.shape)
+                for spec in specs_of(matrix)
+                if spec.shared
+            ]
+        start = names.matrix_section(matrix.name, "")
+        sections += [(start + role, dtype, shape) for role, dtype, shape in own_of(matrix)]
     return sections
+
+
+def _own_sections(plan: MatrixPlan, shape: tuple[int, int], dtype: str) -> list[Section]:
+    """Role, type and shape of what a matrix stores for itself."""
+    specs = matrix_law.sections(plan, shape, dtype)
+    return [(spec.role, spec.dtype, spec.shape) for spec in specs if not spec.shared]
 
 
 def to_document(
@@ -84,23 +94,27 @@ def to_document(
     """
     methods: list[dict[str, Any]] = []
     places: dict[MatrixPlan, int] = {}
-    rows = []
-    for matrix in matrices:
-        if matrix.plan not in places:
-            places[matrix.plan] = len(methods)
-            methods.append(matrix.plan.plain())
-        rows.append(
-            {
-                "name": matrix.name,
-                "shape": list(matrix.shape),
-                "dtype": matrix.dtype,
-                "tensor": matrix.tensor,
-                "index": matrix.index,
-                "transposed": matrix.transposed,
-                "method": places[matrix.plan],
-                "relative_error": errors[matrix.name] if errors is not None else 0.0,
-            }
-        )
+
+    def place_of(plan: MatrixPlan, shape: tuple[int, int], dtype: str) -> int:
+        if plan not in places:
+            places[plan] = len(methods)
+            methods.append(plan.plain())
+        return places[plan]
+
+    method_of = once_for_alike(place_of)
+    rows = [
+        {
+            "name": matrix.name,
+            "shape": list(matrix.shape),
+            "dtype": matrix.dtype,
+            "tensor": matrix.tensor,
+            "index": matrix.index,
+            "transposed": matrix.transposed,
+            "method": method_of(matrix),
+            "relative_error": errors[matrix.name] if errors is not None else 0.0,
+        }
+        for matrix in matrices
+    ]
     return {
         "recipe": dict(recipe),
         "methods": methods,
@@ -180,10 +194,11 @@ def _method(place: int, plain: Mapping[str, Any]) -> MatrixPlan:
 def _check_groups(matrices: Iterable[PlannedMatrix]) -> None:
     """Matrices of one group agree on what they share."""
     first: dict[str, tuple[str, list[Any]]] = {}
+    specs_of = once_for_alike(matrix_law.sections)
     for matrix in matrices:
         if matrix.plan.share is None:
             continue
-        shared = [spec for spec in matrix.specs if spec.shared]
+        shared = [spec for spec in specs_of(matrix) if spec.shared]
         name, expected = first.setdefault(matrix.plan.share, (matrix.name, shared))
         if shared != expected:
             raise FormatError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 from reallm_compiler.recipe.regex import compile_pattern
 
@@ -17,6 +18,10 @@ _SPAN = re.compile(r"(-?[0-9]{1,6})(?:-|\.\.)(-?[0-9]{1,6})")
 _FROM = re.compile(r"(-?[0-9]{1,6})\.\.")
 _TO = re.compile(r"\.\.(-?[0-9]{1,6})")
 _ONE = re.compile(r"-?[0-9]{1,6}")
+_SET = re.compile(r"\[!?\]?[^\]]*\]")
+_NOT_PLAIN = re.compile(r"[()|\[{?]|\\\\|\\\.[*+]")
+"""What may make a part of a regular expression optional, or a `\\.` of it no dot between words."""
+_WORD = re.compile(r"[^*?\[\\.^$+]+")
 LAYERS_HINT = "write layers as `3`, `0-3`, `2..`, `-4..` or a list of these"
 
 
@@ -34,21 +39,38 @@ class Pattern:
     def __post_init__(self) -> None:
         if not self.text.removeprefix("re:"):
             raise ValueError("a pattern must not be empty")
-        compiled = None  # a name without wildcards needs no search
-        if self.text.startswith("re:"):
-            compiled = compile_pattern(self.text[3:])
-        elif set(self.text) & set("*?["):
-            compiled = re.compile(fnmatch.translate(self.text))
-        object.__setattr__(self, "_compiled", compiled)
+        object.__setattr__(self, "_compiled", _compiled(self.text))
 
     @property
     def exact(self) -> str | None:
         """The only name that the pattern can match, if it has no wildcard."""
         return self.text if self._compiled is None else None
 
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """Words that stand between the dots of every name that the pattern matches.
+
+        A search need look only at names that have them; an expression that is not plain has none.
+        """
+        if not self.text.startswith("re:"):
+            parts = _SET.sub("?", self.text).split(".")
+        elif _NOT_PLAIN.search(self.text):
+            return ()
+        else:
+            parts = self.text[3:].split("\\.")
+        return tuple(part for part in parts if _WORD.fullmatch(part))
+
     def matches(self, name: str) -> bool:
         """Whether the pattern matches the whole name."""
         return name == self.text if self._compiled is None else bool(self._compiled.fullmatch(name))
+
+
+@lru_cache(maxsize=1 << 14)
+def _compiled(text: str) -> re.Pattern[str] | None:
+    """The expression of a pattern; None for a name without wildcards, which needs no search."""
+    if text.startswith("re:"):
+        return compile_pattern(text[3:])
+    return re.compile(fnmatch.translate(text)) if set(text) & set("*?[") else None
 
 
 @dataclass(frozen=True, slots=True)

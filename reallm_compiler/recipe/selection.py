@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
 
 from reallm_compiler.errors import Problem
 from reallm_compiler.recipe.match import Pattern
@@ -47,8 +50,11 @@ def select(
     return chosen, problems
 
 
+_Asked = tuple[tuple[Pattern, ...], tuple[str, ...] | None, int | Fraction | None]
+
+
 class _Model:
-    """The candidates with what the search needs: an index by name, and the number of layers."""
+    """The candidates with what the search needs: indexes by name and word, number of layers."""
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         self.candidates = candidates
@@ -57,65 +63,103 @@ class _Model:
             self.places.setdefault(candidate.name, []).append(place)
         self.layers = 1 + max((c.layer for c in candidates if c.layer is not None), default=-1)
         self.weights = sum(candidate.weights for candidate in candidates if candidate.is_matrix)
+        self._found: dict[_Asked, dict[int | None, list[int]]] = {}
+
+    @cached_property
+    def _words(self) -> Mapping[str, Sequence[str]]:
+        """Names by the words that stand between their dots."""
+        words: dict[str, list[str]] = {}
+        for name in self.places:
+            for word in set(name.split(".")):
+                words.setdefault(word, []).append(name)
+        return words
 
     def is_matrix(self, place: int) -> bool:
         """Whether the candidate at `place` can be coded."""
         return self.candidates[place].is_matrix
 
-    def matching(self, patterns: Iterable[Pattern]) -> list[int]:
-        """Indices of the candidates that any pattern matches, in order."""
-        found: set[int] = set()
-        for pattern in patterns:
-            if pattern.text == "*":
-                return list(range(len(self.candidates)))
-            if pattern.exact is not None:  # a recipe may hold one rule for each matrix
-                found.update(self.places.get(pattern.exact, ()))
-            else:
-                found.update(
-                    place
-                    for name, places in self.places.items()
-                    if pattern.matches(name)
-                    for place in places
-                )
-        return sorted(found)
+    def matching(
+        self,
+        patterns: tuple[Pattern, ...],
+        roles: tuple[str, ...] | None = None,
+        min_fraction: int | Fraction | None = None,
+    ) -> Mapping[int | None, Sequence[int]]:
+        """Indices of the candidates that any pattern matches, by layer, each layer's in order.
+
+        Rules for single layers often repeat the same patterns, which are searched once.
+        """
+        asked = (patterns, roles, min_fraction)
+        if asked not in self._found:
+            self._found[asked] = self._search(*asked)
+        return self._found[asked]
+
+    def _search(
+        self,
+        patterns: tuple[Pattern, ...],
+        roles: tuple[str, ...] | None,
+        min_fraction: int | Fraction | None,
+    ) -> dict[int | None, list[int]]:
+        if min_fraction is not None:
+            wide = self.matching(patterns, roles)
+            least = max(math.ceil(min_fraction * self.weights), 1)
+            fits = {place for place in _flat(wide) if self.candidates[place].weights >= least}
+        elif roles is not None:
+            wide = self.matching(patterns)
+            fits = {place for place in _flat(wide) if self.candidates[place].role in roles}
+        else:
+            names = {name for pattern in patterns for name in self._names(pattern)}
+            fits = {place for name in names for place in self.places[name]}
+        by_layer: dict[int | None, list[int]] = {}
+        for place in sorted(fits):
+            by_layer.setdefault(self.candidates[place].layer, []).append(place)
+        return by_layer
+
+    def _names(self, pattern: Pattern) -> Iterable[str]:
+        """The names that a pattern matches."""
+        if pattern.exact is not None:  # a recipe may hold one rule for each matrix
+            return [pattern.exact] if pattern.exact in self.places else []
+        if pattern.text == "*":
+            return self.places
+        lists = [self._words.get(word, ()) for word in pattern.words]
+        return filter(pattern.matches, min(lists, key=len, default=self.places))
 
 
 def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
-    by_name = model.matching(rule.match)
-    taken, problems = by_name, []
+    by_layer = model.matching(rule.match)
     if rule.roles is not None:
-        taken = [place for place in taken if model.candidates[place].role in rule.roles]
-        if by_name and not taken and not rule.optional:
-            return [], [_no_role(rule, model, by_name)]
+        named, by_layer = by_layer, model.matching(rule.match, rule.roles)
+        if named and not by_layer and not rule.optional:
+            return [], [_no_role(rule, model, _flat(named))]
     if rule.min_fraction is not None:
-        least = rule.min_fraction * model.weights
-        large = [place for place in taken if 0 < model.candidates[place].weights >= least]
-        if taken and not large and not rule.optional:
-            return [], [_too_small(rule, model, taken)]
-        taken = large
-    by_name = taken
+        named, by_layer = by_layer, model.matching(rule.match, rule.roles, rule.min_fraction)
+        if named and not by_layer and not rule.optional:
+            return [], [_too_small(rule, model, _flat(named))]
+    problems = []
+    wanted = set(by_layer)
     if rule.layers is not None:
-        wanted: set[int] = set()
+        wanted = set()
         for span in rule.layers:
             layers = span.resolve(model.layers)
             wanted.update(layers)
-            if not layers and by_name:
+            if not layers and by_layer:
                 have = f"layers 0 to {model.layers - 1}" if model.layers else "no layers"
                 message = f"`{span}` is no layer of this model, which has {have}"
                 problems.append(_problem(rule, "layers", message))
-        taken = [place for place in taken if model.candidates[place].layer in wanted]
-    before = set(taken)
+    before = {layer: by_layer[layer] for layer in by_layer.keys() & wanted}
+    out: set[int] = set()
     for entry in rule.exceptions:
-        out = set(model.matching([entry]))
-        if not out & before and before:
+        found = model.matching((entry,))
+        hit = set(_flat(found, before)).intersection(_flat(before, found))
+        if not hit and before:
             message = f"the exception `{entry.text}` takes nothing out of what `match` takes"
-            names = [model.candidates[place].name for place in before]
+            names = [model.candidates[place].name for place in _flat(before)]
             problems.append(_problem(rule, "except", message, _near([entry], names)))
-        taken = [place for place in taken if place not in out]
+        out |= hit
+    taken = sorted(place for place in _flat(before) if place not in out)
     if rule.optional:
         return taken, []
     if not taken and not problems:
-        problems.append(_nothing(rule, model, by_name))
+        problems.append(_nothing(rule, model, sorted(_flat(by_layer))))
     elif rule.patch is not None and taken and not any(model.is_matrix(p) for p in taken):
         name = model.candidates[taken[0]].name
         message = f"`set` meets no matrix: `{name}` cannot be coded"
@@ -136,6 +180,14 @@ def _too_small(rule: Rule, model: _Model, taken: Sequence[int]) -> Problem:
     message = "nothing that the rule takes holds so large a part of the model's weights"
     hint = f"the largest is `{largest.name}` with {part:.3g} %"
     return _problem(rule, "min_fraction", message, hint)
+
+
+def _flat(
+    by_layer: Mapping[int | None, Sequence[int]], layers: Iterable[int | None] | None = None
+) -> list[int]:
+    """Indices of the given layers, or of all."""
+    wanted = by_layer if layers is None else layers
+    return [place for layer in wanted for place in by_layer.get(layer, ())]
 
 
 def _nothing(rule: Rule, model: _Model, by_name: Sequence[int]) -> Problem:

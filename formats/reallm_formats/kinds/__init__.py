@@ -11,14 +11,14 @@ from typing import Any, Final, Protocol
 
 from reallm_formats.errors import FormatError
 from reallm_formats.kinds import adapter, decoder, model
-from reallm_formats.sections import SectionEntry
+from reallm_formats.sections import Row
 
 
 class DocumentCheck(Protocol):
     """Refuses a document that breaks the law of its kind."""
 
     def __call__(
-        self, document: Mapping[str, Any], sections: Sequence[SectionEntry], *, newer: bool
+        self, document: Mapping[str, Any], sections: Sequence[Row], *, newer: bool
     ) -> object:
         """Raise `FormatError` if `document` does not fit its kind, or not these sections."""
 
@@ -33,7 +33,7 @@ KINDS: Final[Mapping[str, DocumentCheck]] = MappingProxyType(
 
 
 def check_document(
-    kind: str, document: Mapping[str, Any], sections: Sequence[SectionEntry], *, newer: bool
+    kind: str, document: Mapping[str, Any], sections: Sequence[Row], *, newer: bool
 ) -> None:
     """Refuse an unknown kind (rule M3), and a document that does not fit its kind."""
     if kind not in KINDS:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from reallm_formats import names, v1
 from reallm_formats.checks import closed_map, describe, typed
 from reallm_formats.errors import FormatError
-from reallm_formats.sections import SectionEntry
+from reallm_formats.sections import Row
 
 KEYS: Final = ("base", "matrices", "provenance", "settings")
 ROW_KEYS: Final = ("dtype", "magnitude", "name", "rank", "rounding_error", "shape")
@@ -96,7 +96,7 @@ class AdapterDocument:
 
 
 def parse_adapter(
-    document: Mapping[str, Any], sections: Sequence[SectionEntry] = (), *, newer: bool = False
+    document: Mapping[str, Any], sections: Sequence[Row] = (), *, newer: bool = False
 ) -> AdapterDocument:
     """The document of kind `adapter` from plain data, checked by itself and against the sections.
 
@@ -164,11 +164,8 @@ def _parse_row(value: object, where: str, *, newer: bool) -> AdapterEntry:
     )
 
 
-def _check_sections(
-    sections: Sequence[SectionEntry], wanted: Sequence[tuple[str, str, tuple[int, ...]]]
-) -> None:
+def _check_sections(found: Sequence[Row], wanted: Sequence[Row]) -> None:
     """The sections are those that the rows ask for, in their order (A5)."""
-    found = [(section.name, section.dtype, section.shape) for section in sections]
     for place, (have, want) in enumerate(zip(found, wanted, strict=False)):
         if have != want:
             message = (

@@ -16,7 +16,7 @@ from typing import Any, Final
 from reallm_formats import names
 from reallm_formats.checks import closed_map, describe, typed
 from reallm_formats.errors import FormatError
-from reallm_formats.sections import SectionEntry
+from reallm_formats.sections import Row
 
 KEYS: Final = ("provenance", "structure")
 GROUP: Final = "decoder"
@@ -46,7 +46,7 @@ def section_name(role: str) -> str:
 
 
 def parse_decoder(
-    document: Mapping[str, Any], sections: Sequence[SectionEntry] = (), *, newer: bool = False
+    document: Mapping[str, Any], sections: Sequence[Row] = (), *, newer: bool = False
 ) -> DecoderDocument:
     """The document of kind `decoder` from plain data, checked by itself and with its sections.
 
@@ -65,17 +65,19 @@ def parse_decoder(
     return DecoderDocument(structure=structure, provenance=provenance)
 
 
-def _check_sections(sections: Sequence[SectionEntry]) -> None:
+def _check_sections(sections: Sequence[Row]) -> None:
     """The three sections of a decoder, each of one extent (E2)."""
     if len(sections) != len(ROLES):
         message = f"a decoder has {len(ROLES)} sections; {len(sections)} are listed"
         raise FormatError("E2", message, location="manifest: sections")
-    for place, (section, (role, dtypes)) in enumerate(zip(sections, ROLES, strict=True)):
+    for place, ((name, dtype, shape), (role, dtypes)) in enumerate(
+        zip(sections, ROLES, strict=True)
+    ):
         wanted = section_name(role)
-        if section.name == wanted and section.dtype in dtypes and len(section.shape) == 1:
+        if name == wanted and dtype in dtypes and len(shape) == 1:
             continue
         message = (
-            f"section {section.name} is {section.dtype} {list(section.shape)}; {wanted} of one "
-            f"extent stands here, as {' or '.join(dtypes)}"
+            f"section {name} is {dtype} {list(shape)}; {wanted} of one extent stands here, as "
+            f"{' or '.join(dtypes)}"
         )
         raise FormatError("E2", message, location=f"manifest: sections[{place}]")

@@ -22,7 +22,7 @@ from reallm_formats import names, v1
 from reallm_formats.checks import closed_map, describe, typed
 from reallm_formats.dtypes import FLOATS, NUMBERS
 from reallm_formats.errors import FormatError
-from reallm_formats.sections import SectionEntry
+from reallm_formats.sections import Row
 
 KEYS: Final = ("matrices", "methods", "provenance", "recipe", "ties")
 MATRIX_KEYS: Final = (
@@ -98,7 +98,7 @@ class ModelDocument:
 
 
 def parse_model(
-    document: Mapping[str, Any], sections: Sequence[SectionEntry] = (), *, newer: bool = False
+    document: Mapping[str, Any], sections: Sequence[Row] = (), *, newer: bool = False
 ) -> ModelDocument:
     """The document of kind `model` from plain data, checked by itself and against the sections.
 
@@ -112,10 +112,12 @@ def parse_model(
     for place, method in enumerate(methods):
         typed(method, dict, "D1", f"{where}.methods[{place}]")
     rows = typed(items["matrices"], list, "D1", f"{where}.matrices")
-    matrices = tuple(
-        _parse_matrix(row, len(methods), f"{where}.matrices[{place}]", newer=newer)
-        for place, row in enumerate(rows)
-    )
+    matrices: list[MatrixEntry] = []
+    try:
+        matrices.extend(_parse_matrix(row, len(methods), newer=newer) for row in rows)
+    except FormatError as error:
+        error.location = f"{where}.matrices[{len(matrices)}]{error.location}"
+        raise
     _check_places(matrices, f"{where}.matrices")
     _check_sections(sections, matrices)
     ties = typed(items["ties"], dict, "D1", f"{where}.ties")
@@ -128,40 +130,49 @@ def parse_model(
     return ModelDocument(
         recipe=recipe,
         methods=tuple(methods),
-        matrices=matrices,
+        matrices=tuple(matrices),
         ties=ties,
         provenance=provenance,
     )
 
 
-def _parse_matrix(value: object, methods: int, where: str, *, newer: bool) -> MatrixEntry:
-    """A row of `matrices` by itself (rule D2)."""
-    items = closed_map(value, MATRIX_KEYS, "D2", where, newer=newer)
-    for key in ("name", "tensor"):
-        typed(items[key], str, "D2", f"{where}.{key}")
-        names.check_name(items[key], f"{where}.{key}")
-    shape = typed(items["shape"], list, "D2", f"{where}.shape")
+def _parse_matrix(value: object, methods: int, *, newer: bool) -> MatrixEntry:
+    """A row of `matrices` by itself (rule D2); places in errors are counted from the row."""
+    items = closed_map(value, MATRIX_KEYS, "D2", "", newer=newer)
+    name = typed(items["name"], str, "D2", ".name")
+    names.check_name(name, ".name")
+    tensor = typed(items["tensor"], str, "D2", ".tensor")
+    names.check_name(tensor, ".tensor")
+    shape = typed(items["shape"], list, "D2", ".shape")
     for extent in shape:
-        typed(extent, int, "D2", f"{where}.shape")
-    if len(shape) != 2 or not all(1 <= extent <= v1.MAX_EXTENT for extent in shape):
+        typed(extent, int, "D2", ".shape")
+    if len(shape) != 2 or not 1 <= min(shape) <= max(shape) <= v1.MAX_EXTENT:
         message = f"a matrix has two extents of at least 1, not {shape}"
-        raise FormatError("D2", message, location=f"{where}.shape")
-    if typed(items["dtype"], str, "D2", f"{where}.dtype") not in FLOATS:
-        message = f"weights are floats, not `{items['dtype']}`"
-        raise FormatError("D2", message, location=f"{where}.dtype")
+        raise FormatError("D2", message, location=".shape")
+    dtype = typed(items["dtype"], str, "D2", ".dtype")
+    if dtype not in FLOATS:
+        raise FormatError("D2", f"weights are floats, not `{dtype}`", location=".dtype")
     index = items["index"]
-    if index is not None and not 0 <= typed(index, int, "D2", f"{where}.index") <= v1.MAX_EXTENT:
-        raise FormatError("D2", f"{index} is not a place in a stack", location=f"{where}.index")
-    typed(items["transposed"], bool, "D2", f"{where}.transposed")
-    if not 0 <= typed(items["method"], int, "D2", f"{where}.method") < methods:
-        message = f"there is no method {items['method']}; {methods} are listed"
-        raise FormatError("D2", message, location=f"{where}.method")
-    error = typed(items["relative_error"], float, "D2", f"{where}.relative_error")
-    if not (math.isfinite(error) and error >= 0):
+    if index is not None and not 0 <= typed(index, int, "D2", ".index") <= v1.MAX_EXTENT:
+        raise FormatError("D2", f"{index} is not a place in a stack", location=".index")
+    transposed = typed(items["transposed"], bool, "D2", ".transposed")
+    method = typed(items["method"], int, "D2", ".method")
+    if not 0 <= method < methods:
+        message = f"there is no method {method}; {methods} are listed"
+        raise FormatError("D2", message, location=".method")
+    error = typed(items["relative_error"], float, "D2", ".relative_error")
+    if not 0 <= error < math.inf:
         message = f"{error} is not an error: it is a number of at least 0"
-        raise FormatError("D2", message, location=f"{where}.relative_error")
+        raise FormatError("D2", message, location=".relative_error")
     return MatrixEntry(
-        **{key: items[key] for key in MATRIX_KEYS if key != "shape"}, shape=(shape[0], shape[1])
+        name=name,
+        shape=(shape[0], shape[1]),
+        dtype=dtype,
+        tensor=tensor,
+        index=index,
+        transposed=transposed,
+        method=method,
+        relative_error=error,
     )
 
 
@@ -205,23 +216,26 @@ def _check_stacks(
             raise FormatError("D8", message, location=f"{where}[{place}].index")
 
 
-def _check_sections(sections: Sequence[SectionEntry], matrices: Sequence[MatrixEntry]) -> None:
+def _check_sections(sections: Sequence[Row], matrices: Sequence[MatrixEntry]) -> None:
     """Each section belongs to something (D4), has a fitting type (D5), and is stored once (D3)."""
-    known = {matrix.name for matrix in matrices}
+    owners = {names.matrix_section(matrix.name, "") for matrix in matrices}
     coded = {matrix.tensor for matrix in matrices}
-    for place, section in enumerate(sections):
+    for place, (text, dtype, shape) in enumerate(sections):
+        owner, slash, _ = text.rpartition("/")
+        if owner + slash in owners:
+            continue
         where = f"manifest: sections[{place}]"
-        name = names.parse_name(section.name, where)
-        if name.space == names.MATRIX and name.owner not in known:
-            message = f"`{section.name}` belongs to no matrix of the document"
+        name = names.parse_name(text, where)
+        if name.space == names.MATRIX:
+            message = f"`{text}` belongs to no matrix of the document"
             raise FormatError("D4", message, location=f"{where}.name")
         if name.space == names.TENSOR and name.owner in coded:
             message = f"the tensor `{name.owner}` is stored whole and as a coded matrix"
             raise FormatError("D3", message, location=f"{where}.name")
-        if name.space == names.TENSOR and section.dtype not in NUMBERS:
-            message = f"a kept tensor holds numbers, not `{section.dtype}`"
+        if name.space == names.TENSOR and dtype not in NUMBERS:
+            message = f"a kept tensor holds numbers, not `{dtype}`"
             raise FormatError("D5", message, location=f"{where}.dtype")
-        if name.space == names.FILE and (section.dtype != "u8" or len(section.shape) != 1):
+        if name.space == names.FILE and (dtype != "u8" or len(shape) != 1):
             message = "an embedded file is a list of bytes: type u8, one extent"
             raise FormatError("D5", message, location=f"{where}.dtype")
 
@@ -229,15 +243,13 @@ def _check_sections(sections: Sequence[SectionEntry], matrices: Sequence[MatrixE
 def _check_ties(
     ties: Mapping[str, Any],
     matrices: Sequence[MatrixEntry],
-    sections: Sequence[SectionEntry],
+    sections: Sequence[Row],
     where: str,
 ) -> None:
     """Each tie leads from a tensor that is not stored to one that is (D6)."""
     stored = {matrix.tensor for matrix in matrices}
     stored.update(
-        section.name[len(names.TENSOR) :]
-        for section in sections
-        if section.name.startswith(names.TENSOR)
+        name[len(names.TENSOR) :] for name, _, _ in sections if name.startswith(names.TENSOR)
     )
     for alias, target in ties.items():
         names.check_name(alias, f"{where}.{alias!r}")

@@ -1,0 +1,136 @@
+"""Many rules on many names: an expression is compiled once, a name is tried only if it can fit."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from reallm_compiler.recipe import Candidate, load_recipe, match, resolve
+from reallm_compiler.recipe.match import Pattern
+from reallm_compiler.recipe.selection import select
+
+NAMES = [
+    *(
+        f"model.layers.{layer}.mlp.experts.{expert}.{kind}_proj"
+        for layer in range(12)
+        for expert in range(6)
+        for kind in ("gate", "up", "down")
+    ),
+    "model.embed_tokens",
+    "lm_head",
+    "layers.1",
+    "a[b.c",
+    "x]y.z",
+]
+PATTERNS = [
+    "*",
+    "lm_head",
+    "*.down_proj",
+    "*layers.1.*",
+    "*layers.1?.mlp*",
+    "model.layers.[13].mlp.experts.*",
+    "model.layers.[!1].mlp.experts.[0-2].up_proj",
+    "*.experts.[.]*",
+    "x[.\\]]y.z",
+    "x[]]y.z",
+    "a[[]b.c",
+    "a[b.*",
+    "*.4.*.2.*",
+    r"re:model\.layers\.7\.mlp\..*",
+    r"re:model\.layers\.\d\.mlp\.experts\.3\.up_proj",
+    r"re:.*\.(gate|up)_proj",
+    r"re:(model\.)?layers\.1",
+    r"re:(?i)MODEL\.layers\.1\..*",
+    r"re:model\.layers\.1\.*1*\.mlp.*",
+    r"re:model.layers.1.mlp.*",
+    r"re:lm_head|layers\.1",
+    r"re:model\.layers\.1{1,2}\.mlp\..*",
+    r"re:^model\.layers\.2\..*$",
+    "nothing.like.this.*",
+]
+
+
+def candidates():
+    return [
+        Candidate(name=name, layer=None, is_matrix=True, coded_by_default=True) for name in NAMES
+    ]
+
+
+@pytest.mark.parametrize("text", PATTERNS)
+def test_the_search_finds_what_a_look_at_every_name_finds(text):
+    rule = {"match": text, "optional": True, "set": {"quantizer": {"kind": "uniform", "bits": 4}}}
+    base = {"reallm": 1, "defaults": {"scales": {"kind": "absmax"}}}
+    rules = load_recipe(base | {"rules": [rule]}).rules
+    (found,), _ = select(rules, candidates())
+    pattern = Pattern(text)
+    assert found == [place for place, name in enumerate(NAMES) if pattern.matches(name)]
+    for name in filter(pattern.matches, NAMES):
+        assert set(pattern.words) <= set(name.split("."))
+
+
+def rules_of(count, **more):
+    return {
+        "reallm": 1,
+        "defaults": {"scales": {"kind": "absmax"}},
+        "rules": [
+            {
+                "match": f"*layers.{place % 12}.mlp.experts.{place % 6}.*_proj",
+                "set": {"quantizer": {"kind": "uniform", "bits": 2 + place % 6}},
+                **more,
+            }
+            for place in range(count)
+        ],
+    }
+
+
+def test_each_expression_is_compiled_once(monkeypatch):
+    match._compiled.cache_clear()
+    compiled = []
+    monkeypatch.setattr(
+        match.re,
+        "compile",
+        lambda text, *flags, make=re.compile: compiled.append(text) or make(text),
+    )
+    recipe = load_recipe(rules_of(120))
+    resolve(recipe, candidates())
+    assert len(compiled) == len({rule.match for rule in recipe.rules}) == 12
+
+
+def test_few_names_are_tried_for_a_rule_with_words(monkeypatch):
+    tried = []
+    plain = Pattern.matches
+    monkeypatch.setattr(
+        Pattern, "matches", lambda self, name: tried.append(name) or plain(self, name)
+    )
+    recipe = load_recipe(rules_of(12))
+    resolve(recipe, candidates())
+    # The rarest word of each is a layer (18 names and those of experts) or an expert.
+    assert len(tried) < 12 * len(NAMES) / 3
+
+
+def test_rules_for_single_layers_search_their_pattern_once(monkeypatch):
+    tried = []
+    plain = Pattern.matches
+    monkeypatch.setattr(
+        Pattern, "matches", lambda self, name: tried.append(name) or plain(self, name)
+    )
+    defaults = {"scales": {"kind": "absmax"}, "quantizer": {"kind": "uniform", "bits": 4}}
+    rules = [
+        {
+            "match": "*.down_proj",
+            "layers": layer,
+            "set": {"quantizer": {"kind": "uniform", "bits": 3}},
+        }
+        for layer in range(12)
+    ]
+    recipe = load_recipe({"reallm": 1, "defaults": defaults, "rules": rules})
+    found = [
+        Candidate(name=name, layer=int(name.split(".")[2]), is_matrix=True, coded_by_default=True)
+        for name in NAMES
+        if name.startswith("model.layers")
+    ]
+    decisions = resolve(recipe, found)
+    assert len(tried) == 12 * 6
+    bits = {name: decision.plan.quantizer.bits for name, decision in decisions.items()}
+    assert bits == {name: 3 if name.endswith("down_proj") else 4 for name in bits}
