@@ -156,7 +156,7 @@ def _check_complete(model: Any, found: Mapping[str, Any], label: str) -> None:  
     said = [part for part in parts if part]
     if said:
         raise SourceError(
-            f"the tensors are not those of a {type(model).__name__}: {'; '.join(said)}",
+            f"the tensors are not those of {type(model).__name__}: {'; '.join(said)}",
             location=label,
             note="what is missing would be random numbers, and what is not used would be lost",
             hint="`architectures` in config.json must name the class that the weights are of, and "

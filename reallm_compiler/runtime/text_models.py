@@ -55,7 +55,7 @@ def check_predicts_text(files: ModelFiles) -> None:
         why = "this class does not predict the next token of a text"
     if why is not None:
         raise SourceError(
-            f"a {made.__name__} has no perplexity: {why}",
+            f"{made.__name__} has no perplexity: {why}",
             location=files.label,
             note="causal language models have one, and vision-language models that read text "
             "alone as such",
@@ -117,7 +117,7 @@ def check_reads(
     allowed = torch.finfo(logits.dtype).eps ** 0.75 * float(ours.abs().max())
     if float((ours - theirs)[:-1].abs().max()) > allowed:
         raise error(
-            f"a {type(model).__name__} has no perplexity as its config has it: what it predicts "
+            f"{type(model).__name__} has no perplexity as its config has it: what it predicts "
             "for a token depends on that token and later ones",
             note="it reads in both directions",
             hint="a decoder of this family says `is_decoder: true` in config.json",
@@ -148,13 +148,13 @@ def run(
     except Exception as found:  # whatever a class raises for text that it does not take
         reason = (str(found).strip().splitlines() or [""])[0]
         raise error(
-            f"a {type(model).__name__} cannot be run on {ids.shape[1]} tokens of text alone",
+            f"{type(model).__name__} cannot be run on {ids.shape[1]} tokens of text alone",
             note=f"{type(found).__name__}: {reason}",
             hint="a smaller window may fit its positions" if ids.shape[1] > PROBE else None,
         ) from found
     if logits.dim() != 3 or logits.shape[:2] != ids.shape:
         raise error(
-            f"a {type(model).__name__} gives no logits for each token: they are "
+            f"{type(model).__name__} gives no logits for each token: they are "
             f"{' x '.join(map(str, logits.shape))} for {' x '.join(map(str, ids.shape))} tokens"
         )
     return logits

@@ -274,7 +274,9 @@ def _plain(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _copied(value: object) -> object:
     if isinstance(value, Mapping):
-        return _plain(value)
+        # As transformers writes what JSON has no word for: {"__float__": "Infinity"}.
+        tag = value.get("__float__") if len(value) == 1 else None
+        return float(tag) if tag in ("Infinity", "-Infinity", "NaN") else _plain(value)
     if isinstance(value, list | tuple):
         return [_copied(item) for item in value]
     return value

@@ -120,6 +120,8 @@ def _text_part(config: Any) -> tuple[tuple[str, ...], Any]:  # noqa: ANN401
         text = config.get_text_config()
     except (ValueError, AttributeError):  # several, such as an encoder and a decoder
         return (), config
+    if not dataclasses.is_dataclass(text):  # a plain value under the key of a part
+        return (), config
     return _path_to(text, config, ()) or (), text
 
 

@@ -140,7 +140,7 @@ def remove_tokenizer(folder):
     [
         pytest.param(
             drop_tensor,
-            r"not those of a LlamaForCausalLM: 1 is missing \(model.layers.0.mlp.up_proj.weight\)",
+            r"not those of LlamaForCausalLM: 1 is missing \(model.layers.0.mlp.up_proj.weight\)",
             id="missing-tensor",
         ),
         pytest.param(

@@ -161,7 +161,7 @@ def test_the_class_that_the_config_names_with_all_its_tensors(
         assert all(torch.equal(found[key], values) for key, values in wanted.items())
         with pytest.raises(SourceError) as caught:
             evaluate_files(path, text)
-        refusal = "has no tokenizer" if name in PREDICT_TEXT else f"a {name} has no perplexity"
+        refusal = "has no tokenizer" if name in PREDICT_TEXT else f"{name} has no perplexity"
         assert refusal in str(caught.value)
 
 
