@@ -97,8 +97,12 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 def _first_line(error: BaseException) -> str:
+    """What an exception says first, with the next line where the first announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")[:300]
+    first = lines[0] if lines else type(error).__name__
+    if first.endswith(":") and len(lines) > 1:
+        first = f"{first} {lines[1]}"
+    return first.rstrip(".")[:300]
 
 
 def transformers_config(content: Mapping[str, Any], label: str) -> PretrainedConfig:

@@ -29,9 +29,9 @@ CLASSES = {
 }
 """The class, where it is not the one that `architectures` spells out."""
 REFUSED = {
-    "refused_another_type_of_value": "cannot build a model from this config: .*ffn_act_fn",
+    "refused_another_type_of_value": "cannot build a model from this .*ffn_act_fn.*: TypeError",
     "refused_backbone_by_name": "names a backbone that transformers would look up on the Hub",
-    "refused_class_of_another_config": "Qwen3VLForConditionalGeneration, which takes a Qwen3VLConf",
+    "refused_class_of_another_config": "LlamaForCausalLM, which takes a LlamaConfig, but",
     "refused_classes_no_words": "architectures is no list of class names",
     "refused_inner_backbone_by_name": "names a backbone that transformers would look up",
     "refused_no_depth": "does not state n_layer$",
