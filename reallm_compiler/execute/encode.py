@@ -22,7 +22,7 @@ from reallm_compiler.errors import CodecError, CompileError
 from reallm_compiler.execute.bands import CODES, BandCoder, band_rows, by_bands
 from reallm_compiler.execute.seeds import seed_for
 from reallm_compiler.execute.shortage import shortage_told
-from reallm_compiler.execute.training import Watches
+from reallm_compiler.execute.training import TrainingWatch, Watches, digest_of
 from reallm_compiler.execute.units import Unit, units_of
 from reallm_compiler.execute.weights import Weights
 from reallm_compiler.layouts import matrix as matrix_law
@@ -107,17 +107,19 @@ class Encoder:
             elif by_bands(self.plan.by_name[unit.name]):
                 self._bands(self.plan.by_name[unit.name], result)
             else:
-                self._matrix(self.plan.by_name[unit.name], self.watches.of(unit), result)
+                self._matrix(self.plan.by_name[unit.name], self._watch(unit), result)
         if self.writer is not None:
             self.writer.flush()
-        if unit.kind != "share":  # members are read again, and digested, one by one
-            result.source.update(self.weights.take_digests())
+        result.source.update(self.weights.take_digests())
         return result
 
     def close(self) -> None:
         """Close the file."""
         if self.writer is not None:
             self.writer.close()
+
+    def _watch(self, unit: Unit) -> TrainingWatch:
+        return self.watches.of(unit, lambda: digest_of(self.weights.digests))
 
     def _copy(self, result: UnitResult) -> None:
         for file in self.plan.files:
@@ -133,7 +135,7 @@ class Encoder:
     def _share(self, group: str, result: UnitResult) -> None:
         members = self.plan.groups[group]
         seed = seed_for(self.plan.seed, names.share_section(group, ""))
-        watch = self.watches.of(self.units[f"share:{group}"])
+        watch = self._watch(self.units[f"share:{group}"])
         weights = _Members(self._load, members)
         with _located(lambda: weights.current or f"share group {group}"):
             fitted = fit_shared(members[0].plan, weights, seed=seed, watch=watch)

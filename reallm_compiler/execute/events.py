@@ -45,6 +45,18 @@ class Preflight:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """An interrupted compile goes on: the weights of one more finished unit were read again.
+
+    Attributes:
+        units_done, units: units whose weights are as they were, of all finished ones.
+    """
+
+    units_done: int
+    units: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
     """A training is under way: told at most once a second, at the end of an epoch.
 
@@ -113,4 +125,4 @@ class CompileReport:
     whole_seconds: float | None = None
 
 
-Event = Preflight | Training | UnitDone
+Event = Checked | Preflight | Training | UnitDone

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from reallm_compiler.distribution import VERSION
 from reallm_compiler.errors import ResumeError
+from reallm_compiler.execute.weights import shard_facts
 from reallm_compiler.plan.document import fixed_text
 from reallm_compiler.plan.model import Plan
 from reallm_compiler.sources import Inventory
@@ -27,6 +27,7 @@ _TITLES = {
     "compute": "the device or the processor's capability",
     "reallm": "the version of reallm",
     "torch": "the version of torch",
+    "files": "the config and tokenizer files",
     "source": "the checkpoint's files",
 }
 
@@ -42,8 +43,8 @@ def compute_name(device: torch.device) -> str:
 def identity_of(plan: Plan, inventory: Inventory, device: torch.device) -> dict[str, Any]:
     """The fields that decide the bytes of the archive, as plain data.
 
-    The checkpoint's files are told by name, length and time of change; weights themselves are
-    digested while they are read.
+    Shards are told by name, length and header; the weights themselves are digested while they are
+    read, and `resume` reads again what the finished units have read.
     """
     manifest = encode_manifest(plan.layout.manifest)
     return {
@@ -51,18 +52,9 @@ def identity_of(plan: Plan, inventory: Inventory, device: torch.device) -> dict[
         "compute": compute_name(device),
         "reallm": VERSION,
         "torch": torch.__version__,
-        "source": _shards(inventory),
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in inventory.files},
+        "source": shard_facts(inventory),
     }
-
-
-def _shards(inventory: Inventory) -> dict[str, list[int]]:
-    shards = {spec.shard for spec in (*inventory.tensors, *inventory.duplicates)}
-    shards |= {spec.scale.tensor.shard for spec in inventory.tensors if spec.scale is not None}
-    facts = {}
-    for shard in sorted(shards):
-        status = Path(inventory.path, shard).stat()
-        facts[shard] = [status.st_size, status.st_mtime_ns]
-    return facts
 
 
 def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], output: str) -> None:
@@ -79,9 +71,9 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], output: str)
         title = _TITLES[key]
         if key in ("compute", "reallm", "torch"):
             title += f" (`{found.get(key)}` then, `{wanted[key]}` now)"
-        elif key == "source":
+        elif key in ("files", "source"):
             then, now = found.get(key) or {}, wanted[key]
-            names = sorted(name for name in {*then, *now} if then.get(name) != _plain(now, name))
+            names = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
             title += f" ({', '.join(names)})"
         lines.append(title)
     raise ResumeError(
@@ -90,10 +82,6 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], output: str)
         note="going on would mix bytes of two different runs",
         hint="restore what has changed, or start over with `--resume never`",
     )
-
-
-def _plain(shards: Mapping[str, list[int]], name: str) -> list[int] | None:
-    return list(shards[name]) if name in shards else None
 
 
 def provenance(identity: Mapping[str, Any], source: bytes) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reallm_compiler.errors import CompileError, FormatError, ResumeError
-from reallm_compiler.execute.units import Unit
+from reallm_compiler.errors import CompileError, FormatError
 from reallm_compiler.publish import check_file, clear_partial, journal_of, partial_of, put
 from reallm_formats import Archive, Layout, Writer
 
@@ -79,33 +78,3 @@ class Output:
         except FormatError:
             return False
         return found == wanted
-
-
-def intact_units(
-    partial: Path, layout: Layout, units: list[Unit], records: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Mapping[str, Any]]:
-    """The journalled units whose sections are in the partial file as the journal says.
-
-    Raises:
-        ResumeError: the partial file has another length.
-    """
-    if partial.stat().st_size != layout.file_bytes:
-        raise ResumeError(
-            "the unfinished file has another length than the plan",
-            location=str(partial),
-            hint="start over with `--resume never`",
-        )
-    good: dict[str, Mapping[str, Any]] = {}
-    writer = Writer.open(partial, layout)
-    try:
-        for unit in units:
-            record = records.get(unit.key)
-            if record is None or set(record["sections"]) != set(unit.sections):
-                continue
-            if all(
-                writer.digest(name).hex() == digest for name, digest in record["sections"].items()
-            ):
-                good[unit.key] = record
-    finally:
-        writer.close()
-    return good

@@ -24,7 +24,7 @@ from reallm_compiler.execute.encode import UnitResult
 from reallm_compiler.execute.events import CompileReport, Event, Preflight, UnitDone
 from reallm_compiler.execute.identity import check_same, identity_of, provenance
 from reallm_compiler.execute.journal import Journal
-from reallm_compiler.execute.output import Output, intact_units
+from reallm_compiler.execute.output import Output
 from reallm_compiler.execute.pool import Site, results
 from reallm_compiler.execute.preflight import (
     Workers,
@@ -32,8 +32,9 @@ from reallm_compiler.execute.preflight import (
     choose_device,
     choose_workers,
 )
+from reallm_compiler.execute.resume import check_weights, intact_units, note_digests
 from reallm_compiler.execute.stop import StopRequest, listening
-from reallm_compiler.execute.training import remove_states, run_name, state_path
+from reallm_compiler.execute.training import digest_of, remove_states, state_path
 from reallm_compiler.execute.trial import trial_plan, work_of
 from reallm_compiler.execute.units import Unit, units_of
 from reallm_compiler.execute.weights import check_duplicates
@@ -178,6 +179,8 @@ def _compile(
     with _journal_of(place) as journal:
         stop.kept = bool(journal.records)
         done = _what_is_done(journal, plan, units, identity, place, resume=resume)
+        if done is not None:
+            check_weights(plan, inventory, units, done, tell)
         if done is not None and place.holds_finished(done):
             journal.remove()
             return _errors(plan, done), len(units)
@@ -207,9 +210,13 @@ def _compile(
                 )
             )
             resumed = len(done)
-            site = Site(plan, inventory, place.partial, device, run_name(identity), tell)
+            read = {
+                name: hexes for record in done.values() for name, hexes in record["source"].items()
+            }
+            site = Site(plan, inventory, place.partial, device, digest_of(identity), tell)
             with closing(results(site, chosen.count, waves, done, stop)) as found:
                 for result in found:
+                    note_digests(read, result.source, inventory.path)
                     record = result.to_record()
                     journal.append(record)
                     state_path(place.partial, result.unit).unlink(missing_ok=True)

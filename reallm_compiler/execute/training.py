@@ -3,8 +3,8 @@
 A matrix whose autoencoder is trained may take hours, so its unit can be left and taken up again.
 The state stands beside the unfinished archive, in OUT.partial.UNIT.state (safetensors, no pickle):
 replaced in one step at least once a minute and when a stop is asked for, taken only by the same
-unit of the same run, and removed when the unit is in the journal. Losing it costs time and changes
-no byte.
+unit of the same run with the same weights, and removed when the unit is in the journal. Losing it
+costs time and changes no byte.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ TELL_SECONDS = 1.0
 SUFFIX = ".state"
 
 
-def run_name(identity: Mapping[str, Any]) -> str:
-    """A digest of what decides a run's bytes: states of another run are not taken."""
+def digest_of(identity: Mapping[str, Any]) -> str:
+    """A digest of plain data, such as what decides a run's bytes."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
@@ -80,20 +80,22 @@ class Watches:
     tell: Callable[[Training], None]
     stopped: Callable[[], bool]
 
-    def of(self, unit: Unit) -> TrainingWatch:
-        """The watch of one unit."""
+    def of(self, unit: Unit, source: Callable[[], str]) -> TrainingWatch:
+        """The watch of one unit; `source` is the digest of the weights that it has read."""
         path = None if self.partial is None else state_path(self.partial, unit.key)
-        return TrainingWatch(self, unit, path)
+        return TrainingWatch(self, unit, path, source)
 
 
 class TrainingWatch:
     """Looks on the training of one unit (`codecs.watch.Watch`)."""
 
-    def __init__(self, watches: Watches, unit: Unit, path: Path | None) -> None:
+    def __init__(
+        self, watches: Watches, unit: Unit, path: Path | None, source: Callable[[], str]
+    ) -> None:
         self._watches = watches
         self._unit = unit
         self._path = path
-        self._identity = {"run": watches.run, "unit": unit.key}
+        self._source = source
         self._began = self._saved_at = self._told_at = time.monotonic()
         self._first: int | None = None
 
@@ -104,7 +106,7 @@ class TrainingWatch:
             return None
         try:
             with safe_open(self._path, framework="pt") as file:
-                if file.metadata() != self._identity:
+                if file.metadata() != self._identity():
                     return None
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError):
@@ -146,10 +148,14 @@ class TrainingWatch:
                 hint="run the same command again to go on where it stood",
             )
 
+    def _identity(self) -> dict[str, str]:
+        """What a state belongs to: the same unit of the same run, with the same weights."""
+        return {"run": self._watches.run, "unit": self._unit.key, "source": self._source()}
+
     def _save(self, path: Path, state: Mapping[str, torch.Tensor]) -> None:
         fresh = path.with_name(f"{path.name}.new")
         try:
-            save_file(dict(state), fresh, metadata=self._identity)
+            save_file(dict(state), fresh, metadata=self._identity())
             sync_path(fresh)
             os.replace(fresh, path)
         except (OSError, SafetensorError) as error:

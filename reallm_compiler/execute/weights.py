@@ -52,6 +52,23 @@ def check_duplicates(inventory: Inventory) -> None:
             )
 
 
+def shard_facts(inventory: Inventory) -> dict[str, list[int | str]]:
+    """Length of each shard, and a digest of what its header says, by which a resumed run knows it.
+
+    The weights themselves are told apart by the digests of what was read of them.
+    """
+    headers: dict[str, list[str]] = {}
+    for spec in (*inventory.tensors, *inventory.duplicates):
+        for stored in (spec, *([spec.scale.tensor] if spec.scale is not None else [])):
+            row = f"{stored.name} {stored.stored_dtype} {stored.shape} {stored.begin}"
+            headers.setdefault(stored.shard, []).append(row)
+    facts: dict[str, list[int | str]] = {}
+    for shard, rows in sorted(headers.items()):
+        digest = hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
+        facts[shard] = [Path(inventory.path, shard).stat().st_size, digest]
+    return facts
+
+
 class Weights:
     """Reads tensors of an inventory.
 
@@ -141,10 +158,22 @@ class Weights:
 
     def digest_of(self, spec: TensorSpec) -> str:
         """SHA-256 of a tensor's stored bytes, in hex."""
-        begin, end = spec.byte_range()
-        for _ in self._chunks(spec, begin, end, CHUNK):
-            pass
+        self.read(spec.name)
         return self.take_digests()[spec.name]
+
+    def read(self, tensor: str, index: int | None = None) -> None:
+        """Only read a tensor, or a part of it, with its scales, for the digests.
+
+        Raises:
+            SourceError: the shard is missing or too short.
+        """
+        spec = self.by_name[tensor]
+        parts = [(spec, index)]
+        if spec.scale is not None:
+            parts.append((spec.scale.tensor, _scale_index(spec, index)))
+        for stored, part in parts:
+            for _ in self._chunks(stored, *stored.byte_range(index=part), CHUNK):
+                pass
 
     def take_digests(self) -> dict[str, str]:
         """The digests since the last call."""
@@ -162,10 +191,9 @@ class Weights:
     def _factors(self, spec: TensorSpec, index: int | None) -> Tensor:
         """float32 [r, c], or [e, r, c] of a whole 3-D tensor: a tensor's scales."""
         assert spec.scale is not None  # the caller has looked
-        stored = spec.scale.tensor
-        per_part = index is not None and len(stored.shape) == len(spec.shape)
-        shape = stored.shape[1:] if per_part else stored.shape
-        return self._values(stored, index if per_part else None, shape).float()
+        stored, part = spec.scale.tensor, _scale_index(spec, index)
+        shape = stored.shape if part is None else stored.shape[1:]
+        return self._values(stored, part, shape).float()
 
     def _chunks(self, spec: TensorSpec, begin: int, end: int, size: int) -> Iterator[bytearray]:
         """The bytes [begin, end) of a shard, `size` at a time; then their digest is known."""
@@ -195,6 +223,12 @@ class Weights:
             ) from error
         name = spec.name if begin == spec.begin else f"{spec.name}#{begin - spec.begin}"
         self.digests[name] = digest.hexdigest()
+
+
+def _scale_index(spec: TensorSpec, index: int | None) -> int | None:
+    """Which part of a tensor's scales belongs to a part of it; None for all of them."""
+    assert spec.scale is not None  # the caller has looked
+    return index if len(spec.scale.tensor.shape) == len(spec.shape) else None
 
 
 def _fill(file: FileIO, data: bytearray) -> int:

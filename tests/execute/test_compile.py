@@ -176,7 +176,6 @@ def test_a_run_killed_after_the_rename_is_finished(
     ("change", "words"),
     [
         ("seed", "recipe"),
-        ("source", "checkpoint's files .*model.safetensors"),
         ("compute", "processor"),
         ("torch", "version of torch"),
     ],
@@ -198,8 +197,6 @@ def test_resume_refuses_other_inputs_and_names_them(
     recipe: Any = tiny_recipe
     if change == "seed":
         recipe = {"reallm": 1, "extends": str(tiny_recipe), "seed": 8}
-    elif change == "source":
-        (model / "model.safetensors").touch()
     elif change == "compute":
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
     else:

@@ -24,7 +24,7 @@ from reallm_cli.opened import open_facts
 from reallm_cli.progress import Meter, MeterTalk
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import show_matrices
-from reallm_compiler.execute.events import Event, Preflight, Training
+from reallm_compiler.execute.events import Checked, Event, Preflight, Training
 
 TRAINING_SECONDS = 10.0
 """Seconds between two lines about trainings."""
@@ -152,10 +152,27 @@ class CompileTalk(MeterTalk):
             ).__enter__()
             self._operations = event.operations
             self._workers = event.workers
+        elif isinstance(event, Checked):
+            self._hear_checked(event)
         elif isinstance(event, Training):
             self._hear_training(event)
         elif self._meter is not None:
             self._meter.update(event.units_done, event.weights_done)
+
+    def _hear_checked(self, event: Checked) -> None:
+        """Tell that the weights of finished steps are read again, before an old run goes on."""
+        if self._meter is None:
+            self._meter = Meter(
+                self._terminal,
+                "read the weights of finished steps again",
+                units=event.units,
+                word="steps",
+                work=event.units,
+            ).__enter__()
+        self._meter.update(event.units_done, event.units_done)
+        if event.units_done == event.units:
+            self._meter.__exit__(None, None, None)
+            self._meter = None
 
     def _hear_training(self, event: Training) -> None:
         """Tell how far a training is: at its start, and then every now and then."""

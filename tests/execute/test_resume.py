@@ -1,0 +1,211 @@
+"""A resumed compile holds one model: whatever changed under the same length and time is named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import reallm_compiler as reallm
+from reallm_compiler.errors import ResumeError, SourceError
+from reallm_compiler.execute.events import Checked, UnitDone
+from reallm_compiler.execute.training import Watches
+from reallm_compiler.execute.units import Unit
+
+PLAIN = {"scales": {"kind": "absmax"}, "quantizer": {"kind": "uniform", "bits": 4}}
+SHARED = {
+    "scales": {"kind": "absmax"},
+    "quantizer": {"kind": "vq", "bits": 2, "dim": 2},
+    "share": "all",
+}
+
+
+class Stopped(Exception):  # noqa: N818 - it stands for a kill, not an error
+    pass
+
+
+def recipe(defaults: dict[str, Any]) -> dict[str, Any]:
+    return {"reallm": 1, "defaults": defaults}
+
+
+def compiled(model: Path, output: Path, defaults: dict[str, Any] = PLAIN, **options: Any) -> Any:
+    options = {"device": "cpu", "workers": 1} | options
+    return reallm.compile(recipe(defaults), model=model, output=output, **options)
+
+
+def interrupted(model: Path, output: Path, units: int, defaults: dict[str, Any] = PLAIN) -> None:
+    """A compile that is lost after so many units."""
+
+    def stop(event: Any) -> None:
+        if isinstance(event, UnitDone) and event.units_done == units:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        compiled(model, output, defaults, on_event=stop)
+
+
+def unnoticed(path: Path, change: Callable[[], None]) -> None:
+    """Change a file and keep its length and its time."""
+    facts = path.stat()
+    change()
+    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert path.stat().st_size == facts.st_size
+    assert path.stat().st_mtime_ns == facts.st_mtime_ns
+
+
+def rewrite(path: Path, text: str) -> None:
+    def change() -> None:
+        path.write_text(text)
+
+    unnoticed(path, change)
+
+
+def negate(model: Path, tensor: str) -> None:
+    """Turn the sign of one tensor's weights, in place."""
+    path = model / "model.safetensors"
+
+    def change() -> None:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        tensors[tensor] = -tensors[tensor]
+        save_file(tensors, path, metadata=metadata)
+
+    unnoticed(path, change)
+
+
+@pytest.fixture
+def model(tiny_llama: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_llama, tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'),
+        ("tokenizer_config.json", '"model_max_length": 128', '"model_max_length": 127'),
+    ],
+)
+def test_a_small_file_that_changed_under_the_same_length(
+    model: Path, tmp_path: Path, name: str, old: str, new: str
+) -> None:
+    path, output = model / name, tmp_path / "o.reallm"
+    interrupted(model, output, 3)
+    text = path.read_text()
+    assert old in text
+    rewrite(path, text.replace(old, new))
+    with pytest.raises(ResumeError, match=rf"config and tokenizer files \({name}\)"):
+        compiled(model, output)
+    rewrite(path, text)
+    assert compiled(model, output).units_resumed == 3
+
+
+def test_a_weight_that_a_finished_matrix_read(model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o.reallm"
+    interrupted(model, output, 3)
+    done = reallm.plan(recipe(PLAIN), model=model).matrices[1].tensor
+    negate(model, done)
+    with pytest.raises(ResumeError, match="weights have changed") as caught:
+        compiled(model, output)
+    assert done in caught.value.message
+    negate(model, done)
+    told: list[Any] = []
+    assert compiled(model, output, on_event=told.append).units_resumed == 3
+    checked = [event for event in told if isinstance(event, Checked)]
+    assert [(event.units_done, event.units) for event in checked] == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_kept_tensor(model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o.reallm"
+    interrupted(model, output, 1)
+    negate(model, "model.norm.weight")
+    with pytest.raises(ResumeError, match=r"model\.norm\.weight"):
+        compiled(model, output)
+
+
+def test_a_weight_that_only_the_group_read(model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o.reallm"
+    interrupted(model, output, 2, SHARED)  # the copies and the group's codebook
+    last = reallm.plan(recipe(SHARED), model=model).matrices[-1].tensor
+    negate(model, last)
+    with pytest.raises(ResumeError, match=last.replace(".", r"\.")):
+        compiled(model, output, SHARED)
+
+
+def test_a_weight_that_changes_while_a_compile_runs(model: Path, tmp_path: Path) -> None:
+    last = reallm.plan(recipe(SHARED), model=model).matrices[-1].tensor
+
+    def change(event: Any) -> None:
+        if isinstance(event, UnitDone) and event.units_done == 2:
+            negate(model, last)
+
+    with pytest.raises(SourceError, match="has changed while it was compiled") as caught:
+        compiled(model, tmp_path / "o.reallm", SHARED, on_event=change)
+    assert last in caught.value.message
+
+
+def test_what_nothing_has_read_yet_may_change(model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "o.reallm"
+    interrupted(model, output, 3)
+    negate(model, reallm.plan(recipe(PLAIN), model=model).matrices[-1].tensor)
+    (model / "model.safetensors").touch()
+    assert compiled(model, output).units_resumed == 3
+    compiled(model, tmp_path / "fresh.reallm")
+    assert output.read_bytes() == (tmp_path / "fresh.reallm").read_bytes()
+
+
+def test_the_header_of_a_shard(model: Path, tmp_path: Path) -> None:
+    """Two tensors of one shape whose bytes change places, in the header alone."""
+    output, path = tmp_path / "o.reallm", model / "model.safetensors"
+    interrupted(model, output, 1)
+    names = [f"model.layers.{layer}.mlp.up_proj.weight".encode() for layer in (0, 1)]
+    data = path.read_bytes()
+    swapped = data.replace(names[0], b"?" * len(names[0])).replace(names[1], names[0])
+    swapped = swapped.replace(b"?" * len(names[0]), names[1])
+
+    def change() -> None:
+        path.write_bytes(swapped)
+
+    unnoticed(path, change)
+    with pytest.raises(ResumeError, match=r"checkpoint's files \(model\.safetensors\)"):
+        compiled(model, output)
+
+
+def test_a_finished_archive_whose_journal_was_left(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "o.reallm"
+
+    def stop(path: Path) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr("reallm_compiler.publish.sync_path", stop)
+        with pytest.raises(Stopped):
+            compiled(model, output)
+    negate(model, "model.norm.weight")
+    with pytest.raises(ResumeError, match="weights have changed"):
+        compiled(model, output)
+
+
+def test_the_state_of_a_training_belongs_to_its_weights(
+    tmp_path: Path,
+) -> None:
+    unit = Unit(kind="matrix", name="w", sections=(), weights=1)
+    watches = Watches(
+        partial=tmp_path / "o.partial", run="r", tell=lambda event: None, stopped=lambda: False
+    )
+    read = ["a"]
+    watch = watches.of(unit, lambda: read[0])
+    watch._save(tmp_path / "state", {"x": torch.ones(1)})
+    watch._path = tmp_path / "state"
+    assert watch.saved() is not None
+    read[0] = "b"
+    assert watch.saved() is None
