@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,36 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "    set: {quantizer: {kind: uniform, bits: 4}}\n"
     )
     return path
+
+
+@pytest.fixture
+def unnoticed() -> Callable[[Path, bytes], None]:
+    """Changes a file under the same length and time."""
+
+    def write(path: Path, data: bytes) -> None:
+        facts = path.stat()
+        assert len(data) == facts.st_size
+        path.write_bytes(data)
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+    return write
+
+
+@pytest.fixture
+def negate(unnoticed: Callable[[Path, bytes], None]) -> Callable[[Path, str], None]:
+    """Turns the sign of a tensor in `model.safetensors` of a folder, unnoticed."""
+
+    def change(model: Path, tensor: str) -> None:
+        from safetensors import safe_open
+        from safetensors.torch import load_file, save
+
+        path = model / "model.safetensors"
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        tensors = load_file(path)
+        unnoticed(path, save(tensors | {tensor: -tensors[tensor]}, metadata=metadata))
+
+    return change
 
 
 @pytest.fixture

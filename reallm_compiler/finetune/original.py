@@ -7,16 +7,18 @@ never more than one block is in memory while blocks are tuned.
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reallm_compiler.errors import FinetuneError
-from reallm_compiler.execute.weights import Weights
+from reallm_compiler.execute.resume import check_digests
+from reallm_compiler.execute.weights import Weights, shard_facts
 from reallm_compiler.finetune.blocks import Block
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.reader.model import build_model
@@ -48,13 +50,28 @@ class Original:
         self._check(archive)
         self._skeleton: Any = None
 
-    def facts(self) -> dict[str, list[int]]:
-        """Length and time of change of each of its files, by which a resumed run knows it."""
-        facts = {}
-        for shard in sorted({spec.shard for spec in self.weights.by_name.values()}):
-            status = Path(self.inventory.path, shard).stat()
-            facts[shard] = [status.st_size, status.st_mtime_ns]
-        return facts
+    def facts(self) -> dict[str, Any]:
+        """Config, and length and header of each shard, by which a resumed run knows it."""
+        config = json.dumps(self.inventory.config, sort_keys=True).encode()
+        return {
+            "config": hashlib.sha256(config).hexdigest(),
+            "shards": shard_facts(self.inventory),
+        }
+
+    def read(self) -> dict[str, str]:
+        """Digests of the tensors that were read so far."""
+        return dict(self.weights.digests)
+
+    def check_read(self, wanted: Mapping[str, str]) -> None:
+        """The tensors that an interrupted run read are as they were; reads them again.
+
+        Raises:
+            ResumeError: some have changed; names them.
+        """
+        for name in wanted:
+            if name in self.weights.by_name:
+                self.weights.read(name)
+        check_digests(self.inventory, wanted, self.weights.digests, "run")
 
     def block(
         self,
@@ -129,6 +146,8 @@ class Original:
 
     def teacher(self, device: torch.device, dtype: torch.dtype) -> Any:  # noqa: ANN401
         """The whole original, frozen."""
+        for name in self.weights.by_name:
+            self.weights.read(name)
         teacher = build_model(source_files(self.inventory, str(self.path)), dtype)
         return teacher.to(device).requires_grad_(False).eval()
 

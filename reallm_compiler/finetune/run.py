@@ -127,9 +127,13 @@ def finetune(
             "reallm": VERSION,
             "torch": torch.__version__,
         }
-        state = State(target, identity, stop)
-        found = None if resume == "never" else state.load()
-        if found is None and resume == "required":
+        state = State(target, identity, original.read, stop)
+        loaded = None if resume == "never" else state.load()
+        found = None
+        if loaded is not None:
+            found = loaded[:2]
+            original.check_read(loaded[2])
+        elif resume == "required":
             raise ResumeError(
                 "there is no interrupted run of this output",
                 location=str(target),

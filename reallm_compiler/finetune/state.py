@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +42,27 @@ class State:
     Args:
         output: the adapter or archive that will be written.
         identity: all that decides its bytes, as plain data.
+        read: gives digests of the original's tensors that were read so far.
         stop: asked whether to stop.
     """
 
-    def __init__(self, output: Path, identity: Mapping[str, Any], stop: StopRequest) -> None:
+    def __init__(
+        self,
+        output: Path,
+        identity: Mapping[str, Any],
+        read: Callable[[], Mapping[str, str]],
+        stop: StopRequest,
+    ) -> None:
         self.path = output.with_name(output.name + ".tuning")
         self._identity = json.loads(json.dumps(identity))
+        self._read = read
         self._stop = stop
         self._last = time.monotonic()
 
-    def load(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """Place and tensors of an interrupted run; None if there was none.
+    def load(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]] | None:
+        """Place and tensors of an interrupted run, and digests of what it had read of the original.
+
+        None if there was none.
 
         Raises:
             ResumeError: that run had other inputs, or the file is damaged.
@@ -79,7 +89,7 @@ class State:
                 note="going on would mix two different runs",
                 hint="restore what has changed, or start over with `--resume never`",
             )
-        return facts["place"], tensors
+        return facts["place"], tensors, facts["read"]
 
     def due(self) -> bool:
         """Whether the state should be saved now."""
@@ -92,7 +102,7 @@ class State:
             OutputError: the disk refuses.
             Interrupted: the run was asked to stop.
         """
-        facts = {"identity": self._identity, "place": dict(place)}
+        facts = {"identity": self._identity, "place": dict(place), "read": dict(self._read())}
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         data = save(whole, metadata={"state": json.dumps(facts)})
         fresh = self.path.with_name(self.path.name + ".new")

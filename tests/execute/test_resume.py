@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import ResumeError, SourceError
@@ -25,6 +22,10 @@ SHARED = {
     "quantizer": {"kind": "vq", "bits": 2, "dim": 2},
     "share": "all",
 }
+
+
+Negate = Callable[[Path, str], None]
+Unnoticed = Callable[[Path, bytes], None]
 
 
 class Stopped(Exception):  # noqa: N818 - it stands for a kill, not an error
@@ -51,36 +52,6 @@ def interrupted(model: Path, output: Path, units: int, defaults: dict[str, Any] 
         compiled(model, output, defaults, on_event=stop)
 
 
-def unnoticed(path: Path, change: Callable[[], None]) -> None:
-    """Change a file and keep its length and its time."""
-    facts = path.stat()
-    change()
-    os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-    assert path.stat().st_size == facts.st_size
-    assert path.stat().st_mtime_ns == facts.st_mtime_ns
-
-
-def rewrite(path: Path, text: str) -> None:
-    def change() -> None:
-        path.write_text(text)
-
-    unnoticed(path, change)
-
-
-def negate(model: Path, tensor: str) -> None:
-    """Turn the sign of one tensor's weights, in place."""
-    path = model / "model.safetensors"
-
-    def change() -> None:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-        tensors = load_file(path)
-        tensors[tensor] = -tensors[tensor]
-        save_file(tensors, path, metadata=metadata)
-
-    unnoticed(path, change)
-
-
 @pytest.fixture
 def model(tiny_llama: Path, tmp_path: Path) -> Path:
     return shutil.copytree(tiny_llama, tmp_path / "model")
@@ -94,20 +65,20 @@ def model(tiny_llama: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_a_small_file_that_changed_under_the_same_length(
-    model: Path, tmp_path: Path, name: str, old: str, new: str
+    model: Path, tmp_path: Path, name: str, old: str, new: str, unnoticed: Unnoticed
 ) -> None:
     path, output = model / name, tmp_path / "o.reallm"
     interrupted(model, output, 3)
     text = path.read_text()
     assert old in text
-    rewrite(path, text.replace(old, new))
+    unnoticed(path, text.replace(old, new).encode())
     with pytest.raises(ResumeError, match=rf"config and tokenizer files \({name}\)"):
         compiled(model, output)
-    rewrite(path, text)
+    unnoticed(path, text.encode())
     assert compiled(model, output).units_resumed == 3
 
 
-def test_a_weight_that_a_finished_matrix_read(model: Path, tmp_path: Path) -> None:
+def test_a_weight_that_a_finished_matrix_read(model: Path, tmp_path: Path, negate: Negate) -> None:
     output = tmp_path / "o.reallm"
     interrupted(model, output, 3)
     done = reallm.plan(recipe(PLAIN), model=model).matrices[1].tensor
@@ -122,7 +93,7 @@ def test_a_weight_that_a_finished_matrix_read(model: Path, tmp_path: Path) -> No
     assert [(event.units_done, event.units) for event in checked] == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_a_kept_tensor(model: Path, tmp_path: Path) -> None:
+def test_a_kept_tensor(model: Path, tmp_path: Path, negate: Negate) -> None:
     output = tmp_path / "o.reallm"
     interrupted(model, output, 1)
     negate(model, "model.norm.weight")
@@ -130,7 +101,7 @@ def test_a_kept_tensor(model: Path, tmp_path: Path) -> None:
         compiled(model, output)
 
 
-def test_a_weight_that_only_the_group_read(model: Path, tmp_path: Path) -> None:
+def test_a_weight_that_only_the_group_read(model: Path, tmp_path: Path, negate: Negate) -> None:
     output = tmp_path / "o.reallm"
     interrupted(model, output, 2, SHARED)  # the copies and the group's codebook
     last = reallm.plan(recipe(SHARED), model=model).matrices[-1].tensor
@@ -139,7 +110,9 @@ def test_a_weight_that_only_the_group_read(model: Path, tmp_path: Path) -> None:
         compiled(model, output, SHARED)
 
 
-def test_a_weight_that_changes_while_a_compile_runs(model: Path, tmp_path: Path) -> None:
+def test_a_weight_that_changes_while_a_compile_runs(
+    model: Path, tmp_path: Path, negate: Negate
+) -> None:
     last = reallm.plan(recipe(SHARED), model=model).matrices[-1].tensor
 
     def change(event: Any) -> None:
@@ -151,7 +124,7 @@ def test_a_weight_that_changes_while_a_compile_runs(model: Path, tmp_path: Path)
     assert last in caught.value.message
 
 
-def test_what_nothing_has_read_yet_may_change(model: Path, tmp_path: Path) -> None:
+def test_what_nothing_has_read_yet_may_change(model: Path, tmp_path: Path, negate: Negate) -> None:
     output = tmp_path / "o.reallm"
     interrupted(model, output, 3)
     negate(model, reallm.plan(recipe(PLAIN), model=model).matrices[-1].tensor)
@@ -161,7 +134,7 @@ def test_what_nothing_has_read_yet_may_change(model: Path, tmp_path: Path) -> No
     assert output.read_bytes() == (tmp_path / "fresh.reallm").read_bytes()
 
 
-def test_the_header_of_a_shard(model: Path, tmp_path: Path) -> None:
+def test_the_header_of_a_shard(model: Path, tmp_path: Path, unnoticed: Unnoticed) -> None:
     """Two tensors of one shape whose bytes change places, in the header alone."""
     output, path = tmp_path / "o.reallm", model / "model.safetensors"
     interrupted(model, output, 1)
@@ -169,17 +142,13 @@ def test_the_header_of_a_shard(model: Path, tmp_path: Path) -> None:
     data = path.read_bytes()
     swapped = data.replace(names[0], b"?" * len(names[0])).replace(names[1], names[0])
     swapped = swapped.replace(b"?" * len(names[0]), names[1])
-
-    def change() -> None:
-        path.write_bytes(swapped)
-
-    unnoticed(path, change)
+    unnoticed(path, swapped)
     with pytest.raises(ResumeError, match=r"checkpoint's files \(model\.safetensors\)"):
         compiled(model, output)
 
 
 def test_a_finished_archive_whose_journal_was_left(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, negate: Negate
 ) -> None:
     output = tmp_path / "o.reallm"
 

@@ -6,6 +6,7 @@ import gc
 import shutil
 import signal
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,33 @@ def test_other_inputs_do_not_go_on(
         run(changes=changes, **more)
 
 
+@pytest.mark.parametrize("change", ["a weight", "the config"])
+def test_an_original_that_changed_meanwhile(
+    run: Any,
+    tiny_llama: Path,
+    tmp_path: Path,
+    unnoticed: Callable[[Path, bytes], None],
+    negate: Callable[[Path, str], None],
+    change: str,
+) -> None:
+    """Under the same length and time: weights are known by digests of what was read."""
+    model = shutil.copytree(tiny_llama, tmp_path / "model")
+
+    def stop(event: Any) -> None:
+        if isinstance(event, BlockDone):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        run(model=model, on_event=stop)
+    name, config = "model.layers.0.mlp.up_proj.weight", model / "config.json"
+    if change == "a weight":
+        negate(model, name)
+    else:
+        unnoticed(config, config.read_bytes().replace(b"1e-06", b"1e-05"))
+    with pytest.raises(ResumeError, match=name if change == "a weight" else "the original"):
+        run(model=model)
+
+
 def test_resume_required_needs_something(run: Any) -> None:
     with pytest.raises(ResumeError, match="no interrupted run"):
         run(resume="required")
@@ -186,7 +214,7 @@ def test_a_loss_that_is_not_a_number_stops(
     with pytest.raises(FinetuneError, match=words) as caught:
         run()
     assert "last good state" in str(caught.value.note)
-    kept = state.State(tmp_path / "out.adapter", {}, None)  # type: ignore[arg-type]
+    kept = state.State(tmp_path / "out.adapter", {}, dict, None)  # type: ignore[arg-type]
     assert all(torch.isfinite(value).all() for value in load_file(kept.path).values())
 
 
