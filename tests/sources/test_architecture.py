@@ -14,7 +14,9 @@ transformers = pytest.importorskip("transformers")
 
 
 def test_numbers_that_json_has_no_word_for(tmp_path: Path) -> None:
-    transformers.Mamba2Config(hidden_size=32, num_hidden_layers=1).save_pretrained(tmp_path)
+    transformers.Mamba2Config(
+        hidden_size=32, num_hidden_layers=1, num_heads=8, head_dim=8
+    ).save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     assert content["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
     config = transformers_config(content, "here")
