@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "formats" / "vectors")]
+sys.path[:0] = [str(ROOT / part) for part in ("", "cli", "formats", "formats/vectors")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import forge  # noqa: E402 (beside the vectors)

@@ -22,6 +22,7 @@ from reallm_compiler.plan.document import from_manifest
 from reallm_compiler.plan.model import Plan, PlannedMatrix
 from reallm_compiler.units import split_evenly
 from reallm_formats import Archive, Manifest, SectionEntry, layout, names
+from reallm_formats.errors import printable
 
 SUFFIX = ".reallm"
 MAGIC_START = b"\x89RLM"
@@ -129,9 +130,9 @@ def open_facts(path: str) -> Opened:
 
 
 def provenance_text(stored: Mapping[str, Any]) -> dict[str, str]:
-    """What made an archive: digests as hex, texts without their padding."""
+    """What made an archive: digests as hex, texts without their padding, each on one line."""
     return {
-        key: value.hex() if isinstance(value, bytes) else str(value).strip()
+        printable(key): value.hex() if isinstance(value, bytes) else printable(str(value).strip())
         for key, value in sorted(stored.items())
     }
 

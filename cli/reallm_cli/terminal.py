@@ -17,6 +17,8 @@ from typing import Any, NoReturn, TextIO
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from reallm_formats.errors import printable
+
 PIPE_WIDTH = 100_000
 """Columns of an output that is not a terminal: nothing is wrapped."""
 
@@ -53,10 +55,7 @@ def escape(text: str, encoding: str = "utf-8") -> str:
     """`text` with what cannot or must not be shown written as escapes; line ends stay."""
     if text.isascii() and text.isprintable():
         return text
-    shown = "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode()
-        for char in text
-    )
+    shown = "\n".join(map(printable, text.split("\n")))
     return shown.encode(encoding, "backslashreplace").decode(encoding)
 
 

@@ -1,7 +1,7 @@
 """What a model archive's document must say to be a plan, beyond what the container asks.
 
-The rules are those of the compiler in SPEC.md, P1 and P2 here; `document` has P3 and P4, the value
-laws P5, and `cost` P6. All are cheap: they look at the document and not at any section.
+The rules are those of the compiler in SPEC.md, P1, P2 and P7 here; `document` has P3 and P4, the
+value laws P5, and `cost` P6. All are cheap: they look at the document and not at any section.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 
 from reallm_compiler.errors import FormatError
 from reallm_compiler.layouts import matrix as matrix_law
-from reallm_compiler.plan.model import PlannedMatrix, PlannedTensor
+from reallm_compiler.plan.model import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.sources.carried import is_carried
 from reallm_compiler.sources.linear import matrix_name
 
 RESERVED = "__metadata__"
@@ -55,4 +56,19 @@ def check_names(matrices: Sequence[PlannedMatrix], tensors: Iterable[PlannedTens
         if name == RESERVED:
             raise FormatError(
                 "P2", f"`{RESERVED}` is no tensor's name", location="manifest: document"
+            )
+
+
+def check_files(files: Iterable[PlannedFile]) -> None:
+    """Each embedded file is one that a compile embeds: no weights, no code (P7).
+
+    Raises:
+        FormatError: the broken rule and its place.
+    """
+    for file in files:
+        if not is_carried(file.path):
+            raise FormatError(
+                "P7",
+                f"`{file.path}` is no config or tokenizer file",
+                location=f"section file:{file.path}",
             )

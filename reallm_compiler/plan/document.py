@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from reallm_compiler.errors import FormatError
 from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.plan.alike import once_for_alike
-from reallm_compiler.plan.checks import check_methods, check_names
+from reallm_compiler.plan.checks import check_files, check_methods, check_names
 from reallm_compiler.plan.model import Plan, PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.recipe.stages import MatrixPlan
 from reallm_formats import Layout, Manifest, names
@@ -165,6 +165,7 @@ def from_manifest(manifest: Manifest, placed: Layout) -> Plan:
             files.append(PlannedFile(path=path, bytes=entry.bytes))
     check_methods(methods, matrices)
     check_names(matrices, tensors)
+    check_files(files)
     _check_groups(matrices)
     _check_sections(manifest, section_list(matrices, tensors, files))
     return Plan(

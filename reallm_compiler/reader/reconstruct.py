@@ -78,14 +78,14 @@ def write_files(files: Iterable[tuple[str, bytes]], folder: Path) -> None:
     for name, data in files:
         if not is_carried(name):
             raise FormatError(
-                "N4",
+                "P7",
                 f"`{name}` is no config or tokenizer file, so it is not written",
                 location=name,
             )
         target = (root / name).resolve()
         if root not in target.parents:
             raise FormatError(
-                "N4", f"the embedded file `{name}` would leave its folder", location=name
+                "P7", f"the embedded file `{name}` would leave its folder", location=name
             )
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import re
 import shutil
@@ -15,6 +16,8 @@ import yaml
 from reallm_cli.main import main
 from reallm_compiler.reader.verify import verify
 from reallm_formats import Archive
+
+fuzzer = importlib.import_module("benchmarks.fuzz_archive")
 
 SECTION_KEYS = {"name", "dtype", "shape", "offset", "bytes", "sha256"}
 MATRIX_KEYS = {
@@ -292,3 +295,35 @@ def test_verify_tells_how_many_bytes_it_has_checked(archive):
         sections = [entry.bytes for entry in opened.manifest.sections]
     assert {total for _, total in told} == {sum(sections)}
     assert [done for done, _ in told] == list(accumulate(sections))
+
+
+def test_verify_of_a_forged_archive(run, tmp_path):
+    """Its digests are right, so another copy will not help."""
+    path = tmp_path / "forged.reallm"
+    path.write_bytes(fuzzer.forge.archive([("file:run.py", "u8", [0], b"")]))
+    result = run("verify", path)
+    assert (result.code, result.out) == (
+        1,
+        "section file:run.py: `run.py` is no config or tokenizer file (P7)\n",
+    )
+    assert "hint: its digests are right, so it was written like this" in result.err
+    assert run("verify", path, "--quick").code == 0
+    assert run("verify", path, "--json").json["damages"][0]["rule"] == "P7"
+    refused = run("inspect", path)
+    assert (refused.code, refused.out) == (5, "")
+    assert f"at: {path}: section file:run.py" in refused.err
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_what_an_archive_says_steers_no_terminal(run, tmp_path, words):
+    path = tmp_path / "forged.reallm"
+    evil = "x\x1b]0;title\x07\x1b[2J\x9b5m\u202e\nintact: 1 section\r"
+    document = {
+        "provenance": {evil: evil, "source": bytes(32)},
+        "recipe": {evil: [evil], "rules": [{"match": evil, "note": evil}]},
+    }
+    path.write_bytes(fuzzer.forge.archive([], document))
+    result = run("inspect", path, *words)
+    assert result.code == 0
+    assert not fuzzer.CONTROL.search(result.out + result.err)
+    assert not any(line.strip().startswith("intact") for line in result.out.splitlines())

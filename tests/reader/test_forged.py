@@ -1,0 +1,32 @@
+"""A draw of forged archives through every command; benchmarks/fuzz_archive.py runs thousands."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+fuzzer = importlib.import_module("benchmarks.fuzz_archive")
+
+
+def test_forged_archives(tmp_path: Path) -> None:
+    outcome = fuzzer.fuzz(60, 1, tmp_path)
+    assert outcome.findings == []
+    assert 10 <= outcome.intact <= 50, "mutants must reach what lies behind verify, and not all"
+    assert outcome.codes["load: 0"] >= 5, "no model is ever loaded"
+
+
+@pytest.mark.parametrize(
+    ("says", "found"),
+    [
+        (lambda words: 1 // 0, "verify: ZeroDivisionError"),
+        (lambda words: print("\x1b[2J") or 0, "a control character is shown"),
+        (lambda words: 5, "nothing was changed, and verify refuses it"),
+    ],
+    ids=["a bug", "an escape", "a refusal"],
+)
+def test_the_fuzzer_sees_what_it_looks_for(tmp_path: Path, monkeypatch, says, found) -> None:
+    monkeypatch.setattr(fuzzer, "command_line", says)
+    seed = next(number for number in range(100) if not fuzzer.mutant(number)[1])
+    assert any(found in finding for finding in fuzzer.fuzz(1, seed, tmp_path).findings)
