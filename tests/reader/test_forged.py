@@ -11,10 +11,10 @@ fuzzer = importlib.import_module("benchmarks.fuzz_archive")
 
 
 def test_forged_archives(tmp_path: Path) -> None:
-    outcome = fuzzer.fuzz(60, 1, tmp_path)
+    outcome = fuzzer.fuzz(40, 1, tmp_path)
     assert outcome.findings == []
-    assert 10 <= outcome.intact <= 50, "mutants must reach what lies behind verify, and not all"
-    assert outcome.codes["load: 0"] >= 5, "no model is ever loaded"
+    assert 5 <= outcome.intact <= 35, "mutants must reach what lies behind verify, and not all"
+    assert outcome.codes["load: 0"] >= 3, "no model is ever loaded"
 
 
 @pytest.mark.parametrize(
