@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from reallm_compiler.errors import FormatError
 from reallm_compiler.layouts import matrix as matrix_law
+from reallm_compiler.plan.alike import once_for_alike
 from reallm_compiler.plan.model import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.recipe.stages import MatrixPlan
 from reallm_compiler.sources.carried import is_carried
@@ -31,8 +32,9 @@ def check_methods(methods: Sequence[MatrixPlan], matrices: Sequence[PlannedMatri
             raise FormatError(
                 "P1", "no matrix uses this plan", location=f"manifest: document.methods[{place}]"
             )
+    refusal_of = once_for_alike(lambda plan, shape, _: matrix_law.refusal(plan, shape))
     for place, matrix in enumerate(matrices):
-        reason = matrix_law.refusal(matrix.plan, matrix.shape)
+        reason = refusal_of(matrix)
         if reason is not None:
             raise FormatError("P1", reason, location=f"manifest: document.matrices[{place}]")
 

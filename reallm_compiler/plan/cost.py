@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from reallm_compiler.errors import FormatError
 from reallm_compiler.layouts import matrix as matrix_law
+from reallm_compiler.plan.alike import once_for_alike
 from reallm_compiler.plan.model import Plan
+from reallm_compiler.recipe.stages import MatrixPlan
 from reallm_formats import section_bytes
 
 MACS = 1 << 46
@@ -41,11 +43,22 @@ class DecodeCost:
 def decode_cost(plan: Plan) -> DecodeCost:
     """The cost of decoding all matrices of a plan."""
     macs = decoded = working = 0
+    cost_of = once_for_alike(_cost)
     for matrix in plan.matrices:
-        macs += matrix_law.decode_macs(matrix.plan, matrix.shape)
-        decoded += section_bytes(matrix.dtype, matrix.shape)
-        working = max(working, matrix_law.decode_bytes(matrix.plan, matrix.shape))
+        own_macs, own_decoded, own_working = cost_of(matrix)
+        macs += own_macs
+        decoded += own_decoded
+        working = max(working, own_working)
     return DecodeCost(macs=macs, decoded_bytes=decoded, working_bytes=working)
+
+
+def _cost(plan: MatrixPlan, shape: tuple[int, int], dtype: str) -> tuple[int, int, int]:
+    """What a matrix adds to each field of `DecodeCost`."""
+    return (
+        matrix_law.decode_macs(plan, shape),
+        section_bytes(dtype, shape),
+        matrix_law.decode_bytes(plan, shape),
+    )
 
 
 def check_cost(plan: Plan) -> None:

@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from reallm_compiler.errors import FormatError
 from reallm_compiler.layouts import adapter as adapter_law
+from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.layouts.base import SectionSpec
 from reallm_compiler.layouts.hnerv import decoder_sections, decoder_width
+from reallm_compiler.plan.alike import once_for_alike
 from reallm_compiler.plan.cost import check_cost
 from reallm_compiler.plan.decoders import decoder_stage
 from reallm_compiler.plan.document import from_manifest
@@ -63,7 +65,10 @@ def _model(archive: Archive, allow_cost: bool) -> Specs:
     plan = from_manifest(archive.manifest, archive.layout)
     if not allow_cost:
         check_cost(plan)
-    found = ((matrix.section_name(spec), spec) for matrix in plan.matrices for spec in matrix.specs)
+    specs_of = once_for_alike(matrix_law.sections)
+    found = (
+        (matrix.section_name(spec), spec) for matrix in plan.matrices for spec in specs_of(matrix)
+    )
     return dict(found).items()  # what a group shares is there once
 
 
