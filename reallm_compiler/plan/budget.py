@@ -22,6 +22,9 @@ from reallm_formats import BITS
 if TYPE_CHECKING:
     from reallm_compiler.plan.model import Plan
 
+WEIGHTY = 0.1
+"""Part of the file from which kept matrices are worth a remark."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MatrixBudget:
@@ -213,8 +216,21 @@ def budget_of(plan: Plan) -> Budget:
     return Budget(
         matrices=tuple(rows),
         totals=totals,
-        notes=plan.notes + _transposed_note(plan),
+        notes=plan.notes + _transposed_note(plan) + _kept_note(plan),
         warnings=_size_warning(totals),
+    )
+
+
+def _kept_note(plan: Plan) -> tuple[str, ...]:
+    """A remark where matrices that are kept are a large part of a file of coded ones."""
+    kept = [tensor for tensor in plan.tensors if len(tensor.shape) == 2]
+    size = sum(tensor.spec.bytes for tensor in kept)
+    if not plan.matrices or size < WEIGHTY * plan.layout.file_bytes:
+        return ()
+    largest = max(kept, key=lambda tensor: tensor.spec.bytes).name.removesuffix(".weight")
+    return (
+        f"matrices that are kept are {100 * size / plan.layout.file_bytes:.0f} % of the file, "
+        f"`{largest}` the largest: a rule can code them, by `match` or `role: [embedding, head]`",
     )
 
 

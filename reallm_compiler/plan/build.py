@@ -7,7 +7,7 @@ the size laws, (4) place every section. Nothing is written and no weight is read
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,6 @@ from reallm_compiler.sources import (
 from reallm_formats import layout
 
 KIND = "model"
-WEIGHTY = 0.1
-"""Part of the file from which kept embeddings and heads are worth a remark."""
 _FLOATS = frozenset({"f64", "f32", "f16", "bf16", "f8_e4m3", "f8_e5m2"})
 
 
@@ -142,10 +140,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         files=tuple(files),
         ties=inventory.ties,
         layout=placed,
-        notes=inventory.notes
-        + _unknown_note(inventory)
-        + _decoder_notes(decoders)
-        + _outside_note(facts, tensors, placed.file_bytes),
+        notes=inventory.notes + _unknown_note(inventory) + _decoder_notes(decoders),
         decoders={file.digest: file.path for file in decoders.values()},
         traces={name: decision.trace for name, decision in decisions.items()},
         tensor_bytes=sum(
@@ -159,20 +154,6 @@ def _unknown_note(inventory: Inventory) -> tuple[str, ...]:
     if inventory.complete:
         return ()
     return ("the tokenizer is unknown here: file_bytes leaves it out",)
-
-
-def _outside_note(
-    facts: Sequence[MatrixFact], tensors: Sequence[PlannedTensor], file_bytes: int
-) -> tuple[str, ...]:
-    """A remark where embeddings and heads that are kept are a large part of the file."""
-    outside = {fact.tensor for fact in facts if fact.role in ("embedding", "head")}
-    kept = sum(tensor.spec.bytes for tensor in tensors if tensor.name in outside)
-    if kept < WEIGHTY * file_bytes:
-        return ()
-    return (
-        f"embeddings and heads that are kept are {100 * kept / file_bytes:.0f} % of the file; the "
-        "rule of the shipped recipes (`role: [embedding, head]`) codes them with 8 bits",
-    )
 
 
 def _decoder_notes(decoders: Mapping[str, DecoderFile]) -> tuple[str, ...]:
