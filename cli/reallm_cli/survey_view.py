@@ -29,6 +29,9 @@ def show_survey(terminal: Terminal, survey: Survey) -> None:
     for words, names in said.items():
         named = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
         terminal.data(terminal.text(f"  {named}: {words}"))
+    terminal.data()
+    terminal.data(terminal.text("recipe to use", style="bold"))
+    terminal.data(terminal.text(f"  {survey.advice.recipe}: {survey.advice.words}"))
 
 
 def _statistics(survey: Survey) -> Sheet:

@@ -32,6 +32,7 @@ from reallm_compiler.evaluate.statistics import (
     relative_total,
     structure_bits,
 )
+from reallm_compiler.evaluate.survey_advice import advise
 from reallm_compiler.evaluate.survey_report import MatrixSurvey, RecipeSurvey, Survey
 from reallm_compiler.execute.events import CompileReport, Event
 from reallm_compiler.execute.preflight import choose_device
@@ -60,8 +61,7 @@ def survey_model(
     Args:
         model: the checkpoint.
         recipes: shipped names, files or loaded recipes to try on the matrices that they code.
-        only: a glob on matrix names; without one, the weights of linear layers, and what a
-            recipe codes beyond them.
+        only: a glob on matrix names; without one, the weights of linear layers.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that encode; chosen by size, cores and memory when None.
         progress: is told how many matrices of how many were looked at.
@@ -101,7 +101,7 @@ def survey_model(
     for name, report in trials.items():
         for row in report.budget.matrices:
             tried.setdefault(row.name, []).append((name, row, report.errors[row.name]))
-    facts = [fact for fact in facts if only or fact.coded_by_default or fact.name in tried]
+    facts = [fact for fact in facts if only or fact.coded_by_default]
     weights = Weights(inventory)
     place = choose_device(device)
     rows = []
@@ -112,7 +112,8 @@ def survey_model(
         rows.append(survey_matrix(weight, fact, measures(tried.get(fact.name, []))))
     if progress is not None:
         progress(len(facts), len(facts))
-    return Survey(matrices=tuple(rows), recipes=tuple(_total(name, rows) for name in trials))
+    totals = tuple(_total(name, rows) for name in trials)
+    return Survey(matrices=tuple(rows), recipes=totals, advice=advise(rows, totals))
 
 
 def survey_matrix(

@@ -74,17 +74,38 @@ class RecipeSurvey:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Advice:
+    """The recipe to use.
+
+    Attributes:
+        recipe: its name.
+        measured: whether it was tried in this survey.
+        words: why, in a sentence.
+    """
+
+    recipe: str
+    measured: bool
+    words: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Survey:
-    """What was found in a model."""
+    """What was found in a model, and the recipe to use."""
 
     matrices: tuple[MatrixSurvey, ...]
     recipes: tuple[RecipeSurvey, ...]
+    advice: Advice
 
     def to_json(self) -> dict[str, Any]:
         """Plain data under the documented keys of `reallm survey --json`, see `docs/cli.md`."""
         return {
             "matrices": [_matrix(row) for row in self.matrices],
             "recipes": [_recipe(row) for row in self.recipes],
+            "advice": {
+                "recipe": self.advice.recipe,
+                "measured": self.advice.measured,
+                "words": self.advice.words,
+            },
         }
 
 

@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+BEST = (
+    "reallm-2bit-lean",
+    "reallm-3bit-lean",
+    "reallm-4bit-lean",
+    "reallm-4.5bit-lean",
+    "reallm-5bit-lean",
+)
+"""The recipes that lose least at their size, the smallest first; docs/results.md measures it."""
+
+FIRST_CHOICE = "reallm-3bit-lean"
+"""What a user who knows nothing else should take: a fifth of bfloat16, at little loss."""
+
 _ROOM = Path(__file__).resolve().parent
 _HOMES = (_ROOM.parent / "_recipes", _ROOM.parent.parent / "recipes")
 

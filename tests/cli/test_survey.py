@@ -39,7 +39,8 @@ def words(tiny_llama, tiny_recipe):
 def test_json_has_exactly_the_documented_keys(run, words, archive):
     result = run(*words, "--json")
     assert result.code == 0
-    assert set(result.json) == {"matrices", "recipes"}
+    assert set(result.json) == {"matrices", "recipes", "advice"}
+    assert set(result.json["advice"]) == {"recipe", "measured", "words"}
     rows = result.json["matrices"]
     assert [row["name"] for row in rows] == [Q_PROJ, Q_PROJ.replace("0", "1")]
     for row in rows:

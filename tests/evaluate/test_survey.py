@@ -264,11 +264,23 @@ def test_two_files_of_one_name_stay_apart(model, tmp_path):
 
 def test_the_json_is_plain_and_whole(tried):
     payload = json.loads(json.dumps(tried.to_json()))
-    assert set(payload) == {"matrices", "recipes"}
+    assert set(payload) == {"matrices", "recipes", "advice"}
+    least = min(payload["recipes"], key=lambda one: one["gap_bits"])
+    assert (payload["advice"]["recipe"], payload["advice"]["measured"]) == (least["recipe"], True)
     row = payload["matrices"][0]
     assert (row["name"], row["shape"], row["layer"]) == (NAMES["image"], [P, Q], 0)
     assert row["best"] in {one["recipe"] for one in row["recipes"]}
     assert row["spectrum"]["low_rank"][0]["fraction"] == "1/64"
+
+
+@pytest.mark.parametrize(
+    ("only", "recipe"),
+    [("*", "reallm-3bit-lean"), (NAMES["image"], "reallm-hnerv")],
+    ids=["mostly noise", "structure"],
+)
+def test_without_a_trial_a_shipped_recipe_is_named(model, only, recipe):
+    advice = survey_model(model, only=only).advice
+    assert (advice.recipe, advice.measured) == (recipe, False)
 
 
 def test_what_cannot_be_surveyed_is_told(model, tmp_path):

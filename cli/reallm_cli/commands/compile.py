@@ -36,7 +36,7 @@ TRAINING_SECONDS = 10.0
     short_help="Make an archive of a model.",
     examples=[
         (
-            "reallm compile reallm-3bit --model path/to/model -o model.reallm",
+            "reallm compile reallm-3bit-lean --model path/to/model -o model.reallm",
             "compile a checkpoint by a shipped recipe",
         ),
         (

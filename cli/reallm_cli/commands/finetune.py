@@ -40,7 +40,8 @@ if TYPE_CHECKING:
             "end to end alone, and a new archive instead of an adapter",
         ),
         (
-            "reallm finetune reallm-2bit --model config.json --dry-run --set precision=bfloat16",
+            "reallm finetune reallm-2bit-tunable --model config.json --dry-run "
+            "--set precision=bfloat16",
             "the memory that it would take, for any config",
         ),
     ],

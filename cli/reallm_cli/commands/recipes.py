@@ -14,8 +14,8 @@ from reallm_cli.terminal import Terminal
 
 _LIST = [("reallm recipes list", "names, purposes and expected bits")]
 _SHOW = [
-    ("reallm recipes show reallm-3bit", "print the recipe's YAML"),
-    ("reallm recipes show reallm-3bit > mine.yaml", "a recipe of your own to start from"),
+    ("reallm recipes show reallm-3bit-lean", "print the recipe's YAML"),
+    ("reallm recipes show reallm-3bit-lean > mine.yaml", "a recipe of your own to start from"),
 ]
 _SCHEMA = [
     ("reallm recipes schema > recipe.schema.json", "for an editor that completes and checks YAML")
@@ -28,27 +28,47 @@ def recipes() -> None:
 
 
 @recipes.command("list", cls=ExampleCommand, examples=_LIST)
-@click.option("--json", "as_json", is_flag=True, help="Print `name`, `purpose`, `bits` as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print `name`, `purpose`, `bits`, `kl`, `best` as JSON."
+)
 @click.pass_obj
 def list_recipes(terminal: Terminal, as_json: bool) -> int:
-    """List the shipped recipes: name, expected bits, purpose."""
-    from reallm_compiler.recipe.shipped import head_comment, list_shipped, read_shipped
+    """List the shipped recipes, the best first: expected bits, measured loss, purpose."""
+    from reallm_compiler.recipe.shipped import BEST, head_comment, list_shipped, read_shipped
 
     rows = []
-    for name in list_shipped():
+    for name in sorted(list_shipped(), key=[*BEST, *list_shipped()].index):
         comment = head_comment(read_shipped(name))
-        rows.append({"name": name, "bits": expected_bits(comment), "purpose": purpose(comment)})
+        rows.append(
+            {
+                "name": name,
+                "bits": expected_bits(comment),
+                "kl": measured_kl(comment),
+                "best": name in BEST,
+                "purpose": purpose(comment),
+            }
+        )
     if as_json:
         terminal.json(rows)
         return ExitCode.OK
-    sheet = Sheet(
-        columns=["<recipe", "exact bits*", "<purpose"],
-        rows=[(row["name"], row["bits"], row["purpose"]) for row in rows],
-        wrap="<purpose",
-    )
-    show_sheet(terminal, sheet)
-    terminal.data()
+    titles = ("best at their size", "other methods: to compare with, or to tune")
+    for title, best in zip(titles, (True, False), strict=True):
+        sheet = Sheet(
+            columns=["<recipe", "exact bits*", "KL**", "<purpose"],
+            rows=[
+                (row["name"], row["bits"], row["kl"], row["purpose"])
+                for row in rows
+                if row["best"] == best
+            ],
+            wrap="<purpose",
+        )
+        show_sheet(terminal, sheet, title=title)
+        terminal.data()
     terminal.data("* at 4096 x 4096; `reallm budget RECIPE --model MODEL` has yours")
+    terminal.data(
+        "** nats from the original for each token, on a model of 11 million weights; smaller is "
+        "better; docs/results.md"
+    )
     return ExitCode.OK
 
 
@@ -89,4 +109,10 @@ def purpose(comment: str) -> str:
 def expected_bits(comment: str) -> str:
     """The exact bits that a head comment promises, or nothing when it does not."""
     found = re.search(r"exact(?: bits)?\D{0,20}?(\d+\.\d+)", comment)
+    return found[1] if found else ""
+
+
+def measured_kl(comment: str) -> str:
+    """The divergence that a head comment says was measured, or nothing when it does not."""
+    found = re.search(r"KL (\d+\.\d+)", comment)
     return found[1] if found else ""

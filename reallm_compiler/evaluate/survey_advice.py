@@ -1,0 +1,49 @@
+"""Which recipe a survey names: by what was measured, or by what is known of the shipped ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reallm_compiler.evaluate.survey_report import Advice, MatrixSurvey, RecipeSurvey
+from reallm_compiler.recipe.shipped import BEST, FIRST_CHOICE
+
+TRAINED = "reallm-hnerv"
+"""The recipe for matrices whose neighbours tell much of each other."""
+
+
+def advise(rows: Sequence[MatrixSurvey], tried: Sequence[RecipeSurvey]) -> Advice:
+    """The recipe to use for the matrices of a survey."""
+    tried = [one for one in tried if one.matrices]
+    if tried:
+        return _measured(tried)
+    weights = sum(row.shape[0] * row.shape[1] for row in rows)
+    strong = sum(row.shape[0] * row.shape[1] for row in rows if row.structure == "strong")
+    if 2 * strong > weights:
+        return Advice(
+            recipe=TRAINED,
+            measured=False,
+            words=f"neighbours tell much of each other in {100 * strong / weights:.0f} % of the "
+            f"weights, which a trained decoder can use; see what it costs with `reallm budget`, "
+            f"and what it gains with `--recipe {TRAINED} --only NAME`",
+        )
+    sizes = ", ".join(f"`{name}`" for name in BEST if name != FIRST_CHOICE)
+    return Advice(
+        recipe=FIRST_CHOICE,
+        measured=False,
+        words="the shipped recipe with the least loss at its size where matrices have no strong "
+        f"structure, as here; smaller and larger: {sizes}; `--recipe {FIRST_CHOICE}` measures it",
+    )
+
+
+def _measured(tried: Sequence[RecipeSurvey]) -> Advice:
+    best = min(tried, key=lambda one: one.gap_bits)
+    many = "the only one tried"
+    if len(tried) > 1:
+        many = f"the least error at equal exact bits of the {len(tried)} tried"
+    words = (
+        f"{many}: {best.relative_error:.4f} with {float(best.exact_bits):.4f} exact bits, "
+        f"{best.gap_bits:+.3f} bits from the best coder of noise"
+    )
+    if not {one.recipe for one in tried} & set(BEST):
+        words += f"; not tried: `{FIRST_CHOICE}`, the best of the shipped ones at its size"
+    return Advice(recipe=best.recipe, measured=True, words=words)
