@@ -8,12 +8,12 @@ Nothing is written.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import torch
 
-from reallm_compiler.errors import EvaluationError, SourceError
+from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate.magnitudes import scale_gains
 from reallm_compiler.evaluate.regimes import (
     Measure,
@@ -34,13 +34,13 @@ from reallm_compiler.evaluate.statistics import (
 )
 from reallm_compiler.evaluate.survey_advice import advise
 from reallm_compiler.evaluate.survey_report import MatrixSurvey, RecipeSurvey, Survey
+from reallm_compiler.evaluate.survey_source import Surveyed, open_surveyed
 from reallm_compiler.execute.events import CompileReport, Event
 from reallm_compiler.execute.preflight import choose_device
 from reallm_compiler.execute.run import compile_model
-from reallm_compiler.execute.weights import Weights
 from reallm_compiler.plan.budget import MatrixBudget
 from reallm_compiler.recipe import Recipe, load_recipe
-from reallm_compiler.sources import Inventory, MatrixFact, open_source
+from reallm_compiler.sources import Inventory, MatrixFact
 from reallm_compiler.units import bits_per_weight
 
 Listener = Callable[[Event], None]
@@ -59,7 +59,7 @@ def survey_model(
     """Look at the matrices of a checkpoint, and try recipes on them.
 
     Args:
-        model: the checkpoint.
+        model: the checkpoint, or an archive, whose matrices are looked at as it decodes them.
         recipes: shipped names, files or loaded recipes to try on the matrices that they code.
         only: a glob on matrix names; without one, the weights of linear layers.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -72,26 +72,39 @@ def survey_model(
         EvaluationError: no matrix matches `only`, or one holds a NaN or an infinity.
         RecipeError, CompileError, CodecError: a recipe does not fit, or fails.
     """
-    inventory = model if isinstance(model, Inventory) else open_source(model)
-    if not inventory.complete:
-        raise SourceError(
-            "this model has no weights to survey",
-            location=str(inventory.path),
-            hint="give a folder with weights",
-        )
     loaded = _loaded(recipes)
-    facts = [fact for fact in inventory.matrices() if only is None or fnmatchcase(fact.name, only)]
+    with open_surveyed(model) as source:
+        return _survey(source, loaded, only, device, workers, progress, listen)
+
+
+def _survey(
+    source: Surveyed,
+    loaded: Mapping[str, Recipe],
+    only: str | None,
+    device: str,
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+    listen: Callable[[str], Listener] | None,
+) -> Survey:
+    """As `survey_model`, of an open model."""
+    facts = [fact for fact in source.facts if only is None or fnmatchcase(fact.name, only)]
     if not facts:
         raise EvaluationError(
             f"`--only {only}` matches no matrix" if only else "the model has no matrix",
-            location=str(inventory.path),
+            location=source.path,
             hint="`reallm budget RECIPE --model MODEL --json` lists the names" if only else None,
         )
     trials: dict[str, CompileReport] = {}
     for name, recipe in loaded.items():
+        if source.inventory is None:
+            raise EvaluationError(
+                "a recipe is tried on a checkpoint, and this is an archive",
+                location=source.path,
+                hint="leave `--recipe` out, or give the checkpoint that it was compiled from",
+            )
         trials[name] = compile_model(
             recipe,
-            model=inventory,
+            model=source.inventory,
             only=only or "*",
             device=device,
             workers=workers,
@@ -102,13 +115,12 @@ def survey_model(
         for row in report.budget.matrices:
             tried.setdefault(row.name, []).append((name, row, report.errors[row.name]))
     facts = [fact for fact in facts if only or fact.coded_by_default]
-    weights = Weights(inventory)
     place = choose_device(device)
     rows = []
     for done, fact in enumerate(facts):
         if progress is not None:
             progress(done, len(facts))
-        weight = weights.matrix(fact.tensor, fact.index, transposed=fact.transposed).to(place)
+        weight = source.read(fact).to(place)
         rows.append(survey_matrix(weight, fact, measures(tried.get(fact.name, []))))
     if progress is not None:
         progress(len(facts), len(facts))

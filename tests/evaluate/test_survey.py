@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import reallm_compiler as reallm
 from reallm_compiler.errors import EvaluationError, SourceError
 from reallm_compiler.evaluate import charts
 from reallm_compiler.evaluate.charts import PANELS, draw_survey, panels
@@ -343,3 +344,15 @@ def test_a_picture_of_many_experts_and_kinds_stays_small(experts, tmp_path, monk
     for path in draw_survey(tmp_path, experts):
         assert size_of_png(path) == (2475, 600)  # three panels in a row, of the eight kinds
     assert PANELS * 600 // 3 <= 5000
+
+
+@pytest.mark.parametrize(("recipe", "same"), [({"reallm": 1}, True), ("rtn-4bit", False)])
+def test_an_archive_is_looked_at_as_it_decodes(tiny_llama, tmp_path, recipe, same):
+    archive = tmp_path / "model.reallm"
+    reallm.compile(recipe, model=tiny_llama, output=archive, workers=1)
+    ours, original = survey_model(archive), survey_model(tiny_llama)
+    assert [row.name for row in ours.matrices] == [row.name for row in original.matrices]
+    equal = [a == b for a, b in zip(ours.matrices, original.matrices, strict=True)]
+    assert equal == [same] * len(equal)
+    with pytest.raises(EvaluationError, match="a recipe is tried on a checkpoint"):
+        survey_model(archive, recipes=["nf4"])
