@@ -109,7 +109,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
     folder = recipe.files[-1].parent if recipe.files else Path()
     matrices, decoders = resolve_decoders(matrices, decisions, folder)
     document = with_digests(recipe.document, decoders)
-    _refuse_impossible(matrices, decisions)
+    _refuse_impossible(recipe, matrices, decisions)
     _refuse_half_kept(matrices, kept)
     tensors = [
         PlannedTensor(
@@ -182,15 +182,18 @@ def _kept_dtype(source: str, keep: str | None) -> str:
     return DTYPES[keep]
 
 
-def _refuse_impossible(matrices: list[PlannedMatrix], decisions: Mapping[str, Decision]) -> None:
-    """A plan that fits no matrix of this shape, told at the line that names its autoencoder."""
+def _refuse_impossible(
+    recipe: Recipe, matrices: list[PlannedMatrix], decisions: Mapping[str, Decision]
+) -> None:
+    """A plan that fits no matrix of this shape, told at what the user wrote of its autoencoder."""
     problems: dict[str, Problem] = {}
     for matrix in matrices:
         reason = matrix_law.refusal(matrix.plan, matrix.shape)
         if reason is None:
             continue
-        trace = {source.path: source for source in decisions[matrix.name].trace}
-        at = trace["autoencoder.kind"]
+        said = [one for one in decisions[matrix.name].trace if one.path.startswith("autoencoder.")]
+        own = (f"{recipe.name}:", *(f"{path}:" for path in recipe.files[-1:]))  # plain, or a file
+        at = next((one for one in said if one.location.startswith(own)), said[0])
         problem = Problem(
             location=at.location, path=at.origin.removesuffix(".kind"), message=reason
         )

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from reallm_compiler.errors import Problem
 from reallm_compiler.recipe.check import built_in_plan, check_plan
-from reallm_compiler.recipe.nodes import ListNode, MapNode, Node
+from reallm_compiler.recipe.nodes import ListNode, MapNode, Node, ScalarNode
 from reallm_compiler.recipe.patch import merge_maps
-from reallm_compiler.recipe.words import stages
+from reallm_compiler.recipe.words import keys_of, stages
 
 _NEIGHBOURS = 64
 """A rule is tried after so many single rules before it; more would take long and find no more."""
@@ -60,7 +60,7 @@ def check_sets(rules: Sequence[Node], defaults: MapNode) -> list[Problem]:
         if found and plan is not None and earlier and len(problems) < _ENOUGH:
             if _fits_an_earlier(earlier, together, defaults, patch):
                 found = []
-            elif _builds_on(earlier, patch):
+            elif _builds_on(earlier, patch) and not _knows(defaults, patch):
                 found = _own_problems(together, patch) or found
         problems += [problem for problem in found if problem.message not in known]
         earlier.append(patch)
@@ -99,6 +99,18 @@ def _fits_an_earlier(
     """Whether the patch is right after an earlier rule, or after all of them together."""
     bases = [together, *(merge_maps(defaults, one) for one in reversed(earlier[-_NEIGHBOURS:]))]
     return any(check_plan(merge_maps(base, patch))[0] is not None for base in bases)
+
+
+def _knows(base: MapNode, patch: MapNode) -> bool:
+    """Whether the kinds of `base` have all parameters that the patch sets without naming a kind."""
+    for stage, node in patch.fields.items():
+        if stage in stages() and isinstance(node, MapNode) and "kind" not in node.fields:
+            below = base.fields.get(stage)
+            kind = below.fields.get("kind") if isinstance(below, MapNode) else None
+            model = stages()[stage].get(str(kind.value)) if isinstance(kind, ScalarNode) else None
+            if model is None or not set(node.fields) <= set(keys_of(model)):
+                return False
+    return True
 
 
 def _builds_on(earlier: Sequence[MapNode], patch: MapNode) -> bool:

@@ -14,6 +14,9 @@ from reallm_compiler.recipe.match import Pattern
 from reallm_compiler.recipe.model import Rule
 from reallm_compiler.recipe.words import listed, nearest
 
+SHOWN = 24
+"""Names that a hint lists at most; those of most models, numbers left out, are fewer."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
@@ -223,4 +226,7 @@ def _near(patterns: Sequence[Pattern], names: Sequence[str]) -> str | None:
         if near is not None:
             full = kinds[tails.index(near)]
             return f"did you mean `{full if full == near else f'*.{near}'}`?"
-    return f"names here: {listed(kinds[:8])}{', ...' if len(kinds) > 8 else ''}" if kinds else None
+    if not kinds:
+        return None
+    more = f" and {len(kinds) - SHOWN} more" if len(kinds) > SHOWN else ""
+    return f"names here: {listed(kinds[:SHOWN])}{more}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reallm_compiler as reallm
+from reallm_compiler.errors import RecipeError
 from reallm_compiler.layouts.matrix import TERMS
 
 SQUARE = {"shapes": {"layers.0.q_proj.weight": [4096, 4096]}}
@@ -172,3 +174,21 @@ def test_a_shared_codebook_is_counted_once_and_divided() -> None:
     parts = [row.terms["codebook"] for row in budget.matrices]
     assert sum(parts) == 256 * 4 * 2
     assert max(parts) - min(parts) <= 1
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_what_fits_no_matrix_is_told_at_the_users_own_line(
+    as_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = {"match": "*.q_proj", "set": {"autoencoder": {"decoder_params": 10}}}
+    recipe: object = {"reallm": 1, "extends": "reallm-hnerv", "rules": [rule]}
+    where = "recipe: rules[0].set.autoencoder.decoder_params"
+    if as_file:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+        recipe, where = "r.yaml", "r.yaml:1"
+    with pytest.raises(RecipeError) as caught:
+        reallm.plan(recipe, model=SQUARE)  # type: ignore[arg-type]
+    (problem,) = caught.value.problems
+    assert problem.location == where
+    assert problem.path == "rules[0].set.autoencoder.decoder_params"

@@ -550,3 +550,37 @@ def test_recipes_that_are_not_there(tmp_path, monkeypatch):
         with pytest.raises(RecipeError) as caught:
             load_recipe(source)
         assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("base", "patch", "expected"),
+    [
+        (
+            "reallm-3bit-lean",
+            "{quantizer: {bits: 9}}",
+            "r.yaml:5:29: rules[0].set.quantizer.bits: bits must lie between 1 and 8",
+        ),
+        (
+            "reallm-3bit-lean",
+            "{quantizer: {memory: 3}}",
+            "r.yaml:5:22: rules[0].set.quantizer: a memory of 3 bits has no room for codes of 4 "
+            "bits and what came before them",
+        ),
+        (
+            "reallm-hnerv",
+            "{autoencoder: {latent: [16, 3, 3]}}",
+            "r.yaml:5:24: rules[0].set.autoencoder: a patch of 512 x 512 cannot come from a latent "
+            "of 3 x 3: rows and columns must grow by the same whole factor above 1",
+        ),
+    ],
+)
+def test_a_rule_over_a_shipped_recipe_is_judged_by_its_defaults(
+    tmp_path, monkeypatch, base, patch, expected
+):
+    """The rule for embeddings comes first and has other kinds; it is not what is meant."""
+    monkeypatch.chdir(tmp_path)
+    text = f"reallm: 1\nextends: {base}\nrules:\n  - match: '*.down_proj'\n    set: {patch}\n"
+    Path("r.yaml").write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("r.yaml")
+    assert str(caught.value) == expected

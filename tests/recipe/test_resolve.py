@@ -192,6 +192,14 @@ def test_what_is_wrong_with_a_model(case):
     assert complaint(*rules) == expected.splitlines()
 
 
+def test_more_names_than_a_hint_holds_are_counted():
+    names = [f"part_{chr(97 + n)}.x" for n in range(26)]
+    candidates = [sized(name, "linear", 9) for name in names]
+    recipe = load_recipe({"reallm": 1, "rules": [{"match": "zzzzzz", "keep": "source"}]})
+    with pytest.raises(RecipeError, match=r"`part_x\.x` and 2 more; `optional: true`"):
+        resolve(recipe, candidates)
+
+
 def test_all_of_it_is_reported_together():
     rules = [
         rule

@@ -28,7 +28,8 @@ def as_fraction(value: object) -> object:
     if isinstance(value, str):
         # Only short plain forms: Fraction("1e999999999") would fill the memory.
         if not _NUMBER.fullmatch(value):
-            raise ValueError(f"a number or a fraction such as 1/64 is wanted, not `{value[:40]}`")
+            short = value if len(value) <= 60 else f"{value[:57]}..."
+            raise ValueError(f"a number or a fraction such as 1/64 is wanted, not `{short}`")
         value = Fraction(value.replace(" ", ""))
     if isinstance(value, float):
         if not math.isfinite(value):
