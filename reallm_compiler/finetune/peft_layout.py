@@ -3,19 +3,21 @@
 peft adds its factors to the base's weight, while an adapter of ours replaces those of the base. So
 the base for peft is the coded part alone, which `reallm reconstruct --coded-only` writes:
 
-    lora_B = L1 [p, r]    lora_A = L2 [r, q]    lora_magnitude_vector = m [p]    alpha = r
+    linear       lora_B = L1 [p, r], lora_A = L2 [r, q], lora_magnitude_vector = m [p]
+    embedding    lora_embedding_A = L1^T [r, p], lora_embedding_B = L2^T [q, r]
 
-With `use_dora` peft computes m (V + B A) / ||V + B A||_row, which is what we decode. Only files are
-read and written here; peft itself is not needed.
+and alpha = r. Modules that share a weight, such as a tied embedding and head, each have the
+factors of the one matrix. With `use_dora` peft computes m (V + B A) / ||V + B A||_row, which is
+what we decode; those of an embedding it computes otherwise. Only files are read and written here.
+Where peft is installed, it is asked whether it takes what was exported; it is not needed.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import re
-from collections import Counter
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +27,25 @@ from torch import Tensor
 
 from reallm_compiler.distribution import VERSION
 from reallm_compiler.errors import AdapterError
-from reallm_compiler.finetune.run import config_of
+from reallm_compiler.finetune.peft_config import CONFIG, config_for, read_config
+from reallm_compiler.finetune.peft_parts import (
+    EMBEDDING,
+    LINEAR,
+    PREFIX,
+    agreed,
+    from_peft,
+    names_of,
+    strange,
+    to_peft,
+)
 from reallm_compiler.finetune.store import Parts, write_adapter
 from reallm_compiler.publish import check_file, new_folder, owned, refuse_inputs
 from reallm_compiler.reader.adapter import AdapterArchive
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.reconstruct import save_tensors
-from reallm_compiler.runtime.tunable import module_name
-from reallm_compiler.sources.architecture import meta_model
+from reallm_compiler.runtime.names import empty_model, modules_of
 
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-_PREFIX = "base_model.model."
-_REFUSED = ("layer_replication", "alora_invocation_tokens", "megatron_config", "loftq_config")
 
 
 def export_peft(
@@ -64,7 +72,8 @@ def export_peft(
     """
     target = Path(output).absolute()
     with open_archive(archive, adapter=adapter) as base:
-        model = _empty_model(base)
+        empty = empty_model(base)
+        paths = modules_of(empty, base.plan.matrices)
         tensors: dict[str, Tensor] = {}
         ranks: dict[str, int] = {}
         with_magnitude = set()
@@ -72,44 +81,44 @@ def export_peft(
             parts = _parts(base, name)
             if not parts:
                 continue
-            matrix = base.plan.by_name[name]
-            module = module_name(model, matrix.tensor)
-            if matrix.index is not None or "l1" not in parts:
+            kinds = [names_of(empty.get_submodule(path)) for path in paths.get(name, ())]
+            if "l1" not in parts or not kinds or None in kinds:
                 raise AdapterError(
                     f"peft has no place for the parts of {name}",
-                    note="it knows factors of linear layers, with or without magnitudes",
+                    location=str(archive),
+                    note="it knows factors of whole linear layers and embeddings, with or without "
+                    "magnitudes",
                 )
-            ranks[module] = parts["l1"].shape[1]
-            tensors[f"{_PREFIX}{module}.lora_A.weight"] = parts["l2"].contiguous()
-            tensors[f"{_PREFIX}{module}.lora_B.weight"] = parts["l1"].contiguous()
-            if "magnitude" in parts:
-                with_magnitude.add(module)
-                tensors[f"{_PREFIX}{module}.lora_magnitude_vector"] = parts["magnitude"]
+            for path, ends in zip(paths[name], kinds, strict=True):
+                ranks[path] = parts["l1"].shape[1]
+                made = to_peft(parts, ends or LINEAR)
+                if "magnitude" in parts:
+                    if ends is EMBEDDING:
+                        raise AdapterError(
+                            f"{name} is an embedding with magnitudes",
+                            location=str(archive),
+                            note="peft scales the columns of an embedding, and ours are of rows",
+                        )
+                    with_magnitude.add(path)
+                tensors |= {f"{PREFIX}{path}{end}": value for end, value in made.items()}
         transposed = {matrix.transposed for matrix in base.plan.matrices}
     if not ranks:
         raise AdapterError("there are no factors to export", location=str(archive))
     if with_magnitude and with_magnitude != set(ranks):
         raise AdapterError(
             "some matrices have magnitudes and others have none",
+            location=str(archive),
             note="peft switches DoRA on for all layers of an adapter or for none",
         )
-    most = Counter(ranks.values()).most_common(1)[0][0]
-    others = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != most}
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_folder or None,
-        "inference_mode": True,
-        "r": most,
-        "lora_alpha": most,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "target_modules": sorted(ranks),
-        "use_dora": bool(with_magnitude),
-        "fan_in_fan_out": transposed == {True},
-        "bias": "none",
-        "lora_dropout": 0.0,
-    }
+    config = config_for(
+        ranks,
+        [path for path, _ in empty.named_modules()],
+        dora=bool(with_magnitude),
+        transposed=transposed == {True},
+        causal=empty.can_generate() and not empty.config.is_encoder_decoder,
+        base_folder=base_folder,
+    )
+    _check_taken(empty, config, tensors, str(archive))
     with new_folder(target, force=force) as folder:
         save_tensors(tensors, folder / WEIGHTS)
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -140,48 +149,33 @@ def import_peft(
         The adapter's length in bytes, and the largest error of rounding factors.
 
     Raises:
-        AdapterError: the folder is no LoRA adapter, does not fit the base, or uses what has no
-            place in an adapter of ours.
+        AdapterError: the folder is no LoRA adapter, does not fit the base, or uses what an adapter
+            of ours does not have.
         OutputError: the output exists without `force`, another run writes it, or it cannot be
             written.
     """
     target = Path(output).absolute()
     check_file(target, force=force)
     refuse_inputs(target, archive, folder)
-    config, tensors = _read(Path(folder))
+    config = read_config(Path(folder))
+    tensors = _read_weights(Path(folder))
     with owned(target), open_archive(archive) as base:
-        model = _empty_model(base)
+        empty = empty_model(base)
+        paths = modules_of(empty, base.plan.matrices)
         tuned: dict[str, Parts] = {}
         for name in base.names:
-            matrix = base.plan.by_name[name]
-            own = _parts(base, name)
-            module = _PREFIX + module_name(model, matrix.tensor)
-            left = tensors.pop(f"{module}.lora_B.weight", None)
-            right = tensors.pop(f"{module}.lora_A.weight", None)
-            magnitude = tensors.pop(f"{module}.lora_magnitude_vector", None)
-            if left is None or right is None:
-                if own:
-                    tuned[name] = {}
-                continue
-            p, q = matrix.shape
-            rank = right.shape[0]
-            if tuple(left.shape) != (p, rank) or tuple(right.shape) != (rank, q):
-                raise AdapterError(
-                    f"the factors of {name} are {list(left.shape)} and {list(right.shape)}",
-                    location=str(folder),
-                    note=f"the base has {p} x {q} there",
-                )
-            scaling = _scaling(config, module.removeprefix(_PREFIX), rank)
-            parts = {"l1": left.float() * scaling, "l2": right.float()}
-            if magnitude is not None:
-                parts["magnitude"] = magnitude.float().reshape(-1)
-            tuned[name] = parts
+            found: dict[str, Parts] = {}
+            for path in paths.get(name, ()):
+                shape = base.plan.by_name[name].shape
+                parts = from_peft(empty.get_submodule(path), path, shape, tensors, config)
+                if parts is not None:
+                    found[path] = parts
+            if found:
+                tuned[name] = agreed(found, paths[name], config, str(folder))
+            elif _parts(base, name):
+                tuned[name] = {}
         if tensors:
-            raise AdapterError(
-                f"{sorted(tensors)[0]} has no place in this base",
-                location=str(folder),
-                note="it belongs to another model, or to a layer that is not coded here",
-            )
+            raise strange(sorted(tensors), str(folder))
         return write_adapter(
             target,
             base,
@@ -208,20 +202,14 @@ def _parts(base: ModelArchive, name: str) -> dict[str, Tensor]:
     return parts
 
 
-def _empty_model(base: ModelArchive) -> Any:  # noqa: ANN401 (transformers has no types)
-    """The model without weights, to ask it for the names of its modules."""
-    return meta_model(config_of(base), str(base.path))
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors of a peft folder.
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a peft folder.
 
     Raises:
-        AdapterError: it is none, or uses what has no place in an adapter of ours.
+        AdapterError: there are none.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS)
+        return load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(
             "this is no folder of a peft adapter",
@@ -229,25 +217,38 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             note=str(error),
             hint=f"it needs {CONFIG} and {WEIGHTS}",
         ) from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise AdapterError("this is no LoRA adapter", location=str(folder / CONFIG))
-    used = [key for key in _REFUSED if config.get(key)]
-    if config.get("bias", "none") != "none":
-        used.append("bias")
-    if config.get("modules_to_save"):
-        used.append("modules_to_save")
-    if used:
+
+
+def _check_taken(
+    empty: Any,  # noqa: ANN401 (transformers has no types)
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    location: str,
+) -> None:
+    """Let peft, where it is installed, put the factors into the model without weights.
+
+    Raises:
+        AdapterError: it refuses the model, or leaves factors out; with the names.
+    """
+    try:
+        import peft
+        from peft.utils import set_peft_model_state_dict
+    except ImportError:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are for those who train
+        try:
+            plain = peft.LoraConfig(**{k: v for k, v in config.items() if k != "peft_type"})
+            model = peft.get_peft_model(empty, plain, low_cpu_mem_usage=True)
+            loaded: Any = set_peft_model_state_dict(model, dict(tensors), low_cpu_mem_usage=True)
+        except Exception as error:  # whatever it has against this model
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise AdapterError(
+                "peft does not adapt this model", location=location, note=reason[0]
+            ) from error
+    left_out = [*loaded.unexpected_keys, *(key for key in loaded.missing_keys if "lora_" in key)]
+    if left_out:
         raise AdapterError(
-            f"the adapter uses `{used[0]}`, which has no place here", location=str(folder / CONFIG)
+            f"peft would leave out {len(left_out)} of the factors, such as {left_out[0]}",
+            location=location,
         )
-    return config, tensors
-
-
-def _scaling(config: dict[str, Any], module: str, rank: int) -> float:
-    """What peft multiplies B A by."""
-    alpha = float(config.get("lora_alpha", rank))
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = float(value)
-            break
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)

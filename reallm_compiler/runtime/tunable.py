@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from reallm_compiler.errors import AdapterError
-from reallm_compiler.plan.model import PlannedMatrix
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.huggingface import build
 from reallm_compiler.runtime.devices import resolve_device, resolve_dtype
 from reallm_compiler.runtime.linear import TunedLinear
+from reallm_compiler.runtime.names import empty_model, is_linear, modules_of
 
 
 class TunableModel:
@@ -130,24 +130,23 @@ def open_tunable(
     if not isinstance(path, ModelArchive):
         with open_archive(path, decoder=decoder) as archive:
             return open_tunable(archive, adapter=adapter, device=device, dtype=dtype)
-    tied = set(path.plan.ties.values())
-    candidates = [
-        matrix
-        for matrix in path.plan.matrices
-        if matrix.index is None and matrix.tensor not in tied
-    ]
-    model, tokenizer = build(path, dtype=dtype, coded_only={matrix.tensor for matrix in candidates})
+    paths = _linear_layers(path)
+    linear = [matrix for matrix in path.plan.matrices if matrix.name in paths]
+    model, tokenizer = build(path, dtype=dtype, coded_only={matrix.tensor for matrix in linear})
     model.requires_grad_(False)
-    sharing: dict[int, list[str]] = {}
-    for place, module in model.named_modules():
-        sharing.setdefault(id(getattr(module, "weight", None)), []).append(place)
     layers: dict[str, TunedLinear] = {}
-    for matrix in candidates:
-        layer = _layer_of(model, path, matrix, sharing)
-        if layer is None:
-            _copy_whole(model, path, matrix.tensor)
-        else:
-            layers[matrix.name] = layer
+    for matrix in linear:
+        module = model.get_submodule(paths[matrix.name][0])
+        left, right = path.factors(matrix.name) or (None, None)
+        layers[matrix.name] = TunedLinear(
+            module.weight.t() if matrix.transposed else module.weight,
+            left=left,
+            right=right,
+            magnitude=path.magnitude(matrix.name),
+            bias=module.bias,
+        )
+        for place in paths[matrix.name]:
+            model.set_submodule(place, layers[matrix.name])
     model.to(device).eval()
     untuned = tuple(name for name in path.names if name not in layers)
     tunable = TunableModel(model, tokenizer, layers, untuned, path.digest)
@@ -156,67 +155,18 @@ def open_tunable(
     return tunable
 
 
-def module_name(model: Any, tensor: str) -> str:  # noqa: ANN401
-    """The model's module that holds a checkpoint tensor; some checkpoints leave out the prefix."""
-    name = tensor.removesuffix(".weight")
-    prefix = getattr(model, "base_model_prefix", "")
-    for candidate in (name, f"{prefix}.{name}"):
-        try:
-            model.get_submodule(candidate)
-        except AttributeError:
-            continue
-        return candidate
-    return name
+def _linear_layers(archive: ModelArchive) -> dict[str, tuple[str, ...]]:
+    """The linear layers of the coded matrices that are the weight of some, by matrix name.
 
-
-def _layer_of(
-    model: Any,  # noqa: ANN401
-    archive: ModelArchive,
-    matrix: PlannedMatrix,
-    sharing: Mapping[int, list[str]],
-) -> TunedLinear | None:
-    """The tuned layer of a matrix, put in its module's place; None if it has no such module.
-
-    Modules that share the weight (`sharing`: their paths by its identity), such as the blocks that
-    Zamba 2 repeats, share the layer.
+    A weight that an embedding shares, or that layers with biases of their own share, has none.
     """
-    name = module_name(model, matrix.tensor)
-    try:
-        module = model.get_submodule(name)
-    except AttributeError:
-        return None
-    if not isinstance(module, nn.Linear) and type(module).__name__ != "Conv1D":
-        return None
-    weight: Tensor = module.weight
-    paths = sharing[id(weight)]
-    if any(type(model.get_submodule(path)) is not type(module) for path in paths):
-        return None
-    left, right = archive.factors(matrix.name) or (None, None)
-    layer = TunedLinear(
-        weight.t() if matrix.transposed else weight,
-        left=left,
-        right=right,
-        magnitude=archive.magnitude(matrix.name),
-        bias=module.bias,
-    )
-    for path in paths:
-        model.set_submodule(path, layer)
-    return layer
-
-
-def _copy_whole(model: Any, archive: ModelArchive, tensor: str) -> None:  # noqa: ANN401
-    """Put the whole tensor where the coded part alone was put, for want of a linear layer."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    prefix = getattr(model, "base_model_prefix", "")
-    name = tensor if tensor in parameters else f"{prefix}.{tensor}"
-    if name not in parameters:
-        raise AdapterError(
-            f"{tensor} is coded, and this model keeps it under another name",
-            location=str(archive.path),
-            note="its factors would find no place",
-        )
-    with torch.no_grad():
-        parameters[name].copy_(archive.tensor(tensor))
+    empty = empty_model(archive)
+    found = {}
+    for name, paths in modules_of(empty, archive.plan.matrices).items():
+        modules = [empty.get_submodule(path) for path in paths]
+        if all(map(is_linear, modules)) and len({id(module.bias) for module in modules}) == 1:
+            found[name] = paths
+    return found
 
 
 def _set(layer: TunedLinear, parts: Mapping[str, Tensor]) -> None:
