@@ -23,6 +23,7 @@ from reallm_compiler.finetune.blocks import Block
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.reader.model import build_model
 from reallm_compiler.runtime.models import source_files
+from reallm_compiler.runtime.names import parameter_names
 from reallm_compiler.sources import Inventory, open_source
 
 CHECKED = 1 << 16
@@ -49,6 +50,7 @@ class Original:
         self.weights = Weights(self.inventory)
         self._check(archive)
         self._skeleton: Any = None
+        self._tensor_of: dict[str, str] = {}
 
     def facts(self) -> dict[str, Any]:
         """Config, and length and header of each shard, by which a resumed run knows it."""
@@ -112,6 +114,8 @@ class Original:
         if self._skeleton is None:
             with torch.device("meta"):
                 self._skeleton = type(model)(copy.deepcopy(model.config))
+            names = parameter_names(self._skeleton, self.weights.by_name)
+            self._tensor_of = {parameter: tensor for tensor, parameter in names.items()}
         module: nn.Module = self._skeleton.get_submodule(block.path)
         return module
 
@@ -120,28 +124,21 @@ class Original:
 
         None for a buffer that the architecture makes, such as a mask.
         """
-        prefix = getattr(model, "base_model_prefix", "") + "."
+        empty = self._empty(block, model)
         ours = dict(block.module.named_buffers())
         sources: dict[str, str | None] = {}
-        for name, values in _values(self._empty(block, model)):
-            full = f"{block.path}.{name}"
-            known = full if full in self.weights.by_name else full.removeprefix(prefix)
-            spec = self.weights.by_name.get(known)
-            if spec is not None and spec.shape == tuple(values.shape):
-                sources[name] = known
-            elif spec is None and name in ours:
-                sources[name] = None
-            else:
+        for name, values in _values(empty):
+            known = self._tensor_of.get(f"{block.path}.{name}")
+            fits = known is None or self.weights.by_name[known].shape == tuple(values.shape)
+            if not fits or (known is None and name not in ours):
                 raise FinetuneError(
-                    f"the original has no tensor {full}"
-                    if spec is None
-                    else f"{known} of the original is {list(spec.shape)}, "
-                    f"and in the model {list(values.shape)}",
+                    f"the original has no tensor {block.path}.{name} of shape {list(values.shape)}",
                     location=str(self.path),
-                    note="the model keeps this part under another name than the checkpoint, "
-                    "or shares it with another block",
+                    note="the checkpoint stores this part joined with others, "
+                    "or the model shares it with another block",
                     hint="tune end to end alone with `--stage e2e`",
                 )
+            sources[name] = known
         return sources
 
     def teacher(self, device: torch.device, dtype: torch.dtype) -> Any:  # noqa: ANN401
