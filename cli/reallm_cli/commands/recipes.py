@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import click
 
@@ -36,7 +37,7 @@ def list_recipes(terminal: Terminal, as_json: bool) -> int:
     """List the shipped recipes, the best first: expected bits, measured loss, purpose."""
     from reallm_compiler.recipe.shipped import BEST, head_comment, list_shipped, read_shipped
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in sorted(list_shipped(), key=[*BEST, *list_shipped()].index):
         comment = head_comment(read_shipped(name))
         rows.append(
