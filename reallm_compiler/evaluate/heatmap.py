@@ -44,6 +44,7 @@ def heatmap(
     *,
     model: str | os.PathLike[str],
     decoder: str | os.PathLike[str] | None = None,
+    allow_cost: bool = False,
 ) -> Heatmap:
     """Draw original, reconstruction and error of one matrix.
 
@@ -54,6 +55,7 @@ def heatmap(
         model: the checkpoint that the archive was made of.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.
+        allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
 
     Raises:
         EvaluationError: matplotlib is not installed, or the matrix is not coded.
@@ -63,7 +65,7 @@ def heatmap(
     check_picture(output)
     check_matplotlib()
     short = name.removesuffix(".weight")
-    with open_archive(archive, decoder=decoder) as opened:
+    with open_archive(archive, decoder=decoder, allow_cost=allow_cost) as opened:
         if short not in opened.names:
             near = difflib.get_close_matches(short, opened.names, n=1)
             raise EvaluationError(

@@ -35,6 +35,7 @@ def load_for_evaluation(
     dtype: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
+    allow_cost: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model that predicts text and its tokenizer, ready to be evaluated.
 
@@ -46,6 +47,7 @@ def load_for_evaluation(
         adapter: an adapter of the archive at `path`.
         decoder: where the trained decoders are that this archive uses but does not hold: a file,
             or a folder; beside the archive when None.
+        allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
 
     Raises:
         SourceError: there is no such model, it is not a sound one, or of a class that has no
@@ -55,7 +57,9 @@ def load_for_evaluation(
     """
     device = resolve_device(device)
     chosen = _dtype(dtype, device)
-    with open_files(path, dtype=chosen, adapter=adapter, decoder=decoder) as files:
+    with open_files(
+        path, dtype=chosen, adapter=adapter, decoder=decoder, allow_cost=allow_cost
+    ) as files:
         tokenizer = _tokenizer(files)  # before the weights are read
         return _model(files, device, chosen), tokenizer
 
@@ -78,6 +82,7 @@ def evaluate_files(
     separator: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
+    allow_cost: bool = False,
     reference: str | os.PathLike[str] | None = None,
     random_windows: int | None = None,
     seed: int = 0,
@@ -96,7 +101,7 @@ def evaluate_files(
     content = read_text(text)
     with ExitStack() as stack:
         files = stack.enter_context(
-            open_files(model, dtype=chosen, adapter=adapter, decoder=decoder)
+            open_files(model, dtype=chosen, adapter=adapter, decoder=decoder, allow_cost=allow_cost)
         )
         tokenizer = _tokenizer(files)
         other, other_tokenizer = None, None

@@ -55,6 +55,7 @@ def survey_model(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     listen: Callable[[str], Listener] | None = None,
+    allow_cost: bool = False,
 ) -> Survey:
     """Look at the matrices of a checkpoint, and try recipes on them.
 
@@ -66,6 +67,7 @@ def survey_model(
         workers: processes that encode; chosen by size, cores and memory when None.
         progress: is told how many matrices of how many were looked at.
         listen: gives for a recipe's name who is told of the events of its trial.
+        allow_cost: decode an archive whatever its plan says that this costs.
 
     Raises:
         SourceError: the model cannot be read or has no weights.
@@ -73,7 +75,7 @@ def survey_model(
         RecipeError, CompileError, CodecError: a recipe does not fit, or fails.
     """
     loaded = _loaded(recipes)
-    with open_surveyed(model) as source:
+    with open_surveyed(model, allow_cost=allow_cost) as source:
         return _survey(source, loaded, only, device, workers, progress, listen)
 
 

@@ -37,7 +37,9 @@ class Surveyed:
 
 
 @contextmanager
-def open_surveyed(model: str | os.PathLike[str] | Inventory) -> Iterator[Surveyed]:
+def open_surveyed(
+    model: str | os.PathLike[str] | Inventory, *, allow_cost: bool = False
+) -> Iterator[Surveyed]:
     """The matrices of a checkpoint or an archive, which stays open as long as they are read.
 
     Raises:
@@ -45,7 +47,7 @@ def open_surveyed(model: str | os.PathLike[str] | Inventory) -> Iterator[Surveye
         FormatError: the archive is damaged.
     """
     if isinstance(model, str | os.PathLike) and os.fspath(model).endswith(".reallm"):
-        with open_archive(model) as archive:
+        with open_archive(model, allow_cost=allow_cost) as archive:
             yield _archive(archive)
         return
     inventory = model if isinstance(model, Inventory) else open_source(model)

@@ -52,6 +52,7 @@ def zero_shot(
     folder: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
+    allow_cost: bool = False,
     shots: int = 0,
     limit: int | None = None,
     batch: int = 1,
@@ -66,6 +67,7 @@ def zero_shot(
         tasks: names that lm-eval or the files in `folder` give.
         folder: YAML files of local tasks.
         adapter, decoder: an adapter of the archive, and where its trained decoders are.
+        allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
         shots: solved examples before each question.
         limit: questions of each task at most.
         batch: questions at once.
@@ -103,7 +105,7 @@ def zero_shot(
         )
     place = resolve_device(device)
     loaded, tokenizer = load_for_evaluation(
-        model, device=place, dtype=dtype, adapter=adapter, decoder=decoder
+        model, device=place, dtype=dtype, adapter=adapter, decoder=decoder, allow_cost=allow_cost
     )
 
     class Handed(HFLM):  # type: ignore[misc]

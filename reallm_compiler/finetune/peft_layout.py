@@ -71,7 +71,7 @@ def export_peft(
         FormatError, OutputError: a file is damaged, or cannot be written.
     """
     target = Path(output).absolute()
-    with open_archive(archive, adapter=adapter) as base:
+    with open_archive(archive, adapter=adapter, allow_cost=True) as base:
         empty = empty_model(base)
         paths = modules_of(empty, base.plan.matrices)
         tensors: dict[str, Tensor] = {}
@@ -159,7 +159,7 @@ def import_peft(
     refuse_inputs(target, archive, folder)
     config = read_config(Path(folder))
     tensors = _read_weights(Path(folder))
-    with owned(target), open_archive(archive) as base:
+    with owned(target), open_archive(archive, allow_cost=True) as base:
         empty = empty_model(base)
         paths = modules_of(empty, base.plan.matrices)
         tuned: dict[str, Parts] = {}

@@ -55,6 +55,7 @@ def finetune(
     options: FinetuneOptions | Mapping[str, Any] | None = None,
     adapter: str | PathLike[str] | None = None,
     decoder: str | PathLike[str] | None = None,
+    allow_cost: bool = False,
     into: bool = False,
     device: str = "cpu",
     resume: str = "auto",
@@ -73,6 +74,7 @@ def finetune(
         adapter: an adapter of the archive to begin with.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.
+        allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
         into: write a whole model archive.
         device: `cpu`, `cuda` or `cuda:N`.
         resume: `auto` goes on where an interrupted run stood, `required` refuses to start
@@ -95,7 +97,7 @@ def finetune(
     place = _device(device)
     tell = on_event or _silent
     with contextlib.ExitStack() as stack:
-        base = stack.enter_context(open_archive(archive, decoder=decoder))
+        base = stack.enter_context(open_archive(archive, decoder=decoder, allow_cost=allow_cost))
         chosen = (
             options
             if isinstance(options, FinetuneOptions)

@@ -106,6 +106,7 @@ def open_tunable(
     *,
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
+    allow_cost: bool = False,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
 ) -> TunableModel:
@@ -116,6 +117,7 @@ def open_tunable(
         adapter: an adapter to start with.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None. An open archive knows it already.
+        allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
         device: where the model will run, as for `load`.
         dtype: type of everything but factors and magnitudes, as for `load`; the checkpoint's own
             when None.
@@ -128,7 +130,7 @@ def open_tunable(
     """
     device, dtype = resolve_device(device), resolve_dtype(dtype)
     if not isinstance(path, ModelArchive):
-        with open_archive(path, decoder=decoder) as archive:
+        with open_archive(path, decoder=decoder, allow_cost=allow_cost) as archive:
             return open_tunable(archive, adapter=adapter, device=device, dtype=dtype)
     paths = _linear_layers(path)
     linear = [matrix for matrix in path.plan.matrices if matrix.name in paths]

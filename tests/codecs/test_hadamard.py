@@ -90,3 +90,10 @@ def test_signs_are_those_of_splitmix64():
 def test_a_block_that_is_no_power_of_two_is_refused(block, plan_of):
     with pytest.raises(ValidationError, match="power of two from 2 to 4096"):
         plan_of(transform=transform(block=block))
+
+
+def test_one_line_of_vectors_is_rotated_back(gaussian, plan_of):
+    """Its rows lie column by column in memory."""
+    plan = plan_of(transform=transform(), quantizer={"kind": "vq", "bits": 2, "dim": 2})
+    coded = encode_matrix(plan, gaussian(2, 130), seed=0, source_dtype="f32")
+    assert coded.relative_error < 0.5

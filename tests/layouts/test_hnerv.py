@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from fractions import Fraction
 
 import pytest
@@ -164,3 +165,16 @@ def test_a_decoder_that_leaves_no_room_beside_its_latents_is_refused() -> None:
     assert "262144" in refused
     assert law.refusal(params, (2048, 2048), shared=False) is None
     assert law.refusal(params, PAPER, shared=True) is None
+
+
+def test_the_width_of_any_decoder_is_found_at_once() -> None:
+    """A latent of many channels makes the first guess a million widths too large."""
+    params = stage(patch=4, latent=[65536, 2, 2], decoder_params=10**10, kernel_max=1, reduce=16)
+    start = time.process_time()
+    width = law.decoder_width(params, (4, 4), shared=True)
+    assert time.process_time() - start < 0.1
+
+    def parameters(wide: int) -> Fraction:
+        return Fraction(4, 16) * wide**2 + 9 * 65536 * wide
+
+    assert parameters(width) <= 10**10 < parameters(width + 1)

@@ -14,6 +14,7 @@ import pytest
 import reallm_compiler as reallm
 from reallm_compiler.errors import FormatError
 from reallm_compiler.layouts import matrix as law
+from reallm_compiler.reader.decoder import extract_decoder
 from reallm_compiler.reader.verify import verify
 from reallm_compiler.recipe.stages import MatrixPlan
 from reallm_formats import section_bytes
@@ -222,3 +223,22 @@ def test_a_matrix_of_gigabytes_in_a_file_of_kilobytes(tmp_path: Path) -> None:
     path = forged(tmp_path / "large.reallm", method=method, shape=(65536, 65536))
     (damage,) = verify(path)
     assert damage.message.startswith("decoding takes 8,589,934,592 bytes of weights; ")
+
+
+def test_a_decoder_from_an_archive_of_other_provenance(tmp_path: Path) -> None:
+    def bare(document: Plain, _: list[forge.Section]) -> None:
+        document["provenance"] = {"who": "a stranger", "compute": 3}
+
+    path = forged(tmp_path / "good.reallm", bare, method=HNERV)
+    assert verify(path) == []
+    made = extract_decoder(path, "m", tmp_path / "out.decoder")
+    assert verify(made) == []
+
+
+def test_a_matrix_is_found_by_its_whole_name(tmp_path: Path) -> None:
+    """A tensor may be called `m.weight.weight`; what is left is `m.weight`."""
+    change = rows(row("m.weight", tensor="m.weight.weight"))
+    with reallm.open(forged(tmp_path / "good.reallm", change)) as archive:
+        for name in ("m.weight", "m.weight.weight"):
+            assert archive.matrix(name).shape == SHAPE
+        assert archive.tensor("m.weight.weight").shape == SHAPE

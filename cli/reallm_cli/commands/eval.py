@@ -11,7 +11,7 @@ from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_harness, quiet_libraries
 from reallm_cli.mistakes import CommandLineError, check_archive_path, check_text_path
 from reallm_cli.numbers import counted, grouped
-from reallm_cli.options import decoder_option
+from reallm_cli.options import cost_option, decoder_option
 from reallm_cli.progress import Meter
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
@@ -50,6 +50,7 @@ from reallm_compiler.distribution import VERSION
 )
 @click.option("--adapter", metavar="FILE", help="An adapter of the archive to evaluate with.")
 @decoder_option
+@cost_option
 @click.option("--reference", metavar="MODEL", help="Measure the KL divergence from this model.")
 @click.option(
     "--separator",
@@ -82,6 +83,7 @@ def eval_command(
     window: int | None,
     adapter: str | None,
     decoder: str | None,
+    allow_cost: bool,
     reference: str | None,
     separator: str | None,
     random_windows: int | None,
@@ -113,6 +115,7 @@ def eval_command(
             folder=task_folder,
             adapter=adapter,
             decoder=decoder,
+            allow_cost=allow_cost,
             shots=shots,
             limit=limit,
             batch=batch or 1,
@@ -130,6 +133,7 @@ def eval_command(
             separator=_unescaped(separator),
             adapter=adapter,
             decoder=decoder,
+            allow_cost=allow_cost,
             reference=reference,
             random_windows=random_windows,
             seed=seed,

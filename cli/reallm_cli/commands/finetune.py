@@ -13,7 +13,7 @@ from reallm_cli.libraries import quiet_libraries
 from reallm_cli.mistakes import CommandLineError, check_archive_path
 from reallm_cli.numbers import counted, duration_text, grouped, size_text
 from reallm_cli.opened import is_archive
-from reallm_cli.options import decoder_option
+from reallm_cli.options import cost_option, decoder_option
 from reallm_cli.progress import Meter, MeterTalk
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 )
 @click.option("--adapter", metavar="FILE", help="Begin with this adapter of the archive.")
 @decoder_option
+@cost_option
 @click.option("--window", type=click.IntRange(min=2), metavar="N", help="Tokens of a sequence.")
 @click.option(
     "--separator", metavar="TEXT", help="Split the text into documents here. `\\n` is a line end."
@@ -94,6 +95,7 @@ def finetune_command(
     stages: str | None,
     adapter: str | None,
     decoder: str | None,
+    allow_cost: bool,
     window: int | None,
     separator: str | None,
     settings: tuple[str, ...],
@@ -136,6 +138,7 @@ def finetune_command(
             options=plain,
             adapter=adapter,
             decoder=decoder,
+            allow_cost=allow_cost,
             into=into,
             device=device,
             resume=resume,
@@ -225,7 +228,7 @@ def _dry_run(
     if is_archive(archive):
         from reallm_compiler.reader.archive import open_archive
 
-        with open_archive(archive) as opened:
+        with open_archive(archive, allow_cost=True) as opened:
             plan = opened.plan
     else:
         plan = build(load_recipe(archive), inventory)

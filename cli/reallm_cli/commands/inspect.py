@@ -15,7 +15,7 @@ from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_archive_path, did_you_mean, nearest
 from reallm_cli.numbers import bits_text, error_text, grouped
 from reallm_cli.opened import Opened, open_facts
-from reallm_cli.options import decoder_option
+from reallm_cli.options import cost_option, decoder_option
 from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.tables import show_facts
 from reallm_cli.terminal import Terminal
@@ -53,6 +53,7 @@ from reallm_formats import Archive, names
 @click.option("-o", "--output", metavar="FILE", help="The picture to write, .png or .svg.")
 @click.option("--model", metavar="MODEL", help="The checkpoint that the archive was made of.")
 @decoder_option
+@cost_option
 @click.pass_obj
 def inspect(
     terminal: Terminal,
@@ -63,6 +64,7 @@ def inspect(
     output: str | None,
     model: str | None,
     decoder: str | None,
+    allow_cost: bool,
 ) -> int:
     """Show what is inside an archive, or all about one matrix, tensor or file in it.
 
@@ -71,7 +73,14 @@ def inspect(
     """
     if heatmap is not None:
         return show_heatmap(
-            terminal, archive, heatmap, output, model, decoder, alone=name is None and not as_json
+            terminal,
+            archive,
+            heatmap,
+            output,
+            model,
+            decoder,
+            allow_cost,
+            alone=name is None and not as_json,
         )
     if output is not None or model is not None:
         raise CommandLineError(

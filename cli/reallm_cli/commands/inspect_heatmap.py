@@ -15,6 +15,7 @@ def show_heatmap(
     output: str | None,
     model: str | None,
     decoder: str | None,
+    allow_cost: bool,
     *,
     alone: bool,
 ) -> int:
@@ -37,7 +38,7 @@ def show_heatmap(
     check_archive_path(archive)
     from reallm_compiler.evaluate.heatmap import heatmap
 
-    drawn = heatmap(archive, name, output, model=model, decoder=decoder)
+    drawn = heatmap(archive, name, output, model=model, decoder=decoder, allow_cost=allow_cost)
     error = error_text(drawn.relative_error)
     if drawn.same_model:
         terminal.say(f"error {error}, as measured when the archive was made")

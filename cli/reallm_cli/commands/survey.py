@@ -12,6 +12,7 @@ from reallm_cli.commands.compile import CompileTalk
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import check_recipe_path
+from reallm_cli.options import cost_option
 from reallm_cli.progress import Meter
 from reallm_cli.survey_view import show_survey
 from reallm_cli.terminal import Terminal
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Processes that try a recipe.  [default: by size, cores and memory]",
 )
+@cost_option
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 @click.option("--plots", metavar="FOLDER", help="Draw the numbers as pictures into a folder.")
 @click.pass_obj
@@ -71,6 +73,7 @@ def survey_command(
     only: str | None,
     device: str,
     workers: int | None,
+    allow_cost: bool,
     as_json: bool,
     plots: str | None,
 ) -> int:
@@ -98,6 +101,7 @@ def survey_command(
             workers=workers,
             progress=talk.look,
             listen=talk.listen,
+            allow_cost=allow_cost,
         )
     if plots is not None:
         from reallm_compiler.evaluate.charts import draw_survey
