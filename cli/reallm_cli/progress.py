@@ -13,14 +13,21 @@ from typing import Self
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from reallm_cli.numbers import duration_text, grouped
+from reallm_cli.numbers import duration_text, grouped, size_text
 from reallm_cli.terminal import Terminal
+from reallm_compiler.system import peak_memory
 
 LINE_SECONDS = 10.0
 """Seconds between two lines where there is no terminal."""
 
 FIRST_SECONDS = 1.0
 """Seconds that must have been measured before a rate is shown."""
+
+
+def peak_text() -> str:
+    """The most memory that this process has held, as the end of a run's last line."""
+    peak = peak_memory()
+    return f", {size_text(peak)} of memory at the peak" if peak is not None else ""
 
 
 class Meter:
@@ -34,6 +41,7 @@ class Meter:
         work: amount of work in all (weights, tokens), of which the rate is taken.
         done_units, done_work: what an earlier run had finished.
         rate: how the speed is written, given work per second.
+        last: where there is no terminal, tell when the last unit is done, however soon.
         clock: seconds, for tests.
     """
 
@@ -48,6 +56,7 @@ class Meter:
         done_units: int = 0,
         done_work: int = 0,
         rate: Callable[[float], str] | None = None,
+        last: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._terminal = terminal
@@ -58,6 +67,7 @@ class Meter:
         self._first_units = done_units
         self._first_work = done_work
         self._rate = rate
+        self._tells_last = last
         self._clock = clock
         self._start = self._last_line = clock()
         self._bar = self._make_bar() if terminal.talk.is_terminal else None
@@ -88,7 +98,7 @@ class Meter:
             self._bar.update(self._task, completed=work, tail=tail)
             return
         now = self._clock()
-        if units >= self._units or now - self._last_line >= LINE_SECONDS:
+        if (self._tells_last and units >= self._units) or now - self._last_line >= LINE_SECONDS:
             self._last_line = now
             self._terminal.say(f"{self._label}: {tail}")
 
@@ -142,3 +152,25 @@ class MeterTalk:
     ) -> None:
         if self._meter is not None:
             self._meter.__exit__(kind, error, trace)
+
+
+class BytesTalk(MeterTalk):
+    """Tells how many bytes of how many are done; a short run is silent without a terminal."""
+
+    def __init__(self, terminal: Terminal, label: str) -> None:
+        super().__init__(terminal)
+        self._label = label
+
+    def tell(self, done: int, total: int) -> None:
+        """Tell that `done` of `total` bytes are done."""
+        if self._meter is None:
+            self._meter = Meter(
+                self._terminal,
+                self._label,
+                units=total,
+                word="bytes",
+                work=total,
+                rate=lambda speed: f"{size_text(round(speed))}/s",
+                last=False,
+            ).__enter__()
+        self._meter.update(done, done)

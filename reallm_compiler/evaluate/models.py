@@ -9,7 +9,6 @@ kept, as large models do not fit otherwise.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ import torch
 from reallm_compiler.errors import SourceError
 from reallm_compiler.evaluate.perplexity import Evaluation, evaluate
 from reallm_compiler.evaluate.text import check_same_tokenizer, read_text
+from reallm_compiler.progress import Progress
 from reallm_compiler.reader import tokenizer as tokenizers
 from reallm_compiler.reader.model import ModelFiles, build_model
 from reallm_compiler.runtime.devices import resolve_device, resolve_dtype
@@ -89,7 +89,7 @@ def evaluate_files(
     batch: int | None = None,
     device: str = "cpu",
     dtype: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = False,
 ) -> Evaluation:
     """Measure the model at `model` on the text file `text`: the whole of `reallm eval`.
 

@@ -22,7 +22,7 @@ model's own type, are made for a few rows at a time, and sums are kept in float6
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,6 +39,7 @@ from reallm_compiler.evaluate.text import (
     cut_documents,
     cut_windows,
 )
+from reallm_compiler.progress import Progress, teller
 from reallm_compiler.runtime.text_models import check_reads, run, usable_positions
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def evaluate(
     seed: int = 0,
     batch: int | None = None,
     device: str | torch.device | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = False,
 ) -> Evaluation:
     """Measure `model` on `text`, by the protocols that `evaluate.text` describes.
 
@@ -167,7 +168,7 @@ def evaluate(
         batch: windows at once; without it as many as 2048 tokens hold, at least one. It changes
             memory and speed, and the results only by rounding.
         device: where to move the models to; without it they stay where they are.
-        progress: called with (windows done, windows in all) after each batch.
+        progress: see `reallm_compiler.progress`; counts windows, after each batch.
 
     Raises:
         EvaluationError: the text does not fit the protocol, the tokenizers or vocabularies
@@ -196,13 +197,13 @@ def evaluate(
     at_once = batch if batch is not None else max(1, LITERATURE_WINDOW // length)
     sums = _Sums()
     total = len(cut.sequences)
+    tell = teller(progress, "evaluate", "windows")
     for start in range(0, total, at_once):
         group = cut.sequences[start : start + at_once]
         for place, part in enumerate(_measure(model, reference, group)):
             _check_finite(part, cut, start + place)
             sums.add(part)
-        if progress is not None:
-            progress(start + len(group), total)
+        tell(start + len(group), total)
     return _summarise(sums, cut, compared=reference is not None)
 
 

@@ -39,6 +39,7 @@ from reallm_compiler.execute.events import CompileReport, Event
 from reallm_compiler.execute.preflight import choose_device
 from reallm_compiler.execute.run import compile_model
 from reallm_compiler.plan.budget import MatrixBudget
+from reallm_compiler.progress import Progress, teller
 from reallm_compiler.recipe import Recipe, load_recipe
 from reallm_compiler.sources import Inventory, MatrixFact
 from reallm_compiler.units import bits_per_weight
@@ -53,7 +54,7 @@ def survey_model(
     only: str | None = None,
     device: str = "auto",
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = False,
     listen: Callable[[str], Listener] | None = None,
     allow_cost: bool = False,
 ) -> Survey:
@@ -65,7 +66,7 @@ def survey_model(
         only: a glob on matrix names; without one, the weights of linear layers.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that encode; chosen by size, cores and memory when None.
-        progress: is told how many matrices of how many were looked at.
+        progress: see `reallm_compiler.progress`; counts matrices that were looked at.
         listen: gives for a recipe's name who is told of the events of its trial.
         allow_cost: decode an archive whatever its plan says that this costs.
 
@@ -85,7 +86,7 @@ def _survey(
     only: str | None,
     device: str,
     workers: int | None,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
     listen: Callable[[str], Listener] | None,
 ) -> Survey:
     """As `survey_model`, of an open model."""
@@ -110,6 +111,7 @@ def _survey(
             only=only or "*",
             device=device,
             workers=workers,
+            progress=progress is True,
             on_event=listen(name) if listen is not None else None,
         )
     tried: dict[str, list[tuple[str, MatrixBudget, float]]] = {}
@@ -119,13 +121,12 @@ def _survey(
     facts = [fact for fact in facts if only or fact.coded_by_default]
     place = choose_device(device)
     rows = []
+    tell = teller(progress, "survey", "matrices")
     for done, fact in enumerate(facts):
-        if progress is not None:
-            progress(done, len(facts))
+        tell(done, len(facts))
         weight = source.read(fact).to(place)
         rows.append(survey_matrix(weight, fact, measures(tried.get(fact.name, []))))
-    if progress is not None:
-        progress(len(facts), len(facts))
+    tell(len(facts), len(facts))
     totals = tuple(_total(name, rows) for name in trials)
     return Survey(matrices=tuple(rows), recipes=totals, advice=advise(rows, totals))
 

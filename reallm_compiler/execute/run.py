@@ -41,6 +41,7 @@ from reallm_compiler.execute.weights import check_duplicates
 from reallm_compiler.plan.build import build, open_model
 from reallm_compiler.plan.document import to_document
 from reallm_compiler.plan.model import Plan
+from reallm_compiler.progress import Progress, teller
 from reallm_compiler.publish import refuse_inputs
 from reallm_compiler.recipe import Recipe, load_recipe
 from reallm_compiler.sources import Inventory
@@ -59,6 +60,7 @@ def compile_model(
     only: str | None = None,
     resume: str = "auto",
     force: bool = False,
+    progress: Progress | None = None,
     on_event: Listener | None = None,
 ) -> CompileReport:
     """Compile a checkpoint into an archive.
@@ -73,17 +75,20 @@ def compile_model(
         resume: `auto` goes on where an interrupted run stood, `required` refuses to start
             afresh, `never` starts over.
         force: overwrite an existing archive when the new one is finished.
+        progress: see `reallm_compiler.progress`; counts steps (matrices, and some for the rest).
+            True when None, or False where `on_event` is given.
         on_event: is told of the preflight and of each finished unit.
 
     Raises:
         RecipeError, SourceError, OutputError, CompileError, ResumeError, CodecError: see
             `reallm_compiler.errors`; `Interrupted` after SIGINT or SIGTERM.
     """
+    tell = _told(on_event is None if progress is None else progress, on_event or _silent)
     with listening() as stop, _way_on(resume):
         try:
             with stop.at_once():
                 return _compile_model(
-                    recipe, model, output, device, workers, only, resume, force, on_event, stop
+                    recipe, model, output, device, workers, only, resume, force, tell, stop
                 )
         except KeyboardInterrupt:
             raise stop.interrupted() from None
@@ -110,7 +115,7 @@ def _compile_model(
     only: str | None,
     resume: str,
     force: bool,
-    on_event: Listener | None,
+    tell: Listener,
     stop: StopRequest,
 ) -> CompileReport:
     began = time.monotonic()
@@ -124,7 +129,6 @@ def _compile_model(
             hint="`reallm budget` works on a bare config; give `compile` a folder with weights",
         )
     check_duplicates(inventory)
-    tell = on_event or _silent
     chosen = choose_device(device)
     if only is not None:
         whole, plan = plan, trial_plan(plan, only)
@@ -391,6 +395,23 @@ def _preflight(
 
 def _device_title(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _told(progress: Progress, listen: Listener) -> Listener:
+    """What hears every event, and tells of the steps among them as progress."""
+    count = teller(progress, "compile", "steps")
+    units = 0
+
+    def hear(event: Event) -> None:
+        nonlocal units
+        if isinstance(event, Preflight):
+            units = event.units
+            count(event.units_done, units)
+        elif isinstance(event, UnitDone):
+            count(event.units_done, units)
+        listen(event)
+
+    return hear
 
 
 def _silent(event: Event) -> None:

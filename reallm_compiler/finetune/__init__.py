@@ -4,12 +4,20 @@
 peft. Nothing is printed here.
 """
 
-from reallm_compiler.finetune.events import BlockDone, Event, FinetuneReport, Started, StepDone
+from reallm_compiler.finetune.events import (
+    BatchDone,
+    BlockDone,
+    Event,
+    FinetuneReport,
+    Started,
+    StepDone,
+)
 from reallm_compiler.finetune.memory import MemoryEstimate, estimate
 from reallm_compiler.finetune.options import BlockOptions, EndToEndOptions, FinetuneOptions
 from reallm_compiler.finetune.run import finetune
 
 __all__ = [
+    "BatchDone",
     "BlockDone",
     "BlockOptions",
     "EndToEndOptions",

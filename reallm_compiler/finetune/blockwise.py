@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from reallm_compiler.errors import FinetuneError
 from reallm_compiler.finetune.blocks import Block, calls_of, hidden_states, run_block
-from reallm_compiler.finetune.events import BlockDone
+from reallm_compiler.finetune.events import BatchDone, BlockDone
 from reallm_compiler.finetune.numerics import Adam, rate, restore
 from reallm_compiler.finetune.options import BlockOptions
 from reallm_compiler.finetune.original import Original
@@ -60,7 +60,7 @@ class BlockWise:
         options: BlockOptions,
         seed: int,
         state: State,
-        tell: Callable[[BlockDone], None],
+        tell: Callable[[BatchDone | BlockDone], None],
     ) -> None:
         self.tunable = tunable
         self.blocks = blocks
@@ -95,7 +95,8 @@ class BlockWise:
                 self.tell(result)
                 if self.state.due():
                     self._save({"blocks": done}, {})
-            self._advance(number, block, inputs)
+            if number + 1 < len(self.blocks):
+                self._advance(number, block, inputs)
         return done
 
     def _first(self, part: Sequences) -> Tensor:
@@ -112,14 +113,14 @@ class BlockWise:
         """The original block's outputs on the inputs; it is gone afterwards."""
         original = self.original.block(block, self.tunable.model, self.device, self.dtype)
         targets = [torch.empty_like(part) for part in inputs]
-        for part, made, at in self._parts():
+        for part, made, at in self._parts(number):
             with torch.no_grad():
                 targets[made][at] = self._run(number, original, part, inputs[made], at).cpu()
         return targets
 
     def _advance(self, number: int, block: Block, inputs: list[Tensor]) -> None:
         """Replace the inputs by what the block makes of them."""
-        for part, of, at in self._parts():
+        for part, of, at in self._parts(number + 1):
             with torch.no_grad():
                 inputs[of][at] = self._run(number, block.module, part, inputs[of], at).cpu()
 
@@ -137,11 +138,28 @@ class BlockWise:
             module, inputs[at].to(self.device, copy=True), call
         )  # it may work in place
 
-    def _parts(self) -> Iterator[tuple[Sequences, int, slice]]:
-        """All batches: their part, its number and their places in it."""
-        for number, part in enumerate((self.train, self.held)):
-            for at in self._batches(len(part)):
-                yield part, number, at
+    def _parts(self, block: int) -> Iterator[tuple[Sequences, int, slice]]:
+        """All batches, to compute what a block needs: their part, its number, places in it."""
+        parts = [
+            (part, number, at)
+            for number, part in enumerate((self.train, self.held))
+            for at in self._batches(len(part))
+        ]
+        for batch, given in enumerate(parts, 1):
+            yield given
+            self._tell_batch(block, 0, batch, len(parts))
+
+    def _tell_batch(self, block: int, epoch: int, batch: int, batches: int) -> None:
+        self.tell(
+            BatchDone(
+                block=block,
+                blocks=len(self.blocks),
+                epoch=epoch,
+                epochs=self.options.epochs,
+                batch=batch,
+                batches=batches,
+            )
+        )
 
     def _tune(
         self,
@@ -193,6 +211,7 @@ class BlockWise:
                         schedule=options.schedule,
                     )
                 )
+                self._tell_batch(number, epoch + 1, step + 1, per_epoch)
             epoch += 1
             held = self._held_out(number, block, inputs[1], targets[1])
             if held < least:

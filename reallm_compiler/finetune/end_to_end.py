@@ -28,6 +28,14 @@ from reallm_compiler.finetune.text import Sequences, places_of
 from reallm_compiler.runtime.tunable import TunableModel
 
 
+def steps_of(options: EndToEndOptions, sequences: int) -> int:
+    """Steps on so many sequences."""
+    if options.steps is not None:
+        return options.steps
+    each = options.batch * options.accumulation
+    return max(1, round(options.epochs * sequences / each))
+
+
 class EndToEnd:
     """The second stage of a run.
 
@@ -76,10 +84,7 @@ class EndToEnd:
     @property
     def steps(self) -> int:
         """Steps in all."""
-        if self.options.steps is not None:
-            return self.options.steps
-        each = self.options.batch * self.options.accumulation
-        return max(1, round(self.options.epochs * len(self.train) / each))
+        return steps_of(self.options, len(self.train))
 
     def run(
         self, place: dict[str, Any], tensors: dict[str, Tensor], blocks: list[dict[str, Any]]

@@ -19,6 +19,8 @@ class Started:
         held_out: sequences held out.
         tokens: predicted tokens of the sequences to tune on.
         blocks: blocks of the model; 0 where the run has no use for them.
+        steps: steps of Adam in all, at most: those of all blocks and those end to end.
+        block_steps: of these, the steps of one block.
         resumed: where an earlier run stood, in words; None if there was none.
     """
 
@@ -29,7 +31,28 @@ class Started:
     held_out: int
     tokens: int
     blocks: int
+    steps: int
+    block_steps: int
     resumed: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchDone:
+    """A batch of a block is done.
+
+    Attributes:
+        block, blocks: the block's number, from 0, and how many there are.
+        epoch, epochs: the pass, from 1, of how many at most; 0 while inputs and targets of the
+            block are computed.
+        batch, batches: batches of this pass that are done, and all of it.
+    """
+
+    block: int
+    blocks: int
+    epoch: int
+    epochs: int
+    batch: int
+    batches: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,5 +116,5 @@ class FinetuneReport:
     steps_per_second: float | None
 
 
-Event = Started | BlockDone | StepDone
+Event = Started | BatchDone | BlockDone | StepDone
 """What a listener hears."""

@@ -22,6 +22,9 @@ from reallm_compiler.layouts.matrix import low_rank_parameters
 from reallm_compiler.plan.model import Plan, PlannedMatrix
 from reallm_compiler.sources import layer_index
 
+LIBRARIES_BYTES = 420_000_000
+"""What Python with torch and transformers holds before any model, about (measured on Linux)."""
+
 FLOAT = 4
 """Bytes of what is tuned, its gradients and its moments."""
 

@@ -22,8 +22,8 @@ from reallm_compiler.execute.identity import compute_name
 from reallm_compiler.execute.stop import listening
 from reallm_compiler.finetune.blocks import Block, find_blocks
 from reallm_compiler.finetune.blockwise import BlockWise, plain_of
-from reallm_compiler.finetune.end_to_end import EndToEnd, checkpointed
-from reallm_compiler.finetune.events import BlockDone, Event, FinetuneReport, Started
+from reallm_compiler.finetune.end_to_end import EndToEnd, checkpointed, steps_of
+from reallm_compiler.finetune.events import BatchDone, BlockDone, Event, FinetuneReport, Started
 from reallm_compiler.finetune.memory import estimate
 from reallm_compiler.finetune.numerics import fixed_numerics
 from reallm_compiler.finetune.options import FinetuneOptions, options_from
@@ -32,6 +32,7 @@ from reallm_compiler.finetune.state import State
 from reallm_compiler.finetune.store import write_adapter, write_model
 from reallm_compiler.finetune.text import Sequences, cut, read_texts, split
 from reallm_compiler.plan.document import fixed_text
+from reallm_compiler.progress import Progress, teller
 from reallm_compiler.publish import check_file, owned, refuse_inputs
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.huggingface import archive_files
@@ -60,6 +61,7 @@ def finetune(
     device: str = "cpu",
     resume: str = "auto",
     force: bool = False,
+    progress: Progress | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> FinetuneReport:
     """Tune the factors and magnitudes of an archive.
@@ -80,6 +82,8 @@ def finetune(
         resume: `auto` goes on where an interrupted run stood, `required` refuses to start
             afresh, `never` starts over.
         force: overwrite an existing output when the new one is finished.
+        progress: see `reallm_compiler.progress`; counts steps of Adam, of which a run may need
+            fewer than it could make. True when None, or False where `on_event` is given.
         on_event: is told what happens.
 
     Raises:
@@ -95,7 +99,7 @@ def finetune(
     check_file(target, force=force)
     refuse_inputs(target, archive, adapter, decoder, *paths)
     place = _device(device)
-    tell = on_event or _silent
+    tell = _told(on_event is None if progress is None else progress, on_event or _silent)
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(open_archive(archive, decoder=decoder, allow_cost=allow_cost))
         chosen = (
@@ -259,6 +263,10 @@ def _start(
             if where["stage"] == "e2e"
             else f"block {where.get('block', len(where['blocks']))}"
         )
+    count = min(len(train), options.block.sequences)
+    each = options.block.epochs * (count // min(options.block.batch, count))
+    block_steps = each if "block" in options.stages else 0
+    end_steps = steps_of(options.e2e, len(train)) if "e2e" in options.stages else 0
     tell(
         Started(
             memory=estimate(base.plan, config_of(base), options),
@@ -268,6 +276,8 @@ def _start(
             held_out=len(held),
             tokens=train.predicted,
             blocks=len(modules),
+            steps=len(modules) * block_steps + end_steps,
+            block_steps=block_steps,
             resumed=resumed,
         )
     )
@@ -291,6 +301,28 @@ def _device(name: str) -> torch.device:
         return torch.device(resolve_device(name))
     except EvaluationError as error:
         raise FinetuneError(error.message, note=error.note, hint=error.hint) from None
+
+
+def _told(progress: Progress, listen: Callable[[Event], None]) -> Callable[[Event], None]:
+    """What hears every event, and tells of the steps among them as progress."""
+    count = teller(progress, "finetune", "steps")
+    total = each = 0
+
+    def hear(event: Event) -> None:
+        nonlocal total, each
+        if isinstance(event, Started):
+            total, each = event.steps, event.block_steps
+        elif isinstance(event, BatchDone):
+            passes = max(0, event.epoch - 1)
+            step = event.batch if event.epoch else 0
+            count(event.block * each + passes * event.batches + step, total)
+        elif isinstance(event, BlockDone):
+            count((event.block + 1) * each, total)
+        else:
+            count(total - event.steps + event.step, total)
+        listen(event)
+
+    return hear
 
 
 def _silent(event: Event) -> None:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reallm_compiler.errors import FormatError, OutputError
+from reallm_compiler.progress import Progress, Tell, teller
 from reallm_compiler.publish import new_folder
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.sources.carried import is_carried
@@ -34,6 +35,7 @@ def reconstruct(
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
+    progress: Progress = True,
 ) -> Path:
     """Write the model of an archive as a Hugging Face folder.
 
@@ -47,6 +49,7 @@ def reconstruct(
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.
         allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
+        progress: see `reallm_compiler.progress`; counts decoded bytes.
 
     Returns:
         The folder.
@@ -63,7 +66,8 @@ def reconstruct(
     ):
         archive.find_decoders()  # before the work
         write_files(archive.files(), folder)
-        _write_tensors(archive, folder, coded_only=coded_only)
+        tell = teller(progress, "reconstruct", "bytes")
+        _write_tensors(archive, folder, tell, coded_only=coded_only)
     return target
 
 
@@ -91,9 +95,10 @@ def write_files(files: Iterable[tuple[str, bytes]], folder: Path) -> None:
         target.write_bytes(data)
 
 
-def _write_tensors(archive: ModelArchive, folder: Path, *, coded_only: bool) -> None:
+def _write_tensors(archive: ModelArchive, folder: Path, tell: Tell, *, coded_only: bool) -> None:
     weight_map: dict[str, str] = {}
     total = 0
+    whole = sum(_decoded_bytes(archive).values())
     shards = list(_shard_names(archive))
     for place, members in enumerate(shards):
         name = (
@@ -101,12 +106,14 @@ def _write_tensors(archive: ModelArchive, folder: Path, *, coded_only: bool) -> 
             if len(shards) == 1
             else f"model-{place + 1:05d}-of-{len(shards):05d}.safetensors"
         )
-        tensors = {
-            member: archive.tensor(member, coded_only=coded_only).contiguous() for member in members
-        }
-        total += sum(values.nbytes for values in tensors.values())
+        tensors: dict[str, Tensor] = {}
+        for member in members:
+            tell(total, whole)
+            tensors[member] = archive.tensor(member, coded_only=coded_only).contiguous()
+            total += tensors[member].nbytes
         save_tensors(tensors, folder / name)
         weight_map.update(dict.fromkeys(members, name))
+    tell(total, whole)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"

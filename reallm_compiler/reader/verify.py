@@ -20,6 +20,7 @@ from reallm_compiler.plan.alike import once_for_alike
 from reallm_compiler.plan.cost import check_cost
 from reallm_compiler.plan.decoders import decoder_stage
 from reallm_compiler.plan.document import from_manifest
+from reallm_compiler.progress import Progress, Tell, teller
 from reallm_formats import Archive, Damage, names
 from reallm_formats.kinds.decoder import section_name
 
@@ -32,7 +33,7 @@ def verify(
     *,
     quick: bool = False,
     allow_cost: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = False,
 ) -> list[Damage]:
     """Everything that is damaged in an archive; empty when it is intact.
 
@@ -43,14 +44,14 @@ def verify(
         path: an archive of any kind.
         quick: check the structure alone: that the file is the one that was written.
         allow_cost: let decoding cost what it will; see `open_archive`.
-        progress: is told how many bytes of how many, those of all sections, were checked.
+        progress: see `reallm_compiler.progress`; counts bytes of sections.
     """
     try:
         archive = Archive.open(path)
     except FormatError as error:
         return [_damage(error, path)]
     with archive:
-        damages = list(archive.verify(_counted(archive, progress)))
+        damages = list(archive.verify(_counted(archive, teller(progress, "verify", "bytes"))))
         if not quick:
             try:
                 specs = _SPECS[archive.kind](archive, allow_cost)
@@ -106,19 +107,15 @@ def _without_meaning(archive: Archive, specs: Specs) -> Iterator[Damage]:
             yield Damage(rule="P5", location=archive.sections[name].place, message=problem)
 
 
-def _counted(
-    archive: Archive, progress: Callable[[int, int], None] | None
-) -> Callable[[int], None] | None:
-    """What tells `progress` the sum of all parts so far."""
-    if progress is None:
-        return None
+def _counted(archive: Archive, count: Tell) -> Callable[[int], None]:
+    """What tells `count` the sum of all parts so far."""
     total = archive.layout.section_bytes
     done = 0
 
     def tell(part: int) -> None:
         nonlocal done
         done += part
-        progress(done, total)
+        count(done, total)
 
     return tell
 

@@ -200,8 +200,10 @@ def preflight_lines(event: Preflight) -> list[str]:
             f"{size_text(event.disk_free_bytes)} free"
         )
     free = event.memory_free_bytes
-    available = f", {size_text(free)} free" if free is not None else ""
-    lines.append(f"memory  about {size_text(event.memory_bytes)} at most{available}")
+    available = f"{size_text(free)} free" if free is not None else "free memory unknown"
+    lines.append(
+        f"memory  about {size_text(event.memory_bytes)} at most with Python and torch, {available}"
+    )
     line = f"device  {event.device}, {counted(event.workers, 'worker')}"
     if event.device_bytes is not None and event.device_free_bytes is not None:
         line += (

@@ -14,7 +14,7 @@ from reallm_cli.mistakes import CommandLineError, check_archive_path
 from reallm_cli.numbers import counted, duration_text, grouped, size_text
 from reallm_cli.opened import is_archive
 from reallm_cli.options import cost_option, decoder_option
-from reallm_cli.progress import Meter, MeterTalk
+from reallm_cli.progress import Meter, MeterTalk, peak_text
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.errors import RecipeError
@@ -23,7 +23,7 @@ from reallm_compiler.recipe.nodes import to_plain
 from reallm_compiler.recipe.scalars import read_scalar
 
 if TYPE_CHECKING:
-    from reallm_compiler.finetune import Event, MemoryEstimate
+    from reallm_compiler.finetune import BatchDone, Event, MemoryEstimate
 
 
 @click.command(
@@ -176,7 +176,7 @@ def finetune_command(
     terminal.data(f"rounding of the factors: at most {100 * report.rounding_error:.3f} %")
     terminal.say(
         f"wrote `{report.path}`: {counted(report.file_bytes, 'byte')} in "
-        f"{duration_text(report.seconds)}"
+        f"{duration_text(report.seconds)}{peak_text()}"
     )
     return ExitCode.OK
 
@@ -262,6 +262,17 @@ def show_memory(terminal: Terminal, memory: MemoryEstimate) -> None:
     )
 
 
+def memory_text(memory: MemoryEstimate) -> str:
+    """What a run takes, and beside what it stands."""
+    from reallm_compiler.finetune.memory import LIBRARIES_BYTES
+
+    host = f" and {size_text(memory.host)} of the host" if memory.host else ""
+    return (
+        f"about {size_text(memory.peak)}{host} in use, beside the {size_text(LIBRARIES_BYTES)} of "
+        "Python and its libraries and what the allocator keeps"
+    )
+
+
 def _bytes(size: int) -> str:
     return size_text(size) if size else ""
 
@@ -269,9 +280,13 @@ def _bytes(size: int) -> str:
 class _Talk(MeterTalk):
     """Tells the events of a run on stderr."""
 
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__(terminal)
+        self._stage: str | None = None
+
     def hear(self, event: Event) -> None:
         """Tell one event."""
-        from reallm_compiler.finetune import BlockDone, Started
+        from reallm_compiler.finetune import BatchDone, BlockDone, Started
 
         say = self._terminal.say
         if isinstance(event, Started):
@@ -280,27 +295,51 @@ class _Talk(MeterTalk):
                 f"text    {counted(event.sequences, 'sequence')}, {grouped(event.tokens)} "
                 f"predicted tokens; {event.held_out} held out"
             )
-            host = f", and {size_text(event.memory.host)} of the host" if event.memory.host else ""
-            say(f"memory  about {size_text(event.memory.peak)} at most{host}")
+            say(f"memory  {memory_text(event.memory)}")
             if event.resumed is not None:
                 say(f"resume  at {event.resumed}")
+        elif isinstance(event, BatchDone):
+            self._hear_batch(event)
         elif isinstance(event, BlockDone):
+            self._end_meter()
             passes = counted(event.epochs, "pass", "passes")
             say(
                 f"block {event.block + 1} of {event.blocks}: held-out error "
                 f"{event.before:.5g} -> {event.after:.5g} in {passes}"
             )
         else:
-            if self._meter is None:
-                self._meter = Meter(
-                    self._terminal,
-                    "end to end",
-                    units=event.steps,
-                    word="steps",
-                    work=event.steps,
-                    done_units=event.step - 1,
-                    done_work=event.step - 1,
-                ).__enter__()
-            self._meter.update(event.step, event.step)
+            self._measure("end to end", "steps", event.step, event.steps)
             if event.held_out is not None:
                 say(f"step {event.step} of {event.steps}: held-out loss {event.held_out:.4f}")
+
+    def _hear_batch(self, event: BatchDone) -> None:
+        """Tell how far a block is: its inputs and targets, then its passes."""
+        title = f"block {event.block + 1} of {event.blocks}"
+        if not event.epoch:
+            self._measure(f"{title}, inputs and targets", "batches", event.batch, event.batches)
+            return
+        done = (event.epoch - 1) * event.batches + event.batch
+        label = f"{title}, {event.epochs} passes at most"
+        self._measure(label, "batches", done, event.epochs * event.batches)
+
+    def _measure(self, label: str, word: str, done: int, total: int) -> None:
+        """Tell that so much of one step is done; another label begins another step."""
+        if self._stage != label or self._meter is None:
+            self._end_meter()
+            self._stage = label
+            self._meter = Meter(
+                self._terminal,
+                label,
+                units=total,
+                word=word,
+                work=total,
+                done_units=done - 1,
+                done_work=done - 1,
+                last=label == "end to end",
+            ).__enter__()
+        self._meter.update(done, done)
+
+    def _end_meter(self) -> None:
+        if self._meter is not None:
+            self._meter.__exit__(None, None, None)
+        self._meter = None

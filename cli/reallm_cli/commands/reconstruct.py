@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from reallm_cli.exit_codes import ExitCode
@@ -11,6 +9,7 @@ from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_archive_path
 from reallm_cli.numbers import counted, size_text
 from reallm_cli.options import cost_option, decoder_option
+from reallm_cli.progress import BytesTalk
 from reallm_cli.terminal import Terminal
 from reallm_compiler.publish import LIST
 
@@ -68,8 +67,8 @@ def reconstruct(
         raise CommandLineError("`--coded-only` leaves out what `--adapter` puts in")
     from reallm_compiler.reader.reconstruct import reconstruct as write_folder
 
-    folder = Path(
-        write_folder(
+    with BytesTalk(terminal, "reconstruct") as talk:
+        folder = write_folder(
             archive,
             output,
             force=force,
@@ -77,8 +76,8 @@ def reconstruct(
             adapter=adapter,
             decoder=decoder,
             allow_cost=allow_cost,
+            progress=talk.tell,
         )
-    )
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != LIST]
     size = sum(path.stat().st_size for path in files)
     terminal.say(f"wrote {counted(len(files), 'file')}, {size_text(size)}")

@@ -7,9 +7,9 @@ import click
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import check_archive_path
-from reallm_cli.numbers import counted, size_text
+from reallm_cli.numbers import counted
 from reallm_cli.options import cost_option
-from reallm_cli.progress import Meter, MeterTalk
+from reallm_cli.progress import BytesTalk
 from reallm_cli.terminal import Terminal
 from reallm_formats import Archive, FormatError
 
@@ -42,7 +42,7 @@ def verify(terminal: Terminal, archive: str, quick: bool, allow_cost: bool, as_j
     from reallm_compiler.reader.verify import verify as find_damage
 
     check_archive_path(archive)
-    with _Talk(terminal) as talk:
+    with BytesTalk(terminal, "verify") as talk:
         damages = find_damage(archive, quick=quick, allow_cost=allow_cost, progress=talk.tell)
     if as_json:
         terminal.json(
@@ -70,26 +70,6 @@ def verify(terminal: Terminal, archive: str, quick: bool, allow_cost: bool, as_j
     terminal.say()
     terminal.say(f"hint: {_next_step(archive, {damage.rule for damage in damages})}")
     return ExitCode.DAMAGED
-
-
-class _Talk(MeterTalk):
-    """Tells how much is checked, on a terminal alone: elsewhere `verify` has but one word."""
-
-    def tell(self, done: int, total: int) -> None:
-        """Tell how many bytes of how many are checked."""
-        if not self._terminal.talk.is_terminal:
-            return
-        if self._meter is None:
-            meter = Meter(
-                self._terminal,
-                "verify",
-                units=total,
-                word="bytes",
-                work=total,
-                rate=lambda speed: f"{size_text(round(speed))}/s",
-            )
-            self._meter = meter.__enter__()
-        self._meter.update(done, done)
 
 
 def _next_step(path: str, rules: set[str]) -> str:

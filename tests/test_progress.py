@@ -1,0 +1,113 @@
+"""`progress=`: one convention for every function that takes long."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reallm_compiler as reallm
+from reallm_compiler.evaluate.models import evaluate_files
+from reallm_compiler.evaluate.survey import survey_model
+from reallm_compiler.finetune import finetune
+from reallm_compiler.progress import LINE_SECONDS, Lines, teller
+from reallm_compiler.reader.verify import verify
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def told(stream: io.StringIO, steps: list[tuple[float, int]], total: int = 10) -> str:
+    clock = Clock()
+    lines = Lines("compile", "steps", stream=stream, clock=clock)
+    for clock.now, done in steps:
+        lines(done, total)
+    return stream.getvalue()
+
+
+def test_a_line_now_and_then_without_a_terminal() -> None:
+    steps = [(0, 2), (1, 3), (LINE_SECONDS, 4), (LINE_SECONDS + 1, 5), (3 * LINE_SECONDS, 6)]
+    assert told(io.StringIO(), steps).splitlines() == [
+        "compile: 4 of 10 steps, 1 min 30 s left",
+        "compile: 6 of 10 steps, 1 min 30 s left",
+    ]
+    assert told(io.StringIO(), [(0, 0), (5, 10), (6, 10)]) == "compile: 10 of 10 steps in 5 s\n"
+
+
+def test_one_line_that_is_written_again_on_a_terminal() -> None:
+    text = told(Screen(), [(0, 0), (10, 4), (10.1, 5), (20, 10)])
+    assert text == "compile: 4 of 10 steps, 15 s left\rcompile: 10 of 10 steps in 20 s  \n"
+
+
+def test_what_the_caller_gives(capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[tuple[int, int]] = []
+
+    def hear(done: int, total: int) -> None:
+        heard.append((done, total))
+
+    teller(hear, "x", "y")(1, 2)
+    teller(False, "x", "y")(2, 2)
+    assert heard == [(1, 2)]
+    assert capsys.readouterr() == ("", "")
+    teller(True, "x", "y")(2, 2)
+    assert capsys.readouterr() == ("", "x: 2 of 2 y in 0 s\n")
+
+
+class Heard(list[tuple[int, int]]):
+    def __call__(self, done: int, total: int) -> None:
+        self.append((done, total))
+
+    def check(self) -> None:
+        assert self[-1][0] == self[-1][1] > 0
+        assert self == sorted(self)
+        self.clear()
+
+
+def test_every_function_that_takes_long(
+    tiny_llama: Path, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard, path, text = Heard(), tmp_path / "o.reallm", tmp_path / "text.txt"
+    text.write_text("Anna has a red apple and gives it to Tom. " * 40)
+    given: Any = {"model": tiny_llama, "output": path, "device": "cpu"}
+    reallm.compile(tiny_recipe, **given, progress=heard)
+    heard.check()
+    assert verify(path, progress=heard) == []
+    heard.check()
+    reallm.reconstruct(path, tmp_path / "model", progress=heard)
+    heard.check()
+    survey_model(tiny_llama, only="*.layers.0.*q_proj", progress=heard)
+    heard.check()
+    evaluate_files(tmp_path / "model", text, window=16, progress=heard)
+    heard.check()
+    options = {
+        "window": 16,
+        "held_out": 2,
+        "block": {"batch": 4, "epochs": 2},
+        "e2e": {"batch": 2, "steps": 2},
+    }
+    finetune(
+        path,
+        model=tiny_llama,
+        text=text,
+        output=tmp_path / "a.adapter",
+        options=options,
+        progress=heard,
+    )
+    heard.check()
+    assert "steps" not in capsys.readouterr().err
+    reallm.compile(tiny_recipe, **given, force=True)
+    assert capsys.readouterr().err.startswith("compile: 15 of 15 steps in ")
+    reallm.compile(tiny_recipe, **given, force=True, on_event=lambda event: None)
+    assert capsys.readouterr().err == ""
