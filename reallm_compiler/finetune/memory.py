@@ -80,13 +80,19 @@ class _Sizes:
     positions: int | None
 
 
-def estimate(plan: Plan, config: Mapping[str, Any], options: FinetuneOptions) -> MemoryEstimate:
+def estimate(
+    plan: Plan,
+    config: Mapping[str, Any],
+    options: FinetuneOptions,
+    sequences: int | None = None,
+) -> MemoryEstimate:
     """The memory of tuning the model of a plan.
 
     Args:
         plan: what is coded and how, from an archive or from a recipe and a bare config.
         config: the model's config.json.
         options: settings of the run.
+        sequences: how many the text gives, with those held out; as many as can be used when None.
     """
     sizes = _sizes(plan, config)
     window = options.window or min(2048, sizes.positions or 2048)
@@ -102,8 +108,9 @@ def estimate(plan: Plan, config: Mapping[str, Any], options: FinetuneOptions) ->
     host = 0
     if "block" in options.stages:
         stages["block"] = frozen | _block_terms(plan, tuned, sizes, window, width, options)
-        sequences = options.block.sequences + options.held_out
-        host = 2 * sequences * window * sizes.width * width
+        most = options.block.sequences + options.held_out
+        used = most if sequences is None else min(sequences, most)
+        host = 2 * used * window * sizes.width * width
     if "e2e" in options.stages:
         stages["e2e"] = frozen | _end_terms(plan, tuned, sizes, window, width, options)
     return MemoryEstimate(stages=stages, host=host, tuned=sum(tuned.values()), window=window)

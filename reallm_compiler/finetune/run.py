@@ -269,7 +269,7 @@ def _start(
     end_steps = steps_of(options.e2e, len(train)) if "e2e" in options.stages else 0
     tell(
         Started(
-            memory=estimate(base.plan, config_of(base), options),
+            memory=estimate(base.plan, config_of(base), options, len(train) + len(held)),
             matrices=len(tunable.layers),
             parameters=sum(value.numel() for _, value in tunable.parameters()),
             sequences=len(train),

@@ -268,8 +268,8 @@ def memory_text(memory: MemoryEstimate) -> str:
 
     host = f" and {size_text(memory.host)} of the host" if memory.host else ""
     return (
-        f"about {size_text(memory.peak)}{host} in use, beside the {size_text(LIBRARIES_BYTES)} of "
-        "Python and its libraries and what the allocator keeps"
+        f"about {size_text(memory.peak)}{host}, beside {size_text(LIBRARIES_BYTES)} of Python and "
+        "its libraries and what was freed and is kept by the allocator"
     )
 
 
