@@ -204,14 +204,39 @@ def test_a_tensor_too_many_or_too_few_is_refused(tmp_path: Path, change, message
         reallm.load(folder)
 
 
-def test_a_buffer_that_the_model_computes_itself_is_no_stranger(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "settings", "buffers"),
+    [
+        (
+            "BertForMaskedLM",
+            BERT,
+            {"bert.embeddings.position_ids": torch.arange(32).view(1, 32)},
+        ),
+        (
+            "GPT2LMHeadModel",
+            {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 48, "n_positions": 8},
+            {
+                "transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8),
+                "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
+            },
+        ),
+        (
+            "LlamaForCausalLM",
+            TINY,
+            {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)},
+        ),
+    ],
+)
+def test_a_buffer_that_the_model_computes_itself_is_no_stranger(
+    tmp_path: Path, name: str, settings: dict[str, Any], buffers: dict[str, torch.Tensor]
+) -> None:
     folder = tmp_path / "model"
-    transformers.BertForMaskedLM(config("BertConfig", **BERT)).save_pretrained(folder)
-    edited(
-        folder,
-        lambda tensors: {**tensors, "bert.embeddings.position_ids": torch.arange(32).view(1, 32)},
-    )
-    assert type(reallm.load(folder)[0]).__name__ == "BertForMaskedLM"
+    family = name.split("For")[0].split("LM")[0]
+    model = getattr(transformers, name)(config(f"{family}Config", **settings))
+    model.save_pretrained(folder)
+    edited(folder, lambda tensors: {**tensors, **buffers})
+    for path in (folder, compiled(folder)):
+        assert type(reallm.load(path)[0]).__name__ == name
 
 
 def test_unsound_sources_are_refused(tmp_path: Path) -> None:
