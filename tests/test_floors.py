@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 FLOORS = {
     "reallm_formats": 0,
+    "reallm_compiler.callable_package": 1,
     "reallm_compiler.distribution": 1,
     "reallm_compiler.errors": 1,
     "reallm_compiler.tensors": 1,

@@ -2,19 +2,84 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pickle
+import pydoc
+import re
 import subprocess
 import sys
+import traceback
+
+import pytest
 
 import reallm_compiler
 import reallm_formats
+from reallm_compiler.sources import open_source
+
+NAMES = (
+    *("ReallmError", "compile", "eval", "evaluate", "finetune", "load", "load_recipe", "open"),
+    *("open_tunable", "plan", "reconstruct", "survey", "tune", "verify"),
+)
 
 
 def test_names_of_the_package() -> None:
-    names = ["compile", "load", "load_recipe", "open", "open_tunable", "plan", "reconstruct"]
-    names += ["tune"]
-    assert sorted(reallm_compiler.__all__) == names
-    for name in names:
+    assert sorted(reallm_compiler.__all__) == sorted([*NAMES, "__version__"])
+    for name in NAMES:
         assert callable(getattr(reallm_compiler, name)), name
+    assert re.fullmatch(r"\d+\.\d+\.\d+", reallm_compiler.__version__)
+
+
+def test_dir_and_help_show_them_and_nothing_else() -> None:
+    public = [name for name in dir(reallm_compiler) if not name.startswith("__")]
+    assert public == sorted(NAMES)
+    shown = pydoc.render_doc(reallm_compiler, renderer=pydoc.plaintext)
+    for name in ("compile_model(", "open_archive(", "reconstruct(", "survey_model("):
+        assert name in shown, name
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "function"),
+    [
+        ("plan", "recipe", "plan.build.plan"),
+        ("evaluate", "model", "evaluate.models.evaluate_files"),
+        ("finetune", "archive", "finetune.run.finetune"),
+    ],
+)
+def test_a_package_that_is_called_has_the_signature_of_its_function(
+    name: str, first: str, function: str
+) -> None:
+    module, _, attribute = f"reallm_compiler.{function}".rpartition(".")
+    wanted = inspect.signature(getattr(importlib.import_module(module), attribute))
+    found = inspect.signature(getattr(reallm_compiler, name))
+    assert list(found.parameters) == list(wanted.parameters)
+    assert next(iter(found.parameters)) == first
+    with pytest.raises(TypeError, match=f"'{first}'"):
+        getattr(reallm_compiler, name)()
+
+
+def test_what_is_returned_is_shown_in_one_line() -> None:
+    shapes = {f"layers.{layer}.up_proj.weight": [8, 16] for layer in range(200)}
+    plan = reallm_compiler.plan({"reallm": 1}, model={"shapes": shapes})
+    for made in (
+        plan,
+        plan.budget(),
+        reallm_compiler.load_recipe("nf3"),
+        open_source({"shapes": shapes}),
+    ):
+        assert repr(made).startswith(type(made).__name__ + "(")
+        assert len(repr(made)) < 120
+
+
+def test_note_and_hint_are_shown_in_a_traceback() -> None:
+    with pytest.raises(reallm_compiler.ReallmError) as caught:
+        reallm_compiler.plan("reallm-2bti", model={"shapes": {"a.weight": [4, 8]}})
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "reallm-2bit" in shown
+    error = reallm_compiler.ReallmError("wrong", note="why", hint="what to do")
+    assert error.__notes__ == ["note: why", "hint: what to do"]
+    assert pickle.loads(pickle.dumps(error)).__notes__ == error.__notes__
+    assert reallm_compiler.ReallmError("wrong").__notes__ == []
 
 
 def test_names_of_the_container_are_there() -> None:

@@ -60,6 +60,12 @@ class ReallmError(Exception):
         where = f"{self.location}: " if self.location else ""
         return f"{where}{self.message}"
 
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]
+        """Note and hint, which Python shows below the message in a traceback."""
+        parts = (("note", self.note), ("hint", self.hint))
+        return [f"{label}: {text}" for label, text in parts if text]
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Without this an error with arguments of its own cannot leave a worker process.
         return _rebuild, (type(self), self.args, self.__dict__)

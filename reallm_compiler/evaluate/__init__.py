@@ -1,10 +1,12 @@
 """Measuring a model: perplexity on a text, and its distance to a reference.
 
-`evaluate` works on a loaded model, `evaluate_files` on paths. Nothing is printed here.
+`evaluate` works on a loaded model, `evaluate_files` on paths; the package is called like
+`evaluate_files`. Nothing is printed here.
 """
 
 from __future__ import annotations
 
+from reallm_compiler.callable_package import make_callable
 from reallm_compiler.evaluate.models import (
     evaluate_files,
     load_for_evaluation,
@@ -24,3 +26,5 @@ __all__ = [
     "load_tokenizer",
     "read_text",
 ]
+
+make_callable(__name__, evaluate_files)

@@ -96,6 +96,12 @@ class Survey:
     recipes: tuple[RecipeSurvey, ...]
     advice: Advice
 
+    def __repr__(self) -> str:
+        return (
+            f"Survey({len(self.matrices)} matrices, {len(self.recipes)} recipes tried, "
+            f"advice: {self.advice.recipe})"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain data under the documented keys of `reallm survey --json`, see `docs/cli.md`."""
         return {

@@ -124,5 +124,8 @@ class CompileReport:
     units_resumed: int
     whole_seconds: float | None = None
 
+    def __repr__(self) -> str:
+        return f"CompileReport({self.path!r}, {self.budget!r}, {self.seconds:.1f} s)"
+
 
 Event = Checked | Preflight | Training | UnitDone

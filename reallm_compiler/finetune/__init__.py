@@ -1,9 +1,10 @@
 """Tuning the low-rank part: block by block, then end to end; the coded part never changes.
 
-`finetune` runs it all; `estimate` tells the memory before; `peft_layout` exchanges adapters with
-peft. Nothing is printed here.
+`finetune` runs it all, and so does the package when it is called; `estimate` tells the memory
+before; `peft_layout` exchanges adapters with peft. Nothing is printed here.
 """
 
+from reallm_compiler.callable_package import make_callable
 from reallm_compiler.finetune.events import (
     BatchDone,
     BlockDone,
@@ -30,3 +31,5 @@ __all__ = [
     "estimate",
     "finetune",
 ]
+
+make_callable(__name__, finetune)

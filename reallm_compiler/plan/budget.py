@@ -148,6 +148,10 @@ class Budget:
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        bits, size = float(self.totals.exact_bits), self.totals.file_bytes
+        return f"Budget({len(self.matrices)} matrices, {bits:.4f} exact bits, {size} bytes)"
+
     def to_json(self) -> dict[str, Any]:
         """Plain data under the documented keys of `reallm budget --json`."""
         return {

@@ -123,6 +123,12 @@ class Plan:
     traces: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     tensor_bytes: int | None = None
 
+    def __repr__(self) -> str:
+        return (
+            f"Plan({len(self.matrices)} coded matrices, {len(self.tensors)} kept tensors, "
+            f"{self.layout.file_bytes} bytes)"
+        )
+
     @cached_property
     def by_name(self) -> Mapping[str, PlannedMatrix]:
         """Coded matrices by name."""

@@ -39,6 +39,9 @@ class AdapterArchive(Closing):
         self._document = archive.adapter
         self.rows: Mapping[str, AdapterEntry] = {row.name: row for row in self._document.matrices}
 
+    def __repr__(self) -> str:
+        return f"AdapterArchive({str(self.path)!r}, {len(self.rows)} matrices)"
+
     @property
     def manifest(self) -> Manifest:
         """The container's manifest."""

@@ -57,6 +57,9 @@ class ModelArchive(Closing):
         for matrix in self.plan.matrices:
             self._parts.setdefault(matrix.tensor, []).append(matrix)
 
+    def __repr__(self) -> str:
+        return f"ModelArchive({str(self.path)!r}, {len(self.plan.matrices)} coded matrices)"
+
     @property
     def manifest(self) -> Manifest:
         """The container's manifest."""

@@ -240,6 +240,9 @@ class Recipe:
     document: Mapping[str, Any]
     files: tuple[Path, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Recipe({self.name!r}, {len(self.rules)} rules)"
+
     @property
     def defaults(self) -> dict[str, Any]:
         """The plan of a matrix that no rule changes, as plain data."""

@@ -59,6 +59,9 @@ class TunableModel:
             for name, layer in layers.items()
         }
 
+    def __repr__(self) -> str:
+        return f"TunableModel({type(self.model).__name__}, {len(self.layers)} tuned layers)"
+
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What tuning changes, as (`MATRIX/part`, parameter), in storage order."""
         for name, layer in self.layers.items():

@@ -84,6 +84,9 @@ class Inventory:
     notes: tuple[str, ...] = ()
     facts: tuple[MatrixFact, ...] = field(repr=False, default=())
 
+    def __repr__(self) -> str:
+        return f"Inventory({self.path!r}, {self.kind}, {len(self.tensors)} tensors)"
+
     @property
     def complete(self) -> bool:
         """Whether the weights are there, and not their shapes alone."""
