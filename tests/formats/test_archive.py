@@ -31,6 +31,7 @@ from reallm_formats import (
     v1,
     writer,
 )
+from reallm_formats.errors import ReallmError
 
 EMPTY = {"recipe": {}, "methods": [], "matrices": [], "ties": {}, "provenance": {}}
 ROWS = [
@@ -646,3 +647,10 @@ def test_errors_travel_between_processes():
     assert vars(again) == vars(error)
     assert str(again) == "section a: damaged"
     assert str(FormatError("S9", "damaged").inside("f")) == "f: damaged"
+
+
+def test_note_and_hint_of_an_error_are_its_notes():
+    error = ReallmError("wrong", location="file", note="why", hint="what to do")
+    assert str(error) == "file: wrong"
+    assert error.__notes__ == ["note: why", "hint: what to do"]
+    assert ReallmError("wrong").__notes__ == []

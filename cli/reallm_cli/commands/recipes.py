@@ -13,6 +13,7 @@ from reallm_cli.mistakes import CommandLineError, did_you_mean, nearest
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 
+_ALONE = [("reallm recipes", "the same as `reallm recipes list`")]
 _LIST = [("reallm recipes list", "names, purposes and expected bits")]
 _SHOW = [
     ("reallm recipes show reallm-3bit-lean", "print the recipe's YAML"),
@@ -23,9 +24,17 @@ _SCHEMA = [
 ]
 
 
-@click.group("recipes", cls=ExampleGroup, examples=[*_LIST, *_SHOW, *_SCHEMA])
-def recipes() -> None:
+@click.group(
+    "recipes",
+    cls=ExampleGroup,
+    invoke_without_command=True,
+    examples=[*_ALONE, *_LIST, *_SHOW, *_SCHEMA],
+)
+@click.pass_context
+def recipes(context: click.Context) -> None:
     """List and show the shipped recipes."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_recipes)
 
 
 @recipes.command("list", cls=ExampleCommand, examples=_LIST)
