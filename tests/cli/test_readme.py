@@ -29,9 +29,8 @@ def blocks(language: str) -> list[str]:
 
 def lines(*, of: str) -> list[list[str]]:
     """The lines of all sh blocks whose first word this is, as a shell splits them."""
-    split = (
-        shlex.split(line, comments=True) for block in blocks("sh") for line in block.split("\n")
-    )
+    shown = "\n".join(blocks("sh")).split("\n")
+    split = [shlex.split(line, comments=True) for line in shown]
     return [words for words in split if words[:1] == [of]]
 
 
@@ -74,6 +73,7 @@ def test_the_python_runs_as_a_script(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     size, shown = done.stdout.splitlines()[0], done.stdout.splitlines()[-1]
+    assert "[]" in done.stdout.splitlines()
     assert int(size) == (folder / "model.reallm").stat().st_size
     assert shown == "LlamaForCausalLM torch.Size([64, 64])"
 
