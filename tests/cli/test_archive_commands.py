@@ -16,6 +16,7 @@ import yaml
 from reallm_cli.main import main
 from reallm_compiler.reader.verify import verify
 from reallm_formats import Archive
+from vectors import forge
 
 fuzzer = importlib.import_module("benchmarks.fuzz_archive")
 
@@ -300,7 +301,7 @@ def test_verify_tells_how_many_bytes_it_has_checked(archive):
 def test_verify_of_a_forged_archive(run, tmp_path):
     """Its digests are right, so another copy will not help."""
     path = tmp_path / "forged.reallm"
-    path.write_bytes(fuzzer.forge.archive([("file:run.py", "u8", [0], b"")]))
+    path.write_bytes(forge.archive([("file:run.py", "u8", [0], b"")]))
     result = run("verify", path)
     assert (result.code, result.out) == (
         1,
@@ -322,7 +323,7 @@ def test_what_an_archive_says_steers_no_terminal(run, tmp_path, words):
         "provenance": {evil: evil, "source": bytes(32)},
         "recipe": {evil: [evil], "rules": [{"match": evil, "note": evil}]},
     }
-    path.write_bytes(fuzzer.forge.archive([], document))
+    path.write_bytes(forge.archive([], document))
     result = run("inspect", path, *words)
     assert result.code == 0
     assert not fuzzer.CONTROL.search(result.out + result.err)
