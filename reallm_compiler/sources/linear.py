@@ -229,8 +229,11 @@ def known_role(tensor: str) -> Role | None:
     if name in _WHOLE:
         return _WHOLE[name]
     modules = name.split(".")
-    anywhere = next(filter(None, map(_role_anywhere, modules)), None)
-    return anywhere or _role_of_module(modules[-1])
+    for module in modules:
+        role = _role_anywhere(module)
+        if role is not None:
+            return role
+    return _role_of_module(modules[-1])
 
 
 @lru_cache(1024)
