@@ -124,7 +124,7 @@ def test_recipes_are_listed_with_their_purpose(run):
     assert names | {"rtn-4bit", "rtn-2bit"} <= {row["name"] for row in rows}
     shown = run("recipes", "list").out
     for row in rows:
-        assert set(row) == {"name", "bits", "purpose"}
+        assert set(row) == {"name", "bits", "kl", "best", "purpose"}
         assert row["purpose"]
         assert float(row["bits"]) > 1
         assert row["name"] in shown
