@@ -130,6 +130,15 @@ def test_recipes_are_listed_with_their_purpose(run):
         assert row["name"] in shown
 
 
+def test_recipes_alone_is_the_list_and_the_best_lead(run):
+    alone = run("recipes")
+    assert alone == run("recipes", "list")
+    assert alone.code == 0
+    rows = run("recipes", "list", "--json").json
+    assert [row["best"] for row in rows] == sorted((row["best"] for row in rows), reverse=True)
+    assert rows[0]["name"] == "reallm-2bit-lean"
+
+
 def test_a_listed_rate_is_the_planned_one(run, tmp_path):
     shapes = tmp_path / "shapes.json"
     names = {f"layers.{layer}.q_proj": [4096, 4096] for layer in range(4)}
