@@ -75,7 +75,6 @@ class Loss:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
-        self._least = torch.finfo(dtype).smallest_normal
         self._lost = 0.0  # sums of squares
         self._all = 0.0
         self._range = (math.inf, 0.0)
@@ -84,13 +83,15 @@ class Loss:
         """Take in values, the same in the stored type, and what an error of 1 in each costs."""
         if values.dtype == cast.dtype:
             return
+        least_normal = torch.finfo(self._dtype).smallest_normal
         parts = [values.reshape(-1), cast.reshape(-1)] + ([] if cost is None else [cost.view(-1)])
         for exact, rough, *costs in zip(*(torch.split(part, PIECE) for part in parts), strict=True):
             exact = exact.to(torch.float64)
             factor = costs[0].to(torch.float64) if costs else 1.0
-            self._all += float((exact * factor).square_().sum())
+            finite = torch.where(torch.isfinite(exact), exact, 0.0)
+            self._all += float((finite * factor).square_().sum())
             sizes = exact.abs()
-            small = (sizes > 0) & (sizes < self._least)
+            small = (sizes > 0) & (sizes < least_normal)
             if small.any():
                 wrong = (exact - rough.to(torch.float64)) * factor
                 self._lost += float(wrong[small].square_().sum())
@@ -108,7 +109,8 @@ class Loss:
             least, most = self._range
             raise CodecError(
                 f"{what} from {least:.3g} to {most:.3g} are too small for "
-                f"{type_name(self._dtype)}, which holds {self._least:.3g} and more in full",
+                f"{type_name(self._dtype)}, which holds "
+                f"{torch.finfo(self._dtype).smallest_normal:.3g} and more in full",
                 note=f"{min(lost / whole, 1) if whole else 1:.3g} of their size would be lost; "
                 f"{LOST:.3g} is allowed",
                 hint=hint,
@@ -129,7 +131,8 @@ def unit(values: Tensor) -> float:
     largest = max(map(abs, map(float, torch.aminmax(values)))) if values.numel() else 0.0
     if largest == 0 or 1 / ORDINARY <= largest <= ORDINARY or not math.isfinite(largest):
         return 1.0
-    return 2.0 ** (math.frexp(largest)[1] // 2 * 2)
+    # Within what float32 holds as a normal number, for it is there that the division takes place.
+    return 2.0 ** max((math.frexp(largest)[1] - 1) // 2 * 2, -126)
 
 
 def type_name(dtype: torch.dtype) -> str:
