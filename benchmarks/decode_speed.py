@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
-from reallm_compiler.codecs import decode_matrix, encode_matrix, kernel
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.codecs import decode_matrix, encode_matrix
+from reallm_compiler.codecs.numerics import kernel
+from reallm_compiler.stages import MatrixPlan
 
 BLOCK = {"kind": "absmax", "bits": 8}
 ROW = {"kind": "rms", "per": "row", "dtype": "float16"}

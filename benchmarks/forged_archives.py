@@ -25,10 +25,10 @@ import numpy as np  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 
 from benchmarks.fuzz_container import HOSTILE, edit  # noqa: E402
-from reallm_compiler.layouts import matrix as law  # noqa: E402
-from reallm_compiler.layouts.base import SectionSpec  # noqa: E402
-from reallm_compiler.layouts.values import Ones, Order  # noqa: E402
-from reallm_compiler.recipe.stages import MatrixPlan  # noqa: E402
+from reallm_compiler.stages import MatrixPlan  # noqa: E402
+from reallm_compiler.storage import matrix as law  # noqa: E402
+from reallm_compiler.storage.base import SectionSpec  # noqa: E402
+from reallm_compiler.storage.values import Ones, Order  # noqa: E402
 from reallm_formats.dtypes import BITS, CODES, FLOATS, section_bytes  # noqa: E402
 
 Plain = dict[str, Any]

@@ -36,13 +36,14 @@ import torch
 from scale import write_checkpoint
 
 import reallm_compiler as reallm
-from reallm_compiler.codecs import encode_matrix, k_means, nearest
-from reallm_compiler.codecs.assignment import assign
-from reallm_compiler.codecs.vectors import DenseVectors
+from reallm_compiler.codecs import encode_matrix, nearest
+from reallm_compiler.codecs.numerics import k_means
+from reallm_compiler.codecs.numerics.assignment import assign
+from reallm_compiler.codecs.quantizers.vectors import DenseVectors
 from reallm_compiler.execute.encode import fix_numerics
 from reallm_compiler.execute.events import Event, Preflight
 from reallm_compiler.recipe import Candidate, load_recipe, resolve
-from reallm_compiler.recipe.stages import NearestPermutation
+from reallm_compiler.stages import NearestPermutation
 
 TOLERANCE = 0.01
 

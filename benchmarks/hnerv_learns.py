@@ -43,10 +43,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import encode_matrix, fit_shared, hnerv
-from reallm_compiler.codecs.hnerv_weights import Decoder
-from reallm_compiler.layouts import matrix as law
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.codecs import encode_matrix, fit_shared
+from reallm_compiler.codecs.autoencoders import hnerv
+from reallm_compiler.codecs.autoencoders.hnerv_weights import Decoder
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage import matrix as law
 
 STAGE = {
     "kind": "hnerv",

@@ -49,11 +49,11 @@ from results import Subject
 from torch import Tensor
 
 import reallm_compiler as reallm
+from reallm_compiler.checkpoint import open_source
 from reallm_compiler.codecs import encode_matrix, fit_shared
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
-from reallm_compiler.layouts import matrix as law
-from reallm_compiler.recipe.stages import MatrixPlan
-from reallm_compiler.sources import open_source
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage import matrix as law
 
 SOURCE = "f16"
 SCALES = {"kind": "absmax", "per": "block", "block": 64, "bits": 8, "superblock": 256}

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from reallm_compiler.checkpoint import open_source
 from reallm_compiler.execute.weights import Weights
-from reallm_compiler.sources import open_source
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from pages import write_part
 
 import reallm_compiler as reallm
 from reallm_compiler.evaluate import Evaluation, evaluate, load_for_evaluation
-from reallm_compiler.plan.budget import MatrixBudget
+from reallm_compiler.planning.budget import MatrixBudget
 from reallm_compiler.recipe import list_shipped
 
 SHIPPED: dict[str, Any] = {}

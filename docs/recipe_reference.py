@@ -23,9 +23,9 @@ from pydantic.fields import FieldInfo
 
 from reallm_compiler.recipe import json_schema
 from reallm_compiler.recipe.model import RecipeForm, RuleForm
-from reallm_compiler.recipe.stages import MatrixPlan
 from reallm_compiler.recipe.tuning import GROUPS, FinetuneOptions
 from reallm_compiler.recipe.words import literals, members, stages
+from reallm_compiler.stages import MatrixPlan
 
 DOCS = Path(__file__).resolve().parent
 _PART = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from reallm_compiler.execute.run import compile_model as compile
     from reallm_compiler.finetune.run import finetune
     from reallm_compiler.finetune.run import finetune as tune
-    from reallm_compiler.plan.build import plan
+    from reallm_compiler.planning.build import plan
     from reallm_compiler.reader.archive import open_archive as open
     from reallm_compiler.reader.reconstruct import reconstruct
     from reallm_compiler.reader.verify import verify

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import reallm_compiler as reallm
+from reallm_compiler.checkpoint.untrusted import offline, without_code
 from reallm_compiler.errors import SourceError
 from reallm_compiler.evaluate import load_for_evaluation
-from reallm_compiler.sources.untrusted import offline, without_code
 
 ROOT = Path(__file__).parent.parent
 LOADERS = ("from_pretrained", "from_config", "pipeline", "HFLM", "Handed")

@@ -15,7 +15,7 @@ import pytest
 
 import reallm_compiler
 import reallm_formats
-from reallm_compiler.sources import open_source
+from reallm_compiler.checkpoint import open_source
 
 NAMES = (
     *("ReallmError", "compile", "eval", "evaluate", "finetune", "load", "load_recipe", "open"),

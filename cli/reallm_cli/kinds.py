@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from reallm_compiler.plan.budget import MatrixBudget
-from reallm_compiler.plan.model import Plan
+from reallm_compiler.planning.budget import MatrixBudget
+from reallm_compiler.planning.model import Plan
 from reallm_compiler.units import bits_per_weight
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from reallm_cli.mistakes import check_archive_path
 from reallm_cli.views import Stored
 from reallm_compiler.errors import FormatError, SourceError
-from reallm_compiler.plan.decoders import PREFIX, find_decoder, find_decoders, used_decoders
-from reallm_compiler.plan.document import from_manifest
-from reallm_compiler.plan.model import Plan, PlannedMatrix
+from reallm_compiler.planning.decoders import PREFIX, find_decoder, find_decoders, used_decoders
+from reallm_compiler.planning.document import from_manifest
+from reallm_compiler.planning.model import Plan, PlannedMatrix
 from reallm_compiler.units import split_evenly
 from reallm_formats import Archive, Manifest, SectionEntry, layout, names
 from reallm_formats.errors import printable

@@ -11,9 +11,9 @@ from reallm_cli.kinds import Kind, kinds_of
 from reallm_cli.numbers import amount_text, bits_column, error_text, grouped, share_text
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
-from reallm_compiler.layouts.matrix import TERMS
-from reallm_compiler.plan.budget import Budget, MatrixBudget
-from reallm_compiler.plan.model import Plan
+from reallm_compiler.planning.budget import Budget, MatrixBudget
+from reallm_compiler.planning.model import Plan
+from reallm_compiler.storage.matrix import TERMS
 from reallm_formats import SectionEntry
 
 TERM_WORDS = {"low_rank": "low rank"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reallm_compiler.codecs.sections import Sections, read_section
 from reallm_compiler.errors import FormatError
-from reallm_compiler.layouts.base import SectionSpec
+from reallm_compiler.storage.base import SectionSpec
 from reallm_formats import Archive
 from reallm_formats.kinds.decoder import section_name
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import numbers
+from reallm_compiler.codecs.numerics import numbers
 
 
 def magnitude(weight: Tensor, decoded: Tensor) -> Tensor:

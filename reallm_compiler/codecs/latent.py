@@ -17,22 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import (
-    nearest,
-    normal_float,
-    scalar,
-    scales,
-    trellis,
-    uniform,
-    vq,
-)
-from reallm_compiler.codecs.numbers import unit
-from reallm_compiler.codecs.scalar import Latent, RowReader
+from reallm_compiler.codecs import nearest, scales
+from reallm_compiler.codecs.numerics.numbers import unit
+from reallm_compiler.codecs.quantizers import normal_float, scalar, trellis, uniform, vq
+from reallm_compiler.codecs.quantizers.scalar import Latent, RowReader
+from reallm_compiler.codecs.quantizers.vectors import DenseVectors, sampled_places
 from reallm_compiler.codecs.sections import Sections
-from reallm_compiler.codecs.vectors import DenseVectors, sampled_places
 from reallm_compiler.errors import CodecError
-from reallm_compiler.layouts.vq import code_shape
-from reallm_compiler.recipe.stages import (
+from reallm_compiler.stages import (
     MatrixPlan,
     MinmaxScales,
     NearestPermutation,
@@ -43,6 +35,7 @@ from reallm_compiler.recipe.stages import (
     UniformQuantizer,
     VectorQuantizer,
 )
+from reallm_compiler.storage.vq import code_shape
 
 PANEL = 1 << 18
 """Weights of a panel of rows, about: a megabyte of float32."""

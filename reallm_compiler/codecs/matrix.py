@@ -20,16 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import dora, low_rank
+from reallm_compiler.codecs import dora
 from reallm_compiler.codecs.autoencoder import Coding
 from reallm_compiler.codecs.latent import PANEL, LatentCoder, LatentReader, panels
-from reallm_compiler.codecs.numbers import norm, unit
+from reallm_compiler.codecs.numerics.numbers import norm, unit
+from reallm_compiler.codecs.residuals import low_rank
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections, check_sections
 from reallm_compiler.codecs.tables import AUTOENCODERS, TRANSFORMS
 from reallm_compiler.codecs.watch import Unwatched, Watch
 from reallm_compiler.errors import CodecError
-from reallm_compiler.layouts import matrix as law
-from reallm_compiler.recipe.stages import LowRank, MatrixPlan, NoQuantizer
+from reallm_compiler.stages import LowRank, MatrixPlan, NoQuantizer
+from reallm_compiler.storage import matrix as law
 
 ALIGNMENT = 64
 """Bytes at a multiple of which a result begins, as torch's own tensors do."""

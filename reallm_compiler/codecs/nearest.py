@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.numbers import unit
-from reallm_compiler.codecs.packing import pack, unpack
+from reallm_compiler.codecs.numerics.numbers import unit
+from reallm_compiler.codecs.numerics.packing import pack, unpack
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import CodecError
-from reallm_compiler.layouts.nearest import row_blocks
-from reallm_compiler.recipe.stages import NearestPermutation, NoPermutation
+from reallm_compiler.stages import NearestPermutation, NoPermutation
+from reallm_compiler.storage.nearest import row_blocks
 from reallm_compiler.units import index_bits
 
 DISTANCE_BYTES = 128 << 20

@@ -18,12 +18,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.numbers import norm, stored, unit
-from reallm_compiler.codecs.packing import pack, unpack
+from reallm_compiler.codecs.numerics.numbers import norm, stored, unit
+from reallm_compiler.codecs.numerics.packing import pack, unpack
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
-from reallm_compiler.layouts.base import DTYPES
-from reallm_compiler.layouts.scales import ScaleStage, group_count
-from reallm_compiler.recipe.stages import MinmaxScales, NoScales, RmsScales
+from reallm_compiler.stages import MinmaxScales, NoScales, RmsScales
+from reallm_compiler.storage.base import DTYPES
+from reallm_compiler.storage.scales import ScaleStage, group_count
 from reallm_compiler.units import ceil_div
 
 LARGEST = 65504.0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.errors import CodecError, FormatError
-from reallm_compiler.layouts.base import SectionSpec
+from reallm_compiler.storage.base import SectionSpec
 from reallm_formats import Archive
 from reallm_formats.dtypes import CODES
 

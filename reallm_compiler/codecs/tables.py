@@ -9,12 +9,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import hadamard, hnerv, identity, normalize
 from reallm_compiler.codecs.autoencoder import Coding
+from reallm_compiler.codecs.autoencoders import hnerv, identity
 from reallm_compiler.codecs.latent import LatentReader
-from reallm_compiler.codecs.scalar import RowReader
+from reallm_compiler.codecs.quantizers.scalar import RowReader
 from reallm_compiler.codecs.sections import Sections
-from reallm_compiler.recipe.stages import Hadamard, Hnerv, Identity, Normalize
+from reallm_compiler.codecs.transforms import hadamard, normalize
+from reallm_compiler.stages import Hadamard, Hnerv, Identity, Normalize
 
 
 class Undo(Protocol):

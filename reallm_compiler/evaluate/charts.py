@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
+from reallm_compiler.checkpoint import matrix_kind
 from reallm_compiler.errors import OutputError
 from reallm_compiler.evaluate.pictures import (
     check_matplotlib,
@@ -22,7 +23,6 @@ from reallm_compiler.evaluate.pictures import (
     save_figure,
 )
 from reallm_compiler.evaluate.survey_report import MatrixSurvey, Survey
-from reallm_compiler.sources import matrix_kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from reallm_compiler.checkpoint import open_source
 from reallm_compiler.errors import EvaluationError, SourceError
 from reallm_compiler.evaluate.pictures import check_matplotlib, check_picture, draw_heatmap
 from reallm_compiler.execute.weights import Weights
 from reallm_compiler.reader.archive import open_archive
-from reallm_compiler.sources import open_source
 
 SAME = 1e-3
 """Relative difference up to which two errors are the same one, measured in two types."""

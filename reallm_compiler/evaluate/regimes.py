@@ -16,7 +16,7 @@ from typing import Any, Literal
 from reallm_compiler.evaluate.magnitudes import Group, ScaleGain
 from reallm_compiler.evaluate.spectrum import LowRankShare, Spectrum
 from reallm_compiler.evaluate.statistics import Z_FOUND, Neighbours
-from reallm_compiler.plan.budget import MatrixBudget
+from reallm_compiler.planning.budget import MatrixBudget
 
 Structure = Literal["none", "magnitudes", "weak", "strong"]
 

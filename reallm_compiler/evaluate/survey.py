@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 
 import torch
 
+from reallm_compiler.checkpoint import Inventory, MatrixFact
 from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate.magnitudes import scale_gains
 from reallm_compiler.evaluate.regimes import (
@@ -38,10 +39,9 @@ from reallm_compiler.evaluate.survey_source import Surveyed, open_surveyed
 from reallm_compiler.execute.events import CompileReport, Event
 from reallm_compiler.execute.preflight import choose_device
 from reallm_compiler.execute.run import compile_model
-from reallm_compiler.plan.budget import MatrixBudget
+from reallm_compiler.planning.budget import MatrixBudget
 from reallm_compiler.progress import Progress, teller
 from reallm_compiler.recipe import Recipe, load_recipe
-from reallm_compiler.sources import Inventory, MatrixFact
 from reallm_compiler.units import bits_per_weight
 
 Listener = Callable[[Event], None]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from reallm_compiler.checkpoint import Inventory, MatrixFact, open_source
+from reallm_compiler.checkpoint.folder import CONFIG
+from reallm_compiler.checkpoint.linear import matrices
+from reallm_compiler.checkpoint.paths import parse_json
 from reallm_compiler.errors import SourceError
 from reallm_compiler.execute.weights import Weights
 from reallm_compiler.reader.archive import ModelArchive, open_archive
-from reallm_compiler.sources import Inventory, MatrixFact, open_source
-from reallm_compiler.sources.folder import CONFIG
-from reallm_compiler.sources.linear import matrices
-from reallm_compiler.sources.paths import parse_json
 from reallm_compiler.tensors import TensorSpec
 
 

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from reallm_compiler.codecs import encode_matrix, to_bytes
-from reallm_compiler.codecs.packing import CODES_PER_GROUP
-from reallm_compiler.layouts import matrix as matrix_law
-from reallm_compiler.plan.model import PlannedMatrix
+from reallm_compiler.codecs.numerics.packing import CODES_PER_GROUP
+from reallm_compiler.planning.model import PlannedMatrix
+from reallm_compiler.storage import matrix as matrix_law
 
 BAND = 1 << 22
 """Weights of a band, about."""

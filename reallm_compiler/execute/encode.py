@@ -15,6 +15,7 @@ from typing import Any, overload
 
 import torch
 
+from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.codecs import encode_matrix, fit_shared, from_bytes, to_bytes
 from reallm_compiler.codecs.decoder_file import read_decoder
 from reallm_compiler.codecs.watch import Watch
@@ -25,10 +26,9 @@ from reallm_compiler.execute.shortage import shortage_told
 from reallm_compiler.execute.training import TrainingWatch, Watches, digest_of
 from reallm_compiler.execute.units import Unit, units_of
 from reallm_compiler.execute.weights import Weights
-from reallm_compiler.layouts import matrix as matrix_law
-from reallm_compiler.plan.model import Plan, PlannedMatrix, PlannedTensor
-from reallm_compiler.recipe.stages import Hnerv
-from reallm_compiler.sources import Inventory
+from reallm_compiler.planning.model import Plan, PlannedMatrix, PlannedTensor
+from reallm_compiler.stages import Hnerv
+from reallm_compiler.storage import matrix as matrix_law
 from reallm_formats import Writer, names
 
 THREADS = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reallm_compiler.plan.budget import Budget
+from reallm_compiler.planning.budget import Budget
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
+from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.distribution import VERSION
 from reallm_compiler.errors import ResumeError
 from reallm_compiler.execute.weights import shard_facts
-from reallm_compiler.plan.document import fixed_text
-from reallm_compiler.plan.model import Plan
-from reallm_compiler.sources import Inventory
+from reallm_compiler.planning.document import fixed_text
+from reallm_compiler.planning.model import Plan
 from reallm_formats import encode_manifest
 
 _TITLES = {

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute.encode import Encoder, UnitResult, fix_numerics
 from reallm_compiler.execute.events import Event
@@ -29,8 +30,7 @@ from reallm_compiler.execute.stop import StopRequest, signals_held
 from reallm_compiler.execute.training import Watches
 from reallm_compiler.execute.units import Unit
 from reallm_compiler.execute.worker import HALT, READY, START, Failure, Job
-from reallm_compiler.plan.model import Plan
-from reallm_compiler.sources import Inventory
+from reallm_compiler.planning.model import Plan
 
 LISTEN_SECONDS = 0.2
 """Seconds after which a request to stop is looked for while no worker answers."""

@@ -17,14 +17,16 @@ from pathlib import Path
 
 import torch
 
-from reallm_compiler.codecs import hnerv, latent, nearest, trellis_search
+from reallm_compiler.codecs import latent, nearest
+from reallm_compiler.codecs.autoencoders import hnerv
+from reallm_compiler.codecs.quantizers import trellis_search
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute.bands import held_weights
-from reallm_compiler.layouts import hnerv as hnerv_law
-from reallm_compiler.layouts import matrix as matrix_law
-from reallm_compiler.layouts.nearest import row_blocks
-from reallm_compiler.plan.model import Plan, PlannedMatrix
-from reallm_compiler.recipe.stages import Hnerv, MatrixPlan, NearestPermutation, TrellisQuantizer
+from reallm_compiler.planning.model import Plan, PlannedMatrix
+from reallm_compiler.stages import Hnerv, MatrixPlan, NearestPermutation, TrellisQuantizer
+from reallm_compiler.storage import hnerv as hnerv_law
+from reallm_compiler.storage import matrix as matrix_law
+from reallm_compiler.storage.nearest import row_blocks
 from reallm_compiler.system import cores, free_memory
 
 INTERPRETER_BYTES = 350 * 2**20

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.errors import ResumeError, SourceError
 from reallm_compiler.execute.events import Checked
 from reallm_compiler.execute.units import Unit
 from reallm_compiler.execute.weights import Weights
-from reallm_compiler.plan.model import Plan
-from reallm_compiler.sources import Inventory
+from reallm_compiler.planning.model import Plan
 from reallm_formats import Layout, Writer
 
 SHOWN = 3

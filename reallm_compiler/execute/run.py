@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.errors import CompileError, OutputError, ResumeError, SourceError
 from reallm_compiler.execute.encode import UnitResult
 from reallm_compiler.execute.events import CompileReport, Event, Preflight, UnitDone
@@ -38,13 +39,12 @@ from reallm_compiler.execute.training import digest_of, remove_states, state_pat
 from reallm_compiler.execute.trial import trial_plan, work_of
 from reallm_compiler.execute.units import Unit, units_of
 from reallm_compiler.execute.weights import check_duplicates
-from reallm_compiler.plan.build import build, open_model
-from reallm_compiler.plan.document import to_document
-from reallm_compiler.plan.model import Plan
+from reallm_compiler.planning.build import build, open_model
+from reallm_compiler.planning.document import to_document
+from reallm_compiler.planning.model import Plan
 from reallm_compiler.progress import Progress, teller
 from reallm_compiler.publish import refuse_inputs
 from reallm_compiler.recipe import Recipe, load_recipe
-from reallm_compiler.sources import Inventory
 from reallm_formats import Writer
 
 Listener = Callable[[Event], None]

@@ -6,9 +6,9 @@ import difflib
 from fnmatch import fnmatchcase
 
 from reallm_compiler.errors import CompileError
-from reallm_compiler.plan.build import KIND
-from reallm_compiler.plan.document import section_list, to_document
-from reallm_compiler.plan.model import Plan
+from reallm_compiler.planning.build import KIND
+from reallm_compiler.planning.document import section_list, to_document
+from reallm_compiler.planning.model import Plan
 from reallm_formats import layout
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from reallm_compiler.layouts import matrix as matrix_law
-from reallm_compiler.plan.model import Plan
+from reallm_compiler.planning.model import Plan
+from reallm_compiler.storage import matrix as matrix_law
 from reallm_formats import names
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.numbers import Loss
+from reallm_compiler.checkpoint import Inventory
+from reallm_compiler.codecs.numerics.numbers import Loss
 from reallm_compiler.codecs.sections import TORCH_DTYPES
 from reallm_compiler.errors import CodecError, SourceError
-from reallm_compiler.sources import Inventory
 from reallm_compiler.tensors import TensorSpec
 
 CHUNK = 64 * 2**20

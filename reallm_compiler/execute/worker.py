@@ -21,9 +21,9 @@ from traceback import format_exception
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reallm_compiler.checkpoint import Inventory
     from reallm_compiler.execute.encode import Encoder
-    from reallm_compiler.plan.model import Plan
-    from reallm_compiler.sources import Inventory
+    from reallm_compiler.planning.model import Plan
 
 START = """\
 import sys

@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from reallm_compiler.checkpoint import layer_index
 from reallm_compiler.finetune.options import FinetuneOptions, Stage
-from reallm_compiler.layouts.matrix import low_rank_parameters
-from reallm_compiler.plan.model import Plan, PlannedMatrix
-from reallm_compiler.sources import layer_index
+from reallm_compiler.planning.model import Plan, PlannedMatrix
+from reallm_compiler.storage.matrix import low_rank_parameters
 
 LIBRARIES_BYTES = 420_000_000
 """What Python with torch and transformers holds before any model, about (measured on Linux)."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reallm_compiler.checkpoint import Inventory, open_source
 from reallm_compiler.errors import FinetuneError
 from reallm_compiler.execute.resume import check_digests
 from reallm_compiler.execute.weights import Weights, shard_facts
@@ -24,7 +25,6 @@ from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.reader.model import build_model
 from reallm_compiler.runtime.models import source_files
 from reallm_compiler.runtime.names import parameter_names
-from reallm_compiler.sources import Inventory, open_source
 
 CHECKED = 1 << 16
 """Weights of a kept tensor up to which it is compared with the archive's."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from reallm_compiler.checkpoint.paths import parse_json
 from reallm_compiler.distribution import VERSION
 from reallm_compiler.errors import EvaluationError, FinetuneError, ResumeError
 from reallm_compiler.execute.identity import compute_name
@@ -31,7 +32,7 @@ from reallm_compiler.finetune.original import Original
 from reallm_compiler.finetune.state import State
 from reallm_compiler.finetune.store import write_adapter, write_model
 from reallm_compiler.finetune.text import Sequences, cut, read_texts, split
-from reallm_compiler.plan.document import fixed_text
+from reallm_compiler.planning.document import fixed_text
 from reallm_compiler.progress import Progress, teller
 from reallm_compiler.publish import check_file, owned, refuse_inputs
 from reallm_compiler.reader.archive import ModelArchive, open_archive
@@ -39,7 +40,6 @@ from reallm_compiler.reader.huggingface import archive_files
 from reallm_compiler.runtime.devices import resolve_device
 from reallm_compiler.runtime.text_models import check_predicts_text, check_reads, usable_positions
 from reallm_compiler.runtime.tunable import TunableModel, open_tunable
-from reallm_compiler.sources.paths import parse_json
 
 LITERATURE_WINDOW = 2048
 """Tokens of a sequence where the model has as many positions."""

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import dora, low_rank, to_bytes
+from reallm_compiler.codecs import dora, to_bytes
+from reallm_compiler.codecs.residuals import low_rank
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import AdapterError
 from reallm_compiler.finetune.original import Original
-from reallm_compiler.layouts import adapter as adapter_law
-from reallm_compiler.layouts.base import DTYPES
-from reallm_compiler.plan.document import section_list, to_document
+from reallm_compiler.planning.document import section_list, to_document
 from reallm_compiler.publish import whole_file
 from reallm_compiler.reader.archive import ModelArchive
-from reallm_compiler.recipe.stages import LowRank
+from reallm_compiler.stages import LowRank
+from reallm_compiler.storage import adapter as adapter_law
+from reallm_compiler.storage.base import DTYPES
 from reallm_formats import AdapterDocument, AdapterEntry, Layout, Writer, layout, names
 
 Parts = Mapping[str, Tensor]
@@ -191,7 +192,7 @@ def _new_file(path: Path, placed: Layout, *, force: bool) -> Iterator[Writer]:
 
 
 def _rank(residual: object, shape: tuple[int, int]) -> int:
-    from reallm_compiler.layouts.low_rank import rank_of
+    from reallm_compiler.storage.low_rank import rank_of
 
     return rank_of(residual, shape) if isinstance(residual, LowRank) else 0
 

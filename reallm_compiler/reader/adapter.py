@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import low_rank
+from reallm_compiler.codecs.residuals import low_rank
 from reallm_compiler.codecs.sections import read_section
 from reallm_compiler.errors import AdapterError
-from reallm_compiler.layouts import adapter as adapter_law
-from reallm_compiler.recipe.stages import MatrixPlan, NoResidual
+from reallm_compiler.stages import MatrixPlan, NoResidual
+from reallm_compiler.storage import adapter as adapter_law
 from reallm_formats import AdapterEntry, Archive, Closing, Manifest, names
 
 

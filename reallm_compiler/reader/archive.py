@@ -18,21 +18,22 @@ from typing import Any
 
 import torch
 
-from reallm_compiler.codecs import decode_matrix, from_bytes, low_rank
+from reallm_compiler.codecs import decode_matrix, from_bytes
 from reallm_compiler.codecs.decoder_file import read_decoder
+from reallm_compiler.codecs.residuals import low_rank
 from reallm_compiler.codecs.sections import TORCH_DTYPES, read_section
 from reallm_compiler.errors import AdapterError, FormatError, SourceError
-from reallm_compiler.layouts import dora as dora_law
-from reallm_compiler.layouts import low_rank as low_rank_law
-from reallm_compiler.layouts import matrix as matrix_law
-from reallm_compiler.layouts.base import SectionSpec
-from reallm_compiler.plan.budget import Budget
-from reallm_compiler.plan.cost import check_cost
-from reallm_compiler.plan.decoders import DecoderFile, find_decoder, find_decoders
-from reallm_compiler.plan.document import from_manifest
-from reallm_compiler.plan.model import Plan, PlannedMatrix
+from reallm_compiler.planning.budget import Budget
+from reallm_compiler.planning.cost import check_cost
+from reallm_compiler.planning.decoders import DecoderFile, find_decoder, find_decoders
+from reallm_compiler.planning.document import from_manifest
+from reallm_compiler.planning.model import Plan, PlannedMatrix
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
-from reallm_compiler.recipe.stages import Hnerv, LowRank, MatrixPlan, NoResidual
+from reallm_compiler.stages import Hnerv, LowRank, MatrixPlan, NoResidual
+from reallm_compiler.storage import dora as dora_law
+from reallm_compiler.storage import low_rank as low_rank_law
+from reallm_compiler.storage import matrix as matrix_law
+from reallm_compiler.storage.base import SectionSpec
 from reallm_formats import Archive, Closing, Manifest, SectionEntry, names
 
 

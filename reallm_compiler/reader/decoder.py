@@ -14,12 +14,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from reallm_compiler.errors import SourceError
-from reallm_compiler.layouts import hnerv as law
-from reallm_compiler.plan.decoders import KIND
-from reallm_compiler.plan.document import blank_provenance
+from reallm_compiler.planning.decoders import KIND
+from reallm_compiler.planning.document import blank_provenance
 from reallm_compiler.publish import check_file, new_file, refuse_inputs
 from reallm_compiler.reader.archive import open_archive
-from reallm_compiler.recipe.stages import Hnerv
+from reallm_compiler.stages import Hnerv
+from reallm_compiler.storage import hnerv as law
 from reallm_formats import Writer, layout, names
 from reallm_formats.kinds.decoder import section_name
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reallm_compiler.checkpoint.architecture import building, model_class, transformers_config
+from reallm_compiler.checkpoint.layers import is_prediction, prediction_layers
+from reallm_compiler.checkpoint.paths import parse_json
 from reallm_compiler.errors import SourceError
-from reallm_compiler.sources.architecture import building, model_class, transformers_config
-from reallm_compiler.sources.layers import is_prediction, prediction_layers
-from reallm_compiler.sources.paths import parse_json
 
 GENERATION = "generation_config.json"
 OLD_CONSTANT = ".masked_bias"

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from reallm_compiler.checkpoint.carried import is_carried
 from reallm_compiler.errors import FormatError, OutputError
 from reallm_compiler.progress import Progress, Tell, teller
 from reallm_compiler.publish import new_folder
 from reallm_compiler.reader.archive import ModelArchive, open_archive
-from reallm_compiler.sources.carried import is_carried
 from reallm_formats.dtypes import section_bytes
 
 SHARD_BYTES = 2 * 2**30

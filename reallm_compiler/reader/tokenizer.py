@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from reallm_compiler.checkpoint.carried import TOKENIZERS
+from reallm_compiler.checkpoint.untrusted import offline
 from reallm_compiler.errors import SourceError
 from reallm_compiler.reader.reconstruct import write_files
-from reallm_compiler.sources.carried import TOKENIZERS
-from reallm_compiler.sources.untrusted import offline
 
 
 def has_tokenizer(names: Collection[str]) -> bool:

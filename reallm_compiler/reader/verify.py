@@ -12,15 +12,15 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 
 from reallm_compiler.errors import FormatError
-from reallm_compiler.layouts import adapter as adapter_law
-from reallm_compiler.layouts import matrix as matrix_law
-from reallm_compiler.layouts.base import SectionSpec
-from reallm_compiler.layouts.hnerv import decoder_sections, decoder_width
-from reallm_compiler.plan.alike import once_for_alike
-from reallm_compiler.plan.cost import check_cost
-from reallm_compiler.plan.decoders import decoder_stage
-from reallm_compiler.plan.document import from_manifest
+from reallm_compiler.planning.alike import once_for_alike
+from reallm_compiler.planning.cost import check_cost
+from reallm_compiler.planning.decoders import decoder_stage
+from reallm_compiler.planning.document import from_manifest
 from reallm_compiler.progress import Progress, Tell, teller
+from reallm_compiler.storage import adapter as adapter_law
+from reallm_compiler.storage import matrix as matrix_law
+from reallm_compiler.storage.base import SectionSpec
+from reallm_compiler.storage.hnerv import decoder_sections, decoder_width
 from reallm_formats import Archive, Damage, names
 from reallm_formats.kinds.decoder import section_name
 

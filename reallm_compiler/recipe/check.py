@@ -26,9 +26,9 @@ from reallm_compiler.recipe.nodes import (
     map_from_plain,
     to_plain,
 )
-from reallm_compiler.recipe.stages import MatrixPlan, Stage
 from reallm_compiler.recipe.tuning import SECTION, FinetuneOptions, unknown_setting
 from reallm_compiler.recipe.words import homes, keys_of, listed, nearest, owners, stages, suggestion
+from reallm_compiler.stages import MatrixPlan, Stage
 
 VERSION = 1
 BUILT_IN = Place("default")

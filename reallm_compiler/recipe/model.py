@@ -16,8 +16,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from reallm_compiler.recipe.match import LayerRange, Pattern, parse_layers
 from reallm_compiler.recipe.nodes import MAX_INTEGER, MapNode, Place
-from reallm_compiler.recipe.stages import MatrixPlan, Rational
 from reallm_compiler.recipe.tuning import FinetuneOptions
+from reallm_compiler.stages import MatrixPlan, Rational
 
 Keep: TypeAlias = Literal["source", "bfloat16", "float16", "float32"]
 Role: TypeAlias = Literal["linear", "embedding", "head", "router"]

@@ -11,7 +11,7 @@ Each field of the result is the very node that set it, so its place is that of t
 from __future__ import annotations
 
 from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode, to_plain
-from reallm_compiler.recipe.stages import SHARED_KINDS
+from reallm_compiler.stages import SHARED_KINDS
 
 
 def merge(base: Node, patch: Node) -> Node:

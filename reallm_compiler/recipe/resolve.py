@@ -25,7 +25,7 @@ from reallm_compiler.recipe.nodes import (
 )
 from reallm_compiler.recipe.patch import merge_maps
 from reallm_compiler.recipe.selection import Candidate, select
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.stages import MatrixPlan
 
 __all__ = ["Candidate", "Decision", "FieldSource", "resolve"]
 

@@ -12,7 +12,7 @@ import copy
 from typing import Any
 
 from reallm_compiler.recipe.model import RecipeForm
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.stages import MatrixPlan
 
 _PART = "Part"
 _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}

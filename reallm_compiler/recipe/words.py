@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from reallm_compiler.recipe.stages import MatrixPlan, Stage
+from reallm_compiler.stages import MatrixPlan, Stage
 
 SYNONYMS = {
     "fp16": "float16",

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from reallm_compiler.checkpoint import Inventory, open_source
 from reallm_compiler.codecs.sections import TORCH_DTYPES
 from reallm_compiler.errors import SourceError
 from reallm_compiler.execute.weights import Weights
@@ -23,7 +24,6 @@ from reallm_compiler.reader.huggingface import archive_files
 from reallm_compiler.reader.model import ModelFiles, Stored, build_model
 from reallm_compiler.reader.tokenizer import load_tokenizer
 from reallm_compiler.runtime.devices import resolve_device, resolve_dtype
-from reallm_compiler.sources import Inventory, open_source
 
 
 def load(

@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reallm_compiler.plan.model import PlannedMatrix
+from reallm_compiler.checkpoint.architecture import meta_model
+from reallm_compiler.planning.model import PlannedMatrix
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.reader.huggingface import archive_files
-from reallm_compiler.sources.architecture import meta_model
 
 
 def empty_model(archive: ModelArchive) -> Any:  # noqa: ANN401 (transformers has no types)

@@ -259,7 +259,7 @@ def test_explain_of_an_archive_says_what_it_cannot(run, archive):
 
 @pytest.mark.parametrize("recipe", ["nf4", "reallm-3bit"])
 def test_budget_and_planner_say_the_same(run, recipe, tiny_llama):
-    from reallm_compiler.plan.build import plan
+    from reallm_compiler.planning.build import plan
 
     document = run("budget", recipe, "--model", tiny_llama, "--json").json
     assert document == json.loads(json.dumps(plan(recipe, model=tiny_llama).budget().to_json()))

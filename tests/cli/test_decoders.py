@@ -11,9 +11,14 @@ import yaml
 
 from reallm_cli.commands.inspect_decoder import parts_of
 from reallm_cli.main import main
-from reallm_compiler.codecs.hnerv_net import assemble, decode, plain_shapes, stage_shapes
-from reallm_compiler.layouts import hnerv as law
-from reallm_compiler.plan.decoders import open_decoder_file
+from reallm_compiler.codecs.autoencoders.hnerv_net import (
+    assemble,
+    decode,
+    plain_shapes,
+    stage_shapes,
+)
+from reallm_compiler.planning.decoders import open_decoder_file
+from reallm_compiler.storage import hnerv as law
 
 NAME = "model.layers.0.self_attn.q_proj"
 KEYS = {

@@ -115,7 +115,7 @@ def test_memory_before(run, archive, tiny_recipe, tiny_llama, subject):
 
 
 def test_memory_before_downloads_no_weights(run, tiny_recipe, tiny_llama, tmp_path, monkeypatch):
-    from reallm_compiler.sources import hub
+    from reallm_compiler.checkpoint import hub
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(hub, "describe", lambda text, *, hint: (tiny_llama, None))

@@ -17,7 +17,7 @@ from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.progress import Meter
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal, escape
-from reallm_compiler.plan.build import plan
+from reallm_compiler.planning.build import plan
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from reallm_compiler.codecs import (
     from_bytes,
     to_bytes,
 )
-from reallm_compiler.layouts import matrix as law
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage import matrix as law
 
 RAGGED = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reallm_compiler.codecs import assignment
+from reallm_compiler.codecs.numerics import assignment
 
 
 def generator(seed=0):

@@ -7,8 +7,9 @@ import warnings
 import pytest
 import torch
 
-from reallm_compiler.codecs import decode_matrix, encode_matrix, normal_float
-from reallm_compiler.codecs.packing import unpack
+from reallm_compiler.codecs import decode_matrix, encode_matrix
+from reallm_compiler.codecs.numerics.packing import unpack
+from reallm_compiler.codecs.quantizers import normal_float
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from reallm_compiler.codecs import check_sections, decode_matrix, encode_matrix, fit_shared
-from reallm_compiler.layouts import matrix as law
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage import matrix as law
 
 HNERV = st.fixed_dictionaries(
     {

@@ -6,8 +6,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from reallm_compiler.codecs import decode_matrix, encode_matrix, hadamard, matrix
-from reallm_compiler.layouts import matrix as law
+from reallm_compiler.codecs import decode_matrix, encode_matrix, matrix
+from reallm_compiler.codecs.transforms import hadamard
+from reallm_compiler.storage import matrix as law
 
 SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64), (256, 24)]
 

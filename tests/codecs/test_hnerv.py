@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import decode_matrix, encode_matrix, fit_shared, hnerv
-from reallm_compiler.codecs import hnerv_net as net
-from reallm_compiler.codecs import hnerv_weights as weights
+from reallm_compiler.codecs import decode_matrix, encode_matrix, fit_shared
+from reallm_compiler.codecs.autoencoders import hnerv
+from reallm_compiler.codecs.autoencoders import hnerv_net as net
+from reallm_compiler.codecs.autoencoders import hnerv_weights as weights
 from reallm_compiler.codecs.watch import State
 from reallm_compiler.errors import CodecError
-from reallm_compiler.layouts import hnerv as law
-from reallm_compiler.recipe.stages import Hnerv, MatrixPlan
+from reallm_compiler.stages import Hnerv, MatrixPlan
+from reallm_compiler.storage import hnerv as law
 
 TINY = {
     "kind": "hnerv",

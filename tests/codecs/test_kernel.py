@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reallm_compiler.codecs import decode_matrix, encode_matrix, kernel
-from reallm_compiler.codecs.packing import pack
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.codecs import decode_matrix, encode_matrix
+from reallm_compiler.codecs.numerics import kernel
+from reallm_compiler.codecs.numerics.packing import pack
+from reallm_compiler.stages import MatrixPlan
 
 needs_kernel = pytest.mark.skipif(
     kernel.compiled(4) is None, reason="llvmlite or a processor with AVX2 is missing"
@@ -171,7 +172,7 @@ def test_without_its_library(monkeypatch, gaussian, plan_of, error):
 def test_its_library_is_loaded_when_it_is_used_and_not_before():
     program = (
         "import sys, torch, reallm_compiler.codecs as c; "
-        "from reallm_compiler.recipe.stages import MatrixPlan; "
+        "from reallm_compiler.stages import MatrixPlan; "
         "q = {'kind': 'uniform', 'bits': 4}; "
         "p = MatrixPlan.model_validate({'quantizer': q, 'scales': {'kind': 'absmax'}}); "
         "e = c.encode_matrix(p, torch.ones(32, 32), seed=0, source_dtype='bf16'); "

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from reallm_compiler.codecs import low_rank
+from reallm_compiler.codecs.residuals import low_rank
 from reallm_compiler.errors import CodecError
 
 SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)]

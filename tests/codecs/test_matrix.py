@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from reallm_compiler.codecs import MatrixReader, decode_matrix, encode_matrix, fit_shared, latent
 from reallm_compiler.errors import CodecError
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.stages import MatrixPlan
 
 RESIDUALS = st.one_of(
     st.just({"kind": "none"}),
@@ -143,7 +143,7 @@ def test_panels_of_odd_width_begin_at_whole_bytes(quantizer, gaussian, plan_of, 
 
 def test_decoding_by_the_formula(gaussian, plan_of):
     """Everything spelled out: P^-1(s C[codes]) + L1 L2, rows rescaled."""
-    from reallm_compiler.codecs.packing import unpack
+    from reallm_compiler.codecs.numerics.packing import unpack
 
     plan, weight = reallm_2bit(plan_of), gaussian(64, 48)
     encoded = encode_matrix(plan, weight, seed=0, source_dtype="f32")

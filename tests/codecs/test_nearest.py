@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reallm_compiler.codecs import nearest
-from reallm_compiler.codecs.packing import pack
+from reallm_compiler.codecs.numerics.packing import pack
 from reallm_compiler.errors import CodecError
 
 SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.special import erfinv
 
-from reallm_compiler.codecs.normal_float import levels
-from reallm_compiler.codecs.packing import unpack
+from reallm_compiler.codecs.numerics.packing import unpack
+from reallm_compiler.codecs.quantizers.normal_float import levels
 
 TABLES = {
     1: [0, 1],

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reallm_compiler.codecs import encode_matrix, fit_shared, numbers
+from reallm_compiler.codecs import encode_matrix, fit_shared
+from reallm_compiler.codecs.numerics import numbers
 from reallm_compiler.errors import CodecError
 from reallm_compiler.recipe import load_recipe
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.stages import MatrixPlan
 
 FACTORS = (1e-36, 1e-30, 1e-20, 1e-12, 1e-8, 1e-5, 1e5, 1e12, 1e20, 1e30, 1e36)
 SHAPE = (64, 128)

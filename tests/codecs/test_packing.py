@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reallm_compiler.codecs import packing
-from reallm_compiler.codecs.packing import pack, unpack
+from reallm_compiler.codecs.numerics import packing
+from reallm_compiler.codecs.numerics.packing import pack, unpack
 from reallm_compiler.errors import CodecError
 
 

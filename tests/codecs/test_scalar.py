@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reallm_compiler.codecs.scalar import byte_table, look_up, nearest_levels
+from reallm_compiler.codecs.quantizers.scalar import byte_table, look_up, nearest_levels
 from reallm_compiler.errors import CodecError
 
 

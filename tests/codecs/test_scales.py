@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from reallm_compiler.codecs import decode_matrix, encode_matrix, scales
-from reallm_compiler.codecs.packing import unpack
+from reallm_compiler.codecs.numerics.packing import unpack
 from reallm_compiler.errors import CodecError
-from reallm_compiler.layouts.scales import group_count
+from reallm_compiler.storage.scales import group_count
 
 SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (12, 128)]
 

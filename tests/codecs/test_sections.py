@@ -9,7 +9,7 @@ import torch
 
 from reallm_compiler.codecs.sections import TORCH_DTYPES, check_sections, from_bytes, to_bytes
 from reallm_compiler.errors import CodecError
-from reallm_compiler.layouts.base import SectionSpec
+from reallm_compiler.storage.base import SectionSpec
 from reallm_formats.dtypes import NUMBERS
 
 

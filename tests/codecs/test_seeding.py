@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reallm_compiler.codecs import assignment, seeding
-from reallm_compiler.codecs.seeding import seed_codebook
-from reallm_compiler.codecs.vectors import DenseVectors
+from reallm_compiler.codecs.numerics import assignment, seeding
+from reallm_compiler.codecs.numerics.seeding import seed_codebook
+from reallm_compiler.codecs.quantizers.vectors import DenseVectors
 
 
 def generator(seed=0):

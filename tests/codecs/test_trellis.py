@@ -8,11 +8,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from reallm_compiler.codecs import decode_matrix, encode_matrix, fit_shared, trellis
-from reallm_compiler.codecs.packing import unpack
+from reallm_compiler.codecs import decode_matrix, encode_matrix, fit_shared
+from reallm_compiler.codecs.numerics.packing import unpack
+from reallm_compiler.codecs.quantizers import trellis
 from reallm_compiler.errors import CodecError
-from reallm_compiler.layouts import matrix as law
-from reallm_compiler.layouts.trellis import wide_columns
+from reallm_compiler.storage import matrix as law
+from reallm_compiler.storage.trellis import wide_columns
 
 ROW = {"kind": "rms", "per": "row"}
 

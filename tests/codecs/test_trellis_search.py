@@ -7,8 +7,8 @@ import itertools
 import pytest
 import torch
 
-from reallm_compiler.codecs import trellis_search
-from reallm_compiler.codecs.trellis_search import best_codes, states_of
+from reallm_compiler.codecs.quantizers import trellis_search
+from reallm_compiler.codecs.quantizers.trellis_search import best_codes, states_of
 
 
 def slow_states(codes, widths, memory):

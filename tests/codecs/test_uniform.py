@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reallm_compiler.codecs.packing import unpack
-from reallm_compiler.codecs.uniform import levels
+from reallm_compiler.codecs.numerics.packing import unpack
+from reallm_compiler.codecs.quantizers.uniform import levels
 
 
 def test_levels():

@@ -7,8 +7,9 @@ import itertools
 import pytest
 import torch
 
-from reallm_compiler.codecs import decode_matrix, encode_matrix, scales, vq
-from reallm_compiler.codecs.packing import unpack
+from reallm_compiler.codecs import decode_matrix, encode_matrix, scales
+from reallm_compiler.codecs.numerics.packing import unpack
+from reallm_compiler.codecs.quantizers import vq
 from reallm_compiler.errors import CodecError
 
 SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)]

@@ -9,7 +9,7 @@ import torch
 
 from reallm_compiler.codecs import encode_matrix
 from reallm_compiler.evaluate.magnitudes import codebook_gain, scale_gains
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.stages import MatrixPlan
 
 
 def noise(seed, p, q):

@@ -26,8 +26,8 @@ from reallm_compiler.evaluate.regimes import (
     words_of,
 )
 from reallm_compiler.evaluate.survey import survey_model
-from reallm_compiler.plan.budget import MatrixBudget
-from reallm_compiler.plan.build import plan
+from reallm_compiler.planning.budget import MatrixBudget
+from reallm_compiler.planning.build import plan
 
 P, Q = 64, 96
 

@@ -14,8 +14,8 @@ from reallm_compiler.codecs import encode_matrix, to_bytes
 from reallm_compiler.errors import CodecError
 from reallm_compiler.execute import bands
 from reallm_compiler.execute.preflight import worker_bytes
-from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.reader.verify import verify
+from reallm_compiler.storage import matrix as matrix_law
 
 SHAPE = (45, 20)
 

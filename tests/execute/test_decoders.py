@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from reallm_compiler.errors import FormatError, OutputError, RecipeError, SourceError
 from reallm_compiler.evaluate.models import load_for_evaluation
 from reallm_compiler.execute.run import compile_model
-from reallm_compiler.plan.build import plan
-from reallm_compiler.plan.decoders import find_decoder, open_decoder_file
+from reallm_compiler.planning.build import plan
+from reallm_compiler.planning.decoders import find_decoder, open_decoder_file
 from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.reader.decoder import extract_decoder
 from reallm_compiler.reader.reconstruct import reconstruct

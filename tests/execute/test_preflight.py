@@ -18,7 +18,7 @@ from reallm_compiler.errors import CompileError
 from reallm_compiler.execute import preflight
 from reallm_compiler.execute.events import Preflight
 from reallm_compiler.execute.preflight import choose_workers, device_worker_bytes, worker_bytes
-from reallm_compiler.plan.model import Plan
+from reallm_compiler.planning.model import Plan
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SHAPES = {f"layers.{layer}.mlp.weight": [4096, 4096] for layer in range(8)}

@@ -13,10 +13,10 @@ import pytest
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import FormatError
-from reallm_compiler.layouts import matrix as law
 from reallm_compiler.reader.decoder import extract_decoder
 from reallm_compiler.reader.verify import verify
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage import matrix as law
 from reallm_formats import section_bytes
 from vectors import forge
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reallm_compiler.errors import RecipeError
 from reallm_compiler.recipe import Recipe, load_recipe
-from reallm_compiler.recipe.stages import LowRank, MatrixPlan, NoPermutation, VectorQuantizer
+from reallm_compiler.stages import LowRank, MatrixPlan, NoPermutation, VectorQuantizer
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from reallm_compiler.errors import RecipeError
 from reallm_compiler.recipe import Candidate, load_recipe, resolve
 from reallm_compiler.recipe import resolve as resolve_function
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.stages import MatrixPlan
 
 RESOLVE = resolve_function.__module__
 PARTS = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from reallm_compiler.layouts.matrix import paper_bits, sections
 from reallm_compiler.recipe import Candidate, list_shipped, load_recipe, read_shipped, resolve
 from reallm_compiler.recipe import shipped as shipped_module
 from reallm_compiler.recipe.shipped import BEST, FIRST_CHOICE, head_comment
-from reallm_compiler.recipe.stages import AbsmaxScales, MatrixPlan, UniformQuantizer
+from reallm_compiler.stages import AbsmaxScales, MatrixPlan, UniformQuantizer
+from reallm_compiler.storage.matrix import paper_bits, sections
 from reallm_compiler.units import bits_per_weight
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from reallm_compiler.codecs import decode_matrix, encode_matrix, fit_shared
 from reallm_compiler.recipe import Candidate, load_recipe, resolve
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.stages import MatrixPlan
 
 ELSEWHERE = torch.device("meta")
 

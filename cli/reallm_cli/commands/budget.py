@@ -14,7 +14,7 @@ from reallm_cli.opened import Opened, is_archive, open_facts
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import Stored, differences, show_sizes
-from reallm_compiler.plan.model import Plan
+from reallm_compiler.planning.model import Plan
 
 
 @click.command(
@@ -86,7 +86,7 @@ def stored_json(stored: Stored) -> dict[str, Any]:
 
 
 def _plan(source: str, model: str | None, opened: Opened | None) -> Plan:
-    from reallm_compiler.plan.build import plan as build_plan
+    from reallm_compiler.planning.build import plan as build_plan
 
     if opened is None:
         check_recipe_path(source)

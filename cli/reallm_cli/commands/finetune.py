@@ -216,11 +216,11 @@ def _dry_run(
     terminal: Terminal, archive: str, model: str, given: Mapping[str, Any], *, as_json: bool
 ) -> int:
     """The memory of a run, from shapes alone."""
+    from reallm_compiler.checkpoint import open_source
     from reallm_compiler.finetune import estimate
     from reallm_compiler.finetune.options import options_from
-    from reallm_compiler.plan.build import build
+    from reallm_compiler.planning.build import build
     from reallm_compiler.recipe import load_recipe
-    from reallm_compiler.sources import open_source
 
     inventory = open_source(model, weights=False)
     if inventory.config is None:

@@ -20,8 +20,8 @@ from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.tables import show_facts
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import section_json, show_sections, show_sizes
-from reallm_compiler.plan.budget import MatrixBudget
-from reallm_compiler.recipe.stages import MatrixPlan
+from reallm_compiler.planning.budget import MatrixBudget
+from reallm_compiler.stages import MatrixPlan
 from reallm_formats import Archive, names
 
 

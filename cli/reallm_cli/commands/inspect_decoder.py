@@ -14,9 +14,9 @@ from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import section_json, show_sections
-from reallm_compiler.layouts import hnerv as law
-from reallm_compiler.plan.decoders import open_decoder_file
-from reallm_compiler.recipe.stages import Hnerv
+from reallm_compiler.planning.decoders import open_decoder_file
+from reallm_compiler.stages import Hnerv
+from reallm_compiler.storage import hnerv as law
 from reallm_formats import Archive
 from reallm_formats.kinds.decoder import section_name
 

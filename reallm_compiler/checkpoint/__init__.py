@@ -1,0 +1,15 @@
+"""Checkpoints, described by their headers alone: names, types, shapes, places, ties."""
+
+from reallm_compiler.checkpoint.inventory import Inventory, open_source
+from reallm_compiler.checkpoint.layers import layer_index
+from reallm_compiler.checkpoint.linear import MatrixFact, matrix_kind, matrix_name, natural_key
+
+__all__ = [
+    "Inventory",
+    "MatrixFact",
+    "layer_index",
+    "matrix_kind",
+    "matrix_name",
+    "natural_key",
+    "open_source",
+]

@@ -1,0 +1,1 @@
+"""Numerical routines that several codecs use: packing, k-means, assignment, seeding."""

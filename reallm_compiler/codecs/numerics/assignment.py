@@ -1,0 +1,115 @@
+"""The nearest codeword of each vector, the errors that it leaves, and sums by codeword.
+
+Assignment is one matrix product and an argmin: features [w x, w] times a table [-c, c^2 / 2] are
+half the errors, up to a term without c. Blocks of scores stay in cache. In one dimension the
+codewords are kept in order and assignment is a search between them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs.quantizers.scalar import nearest_levels
+
+SCORES = 1 << 17
+"""Scores of a block of assignment, in elements: half a megabyte of float32."""
+
+DEVICE_SCORES = 1 << 26
+"""The same on an accelerator."""
+
+WORD_BLOCK = 1 << 11
+"""Codewords of a block of scores, for codebooks of more."""
+
+
+def assign(values: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
+    """The nearest codeword of each vector; the lowest index among equals.
+
+    Args:
+        values: [n, d].
+        weights: [n, d] for weights of elements; None or [n] where they cannot matter.
+        codebook: [K, d]; ascending for d = 1.
+
+    Returns:
+        int64 [n].
+    """
+    if codebook.shape[1] == 1:
+        return nearest_levels(values.reshape(-1), codebook[:, 0])
+    per_element = weights is not None and weights.dim() == 2
+    table = _score_table(codebook, per_element=per_element)
+    features = _features(values, weights)
+    n, words = len(features), len(codebook)
+    width = min(words, WORD_BLOCK)
+    on_cpu = values.device.type == "cpu"
+    height = max(1, (SCORES if on_cpu else DEVICE_SCORES) // width)
+    result = torch.empty(n, dtype=torch.int64, device=values.device)
+    buffer = torch.empty(min(height, n), width, dtype=values.dtype, device=values.device)
+    for first in range(0, n, height):
+        part, target = features[first : first + height], result[first : first + height]
+        least: Tensor | None = None
+        for word in range(0, words, width):
+            scores = buffer[: len(part), : min(width, words - word)]
+            torch.mm(part, table[:, word : word + width], out=scores)
+            # numpy finds a least place several times faster than torch does.
+            if on_cpu and width == words:
+                scores.numpy().argmin(1, out=target.numpy())
+                continue
+            index = torch.from_numpy(scores.numpy().argmin(1)) if on_cpu else scores.argmin(1)
+            if width == words:
+                target.copy_(index)
+                continue
+            found = scores.gather(1, index[:, None])[:, 0]
+            if least is None:
+                least = found
+                target.copy_(index)
+                continue
+            nearer = found < least
+            least = torch.where(nearer, found, least)
+            target.copy_(torch.where(nearer, index + word, target))
+    return result
+
+
+def _score_table(codebook: Tensor, *, per_element: bool) -> Tensor:
+    """The right-hand side of assignment: [2 d, K] for weights of elements, else [d + 1, K]."""
+    half_squares = codebook.square() / 2
+    if not per_element:
+        half_squares = half_squares.sum(1, keepdim=True)
+    return torch.cat([-codebook, half_squares], dim=1).t().contiguous()
+
+
+def _features(values: Tensor, weights: Tensor | None) -> Tensor:
+    if weights is None or weights.dim() == 1:
+        return torch.cat([values, values.new_ones(len(values), 1)], dim=1)
+    return torch.cat([values * weights, weights], dim=1)
+
+
+def errors(values: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
+    """float64 [n]: the weighted squared distance of each vector to its nearest codeword."""
+    if len(codebook) == 1:
+        difference = values - codebook
+    else:
+        difference = values - codebook[assign(values, weights, codebook)]
+    squares = difference.square_()
+    if weights is not None:
+        squares *= weights if weights.dim() == 2 else weights[:, None]
+    return squares.sum(1, dtype=torch.float64)
+
+
+def sums_by_word(values: Tensor, nearest: Tensor, words: int) -> Tensor:
+    """Sums of `values` [n, m] by codeword, float64 [K, m], in a fixed order of addition."""
+    if values.device.type == "cpu":
+        parts = [
+            torch.bincount(nearest, weights=column, minlength=words)
+            for column in values.to(torch.float64).unbind(1)
+        ]
+        return torch.stack(parts, dim=1)
+    return _sums_of_runs(values, nearest, words)
+
+
+def _sums_of_runs(values: Tensor, nearest: Tensor, words: int) -> Tensor:
+    """`sums_by_word` on an accelerator, where sums in no fixed order would change the bytes."""
+    index = nearest.sort(stable=True)
+    lengths = torch.bincount(nearest, minlength=words)
+    ordered = values[index.indices].to(torch.float64)
+    sums: Tensor = torch.segment_reduce(ordered, "sum", lengths=lengths, axis=0, unsafe=True)
+    return sums

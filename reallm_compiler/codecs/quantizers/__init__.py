@@ -1,0 +1,1 @@
+"""What each kind of quantizer does to a latent, and back."""

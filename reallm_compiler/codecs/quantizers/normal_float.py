@@ -1,0 +1,71 @@
+"""NormalFloat quantiser: NF-b, quantiles of the normal distribution on [-1, 1] (QLoRA).
+
+With o = 0.9677083 and sigma = 1 / Phi^-1(o), the levels are sigma Phi^-1(x) for x over 2^(b-1)
+even steps from 1 - o to 0.5 (its end left out) and 2^(b-1) + 1 from 0.5 to o: the ends are -1
+and 1, one level is exactly 0, and there is one more above it than below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs.numerics.packing import pack
+from reallm_compiler.codecs.quantizers.scalar import (
+    Latent,
+    RowReader,
+    TableReader,
+    level_codes,
+    normal_reach,
+)
+from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.stages import NormalFloatQuantizer
+
+OFFSET = 0.9677083
+"""The outermost quantile, as QLoRA chose it."""
+
+
+@lru_cache(maxsize=8)
+def _quantiles(bits: int) -> tuple[float, ...]:
+    half = 2 ** (bits - 1)
+    below = torch.linspace(1 - OFFSET, 0.5, half, dtype=torch.float64)[:-1]
+    above = torch.linspace(0.5, OFFSET, half + 1, dtype=torch.float64)
+    values = torch.special.ndtri(torch.cat([below, above]))
+    values /= torch.special.ndtri(torch.tensor(OFFSET, dtype=torch.float64))
+    # Exact where the formula is exact and its floating-point value need not be.
+    values[-1] = 1.0
+    values[half - 1] = 0.0
+    if bits > 1:
+        values[0] = -1.0
+    return tuple(values.tolist())
+
+
+def levels(bits: int) -> Tensor:
+    """The 2^bits levels of NF-b, ascending, float64; NF1 is 0 and 1."""
+    return torch.tensor(_quantiles(bits), dtype=torch.float64)
+
+
+def reach(params: NormalFloatQuantizer) -> float:
+    """How many deviations of a normal latent the levels span under `rms` scales."""
+    return normal_reach(tuple(levels(params.bits).tolist()))
+
+
+def encode(params: NormalFloatQuantizer, latent: Latent) -> Sections:
+    """Sections of the codes of the nearest levels; a tie goes to the lower level."""
+    table = levels(params.bits).to(latent.values.device)
+    return {"codes": pack(level_codes(latent.values, table), params.bits)}
+
+
+def reader(
+    params: NormalFloatQuantizer,
+    shape: tuple[int, int],
+    sections: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    unit_range: bool,
+) -> RowReader:
+    """A reader of the codes of a latent [p, q]."""
+    codes = sections["codes"]
+    return TableReader(levels(params.bits).to(codes.device, dtype), codes, params.bits, shape)

@@ -1,0 +1,265 @@
+"""What the quantisers of single weights share: levels, codes, and fast ways between them.
+
+Codes of 1, 2, 4 or 8 bits are looked up a byte at a time: a table with one row for each byte
+holds the levels of all its codes, so a 2-bit code costs a quarter of a look-up. Large matrices of
+narrow codes have a faster way still, `kernel`, where its library is installed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs.numerics import kernel
+from reallm_compiler.codecs.numerics.numbers import stored
+from reallm_compiler.codecs.numerics.packing import CODES_PER_GROUP, unpack
+from reallm_compiler.codecs.scales import ScaleField
+from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
+from reallm_compiler.stages import NoQuantizer
+from reallm_compiler.storage.base import DTYPES
+from reallm_compiler.units import bytes_of_bits
+
+BLOCK = 1 << 16
+"""Weights that are coded in one step, so that intermediates stay in cache."""
+
+MOST_CELLS = 1 << 16
+"""Cells of the grid of `nearest_levels`, at most."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latent:
+    """What a quantiser is given.
+
+    Attributes:
+        values: the normalised latent [p, q], float32 (float64 for a float64 source).
+        scales: the decoded scales; None if the latent was not scaled.
+        unit_range: levels lie on [0, 1] (`minmax` scales) instead of [-1, 1].
+        source_dtype: type of the checkpoint's tensor, a name of the container.
+        generator: the matrix's own source of random numbers, on the CPU.
+        codebook: the codebook of the matrix's share group, as stored; None if it has its own.
+    """
+
+    values: Tensor
+    scales: ScaleField | None
+    unit_range: bool
+    source_dtype: str
+    generator: torch.Generator
+    codebook: Tensor | None
+
+
+class RowReader(Protocol):
+    """Decodes rows of a normalised latent.
+
+    Attributes:
+        step: rows at a multiple of which a range must begin.
+    """
+
+    step: int
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last), a fresh contiguous tensor [last - first, q]."""
+        ...
+
+
+class TableReader:
+    """Rows of codes that index a table of levels.
+
+    Args:
+        levels: the levels [2^bits], in the precision of the work.
+        codes: the packed codes of a latent [p, q].
+        bits: width of a code.
+        shape: p and q.
+    """
+
+    def __init__(self, levels: Tensor, codes: Tensor, bits: int, shape: tuple[int, int]) -> None:
+        self.step = CODES_PER_GROUP
+        self._codes = codes
+        self._bits = bits
+        self._columns = shape[1]
+        self._levels = levels
+
+    @cached_property
+    def _wide(self) -> Tensor | None:
+        """The table by bytes; made when it is needed, as `fill` may do without."""
+        return byte_table(self._levels[:, None], self._bits) if 8 % self._bits == 0 else None
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last) of the normalised latent."""
+        count = (last - first) * self._columns
+        start = first * self._columns * self._bits // 8
+        data = self._codes[start : start + bytes_of_bits(count * self._bits)]
+        if self._wide is not None:
+            values = look_up(self._wide, data)
+        else:
+            values = look_up(self._levels[:, None], unpack(data, self._bits, count))
+        return values.view(-1)[:count].view(last - first, self._columns)
+
+    def fill(self, out: Tensor, first: int, field: ScaleField) -> bool:
+        """Rows first, first + 1, ... of the latent, scaled, into `out` [n, q] by the compiled way.
+
+        Returns:
+            False, and nothing is done, where there is no such way (see `kernel`).
+        """
+        if self._codes.numel() * 8 < kernel.LEAST * self._bits:
+            return False
+        if not kernel.fits(self._bits, field.run(), out):
+            return False
+        start = first * self._columns * self._bits // 8
+        data = self._codes[start : start + bytes_of_bits(out.numel() * self._bits)]
+        tables = field.tables(self._levels, first, first + len(out))
+        kernel.look_up(tables.to(out.dtype), data, self._bits, out)
+        return True
+
+
+def byte_table(entries: Tensor, bits: int) -> Tensor:
+    """Entries for a whole byte of codes.
+
+    Args:
+        entries: [2^bits, n], what each code stands for; bits divides 8.
+        bits: width of a code.
+
+    Returns:
+        [256, 8 / bits x n]: for each byte the entries of its codes, lowest code first.
+    """
+    byte = torch.arange(256, device=entries.device)
+    places = [(byte >> place) & ((1 << bits) - 1) for place in range(0, 8, bits)]
+    return torch.cat([entries[place] for place in places], dim=1)
+
+
+def look_up(table: Tensor, codes: Tensor) -> Tensor:
+    """table[codes]: [codes, n] from a table [entries, n].
+
+    Rows of 8 or 16 bytes are moved as single elements: torch looks up elements several times
+    faster than rows.
+    """
+    width = table.shape[1] * table.element_size()
+    whole = {8: torch.int64, 16: torch.complex128}.get(width)
+    index = codes.reshape(-1)
+    # A conversion to int64 is the fast one of the two that torch offers for look-ups.
+    index = index.to(torch.int64)
+    if table.shape[1] == 1:
+        return torch.index_select(table.view(-1), 0, index)[:, None]
+    if whole is None or table.device.type != "cpu":
+        return torch.index_select(table, 0, index)
+    flat = table.contiguous().view(whole).view(-1)
+    return torch.index_select(flat, 0, index).view(table.dtype).view(-1, table.shape[1])
+
+
+def nearest_levels(values: Tensor, levels: Tensor) -> Tensor:
+    """Places of the nearest levels; a tie goes to the lower level.
+
+    The same as `torch.bucketize(values, midpoints)`, several times faster: a fine even grid is
+    laid over the midpoints, such that no cell holds two of them; a table names the place at a
+    cell's start, and one comparison with the cell's own midpoint decides.
+
+    Args:
+        values: finite, of any shape.
+        levels: ascending levels [n], n from 2 to 65536, float64 or the type of `values`.
+
+    Returns:
+        int64, of the shape of `values`.
+    """
+    middle = ((levels[1:] + levels[:-1]) / 2).to(values.dtype)
+    low, high = float(middle[0]), float(middle[-1])
+    gap = float((middle[1:] - middle[:-1]).min()) if len(middle) > 1 else 1.0
+    cells = int(2 * (high - low) / gap) + 2 if gap > 0 else MOST_CELLS + 1
+    if cells > MOST_CELLS:
+        return torch.bucketize(values, middle)
+    factor = cells / (high - low) if high > low else 1.0
+
+    def cell(x: Tensor) -> Tensor:
+        # Monotone in x, which is all that the comparison below relies on.
+        return x.sub(low).mul_(factor).clamp_(-1, cells).add_(1).to(torch.int64)
+
+    homes = cell(middle)
+    if (homes[1:] == homes[:-1]).any():
+        return torch.bucketize(values, middle)
+    # By cell: the midpoints of lower cells, and the cell's own midpoint (or none: infinity).
+    base = torch.bucketize(torch.arange(cells + 2, device=values.device), homes)
+    own = torch.full((cells + 2,), torch.inf, dtype=values.dtype, device=values.device)
+    own[homes] = middle
+    flat = values.reshape(-1)
+    result = torch.empty(flat.shape, dtype=torch.int64, device=values.device)
+    for first in range(0, flat.numel(), BLOCK):
+        x = flat[first : first + BLOCK]
+        index = cell(x)
+        above = x > torch.index_select(own, 0, index)
+        torch.index_select(base, 0, index, out=result[first : first + BLOCK])
+        result[first : first + BLOCK] += above
+    return result.view(values.shape)
+
+
+def level_codes(values: Tensor, levels: Tensor) -> Tensor:
+    """Codes of the nearest of at most 256 levels, uint8, of the shape of `values`."""
+    flat = values.reshape(-1)
+    codes = torch.empty(flat.shape, dtype=torch.uint8, device=values.device)
+    for first in range(0, flat.numel(), 16 * BLOCK):
+        part = flat[first : first + 16 * BLOCK]
+        codes[first : first + 16 * BLOCK] = nearest_levels(part, levels)
+    return codes.view(values.shape)
+
+
+@lru_cache(maxsize=64)
+def normal_reach(levels: tuple[float, ...]) -> float:
+    """The factor a at which levels a l code standard normal values with the least squared error.
+
+    Under scales by root mean squares levels that end at 1 would cut off all that lies above one
+    deviation; scaled by this they reach as far as pays.
+
+    Args:
+        levels: ascending, at most 256.
+
+    Returns:
+        A multiple of 1/256, so that it does not hang on the last bits of a function.
+    """
+    table = torch.tensor(levels, dtype=torch.float64)
+    factors = torch.arange(64, 2048, dtype=torch.float64)[:, None] / 256
+    ends = torch.full_like(factors, torch.inf)
+    cuts = torch.cat([-ends, factors * (table[1:] + table[:-1]) / 2, ends], dim=1)
+    density = torch.exp(-cuts.square() / 2) / math.sqrt(2 * math.pi)
+    mass = torch.special.ndtr(cuts).diff(dim=1)
+    moment = -density.diff(dim=1)  # the integral of x between two cuts
+    values = factors * table
+    errors = (values.square() * mass - 2 * values * moment).sum(1)
+    return float(factors[errors.argmin()])
+
+
+def encode_values(params: NoQuantizer, latent: Latent) -> Sections:
+    """Sections of a latent that is stored as numbers (quantizer `none`).
+
+    Raises:
+        CodecError: the stored type is too narrow for the values.
+    """
+    name = latent.source_dtype if params.dtype == "source" else DTYPES[params.dtype]
+    hint = "store them with `dtype: bfloat16` or `float32`"
+    return {"values": stored(latent.values, TORCH_DTYPES[name], "values", hint)}
+
+
+class ValueReader:
+    """Rows of a latent that was stored as numbers."""
+
+    def __init__(self, values: Tensor, dtype: torch.dtype) -> None:
+        self.step = 1
+        self._values = values
+        self._dtype = dtype
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last) of the normalised latent."""
+        return self._values[first:last].to(self._dtype, copy=True)
+
+
+def read_values(
+    params: NoQuantizer,
+    shape: tuple[int, int],
+    sections: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    unit_range: bool,
+) -> RowReader:
+    """A reader of stored numbers."""
+    return ValueReader(sections["values"], dtype)

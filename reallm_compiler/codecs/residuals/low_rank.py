@@ -1,0 +1,154 @@
+"""Low-rank residual R = L1 L2: truncated SVD, or zero, stored in 8, 16 or 32 bits.
+
+The singular values are split evenly, L1 = U sqrt(S) and L2 = sqrt(S) V^T (LQ-LoRA). Small
+matrices get an exact SVD, large ones a randomised one (Halko, Martinsson and Tropp: a sketch
+with a few columns more than the rank, sharpened by power iterations), whose memory is a few
+thin matrices. Signs are fixed, so that the same matrix gives the same factors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs.numerics.numbers import norm, stored, unit
+from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
+from reallm_compiler.stages import LowRank
+from reallm_compiler.storage.base import DTYPES
+from reallm_compiler.storage.low_rank import rank_of
+
+EXACT_BELOW = 512
+"""min(p, q) up to which the SVD is exact."""
+
+OVERSAMPLING = 16
+"""Columns of the sketch beyond the rank."""
+
+POWER_ITERATIONS = 4
+"""Times that the sketch is multiplied by W W^T."""
+
+INT8_LEVELS = 127
+
+HINT = "store the residual with `dtype: float32` or `bfloat16`"
+
+TINY = 1e-300
+
+
+def encode(
+    params: LowRank, weight: Tensor, generator: torch.Generator, size: float | None = None
+) -> Sections:
+    """Sections of the factors of a matrix [p, q].
+
+    Args:
+        params: the residual stage; `fit: zero` ignores the weight's values.
+        weight: what the residual is to follow.
+        generator: on the CPU; draws the sketch, or L2 of `fit: zero`.
+        size: norm of the whole matrix, of which `weight` may be a small rest.
+
+    Raises:
+        CodecError: the stored type is too narrow for a factor.
+    """
+    p, q = weight.shape
+    rank = rank_of(params, (p, q))
+    if params.fit == "zero":
+        # LoRA's start: the product is zero and L2 has the deviation of a Kaiming-uniform A.
+        left = weight.new_zeros(p, rank)
+        right = torch.randn(rank, q, generator=generator, dtype=torch.float32)
+        right = right.to(weight).div_(math.sqrt(3 * q))
+    else:
+        left, right = truncated_svd(weight, rank, generator)
+    return store(params, left, right, size)
+
+
+def store(params: LowRank, left: Tensor, right: Tensor, size: float | None = None) -> Sections:
+    """Sections of the factors L1 [p, r] and L2 [r, q], rounded to their stored type.
+
+    Args:
+        params: the residual stage, of which the type counts.
+        left, right: the factors.
+        size: norm of the matrix, against which what their product loses is held; each factor is
+            held against itself when None.
+
+    Raises:
+        CodecError: that type is too narrow for a factor.
+    """
+    size1 = size2 = None
+    if size is not None:  # an error in one factor is multiplied by the other
+        size1, size2 = size / max(norm(right), TINY), size / max(norm(left), TINY)
+    if params.dtype == "int8":
+        codes1, scales1 = _int8(left, 0, size1, "l1_scales")
+        codes2, scales2 = _int8(right, 1, size2, "l2_scales")
+        return {"l1": codes1, "l2": codes2, "l1_scales": scales1, "l2_scales": scales2}
+    dtype = TORCH_DTYPES[DTYPES[params.dtype]]
+    return {
+        "l1": stored(left, dtype, "factors l1", HINT, size=size1),
+        "l2": stored(right, dtype, "factors l2", HINT, size=size2),
+    }
+
+
+def decode(
+    params: LowRank, sections: Mapping[str, Tensor], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The factors L1 [p, r] and L2 [r, q] in the precision `dtype`."""
+    left, right = sections["l1"].to(dtype), sections["l2"].to(dtype)
+    if params.dtype == "int8":
+        left = left * sections["l1_scales"].to(dtype)
+        right = right * sections["l2_scales"].to(dtype)[:, None]
+    return left, right
+
+
+def truncated_svd(weight: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The best factors L1 [p, r], L2 [r, q] by Frobenius error, nearly so for large matrices.
+
+    Args:
+        weight: [p, q], finite.
+        rank: r, at most min(p, q).
+        generator: draws the sketch of the randomised method, on the CPU.
+    """
+    one = unit(weight)
+    if one != 1:
+        weight = weight / one
+    least = min(weight.shape)
+    if least <= EXACT_BELOW or 3 * (rank + OVERSAMPLING) >= least:
+        u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+        u, s, vt = u[:, :rank], s[:rank], vt[:rank]
+    else:
+        u, s, vt = _randomised_svd(weight, rank, generator)
+    # A singular pair is known up to a common sign: the largest entry of u is made positive.
+    peak = u.gather(0, u.abs().argmax(dim=0, keepdim=True))  # [1, r]
+    root = s.clamp(min=0).sqrt() * math.sqrt(one) * torch.where(peak < 0, -1.0, 1.0)[0]
+    return u * root, root.abs()[:, None] * (vt * root.sign()[:, None])
+
+
+def _randomised_svd(
+    weight: Tensor, rank: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    q = weight.shape[1]
+    width = rank + OVERSAMPLING
+    sketch = torch.randn(q, width, generator=generator, dtype=torch.float32).to(weight)
+    basis = _orthonormal(weight @ sketch)  # [p, width]
+    for _ in range(POWER_ITERATIONS):
+        basis = _orthonormal(weight.t() @ basis)  # [q, width]
+        basis = _orthonormal(weight @ basis)  # [p, width]
+    small = basis.t() @ weight  # [width, q]
+    u, s, vt = torch.linalg.svd(small, full_matrices=False)
+    return basis @ u[:, :rank], s[:rank], vt[:rank]
+
+
+def _orthonormal(columns: Tensor) -> Tensor:
+    basis: Tensor = torch.linalg.qr(columns).Q
+    return basis
+
+
+def _int8(factor: Tensor, dim: int, size: float | None, name: str) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 codes of a factor, and float16 scales over `dim`."""
+    exact = factor.abs().amax(dim) / INT8_LEVELS
+    # A scale that is wrong by 1 moves its codes by their own length.
+    lengths = torch.linalg.vector_norm(factor, dim=dim, dtype=torch.float64)
+    cost = lengths / torch.where(exact > 0, exact, 1.0)
+    scales = stored(exact, torch.float16, name, HINT, cost=cost, size=size)
+    step = scales.to(factor.dtype).unsqueeze(dim)
+    codes = torch.where(step > 0, factor / step, 0.0).round_()
+    return codes.clamp_(-INT8_LEVELS, INT8_LEVELS).to(torch.int8).contiguous(), scales

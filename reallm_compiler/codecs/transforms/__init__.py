@@ -1,0 +1,1 @@
+"""What each kind of transform does to a matrix, and back."""

@@ -1,0 +1,328 @@
+"""The exact budget of a plan: every byte of the archive under one name.
+
+Bytes are integers throughout. What a share group stores once is divided among its matrices so
+that the parts are integers and add up. The byte terms of the totals add up to the file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from reallm_compiler.planning.alike import once_for_alike
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage import matrix as matrix_law
+from reallm_compiler.storage.base import SectionSpec
+from reallm_compiler.units import bits_per_weight, split_evenly
+from reallm_formats import BITS
+
+if TYPE_CHECKING:
+    from reallm_compiler.planning.model import Plan
+
+WEIGHTY = 0.1
+"""Part of the file from which kept matrices are worth a remark."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MatrixBudget:
+    """Sizes of one matrix.
+
+    Attributes:
+        name, shape: the matrix, [p, q], rows are outputs.
+        transposed: the checkpoint stores it as [q, p].
+        paper_bits: bits per weight as the paper's Table 5 counts them.
+        exact_bits: 8 x bytes / pq.
+        bytes: all that is stored for it, with its part of what its group shares.
+        terms: the same bytes by budget term.
+        paper_terms: the parts of `paper_bits`, by budget term.
+        decode_macs: multiply-accumulates that its trained decoder takes, once; 0 without one.
+        training_operations: floating-point operations that train its autoencoder; 0 without one.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    transposed: bool = False
+    paper_bits: Fraction
+    exact_bits: Fraction
+    bytes: int
+    terms: Mapping[str, int]
+    paper_terms: Mapping[str, Fraction]
+    decode_macs: int
+    training_operations: int
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, p q."""
+        return self.shape[0] * self.shape[1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; `terms` are bytes and add up to `bytes`."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "transposed": self.transposed,
+            "paper_bits": float(self.paper_bits),
+            "exact_bits": float(self.exact_bits),
+            "bytes": self.bytes,
+            "terms": dict(self.terms),
+            "decode_macs": self.decode_macs,
+            "training_operations": self.training_operations,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Totals:
+    """Sizes of the whole archive; the six byte terms add up to `file_bytes`.
+
+    Attributes:
+        weights: weights of all coded matrices.
+        low_rank_parameters: factors stored, r (p + q) summed.
+        paper_bits, exact_bits: bits per weight over all coded matrices.
+        coded_bytes: sections of coded matrices.
+        kept_bytes: kept tensors.
+        header_bytes, manifest_bytes: the container's own.
+        padding_bytes: alignment between sections.
+        other_bytes: config and tokenizer files.
+        file_bytes: length of the archive.
+        decode_macs, training_operations: of all trained autoencoders together.
+        parameters: numbers in all tensors, coded and kept.
+        model_bits: bits per number over all of them, coded and kept.
+        source_bytes: the original: its tensors as the checkpoint stores them (what is tied once),
+            config and tokenizer; of an archive reckoned from the types that it names.
+    """
+
+    weights: int
+    low_rank_parameters: int
+    paper_bits: Fraction
+    exact_bits: Fraction
+    coded_bytes: int
+    kept_bytes: int
+    header_bytes: int
+    manifest_bytes: int
+    padding_bytes: int
+    other_bytes: int
+    file_bytes: int
+    decode_macs: int
+    training_operations: int
+    parameters: int
+    model_bits: Fraction
+    source_bytes: int
+
+    @property
+    def ratio(self) -> Fraction:
+        """How many times smaller the file is than the original; below 1 if it is larger."""
+        return Fraction(self.source_bytes, self.file_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "weights": self.weights,
+            "low_rank_parameters": self.low_rank_parameters,
+            "paper_bits": float(self.paper_bits),
+            "exact_bits": float(self.exact_bits),
+            "coded_bytes": self.coded_bytes,
+            "kept_bytes": self.kept_bytes,
+            "header_bytes": self.header_bytes,
+            "manifest_bytes": self.manifest_bytes,
+            "padding_bytes": self.padding_bytes,
+            "other_bytes": self.other_bytes,
+            "file_bytes": self.file_bytes,
+            "decode_macs": self.decode_macs,
+            "training_operations": self.training_operations,
+            "parameters": self.parameters,
+            "model_bits": float(self.model_bits),
+            "source_bytes": self.source_bytes,
+            "ratio": float(self.ratio),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """Sizes of each matrix and of the whole, remarks, and what speaks against the recipe."""
+
+    matrices: tuple[MatrixBudget, ...]
+    totals: Totals
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        bits, size = float(self.totals.exact_bits), self.totals.file_bytes
+        return f"Budget({len(self.matrices)} matrices, {bits:.4f} exact bits, {size} bytes)"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data under the documented keys of `reallm budget --json`."""
+        return {
+            "matrices": [matrix.to_json() for matrix in self.matrices],
+            "totals": self.totals.to_json(),
+            "notes": list(self.notes),
+            "warnings": list(self.warnings),
+        }
+
+
+def budget_of(plan: Plan) -> Budget:
+    """The budget of a plan."""
+    kinds: dict[int, _Kind] = {}
+    kind_of = once_for_alike(lambda *facts: _kind(plan, *facts))
+    shares = _shared_parts(plan)
+    rows = []
+    for matrix in plan.matrices:
+        kind = kind_of(matrix)
+        kinds[id(kind)] = kind
+        parts = shares.get(matrix.name, ())
+        if parts not in kind.sizes:
+            kind.sizes[parts] = _sizes(kind, parts, matrix.weights)
+        terms, size, exact = kind.sizes[parts]
+        kind.count += 1
+        rows.append(
+            MatrixBudget(
+                name=matrix.name,
+                shape=matrix.shape,
+                transposed=matrix.transposed,
+                paper_bits=kind.paper_bits,
+                exact_bits=exact,
+                bytes=size,
+                terms=terms,
+                paper_terms=kind.paper_terms,
+                decode_macs=kind.decode_macs,
+                training_operations=kind.training_operations,
+            )
+        )
+    weights = sum(matrix.weights for matrix in plan.matrices)
+    paper_total = sum(
+        (kind.paper_bits * kind.weights * kind.count for kind in kinds.values()), Fraction(0)
+    )
+    coded = sum(row.bytes for row in rows)
+    other = sum(file.bytes for file in plan.files)
+    layout = plan.layout
+    kept = layout.section_bytes - coded - other
+    parameters = weights + sum(math.prod(tensor.shape) for tensor in plan.tensors)
+    totals = Totals(
+        weights=weights,
+        low_rank_parameters=sum(kind.low_rank * kind.count for kind in kinds.values()),
+        paper_bits=paper_total / weights if weights else Fraction(0),
+        exact_bits=bits_per_weight(coded, weights),
+        coded_bytes=coded,
+        kept_bytes=kept,
+        header_bytes=layout.header_bytes,
+        manifest_bytes=layout.manifest_bytes,
+        padding_bytes=layout.padding_bytes,
+        other_bytes=other,
+        file_bytes=layout.file_bytes,
+        decode_macs=sum(row.decode_macs for row in rows),
+        training_operations=sum(row.training_operations for row in rows),
+        parameters=parameters,
+        model_bits=bits_per_weight(coded + kept, parameters),
+        source_bytes=_tensor_bytes(plan, kept) + other,
+    )
+    return Budget(
+        matrices=tuple(rows),
+        totals=totals,
+        notes=plan.notes + _transposed_note(plan) + _kept_note(plan),
+        warnings=_size_warning(totals),
+    )
+
+
+def _kept_note(plan: Plan) -> tuple[str, ...]:
+    """A remark where matrices that are kept are a large part of a file of coded ones."""
+    kept = [tensor for tensor in plan.tensors if len(tensor.shape) == 2]
+    size = sum(tensor.spec.bytes for tensor in kept)
+    if not plan.matrices or size < WEIGHTY * plan.layout.file_bytes:
+        return ()
+    largest = max(kept, key=lambda tensor: tensor.spec.bytes).name.removesuffix(".weight")
+    return (
+        f"matrices that are kept are {100 * size / plan.layout.file_bytes:.0f} % of the file, "
+        f"`{largest}` the largest: a rule can code them, by `match` or `role: [embedding, head]`",
+    )
+
+
+def _tensor_bytes(plan: Plan, kept: int) -> int:
+    """Bytes of the original's tensors; an archive says in which types they were."""
+    if plan.tensor_bytes is not None:
+        return plan.tensor_bytes
+    return kept + sum(matrix.weights * BITS[matrix.dtype] // 8 for matrix in plan.matrices)
+
+
+def _size_warning(totals: Totals) -> tuple[str, ...]:
+    if totals.file_bytes <= totals.source_bytes:
+        return ()
+    return (
+        f"the file is larger than the original: {totals.file_bytes:,} bytes for "
+        f"{totals.source_bytes:,}; take a recipe with fewer bits, or keep the model as it is",
+    )
+
+
+@dataclass(kw_only=True, slots=True)
+class _Kind:
+    """What matrices of one plan, shape and type have in common.
+
+    Attributes:
+        specs: their sections.
+        weights: weights of each.
+        low_rank: low-rank parameters of each.
+        sizes: terms, bytes and exact bits, by the matrix's parts of what its group shares.
+        count: how many there are.
+    """
+
+    specs: list[SectionSpec]
+    weights: int
+    low_rank: int
+    paper_bits: Fraction
+    paper_terms: Mapping[str, Fraction]
+    decode_macs: int
+    training_operations: int
+    sizes: dict[tuple[int, ...], tuple[Mapping[str, int], int, Fraction]]
+    count: int = 0
+
+
+def _kind(whole: Plan, plan: MatrixPlan, shape: tuple[int, int], dtype: str) -> _Kind:
+    sharers = len(whole.groups[plan.share]) if plan.share is not None else 1
+    paper_terms = matrix_law.paper_terms(plan, shape, dtype, sharers=sharers)
+    return _Kind(
+        specs=matrix_law.sections(plan, shape, dtype),
+        weights=shape[0] * shape[1],
+        low_rank=matrix_law.low_rank_parameters(plan, shape),
+        paper_bits=sum(paper_terms.values(), Fraction(0)),
+        paper_terms=paper_terms,
+        decode_macs=matrix_law.decode_macs(plan, shape),
+        training_operations=matrix_law.training_operations(plan, shape),
+        sizes={},
+    )
+
+
+def _sizes(
+    kind: _Kind, parts: tuple[int, ...], weights: int
+) -> tuple[Mapping[str, int], int, Fraction]:
+    """Terms, bytes and exact bits; `parts` are bytes of the shared sections, in order."""
+    terms = dict.fromkeys(matrix_law.TERMS, 0)
+    shared = iter(parts)
+    for spec in kind.specs:
+        terms[spec.term] += next(shared) if spec.shared else spec.bytes
+    size = sum(terms.values())
+    return terms, size, bits_per_weight(size, weights)
+
+
+def _transposed_note(plan: Plan) -> tuple[str, ...]:
+    """A remark for matrices whose shape here is not that in the checkpoint."""
+    found = [matrix for matrix in plan.matrices if matrix.transposed]
+    if not found:
+        return ()
+    layers = {"Conv1D" if matrix.index is None else "stacked experts" for matrix in found}
+    many = "1 matrix is" if len(found) == 1 else f"{len(found):,} matrices are"
+    return (
+        f"{many} stored transposed in the checkpoint, as [inputs, outputs] "
+        f"({', '.join(sorted(layers))}): the shapes here are [outputs, inputs]",
+    )
+
+
+def _shared_parts(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """For each matrix of a group, its bytes of each shared section, in order."""
+    parts: dict[str, tuple[int, ...]] = {}
+    for members in plan.groups.values():
+        shared = [spec.bytes for spec in members[0].specs if spec.shared]
+        split = [split_evenly(size, len(members)) for size in shared]
+        for member, own in zip(members, zip(*split, strict=True), strict=True):
+            parts[member.name] = own
+    return parts

@@ -1,0 +1,214 @@
+"""Recipe + inventory -> Plan.
+
+Steps: (1) list what the checkpoint holds, (2) ask the recipe what becomes of each part, (3) apply
+the size laws, (4) place every section. Nothing is written and no weight is read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from reallm_compiler.checkpoint import (
+    Inventory,
+    MatrixFact,
+    matrix_name,
+    open_source,
+)
+from reallm_compiler.errors import FormatError, Problem, RecipeError, SourceError
+from reallm_compiler.planning.decoders import DecoderFile, resolve_decoders, with_digests
+from reallm_compiler.planning.document import section_list, to_document
+from reallm_compiler.planning.model import Plan, PlannedFile, PlannedMatrix, PlannedTensor
+from reallm_compiler.recipe import Candidate, Decision, Recipe, load_recipe, resolve
+from reallm_compiler.storage import matrix as matrix_law
+from reallm_compiler.storage.base import DTYPES
+from reallm_formats import layout
+
+KIND = "model"
+_FLOATS = frozenset({"f64", "f32", "f16", "bf16", "f8_e4m3", "f8_e5m2"})
+
+
+def plan(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
+    *,
+    model: str | os.PathLike[str] | Mapping[str, Any] | Inventory | None = None,
+) -> Plan:
+    """The plan of compiling a checkpoint by a recipe.
+
+    Args:
+        recipe: a shipped recipe's name, a file, plain data, or a loaded recipe.
+        model: a checkpoint folder, a bare config.json, a `shapes` document, a hub id, or an
+            opened inventory; the recipe's own `model` when None.
+
+    Raises:
+        RecipeError: the recipe is wrong by itself or for this model; holds every problem.
+        SourceError: the model cannot be read, or none is named, or no archive could hold it.
+    """
+    loaded = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    return build(loaded, open_model(loaded, model, weights=False))
+
+
+def open_model(
+    recipe: Recipe,
+    model: str | os.PathLike[str] | Mapping[str, Any] | Inventory | None,
+    *,
+    weights: bool = True,
+) -> Inventory:
+    """The inventory of `model`, or of the model that the recipe names.
+
+    Without `weights` those of a hub id are not downloaded.
+    """
+    if isinstance(model, Inventory):
+        return model
+    named = model if model is not None else recipe.model
+    if named is None:
+        raise SourceError(
+            "no model is named",
+            hint="add `model: path-or-hub-id` to the recipe, or give --model PATH",
+        )
+    return open_source(named, weights=weights)
+
+
+def build(recipe: Recipe, inventory: Inventory) -> Plan:
+    """The plan for an opened inventory."""
+    facts = inventory.matrices()
+    others = inventory.others()
+    decisions = resolve(
+        recipe,
+        [_matrix_candidate(fact) for fact in facts]
+        + [
+            Candidate(
+                name=matrix_name(spec.name),
+                layer=inventory.layer_of(spec.name),
+                is_matrix=False,
+                coded_by_default=False,
+            )
+            for spec in others
+        ],
+    )
+    matrices = []
+    kept = {spec.name: decisions[matrix_name(spec.name)].keep for spec in others}
+    for fact in facts:
+        decision = decisions[fact.name]
+        if decision.plan is None:
+            kept.setdefault(fact.tensor, decision.keep)
+            continue
+        matrices.append(
+            PlannedMatrix(
+                name=fact.name,
+                tensor=fact.tensor,
+                index=fact.index,
+                transposed=fact.transposed,
+                shape=fact.shape,
+                dtype=fact.dtype,
+                plan=decision.plan,
+            )
+        )
+    folder = recipe.files[-1].parent if recipe.files else Path()
+    matrices, decoders = resolve_decoders(matrices, decisions, folder)
+    document = with_digests(recipe.document, decoders)
+    _refuse_impossible(recipe, matrices, decisions)
+    _refuse_half_kept(matrices, kept)
+    tensors = [
+        PlannedTensor(
+            name=spec.name, dtype=_kept_dtype(spec.dtype, kept[spec.name]), shape=spec.shape
+        )
+        for spec in inventory.tensors
+        if spec.name in kept
+    ]
+    files = [PlannedFile(path=path, bytes=len(data)) for path, data in inventory.files]
+    try:
+        placed = layout(
+            kind=KIND,
+            features=[],
+            document=to_document(document, matrices, inventory.ties),
+            sections=section_list(matrices, tensors, files),
+        )
+    except FormatError as error:
+        # Nothing has been written: what breaks a rule of the format here came with the source.
+        raise SourceError(
+            f"no archive can hold this plan: {error.message}",
+            location=inventory.path or None,
+            note=error.location,
+        ) from error
+    return Plan(
+        recipe=document,
+        matrices=tuple(matrices),
+        tensors=tuple(tensors),
+        files=tuple(files),
+        ties=inventory.ties,
+        layout=placed,
+        notes=inventory.notes + _unknown_note(inventory) + _decoder_notes(decoders),
+        decoders={file.digest: file.path for file in decoders.values()},
+        traces={name: decision.trace for name, decision in decisions.items()},
+        tensor_bytes=sum(
+            spec.stored_bytes + (spec.scale.tensor.stored_bytes if spec.scale is not None else 0)
+            for spec in inventory.tensors
+        ),
+    )
+
+
+def _unknown_note(inventory: Inventory) -> tuple[str, ...]:
+    if inventory.complete:
+        return ()
+    return ("the tokenizer is unknown here: file_bytes leaves it out",)
+
+
+def _decoder_notes(decoders: Mapping[str, DecoderFile]) -> tuple[str, ...]:
+    return tuple(
+        f"the decoder {file.digest} is used as it is: its file of {file.bytes} bytes is not "
+        "counted here and must be there, beside the archive or by `--decoder`, when it is read"
+        for file in decoders.values()
+    )
+
+
+def _matrix_candidate(fact: MatrixFact) -> Candidate:
+    return Candidate(
+        name=fact.name,
+        layer=fact.layer,
+        is_matrix=True,
+        coded_by_default=fact.coded_by_default,
+        role=fact.role,
+        weights=fact.shape[0] * fact.shape[1],
+    )
+
+
+def _kept_dtype(source: str, keep: str | None) -> str:
+    """Stored type of a kept tensor; only floats are ever cast."""
+    if keep is None or keep == "source" or source not in _FLOATS:
+        return source
+    return DTYPES[keep]
+
+
+def _refuse_impossible(
+    recipe: Recipe, matrices: list[PlannedMatrix], decisions: Mapping[str, Decision]
+) -> None:
+    """A plan that fits no matrix of this shape, told at what the user wrote of its autoencoder."""
+    problems: dict[str, Problem] = {}
+    for matrix in matrices:
+        reason = matrix_law.refusal(matrix.plan, matrix.shape)
+        if reason is None:
+            continue
+        said = [one for one in decisions[matrix.name].trace if one.path.startswith("autoencoder.")]
+        own = (f"{recipe.name}:", *(f"{path}:" for path in recipe.files[-1:]))  # plain, or a file
+        at = next((one for one in said if one.location.startswith(own)), said[0])
+        problem = Problem(
+            location=at.location, path=at.origin.removesuffix(".kind"), message=reason
+        )
+        problems.setdefault(str(problem), problem)
+    if problems:
+        raise RecipeError(list(problems.values()))
+
+
+def _refuse_half_kept(matrices: list[PlannedMatrix], kept: Mapping[str, str | None]) -> None:
+    """A 3-D tensor of experts is coded whole or kept whole."""
+    for matrix in matrices:
+        if matrix.tensor in kept:
+            raise SourceError(
+                f"some experts of {matrix.tensor} are kept and others coded",
+                note="a tensor of experts is stored either way as a whole",
+                hint="let one rule match all of them, such as "
+                f"`match: {matrix_name(matrix.tensor)}.*`",
+            )

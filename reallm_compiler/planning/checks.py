@@ -1,0 +1,76 @@
+"""What a model archive's document must say to be a plan, beyond what the container asks.
+
+The rules are those of the compiler in SPEC.md, P1, P2 and P7 here; `document` has P3 and P4, the
+value laws P5, and `cost` P6. All are cheap: they look at the document and not at any section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from reallm_compiler.checkpoint.carried import is_carried
+from reallm_compiler.checkpoint.linear import matrix_name
+from reallm_compiler.errors import FormatError
+from reallm_compiler.planning.alike import once_for_alike
+from reallm_compiler.planning.model import PlannedFile, PlannedMatrix, PlannedTensor
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage import matrix as matrix_law
+
+RESERVED = "__metadata__"
+"""The name under which safetensors keeps what is no tensor."""
+
+
+def check_methods(methods: Sequence[MatrixPlan], matrices: Sequence[PlannedMatrix]) -> None:
+    """Each plan is used, and fits the matrices that it is used for (P1).
+
+    Raises:
+        FormatError: the broken rule and its place.
+    """
+    used = {id(matrix.plan) for matrix in matrices}
+    for place, plan in enumerate(methods):
+        if id(plan) not in used:
+            raise FormatError(
+                "P1", "no matrix uses this plan", location=f"manifest: document.methods[{place}]"
+            )
+    refusal_of = once_for_alike(lambda plan, shape, _: matrix_law.refusal(plan, shape))
+    for place, matrix in enumerate(matrices):
+        reason = refusal_of(matrix)
+        if reason is not None:
+            raise FormatError("P1", reason, location=f"manifest: document.matrices[{place}]")
+
+
+def check_names(matrices: Sequence[PlannedMatrix], tensors: Iterable[PlannedTensor]) -> None:
+    """Each matrix has the name of its tensor (P2).
+
+    Raises:
+        FormatError: the broken rule and its place.
+    """
+    for place, matrix in enumerate(matrices):
+        part = "" if matrix.index is None else f".{matrix.index}"
+        wanted = matrix_name(matrix.tensor) + part
+        if matrix.name != wanted:
+            raise FormatError(
+                "P2",
+                f"the matrix of `{matrix.tensor}` is called `{wanted}`, not `{matrix.name}`",
+                location=f"manifest: document.matrices[{place}].name",
+            )
+    for name in (*(matrix.tensor for matrix in matrices), *(tensor.name for tensor in tensors)):
+        if name == RESERVED:
+            raise FormatError(
+                "P2", f"`{RESERVED}` is no tensor's name", location="manifest: document"
+            )
+
+
+def check_files(files: Iterable[PlannedFile]) -> None:
+    """Each embedded file is one that a compile embeds: no weights, no code (P7).
+
+    Raises:
+        FormatError: the broken rule and its place.
+    """
+    for file in files:
+        if not is_carried(file.path):
+            raise FormatError(
+                "P7",
+                f"`{file.path}` is no config or tokenizer file",
+                location=f"section file:{file.path}",
+            )

@@ -1,0 +1,233 @@
+"""Plan to manifest document, and back.
+
+An archive's document holds the recipe, each distinct matrix plan once, and for every matrix which
+of them it uses. Reading it back gives the plan again, and the sections that the size laws ask for
+must be exactly those that the archive holds: a file cannot say one thing and store another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from reallm_compiler.errors import FormatError
+from reallm_compiler.planning.alike import once_for_alike
+from reallm_compiler.planning.checks import check_files, check_methods, check_names
+from reallm_compiler.planning.model import Plan, PlannedFile, PlannedMatrix, PlannedTensor
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage import matrix as matrix_law
+from reallm_formats import Layout, Manifest, names
+
+Section = tuple[str, str, tuple[int, ...]]
+
+PROVENANCE_WIDTH = 32
+"""Characters of each text of the provenance: padded, so that no version changes the length."""
+
+
+def fixed_text(text: str) -> str:
+    """`text` at exactly `PROVENANCE_WIDTH` ASCII characters."""
+    ascii_text = text.encode("ascii", "replace").decode("ascii")
+    return ascii_text[:PROVENANCE_WIDTH].ljust(PROVENANCE_WIDTH)
+
+
+def blank_provenance() -> dict[str, Any]:
+    """Provenance of the right width, to be filled when the archive is finished."""
+    blank = fixed_text("")
+    return {"compute": blank, "reallm": blank, "torch": blank, "source": bytes(32)}
+
+
+def section_list(
+    matrices: Iterable[PlannedMatrix],
+    tensors: Iterable[PlannedTensor],
+    files: Iterable[PlannedFile],
+) -> list[Section]:
+    """All sections in storage order: files, kept tensors, then matrices.
+
+    What a group shares stands before its first matrix.
+    """
+    sections: list[Section] = [
+        (names.file_section(file.path), "u8", (file.bytes,)) for file in files
+    ]
+    sections += [
+        (names.tensor_section(tensor.name), tensor.dtype, tensor.shape) for tensor in tensors
+    ]
+    specs_of = once_for_alike(matrix_law.sections)
+    own_of = once_for_alike(_own_sections)
+    groups: set[str | None] = {None}
+    for matrix in matrices:
+        if matrix.plan.share not in groups:
+            groups.add(matrix.plan.share)
+            sections += [
+                (matrix.section_name(spec), spec.dtype, spec.shape)
+                for spec in specs_of(matrix)
+                if spec.shared
+            ]
+        start = names.matrix_section(matrix.name, "")
+        sections += [(start + role, dtype, shape) for role, dtype, shape in own_of(matrix)]
+    return sections
+
+
+def _own_sections(plan: MatrixPlan, shape: tuple[int, int], dtype: str) -> list[Section]:
+    """Role, type and shape of what a matrix stores for itself."""
+    specs = matrix_law.sections(plan, shape, dtype)
+    return [(spec.role, spec.dtype, spec.shape) for spec in specs if not spec.shared]
+
+
+def to_document(
+    recipe: Mapping[str, Any],
+    matrices: Iterable[PlannedMatrix],
+    ties: Mapping[str, str],
+    *,
+    errors: Mapping[str, float] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The document of a model archive.
+
+    Args:
+        recipe: the recipe as plain data, without `model` and `output`.
+        matrices: coded matrices in storage order.
+        ties: alias to stored tensor.
+        errors: relative error of each matrix; zeros when not known yet.
+        provenance: blank when not known yet.
+    """
+    methods: list[dict[str, Any]] = []
+    places: dict[MatrixPlan, int] = {}
+
+    def place_of(plan: MatrixPlan, shape: tuple[int, int], dtype: str) -> int:
+        if plan not in places:
+            places[plan] = len(methods)
+            methods.append(plan.plain())
+        return places[plan]
+
+    method_of = once_for_alike(place_of)
+    rows = [
+        {
+            "name": matrix.name,
+            "shape": list(matrix.shape),
+            "dtype": matrix.dtype,
+            "tensor": matrix.tensor,
+            "index": matrix.index,
+            "transposed": matrix.transposed,
+            "method": method_of(matrix),
+            "relative_error": errors[matrix.name] if errors is not None else 0.0,
+        }
+        for matrix in matrices
+    ]
+    return {
+        "recipe": dict(recipe),
+        "methods": methods,
+        "matrices": rows,
+        "ties": dict(ties),
+        "provenance": dict(provenance) if provenance is not None else blank_provenance(),
+    }
+
+
+def from_manifest(manifest: Manifest, placed: Layout) -> Plan:
+    """The plan of a model archive.
+
+    Args:
+        manifest: a structurally valid manifest of kind `model`.
+        placed: its layout.
+
+    Raises:
+        FormatError: rules P1 to P4, such as sections other than the document asks for.
+    """
+    document = manifest.document
+    methods = [_method(place, plain) for place, plain in enumerate(document["methods"])]
+    matrices = []
+    for place, row in enumerate(document["matrices"]):
+        if row["method"] >= len(methods):
+            raise FormatError(
+                "D2",
+                f"method {row['method']} of {len(methods)} does not exist",
+                location=f"manifest: document.matrices[{place}]",
+            )
+        matrices.append(
+            PlannedMatrix(
+                name=row["name"],
+                tensor=row["tensor"],
+                index=row["index"],
+                transposed=row["transposed"],
+                shape=(row["shape"][0], row["shape"][1]),
+                dtype=row["dtype"],
+                plan=methods[row["method"]],
+            )
+        )
+    tensors, files = [], []
+    for entry in manifest.sections:
+        if entry.name.startswith(names.TENSOR):
+            name = entry.name.removeprefix(names.TENSOR)
+            tensors.append(PlannedTensor(name=name, dtype=entry.dtype, shape=entry.shape))
+        elif entry.name.startswith(names.FILE):
+            path = entry.name.removeprefix(names.FILE)
+            files.append(PlannedFile(path=path, bytes=entry.bytes))
+    check_methods(methods, matrices)
+    check_names(matrices, tensors)
+    check_files(files)
+    _check_groups(matrices)
+    _check_sections(manifest, section_list(matrices, tensors, files))
+    return Plan(
+        recipe=document["recipe"],
+        matrices=tuple(matrices),
+        tensors=tuple(tensors),
+        files=tuple(files),
+        ties=document["ties"],
+        layout=placed,
+    )
+
+
+def _method(place: int, plain: Mapping[str, Any]) -> MatrixPlan:
+    try:
+        return MatrixPlan.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"])
+        raise FormatError(
+            "P1",
+            f"a matrix plan that this version does not know: {path}: {first['msg']}",
+            location=f"manifest: document.methods[{place}]",
+            hint="a newer reallm may read this archive",
+        ) from None
+
+
+def _check_groups(matrices: Iterable[PlannedMatrix]) -> None:
+    """Matrices of one group agree on what they share."""
+    first: dict[str, tuple[str, list[Any]]] = {}
+    specs_of = once_for_alike(matrix_law.sections)
+    for matrix in matrices:
+        if matrix.plan.share is None:
+            continue
+        shared = [spec for spec in specs_of(matrix) if spec.shared]
+        name, expected = first.setdefault(matrix.plan.share, (matrix.name, shared))
+        if shared != expected:
+            raise FormatError(
+                "P3",
+                f"{matrix.name} and {name} share `{matrix.plan.share}` but differ in what they "
+                "share",
+                location="manifest: document.matrices",
+            )
+
+
+def _check_sections(manifest: Manifest, wanted: list[Section]) -> None:
+    """Sections in the file, in order, are those the document asks for."""
+    found = [(entry.name, entry.dtype, tuple(entry.shape)) for entry in manifest.sections]
+    if found == wanted:
+        return
+    for place, (have, want) in enumerate(zip(found, wanted, strict=False)):
+        if have != want:
+            raise FormatError(
+                "P4",
+                f"section {have[0]} is {have[1]}{list(have[2])} where the document asks for "
+                f"{want[0]} as {want[1]}{list(want[2])}",
+                location=f"manifest: sections[{place}]",
+            )
+    missing = len(wanted) - len(found)
+    first = wanted[len(found)] if missing > 0 else found[len(wanted)]
+    raise FormatError(
+        "P4",
+        f"the document asks for {len(wanted)} sections and the archive holds {len(found)}",
+        location="manifest: sections",
+        note=f"the first that is {'missing' if missing > 0 else 'too many'} is {first[0]}",
+    )

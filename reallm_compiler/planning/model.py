@@ -1,0 +1,153 @@
+"""The plan: what will stand in the archive, section by section, before a weight is read.
+
+A `Plan` is a frozen value without weights. It comes from a recipe and an inventory (`build`) or
+from an archive (`document`), and both give the same object for the same archive: the plan is the
+file. Its `layout` places every section to the byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from reallm_compiler.planning.budget import Budget, budget_of
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage import matrix as matrix_law
+from reallm_compiler.storage.base import SectionSpec
+from reallm_formats import Layout, names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedMatrix:
+    """One matrix that will be coded.
+
+    Attributes:
+        name: the checkpoint's tensor name without `.weight`, with the expert's number for a part
+            of a 3-D tensor.
+        tensor: the checkpoint's tensor.
+        index: which part of a 3-D tensor, or None for a 2-D one.
+        transposed: the checkpoint stores [q, p] (GPT-2's Conv1D).
+        shape: (p, q), rows are outputs.
+        dtype: type of the checkpoint's weights, and of what the reader gives back.
+        plan: the stages.
+    """
+
+    name: str
+    tensor: str
+    index: int | None
+    transposed: bool
+    shape: tuple[int, int]
+    dtype: str
+    plan: MatrixPlan
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, p q."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def specs(self) -> list[SectionSpec]:
+        """Sections that the matrix stores, its group's shared ones included."""
+        return matrix_law.sections(self.plan, self.shape, self.dtype)
+
+    def section_name(self, spec: SectionSpec) -> str:
+        """The archive's name of one of `specs`."""
+        if spec.shared and self.plan.share is not None:
+            return names.share_section(self.plan.share, spec.role)
+        return names.matrix_section(self.name, spec.role)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedTensor:
+    """A tensor kept as it is, or cast to another float type.
+
+    Attributes:
+        name: the checkpoint's tensor name.
+        dtype: stored type.
+        shape: its extents.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def spec(self) -> SectionSpec:
+        """The section that holds it."""
+        return SectionSpec(role="tensor", dtype=self.dtype, shape=self.shape, term="kept")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedFile:
+    """A file of the checkpoint that travels inside the archive.
+
+    Attributes:
+        path: path relative to the checkpoint's folder.
+        bytes: its length.
+    """
+
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that decides the archive's length, and what its sections mean.
+
+    Attributes:
+        recipe: the recipe as plain data, without `model` and `output`.
+        matrices: coded matrices, in storage order.
+        tensors: kept tensors.
+        files: embedded files.
+        ties: names that stand for another tensor, which alone is stored.
+        layout: place of every section.
+        notes: what a reader of the budget should know (such as a tokenizer left out).
+        decoders: files of trained decoders that are used as they are, by digest; empty for a plan
+            from an archive.
+        traces: for each matrix, which rule set which field; empty for a plan from an archive.
+        tensor_bytes: what the checkpoint's tensors take in its files, what is tied once; None
+            for a plan from an archive, which knows their types alone.
+    """
+
+    recipe: Mapping[str, Any]
+    matrices: tuple[PlannedMatrix, ...]
+    tensors: tuple[PlannedTensor, ...]
+    files: tuple[PlannedFile, ...]
+    ties: Mapping[str, str]
+    layout: Layout
+    notes: tuple[str, ...] = ()
+    decoders: Mapping[str, Path] = field(default_factory=dict)
+    traces: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    tensor_bytes: int | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"Plan({len(self.matrices)} coded matrices, {len(self.tensors)} kept tensors, "
+            f"{self.layout.file_bytes} bytes)"
+        )
+
+    @cached_property
+    def by_name(self) -> Mapping[str, PlannedMatrix]:
+        """Coded matrices by name."""
+        return {matrix.name: matrix for matrix in self.matrices}
+
+    @cached_property
+    def groups(self) -> Mapping[str, tuple[PlannedMatrix, ...]]:
+        """Matrices of each share group, in storage order."""
+        groups: dict[str, list[PlannedMatrix]] = {}
+        for matrix in self.matrices:
+            if matrix.plan.share is not None:
+                groups.setdefault(matrix.plan.share, []).append(matrix)
+        return {name: tuple(members) for name, members in groups.items()}
+
+    @property
+    def seed(self) -> int:
+        """The recipe's seed."""
+        return int(self.recipe.get("seed", 0))
+
+    def budget(self) -> Budget:
+        """The exact sizes: per matrix, per term, and in total."""
+        return budget_of(self)

@@ -1,0 +1,51 @@
+"""Words of the residual: what is kept in high precision, and tuned later."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from reallm_compiler.stages.base import Rational, Stage
+
+
+class NoResidual(Stage):
+    """No residual: the coded part is the whole matrix."""
+
+    kind: Literal["none"] = "none"
+
+
+class LowRank(Stage):
+    """A product of two factors, R = L1 L2 with L1 [p, r] and L2 [r, q] (paper, section 3)."""
+
+    kind: Literal["low_rank"]
+    rank: Rational = Field(
+        description="Rank r: an integer, or a fraction of min(p, q) such as 1/64; "
+        "never above min(p, q).",
+    )
+    fit: Literal["svd", "alternating", "zero"] = Field(
+        default="svd",
+        description="svd: one truncated SVD; alternating: SVD and quantiser in turn until the "
+        "error rises (LQ-LoRA, LoftQ); zero: L1 = 0, L2 random (QLoRA).",
+    )
+    order: Literal["residual_first", "quantizer_first"] = Field(
+        default="residual_first",
+        description="Which part sees the whole matrix first: the residual (LQ-LoRA) or the "
+        "quantiser (LoftQ).",
+    )
+    iterations: int = Field(default=100, ge=1, le=1000, description="Cap of the alternating loop.")
+    dtype: Literal["float32", "float16", "bfloat16", "int8"] = Field(
+        default="float16",
+        description="Stored type of the factors; int8 adds one float16 scale for each column of "
+        "L1 and each row of L2.",
+    )
+
+    @field_validator("rank")
+    @classmethod
+    def _rank_in_range(cls, rank: int | Fraction) -> int | Fraction:
+        if rank <= 0:
+            raise ValueError("the rank must be above 0; `residual: {kind: none}` stores no factors")
+        if isinstance(rank, Fraction) and rank > 1:
+            raise ValueError("a fractional rank is a share of min(p, q) and cannot be above 1")
+        return rank

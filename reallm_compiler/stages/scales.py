@@ -1,0 +1,63 @@
+"""Words of the scales: what weights are divided by before they are quantised."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from reallm_compiler.stages.base import FloatType, Stage
+
+Per = Annotated[
+    Literal["tensor", "row", "column", "block"],
+    Field(
+        description="Which weights share a scale; a block is `block` consecutive weights of the "
+        "matrix read row by row."
+    ),
+]
+Block = Annotated[int, Field(ge=2, le=65536, description="Weights of a block.")]
+ScaleType = Annotated[
+    FloatType, Field(description="Stored type of the scales (of the super-scales if bits).")
+]
+ScaleBits = Annotated[
+    int | None,
+    Field(
+        ge=2, le=8, description="Bits of a second level: scales become codes under a super-scale."
+    ),
+]
+Superblock = Annotated[int, Field(ge=2, le=65536, description="Scales that share a super-scale.")]
+
+
+class NoScales(Stage):
+    """The quantiser sees the latent as it is."""
+
+    kind: Literal["none"] = "none"
+
+
+class _Scales(Stage):
+    """What the three kinds of scales share."""
+
+    kind: str  # narrowed by each kind; here so that it comes first
+    per: Per = "block"
+    block: Block = 64
+    dtype: ScaleType = "float32"
+    bits: ScaleBits = None
+    superblock: Superblock = 256
+
+
+class RmsScales(_Scales):
+    """s = root mean square of the group."""
+
+    kind: Literal["rms"]
+
+
+class AbsmaxScales(_Scales):
+    """s = largest magnitude of the group (NF normalisation, QLoRA and LQ-LoRA)."""
+
+    kind: Literal["absmax"]
+
+
+class MinmaxScales(_Scales):
+    """s = max - min with zero point z = min of the group: the quantiser sees [0, 1]."""
+
+    kind: Literal["minmax"]

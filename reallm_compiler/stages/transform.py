@@ -1,0 +1,53 @@
+"""Words of the transforms: what is done to a matrix before it is encoded."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from reallm_compiler.stages.base import Stage
+from reallm_compiler.stages.scales import Block, Per, ScaleBits, ScaleType, Superblock
+
+
+class Normalize(Stage):
+    """The matrix divided by scales of its own blocks before it is encoded, and back after."""
+
+    kind: Literal["normalize"]
+    by: Literal["absmax", "rms"] = Field(
+        default="absmax",
+        description="What each group is divided by: its largest magnitude or its root mean square.",
+    )
+    per: Per = "block"
+    block: Block = 64
+    dtype: ScaleType = "float32"
+    bits: ScaleBits = 8
+    superblock: Superblock = 256
+
+
+class Hadamard(Stage):
+    """The matrix rotated by blocks of a signed Hadamard matrix, which spreads its outliers.
+
+    Weights of a rotated matrix are nearly normal with one deviation, so that one scale for the
+    whole matrix and one codebook for the whole model fit (QuIP#). Nothing is stored for it.
+    """
+
+    kind: Literal["hadamard"]
+    sides: Literal["both", "rows", "columns"] = Field(
+        default="both",
+        description="What is mixed: columns (input features, within each row), rows (output "
+        "features), or both.",
+    )
+    block: int = Field(
+        default=128,
+        description="Largest block, a power of two from 2 to 4096; a block is the largest power "
+        "of two up to it that divides the extent.",
+    )
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="Seed of the signs.")
+
+    @field_validator("block")
+    @classmethod
+    def _power_of_two(cls, block: int) -> int:
+        if not 2 <= block <= 4096 or block & (block - 1):
+            raise ValueError("the block must be a power of two from 2 to 4096")
+        return block

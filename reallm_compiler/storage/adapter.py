@@ -1,0 +1,26 @@
+"""Size law of a row of an adapter: factors and magnitudes, as low-rank residual and DoRA say."""
+
+from __future__ import annotations
+
+from reallm_compiler.stages import LowRank
+from reallm_compiler.storage import dora, low_rank
+from reallm_compiler.storage.base import DTYPES, SectionSpec
+from reallm_formats import AdapterEntry
+
+_WORDS = {section: word for word, section in DTYPES.items()}
+"""Section types of factors as the recipe's words."""
+
+
+def residual(row: AdapterEntry) -> LowRank:
+    """The residual stage of a row with factors."""
+    return LowRank.model_validate(
+        {"kind": "low_rank", "rank": row.rank, "dtype": _WORDS[row.dtype]}
+    )
+
+
+def sections(row: AdapterEntry) -> list[SectionSpec]:
+    """The sections of a row, which are those that the container asks for."""
+    specs = low_rank.sections(residual(row), row.shape) if row.rank else []
+    if row.magnitude:
+        specs += dora.sections(row.shape)
+    return specs

@@ -1,0 +1,41 @@
+"""Size law of the low-rank residual: L1 [p, r] and L2 [r, q] (paper, section 3 and Table 5).
+
+Stored: r (p + q) factors. The paper counts 2 r min(p, q) of them, which is the same only for
+square matrices. Factors of type int8 add one float16 scale for each of the r columns of L1 and
+rows of L2.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from reallm_compiler.stages import LowRank
+from reallm_compiler.storage.base import DTYPES, SectionSpec
+from reallm_compiler.storage.values import Finite
+
+
+def rank_of(params: LowRank, shape: tuple[int, int]) -> int:
+    """Rank as an integer for a matrix of `shape`: at least 1, never above min(p, q)."""
+    least = min(shape)
+    if isinstance(params.rank, Fraction):
+        return max(1, min(least, int(params.rank * least)))
+    return min(least, params.rank)
+
+
+def sections(params: LowRank, shape: tuple[int, int]) -> list[SectionSpec]:
+    """Sections of the factors for a matrix [p, q]."""
+    p, q = shape
+    rank = rank_of(params, shape)
+    dtype = DTYPES[params.dtype]
+    laws: list[tuple[str, str, tuple[int, ...], Finite]] = [
+        ("l1", dtype, (p, rank), Finite()),
+        ("l2", dtype, (rank, q), Finite()),
+    ]
+    if params.dtype == "int8":
+        laws += [
+            (f"{role}_scales", "f16", (rank,), Finite(negative=False)) for role in ("l1", "l2")
+        ]
+    return [
+        SectionSpec(role=role, dtype=stored, shape=extents, term="low_rank", values=values)
+        for role, stored, extents, values in laws
+    ]

@@ -1,0 +1,65 @@
+"""A model of many matrices: what is alike is worked out once, and the numbers stay the same."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from reallm_compiler import plan
+from reallm_compiler.storage import matrix as matrix_law
+from reallm_formats import encode_manifest
+
+LAYERS = 40
+SHAPES = {
+    f"model.layers.{layer}.mlp.{name}.weight": shape
+    for layer in range(LAYERS)
+    for name, shape in (("up_proj", [96, 64]), ("down_proj", [64, 96]))
+}
+RECIPES = ("reallm-2bit", "reallm-2bit-tunable", "nf4", "rtn-4bit", "reallm-4bit-lean")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_size_laws_are_asked_once_for_alike_matrices(recipe, monkeypatch):
+    asked = {"sections": 0, "paper_terms": 0}
+    for name in asked:
+        law = getattr(matrix_law, name)
+
+        def counted(*facts, law=law, name=name, **more):
+            asked[name] += 1
+            return law(*facts, **more)
+
+        monkeypatch.setattr(matrix_law, name, counted)
+    plan(recipe, model={"shapes": SHAPES}).budget()
+    assert asked["paper_terms"] == 2  # two shapes under one plan
+    assert asked["sections"] < LAYERS
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_budget_is_that_of_each_matrix_by_itself(recipe):
+    made = plan(recipe, model={"shapes": SHAPES})
+    budget = made.budget()
+    paper = Fraction(0)
+    for matrix, row in zip(made.matrices, budget.matrices, strict=True):
+        sharers = len(made.groups[matrix.plan.share]) if matrix.plan.share else 1
+        terms = matrix_law.paper_terms(matrix.plan, matrix.shape, matrix.dtype, sharers=sharers)
+        assert row.paper_terms == terms
+        assert row.paper_bits == sum(terms.values())
+        assert row.exact_bits == Fraction(8 * row.bytes, matrix.weights)
+        assert sum(row.terms.values()) == row.bytes
+        own = sum(spec.bytes for spec in matrix.specs if not spec.shared)
+        shared = sum(spec.bytes for spec in matrix.specs if spec.shared)
+        assert abs(row.bytes - own - Fraction(shared, sharers)) < len(matrix.specs)
+        paper += row.paper_bits * matrix.weights
+    assert budget.totals.paper_bits == paper / budget.totals.weights
+    assert budget.totals.coded_bytes == sum(
+        section.bytes
+        for section in made.layout.manifest.sections
+        if section.name.startswith(("matrix:", "share:"))
+    )
+
+
+def test_the_length_of_the_manifest_needs_no_manifest():
+    made = plan("reallm-2bit", model={"shapes": SHAPES})
+    assert "manifest" not in vars(made.layout)
+    assert made.budget().totals.manifest_bytes == len(encode_manifest(made.layout.manifest))
