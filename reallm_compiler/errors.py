@@ -22,6 +22,7 @@ __all__ = [
     "Problem",
     "ReallmError",
     "RecipeError",
+    "RegistryError",
     "ResumeError",
     "SourceError",
 ]
@@ -61,6 +62,12 @@ class RecipeError(ReallmError):
 
     def __str__(self) -> str:
         return "\n".join(str(problem) for problem in self.problems)
+
+
+class RegistryError(ReallmError):
+    """A kind of a stage is registered wrongly: without a size law or codec, or twice."""
+
+    code: ClassVar[str] = "bad-kind"
 
 
 class SourceError(ReallmError):

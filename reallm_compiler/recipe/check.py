@@ -48,17 +48,8 @@ def check_plan(tree: MapNode) -> tuple[MatrixPlan | None, list[Problem]]:
     try:
         return MatrixPlan.model_validate(to_plain(tree)), []
     except ValidationError as error:
-        problems = problems_of(error, tree, _unknown_in_plan, _without_kind)
+        problems = problems_of(error, tree, _unknown_in_plan)
         return None, [_with_plan_hint(problem, tree) for problem in problems]
-
-
-def _without_kind(loc: Loc) -> Loc:
-    """A location without the kind that pydantic names after a stage, or after a list's entry."""
-    kinds = stages().get(str(loc[0]), {}) if loc else {}
-    at = 2 if len(loc) > 1 and isinstance(loc[1], int) else 1
-    if len(kinds) > 1 and len(loc) > at and loc[at] in kinds:
-        return (*loc[:at], *loc[at + 1 :])
-    return loc
 
 
 def _unknown_in_plan(loc: Loc, key: str, node: MapNode) -> tuple[str, str | None]:
@@ -139,7 +130,7 @@ def check_form(tree: MapNode) -> tuple[RecipeForm | None, list[Problem]]:
     try:
         return RecipeForm.model_validate(to_plain(tree)), []
     except ValidationError as error:
-        return None, problems_of(error, tree, _unknown_in_form, lambda loc: loc)
+        return None, problems_of(error, tree, _unknown_in_form)
 
 
 def _unknown_in_form(loc: Loc, key: str, node: MapNode) -> tuple[str, str | None]:

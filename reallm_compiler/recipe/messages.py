@@ -44,22 +44,19 @@ _LIMITS = {
 _EMPTY = ("string_too_short", "too_short")
 
 
-def problems_of(
-    error: ValidationError, root: Node, unknown_key: UnknownKey, tags: Callable[[Loc], Loc]
-) -> list[Problem]:
+def problems_of(error: ValidationError, root: Node, unknown_key: UnknownKey) -> list[Problem]:
     """The problems behind a failed validation of `root`, one for each place.
 
     Args:
         error: what pydantic found.
         root: the tree that was validated as plain data.
         unknown_key: the words for a key that is not allowed where it stands.
-        tags: takes the kinds out of a pydantic location, which names the chosen kind as a step.
     """
     problems: list[Problem] = []
     missing: list[Loc] = []
     shapes: dict[str, tuple[Node, list[dict[str, Any]]]] = {}
     for detail in error.errors(include_url=False):
-        loc = tags(detail["loc"])
+        loc = detail["loc"]
         kind = detail["type"]
         if kind == "extra_forbidden":
             problems.append(_extra(root, loc, unknown_key))

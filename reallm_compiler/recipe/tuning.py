@@ -155,7 +155,7 @@ def check_settings(tree: MapNode) -> tuple[FinetuneOptions | None, list[Problem]
     try:
         return FinetuneOptions.model_validate(to_plain(tree)), []
     except ValidationError as error:
-        return None, problems_of(error, tree, unknown_setting, lambda loc: loc)
+        return None, problems_of(error, tree, unknown_setting)
 
 
 def unknown_setting(loc: Loc, key: str, node: MapNode) -> tuple[str, str | None]:

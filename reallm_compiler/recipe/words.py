@@ -1,21 +1,20 @@
 """The vocabulary of the recipe language, read off the models of the stages.
 
 Which kinds a stage has, which parameters a kind has, which words a field takes: all of it comes
-from `stages.MatrixPlan`, so a new kind is known here as soon as it is a model there. From the same
-source come the hints: the nearest valid word at a place, or the place where a word would be valid.
+from `reallm_compiler.stages`, so a new kind is known here as soon as it is registered there. From
+the same source come the hints: the nearest valid word, or where in a plan a word would be valid.
 """
 
 from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from reallm_compiler.stages import MatrixPlan, Stage
+from reallm_compiler.stages import KINDS, MatrixPlan, Stage, kinds
 
 SYNONYMS = {
     "fp16": "float16",
@@ -100,24 +99,9 @@ def literals(annotation: Any) -> list[Any]:  # noqa: ANN401
     ]
 
 
-@cache
-def stages() -> dict[str, dict[str, type[Stage]]]:
+def stages() -> dict[str, Mapping[str, type[Stage]]]:
     """Each stage of a matrix plan with its kinds and their models."""
-    table: dict[str, dict[str, type[Stage]]] = {}
-    for name, info in MatrixPlan.model_fields.items():
-        models = [part for part in members(info.annotation) if _is_stage(part)]
-        if models:
-            table[name] = {kind_of(model): model for model in models}
-    return table
-
-
-def _is_stage(part: object) -> bool:
-    return isinstance(part, type) and issubclass(part, Stage)
-
-
-def kind_of(model: type[BaseModel]) -> str:
-    """The word that selects a model."""
-    return str(literals(model.model_fields["kind"].annotation)[0])
+    return {name: kinds(name) for name in KINDS}
 
 
 def keys_of(model: type[BaseModel]) -> list[str]:
@@ -133,8 +117,8 @@ def owners(stage: str, key: str) -> list[str]:
 def homes(key: str) -> list[str]:
     """Where in a matrix plan a key is at home: `residual (low_rank)`, or the plan itself."""
     found = ["a matrix plan"] if key in MatrixPlan.model_fields else []
-    for stage, kinds in stages().items():
-        with_key = [kind for kind in kinds if key in kinds[kind].model_fields]
+    for stage, models in stages().items():
+        with_key = [kind for kind in models if key in models[kind].model_fields]
         if with_key and key != "kind":
             found.append(f"`{stage}` (kind {listed(with_key)})")
     return found

@@ -1,44 +1,53 @@
-"""The words of a matrix plan: each stage is a kind with parameters.
+"""The stages of a matrix plan: each is a kind with parameters.
 
     W [p, q]  ~  R                                            residual, the part tuned later
               +  T^-1( D_phi( P^-1( s * C[codes] + z ) ) )    coded part, frozen
     then DoRA: each output row is rescaled to its stored magnitude
 
 A `MatrixPlan` says for one matrix which kind stands at each stage. The models only say what may
-be written; what a kind costs is its size law in `layouts`, what it does is its codec in `codecs`.
-The names of kinds and parameters are the words of the recipe language.
+be written, and what a kind needs of the other stages; what it stores is its size law in `storage`,
+what it does is its codec in `codecs`. The names of kinds and parameters are those of recipes.
 """
 
-from reallm_compiler.stages.autoencoder import Hnerv, Identity
+from reallm_compiler.stages.autoencoder import AutoencoderStage, Hnerv, Identity
 from reallm_compiler.stages.base import Extent, FloatType, Rational, Stage, Whole
-from reallm_compiler.stages.permutation import NearestPermutation, NoPermutation
-from reallm_compiler.stages.plan import (
-    SHARED_KINDS,
-    Autoencoder,
-    MatrixPlan,
-    Permutation,
-    Quantizer,
-    Residual,
-    Scales,
-    Transform,
-)
+from reallm_compiler.stages.permutation import NearestPermutation, NoPermutation, PermutationStage
+from reallm_compiler.stages.plan import MatrixPlan
 from reallm_compiler.stages.quantizer import (
     NoQuantizer,
     NormalFloatQuantizer,
+    QuantizerStage,
     TrellisQuantizer,
     UniformQuantizer,
     VectorQuantizer,
 )
-from reallm_compiler.stages.residual import LowRank, NoResidual
-from reallm_compiler.stages.scales import AbsmaxScales, MinmaxScales, NoScales, RmsScales
-from reallm_compiler.stages.transform import Hadamard, Normalize
+from reallm_compiler.stages.registry import (
+    KINDS,
+    ExternalKind,
+    kind_name,
+    kinds,
+    register,
+    unregister,
+)
+from reallm_compiler.stages.residual import LowRank, NoResidual, ResidualStage
+from reallm_compiler.stages.scales import (
+    AbsmaxScales,
+    GroupScales,
+    MinmaxScales,
+    NoScales,
+    RmsScales,
+    ScalesStage,
+)
+from reallm_compiler.stages.transform import Hadamard, Normalize, TransformStage
 
 __all__ = [
-    "SHARED_KINDS",
+    "KINDS",
     "AbsmaxScales",
-    "Autoencoder",
+    "AutoencoderStage",
     "Extent",
+    "ExternalKind",
     "FloatType",
+    "GroupScales",
     "Hadamard",
     "Hnerv",
     "Identity",
@@ -52,16 +61,20 @@ __all__ = [
     "NoScales",
     "NormalFloatQuantizer",
     "Normalize",
-    "Permutation",
-    "Quantizer",
+    "PermutationStage",
+    "QuantizerStage",
     "Rational",
-    "Residual",
+    "ResidualStage",
     "RmsScales",
-    "Scales",
+    "ScalesStage",
     "Stage",
-    "Transform",
+    "TransformStage",
     "TrellisQuantizer",
     "UniformQuantizer",
     "VectorQuantizer",
     "Whole",
+    "kind_name",
+    "kinds",
+    "register",
+    "unregister",
 ]

@@ -1,16 +1,33 @@
-"""Words of the autoencoder: the latent that is quantised, and what decodes it."""
+"""Parameters of the autoencoder: the latent that is quantised, and what decodes it."""
 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from reallm_compiler.stages.base import Extent, Rational, Stage, Whole, as_tuple
 
 
-class Identity(Stage):
+class AutoencoderStage(Stage):
+    """Base of the kinds of autoencoder.
+
+    Attributes:
+        trained: it is trained, once, on what the residual leaves of a matrix.
+        shares: what the matrices of a share group store once, in words; None if nothing.
+    """
+
+    trained: ClassVar[bool] = False
+    shares: ClassVar[str | None] = None
+
+    @property
+    def reused(self) -> str | None:
+        """The file of a trained decoder that is used as it is; None without one."""
+        return None
+
+
+class Identity(AutoencoderStage):
     """The latent is the matrix itself: e0 = p, e1 = q, e2 = 1."""
 
     kind: Literal["identity"] = "identity"
@@ -20,12 +37,15 @@ LARGEST_STRIDE = 7
 """The largest factor by which one stage of a decoder may enlarge its input."""
 
 
-class Hnerv(Stage):
+class Hnerv(AutoencoderStage):
     """A convolutional autoencoder trained on the patches of the matrix (HNeRV; paper, section 3).
 
     The latent of each patch and the decoder's weights are stored, the encoder is not. One stage of
     the decoder enlarges by one prime factor of patch / latent, the largest factor first.
     """
+
+    trained: ClassVar[bool] = True
+    shares: ClassVar[str | None] = "a decoder"
 
     kind: Literal["hnerv"]
     patch: (
@@ -88,6 +108,11 @@ class Hnerv(Stage):
         default=1e-3, gt=0, le=1, description="Largest learning rate of Adam; cosine schedule."
     )
     batch: int = Field(default=2, ge=1, le=65536, description="Patches of one training step.")
+
+    @property
+    def reused(self) -> str | None:
+        """The file of a trained decoder that is used as it is; None without one."""
+        return self.decoder
 
     @property
     def patch_shape(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What all stage models share: closed and frozen, and numbers as people write them."""
+"""What the parameters of all kinds share: closed, frozen models; numbers as people write them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ FloatType = Literal["float32", "float16", "bfloat16"]
 
 
 class Stage(BaseModel):
-    """Base of all stage models: closed (an unknown key is an error), frozen, strictly typed."""
+    """Base of the parameters of a kind: an unknown key is an error; frozen, strictly typed.
+
+    What a kind needs of the other stages is data on its class, such as `QuantizerStage.ranges`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

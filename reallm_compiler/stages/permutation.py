@@ -1,4 +1,4 @@
-"""Words of the permutation: the order of the latent's columns."""
+"""Parameters of the permutation: the order of the latent's columns."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from pydantic import Field, field_validator
 from reallm_compiler.stages.base import Stage
 
 
-class NoPermutation(Stage):
+class PermutationStage(Stage):
+    """Base of the kinds of permutation."""
+
+
+class NoPermutation(PermutationStage):
     """Columns stay where they are."""
 
     kind: Literal["none"] = "none"
 
 
-class NearestPermutation(Stage):
+class NearestPermutation(PermutationStage):
     """Columns reordered so that each is followed by its nearest unplaced one (Algorithm 1)."""
 
     kind: Literal["nearest"]

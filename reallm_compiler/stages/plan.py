@@ -2,50 +2,93 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
-
-from reallm_compiler.stages.autoencoder import Hnerv, Identity
-from reallm_compiler.stages.base import Stage, as_tuple
-from reallm_compiler.stages.permutation import NearestPermutation, NoPermutation
-from reallm_compiler.stages.quantizer import (
-    NoQuantizer,
-    NormalFloatQuantizer,
-    TrellisQuantizer,
-    UniformQuantizer,
-    VectorQuantizer,
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    SerializationInfo,
+    model_validator,
 )
-from reallm_compiler.stages.residual import LowRank, NoResidual
-from reallm_compiler.stages.scales import AbsmaxScales, MinmaxScales, NoScales, RmsScales
-from reallm_compiler.stages.transform import Hadamard, Normalize
+from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
-Residual = Annotated[NoResidual | LowRank, Field(discriminator="kind")]
-Transform = Annotated[Normalize | Hadamard, Field(discriminator="kind")]
-Autoencoder = Annotated[Identity | Hnerv, Field(discriminator="kind")]
-Permutation = Annotated[NoPermutation | NearestPermutation, Field(discriminator="kind")]
-Scales = Annotated[NoScales | RmsScales | AbsmaxScales | MinmaxScales, Field(discriminator="kind")]
-Quantizer = Annotated[
-    NoQuantizer | UniformQuantizer | NormalFloatQuantizer | VectorQuantizer | TrellisQuantizer,
-    Field(discriminator="kind"),
-]
+from reallm_compiler.stages.autoencoder import AutoencoderStage, Identity
+from reallm_compiler.stages.base import Stage, as_tuple
+from reallm_compiler.stages.permutation import NoPermutation, PermutationStage
+from reallm_compiler.stages.quantizer import NoQuantizer, QuantizerStage
+from reallm_compiler.stages.registry import kind_name, kinds
+from reallm_compiler.stages.residual import NoResidual, ResidualStage
+from reallm_compiler.stages.scales import NoScales, ScalesStage
+from reallm_compiler.stages.transform import TransformStage
 
-SHARED_KINDS = {"quantizer": ("vq", "trellis"), "autoencoder": ("hnerv",)}
-"""The kinds, by stage, that learn something that the matrices of a group can store once."""
+
+@dataclass(frozen=True, slots=True)
+class OneKindOf:
+    """Marks a field that holds one kind of a stage, chosen by `kind` among those registered now.
+
+    Unlike a union it need not know them when the class is made, so that a package can add kinds.
+    """
+
+    stage: str
+
+    def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
+        """A validator that looks the kind up, and its own form of plain data."""
+        return core_schema.no_info_plain_validator_function(
+            self.parse,
+            serialization=core_schema.plain_serializer_function_ser_schema(_plain, info_arg=True),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """One of the kinds."""
+        choices = {
+            name: params.__pydantic_core_schema__ for name, params in kinds(self.stage).items()
+        }
+        return handler(core_schema.tagged_union_schema(choices, discriminator="kind"))
+
+    def parse(self, value: object) -> Stage:
+        """The parameters that `value` says."""
+        known = kinds(self.stage)
+        if isinstance(value, Stage):
+            if type(value) in known.values():
+                return value
+            raise PydanticKnownError("model_attributes_type")
+        if not isinstance(value, dict):
+            raise PydanticKnownError("model_attributes_type")
+        if "kind" not in value:
+            raise PydanticKnownError("union_tag_not_found", {"discriminator": "'kind'"})
+        kind = value["kind"]
+        if not isinstance(kind, str) or kind not in known:
+            expected = ", ".join(f"'{name}'" for name in known)
+            raise PydanticKnownError(
+                "union_tag_invalid",
+                {"discriminator": "'kind'", "tag": str(kind)[:80], "expected_tags": expected},
+            )
+        return known[kind].model_validate(value)
+
+
+def _plain(value: Stage, info: SerializationInfo) -> dict[str, Any]:
+    return value.model_dump(mode=info.mode)
 
 
 class MatrixPlan(Stage):
     """Everything that decides how one matrix is stored, and so how large it is."""
 
-    residual: Residual = NoResidual()
+    residual: Annotated[ResidualStage, OneKindOf("residual")] = NoResidual()
     transform: Annotated[
-        tuple[Transform, ...],
-        BeforeValidator(as_tuple, json_schema_input_type=list[Transform]),
+        tuple[Annotated[TransformStage, OneKindOf("transform")], ...],
+        BeforeValidator(
+            as_tuple,
+            json_schema_input_type=list[Annotated[TransformStage, OneKindOf("transform")]],
+        ),
     ] = Field(default=(), description="Transforms of the matrix before it is encoded, in order.")
-    autoencoder: Autoencoder = Identity()
-    permutation: Permutation = NoPermutation()
-    scales: Scales = NoScales()
-    quantizer: Quantizer = NoQuantizer()
+    autoencoder: Annotated[AutoencoderStage, OneKindOf("autoencoder")] = Identity()
+    permutation: Annotated[PermutationStage, OneKindOf("permutation")] = NoPermutation()
+    scales: Annotated[ScalesStage, OneKindOf("scales")] = NoScales()
+    quantizer: Annotated[QuantizerStage, OneKindOf("quantizer")] = NoQuantizer()
     rounding: Literal["nearest"] = "nearest"
     dora: bool = Field(
         default=False, description="Store a float16 magnitude for each output row (DoRA)."
@@ -59,42 +102,39 @@ class MatrixPlan(Stage):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> MatrixPlan:
-        if self.share is not None and not any(
-            getattr(self, stage).kind in kinds for stage, kinds in SHARED_KINDS.items()
-        ):
+        quantizer, scales = self.quantizer, self.scales
+        if self.share is not None and not (quantizer.shares or self.autoencoder.shares):
             raise ValueError(
-                "`share` needs something to share: a `vq` or `trellis` quantizer or a decoder"
+                "`share` needs something to share: "
+                f"{_with_shares('quantizer')} quantizer or a decoder"
             )
-        if self.quantizer.kind == "trellis" and self.autoencoder.kind == "hnerv":
+        if self.autoencoder.trained and not quantizer.codes_latents:
             raise ValueError(
-                "`trellis` codes are not learned while an autoencoder is trained; use `vq`"
+                f"`{_name(quantizer)}` codes are not learned while an autoencoder is trained; "
+                "use `vq`"
             )
-        if self.scales.kind == "minmax" and self.quantizer.kind == "normal_float":
+        if scales.range not in quantizer.ranges:
+            if scales.range == "free":
+                raise ValueError(
+                    f"`{_name(quantizer)}` levels lie on [-1, 1] and need scales: use `absmax`"
+                )
             raise ValueError(
-                "`normal_float` levels lie on [-1, 1]; use `absmax` scales, or `uniform` "
-                "with `minmax`"
+                f"`{_name(quantizer)}` levels lie on [-1, 1]; use `absmax` scales, or `uniform` "
+                f"with `{_name(scales)}`"
             )
-        if self.scales.kind == "none" and self.quantizer.kind in ("uniform", "normal_float"):
-            raise ValueError(
-                f"`{self.quantizer.kind}` levels lie on [-1, 1] and need scales: use `absmax`"
-            )
-        kinds = [transform.kind for transform in self.transform]
-        if len(set(kinds)) < len(kinds):
+        if len({type(transform) for transform in self.transform}) < len(self.transform):
             raise ValueError("a kind of transform can stand in the list once")
         return self
 
     @model_validator(mode="after")
     def _trained_once(self) -> MatrixPlan:
-        residual = self.residual
-        if self.autoencoder.kind == "identity":
+        if not self.autoencoder.trained:
             return self
-        if self.share is not None and self.autoencoder.decoder is not None:
+        if self.share is not None and self.autoencoder.reused is not None:
             raise ValueError("a trained `decoder` is shared as it is: leave out `share`")
-        if residual.kind == "none":
-            return self
-        if residual.fit == "alternating" or residual.order == "quantizer_first":
+        if self.residual.rounds > 1 or not self.residual.first:
             raise ValueError(
-                f"`{self.autoencoder.kind}` is trained once, on what the residual leaves: use "
+                f"`{_name(self.autoencoder)}` is trained once, on what the residual leaves: use "
                 "`fit: svd` or `zero` and `order: residual_first`"
             )
         return self
@@ -102,3 +142,17 @@ class MatrixPlan(Stage):
     def plain(self) -> dict[str, Any]:
         """The plan as plain data, each field written out: what an archive stores."""
         return self.model_dump(mode="json")
+
+
+def _name(stage: Stage) -> str:
+    return kind_name(type(stage))
+
+
+def _with_shares(stage: str) -> str:
+    """The kinds of a stage that share something, as `a `vq` or `trellis``."""
+    names = [
+        f"`{name}`"
+        for name, params in kinds(stage).items()
+        if issubclass(params, QuantizerStage) and params.shares
+    ]
+    return "a " + " or ".join(names)

@@ -1,17 +1,37 @@
-"""Words of the quantiser: how the scaled latent becomes codes."""
+"""Parameters of the quantizer: how the scaled latent becomes codes."""
 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from reallm_compiler.stages.base import FloatType, Rational, Stage, as_fraction, plain_number
+from reallm_compiler.stages.scales import Range
 
 
-class NoQuantizer(Stage):
+class QuantizerStage(Stage):
+    """Base of the kinds of quantizer.
+
+    Attributes:
+        ranges: of the scaled weights that it can code (`scales.Range`); one that leaves out `free`
+            needs scales.
+        shares: what the matrices of a share group store once, in words; None if nothing.
+        codes_latents: it can code the latents of an autoencoder while that is trained.
+        coarse: it stores few bits, so that a trained autoencoder gains by learning with its codes.
+    """
+
+    ranges: ClassVar[frozenset[Range]] = frozenset({"free", "signed", "unit"})
+    shares: ClassVar[str | None] = None
+    codes_latents: ClassVar[bool] = True
+    coarse: ClassVar[bool] = True
+
+
+class NoQuantizer(QuantizerStage):
     """Latents stored as numbers."""
+
+    coarse: ClassVar[bool] = False
 
     kind: Literal["none"] = "none"
     dtype: Literal["source", "float32", "float16", "bfloat16"] = Field(
@@ -19,22 +39,28 @@ class NoQuantizer(Stage):
     )
 
 
-class UniformQuantizer(Stage):
+class UniformQuantizer(QuantizerStage):
     """Evenly spaced levels: 2^bits over [-1, 1], or over [0, 1] under `minmax` scales."""
+
+    ranges: ClassVar[frozenset[Range]] = frozenset({"signed", "unit"})
 
     kind: Literal["uniform"]
     bits: int = Field(ge=1, le=8, description="Bits per weight.")
 
 
-class NormalFloatQuantizer(Stage):
+class NormalFloatQuantizer(QuantizerStage):
     """NF-b: quantiles of the normal distribution on [-1, 1] with an exact 0 (QLoRA)."""
+
+    ranges: ClassVar[frozenset[Range]] = frozenset({"signed"})
 
     kind: Literal["normal_float"]
     bits: int = Field(ge=1, le=8, description="Bits per weight.")
 
 
-class VectorQuantizer(Stage):
+class VectorQuantizer(QuantizerStage):
     """k-means codebook of 2^(bits x dim) codewords of dimension dim (paper, section 3)."""
+
+    shares: ClassVar[str | None] = "a codebook"
 
     kind: Literal["vq"]
     bits: Rational = Field(description="Bits per weight b; b x dim must be an integer up to 16.")
@@ -70,13 +96,16 @@ class VectorQuantizer(Stage):
         return self
 
 
-class TrellisQuantizer(Stage):
+class TrellisQuantizer(QuantizerStage):
     """Trellis-coded quantiser: a weight's value is looked up by its own code and those before it.
 
     A row is one sequence; the last `memory` bits of its codes are the state that picks the value
     from a learned table, and the codes of a row are chosen together (Viterbi; QTIP's bit-shift
     trellis). Of all quantisers here it has the least error at equal bits.
     """
+
+    shares: ClassVar[str | None] = "a table"
+    codes_latents: ClassVar[bool] = False
 
     kind: Literal["trellis"]
     bits: Rational = Field(

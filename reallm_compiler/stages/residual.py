@@ -1,4 +1,4 @@
-"""Words of the residual: what is kept in high precision, and tuned later."""
+"""Parameters of the residual: what is kept in high precision, and tuned later."""
 
 from __future__ import annotations
 
@@ -10,13 +10,27 @@ from pydantic import Field, field_validator
 from reallm_compiler.stages.base import Rational, Stage
 
 
-class NoResidual(Stage):
+class ResidualStage(Stage):
+    """Base of the kinds of residual."""
+
+    @property
+    def first(self) -> bool:
+        """Whether the residual sees the matrix before the quantizer does."""
+        return True
+
+    @property
+    def rounds(self) -> int:
+        """How often residual and coded part are fitted in turn, at most; 1: each once."""
+        return 1
+
+
+class NoResidual(ResidualStage):
     """No residual: the coded part is the whole matrix."""
 
     kind: Literal["none"] = "none"
 
 
-class LowRank(Stage):
+class LowRank(ResidualStage):
     """A product of two factors, R = L1 L2 with L1 [p, r] and L2 [r, q] (paper, section 3)."""
 
     kind: Literal["low_rank"]
@@ -40,6 +54,16 @@ class LowRank(Stage):
         description="Stored type of the factors; int8 adds one float16 scale for each column of "
         "L1 and each row of L2.",
     )
+
+    @property
+    def first(self) -> bool:
+        """Whether the residual sees the matrix before the quantizer does."""
+        return self.order == "residual_first"
+
+    @property
+    def rounds(self) -> int:
+        """How often residual and coded part are fitted in turn, at most."""
+        return self.iterations if self.fit == "alternating" else 1
 
     @field_validator("rank")
     @classmethod

@@ -1,8 +1,8 @@
-"""Words of the scales: what weights are divided by before they are quantised."""
+"""Parameters of the scales: what weights are divided by before they are quantised."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,13 +28,29 @@ ScaleBits = Annotated[
 Superblock = Annotated[int, Field(ge=2, le=65536, description="Scales that share a super-scale.")]
 
 
-class NoScales(Stage):
+Range = Literal["free", "signed", "unit"]
+"""Where scaled weights lie: anywhere, on [-1, 1], or on [0, 1]."""
+
+
+class ScalesStage(Stage):
+    """Base of the kinds of scales.
+
+    Attributes:
+        range: where they put the weights.
+    """
+
+    range: ClassVar[Range] = "signed"
+
+
+class NoScales(ScalesStage):
     """The quantiser sees the latent as it is."""
+
+    range: ClassVar[Range] = "free"
 
     kind: Literal["none"] = "none"
 
 
-class _Scales(Stage):
+class GroupScales(ScalesStage):
     """What the three kinds of scales share."""
 
     kind: str  # narrowed by each kind; here so that it comes first
@@ -45,19 +61,21 @@ class _Scales(Stage):
     superblock: Superblock = 256
 
 
-class RmsScales(_Scales):
+class RmsScales(GroupScales):
     """s = root mean square of the group."""
 
     kind: Literal["rms"]
 
 
-class AbsmaxScales(_Scales):
+class AbsmaxScales(GroupScales):
     """s = largest magnitude of the group (NF normalisation, QLoRA and LQ-LoRA)."""
 
     kind: Literal["absmax"]
 
 
-class MinmaxScales(_Scales):
+class MinmaxScales(GroupScales):
     """s = max - min with zero point z = min of the group: the quantiser sees [0, 1]."""
+
+    range: ClassVar[Range] = "unit"
 
     kind: Literal["minmax"]

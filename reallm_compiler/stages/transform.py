@@ -1,4 +1,4 @@
-"""Words of the transforms: what is done to a matrix before it is encoded."""
+"""Parameters of the transforms: what is done to a matrix before it is encoded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from reallm_compiler.stages.base import Stage
 from reallm_compiler.stages.scales import Block, Per, ScaleBits, ScaleType, Superblock
 
 
-class Normalize(Stage):
+class TransformStage(Stage):
+    """Base of the kinds of transform."""
+
+
+class Normalize(TransformStage):
     """The matrix divided by scales of its own blocks before it is encoded, and back after."""
 
     kind: Literal["normalize"]
@@ -25,7 +29,7 @@ class Normalize(Stage):
     superblock: Superblock = 256
 
 
-class Hadamard(Stage):
+class Hadamard(TransformStage):
     """The matrix rotated by blocks of a signed Hadamard matrix, which spreads its outliers.
 
     Weights of a rotated matrix are nearly normal with one deviation, so that one scale for the
