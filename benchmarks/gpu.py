@@ -39,7 +39,7 @@ import reallm_compiler as reallm
 from reallm_compiler.codecs import encode_matrix, nearest
 from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign
-from reallm_compiler.codecs.quantizers.vectors import DenseVectors
+from reallm_compiler.codecs.numerics.vectors import DenseVectors
 from reallm_compiler.execute.encode import fix_numerics
 from reallm_compiler.execute.events import Event, Preflight
 from reallm_compiler.recipe import Candidate, load_recipe, resolve

@@ -47,7 +47,7 @@ from reallm_compiler.codecs import encode_matrix, fit_shared
 from reallm_compiler.codecs.autoencoders import hnerv
 from reallm_compiler.codecs.autoencoders.hnerv_weights import Decoder
 from reallm_compiler.stages import MatrixPlan
-from reallm_compiler.storage import matrix as law
+from reallm_compiler.storage.matrix import layout_of
 
 STAGE = {
     "kind": "hnerv",
@@ -110,7 +110,7 @@ def show(
     began = time.monotonic()
     coded = encode_matrix(plan, matrix, seed=1, source_dtype="f32", shared=shared)
     seconds = time.monotonic() - began
-    specs = law.sections(plan, (matrix.shape[0], matrix.shape[1]), "f32")
+    specs = layout_of(plan, (matrix.shape[0], matrix.shape[1]), "f32").sections
     bits = 8 * sum(spec.bytes for spec in specs) / matrix.numel()
     row = [question, setting, matrix.numel(), f"{bits:.2f}", f"{coded.relative_error:.4f}"]
     print(*row, f"{seconds:.1f}", sep="\t", flush=True)

@@ -53,7 +53,7 @@ from reallm_compiler.checkpoint import open_source
 from reallm_compiler.codecs import encode_matrix, fit_shared
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
 from reallm_compiler.stages import MatrixPlan
-from reallm_compiler.storage import matrix as law
+from reallm_compiler.storage.matrix import layout_of
 
 SOURCE = "f16"
 SCALES = {"kind": "absmax", "per": "block", "block": 64, "bits": 8, "superblock": 256}
@@ -257,7 +257,7 @@ def block(study: Study, subject: Subject, glob: str) -> list[str]:
 
 def stored_bytes(plan: MatrixPlan, shape: tuple[int, int], sharers: int = 1) -> float:
     """Bytes of a matrix with its part of what is shared."""
-    specs = law.sections(plan, shape, SOURCE)
+    specs = layout_of(plan, shape, SOURCE).sections
     return sum(spec.bytes / (sharers if spec.shared else 1) for spec in specs)
 
 

@@ -5,11 +5,11 @@
 Vectors are normal weights, as many as a matrix holds, or 256 for each codeword: the number from
 which faiss learns by default. faiss runs its `Kmeans` with 25 iterations and its defaults, on all
 vectors that it is given; ours runs as it does in a recipe (at most 25 iterations on each sample and
-on all, see codecs/numerics/k_means.py). Runs alternate, each with a seed of its own, and both errors are
-means over all vectors, measured by the same code. `reach` is the time until one of our passes over
-all vectors shows an error not above that of the faiss run before it, or until the end where none
-does (`reached` counts the rounds where one did); `whole` is that of our whole run, which goes on
-to a smaller error.
+on all, see codecs/numerics/k_means.py). Runs alternate, each with a seed of its own, and both
+errors are means over all vectors, measured by the same code. `reach` is the time until one of our
+passes over all vectors shows an error not above that of the faiss run before it, or until the end
+where none does (`reached` counts the rounds where one did); `whole` is that of our whole run, which
+goes on to a smaller error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 
 from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign
-from reallm_compiler.codecs.quantizers.vectors import DenseVectors, Vectors
+from reallm_compiler.codecs.numerics.vectors import DenseVectors, Vectors
 
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 SETTINGS = ((2, 2), (3, 2), (2, 4))

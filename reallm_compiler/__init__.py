@@ -7,8 +7,8 @@
     reallm.compile("reallm-2bit", model="path/to/checkpoint", output="out.reallm")
     model, tokenizer = reallm.load("out.reallm")
 
-Commands of the command line have their functions: `compile`, `verify`, `reconstruct`, `evaluate`
-(also `eval`), `survey`, `finetune` (also `tune`). All mistakes are raised as `ReallmError`.
+Commands of the command line have their functions: `compile`, `verify`, `reconstruct`, `eval`,
+`survey`, `tune` (for `finetune`). All mistakes are raised as `ReallmError`.
 
 Importing this package imports neither torch nor transformers: each name brings what it needs
 when it is first used.
@@ -25,10 +25,8 @@ from reallm_compiler.system import check_system
 if TYPE_CHECKING:
     from reallm_compiler.errors import ReallmError
     from reallm_compiler.evaluate.models import evaluate_files as eval
-    from reallm_compiler.evaluate.models import evaluate_files as evaluate
     from reallm_compiler.evaluate.survey import survey_model as survey
     from reallm_compiler.execute.run import compile_model as compile
-    from reallm_compiler.finetune.run import finetune
     from reallm_compiler.finetune.run import finetune as tune
     from reallm_compiler.planning.build import plan
     from reallm_compiler.reader.archive import open_archive as open
@@ -44,8 +42,6 @@ __all__ = [
     "__version__",
     "compile",
     "eval",
-    "evaluate",
-    "finetune",
     "load",
     "load_recipe",
     "open",
@@ -65,19 +61,15 @@ _HOMES = {
     "load_recipe": ("reallm_compiler.recipe", "load_recipe"),
     "open": ("reallm_compiler.reader.archive", "open_archive"),
     "open_tunable": ("reallm_compiler.runtime.tunable", "open_tunable"),
+    "plan": ("reallm_compiler.planning.build", "plan"),
     "reconstruct": ("reallm_compiler.reader.reconstruct", "reconstruct"),
     "survey": ("reallm_compiler.evaluate.survey", "survey_model"),
     "tune": ("reallm_compiler.finetune.run", "finetune"),
     "verify": ("reallm_compiler.reader.verify", "verify"),
 }
-_PACKAGES = frozenset({"evaluate", "finetune", "plan"})
-"""Functions that share their name with a package of ours; see `callable_package.py`."""
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    if name in _PACKAGES:
-        check_system()
-        return importlib.import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     check_system()

@@ -18,23 +18,73 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.contract import ColumnOrder, PermutationCodec, Shape
 from reallm_compiler.codecs.numerics.numbers import unit
 from reallm_compiler.codecs.numerics.packing import pack, unpack
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import CodecError
-from reallm_compiler.stages import NearestPermutation, NoPermutation
-from reallm_compiler.storage.nearest import row_blocks
+from reallm_compiler.stages import NearestPermutation
+from reallm_compiler.storage.nearest import DEVICE_BYTES, row_blocks
 from reallm_compiler.units import index_bits
 
 DISTANCE_BYTES = 128 << 20
 """Bytes of distances that may be held at once, or twice the latent's own if that is more."""
 
-DEVICE_BYTES = 4 << 30
-"""The same on an accelerator, where all blocks of rows advance together."""
+
+class NearestCodec(PermutationCodec[NearestPermutation]):
+    """An order for each block of rows."""
+
+    def encode(self, params: NearestPermutation, latent: Tensor) -> tuple[Sections, Tensor]:
+        """The section of the orders of a latent [p, q], and the latent in that order."""
+        places = find_order(params, latent)
+        sections = {"order": pack(places, index_bits(latent.shape[1]))}
+        return sections, permute(params, latent, places)
+
+    def decoder(
+        self, params: NearestPermutation, shape: Shape, sections: Mapping[str, Tensor]
+    ) -> NearestOrder:
+        """The place of each column in the coded latent [p, q].
+
+        Raises:
+            CodecError: a place lies outside the latent.
+        """
+        p, q = shape
+        blocks = row_blocks(params, p)
+        places = unpack(sections["order"], index_bits(q), blocks * q).view(blocks, q)
+        if int(places.max()) >= q:
+            raise CodecError(f"the column order names place {int(places.max())} of {q}")
+        return NearestOrder(params, places.to(torch.int64))
 
 
-def encode(params: NearestPermutation, latent: Tensor) -> tuple[Sections, Tensor]:
-    """The section of the orders of a latent [p, q], and the places [blocks, q], int64."""
+class NearestOrder(ColumnOrder):
+    """Orders of the columns.
+
+    Args:
+        params: the stage.
+        places: int64 [blocks, q], the place of each column in the coded latent.
+    """
+
+    def __init__(self, params: NearestPermutation, places: Tensor) -> None:
+        self._params = params
+        self._places = places
+
+    def restore(self, rows: Tensor, first: int) -> Tensor:
+        """Decoded rows [n, q], from row `first` on, with their columns back where they belong."""
+        size = self._params.rows
+        if size == "all":
+            return rows.index_select(1, self._places[0])
+        result = torch.empty_like(rows)
+        start = 0
+        while start < len(rows):
+            block = (first + start) // size
+            stop = min((block + 1) * size - first, len(rows))
+            torch.index_select(rows[start:stop], 1, self._places[block], out=result[start:stop])
+            start = stop
+        return result
+
+
+def find_order(params: NearestPermutation, latent: Tensor) -> Tensor:
+    """int64 [blocks, q]: the place of each column of a latent [p, q] in the order that is coded."""
     p, q = latent.shape
     rows = p if params.rows == "all" else params.rows
     one = unit(latent)
@@ -47,27 +97,7 @@ def encode(params: NearestPermutation, latent: Tensor) -> tuple[Sections, Tensor
         visits = _visit_together(blocks)
     places = torch.empty_like(visits)
     places.scatter_(1, visits, torch.arange(q, device=visits.device).expand_as(visits))
-    return {"order": pack(places, index_bits(q))}, places
-
-
-def decode(
-    params: NearestPermutation | NoPermutation,
-    shape: tuple[int, int],
-    sections: Mapping[str, Tensor],
-) -> Tensor | None:
-    """The place of each column in the coded latent, int64 [blocks, q]; None without an order.
-
-    Raises:
-        CodecError: a place lies outside the latent.
-    """
-    if isinstance(params, NoPermutation):
-        return None
-    p, q = shape
-    blocks = row_blocks(params, p)
-    places = unpack(sections["order"], index_bits(q), blocks * q).view(blocks, q)
-    if int(places.max()) >= q:
-        raise CodecError(f"the column order names place {int(places.max())} of {q}")
-    return places.to(torch.int64)
+    return places
 
 
 def permute(params: NearestPermutation, latent: Tensor, places: Tensor) -> Tensor:
@@ -79,20 +109,6 @@ def permute(params: NearestPermutation, latent: Tensor, places: Tensor) -> Tenso
         span = slice(block * rows, min((block + 1) * rows, p))
         coded[span] = latent[span].index_select(1, place.argsort())
     return coded
-
-
-def restore(params: NearestPermutation, rows: Tensor, first: int, places: Tensor) -> Tensor:
-    """Decoded rows [n, q], from row `first` on, with their columns back where they belong."""
-    if params.rows == "all":
-        return rows.index_select(1, places[0])
-    result = torch.empty_like(rows)
-    start = 0
-    while start < len(rows):
-        block = (first + start) // params.rows
-        stop = min((block + 1) * params.rows - first, len(rows))
-        torch.index_select(rows[start:stop], 1, places[block], out=result[start:stop])
-        start = stop
-    return result
 
 
 def _visit(block: Tensor, budget: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

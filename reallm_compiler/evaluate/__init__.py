@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from reallm_compiler.callable_package import make_callable
 from reallm_compiler.evaluate.models import (
     evaluate_files,
     load_for_evaluation,
@@ -26,5 +25,3 @@ __all__ = [
     "load_tokenizer",
     "read_text",
 ]
-
-make_callable(__name__, evaluate_files)

@@ -13,8 +13,8 @@ import torch
 
 from reallm_compiler.codecs import encode_matrix, to_bytes
 from reallm_compiler.codecs.numerics.packing import CODES_PER_GROUP
-from reallm_compiler.planning.model import PlannedMatrix
-from reallm_compiler.storage import matrix as matrix_law
+from reallm_compiler.planning.parts import PlannedMatrix
+from reallm_compiler.storage.matrix import layout_of
 
 BAND = 1 << 22
 """Weights of a band, about."""
@@ -24,9 +24,7 @@ CODES = "codes"
 
 def by_bands(matrix: PlannedMatrix) -> bool:
     """Whether a matrix is coded by bands of its rows."""
-    return (
-        matrix.index is None and not matrix.transposed and matrix_law.rows_stand_alone(matrix.plan)
-    )
+    return matrix.index is None and not matrix.transposed and matrix.layout.rows_stand_alone
 
 
 def band_rows(columns: int) -> int:
@@ -74,7 +72,7 @@ class BandCoder:
             shape = (len(band), matrix.shape[1])
             data = {
                 spec.role: to_bytes(encoded.sections[spec.role], spec)
-                for spec in matrix_law.sections(matrix.plan, shape, matrix.dtype)
+                for spec in layout_of(matrix.plan, shape, matrix.dtype).sections
             }
             for role in data.keys() - {CODES}:
                 self.others.setdefault(role, []).append(data[role])

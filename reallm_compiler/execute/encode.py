@@ -17,8 +17,8 @@ import torch
 
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.codecs import encode_matrix, fit_shared, from_bytes, to_bytes
+from reallm_compiler.codecs.callback import TrainingCallback
 from reallm_compiler.codecs.decoder_file import read_decoder
-from reallm_compiler.codecs.watch import Watch
 from reallm_compiler.errors import CodecError, CompileError
 from reallm_compiler.execute.bands import CODES, BandCoder, band_rows, by_bands
 from reallm_compiler.execute.seeds import seed_for
@@ -26,9 +26,8 @@ from reallm_compiler.execute.shortage import shortage_told
 from reallm_compiler.execute.training import TrainingWatch, Watches, digest_of
 from reallm_compiler.execute.units import Unit, units_of
 from reallm_compiler.execute.weights import Weights
-from reallm_compiler.planning.model import Plan, PlannedMatrix, PlannedTensor
-from reallm_compiler.stages import Hnerv
-from reallm_compiler.storage import matrix as matrix_law
+from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
 from reallm_formats import Writer, names
 
 THREADS = 1
@@ -135,17 +134,19 @@ class Encoder:
     def _share(self, group: str, result: UnitResult) -> None:
         members = self.plan.groups[group]
         seed = seed_for(self.plan.seed, names.share_section(group, ""))
-        watch = self._watch(self.units[f"share:{group}"])
+        callback = self._watch(self.units[f"share:{group}"])
         weights = _Members(self._load, members)
         with _located(lambda: weights.current or f"share group {group}"):
-            fitted = fit_shared(members[0].plan, weights, seed=seed, watch=watch)
+            fitted = fit_shared(members[0].plan, weights, seed=seed, callback=callback)
         self.fitted[group] = fitted
         for spec in members[0].specs:
             if spec.shared:
                 name = members[0].section_name(spec)
                 self._write(name, [to_bytes(fitted[spec.role], spec)], result)
 
-    def _matrix(self, matrix: PlannedMatrix, watch: Watch, result: UnitResult) -> None:
+    def _matrix(
+        self, matrix: PlannedMatrix, callback: TrainingCallback, result: UnitResult
+    ) -> None:
         shared = self._shared(matrix)
         weight = self._load(matrix)
         with _located(lambda: matrix.name):
@@ -155,7 +156,7 @@ class Encoder:
                 seed=seed_for(self.plan.seed, matrix.name),
                 source_dtype=matrix.dtype,
                 shared=shared,
-                watch=watch,
+                callback=callback,
             )
         for spec in matrix.specs:
             if not spec.shared:
@@ -200,16 +201,14 @@ class Encoder:
 
     def _reused(self, matrix: PlannedMatrix) -> Mapping[str, torch.Tensor] | None:
         """The trained decoder that the matrix uses as it is, from its own file."""
-        params = matrix.plan.autoencoder
-        if not isinstance(params, Hnerv) or params.decoder is None:
+        digest = matrix.plan.autoencoder.reused
+        if digest is None:
             return None
-        if params.decoder not in self.fitted:
-            specs = matrix_law.reused_sections(matrix.plan, matrix.shape)
-            found = read_decoder(self.plan.decoders[params.decoder], params.decoder, specs)
-            self.fitted[params.decoder] = {
-                role: values.to(self.device) for role, values in found.items()
-            }
-        return self.fitted[params.decoder]
+        if digest not in self.fitted:
+            specs = matrix.layout.reused_sections
+            found = read_decoder(self.plan.decoders[digest], digest, specs)
+            self.fitted[digest] = {role: values.to(self.device) for role, values in found.items()}
+        return self.fitted[digest]
 
     def _write(self, name: str, parts: Iterable[bytes | memoryview], result: UnitResult) -> None:
         if self.writer is None:

@@ -17,16 +17,11 @@ from pathlib import Path
 
 import torch
 
-from reallm_compiler.codecs import latent, nearest
-from reallm_compiler.codecs.autoencoders import hnerv
-from reallm_compiler.codecs.quantizers import trellis_search
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute.bands import held_weights
-from reallm_compiler.planning.model import Plan, PlannedMatrix
-from reallm_compiler.stages import Hnerv, MatrixPlan, NearestPermutation, TrellisQuantizer
-from reallm_compiler.storage import hnerv as hnerv_law
-from reallm_compiler.storage import matrix as matrix_law
-from reallm_compiler.storage.nearest import row_blocks
+from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.parts import PlannedMatrix
+from reallm_compiler.storage.matrix import group_bytes
 from reallm_compiler.system import cores, free_memory
 
 INTERPRETER_BYTES = 350 * 2**20
@@ -97,8 +92,7 @@ def choose_device(asked: str) -> torch.device:
 def worker_bytes(plan: Plan) -> int:
     """Estimated peak memory of one worker, in bytes, without the interpreter."""
     largest = max((held_weights(matrix) for matrix in plan.matrices), default=0)
-    shapes = {(matrix.plan, matrix.shape) for matrix in plan.matrices}
-    training = max((matrix_law.working_bytes(*shape) for shape in shapes), default=0)
+    training = max((matrix.layout.cost.host_bytes for matrix in plan.matrices), default=0)
     files = sum(file.bytes for file in plan.files)
     return COPIES * 4 * largest + training + _group_bytes(plan) + files + RESERVE_BYTES
 
@@ -109,14 +103,8 @@ def _group_bytes(plan: Plan) -> int:
 
 
 def _gathered_bytes(group: Sequence[PlannedMatrix]) -> int:
-    """The sample that a codebook is learned from; and all patches, and where they lie, of a group
-    that trains a decoder."""
-    plan = group[0].plan
-    shapes = [matrix_law.latent_shape(plan, matrix.shape) for matrix in group]
-    sample = latent.sample_bytes(plan, shapes)
-    if not matrix_law.group_operations(plan, group[0].shape):
-        return sample
-    return sample + 8 * sum(matrix.weights for matrix in group)
+    """What is gathered from the matrices of a group to learn what they share."""
+    return group_bytes([matrix.layout for matrix in group])
 
 
 def free_device_memory(device: torch.device) -> int | None:
@@ -135,28 +123,8 @@ def device_worker_bytes(plan: Plan) -> int:
 
 def _device_bytes(matrix: PlannedMatrix) -> int:
     """Memory on a GPU while a matrix is coded."""
-    plan, shape = matrix.plan, matrix.shape
-    training = matrix_law.working_bytes(plan, shape)
-    return COPIES * 4 * held_weights(matrix) + training + _block_bytes(plan, shape)
-
-
-def _block_bytes(plan: MatrixPlan, shape: tuple[int, int]) -> int:
-    """The largest blocks that the codecs work in on a GPU beside copies of the matrix."""
-    rows, columns = matrix_law.latent_shape(plan, shape)
-    blocks = [0]
-    if isinstance(plan.permutation, NearestPermutation):
-        # Tables of distances, each made alone and then laid beside the others.
-        table = 4 * columns * columns
-        together = max(1, nearest.DEVICE_BYTES // table)
-        blocks.append(2 * table * min(together, row_blocks(plan.permutation, rows)))
-    if isinstance(plan.quantizer, TrellisQuantizer):
-        window = min(trellis_search.DECIDED + trellis_search.AHEAD, columns)
-        blocks.append(window * 4 * trellis_search.DEVICE_LANES >> min(plan.quantizer.widths))
-    if isinstance(plan.autoencoder, Hnerv):
-        width = hnerv_law.decoder_width(plan.autoencoder, shape, shared=plan.share is not None)
-        outputs = hnerv_law.stages(plan.autoencoder, width)[-1].outputs
-        blocks.append(min(hnerv.DECODE_BYTES["cuda"], 12 * outputs * shape[0] * shape[1]))
-    return max(blocks)
+    cost = matrix.layout.cost
+    return COPIES * 4 * held_weights(matrix) + cost.host_bytes + cost.device_bytes
 
 
 def choose_workers(plan: Plan, asked: int | None, units: int, device: torch.device) -> Workers:

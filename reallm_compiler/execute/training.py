@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from reallm_compiler.codecs.watch import State
+from reallm_compiler.codecs.callback import State
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute.events import Training
 from reallm_compiler.execute.stop import Interrupted
@@ -87,7 +87,7 @@ class Watches:
 
 
 class TrainingWatch:
-    """Looks on the training of one unit (`codecs.watch.Watch`)."""
+    """Looks on the training of one unit (`codecs.callback.TrainingCallback`)."""
 
     def __init__(
         self, watches: Watches, unit: Unit, path: Path | None, source: Callable[[], str]
@@ -99,7 +99,7 @@ class TrainingWatch:
         self._began = self._saved_at = self._told_at = time.monotonic()
         self._first: int | None = None
 
-    def saved(self) -> State | None:
+    def saved_state(self) -> State | None:
         """The unit's state from an interrupted compile; a damaged or foreign one is no state."""
         self._began = self._saved_at = time.monotonic()
         if self._path is None or not self._path.exists():
@@ -112,7 +112,7 @@ class TrainingWatch:
         except (SafetensorError, OSError):
             return None
 
-    def after_epoch(
+    def on_epoch_end(
         self, epoch: int, epochs: int, error: Callable[[], float], state: Callable[[], State]
     ) -> None:
         """Tell of the training, save its state, or stop.

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from reallm_compiler.planning.model import Plan
-from reallm_compiler.storage import matrix as matrix_law
 from reallm_formats import names
 
 
@@ -52,9 +51,7 @@ def units_of(plan: Plan) -> tuple[list[Unit], list[Unit]]:
     first = [Unit(kind="copy", name="", sections=tuple(copied), weights=0)] if copied else []
     for group, members in plan.groups.items():
         shared = [members[0].section_name(spec) for spec in members[0].specs if spec.shared]
-        operations = sum(
-            matrix_law.group_operations(member.plan, member.shape) for member in members
-        )
+        operations = sum(member.layout.cost.group_operations for member in members)
         first.append(
             Unit(
                 kind="share",
@@ -70,8 +67,7 @@ def units_of(plan: Plan) -> tuple[list[Unit], list[Unit]]:
             name=matrix.name,
             sections=tuple(matrix.section_name(spec) for spec in matrix.specs if not spec.shared),
             weights=matrix.weights,
-            operations=matrix_law.training_operations(matrix.plan, matrix.shape)
-            - matrix_law.group_operations(matrix.plan, matrix.shape),
+            operations=matrix.layout.cost.training_operations - matrix.layout.cost.group_operations,
         )
         for matrix in plan.matrices
     ]

@@ -4,7 +4,6 @@
 before; `peft_layout` exchanges adapters with peft. Nothing is printed here.
 """
 
-from reallm_compiler.callable_package import make_callable
 from reallm_compiler.finetune.events import (
     BatchDone,
     BlockDone,
@@ -31,5 +30,3 @@ __all__ = [
     "estimate",
     "finetune",
 ]
-
-make_callable(__name__, finetune)

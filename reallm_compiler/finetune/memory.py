@@ -19,8 +19,8 @@ from typing import Any
 
 from reallm_compiler.checkpoint import layer_index
 from reallm_compiler.finetune.options import FinetuneOptions, Stage
-from reallm_compiler.planning.model import Plan, PlannedMatrix
-from reallm_compiler.storage.matrix import low_rank_parameters
+from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.parts import PlannedMatrix
 
 LIBRARIES_BYTES = 420_000_000
 """What Python with torch and transformers holds before any model, about (measured on Linux)."""
@@ -118,7 +118,7 @@ def estimate(
 
 def tuned_parameters(matrix: PlannedMatrix) -> int:
     """Numbers of a matrix that are tuned: factors and magnitudes."""
-    return low_rank_parameters(matrix.plan, matrix.shape) + matrix.plan.dora * matrix.shape[0]
+    return matrix.layout.low_rank_parameters + matrix.plan.dora * matrix.shape[0]
 
 
 def _block_terms(

@@ -44,8 +44,7 @@ def row_of(archive: ModelArchive, name: str, parts: Parts, factors: str | None) 
         factors: stored type, as the recipe's word; that of the base when None.
     """
     matrix = archive.plan.by_name[name]
-    own = matrix.plan.residual
-    base = own.dtype if isinstance(own, LowRank) else "float16"
+    base = matrix.layout.factor_dtype or "float16"
     return AdapterEntry(
         name=name,
         shape=matrix.shape,
@@ -145,9 +144,8 @@ def write_model(
     """
     plan = archive.plan
     for name, parts in tuned.items():
-        residual = plan.by_name[name].plan.residual
         rank = parts["l1"].shape[1] if "l1" in parts else 0
-        if rank != _rank(residual, plan.by_name[name].shape):
+        if rank != plan.by_name[name].layout.rank:
             raise AdapterError(f"the factors of {name} have another rank than its plan")
     provenance = {**archive.manifest.document["provenance"], "tuned_from": archive.digest}
     errors = dict(archive.errors)
@@ -189,12 +187,6 @@ def _new_file(path: Path, placed: Layout, *, force: bool) -> Iterator[Writer]:
     """A writer of a file that appears under its name when all went well; the lock is held."""
     with whole_file(path, force=force) as partial, Writer.create(partial, placed) as writer:
         yield writer
-
-
-def _rank(residual: object, shape: tuple[int, int]) -> int:
-    from reallm_compiler.storage.low_rank import rank_of
-
-    return rank_of(residual, shape) if isinstance(residual, LowRank) else 0
 
 
 def _product_error(exact: tuple[Tensor, Tensor], rounded: tuple[Tensor, Tensor]) -> float:

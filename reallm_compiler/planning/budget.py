@@ -8,22 +8,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from reallm_compiler.planning.alike import once_for_alike
-from reallm_compiler.stages import MatrixPlan
-from reallm_compiler.storage import matrix as matrix_law
-from reallm_compiler.storage.base import SectionSpec
+from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
+from reallm_compiler.storage.matrix import TERMS, MatrixLayout
 from reallm_compiler.units import bits_per_weight, split_evenly
-from reallm_formats import BITS
-
-if TYPE_CHECKING:
-    from reallm_compiler.planning.model import Plan
+from reallm_formats import BITS, Layout
 
 WEIGHTY = 0.1
 """Part of the file from which kept matrices are worth a remark."""
+
+
+class PlanParts(Protocol):
+    """What a budget needs of a plan (`planning.model.Plan`)."""
+
+    @property
+    def matrices(self) -> tuple[PlannedMatrix, ...]:
+        """Coded matrices, in storage order."""
+        ...
+
+    @property
+    def tensors(self) -> tuple[PlannedTensor, ...]:
+        """Kept tensors."""
+        ...
+
+    @property
+    def files(self) -> tuple[PlannedFile, ...]:
+        """Embedded files."""
+        ...
+
+    @property
+    def groups(self) -> Mapping[str, tuple[PlannedMatrix, ...]]:
+        """Matrices of each share group, in storage order."""
+        ...
+
+    @property
+    def layout(self) -> Layout:
+        """Place of every section."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the budget should know."""
+        ...
+
+    @property
+    def tensor_bytes(self) -> int | None:
+        """Bytes of the original's tensors; None if only the plan tells."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,18 +196,20 @@ class Budget:
         }
 
 
-def budget_of(plan: Plan) -> Budget:
+def budget_of(plan: PlanParts) -> Budget:
     """The budget of a plan."""
     kinds: dict[int, _Kind] = {}
-    kind_of = once_for_alike(lambda *facts: _kind(plan, *facts))
     shares = _shared_parts(plan)
     rows = []
     for matrix in plan.matrices:
-        kind = kind_of(matrix)
-        kinds[id(kind)] = kind
+        layout = matrix.layout
+        kind = kinds.get(id(layout))
+        if kind is None:
+            sharers = len(plan.groups[matrix.plan.share]) if matrix.plan.share is not None else 1
+            kind = kinds[id(layout)] = _Kind(layout=layout, paper_terms=layout.paper_terms(sharers))
         parts = shares.get(matrix.name, ())
         if parts not in kind.sizes:
-            kind.sizes[parts] = _sizes(kind, parts, matrix.weights)
+            kind.sizes[parts] = _sizes(layout, parts)
         terms, size, exact = kind.sizes[parts]
         kind.count += 1
         rows.append(
@@ -186,31 +222,33 @@ def budget_of(plan: Plan) -> Budget:
                 bytes=size,
                 terms=terms,
                 paper_terms=kind.paper_terms,
-                decode_macs=kind.decode_macs,
-                training_operations=kind.training_operations,
+                decode_macs=layout.cost.decode_macs,
+                training_operations=layout.cost.training_operations,
             )
         )
     weights = sum(matrix.weights for matrix in plan.matrices)
     paper_total = sum(
-        (kind.paper_bits * kind.weights * kind.count for kind in kinds.values()), Fraction(0)
+        (kind.paper_bits * kind.layout.numel * kind.count for kind in kinds.values()), Fraction(0)
     )
     coded = sum(row.bytes for row in rows)
     other = sum(file.bytes for file in plan.files)
-    layout = plan.layout
-    kept = layout.section_bytes - coded - other
+    placed = plan.layout
+    kept = placed.section_bytes - coded - other
     parameters = weights + sum(math.prod(tensor.shape) for tensor in plan.tensors)
     totals = Totals(
         weights=weights,
-        low_rank_parameters=sum(kind.low_rank * kind.count for kind in kinds.values()),
+        low_rank_parameters=sum(
+            kind.layout.low_rank_parameters * kind.count for kind in kinds.values()
+        ),
         paper_bits=paper_total / weights if weights else Fraction(0),
         exact_bits=bits_per_weight(coded, weights),
         coded_bytes=coded,
         kept_bytes=kept,
-        header_bytes=layout.header_bytes,
-        manifest_bytes=layout.manifest_bytes,
-        padding_bytes=layout.padding_bytes,
+        header_bytes=placed.header_bytes,
+        manifest_bytes=placed.manifest_bytes,
+        padding_bytes=placed.padding_bytes,
         other_bytes=other,
-        file_bytes=layout.file_bytes,
+        file_bytes=placed.file_bytes,
         decode_macs=sum(row.decode_macs for row in rows),
         training_operations=sum(row.training_operations for row in rows),
         parameters=parameters,
@@ -225,7 +263,7 @@ def budget_of(plan: Plan) -> Budget:
     )
 
 
-def _kept_note(plan: Plan) -> tuple[str, ...]:
+def _kept_note(plan: PlanParts) -> tuple[str, ...]:
     """A remark where matrices that are kept are a large part of a file of coded ones."""
     kept = [tensor for tensor in plan.tensors if len(tensor.shape) == 2]
     size = sum(tensor.spec.bytes for tensor in kept)
@@ -238,7 +276,7 @@ def _kept_note(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def _tensor_bytes(plan: Plan, kept: int) -> int:
+def _tensor_bytes(plan: PlanParts, kept: int) -> int:
     """Bytes of the original's tensors; an archive says in which types they were."""
     if plan.tensor_bytes is not None:
         return plan.tensor_bytes
@@ -256,55 +294,37 @@ def _size_warning(totals: Totals) -> tuple[str, ...]:
 
 @dataclass(kw_only=True, slots=True)
 class _Kind:
-    """What matrices of one plan, shape and type have in common.
+    """What matrices of one layout have in common.
 
     Attributes:
-        specs: their sections.
-        weights: weights of each.
-        low_rank: low-rank parameters of each.
         sizes: terms, bytes and exact bits, by the matrix's parts of what its group shares.
         count: how many there are.
     """
 
-    specs: list[SectionSpec]
-    weights: int
-    low_rank: int
-    paper_bits: Fraction
+    layout: MatrixLayout
     paper_terms: Mapping[str, Fraction]
-    decode_macs: int
-    training_operations: int
-    sizes: dict[tuple[int, ...], tuple[Mapping[str, int], int, Fraction]]
+    sizes: dict[tuple[int, ...], tuple[Mapping[str, int], int, Fraction]] = field(
+        default_factory=dict
+    )
     count: int = 0
 
-
-def _kind(whole: Plan, plan: MatrixPlan, shape: tuple[int, int], dtype: str) -> _Kind:
-    sharers = len(whole.groups[plan.share]) if plan.share is not None else 1
-    paper_terms = matrix_law.paper_terms(plan, shape, dtype, sharers=sharers)
-    return _Kind(
-        specs=matrix_law.sections(plan, shape, dtype),
-        weights=shape[0] * shape[1],
-        low_rank=matrix_law.low_rank_parameters(plan, shape),
-        paper_bits=sum(paper_terms.values(), Fraction(0)),
-        paper_terms=paper_terms,
-        decode_macs=matrix_law.decode_macs(plan, shape),
-        training_operations=matrix_law.training_operations(plan, shape),
-        sizes={},
-    )
+    @property
+    def paper_bits(self) -> Fraction:
+        """Bits per weight as the paper counts them."""
+        return sum(self.paper_terms.values(), Fraction(0))
 
 
-def _sizes(
-    kind: _Kind, parts: tuple[int, ...], weights: int
-) -> tuple[Mapping[str, int], int, Fraction]:
+def _sizes(layout: MatrixLayout, parts: tuple[int, ...]) -> tuple[Mapping[str, int], int, Fraction]:
     """Terms, bytes and exact bits; `parts` are bytes of the shared sections, in order."""
-    terms = dict.fromkeys(matrix_law.TERMS, 0)
+    terms = dict.fromkeys(TERMS, 0)
     shared = iter(parts)
-    for spec in kind.specs:
+    for spec in layout.sections:
         terms[spec.term] += next(shared) if spec.shared else spec.bytes
     size = sum(terms.values())
-    return terms, size, bits_per_weight(size, weights)
+    return terms, size, bits_per_weight(size, layout.numel)
 
 
-def _transposed_note(plan: Plan) -> tuple[str, ...]:
+def _transposed_note(plan: PlanParts) -> tuple[str, ...]:
     """A remark for matrices whose shape here is not that in the checkpoint."""
     found = [matrix for matrix in plan.matrices if matrix.transposed]
     if not found:
@@ -317,7 +337,7 @@ def _transposed_note(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def _shared_parts(plan: Plan) -> dict[str, tuple[int, ...]]:
+def _shared_parts(plan: PlanParts) -> dict[str, tuple[int, ...]]:
     """For each matrix of a group, its bytes of each shared section, in order."""
     parts: dict[str, tuple[int, ...]] = {}
     for members in plan.groups.values():

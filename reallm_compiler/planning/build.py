@@ -20,10 +20,11 @@ from reallm_compiler.checkpoint import (
 from reallm_compiler.errors import FormatError, Problem, RecipeError, SourceError
 from reallm_compiler.planning.decoders import DecoderFile, resolve_decoders, with_digests
 from reallm_compiler.planning.document import section_list, to_document
-from reallm_compiler.planning.model import Plan, PlannedFile, PlannedMatrix, PlannedTensor
+from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.recipe import Candidate, Decision, Recipe, load_recipe, resolve
-from reallm_compiler.storage import matrix as matrix_law
 from reallm_compiler.storage.base import DTYPES
+from reallm_compiler.storage.matrix import LayoutTable
 from reallm_formats import layout
 
 KIND = "model"
@@ -89,6 +90,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         ],
     )
     matrices = []
+    layouts = LayoutTable()
     kept = {spec.name: decisions[matrix_name(spec.name)].keep for spec in others}
     for fact in facts:
         decision = decisions[fact.name]
@@ -101,9 +103,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
                 tensor=fact.tensor,
                 index=fact.index,
                 transposed=fact.transposed,
-                shape=fact.shape,
-                dtype=fact.dtype,
-                plan=decision.plan,
+                layout=layouts.layout_of(decision.plan, fact.shape, fact.dtype),
             )
         )
     folder = recipe.files[-1].parent if recipe.files else Path()
@@ -185,13 +185,14 @@ def _kept_dtype(source: str, keep: str | None) -> str:
 def _refuse_impossible(
     recipe: Recipe, matrices: list[PlannedMatrix], decisions: Mapping[str, Decision]
 ) -> None:
-    """A plan that fits no matrix of this shape, told at what the user wrote of its autoencoder."""
+    """A plan that fits no matrix of this shape, reported at what the user wrote of that stage."""
     problems: dict[str, Problem] = {}
     for matrix in matrices:
-        reason = matrix_law.refusal(matrix.plan, matrix.shape)
-        if reason is None:
+        refused = matrix.layout.refusal()
+        if refused is None:
             continue
-        said = [one for one in decisions[matrix.name].trace if one.path.startswith("autoencoder.")]
+        stage, reason = refused
+        said = [one for one in decisions[matrix.name].trace if one.path.startswith(f"{stage}.")]
         own = (f"{recipe.name}:", *(f"{path}:" for path in recipe.files[-1:]))  # plain, or a file
         at = next((one for one in said if one.location.startswith(own)), said[0])
         problem = Problem(

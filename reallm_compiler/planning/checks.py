@@ -11,10 +11,8 @@ from collections.abc import Iterable, Sequence
 from reallm_compiler.checkpoint.carried import is_carried
 from reallm_compiler.checkpoint.linear import matrix_name
 from reallm_compiler.errors import FormatError
-from reallm_compiler.planning.alike import once_for_alike
-from reallm_compiler.planning.model import PlannedFile, PlannedMatrix, PlannedTensor
+from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.stages import MatrixPlan
-from reallm_compiler.storage import matrix as matrix_law
 
 RESERVED = "__metadata__"
 """The name under which safetensors keeps what is no tensor."""
@@ -32,11 +30,10 @@ def check_methods(methods: Sequence[MatrixPlan], matrices: Sequence[PlannedMatri
             raise FormatError(
                 "P1", "no matrix uses this plan", location=f"manifest: document.methods[{place}]"
             )
-    refusal_of = once_for_alike(lambda plan, shape, _: matrix_law.refusal(plan, shape))
     for place, matrix in enumerate(matrices):
-        reason = refusal_of(matrix)
-        if reason is not None:
-            raise FormatError("P1", reason, location=f"manifest: document.matrices[{place}]")
+        refused = matrix.layout.refusal()
+        if refused is not None:
+            raise FormatError("P1", refused[1], location=f"manifest: document.matrices[{place}]")
 
 
 def check_names(matrices: Sequence[PlannedMatrix], tensors: Iterable[PlannedTensor]) -> None:

@@ -10,10 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reallm_compiler.errors import FormatError
-from reallm_compiler.planning.alike import once_for_alike
 from reallm_compiler.planning.model import Plan
-from reallm_compiler.stages import MatrixPlan
-from reallm_compiler.storage import matrix as matrix_law
 from reallm_formats import section_bytes
 
 MACS = 1 << 46
@@ -43,22 +40,12 @@ class DecodeCost:
 def decode_cost(plan: Plan) -> DecodeCost:
     """The cost of decoding all matrices of a plan."""
     macs = decoded = working = 0
-    cost_of = once_for_alike(_cost)
     for matrix in plan.matrices:
-        own_macs, own_decoded, own_working = cost_of(matrix)
-        macs += own_macs
-        decoded += own_decoded
-        working = max(working, own_working)
+        cost = matrix.layout.cost
+        macs += cost.decode_macs
+        decoded += section_bytes(matrix.dtype, matrix.shape)
+        working = max(working, cost.decode_bytes)
     return DecodeCost(macs=macs, decoded_bytes=decoded, working_bytes=working)
-
-
-def _cost(plan: MatrixPlan, shape: tuple[int, int], dtype: str) -> tuple[int, int, int]:
-    """What a matrix adds to each field of `DecodeCost`."""
-    return (
-        matrix_law.decode_macs(plan, shape),
-        section_bytes(dtype, shape),
-        matrix_law.decode_bytes(plan, shape),
-    )
 
 
 def check_cost(plan: Plan) -> None:

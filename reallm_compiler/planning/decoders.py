@@ -15,10 +15,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from reallm_compiler.errors import FormatError, Problem, RecipeError, SourceError
-from reallm_compiler.planning.model import Plan, PlannedMatrix
+from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.recipe import Decision
-from reallm_compiler.stages import Hnerv
-from reallm_compiler.storage.hnerv import STRUCTURE, decoder_sections, decoder_width
+from reallm_compiler.stages import AutoencoderStage, Hnerv, MatrixPlan
+from reallm_compiler.storage.hnerv_structure import STRUCTURE, decoder_sections, decoder_width
+from reallm_compiler.storage.matrix import LayoutTable
 from reallm_formats import Archive
 from reallm_formats.header import parse_header
 from reallm_formats.kinds.decoder import section_name
@@ -120,16 +122,18 @@ def resolve_decoders(
         RecipeError: a file is missing or no decoder, or the recipe says how it is built.
     """
     files: dict[str, DecoderFile] = {}
+    plans: dict[tuple[int, str], MatrixPlan] = {}
+    layouts = LayoutTable()
     resolved = []
     problems: dict[str, Problem] = {}
     for matrix in matrices:
         params = matrix.plan.autoencoder
-        if not isinstance(params, Hnerv) or params.decoder is None:
+        written = params.reused
+        if written is None:
             resolved.append(matrix)
             continue
         at = {source.path: source for source in decisions[matrix.name].trace}
         try:
-            written = params.decoder
             if written not in files:
                 files[written] = _found(written, folder)
             stage = _built(params, files[written])
@@ -138,8 +142,11 @@ def resolve_decoders(
             problem = Problem(location=source.location, path=source.origin, message=str(error))
             problems.setdefault(str(problem), problem)
             continue
-        plan = matrix.plan.model_copy(update={"autoencoder": stage})
-        resolved.append(replace(matrix, plan=plan))
+        plan = plans.setdefault(
+            (id(matrix.plan), written), matrix.plan.model_copy(update={"autoencoder": stage})
+        )
+        layout = layouts.layout_of(plan, matrix.shape, matrix.dtype)
+        resolved.append(replace(matrix, layout=layout))
     if problems:
         raise RecipeError(list(problems.values()))
     return resolved, files
@@ -208,12 +215,8 @@ def find_decoder(digest: str, archive: Path, given: Path | None = None) -> Decod
 
 def used_decoders(plan: Plan) -> tuple[str, ...]:
     """Digests of the decoders that a plan uses but does not hold, each once."""
-    named = (
-        params.decoder
-        for params in (matrix.plan.autoencoder for matrix in plan.matrices)
-        if isinstance(params, Hnerv) and params.decoder is not None
-    )
-    return tuple(dict.fromkeys(named))
+    named = (matrix.plan.autoencoder.reused for matrix in plan.matrices)
+    return tuple(dict.fromkeys(digest for digest in named if digest is not None))
 
 
 def find_decoders(plan: Plan, archive: Path, given: Path | None = None) -> dict[str, DecoderFile]:
@@ -263,7 +266,7 @@ def _found(written: str, folder: Path) -> DecoderFile:
         raise _UnfitError(KIND, f"`{written}` is no decoder: {error}") from error
 
 
-def _built(params: Hnerv, file: DecoderFile) -> Hnerv:
+def _built(params: AutoencoderStage, file: DecoderFile) -> AutoencoderStage:
     """The stage with the structure of the file's decoder."""
     for field in STRUCTURE:
         if field in params.model_fields_set:
@@ -271,5 +274,4 @@ def _built(params: Hnerv, file: DecoderFile) -> Hnerv:
                 field, f"leave out `{field}`: a trained decoder says itself how it is built"
             )
     plain = params.model_dump(mode="json", exclude={*STRUCTURE, "decoder_params", KIND})
-    build: Callable[[Any], Hnerv] = Hnerv.model_validate
-    return build({**plain, **file.structure, KIND: file.digest})
+    return type(params).model_validate({**plain, **file.structure, KIND: file.digest})

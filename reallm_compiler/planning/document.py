@@ -13,11 +13,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from reallm_compiler.errors import FormatError
-from reallm_compiler.planning.alike import once_for_alike
 from reallm_compiler.planning.checks import check_files, check_methods, check_names
-from reallm_compiler.planning.model import Plan, PlannedFile, PlannedMatrix, PlannedTensor
+from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.stages import MatrixPlan
-from reallm_compiler.storage import matrix as matrix_law
+from reallm_compiler.storage.base import SectionSpec
+from reallm_compiler.storage.matrix import LayoutTable
 from reallm_formats import Layout, Manifest, names
 
 Section = tuple[str, str, tuple[int, ...]]
@@ -53,26 +54,19 @@ def section_list(
     sections += [
         (names.tensor_section(tensor.name), tensor.dtype, tensor.shape) for tensor in tensors
     ]
-    specs_of = once_for_alike(matrix_law.sections)
-    own_of = once_for_alike(_own_sections)
     groups: set[str | None] = {None}
     for matrix in matrices:
         if matrix.plan.share not in groups:
             groups.add(matrix.plan.share)
             sections += [
                 (matrix.section_name(spec), spec.dtype, spec.shape)
-                for spec in specs_of(matrix)
-                if spec.shared
+                for spec in matrix.layout.shared_sections
             ]
         start = names.matrix_section(matrix.name, "")
-        sections += [(start + role, dtype, shape) for role, dtype, shape in own_of(matrix)]
+        sections += [
+            (start + spec.role, spec.dtype, spec.shape) for spec in matrix.layout.own_sections
+        ]
     return sections
-
-
-def _own_sections(plan: MatrixPlan, shape: tuple[int, int], dtype: str) -> list[Section]:
-    """Role, type and shape of what a matrix stores for itself."""
-    specs = matrix_law.sections(plan, shape, dtype)
-    return [(spec.role, spec.dtype, spec.shape) for spec in specs if not spec.shared]
 
 
 def to_document(
@@ -93,15 +87,7 @@ def to_document(
         provenance: blank when not known yet.
     """
     methods: list[dict[str, Any]] = []
-    places: dict[MatrixPlan, int] = {}
-
-    def place_of(plan: MatrixPlan, shape: tuple[int, int], dtype: str) -> int:
-        if plan not in places:
-            places[plan] = len(methods)
-            methods.append(plan.plain())
-        return places[plan]
-
-    method_of = once_for_alike(place_of)
+    method_of = _Methods(methods)
     rows = [
         {
             "name": matrix.name,
@@ -110,7 +96,7 @@ def to_document(
             "tensor": matrix.tensor,
             "index": matrix.index,
             "transposed": matrix.transposed,
-            "method": method_of(matrix),
+            "method": method_of(matrix.plan),
             "relative_error": errors[matrix.name] if errors is not None else 0.0,
         }
         for matrix in matrices
@@ -122,6 +108,28 @@ def to_document(
         "ties": dict(ties),
         "provenance": dict(provenance) if provenance is not None else blank_provenance(),
     }
+
+
+class _Methods:
+    """Index of each distinct plan in a document's list of methods, which grows by new ones.
+
+    Plans are told apart by identity first: a hash of a plan costs as much as a size law, and one
+    object stands for many matrices.
+    """
+
+    def __init__(self, methods: list[dict[str, Any]]) -> None:
+        self._methods = methods
+        self._by_identity: dict[int, int] = {}
+        self._by_plan: dict[MatrixPlan, int] = {}
+
+    def __call__(self, plan: MatrixPlan) -> int:
+        index = self._by_identity.get(id(plan))
+        if index is None:
+            index = self._by_plan.setdefault(plan, len(self._methods))
+            if index == len(self._methods):
+                self._methods.append(plan.plain())
+            self._by_identity[id(plan)] = index
+        return index
 
 
 def from_manifest(manifest: Manifest, placed: Layout) -> Plan:
@@ -136,7 +144,7 @@ def from_manifest(manifest: Manifest, placed: Layout) -> Plan:
     """
     document = manifest.document
     methods = [_method(place, plain) for place, plain in enumerate(document["methods"])]
-    matrices = []
+    matrices, layouts = [], LayoutTable()
     for place, row in enumerate(document["matrices"]):
         if row["method"] >= len(methods):
             raise FormatError(
@@ -144,15 +152,14 @@ def from_manifest(manifest: Manifest, placed: Layout) -> Plan:
                 f"method {row['method']} of {len(methods)} does not exist",
                 location=f"manifest: document.matrices[{place}]",
             )
+        rows, columns = row["shape"]
         matrices.append(
             PlannedMatrix(
                 name=row["name"],
                 tensor=row["tensor"],
                 index=row["index"],
                 transposed=row["transposed"],
-                shape=(row["shape"][0], row["shape"][1]),
-                dtype=row["dtype"],
-                plan=methods[row["method"]],
+                layout=layouts.layout_of(methods[row["method"]], (rows, columns), row["dtype"]),
             )
         )
     tensors, files = [], []
@@ -194,12 +201,11 @@ def _method(place: int, plain: Mapping[str, Any]) -> MatrixPlan:
 
 def _check_groups(matrices: Iterable[PlannedMatrix]) -> None:
     """Matrices of one group agree on what they share."""
-    first: dict[str, tuple[str, list[Any]]] = {}
-    specs_of = once_for_alike(matrix_law.sections)
+    first: dict[str, tuple[str, tuple[SectionSpec, ...]]] = {}
     for matrix in matrices:
         if matrix.plan.share is None:
             continue
-        shared = [spec for spec in specs_of(matrix) if spec.shared]
+        shared = matrix.layout.shared_sections
         name, expected = first.setdefault(matrix.plan.share, (matrix.name, shared))
         if shared != expected:
             raise FormatError(

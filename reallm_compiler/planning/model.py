@@ -14,83 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from reallm_compiler.planning.budget import Budget, budget_of
-from reallm_compiler.stages import MatrixPlan
-from reallm_compiler.storage import matrix as matrix_law
-from reallm_compiler.storage.base import SectionSpec
-from reallm_formats import Layout, names
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedMatrix:
-    """One matrix that will be coded.
-
-    Attributes:
-        name: the checkpoint's tensor name without `.weight`, with the expert's number for a part
-            of a 3-D tensor.
-        tensor: the checkpoint's tensor.
-        index: which part of a 3-D tensor, or None for a 2-D one.
-        transposed: the checkpoint stores [q, p] (GPT-2's Conv1D).
-        shape: (p, q), rows are outputs.
-        dtype: type of the checkpoint's weights, and of what the reader gives back.
-        plan: the stages.
-    """
-
-    name: str
-    tensor: str
-    index: int | None
-    transposed: bool
-    shape: tuple[int, int]
-    dtype: str
-    plan: MatrixPlan
-
-    @property
-    def weights(self) -> int:
-        """Number of weights, p q."""
-        return self.shape[0] * self.shape[1]
-
-    @property
-    def specs(self) -> list[SectionSpec]:
-        """Sections that the matrix stores, its group's shared ones included."""
-        return matrix_law.sections(self.plan, self.shape, self.dtype)
-
-    def section_name(self, spec: SectionSpec) -> str:
-        """The archive's name of one of `specs`."""
-        if spec.shared and self.plan.share is not None:
-            return names.share_section(self.plan.share, spec.role)
-        return names.matrix_section(self.name, spec.role)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedTensor:
-    """A tensor kept as it is, or cast to another float type.
-
-    Attributes:
-        name: the checkpoint's tensor name.
-        dtype: stored type.
-        shape: its extents.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def spec(self) -> SectionSpec:
-        """The section that holds it."""
-        return SectionSpec(role="tensor", dtype=self.dtype, shape=self.shape, term="kept")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PlannedFile:
-    """A file of the checkpoint that travels inside the archive.
-
-    Attributes:
-        path: path relative to the checkpoint's folder.
-        bytes: its length.
-    """
-
-    path: str
-    bytes: int
+from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
+from reallm_formats import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

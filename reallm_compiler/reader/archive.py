@@ -20,20 +20,20 @@ import torch
 
 from reallm_compiler.codecs import decode_matrix, from_bytes
 from reallm_compiler.codecs.decoder_file import read_decoder
-from reallm_compiler.codecs.residuals import low_rank
+from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.sections import TORCH_DTYPES, read_section
 from reallm_compiler.errors import AdapterError, FormatError, SourceError
 from reallm_compiler.planning.budget import Budget
 from reallm_compiler.planning.cost import check_cost
 from reallm_compiler.planning.decoders import DecoderFile, find_decoder, find_decoders
 from reallm_compiler.planning.document import from_manifest
-from reallm_compiler.planning.model import Plan, PlannedMatrix
+from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
-from reallm_compiler.stages import Hnerv, LowRank, MatrixPlan, NoResidual
+from reallm_compiler.stages import MatrixPlan, NoResidual
 from reallm_compiler.storage import dora as dora_law
-from reallm_compiler.storage import low_rank as low_rank_law
-from reallm_compiler.storage import matrix as matrix_law
 from reallm_compiler.storage.base import SectionSpec
+from reallm_compiler.storage.matrix import layout_of
 from reallm_formats import Archive, Closing, Manifest, SectionEntry, names
 
 
@@ -157,13 +157,12 @@ class ModelArchive(Closing):
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The archive's own L1 [p, r] and L2 [r, q] as float32; None without a residual."""
         matrix = self._matrix_named(name)
-        if not isinstance(matrix.plan.residual, LowRank):
-            return None
-        tuned = {
-            spec.role: spec for spec in low_rank_law.sections(matrix.plan.residual, matrix.shape)
-        }
-        sections = {role: self._section(matrix, spec) for role, spec in tuned.items()}
-        return low_rank.decode(matrix.plan.residual, sections, torch.float32)
+        residual = matrix.plan.residual
+        specs = matrix.layout.sections_of(residual)
+        sections = {spec.role: self._section(matrix, spec) for spec in specs}
+        term = codec_of(residual).decoder(residual, sections, torch.float32)
+        factors: tuple[torch.Tensor, torch.Tensor] | None = None if term is None else term.factors
+        return factors
 
     def magnitude(self, name: str) -> torch.Tensor | None:
         """The archive's own DoRA magnitudes [p] as float32; None if the matrix has none."""
@@ -260,11 +259,11 @@ class ModelArchive(Closing):
     ) -> torch.Tensor:
         """`matrix` by `plan`, from its own sections or, where they are given, others."""
         sections = {}
-        for spec in matrix_law.sections(plan, matrix.shape, matrix.dtype):
+        for spec in layout_of(plan, matrix.shape, matrix.dtype).sections:
             found = others.get(spec.role)
             values = found if found is not None else self._section(matrix, spec)
             sections[spec.role] = values.to(device)
-        for role, values in self._decoder_of(plan, matrix.shape).items():
+        for role, values in self._reused_sections(matrix).items():
             sections[role] = values.to(device)
         decoded = decode_matrix(
             plan,
@@ -281,14 +280,14 @@ class ModelArchive(Closing):
             )
         return decoded
 
-    def _decoder_of(self, plan: MatrixPlan, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+    def _reused_sections(self, matrix: PlannedMatrix) -> dict[str, torch.Tensor]:
         """Sections of the decoder that a plan uses from an archive of its own; mostly none."""
-        specs = matrix_law.reused_sections(plan, shape)
-        if not specs or not isinstance(plan.autoencoder, Hnerv):
+        digest = matrix.plan.autoencoder.reused
+        if digest is None:
             return {}
-        digest = plan.autoencoder.decoder or ""
         if digest not in self._reused:
             file = find_decoder(digest, self.path, self._decoder)
+            specs = matrix.layout.reused_sections
             self._reused[digest] = read_decoder(file.path, digest, specs)
         return self._reused[digest]
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from reallm_compiler.errors import SourceError
 from reallm_compiler.planning.decoders import KIND
 from reallm_compiler.planning.document import blank_provenance
 from reallm_compiler.publish import check_file, new_file, refuse_inputs
 from reallm_compiler.reader.archive import open_archive
-from reallm_compiler.stages import Hnerv
-from reallm_compiler.storage import hnerv as law
+from reallm_compiler.storage import hnerv_structure as structure
 from reallm_formats import Writer, layout, names
 from reallm_formats.kinds.decoder import section_name
 
@@ -51,8 +51,7 @@ def extract_decoder(
         owners = {
             matrix.plan.share if matrix.plan.share is not None else matrix.name: matrix
             for matrix in opened.plan.matrices
-            if isinstance(matrix.plan.autoencoder, Hnerv)
-            and matrix.plan.autoencoder.decoder is None
+            if any(spec.term == "decoder" for spec in matrix.specs)
         }
         owner = owner if owner in owners else owner.removesuffix(".weight")
         if owner not in owners:
@@ -64,17 +63,17 @@ def extract_decoder(
                 else "none of its matrices has a trained decoder (`hnerv`) of its own",
             )
         matrix = owners[owner]
-        params, group = matrix.plan.autoencoder, matrix.plan.share
-        assert isinstance(params, Hnerv)  # by the choice above
-        width = law.decoder_width(params, matrix.shape, shared=group is not None)
-        specs = law.decoder_sections(params, width, shared=group is not None)
+        group = matrix.plan.share
+        params: Any = matrix.plan.autoencoder  # the one kind that has a decoder
+        width = structure.decoder_width(params, matrix.shape, shared=group is not None)
+        specs = structure.decoder_sections(params, width, shared=group is not None)
         name = names.share_section if group is not None else names.matrix_section
         data = {
             section_name(spec.role): bytes(opened.section(name(owner, spec.role))) for spec in specs
         }
         stored = opened.manifest.document["provenance"]
     document = {
-        "structure": law.structure(params, width),
+        "structure": structure.structure(params, width),
         "provenance": {key: stored.get(key, blank) for key, blank in blank_provenance().items()},
     }
     placed = layout(

@@ -12,15 +12,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 
 from reallm_compiler.errors import FormatError
-from reallm_compiler.planning.alike import once_for_alike
 from reallm_compiler.planning.cost import check_cost
 from reallm_compiler.planning.decoders import decoder_stage
 from reallm_compiler.planning.document import from_manifest
 from reallm_compiler.progress import Progress, Tell, teller
 from reallm_compiler.storage import adapter as adapter_law
-from reallm_compiler.storage import matrix as matrix_law
 from reallm_compiler.storage.base import SectionSpec
-from reallm_compiler.storage.hnerv import decoder_sections, decoder_width
+from reallm_compiler.storage.hnerv_structure import decoder_sections, decoder_width
 from reallm_formats import Archive, Damage, names
 from reallm_formats.kinds.decoder import section_name
 
@@ -66,10 +64,7 @@ def _model(archive: Archive, allow_cost: bool) -> Specs:
     plan = from_manifest(archive.manifest, archive.layout)
     if not allow_cost:
         check_cost(plan)
-    specs_of = once_for_alike(matrix_law.sections)
-    found = (
-        (matrix.section_name(spec), spec) for matrix in plan.matrices for spec in specs_of(matrix)
-    )
+    found = ((matrix.section_name(spec), spec) for matrix in plan.matrices for spec in matrix.specs)
     return dict(found).items()  # what a group shares is there once
 
 

@@ -11,7 +11,7 @@ Each field of the result is the very node that set it, so its place is that of t
 from __future__ import annotations
 
 from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode, to_plain
-from reallm_compiler.stages import SHARED_KINDS
+from reallm_compiler.stages import SHARING, shares
 
 
 def merge(base: Node, patch: Node) -> Node:
@@ -45,16 +45,16 @@ def _kind_changes(base: MapNode, patch: MapNode) -> bool:
 
 def _drop_share(fields: dict[str, Node], patch: MapNode) -> None:
     """Take away the `share` that `patch` inherits, where it leaves nothing to share."""
-    changed = [patch.fields[stage] for stage in SHARED_KINDS if stage in patch.fields]
+    changed = [patch.fields[stage] for stage in SHARING if stage in patch.fields]
     if not changed or "share" in patch.fields or "share" not in fields:
         return
     if to_plain(fields["share"]) is None:
         return
-    stages = {stage: fields.get(stage) for stage in SHARED_KINDS}
+    stages = {stage: fields.get(stage) for stage in SHARING}
     kinds = {
         stage: to_plain(node.fields["kind"])
         for stage, node in stages.items()
         if isinstance(node, MapNode) and "kind" in node.fields
     }
-    if not any(kind in SHARED_KINDS[stage] for stage, kind in kinds.items()):
+    if not any(shares(stage, kind) for stage, kind in kinds.items()):
         fields["share"] = ScalarNode(value=None, place=changed[0].place, path=changed[0].path)

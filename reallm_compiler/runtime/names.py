@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from reallm_compiler.checkpoint.architecture import meta_model
-from reallm_compiler.planning.model import PlannedMatrix
+from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.reader.huggingface import archive_files
 

@@ -12,7 +12,7 @@ what it does is its codec in `codecs`. The names of kinds and parameters are tho
 from reallm_compiler.stages.autoencoder import AutoencoderStage, Hnerv, Identity
 from reallm_compiler.stages.base import Extent, FloatType, Rational, Stage, Whole
 from reallm_compiler.stages.permutation import NearestPermutation, NoPermutation, PermutationStage
-from reallm_compiler.stages.plan import MatrixPlan
+from reallm_compiler.stages.plan import SHARING, MatrixPlan, shares
 from reallm_compiler.stages.quantizer import (
     NoQuantizer,
     NormalFloatQuantizer,
@@ -42,6 +42,7 @@ from reallm_compiler.stages.transform import Hadamard, Normalize, TransformStage
 
 __all__ = [
     "KINDS",
+    "SHARING",
     "AbsmaxScales",
     "AutoencoderStage",
     "Extent",
@@ -76,5 +77,6 @@ __all__ = [
     "kind_name",
     "kinds",
     "register",
+    "shares",
     "unregister",
 ]

@@ -32,6 +32,11 @@ class Identity(AutoencoderStage):
 
     kind: Literal["identity"] = "identity"
 
+    @property
+    def by_rows(self) -> bool:
+        """Yes."""
+        return True
+
 
 LARGEST_STRIDE = 7
 """The largest factor by which one stage of a decoder may enlarge its input."""

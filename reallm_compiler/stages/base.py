@@ -20,6 +20,11 @@ class Stage(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether each row of a matrix is treated by itself, and nothing is learned from others."""
+        return False
+
 
 _NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9}| ?/ ?0*[1-9]\d{0,8})?", re.ASCII)
 

@@ -18,6 +18,11 @@ class NoPermutation(PermutationStage):
 
     kind: Literal["none"] = "none"
 
+    @property
+    def by_rows(self) -> bool:
+        """Yes."""
+        return True
+
 
 class NearestPermutation(PermutationStage):
     """Columns reordered so that each is followed by its nearest unplaced one (Algorithm 1)."""

@@ -144,6 +144,16 @@ class MatrixPlan(Stage):
         return self.model_dump(mode="json")
 
 
+SHARING = ("quantizer", "autoencoder")
+"""Stages whose kinds may learn something that the matrices of a group can store once."""
+
+
+def shares(stage: str, kind: object) -> bool:
+    """Whether a kind of one of `SHARING` learns something that a group can store once."""
+    params: Any = kinds(stage).get(kind) if isinstance(kind, str) else None
+    return params is not None and params.shares is not None
+
+
 def _name(stage: Stage) -> str:
     return kind_name(type(stage))
 

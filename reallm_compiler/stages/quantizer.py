@@ -47,6 +47,11 @@ class UniformQuantizer(QuantizerStage):
     kind: Literal["uniform"]
     bits: int = Field(ge=1, le=8, description="Bits per weight.")
 
+    @property
+    def by_rows(self) -> bool:
+        """Yes."""
+        return True
+
 
 class NormalFloatQuantizer(QuantizerStage):
     """NF-b: quantiles of the normal distribution on [-1, 1] with an exact 0 (QLoRA)."""
@@ -55,6 +60,11 @@ class NormalFloatQuantizer(QuantizerStage):
 
     kind: Literal["normal_float"]
     bits: int = Field(ge=1, le=8, description="Bits per weight.")
+
+    @property
+    def by_rows(self) -> bool:
+        """Yes."""
+        return True
 
 
 class VectorQuantizer(QuantizerStage):

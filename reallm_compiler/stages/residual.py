@@ -29,6 +29,11 @@ class NoResidual(ResidualStage):
 
     kind: Literal["none"] = "none"
 
+    @property
+    def by_rows(self) -> bool:
+        """Yes."""
+        return True
+
 
 class LowRank(ResidualStage):
     """A product of two factors, R = L1 L2 with L1 [p, r] and L2 [r, q] (paper, section 3)."""

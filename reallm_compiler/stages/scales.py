@@ -60,6 +60,14 @@ class GroupScales(ScalesStage):
     bits: ScaleBits = None
     superblock: Superblock = 256
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether a scale belongs to one row and is stored by itself.
+
+        Not in float16: whether such scales lose too much can be said of a whole matrix only.
+        """
+        return (self.per, self.bits) == ("row", None) and self.dtype != "float16"
+
 
 class RmsScales(GroupScales):
     """s = root mean square of the group."""

@@ -20,7 +20,7 @@ def residual(row: AdapterEntry) -> LowRank:
 
 def sections(row: AdapterEntry) -> list[SectionSpec]:
     """The sections of a row, which are those that the container asks for."""
-    specs = low_rank.sections(residual(row), row.shape) if row.rank else []
+    specs = low_rank.factor_sections(residual(row), row.shape) if row.rank else []
     if row.magnitude:
         specs += dora.sections(row.shape)
     return specs

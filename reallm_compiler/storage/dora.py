@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from reallm_compiler.storage.base import SectionSpec
+from reallm_compiler.storage.base import SectionSpec, Shape
 from reallm_compiler.storage.values import Finite
 
 
-def sections(shape: tuple[int, int]) -> list[SectionSpec]:
+def sections(shape: Shape) -> list[SectionSpec]:
     """Sections of the magnitudes for a matrix [p, q]."""
     return [
         SectionSpec(role="magnitude", dtype="f16", shape=(shape[0],), term="dora", values=Finite())

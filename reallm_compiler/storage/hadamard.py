@@ -6,7 +6,7 @@ Blocks follow from the shape, and the signs from the recipe's own seed by a form
 from __future__ import annotations
 
 from reallm_compiler.stages import Hadamard
-from reallm_compiler.storage.base import SectionSpec
+from reallm_compiler.storage.base import Shape, SizeLaw
 
 
 def block_of(params: Hadamard, extent: int) -> int:
@@ -14,16 +14,15 @@ def block_of(params: Hadamard, extent: int) -> int:
     return min(extent & -extent, params.block)
 
 
-def row_block(params: Hadamard, shape: tuple[int, int]) -> int:
+def row_block(params: Hadamard, shape: Shape) -> int:
     """Rows of a matrix [p, q] that are mixed with each other; 1 if rows stay by themselves."""
     return 1 if params.sides == "columns" else block_of(params, shape[0])
 
 
-def column_block(params: Hadamard, shape: tuple[int, int]) -> int:
+def column_block(params: Hadamard, shape: Shape) -> int:
     """Columns of a matrix [p, q] that are mixed with each other; 1 if they stay by themselves."""
     return 1 if params.sides == "rows" else block_of(params, shape[1])
 
 
-def sections(params: Hadamard, shape: tuple[int, int]) -> list[SectionSpec]:
+class HadamardLaw(SizeLaw[Hadamard]):
     """No sections."""
-    return []

@@ -10,11 +10,11 @@ from __future__ import annotations
 from fractions import Fraction
 
 from reallm_compiler.stages import LowRank
-from reallm_compiler.storage.base import DTYPES, SectionSpec
+from reallm_compiler.storage.base import DTYPES, Context, ResidualLaw, SectionSpec, Shape
 from reallm_compiler.storage.values import Finite
 
 
-def rank_of(params: LowRank, shape: tuple[int, int]) -> int:
+def rank_of(params: LowRank, shape: Shape) -> int:
     """Rank as an integer for a matrix of `shape`: at least 1, never above min(p, q)."""
     least = min(shape)
     if isinstance(params.rank, Fraction):
@@ -22,7 +22,7 @@ def rank_of(params: LowRank, shape: tuple[int, int]) -> int:
     return min(least, params.rank)
 
 
-def sections(params: LowRank, shape: tuple[int, int]) -> list[SectionSpec]:
+def factor_sections(params: LowRank, shape: Shape) -> list[SectionSpec]:
     """Sections of the factors for a matrix [p, q]."""
     p, q = shape
     rank = rank_of(params, shape)
@@ -39,3 +39,23 @@ def sections(params: LowRank, shape: tuple[int, int]) -> list[SectionSpec]:
         SectionSpec(role=role, dtype=stored, shape=extents, term="low_rank", values=values)
         for role, stored, extents, values in laws
     ]
+
+
+class LowRankLaw(ResidualLaw[LowRank]):
+    """Factors of rank r."""
+
+    def sections(self, params: LowRank, shape: Shape, context: Context) -> list[SectionSpec]:
+        """L1 and L2, and their scales."""
+        return factor_sections(params, shape)
+
+    def paper_bits(self, params: LowRank, shape: Shape, context: Context) -> dict[str, Fraction]:
+        """32 r min(p, q), which is right for squares only."""
+        return {"low_rank": Fraction(32 * rank_of(params, shape) * min(shape))}
+
+    def rank(self, params: LowRank, shape: Shape) -> int:
+        """r."""
+        return rank_of(params, shape)
+
+    def factor_dtype(self, params: LowRank) -> str:
+        """The stored type of the factors."""
+        return params.dtype

@@ -1,196 +1,203 @@
-"""Size law of a whole matrix: the sections of its stages, in storage order, and its paper bits."""
+"""The layout of a whole matrix: what its stages store together, and what they cost.
+
+A `MatrixLayout` is made once from plan, shape and source type, and handed along.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
+from typing import Any
 
-from reallm_compiler.stages import (
-    Hadamard,
-    Hnerv,
-    LowRank,
-    MatrixPlan,
-    NearestPermutation,
-    NoQuantizer,
-    NormalFloatQuantizer,
-    NoScales,
-    TrellisQuantizer,
-    UniformQuantizer,
-    VectorQuantizer,
-)
-from reallm_compiler.storage import (
-    dora,
-    hadamard,
-    hnerv,
-    low_rank,
-    nearest,
-    normalize,
-    scalar,
-    scales,
-    trellis,
-    vq,
-)
-from reallm_compiler.storage.base import SectionSpec
+from reallm_compiler.stages import MatrixPlan, Stage
+from reallm_compiler.storage import dora
+from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape
+from reallm_compiler.storage.registry import law_of
 
 TERMS = ("codes", "codebook", "decoder", "scales", "permutation", "low_rank", "dora")
 """The budget terms of a matrix, in the order of tables."""
 
 
-def latent_shape(plan: MatrixPlan, shape: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the latent of a matrix [p, q], on which the later stages act."""
-    if isinstance(plan.autoencoder, Hnerv):
-        return hnerv.latent_shape(plan.autoencoder, shape)
-    return shape
+@dataclass(frozen=True)
+class MatrixLayout:
+    """What a matrix [p, q] stores under a plan.
 
-
-def sections(plan: MatrixPlan, shape: tuple[int, int], source_dtype: str) -> list[SectionSpec]:
-    """Sections that a matrix [p, q] of type `source_dtype` stores under `plan`, in order."""
-    specs: list[SectionSpec] = []
-    if isinstance(plan.residual, LowRank):
-        specs += low_rank.sections(plan.residual, shape)
-    for transform in plan.transform:
-        if isinstance(transform, Hadamard):
-            specs += hadamard.sections(transform, shape)
-        else:
-            specs += normalize.sections(transform, shape)
-    if isinstance(plan.autoencoder, Hnerv):
-        specs += hnerv.sections(plan.autoencoder, shape, shared=plan.share is not None)
-    specs += latent_sections(plan, latent_shape(plan, shape), source_dtype)
-    if plan.dora:
-        specs += dora.sections(shape)
-    return specs
-
-
-def rows_stand_alone(plan: MatrixPlan) -> bool:
-    """Whether each row is coded by itself, so that bands of rows make up the whole.
-
-    Scales in float16 do not: whether they lose too much can be said of a whole matrix only.
+    Attributes:
+        plan: the stages.
+        shape: p and q.
+        source_dtype: type of the checkpoint's tensor, a name of the container.
     """
-    alone = isinstance(plan.quantizer, UniformQuantizer | NormalFloatQuantizer)
-    scales = plan.scales
-    scaled = (
-        not isinstance(scales, NoScales)
-        and (scales.per, scales.bits) == ("row", None)
-        and scales.dtype != "float16"
-    )
-    rest = MatrixPlan(scales=plan.scales, quantizer=plan.quantizer)
-    return alone and scaled and plan == rest
+
+    plan: MatrixPlan
+    shape: Shape
+    source_dtype: str
+
+    @property
+    def numel(self) -> int:
+        """Number of weights, p q."""
+        return self.shape[0] * self.shape[1]
+
+    @cached_property
+    def latent_shape(self) -> Shape:
+        """Rows and columns of the latent, on which permutation, scales and quantizer act."""
+        shape: Shape = law_of(self.plan.autoencoder).latent_shape(self.plan.autoencoder, self.shape)
+        return shape
+
+    @cached_property
+    def sections(self) -> tuple[SectionSpec, ...]:
+        """All sections in storage order, those of its share group included."""
+        context = self._context()
+        specs: list[SectionSpec] = []
+        for stage, shape in self._stages():
+            specs += law_of(stage).sections(stage, shape, context)
+        if self.plan.dora:
+            specs += dora.sections(self.shape)
+        return tuple(specs)
+
+    @cached_property
+    def own_sections(self) -> tuple[SectionSpec, ...]:
+        """Sections without those that its share group stores."""
+        return tuple(spec for spec in self.sections if not spec.shared)
+
+    @cached_property
+    def shared_sections(self) -> tuple[SectionSpec, ...]:
+        """Sections that its share group stores once."""
+        return tuple(spec for spec in self.sections if spec.shared)
+
+    @cached_property
+    def reused_sections(self) -> tuple[SectionSpec, ...]:
+        """Sections that decoding needs from an archive of kind `decoder`; mostly none."""
+        params = self.plan.autoencoder
+        return tuple(law_of(params).reused_sections(params, self.shape))
+
+    @property
+    def rows_stand_alone(self) -> bool:
+        """Whether each row is coded by itself, so that bands of rows make up the whole."""
+        plan = self.plan
+        simple = not plan.transform and not plan.dora and plan.share is None
+        return simple and all(stage.by_rows for _, stage, _ in self._named_stages())
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What the matrix costs beside reading and writing it."""
+        context = self._context()
+        return Cost.of(
+            [law_of(stage).cost(stage, shape, context) for stage, shape in self._stages()]
+        )
+
+    @cached_property
+    def rank(self) -> int:
+        """Rank of the residual's factors; 0 without factors."""
+        rank: int = law_of(self.plan.residual).rank(self.plan.residual, self.shape)
+        return rank
+
+    @property
+    def factor_dtype(self) -> str | None:
+        """Recipe word for the stored type of the residual's factors; None without factors."""
+        dtype: str | None = law_of(self.plan.residual).factor_dtype(self.plan.residual)
+        return dtype
+
+    @property
+    def low_rank_parameters(self) -> int:
+        """Factors that the residual stores, r (p + q); 0 without any."""
+        return self.rank * sum(self.shape)
+
+    def sections_of(self, stage: Stage) -> tuple[SectionSpec, ...]:
+        """Sections of one stage of the plan that acts on the matrix."""
+        return tuple(law_of(stage).sections(stage, self.shape, self._context()))
+
+    @cached_property
+    def table_roles(self) -> tuple[str, ...]:
+        """Roles of the quantizer's sections that a share group would store once."""
+        params = self.plan.quantizer
+        context = Context(source_dtype=self.source_dtype, shared=True)
+        specs = law_of(params).sections(params, self.latent_shape, context)
+        return tuple(spec.role for spec in specs if spec.shared)
+
+    def refusal(self) -> tuple[str, str] | None:
+        """Why the matrix cannot be stored so, as (stage, reason); None if it can."""
+        context = self._context()
+        for name, stage, shape in self._named_stages():
+            reason = law_of(stage).refusal(stage, shape, context)
+            if reason is not None:
+                return name, reason
+        return None
+
+    def paper_terms(self, sharers: int = 1) -> dict[str, Fraction]:
+        """Bits per weight as the paper's Table 5 counts them, by budget term.
+
+        [ b x latent values + 16 d 2^(bd) if the codebook is learned + c x b_phi / m
+        + 32 r min(p, q) ] / pq: no scales, no permutation, no magnitudes, the nominal c of a
+        decoder, and a low-rank part that is right for squares only.
+
+        Args:
+            sharers: m, the matrices that share its decoder.
+        """
+        context = self._context(sharers)
+        terms: dict[str, Fraction] = {}
+        for stage, shape in self._stages():
+            for term, bits in law_of(stage).paper_bits(stage, shape, context).items():
+                terms[term] = terms.get(term, Fraction(0)) + bits / self.numel
+        return terms
+
+    def paper_bits(self, sharers: int = 1) -> Fraction:
+        """The sum of `paper_terms`."""
+        return sum(self.paper_terms(sharers).values(), Fraction(0))
+
+    def _context(self, sharers: int = 1) -> Context:
+        return Context(
+            source_dtype=self.source_dtype, shared=self.plan.share is not None, sharers=sharers
+        )
+
+    def _stages(self) -> list[tuple[Stage, Shape]]:
+        return [(stage, shape) for _, stage, shape in self._named_stages()]
+
+    def _named_stages(self) -> list[tuple[str, Stage, Shape]]:
+        """(name, stage, the shape that it acts on), in storage order."""
+        plan, latent = self.plan, self.latent_shape
+        found: list[tuple[str, Any, Shape]] = [("residual", plan.residual, self.shape)]
+        found += [("transform", transform, self.shape) for transform in plan.transform]
+        found.append(("autoencoder", plan.autoencoder, self.shape))
+        found += [(name, getattr(plan, name), latent) for name in LATENT_STAGES]
+        return found
 
 
-def reused_sections(plan: MatrixPlan, shape: tuple[int, int]) -> list[SectionSpec]:
-    """Sections that decoding needs from an archive of kind `decoder`; mostly none."""
-    params = plan.autoencoder
-    if not isinstance(params, Hnerv) or params.decoder is None:
-        return []
-    width = hnerv.decoder_width(params, shape, shared=True)
-    return hnerv.decoder_sections(params, width, shared=True)
+LATENT_STAGES = ("permutation", "scales", "quantizer")
+"""Stages that act on the latent, in order."""
 
 
-def latent_sections(
-    plan: MatrixPlan, shape: tuple[int, int], source_dtype: str
-) -> list[SectionSpec]:
-    """Sections of permutation, scales and quantizer for a latent of `shape`."""
-    specs: list[SectionSpec] = []
-    if isinstance(plan.permutation, NearestPermutation):
-        specs += nearest.sections(plan.permutation, shape)
-    if not isinstance(plan.scales, NoScales):
-        specs += scales.sections(plan.scales, shape)
-    if isinstance(plan.quantizer, VectorQuantizer):
-        specs += vq.sections(plan.quantizer, shape, shared=plan.share is not None)
-    elif isinstance(plan.quantizer, TrellisQuantizer):
-        specs += trellis.sections(plan.quantizer, shape, shared=plan.share is not None)
-    elif isinstance(plan.quantizer, NoQuantizer):
-        specs += scalar.value_sections(plan.quantizer, shape, source_dtype)
-    else:
-        specs += scalar.code_sections(plan.quantizer, shape)
-    return specs
+def layout_of(plan: MatrixPlan, shape: Shape, source_dtype: str) -> MatrixLayout:
+    """The layout of a matrix [p, q] of type `source_dtype` under `plan`."""
+    return MatrixLayout(plan, shape, source_dtype)
 
 
-def refusal(plan: MatrixPlan, shape: tuple[int, int]) -> str | None:
-    """Why a matrix [p, q] cannot be stored under `plan`; None if it can."""
-    if isinstance(plan.autoencoder, Hnerv):
-        return hnerv.refusal(plan.autoencoder, shape, shared=plan.share is not None)
-    return None
+class LayoutTable:
+    """Layouts of many matrices: one object for all that have the same plan, shape and type.
 
-
-def low_rank_parameters(plan: MatrixPlan, shape: tuple[int, int]) -> int:
-    """Factors that the residual stores, r (p + q); 0 without one."""
-    if not isinstance(plan.residual, LowRank):
-        return 0
-    return low_rank.rank_of(plan.residual, shape) * sum(shape)
-
-
-def decode_macs(plan: MatrixPlan, shape: tuple[int, int]) -> int:
-    """Multiply-accumulates of the decoder for a matrix [p, q]; 0 without one."""
-    if not isinstance(plan.autoencoder, Hnerv):
-        return 0
-    return hnerv.decode_macs(plan.autoencoder, shape, shared=plan.share is not None)
-
-
-def decode_bytes(plan: MatrixPlan, shape: tuple[int, int]) -> int:
-    """Memory of a trained decoder at work on a matrix [p, q]; 0 without one."""
-    if not isinstance(plan.autoencoder, Hnerv):
-        return 0
-    return hnerv.decode_bytes(plan.autoencoder, shape, shared=plan.share is not None)
-
-
-def training_operations(plan: MatrixPlan, shape: tuple[int, int]) -> int:
-    """Floating-point operations that train the autoencoder of a matrix [p, q]; 0 without one."""
-    if not isinstance(plan.autoencoder, Hnerv):
-        return 0
-    return hnerv.training_operations(plan.autoencoder, shape, shared=plan.share is not None)
-
-
-def group_operations(plan: MatrixPlan, shape: tuple[int, int]) -> int:
-    """The part of `training_operations` that a matrix causes in the training of its group."""
-    if not isinstance(plan.autoencoder, Hnerv) or plan.share is None:
-        return 0
-    return hnerv.joint_operations(plan.autoencoder, shape, shared=True)
-
-
-def working_bytes(plan: MatrixPlan, shape: tuple[int, int]) -> int:
-    """Memory that a trained autoencoder takes while a matrix [p, q] is coded; 0 without one."""
-    if not isinstance(plan.autoencoder, Hnerv):
-        return 0
-    return hnerv.working_bytes(plan.autoencoder, shape, shared=plan.share is not None)
-
-
-def paper_terms(
-    plan: MatrixPlan, shape: tuple[int, int], source_dtype: str, *, sharers: int = 1
-) -> dict[str, Fraction]:
-    """Bits per weight as the paper's Table 5 counts them, by budget term.
-
-    [ b x latent values + 16 d 2^(bd) if the codebook is learned + c x b_phi / m + 32 r min(p, q) ]
-    / pq: no scales, no permutation, no magnitudes, the nominal c of a decoder, and a low-rank part
-    that is right for squares only.
-
-    Args:
-        plan, shape, source_dtype: the matrix.
-        sharers: m, the matrices that share its decoder.
+    A model has a hundred thousand matrices and few that differ. Plans are told apart by identity: a
+    hash of a plan costs as much as a law, and a recipe makes one object for many matrices.
     """
-    p, q = shape
-    quantizer = plan.quantizer
-    latent = latent_shape(plan, shape)
-    terms: dict[str, Fraction] = {}
-    if isinstance(quantizer, NoQuantizer):
-        values = scalar.value_sections(quantizer, latent, source_dtype)
-        terms["codes"] = Fraction(8 * sum(spec.bytes for spec in values))
-    else:
-        terms["codes"] = Fraction(quantizer.bits) * latent[0] * latent[1]
-    if isinstance(quantizer, VectorQuantizer):
-        terms["codebook"] = Fraction(16 * quantizer.dim * 2**quantizer.index_bits)
-    if isinstance(quantizer, TrellisQuantizer):
-        terms["codebook"] = Fraction(16 * len(quantizer.widths) * 2**quantizer.memory)
-    if isinstance(plan.autoencoder, Hnerv):
-        terms["decoder"] = Fraction(hnerv.nominal_bits(plan.autoencoder), sharers)
-    if isinstance(plan.residual, LowRank):
-        rank = low_rank.rank_of(plan.residual, shape)
-        terms["low_rank"] = Fraction(32 * rank * min(p, q))
-    return {term: bits / (p * q) for term, bits in terms.items()}
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, Shape, str], MatrixLayout] = {}
+
+    def layout_of(self, plan: MatrixPlan, shape: Shape, source_dtype: str) -> MatrixLayout:
+        """The layout of a matrix [p, q] of type `source_dtype` under `plan`."""
+        key = (id(plan), shape, source_dtype)  # the layout holds the plan, and so its identity
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = MatrixLayout(plan, shape, source_dtype)
+        return found
 
 
-def paper_bits(
-    plan: MatrixPlan, shape: tuple[int, int], source_dtype: str, *, sharers: int = 1
-) -> Fraction:
-    """The sum of `paper_terms`."""
-    terms = paper_terms(plan, shape, source_dtype, sharers=sharers)
-    return sum(terms.values(), Fraction(0))
+def group_bytes(layouts: Sequence[MatrixLayout]) -> int:
+    """Memory of what is gathered from all matrices of a share group to learn what they share."""
+    plan = layouts[0].plan
+    total = 0
+    for name, stage, _ in layouts[0]._named_stages():
+        latent = name in LATENT_STAGES
+        shapes = [layout.latent_shape if latent else layout.shape for layout in layouts]
+        total += law_of(stage).group_bytes(stage, shapes)
+    return total if plan.share is not None else 0

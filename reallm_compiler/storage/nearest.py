@@ -7,9 +7,12 @@ For 4096 columns and 128 rows that is 12 x 4096 bits per block, 0.09375 bits per
 from __future__ import annotations
 
 from reallm_compiler.stages import NearestPermutation
-from reallm_compiler.storage.base import SectionSpec
+from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.values import Order
 from reallm_compiler.units import ceil_div, index_bits
+
+DEVICE_BYTES = 4 << 30
+"""Bytes of distances that may be held at once on an accelerator, where all blocks advance."""
 
 
 def row_blocks(params: NearestPermutation, rows: int) -> int:
@@ -17,16 +20,28 @@ def row_blocks(params: NearestPermutation, rows: int) -> int:
     return 1 if params.rows == "all" else ceil_div(rows, params.rows)
 
 
-def sections(params: NearestPermutation, shape: tuple[int, int]) -> list[SectionSpec]:
-    """Sections of the orders for a latent [p, q]."""
-    p, q = shape
-    blocks = row_blocks(params, p)
-    return [
-        SectionSpec(
-            role="order",
-            dtype=f"b{index_bits(q)}",
-            shape=(blocks, q),
-            term="permutation",
-            values=Order(),
-        )
-    ]
+class NearestLaw(SizeLaw[NearestPermutation]):
+    """An order of the columns for each block of rows."""
+
+    def sections(
+        self, params: NearestPermutation, shape: Shape, context: Context
+    ) -> list[SectionSpec]:
+        """The orders for a latent [p, q]."""
+        p, q = shape
+        orders = (row_blocks(params, p), q)
+        return [
+            SectionSpec(
+                role="order",
+                dtype=f"b{index_bits(q)}",
+                shape=orders,
+                term="permutation",
+                values=Order(),
+            )
+        ]
+
+    def cost(self, params: NearestPermutation, shape: Shape, context: Context) -> Cost:
+        """Tables of distances on a GPU, each made alone and then laid beside the others."""
+        rows, columns = shape
+        table = 4 * columns * columns
+        together = max(1, DEVICE_BYTES // table)
+        return Cost(device_bytes=2 * table * min(together, row_blocks(params, rows)))

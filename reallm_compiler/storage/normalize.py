@@ -1,6 +1,6 @@
 """Size law of the transform `normalize`: the scales of the matrix's own blocks, one or two levels.
 
-They are scales like those of the latent (`layouts.scales`), of the matrix [p, q] itself: for 64
+They are scales like those of the latent (`storage.scales`), of the matrix [p, q] itself: for 64
 weights a block, 8 bits and 256 blocks a super-block 0.126953 bits per weight.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from reallm_compiler.stages import AbsmaxScales, Normalize, RmsScales
 from reallm_compiler.storage import scales
-from reallm_compiler.storage.base import SectionSpec
+from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
 
 ROLE = "norm"
 """Name of the array of scales; `scales` are those of the latent."""
@@ -22,7 +22,10 @@ def as_scales(params: Normalize) -> AbsmaxScales | RmsScales:
     return AbsmaxScales(kind="absmax", **fields)
 
 
-def sections(params: Normalize, shape: tuple[int, int]) -> list[SectionSpec]:
-    """Sections of the scales of a matrix [p, q]."""
-    stage = as_scales(params)
-    return scales.array_sections(stage, ROLE, scales.group_count(stage, shape), negative=False)
+class NormalizeLaw(SizeLaw[Normalize]):
+    """One array of scales."""
+
+    def sections(self, params: Normalize, shape: Shape, context: Context) -> list[SectionSpec]:
+        """The scales of a matrix [p, q]."""
+        stage = as_scales(params)
+        return scales.array_sections(stage, ROLE, scales.group_count(stage, shape), negative=False)

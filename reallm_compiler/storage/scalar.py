@@ -1,25 +1,33 @@
-"""Size laws of the quantisers that code each weight by itself.
-
-`uniform` and `normal_float` store one code of `bits` bits per weight; `none` stores the weight.
-"""
+"""What the size laws of quantizers of single weights share: one code of `bits` bits per weight."""
 
 from __future__ import annotations
 
-from reallm_compiler.stages import NoQuantizer, NormalFloatQuantizer, UniformQuantizer
-from reallm_compiler.storage.base import DTYPES, SectionSpec
-from reallm_compiler.storage.values import Finite
+from fractions import Fraction
+from typing import Protocol, TypeVar
+
+from reallm_compiler.stages import QuantizerStage
+from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
 
 
-def code_sections(
-    params: UniformQuantizer | NormalFloatQuantizer, shape: tuple[int, int]
-) -> list[SectionSpec]:
-    """Sections of scalar codes for a latent [p, q]."""
-    return [SectionSpec(role="codes", dtype=f"b{params.bits}", shape=shape, term="codes")]
+class _WithBits(Protocol):
+    bits: int
 
 
-def value_sections(
-    params: NoQuantizer, shape: tuple[int, int], source_dtype: str
-) -> list[SectionSpec]:
-    """Sections of uncoded values for a latent [p, q] of a tensor stored as `source_dtype`."""
-    dtype = source_dtype if params.dtype == "source" else DTYPES[params.dtype]
-    return [SectionSpec(role="values", dtype=dtype, shape=shape, term="codes", values=Finite())]
+S = TypeVar("S", bound=QuantizerStage)
+
+
+class ScalarLaw(SizeLaw[S]):
+    """One code per weight."""
+
+    def sections(self, params: S, shape: Shape, context: Context) -> list[SectionSpec]:
+        """The codes of a latent [p, q]."""
+        return [SectionSpec(role="codes", dtype=f"b{_bits(params)}", shape=shape, term="codes")]
+
+    def paper_bits(self, params: S, shape: Shape, context: Context) -> dict[str, Fraction]:
+        """b for each weight."""
+        return {"codes": Fraction(_bits(params) * shape[0] * shape[1])}
+
+
+def _bits(params: QuantizerStage) -> int:
+    with_bits: _WithBits = params  # type: ignore[assignment]
+    return with_bits.bits

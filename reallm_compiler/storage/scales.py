@@ -8,15 +8,16 @@ the same law. For 64 weights a block, 8 bits and 256 blocks a super-block: 8/64 
 
 from __future__ import annotations
 
-from reallm_compiler.stages import AbsmaxScales, MinmaxScales, RmsScales
-from reallm_compiler.storage.base import DTYPES, SectionSpec
+from reallm_compiler.stages import GroupScales
+from reallm_compiler.storage.base import DTYPES, Context, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.values import Finite
 from reallm_compiler.units import ceil_div
 
-ScaleStage = RmsScales | AbsmaxScales | MinmaxScales
+ZEROS = "zeros"
+"""Name of the array of zero points; that of the scales is `scales`."""
 
 
-def group_count(params: ScaleStage, shape: tuple[int, int]) -> int:
+def group_count(params: GroupScales, shape: Shape) -> int:
     """Number of groups of weights that have a scale of their own."""
     p, q = shape
     counts = {"tensor": 1, "row": p, "column": q, "block": ceil_div(p * q, params.block)}
@@ -24,7 +25,7 @@ def group_count(params: ScaleStage, shape: tuple[int, int]) -> int:
 
 
 def array_sections(
-    params: ScaleStage, name: str, count: int, *, negative: bool
+    params: GroupScales, name: str, count: int, *, negative: bool
 ) -> list[SectionSpec]:
     """Sections of one array of `count` scales, or of zero points, which may be below zero."""
     dtype = DTYPES[params.dtype]
@@ -45,10 +46,21 @@ def array_sections(
     ]
 
 
-def sections(params: ScaleStage, shape: tuple[int, int]) -> list[SectionSpec]:
-    """Sections of the scales, and of the zero points if any, for a latent [p, q]."""
-    count = group_count(params, shape)
-    specs = array_sections(params, "scales", count, negative=False)
-    if isinstance(params, MinmaxScales):
-        specs += array_sections(params, "zeros", count, negative=True)
-    return specs
+class ScalesLaw(SizeLaw[GroupScales]):
+    """Arrays of numbers, one for each group of weights.
+
+    Args:
+        arrays: their names.
+    """
+
+    def __init__(self, *arrays: str) -> None:
+        self.arrays = arrays
+
+    def sections(self, params: GroupScales, shape: Shape, context: Context) -> list[SectionSpec]:
+        """All arrays, one after the other."""
+        count = group_count(params, shape)
+        return [
+            spec
+            for name in self.arrays
+            for spec in array_sections(params, name, count, negative=name == ZEROS)
+        ]

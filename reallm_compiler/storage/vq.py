@@ -8,13 +8,23 @@ bits (paper, Table 5); matrices of one share group store it once.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
 from reallm_compiler.stages import VectorQuantizer
-from reallm_compiler.storage.base import DTYPES, SectionSpec
+from reallm_compiler.storage.base import DTYPES, Context, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.values import Finite
 from reallm_compiler.units import ceil_div
 
+SHARED_VECTORS = 1 << 22
+"""Vectors of several latents that a common codebook is learned from, in all."""
 
-def code_shape(params: VectorQuantizer, shape: tuple[int, int]) -> tuple[int, int]:
+LEAST_VECTORS = 1 << 10
+"""Vectors of each latent, at least, where it has as many."""
+
+
+def code_shape(params: VectorQuantizer, shape: Shape) -> Shape:
     """Rows and columns of the grid of codes for a latent [p, q]."""
     p, q = shape
     if params.axis == "rows":
@@ -22,21 +32,46 @@ def code_shape(params: VectorQuantizer, shape: tuple[int, int]) -> tuple[int, in
     return p, ceil_div(q, params.dim)
 
 
-def sections(params: VectorQuantizer, shape: tuple[int, int], *, shared: bool) -> list[SectionSpec]:
-    """Sections of codes and codebook for a latent [p, q]."""
-    return [
-        SectionSpec(
-            role="codes",
-            dtype=f"b{params.index_bits}",
-            shape=code_shape(params, shape),
-            term="codes",
-        ),
-        SectionSpec(
-            role="codebook",
-            dtype=DTYPES[params.dtype],
-            shape=(2**params.index_bits, params.dim),
-            term="codebook",
-            shared=shared,
-            values=Finite(),
-        ),
-    ]
+class VectorLaw(SizeLaw[VectorQuantizer]):
+    """Codes of vectors, and a codebook."""
+
+    def sections(
+        self, params: VectorQuantizer, shape: Shape, context: Context
+    ) -> list[SectionSpec]:
+        """Codes and codebook for a latent [p, q]."""
+        return [
+            SectionSpec(
+                role="codes",
+                dtype=f"b{params.index_bits}",
+                shape=code_shape(params, shape),
+                term="codes",
+            ),
+            SectionSpec(
+                role="codebook",
+                dtype=DTYPES[params.dtype],
+                shape=(2**params.index_bits, params.dim),
+                term="codebook",
+                shared=context.shared,
+                values=Finite(),
+            ),
+        ]
+
+    def paper_bits(
+        self, params: VectorQuantizer, shape: Shape, context: Context
+    ) -> dict[str, Fraction]:
+        """b for each weight, and 16 d 2^(bd) for the codebook."""
+        return {
+            "codes": Fraction(params.bits) * shape[0] * shape[1],
+            "codebook": Fraction(16 * params.dim * 2**params.index_bits),
+        }
+
+    def group_bytes(self, params: VectorQuantizer, shapes: Sequence[Shape]) -> int:
+        """Sampled vectors and their weights, in float32."""
+        most = vectors_of_each(len(shapes))
+        counts = (math.prod(code_shape(params, shape)) for shape in shapes)
+        return sum(min(count, most) for count in counts) * params.dim * 8
+
+
+def vectors_of_each(sharers: int) -> int:
+    """Vectors that are sampled of each latent of a group of so many, at most."""
+    return max(SHARED_VECTORS // sharers, LEAST_VECTORS)

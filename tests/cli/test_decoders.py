@@ -18,7 +18,7 @@ from reallm_compiler.codecs.autoencoders.hnerv_net import (
     stage_shapes,
 )
 from reallm_compiler.planning.decoders import open_decoder_file
-from reallm_compiler.storage import hnerv as law
+from reallm_compiler.storage import hnerv_structure as structure
 
 NAME = "model.layers.0.self_attn.q_proj"
 KEYS = {
@@ -98,20 +98,20 @@ def test_inspect_of_a_decoder(run, family):
 def test_the_parts_are_those_of_the_network(run, family):
     stage = open_decoder_file(family / "q.decoder").stage
     parts = parts_of(stage)
-    width = law.decoder_width(stage, (1, 1), shared=True)
+    width = structure.decoder_width(stage, (1, 1), shared=True)
     plain = [torch.zeros(shape) for shape in plain_shapes(stage, width)]
     stages = [torch.zeros(shape) for shape in stage_shapes(stage, width)]
     stored = run("inspect", family / "q.decoder", "--json").json
     counted = sum(part.weights + part.values for part in parts)
     assert counted == sum(values.numel() for values in plain + stages)
-    assert counted == stored["parameters"] == law.decoder_parameters(stage, width)
+    assert counted == stored["parameters"] == structure.decoder_parameters(stage, width)
     assert stored["parts"] == [part.to_json() for part in parts]
     patch = decode(stage, assemble(plain, stages), torch.zeros(1, *stage.latent))
     assert tuple(patch.shape[-2:]) == parts[-1].makes == stage.patch_shape
     codes, scales, values = stored["sections"]
     assert codes["shape"] == [sum(part.weights for part in parts)]
     assert values["shape"] == [sum(part.values for part in parts)]
-    assert scales["shape"] == [sum(made.channels for made in law.stages(stage, width))]
+    assert scales["shape"] == [sum(made.channels for made in structure.stages(stage, width))]
 
 
 def test_one_section_of_a_decoder(run, family):

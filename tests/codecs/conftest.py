@@ -17,7 +17,7 @@ from reallm_compiler.codecs import (
     to_bytes,
 )
 from reallm_compiler.stages import MatrixPlan
-from reallm_compiler.storage import matrix as law
+from reallm_compiler.storage.matrix import layout_of
 
 RAGGED = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)]
 
@@ -55,7 +55,7 @@ def check_codec(gaussian) -> Callable[..., Encoded]:
 
     def check(plan: MatrixPlan, weight: Tensor, source_dtype: str = "f32") -> Encoded:
         shape = (weight.shape[0], weight.shape[1])
-        specs = law.sections(plan, shape, source_dtype)
+        specs = layout_of(plan, shape, source_dtype).sections
         before = weight.clone()
         encoded = encode_matrix(plan, weight, seed=5, source_dtype=source_dtype)
         again = encode_matrix(plan, weight, seed=5, source_dtype=source_dtype)

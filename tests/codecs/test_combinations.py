@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from reallm_compiler.codecs import check_sections, decode_matrix, encode_matrix, fit_shared
 from reallm_compiler.stages import MatrixPlan
-from reallm_compiler.storage import matrix as law
+from reallm_compiler.storage.matrix import layout_of
 
 HNERV = st.fixed_dictionaries(
     {
@@ -128,13 +128,13 @@ def test_what_the_schema_admits_keeps_the_laws(words, shape, seed) -> None:
             assert len(str(problem["ctx"]["error"])) > 30
         return
     assert MatrixPlan.model_validate(plan.plain()) == plan
-    assert law.refusal(plan, shape) is None
+    assert layout_of(plan, shape, "f32").refusal() is None
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     shared = fit_shared(plan, [weight, weight.t()], seed=2) if plan.share else {}
     runs = [
         encode_matrix(plan, weight, seed=seed, source_dtype="f32", shared=shared) for _ in range(2)
     ]
-    specs = law.sections(plan, shape, "f32")
+    specs = layout_of(plan, shape, "f32").sections
     check_sections({**shared, **runs[0].sections}, specs)
     assert all(torch.isfinite(values.float()).all() for values in runs[0].sections.values())
     for role, values in runs[0].sections.items():

@@ -6,11 +6,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from reallm_compiler.codecs import decode_matrix, encode_matrix, matrix
+from reallm_compiler.codecs import MatrixDecoder, decode_matrix, encode_matrix
 from reallm_compiler.codecs.transforms import hadamard
-from reallm_compiler.storage import matrix as law
+from reallm_compiler.storage.matrix import layout_of
 
 SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64), (256, 24)]
+
+CODEC = hadamard.HadamardCodec()
 
 
 def transform(**words):
@@ -38,10 +40,10 @@ def test_it_is_what_the_formula_says(sides, gaussian, plan_of):
     right = torch.diag(hadamard.signs(12, 7)) @ torch.block_diag(*[mix.double()] * 3)
     expected = left @ weight if sides != "columns" else weight
     expected = expected @ right if sides != "rows" else expected
-    sections, found = hadamard.encode(params, weight.clone())
+    sections, found = CODEC.encode(params, weight.clone())
     assert sections == {}
     torch.testing.assert_close(found, expected)
-    restored = hadamard.reader(params, (24, 12), {}, torch.float64)
+    restored = CODEC.decoder(params, (24, 12), {}, torch.float64)
     torch.testing.assert_close(restored.restore_(found.clone(), 0), weight)
 
 
@@ -49,7 +51,7 @@ def test_panels_begin_where_a_block_does(gaussian, plan_of, monkeypatch):
     plan = plan_of(transform=transform(), quantizer={"kind": "none", "dtype": "float32"})
     weight = gaussian(160, 24)  # blocks of 32 rows and 8 columns
     sections = encode_matrix(plan, weight, seed=0, source_dtype="f32").sections
-    reader = matrix.MatrixReader(plan, (160, 24), sections, torch.float32)
+    reader = MatrixDecoder(layout_of(plan, (160, 24), "f32"), sections, torch.float32)
     torch.testing.assert_close(reader.rows(64, 128), weight[64:128], atol=1e-5, rtol=1e-5)
     monkeypatch.setattr("reallm_compiler.codecs.latent.PANEL", 24 * 40)
     assert [first for first, _ in reader.panels()] == [0, 32, 64, 96, 128]
@@ -77,7 +79,7 @@ def test_outliers_are_spread(gaussian, plan_of):
 
 def test_it_stores_nothing(plan_of):
     plan = plan_of(transform=transform(), quantizer={"kind": "none"})
-    assert [spec.role for spec in law.sections(plan, (64, 64), "bf16")] == ["values"]
+    assert [spec.role for spec in layout_of(plan, (64, 64), "bf16").sections] == ["values"]
 
 
 def test_signs_are_those_of_splitmix64():

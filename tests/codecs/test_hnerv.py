@@ -10,10 +10,11 @@ from reallm_compiler.codecs import decode_matrix, encode_matrix, fit_shared
 from reallm_compiler.codecs.autoencoders import hnerv
 from reallm_compiler.codecs.autoencoders import hnerv_net as net
 from reallm_compiler.codecs.autoencoders import hnerv_weights as weights
-from reallm_compiler.codecs.watch import State
+from reallm_compiler.codecs.callback import State
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import Hnerv, MatrixPlan
-from reallm_compiler.storage import hnerv as law
+from reallm_compiler.storage import hnerv_costs as costs
+from reallm_compiler.storage import hnerv_structure as structure
 
 TINY = {
     "kind": "hnerv",
@@ -55,7 +56,9 @@ def decoded_by_chance(params: Hnerv, grid: tuple[int, int], *, seed: int = 1) ->
     """A matrix that a random decoder makes of random latents: mean 0, deviation 1."""
     generator = torch.Generator().manual_seed(seed)
     random = params.model_copy(update={"qat": False})
-    decoder = weights.Decoder(random, law.decoder_width(params, (1, 1), shared=False), generator)
+    decoder = weights.Decoder(
+        random, structure.decoder_width(params, (1, 1), shared=False), generator
+    )
     with torch.no_grad():
         latents = torch.randn(grid[0] * grid[1], *params.latent, generator=generator)
         matrix = hnerv.from_patches(grid, decoder(latents))
@@ -68,9 +71,9 @@ def test_modules_have_the_parameters_that_the_law_says(words: dict[str, object])
     generator = torch.Generator()
     decoder = weights.Decoder(params, params.width or 0, generator)
     counted = sum(p.numel() for p in [*decoder.plain, *decoder.stages])
-    assert counted == law.decoder_parameters(params, params.width or 0)
+    assert counted == structure.decoder_parameters(params, params.width or 0)
     encoder = net.Encoder(params, generator)
-    assert sum(p.numel() for p in encoder.parameters()) == law.encoder_parameters(params)
+    assert sum(p.numel() for p in encoder.parameters()) == costs.encoder_parameters(params)
 
 
 def test_the_papers_networks_have_the_papers_parameters() -> None:
@@ -137,14 +140,14 @@ def test_rounding_takes_the_step_with_the_least_error(gaussian) -> None:
 @pytest.mark.parametrize("shape", [(8, 8), (7, 9), (33, 20)], ids=str)
 def test_patches_and_latents_there_and_back(shape: tuple[int, int], gaussian) -> None:
     params = stage(TINY)
-    grid = law.grid(params, shape)
+    grid = structure.grid(params, shape)
     matrix = gaussian(*shape)
     patches = hnerv.cut(params, matrix)
     assert patches.shape == (grid[0] * grid[1], 1, 8, 8)
     assert torch.equal(hnerv.from_patches(grid, patches)[: shape[0], : shape[1]], matrix)
     latents = gaussian(grid[0] * grid[1], *params.latent)
     as_matrix = hnerv.to_matrix(grid, latents)
-    assert as_matrix.shape == law.latent_shape(params, shape)
+    assert as_matrix.shape == structure.latent_shape(params, shape)
     assert torch.equal(hnerv.to_patches(params, grid, as_matrix), latents)
     # Row: a channel of a row of patches; column: a place in a patch.
     assert as_matrix[1, 3] == latents[0, 1, 1, 1]
@@ -204,10 +207,10 @@ class Keeper:
         self.stop, self.state = stop, state
         self.errors: list[float] = []
 
-    def saved(self) -> State | None:
+    def saved_state(self) -> State | None:
         return self.state
 
-    def after_epoch(self, epoch, epochs, error, state) -> None:
+    def on_epoch_end(self, epoch, epochs, error, state) -> None:
         self.errors.append(error())
         if epoch == self.stop:
             self.state = {key: value.clone() for key, value in state().items()}
@@ -221,9 +224,9 @@ def test_an_interrupted_training_ends_with_the_same_bytes(name: str, stop: int, 
     whole = encode_matrix(words, matrix, seed=1, source_dtype="f32")
     first = Keeper(stop)
     with pytest.raises(InterruptionError):
-        encode_matrix(words, matrix, seed=1, source_dtype="f32", watch=first)
+        encode_matrix(words, matrix, seed=1, source_dtype="f32", callback=first)
     second = Keeper(state=first.state)
-    resumed = encode_matrix(words, matrix, seed=1, source_dtype="f32", watch=second)
+    resumed = encode_matrix(words, matrix, seed=1, source_dtype="f32", callback=second)
     assert len(first.errors) + len(second.errors) == 8
     assert resumed.relative_error == whole.relative_error
     for role, values in whole.sections.items():

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from reallm_compiler.codecs import MatrixReader, decode_matrix, encode_matrix, fit_shared, latent
+from reallm_compiler.codecs import MatrixDecoder, decode_matrix, encode_matrix, fit_shared, latent
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage.matrix import layout_of
 
 RESIDUALS = st.one_of(
     st.just({"kind": "none"}),
@@ -113,7 +114,7 @@ def test_panels_join_without_a_seam(panel, gaussian, plan_of, monkeypatch):
     monkeypatch.setattr(latent, "PANEL", panel)
     parts = decode_matrix(plan, (172, 64), "f32", encoded.sections, dtype=torch.float32)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-6)
-    reader = MatrixReader(plan, (172, 64), encoded.sections, torch.float32)
+    reader = MatrixDecoder(layout_of(plan, (172, 64), "f32"), encoded.sections, torch.float32)
     panels = list(reader.panels())
     assert (len(panels) == 1) == (panel > 172 * 64)
     assert panels[0][0] == 0

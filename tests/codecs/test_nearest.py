@@ -11,6 +11,8 @@ from reallm_compiler.errors import CodecError
 
 SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)]
 
+CODEC = nearest.NearestCodec()
+
 
 def slow_walk(block):
     """Greedy nearest neighbours by explicit distances."""
@@ -31,7 +33,7 @@ def params_of(plan_of, rows):
 def test_equals_the_plain_walk(shape, rows, gaussian, plan_of):
     weight = gaussian(*shape)
     params = params_of(plan_of, rows)
-    _, places = nearest.encode(params, weight)
+    places = nearest.find_order(params, weight)
     high = shape[0] if rows == "all" else rows
     for block, place in zip(weight.split(high), places, strict=True):
         assert place.argsort().tolist() == slow_walk(block)
@@ -50,12 +52,12 @@ def test_little_memory_gives_the_same_order(budget, gaussian):
 def test_columns_come_back(shape, rows, gaussian, plan_of):
     weight = gaussian(*shape)
     params = params_of(plan_of, rows)
-    sections, places = nearest.encode(params, weight)
-    coded = nearest.permute(params, weight, places)
-    read = nearest.decode(params, shape, sections)
-    assert torch.equal(read, places)
+    sections, coded = CODEC.encode(params, weight)
+    read = CODEC.decoder(params, shape, sections)
+    places = nearest.find_order(params, weight)
+    assert torch.equal(read._places, places)
     for first in range(0, shape[0], 24):
-        part = nearest.restore(params, coded[first : first + 24], first, read)
+        part = read.restore(coded[first : first + 24], first)
         assert torch.equal(part, weight[first : first + 24])
 
 
@@ -63,7 +65,7 @@ def test_stored_is_the_place_of_each_column(plan_of):
     # Columns on a line: 0 at the left end, walked from left to right.
     weight = torch.tensor([[0.0, 30.0, 10.0, 20.0]])
     params = params_of(plan_of, "all")
-    _, places = nearest.encode(params, weight)
+    places = nearest.find_order(params, weight)
     assert places.tolist() == [[0, 3, 1, 2]]
     assert nearest.permute(params, weight, places).tolist() == [[0, 10, 20, 30]]
 
@@ -73,7 +75,7 @@ def test_equal_columns_do_not_collide(plan_of):
     weight[:, 5] = 1
     weight[:, 9] = 1
     params = params_of(plan_of, 8)
-    _, places = nearest.encode(params, weight)
+    places = nearest.find_order(params, weight)
     # Ties go to the lowest index.
     assert places.argsort(dim=1).tolist() == [[0, 1, 2, 3, 4, 6, 7, 8, 10, 11, 5, 9]]
 
@@ -81,7 +83,7 @@ def test_equal_columns_do_not_collide(plan_of):
 def test_neighbours_come_nearer_as_in_the_published_measurement(gaussian, plan_of):
     weight = gaussian(128, 4096)
     params = params_of(plan_of, 128)
-    _, places = nearest.encode(params, weight)
+    places = nearest.find_order(params, weight)
 
     def mean_step(x):
         return float((x[:, 1:] - x[:, :-1]).square().sum(0).sqrt().mean())
@@ -110,4 +112,4 @@ def test_a_place_outside_is_refused(plan_of):
     params = params_of(plan_of, "all")
     sections = {"order": pack(torch.tensor([0, 1, 2, 3, 7]), 3)}
     with pytest.raises(CodecError, match="names place 7 of 5"):
-        nearest.decode(params, (2, 5), sections)
+        CODEC.decoder(params, (2, 5), sections)

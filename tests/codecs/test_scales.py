@@ -7,8 +7,9 @@ import itertools
 import pytest
 import torch
 
-from reallm_compiler.codecs import decode_matrix, encode_matrix, scales
+from reallm_compiler.codecs import decode_matrix, encode_matrix
 from reallm_compiler.codecs.numerics.packing import unpack
+from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.errors import CodecError
 from reallm_compiler.storage.scales import group_count
 
@@ -48,7 +49,7 @@ def spread(params, values, shape):
 def test_one_level_against_explicit_groups(kind, per, shape, gaussian, plan_of):
     params = params_of(plan_of, kind=kind, per=per, block=16)
     weight = gaussian(*shape)
-    sections = scales.encode(params, weight)
+    sections = codec_of(params).encode(params, weight)
     groups = groups_of(params, weight)
     assert len(groups) == group_count(params, shape) == len(sections["scales"])
     expected = {
@@ -60,7 +61,7 @@ def test_one_level_against_explicit_groups(kind, per, shape, gaussian, plan_of):
     if kind == "minmax":
         assert torch.equal(sections["zeros"], torch.stack([group.min() for group in groups]))
 
-    field = scales.decode(params, shape, sections, torch.float32)
+    field = codec_of(params).decoder(params, shape, sections, torch.float32)
     assert field is not None
     wide = spread(params, field.scale, shape)
     zero = spread(params, field.zero, shape) if kind == "minmax" else 0.0
@@ -82,9 +83,9 @@ def test_one_level_against_explicit_groups(kind, per, shape, gaussian, plan_of):
 def test_two_levels_by_the_formula(kind, bits, superblock, gaussian, plan_of):
     params = params_of(plan_of, kind=kind, block=16, bits=bits, superblock=superblock)
     weight = gaussian(33, 100)
-    sections = scales.encode(params, weight)
+    sections = codec_of(params).encode(params, weight)
     names = ["scales", "zeros"] if kind == "minmax" else ["scales"]
-    decoded = scales.decode(params, (33, 100), sections, torch.float32)
+    decoded = codec_of(params).decoder(params, (33, 100), sections, torch.float32)
     zero = torch.zeros(207) if kind == "absmax" else decoded.zero
     groups = groups_of(params, weight)
     exact = {
@@ -112,8 +113,8 @@ def test_two_levels_by_the_formula(kind, bits, superblock, gaussian, plan_of):
 def test_equal_scales_need_no_second_level(plan_of):
     params = params_of(plan_of, kind="absmax", block=4, bits=4, superblock=2)
     weight = torch.tensor([[1.0, 0, 0, 0] * 5])
-    sections = scales.encode(params, weight)
-    field = scales.decode(params, (1, 20), sections, torch.float32)
+    sections = codec_of(params).encode(params, weight)
+    field = codec_of(params).decoder(params, (1, 20), sections, torch.float32)
     assert field.scale.tolist() == [1.0] * 5
 
 
@@ -179,13 +180,13 @@ def test_a_constant_row_is_exact_under_minmax(gaussian, plan_of):
 def test_overflow_of_the_stored_type_is_refused(plan_of):
     params = params_of(plan_of, kind="absmax", per="row", dtype="float16")
     with pytest.raises(CodecError, match="scales up to 70000 overflow float16"):
-        scales.encode(params, torch.tensor([[7e4, 1.0]]))
+        codec_of(params).encode(params, torch.tensor([[7e4, 1.0]]))
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_rms_neither_overflows_nor_vanishes(size, plan_of):
     params = params_of(plan_of, kind="rms", per="row")
-    sections = scales.encode(params, torch.tensor([[3.0, 4.0]]) * size)
+    sections = codec_of(params).encode(params, torch.tensor([[3.0, 4.0]]) * size)
     assert float(sections["scales"]) == pytest.approx(12.5**0.5 * size, rel=1e-6)
 
 

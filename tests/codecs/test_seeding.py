@@ -7,7 +7,7 @@ import torch
 
 from reallm_compiler.codecs.numerics import assignment, seeding
 from reallm_compiler.codecs.numerics.seeding import seed_codebook
-from reallm_compiler.codecs.quantizers.vectors import DenseVectors
+from reallm_compiler.codecs.numerics.vectors import DenseVectors
 
 
 def generator(seed=0):

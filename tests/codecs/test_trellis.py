@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from reallm_compiler.codecs import decode_matrix, encode_matrix, fit_shared
 from reallm_compiler.codecs.numerics.packing import unpack
-from reallm_compiler.codecs.quantizers import trellis
+from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.errors import CodecError
-from reallm_compiler.storage import matrix as law
+from reallm_compiler.storage.matrix import layout_of
 from reallm_compiler.storage.trellis import wide_columns
 
 ROW = {"kind": "rms", "per": "row"}
@@ -59,7 +59,7 @@ def test_error_of_normal_values(bits, memory, most, gaussian, plan_of):
 
 def test_nine_quarters_cost_what_the_law_says(plan_of):
     plan = plan_of(quantizer=quantizer("9/4", 10), scales={"kind": "rms", "per": "tensor"})
-    specs = {spec.role: spec for spec in law.sections(plan, (4096, 4096), "bf16")}
+    specs = {spec.role: spec for spec in layout_of(plan, (4096, 4096), "bf16").sections}
     bits = {role: Fraction(8 * spec.bytes, 4096**2) for role, spec in specs.items()}
     assert bits == {
         "scales": Fraction(32, 4096**2),
@@ -68,7 +68,7 @@ def test_nine_quarters_cost_what_the_law_says(plan_of):
         "wide": Fraction(1, 4096),
         "codebook": Fraction(2 * 1024 * 16, 4096**2),
     }
-    assert law.paper_bits(plan, (4096, 4096), "bf16") == Fraction(9, 4) + bits["codebook"]
+    assert layout_of(plan, (4096, 4096), "bf16").paper_bits() == Fraction(9, 4) + bits["codebook"]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,9 @@ def test_rows_can_be_read_anywhere(gaussian, plan_of):
     weight = gaussian(48, 30)
     sections = encode_matrix(plan, weight, seed=1, source_dtype="f32").sections
     whole = decode_matrix(plan, (48, 30), "f32", sections, dtype=torch.float32)
-    coded = trellis.reader(plan.quantizer, (48, 30), sections, torch.float32, False)
+    coded = codec_of(plan.quantizer).decoder(
+        plan.quantizer, (48, 30), sections, torch.float32, False
+    )
     scale = sections["scales"][16:40, None].float()
     assert torch.equal(coded.rows(16, 40) * scale, whole[16:40])
 

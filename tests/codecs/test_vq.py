@@ -7,9 +7,10 @@ import itertools
 import pytest
 import torch
 
-from reallm_compiler.codecs import decode_matrix, encode_matrix, scales
+from reallm_compiler.codecs import decode_matrix, encode_matrix
 from reallm_compiler.codecs.numerics.packing import unpack
 from reallm_compiler.codecs.quantizers import vq
+from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.errors import CodecError
 
 SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)]
@@ -43,7 +44,9 @@ def test_vectors_and_weights_by_plain_loops(shape, axis, dim, per, gaussian, pla
     field = None
     if per is not None:
         stage = plan_of(scales={"kind": "absmax", "per": per, "block": 12}).scales
-        field = scales.decode(stage, shape, scales.encode(stage, weight), torch.float32)
+        field = codec_of(stage).decoder(
+            stage, shape, codec_of(stage).encode(stage, weight), torch.float32
+        )
     vectors = vq.MatrixVectors(params, weight, field)
     expected = slow_vectors(weight, dim, axis)
     inside = slow_vectors(torch.ones(shape), dim, axis)
@@ -96,7 +99,7 @@ def test_codes_are_the_best_in_weight_space(axis, per, gaussian, plan_of):
     )
     encoded = encode_matrix(plan, weight, seed=0, source_dtype="f32")
     sections = encoded.sections
-    field = scales.decode(plan.scales, (30, 22), sections, torch.float32)
+    field = codec_of(plan.scales).decoder(plan.scales, (30, 22), sections, torch.float32)
     wide = field.rows(0, 30)
     z = slow_vectors(weight / wide, 3, axis).double()
     s = slow_vectors(wide, 3, axis).double()

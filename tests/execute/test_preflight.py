@@ -13,7 +13,8 @@ import torch
 import reallm_compiler as reallm
 from reallm_cli.commands.compile import preflight_lines
 from reallm_compiler import system
-from reallm_compiler.codecs import fit_shared, latent
+from reallm_compiler.codecs import fit_shared
+from reallm_compiler.codecs.quantizers import vq
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute import preflight
 from reallm_compiler.execute.events import Preflight
@@ -156,15 +157,15 @@ def test_what_a_group_gathers_is_counted(
 
 def test_the_sample_of_a_group_is_what_was_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """As much as the coder really gathers, with fewer vectors than there are."""
-    monkeypatch.setattr(latent, "SHARED_VECTORS", 3000)
+    monkeypatch.setattr("reallm_compiler.storage.vq.SHARED_VECTORS", 3000)
     held = []
-    gathered = latent._Sample.vectors
+    gathered = vq._Sample.vectors
 
     def watched(self: Any) -> Any:
         held.append(gathered(self))
         return held[-1]
 
-    monkeypatch.setattr(latent._Sample, "vectors", watched)
+    monkeypatch.setattr(vq._Sample, "vectors", watched)
     stages = {**SHARED, **VECTORS}
     shapes = {"a.weight": [64, 128], "b.weight": [64, 64], "c.weight": [30, 64]}
     plan = planned({"reallm": 1, "defaults": stages}, shapes)

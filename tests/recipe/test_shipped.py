@@ -12,7 +12,7 @@ from reallm_compiler.recipe import Candidate, list_shipped, load_recipe, read_sh
 from reallm_compiler.recipe import shipped as shipped_module
 from reallm_compiler.recipe.shipped import BEST, FIRST_CHOICE, head_comment
 from reallm_compiler.stages import AbsmaxScales, MatrixPlan, UniformQuantizer
-from reallm_compiler.storage.matrix import paper_bits, sections
+from reallm_compiler.storage.matrix import layout_of
 from reallm_compiler.units import bits_per_weight
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,19 +92,19 @@ def test_its_head_says_purpose_source_command_and_size(name):
 def test_its_head_has_the_right_numbers(name):
     head = head_comment(read_shipped(name))
     plan = load_recipe(name).plan
-    stored = sections(plan, SHAPE, "bf16")
+    stored = layout_of(plan, SHAPE, "bf16").sections
     own = sum(section.bytes for section in stored if not section.shared)
     shared = sum(section.bytes for section in stored if section.shared)
     exact = bits_per_weight(own, SHAPE[0] * SHAPE[1])
     assert f"exact bits {float(exact):.6f} at 4096 x 4096" in head
     if "paper bits" in head:
-        assert f"(paper bits {float(paper_bits(plan, SHAPE, 'bf16')):.6f})" in head
+        assert f"(paper bits {float(layout_of(plan, SHAPE, 'bf16').paper_bits()):.6f})" in head
     if shared:
         assert f"and {shared} bytes once" in head
 
 
 def test_the_two_bits_of_the_paper_add_up():
-    stored = sections(load_recipe("reallm-2bit").plan, SHAPE, "bf16")
+    stored = layout_of(load_recipe("reallm-2bit").plan, SHAPE, "bf16").sections
     terms: dict[str, Fraction] = {}
     for section in stored:
         bits = bits_per_weight(section.bytes, SHAPE[0] * SHAPE[1])

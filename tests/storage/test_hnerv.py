@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from reallm_compiler.stages import Hnerv, MatrixPlan
-from reallm_compiler.storage import hnerv as law
-from reallm_compiler.storage import matrix as matrix_law
+from reallm_compiler.storage import hnerv_costs as costs
+from reallm_compiler.storage import hnerv_structure as structure
+from reallm_compiler.storage.matrix import layout_of
 
 PAPER = (4096, 4096)
 
@@ -33,13 +34,13 @@ def stage(**fields: object) -> Hnerv:
 )
 def test_the_width_that_the_papers_c_stands_for(params: int, width: int, parameters: int) -> None:
     asked = stage(decoder_params=params)
-    assert law.decoder_width(asked, PAPER, shared=False) == width
-    assert law.decoder_parameters(asked, width) == parameters
-    assert law.decoder_parameters(stage(width=width), width) == parameters
+    assert structure.decoder_width(asked, PAPER, shared=False) == width
+    assert structure.decoder_parameters(asked, width) == parameters
+    assert structure.decoder_parameters(stage(width=width), width) == parameters
 
 
 def test_channels_and_weights_of_each_stage_of_the_papers_decoder() -> None:
-    made = law.stages(stage(width=248), 248)
+    made = structure.stages(stage(width=248), 248)
     assert [made[0].inputs, *(one.outputs for one in made)] == [248, 207, 172, 143, 119, 99]
     assert [one.kernel for one in made] == [1, 3, 5, 5, 5]
     assert [one.weights + one.channels for one in made] == [
@@ -52,17 +53,17 @@ def test_channels_and_weights_of_each_stage_of_the_papers_decoder() -> None:
 
 
 def test_the_encoder_of_the_paper() -> None:
-    assert law.encoder_parameters(stage(width=248)) == 203_312
+    assert costs.encoder_parameters(stage(width=248)) == 203_312
 
 
 def test_what_decoding_and_training_cost() -> None:
     params = stage(width=248)
-    assert round(law.patch_macs(params, 248) / 1e9, 1) == 116.8
-    assert law.decode_macs(params, PAPER, shared=False) == 64 * law.patch_macs(params, 248)
-    each = 6 * (law.patch_macs(params, 248) + law.encoder_macs(params))
-    assert law.training_operations(params, PAPER, shared=False) == 2000 * 64 * each
-    assert round(2000 * 64 * 6 * law.patch_macs(params, 248) / 1e15) == 90  # the paper's figure
-    assert matrix_law.decode_macs(MatrixPlan(), PAPER) == 0
+    assert round(costs.patch_macs(params, 248) / 1e9, 1) == 116.8
+    assert costs.decode_macs(params, PAPER, shared=False) == 64 * costs.patch_macs(params, 248)
+    each = 6 * (costs.patch_macs(params, 248) + costs.encoder_macs(params))
+    assert costs.training_operations(params, PAPER, shared=False) == 2000 * 64 * each
+    assert round(2000 * 64 * 6 * costs.patch_macs(params, 248) / 1e15) == 90  # the paper's figure
+    assert layout_of(MatrixPlan(), PAPER, "bf16").cost.decode_macs == 0
 
 
 def test_the_papers_worked_example() -> None:
@@ -73,12 +74,12 @@ def test_the_papers_worked_example() -> None:
         }
     )
     exact = Fraction(6 * 7_200_000 + 16 * 16**3 * 64, 4096**2)
-    assert matrix_law.paper_bits(plan, PAPER, "bf16") == exact
+    assert layout_of(plan, PAPER, "bf16").paper_bits() == exact
     assert float(exact) == pytest.approx(2.824920654, abs=1e-9)
-    half = matrix_law.paper_terms(plan, PAPER, "bf16", sharers=2)
+    half = layout_of(plan, PAPER, "bf16").paper_terms(sharers=2)
     assert half["decoder"] == Fraction(6 * 7_200_000, 2 * 4096**2)
     assert half["codes"] == Fraction(1, 4)
-    sizes = {spec.role: spec.bytes for spec in matrix_law.sections(plan, PAPER, "bf16")}
+    sizes = {spec.role: spec.bytes for spec in layout_of(plan, PAPER, "bf16").sections}
     assert sizes == {
         "decoder_codes": 6_826_488 * 6 // 8,
         "decoder_scales": 2 * 2_960,
@@ -90,18 +91,20 @@ def test_the_papers_worked_example() -> None:
 
 def test_latents_lie_in_one_matrix_and_ragged_edges_count() -> None:
     params = stage(patch=[32, 16], latent=[3, 8, 4], width=5)
-    assert law.grid(params, (33, 64)) == (2, 4)
-    assert law.latent_shape(params, (33, 64)) == (2 * 3, 4 * 8 * 4)
+    assert structure.grid(params, (33, 64)) == (2, 4)
+    assert structure.latent_shape(params, (33, 64)) == (2 * 3, 4 * 8 * 4)
     plan = MatrixPlan(autoencoder=params)
-    (values,) = [s for s in matrix_law.sections(plan, (33, 64), "f32") if s.role == "values"]
+    (values,) = [s for s in layout_of(plan, (33, 64), "f32").sections if s.role == "values"]
     assert values.shape == (6, 128)
 
 
 def test_the_size_of_a_shared_decoder_does_not_depend_on_a_members_shape() -> None:
     params = stage(patch=32, latent=[4, 4, 4], decoder_params=20_000, kernel_max=3)
-    widths = {law.decoder_width(params, shape, shared=True) for shape in [(64, 64), (1024, 512)]}
+    widths = {
+        structure.decoder_width(params, shape, shared=True) for shape in [(64, 64), (1024, 512)]
+    }
     assert len(widths) == 1
-    own = {law.decoder_width(params, shape, shared=False) for shape in [(64, 64), (512, 512)]}
+    own = {structure.decoder_width(params, shape, shared=False) for shape in [(64, 64), (512, 512)]}
     assert len(own) == 2
 
 
@@ -159,19 +162,21 @@ def test_impossible_plans_are_refused_with_a_reason(plan: dict[str, object], wor
 
 
 def test_a_decoder_that_leaves_no_room_beside_its_latents_is_refused() -> None:
-    params = stage(decoder_params=262_144)
-    refused = law.refusal(params, PAPER, shared=False)
+    plan = MatrixPlan(autoencoder=stage(decoder_params=262_144))
+    refused = layout_of(plan, PAPER, "bf16").refusal()
     assert refused is not None
-    assert "262144" in refused
-    assert law.refusal(params, (2048, 2048), shared=False) is None
-    assert law.refusal(params, PAPER, shared=True) is None
+    assert refused[0] == "autoencoder"
+    assert "262144" in refused[1]
+    assert layout_of(plan, (2048, 2048), "bf16").refusal() is None
+    shared = plan.model_copy(update={"share": "all"})
+    assert layout_of(shared, PAPER, "bf16").refusal() is None
 
 
 def test_the_width_of_any_decoder_is_found_at_once() -> None:
     """A latent of many channels makes the first guess a million widths too large."""
     params = stage(patch=4, latent=[65536, 2, 2], decoder_params=10**10, kernel_max=1, reduce=16)
     start = time.process_time()
-    width = law.decoder_width(params, (4, 4), shared=True)
+    width = structure.decoder_width(params, (4, 4), shared=True)
     assert time.process_time() - start < 0.1
 
     def parameters(wide: int) -> Fraction:

@@ -16,7 +16,8 @@ from reallm_cli.terminal import Terminal
 from reallm_cli.views import section_json, show_sections
 from reallm_compiler.planning.decoders import open_decoder_file
 from reallm_compiler.stages import Hnerv
-from reallm_compiler.storage import hnerv as law
+from reallm_compiler.storage import hnerv_costs as costs
+from reallm_compiler.storage import hnerv_structure as structure
 from reallm_formats import Archive
 from reallm_formats.kinds.decoder import section_name
 
@@ -75,7 +76,7 @@ def inspect_decoder(
 def parts_of(stage: Hnerv) -> list[Part]:
     """The parts of a decoder with a width, in the order in which they act."""
     channels, rows, columns = stage.latent
-    width = law.decoder_width(stage, (1, 1), shared=True)
+    width = structure.decoder_width(stage, (1, 1), shared=True)
     parts = [
         Part(
             name="stem",
@@ -88,7 +89,7 @@ def parts_of(stage: Hnerv) -> list[Part]:
             values=channels * width + width,
         )
     ]
-    for place, made in enumerate(law.stages(stage, width), start=1):
+    for place, made in enumerate(structure.stages(stage, width), start=1):
         rows, columns = rows * made.stride, columns * made.stride
         parts.append(
             Part(
@@ -117,7 +118,7 @@ def parts_of(stage: Hnerv) -> list[Part]:
 
 
 def _show(terminal: Terminal, archive: Archive, path: str, stage: Hnerv) -> None:
-    width = law.decoder_width(stage, (1, 1), shared=True)
+    width = structure.decoder_width(stage, (1, 1), shared=True)
     parts = parts_of(stage)
     facts = [
         ("file", path),
@@ -129,7 +130,7 @@ def _show(terminal: Terminal, archive: Archive, path: str, stage: Hnerv) -> None
     terminal.data()
     terminal.data(terminal.text("structure", style="bold"))
     plain = archive.decoder.structure
-    terminal.data(terminal.text(to_yaml({key: plain[key] for key in law.STRUCTURE}, 2)))
+    terminal.data(terminal.text(to_yaml({key: plain[key] for key in structure.STRUCTURE}, 2)))
     terminal.data()
     weights, values = sum(part.weights for part in parts), sum(part.values for part in parts)
     sheet = Sheet(
@@ -160,7 +161,7 @@ def _show(terminal: Terminal, archive: Archive, path: str, stage: Hnerv) -> None
     terminal.data()
     terminal.data(
         f"{grouped(weights + values)} parameters, "
-        f"{amount_text(law.patch_macs(stage, width), 'MAC')} decode a patch"
+        f"{amount_text(costs.patch_macs(stage, width), 'MAC')} decode a patch"
     )
     terminal.data()
     show_sections(terminal, archive.manifest.sections)
@@ -187,7 +188,7 @@ def _show_bytes(terminal: Terminal, archive: Archive) -> None:
 
 def _whole_json(archive: Archive, stage: Hnerv) -> dict[str, Any]:
     placed = archive.layout
-    width = law.decoder_width(stage, (1, 1), shared=True)
+    width = structure.decoder_width(stage, (1, 1), shared=True)
     return {
         "format": {"major": archive.header.major, "minor": archive.header.minor},
         "kind": "decoder",
@@ -196,8 +197,8 @@ def _whole_json(archive: Archive, stage: Hnerv) -> dict[str, Any]:
         "provenance": provenance_text(archive.decoder.provenance),
         "structure": dict(archive.decoder.structure),
         "parts": [part.to_json() for part in parts_of(stage)],
-        "parameters": law.decoder_parameters(stage, width),
-        "patch_macs": law.patch_macs(stage, width),
+        "parameters": structure.decoder_parameters(stage, width),
+        "patch_macs": costs.patch_macs(stage, width),
         "sections": [section_json(entry) for entry in archive.manifest.sections],
         "header_bytes": placed.header_bytes,
         "manifest_bytes": placed.manifest_bytes,

@@ -3,9 +3,9 @@
     encode: matrix -> mean 0, deviation 1 -> patches -> (training) -> decoder's codes, latents
     decode: latents of all patches -> decoder -> patches -> matrix x deviation + mean
 
-The latents of a matrix lie in one matrix [gh c, gw h w] (`layouts.hnerv`), which the later stages
-code. A share group trains one decoder on all its matrices; each of them then trains an encoder of
-its own to the finished decoder, so that any member can be coded by itself, in any order.
+The latents of a matrix lie in one matrix [gh c, gw h w] (`storage.hnerv_structure`), which the
+later stages code. A share group trains one decoder on all its matrices; each of them then trains an
+encoder of its own to the finished decoder, so that any member can be coded by itself, in any order.
 """
 
 from __future__ import annotations
@@ -16,118 +16,129 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from reallm_compiler.codecs.autoencoder import Coding
 from reallm_compiler.codecs.autoencoders import hnerv_net as net
 from reallm_compiler.codecs.autoencoders import hnerv_weights
-from reallm_compiler.codecs.autoencoders.hnerv_train import Task, Trainer
-from reallm_compiler.codecs.latent import LatentCoder, LatentReader, learn_codebook
-from reallm_compiler.codecs.quantizers.scalar import RowReader
+from reallm_compiler.codecs.autoencoders.hnerv_train import Trainer, Training
+from reallm_compiler.codecs.callback import State
+from reallm_compiler.codecs.contract import (
+    AutoencoderCodec,
+    Coding,
+    LatentCoder,
+    LatentDecoder,
+    LearnTables,
+    RowDecoder,
+    Shape,
+)
 from reallm_compiler.codecs.sections import Sections
-from reallm_compiler.codecs.watch import State
 from reallm_compiler.errors import CodecError
-from reallm_compiler.stages import Hnerv, NoQuantizer, VectorQuantizer
-from reallm_compiler.storage import hnerv as law
-
-DECODE_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
-"""Bytes of intermediates that one pass of the decoder may take; patches go through together."""
+from reallm_compiler.stages import Hnerv
+from reallm_compiler.storage import hnerv_structure as structure
+from reallm_compiler.storage.hnerv_costs import DECODE_BYTES, patch_bytes
 
 DECODER = "decoder_codes"
 """The section by which a share group is known to have a decoder."""
 
 
-def encode(params: Hnerv, target: Tensor, coding: Coding) -> Sections:
-    """Sections of a matrix [p, q], without those that its group shares.
+class HnervCodec(AutoencoderCodec[Hnerv]):
+    """A small decoder, own or shared, and latents of patches."""
 
-    Raises:
-        CodecError: training diverged.
-    """
-    shared = coding.coder.plan.share is not None
-    width = law.decoder_width(params, coding.shape, shared=shared)
-    frozen = None
-    if DECODER in coding.shared:
-        frozen = hnerv_weights.read(params, width, coding.shared, torch.float32)
-    level, patches, inside = _prepare(params, target)
-    latents = _Latents(params, [coding], coding.shared.get("codebook"))
-    trainer = Trainer(
-        Task(
-            params=params,
-            width=width,
-            patches=patches,
-            inside=inside,
-            latents=latents,
-            frozen=frozen,
-            seed=coding.seed,
+    def encode(self, params: Hnerv, target: Tensor, coding: Coding, learn: LearnTables) -> Sections:
+        """Sections of a matrix [p, q], without those that its group shares.
+
+        Raises:
+            CodecError: training diverged.
+        """
+        width = structure.decoder_width(params, coding.shape, shared=coding.in_group)
+        frozen = None
+        if DECODER in coding.shared:
+            frozen = hnerv_weights.read(params, width, coding.shared, torch.float32)
+        level, patches, inside = _prepare(params, target)
+        latents = _Latents(params, [coding], coding.shared, learn)
+        trainer = Trainer(
+            Training(
+                params=params,
+                width=width,
+                patches=patches,
+                inside=inside,
+                latents=latents,
+                frozen=frozen,
+                seed=coding.seed,
+            )
         )
-    )
-    raw = trainer.run(coding.watch)
-    sections = {"level": level}
-    if trainer.decoder is not None:
-        sections |= trainer.decoder.sections()
-    return sections | latents.sections(raw)
+        raw = trainer.run(coding.callback)
+        sections = {"level": level}
+        if trainer.decoder is not None:
+            sections |= trainer.decoder.sections()
+        return sections | latents.sections(raw)
 
+    def fit_group(
+        self,
+        params: Hnerv,
+        members: Iterable[tuple[Coding, Tensor]],
+        count: int,
+        generator: torch.Generator,
+        learn: LearnTables,
+    ) -> Sections:
+        """The decoder of a share group of `count` members, and their quantizer's tables.
 
-def fit_shared(
-    params: Hnerv,
-    members: Iterable[tuple[Coding, Tensor]],
-    count: int,
-    generator: torch.Generator,
-) -> Sections:
-    """The decoder of a share group of `count` members, and their codebook if the plan has one.
-
-    Raises:
-        CodecError: training diverged.
-    """
-    codings: list[Coding] = []
-    patches, inside = [], []
-    for coding, target in members:
-        _, own, own_inside = _prepare(params, target)
-        codings.append(coding)
-        patches.append(own)
-        inside.append(torch.ones_like(own) if own_inside is None else own_inside)
-    if not codings:
-        raise CodecError("a decoder needs at least one matrix")
-    covered = torch.cat(inside)
-    latents = _Latents(params, codings, None)
-    trainer = Trainer(
-        Task(
-            params=params,
-            width=law.decoder_width(params, codings[0].shape, shared=True),
-            patches=torch.cat(patches),
-            inside=None if bool(covered.all()) else covered,
-            latents=latents,
-            frozen=None,
-            seed=codings[0].seed,
+        Raises:
+            CodecError: training diverged.
+        """
+        codings: list[Coding] = []
+        patches, inside = [], []
+        for coding, target in members:
+            _, own, own_inside = _prepare(params, target)
+            codings.append(coding)
+            patches.append(own)
+            inside.append(torch.ones_like(own) if own_inside is None else own_inside)
+        if not codings:
+            raise CodecError("a decoder needs at least one matrix")
+        covered = torch.cat(inside)
+        latents = _Latents(params, codings, {}, learn)
+        trainer = Trainer(
+            Training(
+                params=params,
+                width=structure.decoder_width(params, codings[0].shape, shared=True),
+                patches=torch.cat(patches),
+                inside=None if bool(covered.all()) else covered,
+                latents=latents,
+                frozen=None,
+                seed=codings[0].seed,
+            )
         )
-    )
-    trainer.run(codings[0].watch)
-    assert trainer.decoder is not None
-    return trainer.decoder.sections() | latents.state()
+        trainer.run(codings[0].callback)
+        assert trainer.decoder is not None
+        return trainer.decoder.sections() | latents.state()
+
+    def decoder(
+        self,
+        params: Hnerv,
+        shape: Shape,
+        sections: Mapping[str, Tensor],
+        latent: LatentDecoder,
+        dtype: torch.dtype,
+        *,
+        in_group: bool,
+    ) -> RowDecoder:
+        """A decoder of the matrix [p, q]."""
+        width = structure.decoder_width(params, shape, shared=in_group)
+        return PatchDecoder(params, width, shape, sections, latent, dtype)
 
 
-def reader(
-    params: Hnerv,
-    shape: tuple[int, int],
-    sections: Mapping[str, Tensor],
-    latent: LatentReader,
-    dtype: torch.dtype,
-) -> RowReader:
-    """A reader of the matrix [p, q]."""
-    return PatchReader(params, shape, sections, latent, dtype)
-
-
-class PatchReader:
+class PatchDecoder(RowDecoder):
     """Rows of a matrix whose patches a decoder makes: all at once, when the first are asked for."""
 
     def __init__(
         self,
         params: Hnerv,
-        shape: tuple[int, int],
+        width: int,
+        shape: Shape,
         sections: Mapping[str, Tensor],
-        latent: LatentReader,
+        latent: LatentDecoder,
         dtype: torch.dtype,
     ) -> None:
-        self.step = 1
         self._params = params
+        self._width = width
         self._shape = shape
         self._sections = sections
         self._latent = latent
@@ -142,12 +153,10 @@ class PatchReader:
 
     @torch.no_grad()
     def _decode(self) -> Tensor:
-        params, grid = self._params, law.grid(self._params, self._shape)
-        shared = self._latent.plan.share is not None
-        width = law.decoder_width(params, self._shape, shared=shared)
-        tensors = hnerv_weights.read(params, width, self._sections, self._dtype)
+        params, grid = self._params, structure.grid(self._params, self._shape)
+        tensors = hnerv_weights.read(params, self._width, self._sections, self._dtype)
         latents = to_patches(params, grid, self._latent.whole().to(self._dtype))
-        together = _patches_at_once(params, width, latents)
+        together = _patches_at_once(params, self._width, latents)
         parts = [net.decode(params, tensors, part) for part in torch.split(latents, together)]
         matrix = from_patches(grid, torch.cat(parts))[: self._shape[0], : self._shape[1]]
         mean, deviation = self._sections["level"].to(self._dtype)
@@ -157,7 +166,7 @@ class PatchReader:
 
 def _patches_at_once(params: Hnerv, width: int, latents: Tensor) -> int:
     """Patches that go through the decoder together."""
-    each = law.patch_bytes(params, width, latents.element_size())
+    each = patch_bytes(params, width, latents.element_size())
     return max(1, DECODE_BYTES.get(latents.device.type, 1 << 30) // each)
 
 
@@ -169,55 +178,59 @@ class _Latents:
     Args:
         params: the stage.
         codings: of each matrix, in the order of its patches.
-        codebook: as stored, if it is given already.
+        shared: sections of the group; empty if its tables are to be learned.
+        learn: learns the quantizer's tables.
     """
 
-    def __init__(self, params: Hnerv, codings: Sequence[Coding], codebook: Tensor | None) -> None:
-        self.coarse = not isinstance(codings[0].coder.plan.quantizer, NoQuantizer)
+    def __init__(
+        self,
+        params: Hnerv,
+        codings: Sequence[Coding],
+        shared: Mapping[str, Tensor],
+        learn: LearnTables,
+    ) -> None:
+        self.coarse = codings[0].coarse
         self._params = params
         self._codings = codings
-        self._grids = [law.grid(params, coding.shape) for coding in codings]
-        self._given = codebook
-        self._learned: Tensor | None = None
+        self._grids = [structure.grid(params, coding.shape) for coding in codings]
+        # A decoder that is reused brings no tables, the sections of a group do.
+        self._given = dict(shared) if codings[0].in_group else {}
+        self._learn = learn
+        self._learned: Sections = {}
 
     def learn(self, latents: Tensor) -> None:
-        """Learn the codebook if the plan has one and none was given."""
-        plan = self._codings[0].coder.plan
-        if self._given is not None or not isinstance(plan.quantizer, VectorQuantizer):
+        """Learn the quantizer's tables if it has any and none were given."""
+        if self._given:
             return
         # A generator of its own each time: what is learned depends on nothing before it.
         generator = torch.Generator().manual_seed(self._codings[0].seed)
-        members = self._matrices(latents)
-        self._learned = learn_codebook(members, len(self._codings), generator)
+        self._learned = self._learn(self._matrices(latents), len(self._codings), generator)
 
     def stored(self, latents: Tensor) -> Tensor:
         """Latents [n, z, h, w] as a reader will see them."""
         parts = []
         for (coder, matrix), grid in zip(self._matrices(latents), self._grids, strict=True):
             dtype = matrix.dtype
-            sections = coder.encode(matrix, self._codebook) | self._common()
-            parts.append(to_patches(self._params, grid, coder.reader(sections, dtype).whole()))
+            sections = {**coder.encode(matrix, self._tables), **self._tables}
+            parts.append(to_patches(self._params, grid, coder.decoder(sections, dtype).whole()))
         return torch.cat(parts)
 
     def sections(self, latents: Tensor) -> Sections:
         """Sections of the latents of the only matrix."""
         ((coder, matrix),) = self._matrices(latents)
-        return coder.encode(matrix, self._codebook) | self.state()
+        return coder.encode(matrix, self._tables) | self.state()
 
     def state(self) -> State:
-        """The codebook that was learned."""
-        return {} if self._learned is None else {"codebook": self._learned}
+        """The tables that were learned."""
+        return dict(self._learned)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take a learned codebook back."""
-        self._learned = state.get("codebook")
+        """Take learned tables back."""
+        self._learned = dict(state)
 
     @property
-    def _codebook(self) -> Tensor | None:
-        return self._given if self._given is not None else self._learned
-
-    def _common(self) -> Sections:
-        return {} if self._codebook is None else {"codebook": self._codebook}
+    def _tables(self) -> Sections:
+        return self._given or self._learned
 
     def _matrices(self, latents: Tensor) -> list[tuple[LatentCoder, Tensor]]:
         """The matrix of all latents of each member, a fresh tensor, with its coder."""

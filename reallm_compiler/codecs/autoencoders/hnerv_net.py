@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reallm_compiler.stages import Hnerv
-from reallm_compiler.storage import hnerv as law
+from reallm_compiler.storage import hnerv_structure as structure
+from reallm_compiler.storage.hnerv_costs import ENCODER_KERNEL, EXPANSION
 
 NORM_EPSILON = 1e-6
 LAYER_SCALE = 1e-6
@@ -60,7 +61,7 @@ def decode(params: Hnerv, tensors: DecoderTensors, latents: Tensor) -> Tensor:
 
 def plain_shapes(params: Hnerv, width: int) -> list[tuple[int, ...]]:
     """Shapes of what is stored as float16, in storage order: stem, biases of the stages, head."""
-    made = law.stages(params, width)
+    made = structure.stages(params, width)
     return [
         (width, params.latent[0], 1, 1),
         (width,),
@@ -74,7 +75,7 @@ def stage_shapes(params: Hnerv, width: int) -> list[tuple[int, int, int, int]]:
     """Shapes of the weights that are stored as codes, in storage order."""
     return [
         (stage.channels, stage.inputs, stage.kernel, stage.kernel)
-        for stage in law.stages(params, width)
+        for stage in structure.stages(params, width)
     ]
 
 
@@ -156,7 +157,7 @@ class _Block(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        kernel, hidden = law.ENCODER_KERNEL, law.EXPANSION * channels
+        kernel, hidden = ENCODER_KERNEL, EXPANSION * channels
         self.depthwise = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels)
         self.norm = _ChannelNorm(channels)
         # 1 x 1 convolutions are linear layers over the channels.

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs.autoencoders import hnerv_net as net
 from reallm_compiler.codecs.autoencoders.hnerv_weights import Decoder
-from reallm_compiler.codecs.watch import State, Watch
+from reallm_compiler.codecs.callback import State, TrainingCallback
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import Hnerv
 from reallm_compiler.units import ceil_div
@@ -75,7 +75,7 @@ class Latents(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
+class Training:
     """What a network is trained on.
 
     Attributes:
@@ -107,7 +107,7 @@ class Trainer:
         decoder: the decoder in training; None if it is frozen.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Training) -> None:
         generator = torch.Generator().manual_seed(task.seed)
         device = task.patches.device
         self.task = task
@@ -127,7 +127,7 @@ class Trainer:
         self._fixed: Tensor | None = None
         self._optimizer = self._new_optimizer()
 
-    def run(self, watch: Watch) -> Tensor:
+    def run(self, watch: TrainingCallback) -> Tensor:
         """Train to the end.
 
         Returns:
@@ -136,7 +136,7 @@ class Trainer:
         Raises:
             CodecError: the loss is no number any more.
         """
-        saved = watch.saved()
+        saved = watch.saved_state()
         if saved is not None:
             self._restore(saved)
         epochs = self.task.params.epochs
@@ -148,7 +148,7 @@ class Trainer:
             loss = self._epoch()
             self.epoch += 1
             error = _Error(loss, last=self.epoch == epochs)
-            watch.after_epoch(self.epoch, epochs, error, self._state)
+            watch.on_epoch_end(self.epoch, epochs, error, self._state)
         if self._raw is None:
             self._raw = self._encode()
             self.task.latents.learn(self._raw)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs.numerics.assignment import assign, errors, sums_by_word
 from reallm_compiler.codecs.numerics.seeding import ordered, seed_codebook
-from reallm_compiler.codecs.quantizers.vectors import Vectors, sampled
+from reallm_compiler.codecs.numerics.vectors import Vectors, sampled
 
 SEED_SAMPLE = 16
 """Vectors of the sample of k-means++ for each codeword."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.numerics.assignment import errors as errors_of
-from reallm_compiler.codecs.quantizers.vectors import DenseVectors
+from reallm_compiler.codecs.numerics.vectors import DenseVectors
 
 SEEDING_ROUNDS = 256
 """Draws K / 256 codewords at a time, one at a time for K up to 256."""

@@ -1,4 +1,4 @@
-"""NormalFloat quantiser: NF-b, quantiles of the normal distribution on [-1, 1] (QLoRA).
+"""NormalFloat quantizer: NF-b, quantiles of the normal distribution on [-1, 1] (QLoRA).
 
 With o = 0.9677083 and sigma = 1 / Phi^-1(o), the levels are sigma Phi^-1(x) for x over 2^(b-1)
 even steps from 1 - o to 0.5 (its end left out) and 2^(b-1) + 1 from 0.5 to o: the ends are -1
@@ -8,20 +8,18 @@ and 1, one level is exactly 0, and there is one more above it than below.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.numerics.packing import pack
+from reallm_compiler.codecs.contract import Latent, QuantizerCodec, Shape
 from reallm_compiler.codecs.quantizers.scalar import (
-    Latent,
-    RowReader,
-    TableReader,
+    LevelCoder,
+    TableDecoder,
     level_codes,
     normal_reach,
 )
-from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.stages import NormalFloatQuantizer
 
 OFFSET = 0.9677083
@@ -48,24 +46,30 @@ def levels(bits: int) -> Tensor:
     return torch.tensor(_quantiles(bits), dtype=torch.float64)
 
 
-def reach(params: NormalFloatQuantizer) -> float:
-    """How many deviations of a normal latent the levels span under `rms` scales."""
-    return normal_reach(tuple(levels(params.bits).tolist()))
+class NormalFloatCodec(QuantizerCodec[NormalFloatQuantizer]):
+    """Quantiles of the normal distribution."""
 
+    def reach(self, params: NormalFloatQuantizer) -> float:
+        """As far as pays for normal weights."""
+        return normal_reach(tuple(levels(params.bits).tolist()))
 
-def encode(params: NormalFloatQuantizer, latent: Latent) -> Sections:
-    """Sections of the codes of the nearest levels; a tie goes to the lower level."""
-    table = levels(params.bits).to(latent.values.device)
-    return {"codes": pack(level_codes(latent.values, table), params.bits)}
+    def coder(
+        self, params: NormalFloatQuantizer, latent: Latent, tables: Mapping[str, Tensor]
+    ) -> LevelCoder:
+        """Each weight by itself; a tie goes to the lower level."""
+        table = levels(params.bits).to(latent.values.device)
+        nearest = partial(level_codes, levels=table)
+        return LevelCoder(latent.values, table, params.bits, nearest)
 
-
-def reader(
-    params: NormalFloatQuantizer,
-    shape: tuple[int, int],
-    sections: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    unit_range: bool,
-) -> RowReader:
-    """A reader of the codes of a latent [p, q]."""
-    codes = sections["codes"]
-    return TableReader(levels(params.bits).to(codes.device, dtype), codes, params.bits, shape)
+    def decoder(
+        self,
+        params: NormalFloatQuantizer,
+        shape: Shape,
+        sections: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        unit_range: bool,
+    ) -> TableDecoder:
+        """Levels by their codes."""
+        codes = sections["codes"]
+        table = levels(params.bits).to(codes.device, dtype)
+        return TableDecoder(table, codes, params.bits, shape)

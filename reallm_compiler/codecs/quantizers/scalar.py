@@ -1,4 +1,4 @@
-"""What the quantisers of single weights share: levels, codes, and fast ways between them.
+"""What the quantizers of single weights share: levels, codes, and fast ways between them.
 
 Codes of 1, 2, 4 or 8 bits are looked up a byte at a time: a table with one row for each byte
 holds the levels of all its codes, so a 2-bit code costs a quarter of a look-up. Large matrices of
@@ -8,21 +8,18 @@ narrow codes have a faster way still, `kernel`, where its library is installed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property, lru_cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.contract import ColumnCoder, RowDecoder
 from reallm_compiler.codecs.numerics import kernel
-from reallm_compiler.codecs.numerics.numbers import stored
-from reallm_compiler.codecs.numerics.packing import CODES_PER_GROUP, unpack
-from reallm_compiler.codecs.scales import ScaleField
-from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
-from reallm_compiler.stages import NoQuantizer
-from reallm_compiler.storage.base import DTYPES
+from reallm_compiler.codecs.numerics.packing import CODES_PER_GROUP, pack, unpack
+from reallm_compiler.codecs.scale_field import ScaleField
+from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.errors import CodecError
 from reallm_compiler.units import bytes_of_bits
 
 BLOCK = 1 << 16
@@ -32,42 +29,48 @@ MOST_CELLS = 1 << 16
 """Cells of the grid of `nearest_levels`, at most."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Latent:
-    """What a quantiser is given.
+class LevelCoder(ColumnCoder):
+    """Codes of single weights, each by itself.
 
-    Attributes:
-        values: the normalised latent [p, q], float32 (float64 for a float64 source).
-        scales: the decoded scales; None if the latent was not scaled.
-        unit_range: levels lie on [0, 1] (`minmax` scales) instead of [-1, 1].
-        source_dtype: type of the checkpoint's tensor, a name of the container.
-        generator: the matrix's own source of random numbers, on the CPU.
-        codebook: the codebook of the matrix's share group, as stored; None if it has its own.
+    Args:
+        values: the latent [p, q], whose shape and device are meant.
+        levels: the levels [2^bits].
+        bits: width of a code.
+        nearest: values -> codes, uint8 of their shape.
     """
 
-    values: Tensor
-    scales: ScaleField | None
-    unit_range: bool
-    source_dtype: str
-    generator: torch.Generator
-    codebook: Tensor | None
+    def __init__(
+        self, values: Tensor, levels: Tensor, bits: int, nearest: Callable[[Tensor], Tensor]
+    ) -> None:
+        self._shape = values.shape
+        self._levels = levels
+        self._bits = bits
+        self._nearest = nearest
+        self._codes: Tensor | None = None
+
+    def quantize(
+        self, block: Tensor, columns: slice, *, decode: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """uint8 [p, n], and the levels."""
+        codes = self._nearest(block)
+        if codes.shape == self._shape:
+            self._codes = codes
+        else:
+            if self._codes is None:
+                self._codes = torch.empty(self._shape, dtype=torch.uint8, device=block.device)
+            self._codes[:, columns] = codes
+        if not decode:
+            return codes, None
+        return codes, self._levels.to(block.device, block.dtype)[codes.to(torch.int64)]
+
+    def sections(self) -> Sections:
+        """The packed codes."""
+        if self._codes is None:
+            raise CodecError("no column was coded")
+        return {"codes": pack(self._codes, self._bits)}
 
 
-class RowReader(Protocol):
-    """Decodes rows of a normalised latent.
-
-    Attributes:
-        step: rows at a multiple of which a range must begin.
-    """
-
-    step: int
-
-    def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last), a fresh contiguous tensor [last - first, q]."""
-        ...
-
-
-class TableReader:
+class TableDecoder(RowDecoder):
     """Rows of codes that index a table of levels.
 
     Args:
@@ -100,19 +103,19 @@ class TableReader:
             values = look_up(self._levels[:, None], unpack(data, self._bits, count))
         return values.view(-1)[:count].view(last - first, self._columns)
 
-    def fill(self, out: Tensor, first: int, field: ScaleField) -> bool:
+    def fill(self, out: Tensor, first: int, scales: ScaleField | None) -> bool:
         """Rows first, first + 1, ... of the latent, scaled, into `out` [n, q] by the compiled way.
 
         Returns:
             False, and nothing is done, where there is no such way (see `kernel`).
         """
-        if self._codes.numel() * 8 < kernel.LEAST * self._bits:
+        if scales is None or self._codes.numel() * 8 < kernel.LEAST * self._bits:
             return False
-        if not kernel.fits(self._bits, field.run(), out):
+        if not kernel.fits(self._bits, scales.run(), out):
             return False
         start = first * self._columns * self._bits // 8
         data = self._codes[start : start + bytes_of_bits(out.numel() * self._bits)]
-        tables = field.tables(self._levels, first, first + len(out))
+        tables = scales.tables(self._levels, first, first + len(out))
         kernel.look_up(tables.to(out.dtype), data, self._bits, out)
         return True
 
@@ -228,38 +231,3 @@ def normal_reach(levels: tuple[float, ...]) -> float:
     values = factors * table
     errors = (values.square() * mass - 2 * values * moment).sum(1)
     return float(factors[errors.argmin()])
-
-
-def encode_values(params: NoQuantizer, latent: Latent) -> Sections:
-    """Sections of a latent that is stored as numbers (quantizer `none`).
-
-    Raises:
-        CodecError: the stored type is too narrow for the values.
-    """
-    name = latent.source_dtype if params.dtype == "source" else DTYPES[params.dtype]
-    hint = "store them with `dtype: bfloat16` or `float32`"
-    return {"values": stored(latent.values, TORCH_DTYPES[name], "values", hint)}
-
-
-class ValueReader:
-    """Rows of a latent that was stored as numbers."""
-
-    def __init__(self, values: Tensor, dtype: torch.dtype) -> None:
-        self.step = 1
-        self._values = values
-        self._dtype = dtype
-
-    def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last) of the normalised latent."""
-        return self._values[first:last].to(self._dtype, copy=True)
-
-
-def read_values(
-    params: NoQuantizer,
-    shape: tuple[int, int],
-    sections: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    unit_range: bool,
-) -> RowReader:
-    """A reader of stored numbers."""
-    return ValueReader(sections["values"], dtype)

@@ -1,4 +1,4 @@
-"""Trellis-coded quantiser: rows as paths through a bit-shift trellis (QTIP; Marcellin and Fischer).
+"""Trellis-coded quantizer: rows as paths through a bit-shift trellis (QTIP; Marcellin and Fischer).
 
 A row is one sequence of codes c_0, c_1, ... with k_t bits each. The state is the last `memory` bits
 of the codes written one after the other, zeros before the first,
@@ -17,32 +17,24 @@ their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.contract import ColumnCoder, Latent, QuantizerCodec, RowDecoder, Shape
 from reallm_compiler.codecs.numerics.assignment import sums_by_word
 from reallm_compiler.codecs.numerics.numbers import stored, unit
 from reallm_compiler.codecs.numerics.packing import CODES_PER_GROUP, pack, unpack
-from reallm_compiler.codecs.quantizers.scalar import Latent, RowReader
 from reallm_compiler.codecs.quantizers.trellis_search import best_codes, states_of
-from reallm_compiler.codecs.scales import ScaleField
+from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import TrellisQuantizer
 from reallm_compiler.storage.base import DTYPES
-from reallm_compiler.storage.trellis import wide_columns
-from reallm_compiler.units import bytes_of_bits, ceil_div
-
-SEGMENT = 128
-"""Values of a sequence that a table is learned from."""
-
-SAMPLES = 64
-"""Values for each entry of a table that it is learned from, and at least `LEAST_SEGMENTS`."""
-
-LEAST_SEGMENTS = 128
+from reallm_compiler.storage.trellis import SEGMENT, sample_segments, wide_columns
+from reallm_compiler.units import bytes_of_bits
 
 FEWEST = 4
 """An entry that met fewer values than this stays where it is."""
@@ -72,33 +64,72 @@ class Segments:
         )
 
 
-def encode(params: TrellisQuantizer, latent: Latent) -> Sections:
-    """Sections of the codes and, unless it was given, of the tables."""
-    values, scales = latent.values, latent.scales
-    p, q = values.shape
-    mask = choose_wide(params, values, scales)
-    if latent.codebook is None:
-        pieces = sample(params, values, scales, 1, latent.generator)
-        codebook = fit_tables(params, pieces, latent.generator)
-    else:
-        codebook = latent.codebook.to(values.device)
-    tables = codebook.to(values.dtype)
-    widths = [params.widths[wide] for wide in mask.tolist()]
-    codes = torch.empty(p, q, dtype=torch.uint8, device=values.device)
-    for first in range(0, p, ROWS):
-        last = min(first + ROWS, p)
-        weights = None
-        if scales is not None and scales.per not in ("tensor", "row"):
-            weights = _importance(scales, first, last)
-        codes[first:last] = best_codes(values[first:last], weights, tables, widths, params.memory)
-    low = params.widths[0]
-    sections = {"codes": pack(codes & (2**low - 1), low)}
-    if len(params.widths) > 1:
-        sections["high_bits"] = pack(codes[:, mask] >> low, 1)
-        sections["wide"] = pack(mask.to(torch.uint8), 1)
-    if latent.codebook is None:
-        sections["codebook"] = codebook
-    return sections
+class TrellisCoder(ColumnCoder):
+    """Codes the rows of a latent as paths, from left to right.
+
+    A block of columns is searched by itself, from the states in which the last block ended.
+
+    Args:
+        params: the quantizer.
+        latent: the latent.
+        tables: [widths, 2^memory] as stored, in the precision of the work.
+    """
+
+    def __init__(self, params: TrellisQuantizer, latent: Latent, tables: Tensor) -> None:
+        values = latent.values
+        self._params = params
+        self._scales = latent.scales
+        self._tables = tables
+        self._mask = choose_wide(params, values, latent.scales)
+        self._widths = [params.widths[wide] for wide in self._mask.tolist()]
+        self._codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
+
+    def quantize(
+        self, block: Tensor, columns: slice, *, decode: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """uint8 [p, n]: the path of least error from where the last block ended, and its values."""
+        p, n = block.shape
+        first = int(columns.start or 0)
+        span = slice(first, first + n)
+        widths = self._widths[span]
+        start = None if first == 0 else self._states(first - 1, first)[:, -1]
+        for top in range(0, p, ROWS):
+            end = min(top + ROWS, p)
+            weights = None
+            if self._scales is not None and self._scales.per not in ("tensor", "row"):
+                weights = _importance(self._scales, top, end)[:, span]
+            self._codes[top:end, span] = best_codes(
+                block[top:end],
+                weights,
+                self._tables,
+                widths,
+                self._params.memory,
+                least=self._params.widths[0],
+                start=None if start is None else start[top:end],
+            )
+        codes = self._codes[:, span]
+        if not decode:
+            return codes, None
+        state = self._states(first, first + n)
+        if len(self._params.widths) > 1:
+            state = state + (self._mask[span].to(state.dtype) << self._params.memory)
+        return codes, self._tables.view(-1)[state]
+
+    def sections(self) -> Sections:
+        """The packed codes; of wide columns the highest bit by itself, and which they are."""
+        low = self._params.widths[0]
+        sections = {"codes": pack(self._codes & (2**low - 1), low)}
+        if len(self._params.widths) > 1:
+            sections["high_bits"] = pack(self._codes[:, self._mask] >> low, 1)
+            sections["wide"] = pack(self._mask.to(torch.uint8), 1)
+        return sections
+
+    def _states(self, first: int, last: int) -> Tensor:
+        """States [p, last - first] after the codes of columns [first, last)."""
+        begin = max(0, first - self._params.memory)  # a code of a bit or more a column
+        span = slice(begin, last)
+        states = states_of(self._codes[:, span], self._widths[span], self._params.memory)
+        return states[:, first - begin :]
 
 
 def choose_wide(params: TrellisQuantizer, values: Tensor, scales: ScaleField | None) -> Tensor:
@@ -166,12 +197,6 @@ def sample(
     return pieces
 
 
-def sample_segments(params: TrellisQuantizer, sharers: int) -> int:
-    """Segments that `sample` takes of each of so many latents, for each width."""
-    wanted = max(LEAST_SEGMENTS, SAMPLES * 2**params.memory // SEGMENT)
-    return ceil_div(wanted, sharers)
-
-
 def fit_tables(
     params: TrellisQuantizer, pieces: Sequence[Segments], generator: torch.Generator
 ) -> Tensor:
@@ -225,7 +250,7 @@ def _importance(scales: ScaleField, first: int, last: int) -> Tensor:
     return scales.rows(first, last).div_(float(scales.scale.max()) or 1.0).square_()
 
 
-class TrellisReader:
+class TrellisDecoder(RowDecoder):
     """Rows of trellis codes of a latent [p, q]."""
 
     def __init__(
@@ -273,12 +298,45 @@ def _rows_of(stream: Tensor, bits: int, first: int, count: int, columns: int) ->
     return unpack(data, bits, total).view(count, columns)
 
 
-def reader(
-    params: TrellisQuantizer,
-    shape: tuple[int, int],
-    sections: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    unit_range: bool,
-) -> RowReader:
-    """A reader of the codes of a latent [p, q]."""
-    return TrellisReader(params, shape, sections, dtype)
+class TrellisCodec(QuantizerCodec[TrellisQuantizer]):
+    """Rows as paths through a trellis."""
+
+    def fit(self, params: TrellisQuantizer, latent: Latent) -> Sections:
+        """The tables of one latent."""
+        pieces = sample(params, latent.values, latent.scales, 1, latent.generator)
+        return {"codebook": fit_tables(params, pieces, latent.generator)}
+
+    def fit_group(
+        self,
+        params: TrellisQuantizer,
+        latents: Iterable[Latent],
+        count: int,
+        generator: torch.Generator,
+    ) -> Sections:
+        """The common tables of several latents; each counts by its number of weights."""
+        pieces: list[list[Segments]] = []
+        for latent in latents:
+            pieces.append(sample(params, latent.values, latent.scales, count, generator))
+            del latent  # before the next one is made
+        if not pieces:
+            raise CodecError("a table needs at least one matrix")
+        joined = [Segments.joined(parts) for parts in zip(*pieces, strict=True)]
+        return {"codebook": fit_tables(params, joined, generator)}
+
+    def coder(
+        self, params: TrellisQuantizer, latent: Latent, tables: Mapping[str, Tensor]
+    ) -> TrellisCoder:
+        """By the tables as stored."""
+        values = latent.values
+        return TrellisCoder(params, latent, tables["codebook"].to(values.device, values.dtype))
+
+    def decoder(
+        self,
+        params: TrellisQuantizer,
+        shape: Shape,
+        sections: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        unit_range: bool,
+    ) -> TrellisDecoder:
+        """Values by their states."""
+        return TrellisDecoder(params, shape, sections, dtype)

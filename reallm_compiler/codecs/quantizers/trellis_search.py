@@ -16,17 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DECIDED = 256
-"""Steps that a window decides."""
-
-AHEAD = 48
-"""Steps that a window looks beyond: several times the memory of any trellis."""
+from reallm_compiler.storage.trellis import AHEAD, DECIDED, DEVICE_LANES
 
 LANES = 1 << 17
 """States times sequences that are searched side by side: the costs of a step stay in cache."""
-
-DEVICE_LANES = 1 << 22
-"""The same on an accelerator."""
 
 UNREACHABLE = 1e30
 """Cost of a state that no path from the start has reached."""
@@ -38,6 +31,9 @@ def best_codes(
     tables: Tensor,
     widths: Sequence[int],
     memory: int,
+    *,
+    least: int | None = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """The codes of least weighted squared error of each sequence.
 
@@ -47,6 +43,8 @@ def best_codes(
         tables: [widths in use, 2^memory]: the first for the least width.
         widths: bits of the code at each of the t steps.
         memory: bits of the state; above every width.
+        least: the width that the first table is for; the least of `widths` when None.
+        start: int64 [n], the state before the first step; 0 when None.
 
     Returns:
         uint8 [n, t].
@@ -54,16 +52,17 @@ def best_codes(
     count = len(values)
     lanes = LANES if values.device.type == "cpu" else DEVICE_LANES
     size = max(1, lanes >> memory)
-    least = min(widths)
+    least = min(widths) if least is None else least
     by_width = {width: tables[min(width - least, len(tables) - 1)] for width in set(widths)}
     codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
     # One piece of memory for all: fresh memory costs more than the work that is done in it.
-    room = _Room(values, min(size, count), len(widths), memory, least)
+    room = _Room(values, min(size, count), len(widths), memory, min(widths))
     for first in range(0, count, size):
         lane = slice(first, first + size)
         part = None if weights is None else weights[lane].t().contiguous()
         across = values[lane].t().contiguous()  # [t, lanes]
-        codes[lane] = _search(across, part, by_width, widths, room.of(across.shape[1]))
+        begin = None if start is None else start[lane]
+        codes[lane] = _search(across, part, by_width, widths, room.of(across.shape[1]), begin)
     return codes
 
 
@@ -126,12 +125,15 @@ def _search(
     tables: dict[int, Tensor],
     widths: Sequence[int],
     costs: _Costs,
+    begin: Tensor | None,
 ) -> Tensor:
     """Codes [n, t] for values [t, n]."""
     steps, count = values.shape
     window, states = len(costs.least), len(costs.now)
     lane = torch.arange(count, device=values.device)
     start = torch.zeros(count, dtype=torch.int64, device=values.device)
+    if begin is not None:
+        start.copy_(begin)
     codes = torch.empty(steps, count, dtype=torch.uint8, device=values.device)
     tops = {
         width: torch.arange(2**width, device=values.device)[:, None] * (states >> width)

@@ -1,4 +1,4 @@
-"""Vector quantiser: each vector of d weights becomes the index of its nearest codeword.
+"""Vector quantizer: each vector of d weights becomes the index of its nearest codeword.
 
 The codebook is the matrix's own, learned by k-means, or given: that of a share group. Errors are
 measured in weight space: an element that will be multiplied by a scale s counts s^2. Padding at a
@@ -8,27 +8,32 @@ vector is assigned to the words that a reader will see.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.contract import ColumnCoder, Latent, QuantizerCodec, RowDecoder, Shape
 from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign
 from reallm_compiler.codecs.numerics.numbers import stored
 from reallm_compiler.codecs.numerics.packing import CODES_PER_GROUP, code_dtype, pack, unpack
-from reallm_compiler.codecs.quantizers.scalar import Latent, RowReader, byte_table, look_up
-from reallm_compiler.codecs.quantizers.vectors import Vectors
-from reallm_compiler.codecs.scales import ScaleField
+from reallm_compiler.codecs.numerics.vectors import DenseVectors, Vectors, sampled_places
+from reallm_compiler.codecs.quantizers.scalar import byte_table, look_up
+from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
+from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import VectorQuantizer
 from reallm_compiler.storage.base import DTYPES
-from reallm_compiler.storage.vq import code_shape
+from reallm_compiler.storage.vq import code_shape, vectors_of_each
 from reallm_compiler.units import bytes_of_bits, ceil_div
 
 CHUNK = 1 << 17
 DEVICE_CHUNK = 1 << 24
 """Weights of a chunk of vectors: one that stays in cache, and one that fills an accelerator."""
+
+PICKED = 1 << 16
+"""Vectors that are picked from a latent at once."""
 
 
 class MatrixVectors:
@@ -36,14 +41,22 @@ class MatrixVectors:
 
     Args:
         params: the quantiser, which says how vectors lie.
-        values: the normalised latent [p, q].
-        scales: its decoded scales, or None.
+        values: the normalised latent, or a block of its columns [p, q].
+        scales: the decoded scales of the latent, or None.
+        column: the first of the latent's columns that `values` hold.
     """
 
-    def __init__(self, params: VectorQuantizer, values: Tensor, scales: ScaleField | None) -> None:
+    def __init__(
+        self,
+        params: VectorQuantizer,
+        values: Tensor,
+        scales: ScaleField | None,
+        column: int = 0,
+    ) -> None:
         self.dim = params.dim
         self._axis = params.axis
         self._values = values
+        self._column = column
         self._grid = code_shape(params, (values.shape[0], values.shape[1]))
         self.count = self._grid[0] * self._grid[1]
         along = values.shape[0] if params.axis == "rows" else values.shape[1]
@@ -84,7 +97,7 @@ class MatrixVectors:
         values = self._values[row, column] * inside
         weights: Tensor | None = None
         if self._scales is not None:
-            weights = (self._scales.at(row, column) / self._unit).square()
+            weights = (self._scales.at(row, column + self._column) / self._unit).square()
         if self._ragged:
             ones = inside.to(values.dtype)
             weights = ones if weights is None else weights * ones
@@ -100,6 +113,7 @@ class MatrixVectors:
             square = self._values.new_ones(end - top, q)
         else:
             square = self._scales.rows(top, end).div_(self._unit).square_()
+            square = square[:, self._column : self._column + self._values.shape[1]]
         weights = self._cut(square)
         return weights if self._per_element else weights[:, 0].contiguous()
 
@@ -114,20 +128,49 @@ class MatrixVectors:
         return rows.reshape(-1, d)
 
 
-def encode(params: VectorQuantizer, latent: Latent) -> Sections:
-    """Sections of the codes and, unless it was given, of the codebook."""
-    vectors = MatrixVectors(params, latent.values, latent.scales)
-    sections: Sections = {}
-    if latent.codebook is None:
-        codebook = fit_codebook(params, vectors, latent.generator)
-        sections["codebook"] = codebook
-    else:
-        codebook = latent.codebook.to(latent.values.device)
-    words = codebook.to(latent.values.dtype)
-    codes = torch.empty(vectors.count, dtype=code_dtype(params.index_bits), device=words.device)
-    for first, values, weights in vectors.chunks():
-        codes[first : first + len(values)] = assign(values, weights, words)
-    return {"codes": pack(codes, params.index_bits)} | sections
+class VectorCoder(ColumnCoder):
+    """Codes the vectors of a latent by a codebook.
+
+    Args:
+        params: the quantizer.
+        latent: the latent.
+        words: the codebook [2^(b d), d] as stored, in the precision of the work.
+    """
+
+    def __init__(self, params: VectorQuantizer, latent: Latent, words: Tensor) -> None:
+        self.step = params.dim if params.axis == "cols" else 1
+        self._params = params
+        self._latent = latent
+        self._words = words
+        shape = (latent.values.shape[0], latent.values.shape[1])
+        self._codes = torch.empty(
+            code_shape(params, shape), dtype=code_dtype(params.index_bits), device=words.device
+        )
+
+    def quantize(
+        self, block: Tensor, columns: slice, *, decode: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Codes of the grid of vectors in the block, and its codewords as [p, n]."""
+        first = int(columns.start or 0)
+        vectors = MatrixVectors(self._params, block.contiguous(), self._latent.scales, first)
+        shape = (block.shape[0], block.shape[1])
+        grid = code_shape(self._params, shape)
+        codes = self._codes.view(-1)
+        whole = grid == tuple(self._codes.shape)
+        if not whole:
+            codes = codes.new_empty(vectors.count)
+        for start, values, weights in vectors.chunks():
+            codes[start : start + len(values)] = assign(values, weights, self._words)
+        if not whole:
+            left = first // self.step
+            self._codes[:, left : left + grid[1]] = codes.view(grid)
+        if not decode:
+            return codes.view(grid), None
+        return codes.view(grid), as_rows(look_up(self._words, codes), self._params.axis, shape)
+
+    def sections(self) -> Sections:
+        """The packed codes."""
+        return {"codes": pack(self._codes, self._params.index_bits)}
 
 
 def fit_codebook(params: VectorQuantizer, vectors: Vectors, generator: torch.Generator) -> Tensor:
@@ -145,7 +188,17 @@ def fit_codebook(params: VectorQuantizer, vectors: Vectors, generator: torch.Gen
     )
 
 
-class VectorReader:
+def as_rows(vectors: Tensor, axis: str, shape: Shape) -> Tensor:
+    """The matrix [p, q] that vectors [grid of codes, d] make, without the padding of its edge."""
+    (p, q), d = shape, vectors.shape[1]
+    if axis == "rows":
+        grid = vectors.view(-1, q, d).transpose(1, 2)  # [rows of the grid, d, q]
+        # A single line of codes reshapes to a view that lies column by column.
+        return grid.reshape(-1, q)[:p].contiguous()
+    return vectors.view(p, -1)[:, :q].contiguous()
+
+
+class VectorDecoder(RowDecoder):
     """Rows of vector codes of a latent [p, q]."""
 
     def __init__(
@@ -177,22 +230,95 @@ class VectorReader:
             vectors = look_up(self._wide, data).view(-1, self._dim)[:count]
         else:
             vectors = look_up(self._words, unpack(data, self._bits, count))
-        if self._axis == "rows":
-            grid = vectors.view(lines, q, self._dim).transpose(1, 2)
-            # A single line of codes reshapes to a view that lies column by column.
-            return grid.reshape(-1, q)[: last - first].contiguous()
-        rows = vectors.view(lines, self._width * self._dim)
-        return rows[:, :q].contiguous()
+        return as_rows(vectors, self._axis, (last - first, q))
 
 
-def reader(
-    params: VectorQuantizer,
-    shape: tuple[int, int],
-    sections: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    unit_range: bool,
-) -> RowReader:
-    """A reader of the codes of a latent [p, q]."""
-    codes = sections["codes"]
-    words = sections["codebook"].to(codes.device, dtype)
-    return VectorReader(params, shape, codes, words)
+class VectorCodec(QuantizerCodec[VectorQuantizer]):
+    """Vectors by their nearest codewords."""
+
+    def fit(self, params: VectorQuantizer, latent: Latent) -> Sections:
+        """The codebook of one latent."""
+        vectors = MatrixVectors(params, latent.values, latent.scales)
+        return {"codebook": fit_codebook(params, vectors, latent.generator)}
+
+    def fit_group(
+        self,
+        params: VectorQuantizer,
+        latents: Iterable[Latent],
+        count: int,
+        generator: torch.Generator,
+    ) -> Sections:
+        """The common codebook of several latents.
+
+        What is made small is the sum of the latents' relative errors, each counted by its number
+        of weights, so that one with large weights does not take the codebook for itself. Vectors
+        are sampled, as many from each.
+        """
+        most = vectors_of_each(count)
+        sample: _Sample | None = None
+        for latent in latents:
+            sample = sample or _Sample(latent.values, count * most, params.dim)
+            vectors = MatrixVectors(params, latent.values, latent.scales)
+            sample.add(vectors, most, generator)
+            del latent, vectors  # before the next one is made
+        if sample is None:
+            raise CodecError("a codebook needs at least one matrix")
+        return {"codebook": fit_codebook(params, sample.vectors(), generator)}
+
+    def coder(
+        self, params: VectorQuantizer, latent: Latent, tables: Mapping[str, Tensor]
+    ) -> VectorCoder:
+        """By the codebook as stored."""
+        values = latent.values
+        return VectorCoder(params, latent, tables["codebook"].to(values.device, values.dtype))
+
+    def decoder(
+        self,
+        params: VectorQuantizer,
+        shape: Shape,
+        sections: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        unit_range: bool,
+    ) -> VectorDecoder:
+        """Codewords by their codes."""
+        codes = sections["codes"]
+        return VectorDecoder(params, shape, codes, sections["codebook"].to(codes.device, dtype))
+
+
+class _Sample:
+    """Weighted vectors of several latents, gathered in one place.
+
+    Args:
+        like: a latent, of whose type and device the vectors are.
+        most: the most vectors that will come.
+        dim: their dimension.
+    """
+
+    def __init__(self, like: Tensor, most: int, dim: int) -> None:
+        # Memory that is never touched costs nothing, and nothing need be joined afterwards.
+        self._values = like.new_empty(most, dim)
+        self._masses = like.new_empty(most, dim)
+        self._count = 0
+
+    def add(self, vectors: MatrixVectors, most: int, generator: torch.Generator) -> None:
+        """Take at most `most` of a latent's vectors, by their share of its energy."""
+        first = self._count
+        for place in torch.split(sampled_places(vectors, most, generator), PICKED):
+            values, weights = vectors.pick(place)
+            self._widen(values.dtype)
+            span = slice(self._count, self._count + len(place))
+            self._values[span] = values
+            self._masses[span] = 1.0 if weights is None else weights.view(len(place), -1)
+            self._count += len(place)
+        values, masses = self._values[first : self._count], self._masses[first : self._count]
+        energy = float(values.square().mul_(masses).sum(dtype=torch.float64))
+        masses *= vectors.count / energy if energy else 0.0
+
+    def _widen(self, dtype: torch.dtype) -> None:
+        """Go over to float64 with the first latent of that type."""
+        if torch.promote_types(self._values.dtype, dtype) != self._values.dtype:
+            self._values, self._masses = self._values.to(dtype), self._masses.to(dtype)
+
+    def vectors(self) -> DenseVectors:
+        """All that was taken."""
+        return DenseVectors(values=self._values[: self._count], weights=self._masses[: self._count])

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.contract import ResidualCodec, ResidualTerm
 from reallm_compiler.codecs.numerics.numbers import norm, stored, unit
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
 from reallm_compiler.stages import LowRank
@@ -97,6 +98,47 @@ def decode(
         left = left * sections["l1_scales"].to(dtype)
         right = right * sections["l2_scales"].to(dtype)[:, None]
     return left, right
+
+
+class LowRankTerm(ResidualTerm):
+    """R = L1 L2.
+
+    Args:
+        left, right: L1 [p, r] and L2 [r, q].
+    """
+
+    def __init__(self, left: Tensor, right: Tensor) -> None:
+        self._left = left
+        self._right = right
+
+    def add_(self, rows: Tensor, first: int) -> Tensor:
+        """Rows first, first + 1, ... of R added to `rows` [n, q] in place."""
+        return rows.addmm_(self._left[first : first + len(rows)], self._right)
+
+    def taken_from(self, weight: Tensor) -> Tensor:
+        """`weight` [p, q] less R, a fresh tensor."""
+        return torch.addmm(weight, self._left, self._right, alpha=-1)
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """L1 and L2."""
+        return self._left, self._right
+
+
+class LowRankCodec(ResidualCodec[LowRank]):
+    """Factors L1 and L2."""
+
+    def encode(
+        self, params: LowRank, weight: Tensor, generator: torch.Generator, size: float
+    ) -> Sections:
+        """Sections of the factors; see `encode`."""
+        return encode(params, weight, generator, size)
+
+    def decoder(
+        self, params: LowRank, sections: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> LowRankTerm | None:
+        """The product of the stored factors; None if `sections` hold none."""
+        return LowRankTerm(*decode(params, sections, dtype)) if "l1" in sections else None
 
 
 def truncated_svd(weight: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -18,35 +18,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.contract import MatrixTransform, Shape, TransformCodec
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.stages import Hadamard
 from reallm_compiler.storage.hadamard import column_block, row_block
 
 
-def encode(params: Hadamard, target: Tensor) -> tuple[Sections, Tensor]:
-    """No sections, and the matrix [p, q] transformed in its place."""
-    rotation = reader(params, (target.shape[0], target.shape[1]), {}, target.dtype)
-    return {}, rotation.apply_(target)
+class HadamardCodec(TransformCodec[Hadamard]):
+    """Nothing is stored."""
+
+    def encode(self, params: Hadamard, matrix: Tensor) -> tuple[Sections, Tensor]:
+        """No sections, and the matrix [p, q] transformed in its place."""
+        rotation = Rotation(params, (matrix.shape[0], matrix.shape[1]), matrix.dtype)
+        return {}, rotation.apply_(matrix)
+
+    def decoder(
+        self, params: Hadamard, shape: Shape, sections: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> Rotation:
+        """The rotation of a matrix [p, q]."""
+        return Rotation(params, shape, dtype)
 
 
-def reader(
-    params: Hadamard,
-    shape: tuple[int, int],
-    sections: Mapping[str, Tensor],
-    dtype: torch.dtype,
-) -> Rotation:
-    """The rotation of a matrix [p, q]: `restore_` undoes the transform on decoded rows."""
-    return Rotation(params, shape, dtype)
-
-
-class Rotation:
+class Rotation(MatrixTransform):
     """The transform of one matrix [p, q].
 
     Attributes:
         step: rows at a multiple of which a range must begin: those that are mixed.
     """
 
-    def __init__(self, params: Hadamard, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    def __init__(self, params: Hadamard, shape: Shape, dtype: torch.dtype) -> None:
         p, q = shape
         self.step = row_block(params, shape)
         self._left = hadamard_matrix(self.step).to(dtype)
@@ -77,6 +77,22 @@ class Rotation:
             blocks = rows.view(-1, self.step, q)  # [blocks, rows of a block, q]
             blocks.copy_(torch.matmul(self._left.to(rows.device), blocks))
         return rows
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """H_q S_q x of activations x [..., q]."""
+        signed = x * self._column_signs.to(x.device, x.dtype)
+        return _blocks(signed, self._right.to(x.device, x.dtype))
+
+    def outputs(self, y: Tensor) -> Tensor:
+        """S_p H_p y of outputs y [..., p]."""
+        return _blocks(y, self._left.to(y.device, y.dtype)) * self._row_signs.to(y.device, y.dtype)
+
+
+def _blocks(values: Tensor, matrix: Tensor) -> Tensor:
+    """Blocks of the last dimension times a symmetric matrix."""
+    if len(matrix) == 1:
+        return values
+    return (values.reshape(-1, len(matrix)) @ matrix).view(values.shape)
 
 
 @lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""Who looks on while a network is trained, tells of it, and keeps its state.
+"""What is called while a network is trained, to report, to save its state, and to stop.
 
 The codecs only call; saving, progress and stopping are the business of whoever compiles. When a
 state is saved changes nothing in the result.
@@ -15,17 +15,17 @@ State = dict[str, Tensor]
 """What a training can go on from: tensors on the CPU by name."""
 
 
-class Watch(Protocol):
-    """Looks on a training."""
+class TrainingCallback(Protocol):
+    """Called by a training."""
 
-    def saved(self) -> Mapping[str, Tensor] | None:
+    def saved_state(self) -> Mapping[str, Tensor] | None:
         """The state of an interrupted training, if there is one."""
         ...
 
-    def after_epoch(
+    def on_epoch_end(
         self, epoch: int, epochs: int, error: Callable[[], float], state: Callable[[], State]
     ) -> None:
-        """An epoch has ended; may tell of it, keep its state, or raise to stop.
+        """An epoch has ended; may report it, save its state, or raise to stop.
 
         Args:
             epoch: how many are done.
@@ -36,14 +36,14 @@ class Watch(Protocol):
         ...
 
 
-class Unwatched:
-    """Nobody looks on."""
+class NoCallback:
+    """Does nothing."""
 
-    def saved(self) -> None:
+    def saved_state(self) -> None:
         """Nothing was saved."""
         return
 
-    def after_epoch(
+    def on_epoch_end(
         self, epoch: int, epochs: int, error: Callable[[], float], state: Callable[[], State]
     ) -> None:
         """Nothing happens."""

@@ -1,0 +1,400 @@
+"""The contract of a codec: what each stage does to weights, and back.
+
+Each kind has one codec object, which holds no data; `params` are the kind's parameters. What a
+codec stores are exactly the sections of the kind's size law (`reallm_compiler.storage`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs.callback import NoCallback, TrainingCallback
+from reallm_compiler.codecs.scale_field import ScaleField
+from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.errors import CodecError
+from reallm_compiler.stages import (
+    AutoencoderStage,
+    PermutationStage,
+    QuantizerStage,
+    ResidualStage,
+    ScalesStage,
+    TransformStage,
+)
+
+Shape = tuple[int, int]
+
+
+class RowDecoder:
+    """Decodes rows of a matrix or a latent.
+
+    Attributes:
+        step: rows at a multiple of which a range must begin.
+    """
+
+    step: int = 1
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last), a fresh contiguous tensor [last - first, q]."""
+        raise NotImplementedError
+
+    def fill(self, out: Tensor, first: int, scales: ScaleField | None) -> bool:
+        """Rows first, first + 1, ..., scaled, into `out` [n, q] by a faster way than `rows`.
+
+        Returns:
+            False, and nothing is done, where there is no such way.
+        """
+        return False
+
+
+# ---- residual --------------------------------------------------------------------------------
+
+
+class ResidualTerm:
+    """A decoded residual R [p, q]; this one is zero."""
+
+    def add_(self, rows: Tensor, first: int) -> Tensor:
+        """Rows first, first + 1, ... of R added to `rows` [n, q] in place."""
+        return rows
+
+    def taken_from(self, weight: Tensor) -> Tensor:
+        """`weight` [p, q] less R, a fresh tensor."""
+        return weight.clone()
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """L1 [p, r] and L2 [r, q] of R = L1 L2; None if R is no such product."""
+        return None
+
+
+R = TypeVar("R", bound=ResidualStage)
+
+
+class ResidualCodec(Generic[R]):
+    """The codec of a kind of residual; this one keeps nothing."""
+
+    def encode(
+        self, params: R, weight: Tensor, generator: torch.Generator, size: float
+    ) -> Sections:
+        """Sections of the residual that follows `weight` best.
+
+        Args:
+            params: the stage.
+            weight: [p, q], the matrix or what the coded part leaves of it.
+            generator: of the matrix, on the CPU.
+            size: norm of the whole matrix, against which losses by the stored type are held.
+        """
+        return {}
+
+    def decoder(
+        self, params: R, sections: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> ResidualTerm | None:
+        """The stored residual; None if `sections` hold none, as in a frozen part alone."""
+        return None
+
+
+# ---- transform -------------------------------------------------------------------------------
+
+
+class MatrixTransform:
+    """A transform T of one matrix W [p, q], invertible.
+
+    Attributes:
+        step: rows at a multiple of which a range must begin.
+    """
+
+    step: int = 1
+
+    def restore_(self, rows: Tensor, first: int) -> Tensor:
+        """Rows first, first + 1, ... of W in the place of those of T(W)."""
+        raise NotImplementedError
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """x' = A x of activations x [..., q], where W x = `outputs`(T(W) x').
+
+        Raises:
+            CodecError: T does not act on rows and columns separately.
+        """
+        raise CodecError("this transform does not act on inputs and outputs separately")
+
+    def outputs(self, y: Tensor) -> Tensor:
+        """B y of y = T(W) x' [..., p]; see `inputs`.
+
+        Raises:
+            CodecError: T does not act on rows and columns separately.
+        """
+        raise CodecError("this transform does not act on inputs and outputs separately")
+
+    def gram(self, gram: Tensor) -> Tensor:
+        """E[x' x'^T] = A G A^T of a Gram matrix G = E[x x^T] [q, q] of the inputs.
+
+        Raises:
+            CodecError: T does not act on rows and columns separately.
+        """
+        return self.inputs(self.inputs(gram).transpose(-1, -2)).transpose(-1, -2)
+
+
+T = TypeVar("T", bound=TransformStage)
+
+
+class TransformCodec(Generic[T]):
+    """The codec of a kind of transform."""
+
+    def encode(self, params: T, matrix: Tensor) -> tuple[Sections, Tensor]:
+        """Sections, and the matrix [p, q] transformed in its place."""
+        raise NotImplementedError
+
+    def decoder(
+        self, params: T, shape: Shape, sections: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> MatrixTransform:
+        """The transform of a matrix [p, q] as stored."""
+        raise NotImplementedError
+
+
+# ---- permutation -----------------------------------------------------------------------------
+
+
+class ColumnOrder:
+    """Stored orders of the columns of a latent."""
+
+    def restore(self, rows: Tensor, first: int) -> Tensor:
+        """Decoded rows first, first + 1, ... [n, q] with their columns back where they belong."""
+        raise NotImplementedError
+
+
+O = TypeVar("O", bound=PermutationStage)  # noqa: E741 - order
+
+
+class PermutationCodec(Generic[O]):
+    """The codec of a kind of permutation; this one leaves columns where they are."""
+
+    def encode(self, params: O, latent: Tensor) -> tuple[Sections, Tensor]:
+        """Sections, and the latent [p, q] in the order that is coded."""
+        return {}, latent
+
+    def decoder(
+        self, params: O, shape: Shape, sections: Mapping[str, Tensor]
+    ) -> ColumnOrder | None:
+        """The stored orders; None without any."""
+        return None
+
+
+# ---- scales ----------------------------------------------------------------------------------
+
+S = TypeVar("S", bound=ScalesStage)
+
+
+class ScalesCodec(Generic[S]):
+    """The codec of a kind of scales; this one has none."""
+
+    def encode(self, params: S, latent: Tensor, *, reach: float = 1.0) -> Sections:
+        """Sections of the scales of a latent [p, q].
+
+        Args:
+            params: the stage.
+            latent: the latent.
+            reach: how many deviations of a normal latent the quantizer's levels shall span.
+        """
+        return {}
+
+    def decoder(
+        self, params: S, shape: Shape, sections: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> ScaleField | None:
+        """The scales of a latent [p, q] in the precision `dtype`; None without any."""
+        return None
+
+
+# ---- quantizer -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latent:
+    """What a quantizer is given.
+
+    Attributes:
+        values: the normalised latent [p, q], float32 (float64 for a float64 source).
+        scales: the decoded scales; None if the latent was not scaled.
+        unit_range: levels lie on [0, 1] (`minmax` scales) instead of [-1, 1].
+        source_dtype: type of the checkpoint's tensor, a name of the container.
+        generator: the matrix's or the group's own source of random numbers, on the CPU.
+    """
+
+    values: Tensor
+    scales: ScaleField | None
+    unit_range: bool
+    source_dtype: str
+    generator: torch.Generator
+
+
+class ColumnCoder:
+    """Codes the columns of one latent [p, q] from left to right, a block at a time.
+
+    How a block is chosen is the business of the rounding: the latent as it is (`nearest`), or with
+    the errors of earlier columns carried into it.
+
+    Attributes:
+        step: columns at a multiple of which a block must begin.
+    """
+
+    step: int = 1
+
+    def quantize(
+        self, block: Tensor, columns: slice, *, decode: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Codes of a block [p, n] of normalised values, given the columns that were coded before.
+
+        Args:
+            block: values for the columns, which may differ from the latent's own.
+            columns: first and last of them; the first is where the last block ended.
+            decode: whether the decoded values are wanted.
+
+        Returns:
+            the codes, in the quantizer's own form, and the decoded normalised values [p, n].
+        """
+        raise NotImplementedError
+
+    def sections(self) -> Sections:
+        """Sections of the codes, once every column was coded."""
+        raise NotImplementedError
+
+
+Q = TypeVar("Q", bound=QuantizerStage)
+
+
+class QuantizerCodec(Generic[Q]):
+    """The codec of a kind of quantizer."""
+
+    def reach(self, params: Q) -> float:
+        """How many deviations of a normal latent its levels shall span under `rms` scales.
+
+        1 where levels are learned.
+        """
+        return 1.0
+
+    def fit(self, params: Q, latent: Latent) -> Sections:
+        """Tables learned from one latent; empty if the kind learns none."""
+        return {}
+
+    def fit_group(
+        self, params: Q, latents: Iterable[Latent], count: int, generator: torch.Generator
+    ) -> Sections:
+        """Tables learned from `count` latents, each used up; empty if the kind learns none."""
+        return {}
+
+    def coder(self, params: Q, latent: Latent, tables: Mapping[str, Tensor]) -> ColumnCoder:
+        """A coder of a latent [p, q] with the tables as stored."""
+        raise NotImplementedError
+
+    def decoder(
+        self,
+        params: Q,
+        shape: Shape,
+        sections: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        unit_range: bool,
+    ) -> RowDecoder:
+        """A decoder of the normalised latent [p, q]."""
+        raise NotImplementedError
+
+
+# ---- autoencoder -----------------------------------------------------------------------------
+
+
+class LatentDecoder(RowDecoder):
+    """Decodes a coded latent."""
+
+    def whole(self) -> Tensor:
+        """The latent, a fresh tensor."""
+        raise NotImplementedError
+
+
+class LatentCoder(Protocol):
+    """Codes latents of one shape by permutation, scales and quantizer of a plan."""
+
+    def encode(self, latent: Tensor, shared: Mapping[str, Tensor]) -> Sections:
+        """Sections of a latent, which is used up.
+
+        Args:
+            latent: float32, or float64 for a float64 source.
+            shared: sections of the share group; where they hold the quantizer's tables, these are
+                used, else its own are learned.
+        """
+        ...
+
+    def decoder(self, sections: Mapping[str, Tensor], dtype: torch.dtype) -> LatentDecoder:
+        """A decoder of coded latents."""
+        ...
+
+    def prepare(self, latent: Tensor) -> tuple[Sections, Latent]:
+        """Orders and normalises a latent, which is used up: sections, and what is quantised."""
+        ...
+
+
+LearnTables = Callable[[Iterable[tuple[LatentCoder, Tensor]], int, torch.Generator], Sections]
+"""(coders with latents, their number, generator) -> the quantizer's common tables, or none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Coding:
+    """What an autoencoder's codec knows of one matrix, or of one member of a share group.
+
+    Attributes:
+        coder: codes the latent.
+        shape: p and q of the matrix.
+        seed: of the matrix or the group.
+        coarse: the latent is stored in few bits.
+        shared: sections of the matrix's share group, or of a decoder that is reused; empty without
+            one, or while they are learned.
+        in_group: the matrix belongs to a share group.
+        callback: called while a network is trained.
+    """
+
+    coder: LatentCoder
+    shape: Shape
+    seed: int
+    coarse: bool
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    in_group: bool = False
+    callback: TrainingCallback = field(default_factory=NoCallback)
+
+
+A = TypeVar("A", bound=AutoencoderStage)
+
+
+class AutoencoderCodec(Generic[A]):
+    """The codec of a kind of autoencoder."""
+
+    def encode(self, params: A, target: Tensor, coding: Coding, learn: LearnTables) -> Sections:
+        """Sections of decoder and latent of a matrix [p, q], which is used up."""
+        raise NotImplementedError
+
+    def fit_group(
+        self,
+        params: A,
+        members: Iterable[tuple[Coding, Tensor]],
+        count: int,
+        generator: torch.Generator,
+        learn: LearnTables,
+    ) -> Sections:
+        """Sections that a share group of `count` members stores once, the quantizer's tables too.
+
+        Each member is used up.
+        """
+        raise NotImplementedError
+
+    def decoder(
+        self,
+        params: A,
+        shape: Shape,
+        sections: Mapping[str, Tensor],
+        latent: LatentDecoder,
+        dtype: torch.dtype,
+        *,
+        in_group: bool,
+    ) -> RowDecoder:
+        """A decoder of the matrix [p, q] over the decoder of its latent."""
+        raise NotImplementedError

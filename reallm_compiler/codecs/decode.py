@@ -1,0 +1,168 @@
+"""A coded matrix back to weights: the one way back, for readers and for measuring.
+
+    latent -> decode -> transforms undone -> + R -> (rescale rows)
+
+Decoding goes by panels of rows that stay in cache; with the identity autoencoder nothing of full
+size is made but the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs import dora
+from reallm_compiler.codecs.contract import MatrixTransform, ResidualTerm, RowDecoder
+from reallm_compiler.codecs.latent import StagesDecoder, panels
+from reallm_compiler.codecs.numerics.numbers import unit
+from reallm_compiler.codecs.registry import codec_of
+from reallm_compiler.codecs.sections import TORCH_DTYPES, check_sections
+from reallm_compiler.errors import CodecError
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage.matrix import MatrixLayout, layout_of
+
+ALIGNMENT = 64
+"""Bytes at a multiple of which a result begins, as torch's own tensors do."""
+
+
+def decode_matrix(
+    plan: MatrixPlan,
+    shape: tuple[int, int],
+    source_dtype: str,
+    sections: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Decodes a matrix [p, q].
+
+    Args:
+        plan: the plan that it was encoded by.
+        shape: p and q.
+        source_dtype: type of the checkpoint's tensor, a name of the container.
+        sections: all section tensors by role, those of its share group and of a reused decoder
+            too, on one device.
+        dtype: type of the result; the work is done in float32 (float64 for a float64 source).
+
+    Raises:
+        CodecError: the sections are not those of the size law, or an index is out of range.
+    """
+    layout = layout_of(plan, shape, source_dtype)
+    check_sections(sections, [*layout.sections, *layout.reused_sections])
+    decoder = MatrixDecoder(layout, sections, work_dtype(source_dtype))
+    device = next(iter(sections.values())).device
+    result = _fresh(shape, dtype, device)
+    for first, last in decoder.panels():
+        decoder.fill(result[first:last], first)
+    return result
+
+
+class MatrixDecoder:
+    """Decodes rows of a matrix.
+
+    Args:
+        layout: of the matrix.
+        sections: its section tensors by role; without those of the residual the coded part alone
+            is decoded, without `magnitude` rows are not rescaled.
+        dtype: precision of the work.
+    """
+
+    def __init__(
+        self, layout: MatrixLayout, sections: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> None:
+        plan, shape = layout.plan, layout.shape
+        self._shape = shape
+        latent = StagesDecoder(plan, layout.latent_shape, sections, dtype)
+        self._coded: RowDecoder = codec_of(plan.autoencoder).decoder(
+            plan.autoencoder, shape, sections, latent, dtype, in_group=plan.share is not None
+        )
+        self._transforms: list[MatrixTransform] = [
+            codec_of(transform).decoder(transform, shape, sections, dtype)
+            for transform in reversed(plan.transform)
+        ]
+        self._residual: ResidualTerm | None = codec_of(plan.residual).decoder(
+            plan.residual, sections, dtype
+        )
+        self._magnitudes = sections.get("magnitude")
+
+    def panels(self) -> Iterator[tuple[int, int]]:
+        """Ranges of rows that may be decoded by themselves and fill the matrix."""
+        step = math.lcm(self._coded.step, *(transform.step for transform in self._transforms))
+        return panels(self._shape, step)
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last) of the matrix, a fresh tensor [last - first, q]; see `panels`."""
+        rows = self._coded.rows(first, last)
+        for transform in self._transforms:
+            transform.restore_(rows, first)
+        if self._residual is not None:
+            self._residual.add_(rows, first)
+        if self._magnitudes is not None:
+            dora.rescale_(rows, self._magnitudes[first:last])
+        return rows
+
+    def fill(self, out: Tensor, first: int) -> None:
+        """Rows first, first + 1, ... of the matrix into `out` [n, q], of any floating type.
+
+        The range of float16 is so small that weights near its end, a little off, would come back
+        as infinities: they become its largest number.
+        """
+        later = self._transforms or self._residual is not None or self._magnitudes is not None
+        if later or not self._coded.fill(out, first, None):
+            out.copy_(self.rows(first, first + len(out)))
+        if out.dtype == torch.float16:
+            largest = torch.finfo(out.dtype).max
+            out.clamp_(-largest, largest)
+
+
+def relative_error(weight: Tensor, decoder: MatrixDecoder, *, coarse: bool) -> float:
+    """||W - W^|| / ||W||, sums in float64; 0 for a matrix of zeros.
+
+    Args:
+        weight: W.
+        decoder: of W^.
+        coarse: all codes may rightly stand for zero: there are fewer than 2 bits for a weight.
+
+    Raises:
+        CodecError: nothing is left of a matrix that was something.
+    """
+    one = unit(weight)
+    wrong = right = 0.0
+    some = coarse
+    for first, last in decoder.panels():
+        rows = weight[first:last].to(torch.float64)
+        decoded = decoder.rows(first, last)
+        some = some or bool(decoded.any())
+        right += float((rows / one).square_().sum())
+        wrong += float(((rows - decoded) / one).square_().sum())
+    if right and not (some and math.isfinite(wrong)):
+        what = "not finite" if some else "zero everywhere"
+        raise CodecError(
+            f"the coded matrix is {what}, and the weights are not: they reach "
+            f"{float(weight.abs().max()):.6g}",
+            hint="give the matrix scales and factors with `dtype: float32`, or `keep` it",
+        )
+    return math.sqrt(wrong / right) if right else 0.0
+
+
+def work_dtype(source_dtype: str) -> torch.dtype:
+    """The precision in which a matrix of a checkpoint's type is coded and decoded."""
+    return torch.float64 if TORCH_DTYPES[source_dtype] == torch.float64 else torch.float32
+
+
+def _fresh(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory for a result [p, q].
+
+    On the CPU it is NumPy's, which asks the system for huge pages from 4 MB on; torch does not.
+    Where they are to be had, the first touch of a large result costs a fifth of the time, and
+    in ordinary pages it would cost more than decoding.
+    """
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    size = shape[0] * shape[1] * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, dtype=np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)

@@ -1,0 +1,298 @@
+"""A matrix to its sections: the stages of its plan, one after the other.
+
+    W -> take off R -> transforms -> encode -> code the latent -> (magnitudes)
+
+No method has a path of its own: the registry says which codec a kind has. The relative error of a
+matrix is measured on what a reader will decode.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs import dora
+from reallm_compiler.codecs.callback import NoCallback, TrainingCallback
+from reallm_compiler.codecs.contract import Coding
+from reallm_compiler.codecs.decode import MatrixDecoder, relative_error, work_dtype
+from reallm_compiler.codecs.latent import PANEL, StagesCoder, fit_tables
+from reallm_compiler.codecs.numerics.numbers import norm
+from reallm_compiler.codecs.registry import codec_of
+from reallm_compiler.codecs.sections import Sections, check_sections
+from reallm_compiler.errors import CodecError
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage.matrix import MatrixLayout, layout_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """A coded matrix.
+
+    Attributes:
+        sections: section tensors by role, in storage order, without those of its share group.
+        relative_error: ||W - W^|| / ||W|| by Frobenius, with W^ as decoded; 0 if W is zero.
+    """
+
+    sections: Sections
+    relative_error: float
+
+
+def encode_matrix(
+    plan: MatrixPlan,
+    weight: Tensor,
+    *,
+    seed: int,
+    source_dtype: str,
+    shared: Mapping[str, Tensor] | None = None,
+    callback: TrainingCallback | None = None,
+    first_row: int = 0,
+) -> Encoded:
+    """Encodes a matrix by its plan.
+
+    Args:
+        plan: what to do.
+        weight: [p, q], of any floating type, on any device; it is not changed.
+        seed: of the matrix's own generator, from 0 to 2^63 - 1.
+        source_dtype: type of the checkpoint's tensor, a name of the container.
+        shared: sections of the plan's share group, as `fit_shared` made them, or of the decoder
+            that it reuses.
+        callback: called while an autoencoder is trained.
+        first_row: number of the first row in messages, where `weight` is a part of a matrix.
+
+    Returns:
+        the sections of the matrix's layout, less the shared ones, on the device of `weight`; and
+        the relative error.
+
+    Raises:
+        CodecError: the weight is not a finite matrix, a stored type is too narrow for what it
+            holds, or the sections are not those of the size law.
+    """
+    _check_weight(weight, first_row)
+    layout = layout_of(plan, (weight.shape[0], weight.shape[1]), source_dtype)
+    work = weight.detach().to(work_dtype(source_dtype)).contiguous()
+    common = dict(shared or {})
+    if plan.share is not None and not common:
+        raise CodecError(f"the sections of share group `{plan.share}` are missing")
+    if plan.share is None:
+        check_sections(common, layout.reused_sections)
+    job = _Job(
+        layout,
+        work,
+        generator=torch.Generator().manual_seed(seed),
+        seed=seed,
+        shared=common,
+        callback=callback or NoCallback(),
+    )
+    sections = job.fit()
+    if plan.dora:
+        sections["magnitude"] = job.magnitudes(sections)
+    check_sections(sections, layout.own_sections)
+    sections = {spec.role: sections[spec.role] for spec in layout.own_sections}
+    error = relative_error(work, job.decoder(sections), coarse=_coarse(plan))
+    return Encoded(sections=sections, relative_error=error)
+
+
+def fit_shared(
+    plan: MatrixPlan,
+    weights: Sequence[Tensor],
+    *,
+    seed: int,
+    callback: TrainingCallback | None = None,
+) -> Sections:
+    """Learns the sections that the matrices of a share group store once.
+
+    Args:
+        plan: the plan of the group; its matrices differ in shape only.
+        weights: the group's matrices, each taken from the sequence once, in order.
+        seed: of the group's generator.
+        callback: called while a decoder is trained.
+
+    Raises:
+        CodecError: the plan shares nothing, or a weight is not a finite matrix.
+    """
+    if plan.share is None or not len(weights):
+        raise CodecError("a share group needs a plan with `share` and at least one matrix")
+    generator = torch.Generator().manual_seed(seed)
+    # No frame in between holds a matrix while the codec has it, or while the next one is read.
+    members = map(partial(_member, plan, generator, seed, callback or NoCallback()), weights)
+    learn = partial(fit_tables, plan.quantizer)
+    sections: Sections = codec_of(plan.autoencoder).fit_group(
+        plan.autoencoder, members, len(weights), generator, learn
+    )
+    return sections
+
+
+def _member(
+    plan: MatrixPlan,
+    generator: torch.Generator,
+    seed: int,
+    callback: TrainingCallback,
+    weight: Tensor,
+) -> tuple[Coding, Tensor]:
+    """What the autoencoder of one matrix of a group is given."""
+    _check_weight(weight)
+    source_dtype = "f64" if weight.dtype == torch.float64 else "f32"
+    work = weight.detach().to(work_dtype(source_dtype)).contiguous()
+    layout = layout_of(plan, (work.shape[0], work.shape[1]), source_dtype)
+    job = _Job(layout, work, generator=generator, seed=seed, shared={}, callback=callback)
+    return job.coding, job.target()
+
+
+class _Job:
+    """One matrix on its way through the stages.
+
+    Args:
+        layout: of the matrix.
+        weight: [p, q] in the precision of the work.
+        generator: of the matrix or the group.
+        seed: that it was made of.
+        shared: sections of the share group or of a reused decoder.
+        callback: called while an autoencoder is trained.
+    """
+
+    def __init__(
+        self,
+        layout: MatrixLayout,
+        weight: Tensor,
+        *,
+        generator: torch.Generator,
+        seed: int,
+        shared: Mapping[str, Tensor],
+        callback: TrainingCallback,
+    ) -> None:
+        plan = layout.plan
+        self.layout = layout
+        self.plan = plan
+        self.weight = weight
+        self.generator = generator
+        coder = StagesCoder(
+            plan=plan,
+            shape=layout.latent_shape,
+            source_dtype=layout.source_dtype,
+            tables=layout.table_roles,
+            generator=generator,
+        )
+        self.coding = Coding(
+            coder=coder,
+            shape=layout.shape,
+            seed=seed,
+            coarse=plan.quantizer.coarse,
+            shared=shared,
+            in_group=plan.share is not None,
+            callback=callback,
+        )
+
+    def fit(self) -> Sections:
+        """Sections of the residual and of the coded part.
+
+        They are fitted once, or in turn until the error rises.
+        """
+        rounds, codec = self.plan.residual.rounds, codec_of(self.plan.residual)
+        size = norm(self.weight)
+        best: Sections = {}
+        best_error = math.inf
+        residual: Sections = {}
+        coded: Sections = {}
+        for _ in range(rounds):
+            if not self.plan.residual.first:
+                coded = self._code(self._without_residual(residual))
+            rest = self._without_coded(coded)
+            residual = codec.encode(self.plan.residual, rest, self.generator, size)
+            del rest
+            if self.plan.residual.first:
+                coded = self._code(self._without_residual(residual))
+            sections = residual | coded
+            if rounds == 1:
+                return sections
+            decoder = self.decoder(sections)
+            error = relative_error(self.weight, decoder, coarse=_coarse(self.plan))
+            if error >= best_error:
+                break
+            best, best_error = sections, error
+        return best
+
+    def target(self) -> Tensor:
+        """What the autoencoder would see after one residual, a fresh tensor."""
+        residual: Sections = {}
+        if self.plan.residual.first:
+            codec = codec_of(self.plan.residual)
+            size = norm(self.weight)
+            residual = codec.encode(self.plan.residual, self.weight, self.generator, size)
+        return self._transform(self._without_residual(residual))[1]
+
+    def magnitudes(self, sections: Sections) -> Tensor:
+        """float16 [p]: the magnitudes of the rows of W^."""
+        decoder = self.decoder(sections)
+        parts = [
+            dora.magnitude(self.weight[first:last], decoder.rows(first, last))
+            for first, last in decoder.panels()
+        ]
+        return dora.stored(torch.cat(parts))
+
+    def decoder(self, sections: Sections) -> MatrixDecoder:
+        """Decodes the matrix from own sections."""
+        return MatrixDecoder(self.layout, {**sections, **self.coding.shared}, self.weight.dtype)
+
+    def _transform(self, target: Tensor) -> tuple[Sections, Tensor]:
+        """Sections of the transforms of `target` [p, q], and the outcome in its place."""
+        sections: Sections = {}
+        for transform in self.plan.transform:
+            made, target = codec_of(transform).encode(transform, target)
+            sections |= made
+        return sections, target
+
+    def _code(self, target: Tensor) -> Sections:
+        """Sections of the coded part of `target` [p, q], which is used up."""
+        sections, target = self._transform(target)
+        learn = partial(fit_tables, self.plan.quantizer)
+        codec = codec_of(self.plan.autoencoder)
+        made: Sections = codec.encode(self.plan.autoencoder, target, self.coding, learn)
+        return sections | made
+
+    def _without_residual(self, residual: Sections) -> Tensor:
+        """W less the residual as stored, a fresh tensor."""
+        codec = codec_of(self.plan.residual)
+        term = codec.decoder(self.plan.residual, residual, self.weight.dtype)
+        taken: Tensor = self.weight.clone() if term is None else term.taken_from(self.weight)
+        return taken
+
+    def _without_coded(self, coded: Sections) -> Tensor:
+        """W less the coded part; W itself without one."""
+        if not coded:
+            return self.weight
+        decoder = self.decoder(coded)
+        rest = torch.empty_like(self.weight)
+        for first, last in decoder.panels():
+            torch.sub(self.weight[first:last], decoder.rows(first, last), out=rest[first:last])
+        return rest
+
+
+def _coarse(plan: MatrixPlan) -> bool:
+    """Whether a plan has fewer than 2 bits for a weight."""
+    return plan.quantizer.coarse and getattr(plan.quantizer, "bits", 2) < 2
+
+
+def _check_weight(weight: Tensor, first_row: int = 0) -> None:
+    if weight.dim() != 2 or not weight.numel():
+        raise CodecError(f"a matrix is wanted, not a tensor of shape {list(weight.shape)}")
+    if not weight.is_floating_point():
+        raise CodecError(f"weights are wanted as floating-point numbers, not {weight.dtype}")
+    step = max(1, PANEL // weight.shape[1])
+    for first in range(0, weight.shape[0], step):
+        rows = weight[first : first + step]
+        if rows.element_size() == 1:
+            rows = rows.to(torch.float32)
+        finite = torch.isfinite(rows)
+        if not finite.all():
+            row, column = (~finite).nonzero()[0].tolist()
+            raise CodecError(
+                f"the weight at row {first_row + first + row}, column {column} is "
+                f"{float(rows[row, column])}",
+                note="a matrix with a NaN or an infinity has no error to minimise",
+                hint="repair the checkpoint, or `keep` this tensor",
+            )

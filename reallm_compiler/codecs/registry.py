@@ -1,0 +1,72 @@
+"""The codec of each kind: no method has a code path of its own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from reallm_compiler.codecs.autoencoders.hnerv import HnervCodec
+from reallm_compiler.codecs.autoencoders.identity import IdentityCodec
+from reallm_compiler.codecs.contract import PermutationCodec, ResidualCodec, ScalesCodec
+from reallm_compiler.codecs.nearest import NearestCodec
+from reallm_compiler.codecs.quantizers.normal_float import NormalFloatCodec
+from reallm_compiler.codecs.quantizers.plain import PlainCodec
+from reallm_compiler.codecs.quantizers.trellis import TrellisCodec
+from reallm_compiler.codecs.quantizers.uniform import UniformCodec
+from reallm_compiler.codecs.quantizers.vq import VectorCodec
+from reallm_compiler.codecs.residuals.low_rank import LowRankCodec
+from reallm_compiler.codecs.scales import MagnitudeCodec, MinmaxCodec
+from reallm_compiler.codecs.transforms.hadamard import HadamardCodec
+from reallm_compiler.codecs.transforms.normalize import NormalizeCodec
+from reallm_compiler.stages import (
+    AbsmaxScales,
+    Hadamard,
+    Hnerv,
+    Identity,
+    LowRank,
+    MinmaxScales,
+    NearestPermutation,
+    NoPermutation,
+    NoQuantizer,
+    NoResidual,
+    NormalFloatQuantizer,
+    Normalize,
+    NoScales,
+    RmsScales,
+    Stage,
+    TrellisQuantizer,
+    UniformQuantizer,
+    VectorQuantizer,
+)
+from reallm_compiler.stages.registry import check_complete, implementation
+
+CODECS: dict[type[Stage], Any] = {
+    NoResidual: ResidualCodec[NoResidual](),
+    LowRank: LowRankCodec(),
+    Normalize: NormalizeCodec(),
+    Hadamard: HadamardCodec(),
+    Identity: IdentityCodec(),
+    Hnerv: HnervCodec(),
+    NoPermutation: PermutationCodec[NoPermutation](),
+    NearestPermutation: NearestCodec(),
+    NoScales: ScalesCodec[NoScales](),
+    RmsScales: MagnitudeCodec(2.0),
+    AbsmaxScales: MagnitudeCodec(math.inf),
+    MinmaxScales: MinmaxCodec(),
+    NoQuantizer: PlainCodec(),
+    UniformQuantizer: UniformCodec(),
+    NormalFloatQuantizer: NormalFloatCodec(),
+    VectorQuantizer: VectorCodec(),
+    TrellisQuantizer: TrellisCodec(),
+}
+
+check_complete(CODECS, "codec")
+
+
+def codec_of(params: Stage) -> Any:  # noqa: ANN401 - the codec of that stage
+    """The codec of a kind.
+
+    Raises:
+        RegistryError: a kind of another package whose codec cannot be found.
+    """
+    return implementation(type(params), CODECS, "codec")

@@ -1,0 +1,70 @@
+"""The size law of each kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reallm_compiler.stages import (
+    AbsmaxScales,
+    Hadamard,
+    Hnerv,
+    Identity,
+    LowRank,
+    MinmaxScales,
+    NearestPermutation,
+    NoPermutation,
+    NoQuantizer,
+    NoResidual,
+    NormalFloatQuantizer,
+    Normalize,
+    NoScales,
+    RmsScales,
+    Stage,
+    TrellisQuantizer,
+    UniformQuantizer,
+    VectorQuantizer,
+)
+from reallm_compiler.stages.registry import check_complete, implementation
+from reallm_compiler.storage.base import AutoencoderLaw, ResidualLaw, SizeLaw
+from reallm_compiler.storage.hadamard import HadamardLaw
+from reallm_compiler.storage.hnerv import HnervLaw
+from reallm_compiler.storage.low_rank import LowRankLaw
+from reallm_compiler.storage.nearest import NearestLaw
+from reallm_compiler.storage.normal_float import NormalFloatLaw
+from reallm_compiler.storage.normalize import NormalizeLaw
+from reallm_compiler.storage.plain import PlainLaw
+from reallm_compiler.storage.scales import ScalesLaw
+from reallm_compiler.storage.trellis import TrellisLaw
+from reallm_compiler.storage.uniform import UniformLaw
+from reallm_compiler.storage.vq import VectorLaw
+
+LAWS: dict[type[Stage], SizeLaw[Any]] = {
+    NoResidual: ResidualLaw[NoResidual](),
+    LowRank: LowRankLaw(),
+    Normalize: NormalizeLaw(),
+    Hadamard: HadamardLaw(),
+    Identity: AutoencoderLaw[Identity](),
+    Hnerv: HnervLaw(),
+    NoPermutation: SizeLaw[NoPermutation](),
+    NearestPermutation: NearestLaw(),
+    NoScales: SizeLaw[NoScales](),
+    RmsScales: ScalesLaw("scales"),
+    AbsmaxScales: ScalesLaw("scales"),
+    MinmaxScales: ScalesLaw("scales", "zeros"),
+    NoQuantizer: PlainLaw(),
+    UniformQuantizer: UniformLaw(),
+    NormalFloatQuantizer: NormalFloatLaw(),
+    VectorQuantizer: VectorLaw(),
+    TrellisQuantizer: TrellisLaw(),
+}
+
+check_complete(LAWS, "size law")
+
+
+def law_of(params: Stage) -> Any:  # noqa: ANN401 - the law of that stage
+    """The size law of a kind.
+
+    Raises:
+        RegistryError: a kind of another package whose law cannot be found.
+    """
+    return implementation(type(params), LAWS, "law")

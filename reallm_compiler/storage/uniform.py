@@ -1,0 +1,10 @@
+"""Size law of the quantizer `uniform`: one code of `bits` bits per weight."""
+
+from __future__ import annotations
+
+from reallm_compiler.stages import UniformQuantizer
+from reallm_compiler.storage.scalar import ScalarLaw
+
+
+class UniformLaw(ScalarLaw[UniformQuantizer]):
+    """One code per weight."""
