@@ -11,9 +11,13 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = {
     "reallm_formats": 0,
+    "reallm_compiler.distribution": 1,
     "reallm_compiler.errors": 1,
     "reallm_compiler.tensors": 1,
     "reallm_compiler.units": 1,
+    "reallm_compiler.system": 1,
+    "reallm_compiler.publish": 2,
+    "reallm_compiler.progress": 2,
     "reallm_compiler.demo": 2,
     "reallm_compiler.stages": 2,
     "reallm_compiler.recipe": 3,
