@@ -1,6 +1,6 @@
 """Compress a model to a size that is known first, and measure what that cost.
 
-    python examples/compress_and_measure.py [--recipe NAME] [--model FOLDER --text FILE]
+python examples/compress_and_measure.py [--recipe NAME] [--model FOLDER --text FILE]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tune the low-rank part of an archive, and switch adapters without decoding again.
 
-    python examples/tune_and_switch.py [--steps N]
+python examples/tune_and_switch.py [--steps N]
 """
 
 from __future__ import annotations

@@ -247,14 +247,3 @@ class Recipe:
     def defaults(self) -> dict[str, Any]:
         """The plan of a matrix that no rule changes, as plain data."""
         return self.plan.plain()
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any], *, name: str = "recipe") -> Recipe:
-        """The recipe that `document` says; its own `document` is equal to it.
-
-        Raises:
-            RecipeError: the document is not a recipe.
-        """
-        from reallm_compiler.recipe.load import load_recipe
-
-        return load_recipe(document, name=name)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reallm_compiler.errors import RecipeError
-from reallm_compiler.recipe import Recipe, load_recipe
+from reallm_compiler.recipe import load_recipe
 from reallm_compiler.stages import LowRank, MatrixPlan, NoPermutation, VectorQuantizer
 
 
@@ -138,7 +138,7 @@ def test_settings_of_tuning_are_merged_field_by_field(write):
     }
     assert recipe.document["finetune"] == recipe.finetune
     assert isinstance(load_recipe("base.yaml").finetune["e2e"]["lr"], float)
-    again = Recipe.from_document(recipe.document)
+    again = load_recipe(recipe.document)
     assert again.document == recipe.document
     assert "finetune" not in load_recipe("plain.yaml").document
 
@@ -230,7 +230,7 @@ recipes = st.builds(
 @given(recipes)
 def test_a_document_says_the_whole_recipe_again(data):
     recipe = load_recipe(data)
-    again = Recipe.from_document(recipe.document)
+    again = load_recipe(recipe.document)
     assert again.document == recipe.document
     assert (again.plan, again.seed) == (recipe.plan, recipe.seed)
     for one, two in zip(recipe.rules, again.rules, strict=True):
@@ -241,7 +241,7 @@ def test_a_document_says_the_whole_recipe_again(data):
 def test_a_broken_document_is_refused_by_path():
     document = {**load_recipe("nf4").document, "defaults": {"quantizer": {"kind": "nff"}}}
     with pytest.raises(RecipeError) as caught:
-        Recipe.from_document(document, name="archive.reallm")
+        load_recipe(document, name="archive.reallm")
     assert str(caught.value) == (
         "archive.reallm: defaults.quantizer.kind: there is no kind `nff` here "
         "(did you mean `normal_float`?)"

@@ -93,9 +93,9 @@ def _plan(source: str, model: str | None, opened: Opened | None) -> Plan:
         return build_plan(source, model=model)
     if model is None:
         return opened.plan
-    from reallm_compiler.recipe import Recipe
+    from reallm_compiler.recipe import load_recipe
 
-    return build_plan(Recipe.from_document(opened.plan.recipe), model=model)
+    return build_plan(load_recipe(opened.plan.recipe), model=model)
 
 
 def _same_matrices(plan: Plan, stored: Plan) -> bool:
