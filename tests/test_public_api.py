@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import pickle
 import pydoc
 import re
@@ -18,7 +16,7 @@ import reallm_formats
 from reallm_compiler.checkpoint import open_source
 
 NAMES = (
-    *("ReallmError", "compile", "eval", "evaluate", "finetune", "load", "load_recipe", "open"),
+    *("ReallmError", "compile", "eval", "load", "load_recipe", "open"),
     *("open_tunable", "plan", "reconstruct", "survey", "tune", "verify"),
 )
 
@@ -36,26 +34,6 @@ def test_dir_and_help_show_them_and_nothing_else() -> None:
     shown = pydoc.render_doc(reallm_compiler, renderer=pydoc.plaintext)
     for name in ("compile_model(", "open_archive(", "reconstruct(", "survey_model("):
         assert name in shown, name
-
-
-@pytest.mark.parametrize(
-    ("name", "first", "function"),
-    [
-        ("plan", "recipe", "plan.build.plan"),
-        ("evaluate", "model", "evaluate.models.evaluate_files"),
-        ("finetune", "archive", "finetune.run.finetune"),
-    ],
-)
-def test_a_package_that_is_called_has_the_signature_of_its_function(
-    name: str, first: str, function: str
-) -> None:
-    module, _, attribute = f"reallm_compiler.{function}".rpartition(".")
-    wanted = inspect.signature(getattr(importlib.import_module(module), attribute))
-    found = inspect.signature(getattr(reallm_compiler, name))
-    assert list(found.parameters) == list(wanted.parameters)
-    assert next(iter(found.parameters)) == first
-    with pytest.raises(TypeError, match=f"'{first}'"):
-        getattr(reallm_compiler, name)()
 
 
 def test_what_is_returned_is_shown_in_one_line() -> None:
@@ -96,7 +74,6 @@ def test_import_and_plan_bring_no_torch() -> None:
         "import sys, reallm_compiler as reallm\n"
         "plan = reallm.plan({'reallm': 1}, model={'shapes': {'a.weight': [4, 8]}})\n"
         "assert plan.budget().totals.weights == 32\n"
-        "assert callable(reallm.plan), 'the room and the function share one name'\n"
         "loaded = {'torch', 'transformers', 'click', 'rich'} & set(sys.modules)\n"
         "sys.exit(', '.join(sorted(loaded)) or None)\n"
     )

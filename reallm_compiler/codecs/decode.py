@@ -68,12 +68,16 @@ class MatrixDecoder:
         sections: its section tensors by role; without those of the residual the coded part alone
             is decoded, without `magnitude` rows are not rescaled.
         dtype: precision of the work.
+
+    Attributes:
+        coarse: fewer than 2 bits a weight: codes may rightly stand for nothing but zero.
     """
 
     def __init__(
         self, layout: MatrixLayout, sections: Mapping[str, Tensor], dtype: torch.dtype
     ) -> None:
         plan, shape = layout.plan, layout.shape
+        self.coarse = plan.quantizer.coarse and getattr(plan.quantizer, "bits", 2) < 2
         self._shape = shape
         latent = StagesDecoder(plan, layout.latent_shape, sections, dtype)
         self._coded: RowDecoder = codec_of(plan.autoencoder).decoder(
@@ -118,20 +122,15 @@ class MatrixDecoder:
             out.clamp_(-largest, largest)
 
 
-def relative_error(weight: Tensor, decoder: MatrixDecoder, *, coarse: bool) -> float:
+def relative_error(weight: Tensor, decoder: MatrixDecoder) -> float:
     """||W - W^|| / ||W||, sums in float64; 0 for a matrix of zeros.
 
-    Args:
-        weight: W.
-        decoder: of W^.
-        coarse: all codes may rightly stand for zero: there are fewer than 2 bits for a weight.
-
     Raises:
-        CodecError: nothing is left of a matrix that was something.
+        CodecError: nothing is left of a matrix that was something, though it has 2 bits a weight.
     """
     one = unit(weight)
     wrong = right = 0.0
-    some = coarse
+    some = decoder.coarse
     for first, last in decoder.panels():
         rows = weight[first:last].to(torch.float64)
         decoded = decoder.rows(first, last)

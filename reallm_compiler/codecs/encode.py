@@ -93,7 +93,7 @@ def encode_matrix(
         sections["magnitude"] = job.magnitudes(sections)
     check_sections(sections, layout.own_sections)
     sections = {spec.role: sections[spec.role] for spec in layout.own_sections}
-    error = relative_error(work, job.decoder(sections), coarse=_coarse(plan))
+    error = relative_error(work, job.decoder(sections))
     return Encoded(sections=sections, relative_error=error)
 
 
@@ -209,8 +209,7 @@ class _Job:
             sections = residual | coded
             if rounds == 1:
                 return sections
-            decoder = self.decoder(sections)
-            error = relative_error(self.weight, decoder, coarse=_coarse(self.plan))
+            error = relative_error(self.weight, self.decoder(sections))
             if error >= best_error:
                 break
             best, best_error = sections, error
@@ -270,11 +269,6 @@ class _Job:
         for first, last in decoder.panels():
             torch.sub(self.weight[first:last], decoder.rows(first, last), out=rest[first:last])
         return rest
-
-
-def _coarse(plan: MatrixPlan) -> bool:
-    """Whether a plan has fewer than 2 bits for a weight."""
-    return plan.quantizer.coarse and getattr(plan.quantizer, "bits", 2) < 2
 
 
 def _check_weight(weight: Tensor, first_row: int = 0) -> None:
