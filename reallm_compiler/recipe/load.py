@@ -221,6 +221,7 @@ def _rule(form: RuleForm, node: Node) -> Rule:
         match=tuple(Pattern(text) for text in form.match or ("*",)),
         roles=None if form.role is None else tuple(form.role),
         min_fraction=form.min_fraction,
+        min_numel=form.min_numel,
         exceptions=tuple(Pattern(text) for text in form.except_ or ()),
         layers=None if form.layers is None else parse_layers(form.layers),
         patch=patch if isinstance(patch, MapNode) else None,
@@ -242,6 +243,8 @@ def _rule_document(form: RuleForm) -> dict[str, Any]:
         document["role"] = list(form.role)
     if form.min_fraction is not None:
         document["min_fraction"] = plain_number(form.min_fraction)
+    if form.min_numel is not None:
+        document["min_numel"] = form.min_numel
     if form.except_ is not None:
         document["except"] = list(form.except_)
     if form.layers is not None:

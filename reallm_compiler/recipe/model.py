@@ -104,6 +104,9 @@ class RuleForm(Form):
         default=None,
         description="Only matrices that hold at least this fraction of all matrices' weights.",
     )
+    min_numel: int | None = Field(
+        default=None, ge=1, le=2**63 - 1, description="Only matrices of at least so many weights."
+    )
     except_: PatternList | None = Field(
         default=None, alias="except", description="Patterns that are taken out again."
     )
@@ -186,6 +189,7 @@ class Rule:
         roles: what a matrix may be for; None for all tensors.
         min_fraction: the least fraction of all matrices' weights that a matrix must hold; None
             for all tensors.
+        min_numel: the least number of weights that a matrix must have; None for all tensors.
         exceptions: patterns that are taken out again.
         layers: ranges of layers, or None for all tensors whether in a layer or not.
         patch: the fields that the rule sets, with their places; None for a `keep` rule.
@@ -200,6 +204,7 @@ class Rule:
     match: tuple[Pattern, ...]
     roles: tuple[Role, ...] | None
     min_fraction: int | Fraction | None
+    min_numel: int | None
     exceptions: tuple[Pattern, ...]
     layers: tuple[LayerRange, ...] | None
     patch: MapNode | None

@@ -53,7 +53,7 @@ def select(
     return chosen, problems
 
 
-_Asked = tuple[tuple[Pattern, ...], tuple[str, ...] | None, int | Fraction | None]
+_Asked = tuple[tuple[Pattern, ...], tuple[str, ...] | None, int | Fraction | None, int | None]
 
 
 class _Model:
@@ -86,12 +86,13 @@ class _Model:
         patterns: tuple[Pattern, ...],
         roles: tuple[str, ...] | None = None,
         min_fraction: int | Fraction | None = None,
+        min_numel: int | None = None,
     ) -> Mapping[int | None, Sequence[int]]:
         """Indices of the candidates that any pattern matches, by layer, each layer's in order.
 
         Rules for single layers often repeat the same patterns, which are searched once.
         """
-        asked = (patterns, roles, min_fraction)
+        asked = (patterns, roles, min_fraction, min_numel)
         if asked not in self._found:
             self._found[asked] = self._search(*asked)
         return self._found[asked]
@@ -101,10 +102,11 @@ class _Model:
         patterns: tuple[Pattern, ...],
         roles: tuple[str, ...] | None,
         min_fraction: int | Fraction | None,
+        min_numel: int | None,
     ) -> dict[int | None, list[int]]:
-        if min_fraction is not None:
+        if min_fraction is not None or min_numel is not None:
             wide = self.matching(patterns, roles)
-            least = max(math.ceil(min_fraction * self.weights), 1)
+            least = max(math.ceil((min_fraction or 0) * self.weights), min_numel or 1)
             fits = {place for place in _flat(wide) if self.candidates[place].weights >= least}
         elif roles is not None:
             wide = self.matching(patterns)
@@ -133,8 +135,9 @@ def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
         named, by_layer = by_layer, model.matching(rule.match, rule.roles)
         if named and not by_layer and not rule.optional:
             return [], [_no_role(rule, model, _flat(named))]
-    if rule.min_fraction is not None:
-        named, by_layer = by_layer, model.matching(rule.match, rule.roles, rule.min_fraction)
+    if rule.min_fraction is not None or rule.min_numel is not None:
+        sizes = (rule.min_fraction, rule.min_numel)
+        named, by_layer = by_layer, model.matching(rule.match, rule.roles, *sizes)
         if named and not by_layer and not rule.optional:
             return [], [_too_small(rule, model, _flat(named))]
     problems = []
@@ -181,8 +184,9 @@ def _too_small(rule: Rule, model: _Model, taken: Sequence[int]) -> Problem:
     largest = max((model.candidates[place] for place in taken), key=lambda one: one.weights)
     part = 100 * largest.weights / max(model.weights, 1)
     message = "nothing that the rule takes holds so large a part of the model's weights"
-    hint = f"the largest is `{largest.name}` with {part:.3g} %"
-    return _problem(rule, "min_fraction", message, hint)
+    hint = f"the largest is `{largest.name}` with {part:.3g} %, {largest.weights:,} weights"
+    key = "min_fraction" if rule.min_numel is None else "min_numel"
+    return _problem(rule, key, message, hint)
 
 
 def _flat(
@@ -207,7 +211,7 @@ def _nothing(rule: Rule, model: _Model, by_name: Sequence[int]) -> Problem:
 
 def _problem(rule: Rule, key: str, message: str, hint: str | None = None) -> Problem:
     place = rule.key_places.get(key, rule.place)
-    if key in ("match", "except", "role", "min_fraction"):
+    if key in ("match", "except", "role", "min_fraction", "min_numel"):
         allow = "`optional: true` allows it to match nothing"
         between = " " if hint and hint.endswith("?") else "; "
         hint = f"{hint}{between}{allow}" if hint else allow

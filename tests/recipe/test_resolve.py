@@ -364,6 +364,9 @@ def test_a_rule_can_ask_what_a_matrix_is_for_and_how_large_it_is():
     assert kept_as_float32(role="linear", layers=-1) == {"model.layers.1.q_proj"}
     assert kept_as_float32(role="embedding", **{"except": "*.positions"}) == {"model.embed_tokens"}
     assert kept_as_float32(role="embedding", min_fraction=1, optional=True) == set()
+    every = kept_as_float32(match="*")
+    assert kept_as_float32(match="*", min_numel=1) == every
+    assert kept_as_float32(match="*", min_numel=10**12, optional=True) == set()
 
 
 @pytest.mark.parametrize(
