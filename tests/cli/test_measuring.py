@@ -124,10 +124,19 @@ def test_recipes_are_listed_with_their_purpose(run):
     assert names | {"rtn-4bit", "rtn-2bit"} <= {row["name"] for row in rows}
     shown = run("recipes", "list").out
     for row in rows:
-        assert set(row) == {"name", "bits", "purpose"}
+        assert set(row) == {"name", "bits", "kl", "best", "purpose"}
         assert row["purpose"]
         assert float(row["bits"]) > 1
         assert row["name"] in shown
+
+
+def test_recipes_alone_is_the_list_and_the_best_lead(run):
+    alone = run("recipes")
+    assert alone == run("recipes", "list")
+    assert alone.code == 0
+    rows = run("recipes", "list", "--json").json
+    assert [row["best"] for row in rows] == sorted((row["best"] for row in rows), reverse=True)
+    assert rows[0]["name"] == "reallm-2bit-lean"
 
 
 def test_a_listed_rate_is_the_planned_one(run, tmp_path):
