@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reallm_compiler.errors import CodecError
+from reallm_compiler.codecs import numbers
 
 
 def magnitude(weight: Tensor, decoded: Tensor) -> Tensor:
@@ -21,25 +21,22 @@ def magnitude(weight: Tensor, decoded: Tensor) -> Tensor:
 
     A row that points away from its weight gets 0: a magnitude is a norm.
     """
+    one = numbers.unit(decoded)
+    if one != 1:
+        weight, decoded = weight / one, decoded / one
     norm = torch.linalg.vector_norm(decoded, dim=1)
     along = (weight * decoded).div_(_divisor(norm)[:, None]).sum(1)
-    return along.clamp_(min=0)
+    return along.clamp_(min=0).mul_(one)
 
 
 def stored(values: Tensor) -> Tensor:
     """Magnitudes [p] as float16.
 
     Raises:
-        CodecError: a magnitude is above float16's largest number.
+        CodecError: float16 is too narrow for them.
     """
-    half = values.to(torch.float16)
-    if not torch.isfinite(half).all():
-        row = int(torch.isinf(half).nonzero()[0])
-        raise CodecError(
-            f"the magnitude of row {row} is {float(values[row]):.6g} and overflows float16",
-            hint="switch `dora` off for this matrix",
-        )
-    return half
+    hint = "switch `dora` off for this matrix"
+    return numbers.stored(values, torch.float16, "magnitudes of rows", hint)
 
 
 def rescale_(rows: Tensor, magnitudes: Tensor) -> Tensor:

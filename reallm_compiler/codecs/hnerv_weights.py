@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from reallm_compiler.codecs import hnerv_net as net
+from reallm_compiler.codecs.numbers import stored
 from reallm_compiler.codecs.packing import pack, unpack
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import CodecError
@@ -93,18 +94,18 @@ class Decoder(nn.Module):
         codes = [
             _codes(weight, step, bits) for weight, step in zip(self.stages, steps, strict=True)
         ]
-        half = torch.cat([values.reshape(-1) for values in self.plain]).to(torch.float16)
-        scales = torch.cat(steps).to(torch.float16)
-        if not (torch.isfinite(half).all() and torch.isfinite(scales).all()):
+        plain = torch.cat([values.reshape(-1) for values in self.plain])
+        scales = torch.cat(steps)
+        hint = "use a smaller `lr`"
+        if not (torch.isfinite(plain).all() and torch.isfinite(scales).all()):
             raise CodecError(
-                "the training of a decoder has diverged: a parameter is not a float16 number",
-                hint="use a smaller `lr`",
+                "the training of a decoder has diverged: a parameter is no number", hint=hint
             )
         flat = torch.cat([code.reshape(-1) for code in codes])
         return {
             "decoder_codes": pack(flat, bits),
-            "decoder_scales": scales,
-            "decoder_values": half,
+            "decoder_scales": stored(scales, torch.float16, "steps of a decoder", hint),
+            "decoder_values": stored(plain, torch.float16, "parameters of a decoder", hint),
         }
 
 

@@ -26,6 +26,7 @@ from reallm_compiler.codecs import (
     uniform,
     vq,
 )
+from reallm_compiler.codecs.numbers import unit
 from reallm_compiler.codecs.scalar import Latent, RowReader
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.vectors import DenseVectors, sampled_places
@@ -145,6 +146,12 @@ class LatentCoder:
             sections, places = nearest.encode(plan.permutation, latent)
             latent = nearest.permute(plan.permutation, latent, places)
         if isinstance(plan.scales, NoScales):
+            if not isinstance(plan.quantizer, NoQuantizer) and unit(latent) != 1:
+                raise CodecError(
+                    f"numbers up to {float(latent.abs().max()):.6g} are coded without scales, and "
+                    "float32 does not hold their squares, by which codes are chosen",
+                    hint="give the matrix `scales`, such as `{kind: rms, per: tensor}`",
+                )
             return sections, latent, None
         reach = QUANTIZERS[type(plan.quantizer)].reach(plan.quantizer)
         sections = sections | scales.encode(plan.scales, latent, reach=reach)

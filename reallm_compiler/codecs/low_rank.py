@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.numbers import norm, stored, unit
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
-from reallm_compiler.errors import CodecError
 from reallm_compiler.layouts.base import DTYPES
 from reallm_compiler.layouts.low_rank import rank_of
 from reallm_compiler.recipe.stages import LowRank
@@ -31,17 +31,24 @@ POWER_ITERATIONS = 4
 
 INT8_LEVELS = 127
 
+HINT = "store the residual with `dtype: float32` or `bfloat16`"
 
-def encode(params: LowRank, weight: Tensor, generator: torch.Generator) -> Sections:
+TINY = 1e-300
+
+
+def encode(
+    params: LowRank, weight: Tensor, generator: torch.Generator, size: float | None = None
+) -> Sections:
     """Sections of the factors of a matrix [p, q].
 
     Args:
         params: the residual stage; `fit: zero` ignores the weight's values.
         weight: what the residual is to follow.
         generator: on the CPU; draws the sketch, or L2 of `fit: zero`.
+        size: norm of the whole matrix, of which `weight` may be a small rest.
 
     Raises:
-        CodecError: a factor overflows its stored type.
+        CodecError: the stored type is too narrow for a factor.
     """
     p, q = weight.shape
     rank = rank_of(params, (p, q))
@@ -52,21 +59,33 @@ def encode(params: LowRank, weight: Tensor, generator: torch.Generator) -> Secti
         right = right.to(weight).div_(math.sqrt(3 * q))
     else:
         left, right = truncated_svd(weight, rank, generator)
-    return store(params, left, right)
+    return store(params, left, right, size)
 
 
-def store(params: LowRank, left: Tensor, right: Tensor) -> Sections:
+def store(params: LowRank, left: Tensor, right: Tensor, size: float | None = None) -> Sections:
     """Sections of the factors L1 [p, r] and L2 [r, q], rounded to their stored type.
 
+    Args:
+        params: the residual stage, of which the type counts.
+        left, right: the factors.
+        size: norm of the matrix, against which what their product loses is held; each factor is
+            held against itself when None.
+
     Raises:
-        CodecError: a factor overflows that type.
+        CodecError: that type is too narrow for a factor.
     """
+    size1 = size2 = None
+    if size is not None:  # an error in one factor is multiplied by the other
+        size1, size2 = size / max(norm(right), TINY), size / max(norm(left), TINY)
     if params.dtype == "int8":
-        codes1, scales1 = _int8(left, dim=0)
-        codes2, scales2 = _int8(right, dim=1)
+        codes1, scales1 = _int8(left, 0, size1, "l1_scales")
+        codes2, scales2 = _int8(right, 1, size2, "l2_scales")
         return {"l1": codes1, "l2": codes2, "l1_scales": scales1, "l2_scales": scales2}
     dtype = TORCH_DTYPES[DTYPES[params.dtype]]
-    return {"l1": _stored(left, dtype), "l2": _stored(right, dtype)}
+    return {
+        "l1": stored(left, dtype, "factors l1", HINT, size=size1),
+        "l2": stored(right, dtype, "factors l2", HINT, size=size2),
+    }
 
 
 def decode(
@@ -88,6 +107,9 @@ def truncated_svd(weight: Tensor, rank: int, generator: torch.Generator) -> tupl
         rank: r, at most min(p, q).
         generator: draws the sketch of the randomised method, on the CPU.
     """
+    one = unit(weight)
+    if one != 1:
+        weight = weight / one
     least = min(weight.shape)
     if least <= EXACT_BELOW or 3 * (rank + OVERSAMPLING) >= least:
         u, s, vt = torch.linalg.svd(weight, full_matrices=False)
@@ -96,7 +118,7 @@ def truncated_svd(weight: Tensor, rank: int, generator: torch.Generator) -> tupl
         u, s, vt = _randomised_svd(weight, rank, generator)
     # A singular pair is known up to a common sign: the largest entry of u is made positive.
     peak = u.gather(0, u.abs().argmax(dim=0, keepdim=True))  # [1, r]
-    root = s.clamp(min=0).sqrt() * torch.where(peak < 0, -1.0, 1.0)[0]
+    root = s.clamp(min=0).sqrt() * math.sqrt(one) * torch.where(peak < 0, -1.0, 1.0)[0]
     return u * root, root.abs()[:, None] * (vt * root.sign()[:, None])
 
 
@@ -120,19 +142,13 @@ def _orthonormal(columns: Tensor) -> Tensor:
     return basis
 
 
-def _stored(factor: Tensor, dtype: torch.dtype) -> Tensor:
-    stored = factor.to(dtype)
-    if not torch.isfinite(stored).all():
-        raise CodecError(
-            f"factors up to {float(factor.abs().max()):.6g} overflow {str(dtype)[6:]}",
-            hint="store the residual as bfloat16 or float32",
-        )
-    return stored.contiguous()
-
-
-def _int8(factor: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def _int8(factor: Tensor, dim: int, size: float | None, name: str) -> tuple[Tensor, Tensor]:
     """Symmetric int8 codes of a factor, and float16 scales over `dim`."""
-    scales = _stored(factor.abs().amax(dim) / INT8_LEVELS, torch.float16)
+    exact = factor.abs().amax(dim) / INT8_LEVELS
+    # A scale that is wrong by 1 moves its codes by their own length.
+    lengths = torch.linalg.vector_norm(factor, dim=dim, dtype=torch.float64)
+    cost = lengths / torch.where(exact > 0, exact, 1.0)
+    scales = stored(exact, torch.float16, name, HINT, cost=cost, size=size)
     step = scales.to(factor.dtype).unsqueeze(dim)
     codes = torch.where(step > 0, factor / step, 0.0).round_()
     return codes.clamp_(-INT8_LEVELS, INT8_LEVELS).to(torch.int8).contiguous(), scales

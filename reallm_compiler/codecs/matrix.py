@@ -23,12 +23,13 @@ from torch import Tensor
 from reallm_compiler.codecs import dora, low_rank
 from reallm_compiler.codecs.autoencoder import Coding
 from reallm_compiler.codecs.latent import PANEL, LatentCoder, LatentReader, panels
+from reallm_compiler.codecs.numbers import norm, unit
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections, check_sections
 from reallm_compiler.codecs.tables import AUTOENCODERS, TRANSFORMS
 from reallm_compiler.codecs.watch import Unwatched, Watch
 from reallm_compiler.errors import CodecError
 from reallm_compiler.layouts import matrix as law
-from reallm_compiler.recipe.stages import LowRank, MatrixPlan
+from reallm_compiler.recipe.stages import LowRank, MatrixPlan, NoQuantizer
 
 ALIGNMENT = 64
 """Bytes at a multiple of which a result begins, as torch's own tensors do."""
@@ -74,8 +75,8 @@ def encode_matrix(
         `weight`; and the relative error.
 
     Raises:
-        CodecError: the weight is not a finite matrix, a value overflows its stored type, or the
-            sections are not those of the size law.
+        CodecError: the weight is not a finite matrix, a stored type is too narrow for what it
+            holds, or the sections are not those of the size law.
     """
     dtype = _work_dtype(source_dtype)
     _check_weight(weight, first_row)
@@ -202,6 +203,9 @@ class MatrixReader:
         shape: p and q.
         sections: all its section tensors by role; without `magnitude` rows are not rescaled.
         dtype: precision of the work.
+
+    Attributes:
+        coarse: fewer than 2 bits a weight: codes may rightly stand for nothing but zero.
     """
 
     def __init__(
@@ -211,6 +215,7 @@ class MatrixReader:
         sections: Mapping[str, Tensor],
         dtype: torch.dtype,
     ) -> None:
+        self.coarse = not isinstance(plan.quantizer, NoQuantizer) and plan.quantizer.bits < 2
         self._shape = shape
         latent = LatentReader(plan, law.latent_shape(plan, shape), sections, dtype)
         codec = AUTOENCODERS[type(plan.autoencoder)]
@@ -278,11 +283,11 @@ class _Job:
         coded: Sections = {}
         for _ in range(residual.iterations if alternating else 1):
             if residual.order == "residual_first":
-                factors = low_rank.encode(residual, self._without_coded(coded), self.generator)
+                factors = self._factors(residual, self._without_coded(coded))
                 coded = self._code(self._without_factors(factors))
             else:
                 coded = self._code(self._without_factors(factors))
-                factors = low_rank.encode(residual, self._without_coded(coded), self.generator)
+                factors = self._factors(residual, self._without_coded(coded))
             sections = factors | coded
             if not alternating:
                 return sections
@@ -297,7 +302,7 @@ class _Job:
         factors: Sections = {}
         residual = self.plan.residual
         if isinstance(residual, LowRank) and residual.order == "residual_first":
-            factors = low_rank.encode(residual, self.weight, self.generator)
+            factors = self._factors(residual, self.weight)
         target = self._without_factors(factors)
         return self._transform(target)[1]
 
@@ -309,6 +314,10 @@ class _Job:
             for first, last in reader.panels()
         ]
         return dora.stored(torch.cat(parts))
+
+    def _factors(self, residual: LowRank, rest: Tensor) -> Sections:
+        """Sections of the factors of W, or of what the coded part leaves of it."""
+        return low_rank.encode(residual, rest, self.generator, norm(self.weight))
 
     def _transform(self, target: Tensor) -> tuple[Sections, Tensor]:
         """Sections of the transforms of `target` [p, q], and the outcome in its place."""
@@ -348,12 +357,27 @@ class _Job:
 
 
 def _relative_error(weight: Tensor, reader: MatrixReader) -> float:
-    """||W - W^|| / ||W||, sums in float64; 0 for a matrix of zeros."""
+    """||W - W^|| / ||W||, sums in float64; 0 for a matrix of zeros.
+
+    Raises:
+        CodecError: nothing is left of a matrix that was something, though it has 2 bits a weight.
+    """
+    one = unit(weight)
     wrong = right = 0.0
+    some = reader.coarse
     for first, last in reader.panels():
         rows = weight[first:last].to(torch.float64)
-        right += float(rows.square().sum())
-        wrong += float((rows - reader.rows(first, last)).square_().sum())
+        decoded = reader.rows(first, last)
+        some = some or bool(decoded.any())
+        right += float((rows / one).square_().sum())
+        wrong += float(((rows - decoded) / one).square_().sum())
+    if right and not (some and math.isfinite(wrong)):
+        what = "not finite" if some else "zero everywhere"
+        raise CodecError(
+            f"the coded matrix is {what}, and the weights are not: they reach "
+            f"{float(weight.abs().max()):.6g}",
+            hint="give the matrix scales and factors with `dtype: float32`, or `keep` it",
+        )
     return math.sqrt(wrong / right) if right else 0.0
 
 

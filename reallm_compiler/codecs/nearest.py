@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.numbers import unit
 from reallm_compiler.codecs.packing import pack, unpack
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import CodecError
@@ -36,6 +37,8 @@ def encode(params: NearestPermutation, latent: Tensor) -> tuple[Sections, Tensor
     """The section of the orders of a latent [p, q], and the places [blocks, q], int64."""
     p, q = latent.shape
     rows = p if params.rows == "all" else params.rows
+    one = unit(latent)
+    latent = latent if one == 1 else latent / one
     blocks = [latent[first : first + rows] for first in range(0, p, rows)]
     if latent.device.type == "cpu":
         budget = max(DISTANCE_BYTES, 2 * latent.numel() * latent.element_size())

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs import kernel
+from reallm_compiler.codecs.numbers import stored
 from reallm_compiler.codecs.packing import CODES_PER_GROUP, unpack
 from reallm_compiler.codecs.scales import ScaleField
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
-from reallm_compiler.errors import CodecError
 from reallm_compiler.layouts.base import DTYPES
 from reallm_compiler.recipe.stages import NoQuantizer
 from reallm_compiler.units import bytes_of_bits
@@ -234,16 +234,11 @@ def encode_values(params: NoQuantizer, latent: Latent) -> Sections:
     """Sections of a latent that is stored as numbers (quantizer `none`).
 
     Raises:
-        CodecError: a value overflows the stored type.
+        CodecError: the stored type is too narrow for the values.
     """
     name = latent.source_dtype if params.dtype == "source" else DTYPES[params.dtype]
-    values = latent.values.to(TORCH_DTYPES[name])
-    if not torch.isfinite(values.to(torch.float32) if values.element_size() == 1 else values).all():
-        raise CodecError(
-            f"values up to {float(latent.values.abs().max()):.6g} overflow {name}",
-            hint="store them as bfloat16 or float32",
-        )
-    return {"values": values}
+    hint = "store them with `dtype: bfloat16` or `float32`"
+    return {"values": stored(latent.values, TORCH_DTYPES[name], "values", hint)}
 
 
 class ValueReader:

@@ -18,9 +18,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.numbers import norm, stored, unit
 from reallm_compiler.codecs.packing import pack, unpack
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
-from reallm_compiler.errors import CodecError
 from reallm_compiler.layouts.base import DTYPES
 from reallm_compiler.layouts.scales import ScaleStage, group_count
 from reallm_compiler.recipe.stages import MinmaxScales, NoScales, RmsScales
@@ -28,6 +28,8 @@ from reallm_compiler.units import ceil_div
 
 LARGEST = 65504.0
 """Bound on normalised values, float16's largest: a two-level scale may round far below its s."""
+
+HINT = "store the scales with `dtype: float32`"
 
 
 class ScaleField:
@@ -129,10 +131,10 @@ class ScaleField:
         }[self.per]
         return self.scale[group]
 
-    def mean_square(self) -> float:
-        """Mean of s^2 over the weights."""
+    def mean_square(self, unit: float = 1.0) -> float:
+        """Mean of (s / unit)^2 over the weights."""
         p, q = self.shape
-        squares = self.scale.to(torch.float64).square()
+        squares = (self.scale.to(torch.float64) / unit).square()
         if self.per != "block":
             return float(squares.mean())
         tail = p * q - (len(squares) - 1) * self.block  # weights of the last block
@@ -167,16 +169,18 @@ def encode(params: ScaleStage, latent: Tensor, *, reach: float = 1.0) -> Section
         reach: what root mean squares are multiplied by, for levels that end at 1.
 
     Raises:
-        CodecError: a scale is too large for its stored type.
+        CodecError: the stored type of the scales is too narrow for them.
     """
     if not isinstance(params, MinmaxScales):
         factor = reach if isinstance(params, RmsScales) else 1.0
-        return _encode_array(params, "scales", _magnitudes(params, latent).mul_(factor))
+        sizes = _magnitudes(params, latent).mul_(factor)
+        return _encode_array(params, "scales", sizes, sizes)
     least, largest = _extremes(params, latent)
-    sections = _encode_array(params, "zeros", least)
+    sizes = torch.maximum(least.abs(), largest.abs())
+    sections = _encode_array(params, "zeros", least, sizes)
     # From the zero point as stored, so that the largest weight stays inside.
     zero = _decode_array(params, "zeros", sections, len(least), least.dtype)
-    return _encode_array(params, "scales", (largest - zero).clamp_(min=0)) | sections
+    return _encode_array(params, "scales", (largest - zero).clamp_(min=0), sizes) | sections
 
 
 def decode(
@@ -236,18 +240,31 @@ def _groups(params: ScaleStage, latent: Tensor) -> list[Tensor]:
     return [part for part in parts if part.numel()]
 
 
-def _encode_array(params: ScaleStage, name: str, values: Tensor) -> Sections:
-    """Sections of scales or zero points [groups] called `name`."""
+def _encode_array(params: ScaleStage, name: str, values: Tensor, sizes: Tensor) -> Sections:
+    """Sections of scales or zero points [groups] called `name`.
+
+    Args:
+        params: the stage.
+        name: `scales` or `zeros`.
+        values: the numbers.
+        sizes: the largest magnitudes or so of the groups: what an error in the numbers is held
+            against.
+    """
     dtype = TORCH_DTYPES[DTYPES[params.dtype]]
     if params.bits is None:
-        return {name: _stored(values, dtype, name)}
-    offset = _stored(values.min()[None], torch.float32, name)
+        return {name: stored(values, dtype, name, HINT, size=norm(sizes))}
+    largest = float(sizes.max())
+    offset = stored(values.min()[None], torch.float32, f"{name}_offset", HINT, size=largest)
     above = (values - offset).clamp_(min=0)
-    padded = torch.nn.functional.pad(above, (0, -len(above) % params.superblock))
-    tops = _stored(padded.view(-1, params.superblock).amax(1), dtype, name)
+    per_super = torch.nn.functional.pad(
+        torch.stack([above, sizes]), (0, -len(above) % params.superblock)
+    ).view(2, -1, params.superblock)
+    most = per_super.amax(2)  # [2, super-blocks]
+    tops = stored(most[0], dtype, f"{name}_super", HINT, size=norm(most[1]))
     levels = 2**params.bits - 1
-    m = _per_scale(tops, params, values)
-    codes = torch.where(m > 0, above * levels / m, 0.0).round_().clamp_(0, levels)
+    one = unit(above)
+    m = _per_scale(tops, params, values) / one
+    codes = torch.where(m > 0, above / one * levels / m, 0.0).round_().clamp_(0, levels)
     return {
         name: pack(codes.to(torch.uint8), params.bits),
         f"{name}_super": tops,
@@ -273,16 +290,6 @@ def _decode_array(
 def _per_scale(tops: Tensor, params: ScaleStage, like: Tensor) -> Tensor:
     """Super-scales [super-blocks] repeated to one for each scale [groups]."""
     return tops.to(like.dtype).repeat_interleave(params.superblock)[: len(like)]
-
-
-def _stored(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    stored = values.to(dtype)
-    if not torch.isfinite(stored).all():
-        raise CodecError(
-            f"{name} up to {float(values.abs().max()):.6g} overflow {str(dtype)[6:]}",
-            hint="store the scales as float32",
-        )
-    return stored
 
 
 def _panels(shape: tuple[int, int]) -> list[tuple[int, int]]:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.assignment import sums_by_word
+from reallm_compiler.codecs.numbers import stored, unit
 from reallm_compiler.codecs.packing import CODES_PER_GROUP, pack, unpack
 from reallm_compiler.codecs.scalar import Latent, RowReader
 from reallm_compiler.codecs.scales import ScaleField
@@ -78,10 +79,10 @@ def encode(params: TrellisQuantizer, latent: Latent) -> Sections:
     mask = choose_wide(params, values, scales)
     if latent.codebook is None:
         pieces = sample(params, values, scales, 1, latent.generator)
-        stored = fit_tables(params, pieces, latent.generator)
+        codebook = fit_tables(params, pieces, latent.generator)
     else:
-        stored = latent.codebook.to(values.device)
-    tables = stored.to(values.dtype)
+        codebook = latent.codebook.to(values.device)
+    tables = codebook.to(values.dtype)
     widths = [params.widths[wide] for wide in mask.tolist()]
     codes = torch.empty(p, q, dtype=torch.uint8, device=values.device)
     for first in range(0, p, ROWS):
@@ -96,7 +97,7 @@ def encode(params: TrellisQuantizer, latent: Latent) -> Sections:
         sections["high_bits"] = pack(codes[:, mask] >> low, 1)
         sections["wide"] = pack(mask.to(torch.uint8), 1)
     if latent.codebook is None:
-        sections["codebook"] = stored
+        sections["codebook"] = codebook
     return sections
 
 
@@ -133,9 +134,11 @@ def sample(
     p = len(values)
     mask = choose_wide(params, values, scales)
     count = sample_segments(params, sharers)
-    mean_square = 1.0 if scales is None else scales.mean_square()
+    one = 1.0 if scales is None else unit(scales.scale)
     if scales is None:
         mean_square = float(values.square().mean(dtype=torch.float64))
+    else:
+        mean_square = scales.mean_square(one)
     pieces = []
     for wide in range(len(params.widths)):
         columns = (mask == bool(wide)).nonzero()[:, 0]
@@ -151,7 +154,7 @@ def sample(
         part = values[row, column]
         weights = torch.ones_like(part)
         if scales is not None:
-            weights = scales.at(row.expand_as(column), column).square()
+            weights = (scales.at(row.expand_as(column), column) / one).square()
         weights = weights * (p * len(columns) / part.numel() / (mean_square or 1.0))
         padding = (0, SEGMENT - length)
         pieces.append(
@@ -175,7 +178,7 @@ def fit_tables(
     """Tables [widths, 2^memory] for segments of each width, in their stored type.
 
     Raises:
-        CodecError: a value overflows the stored type.
+        CodecError: the stored type is too narrow for the values.
     """
     tables = torch.stack(
         [
@@ -183,13 +186,12 @@ def fit_tables(
             for width, part in zip(params.widths, pieces, strict=True)
         ]
     )
-    stored = tables.to(TORCH_DTYPES[DTYPES[params.dtype]])
-    if not torch.isfinite(stored).all():
-        raise CodecError(
-            f"table values up to {float(tables.abs().max()):.6g} overflow {params.dtype}",
-            hint="scale the matrix first, or store the table as float32",
-        )
-    return stored
+    return stored(
+        tables,
+        TORCH_DTYPES[DTYPES[params.dtype]],
+        "table values",
+        "give the matrix `scales`, or store the codebook with `dtype: float32`",
+    )
 
 
 def _fit_table(

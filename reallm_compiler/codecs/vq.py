@@ -15,12 +15,12 @@ from torch import Tensor
 
 from reallm_compiler.codecs import k_means
 from reallm_compiler.codecs.assignment import assign
+from reallm_compiler.codecs.numbers import stored
 from reallm_compiler.codecs.packing import CODES_PER_GROUP, code_dtype, pack, unpack
 from reallm_compiler.codecs.scalar import Latent, RowReader, byte_table, look_up
 from reallm_compiler.codecs.scales import ScaleField
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
 from reallm_compiler.codecs.vectors import Vectors
-from reallm_compiler.errors import CodecError
 from reallm_compiler.layouts.base import DTYPES
 from reallm_compiler.layouts.vq import code_shape
 from reallm_compiler.recipe.stages import VectorQuantizer
@@ -119,11 +119,11 @@ def encode(params: VectorQuantizer, latent: Latent) -> Sections:
     vectors = MatrixVectors(params, latent.values, latent.scales)
     sections: Sections = {}
     if latent.codebook is None:
-        stored = fit_codebook(params, vectors, latent.generator)
-        sections["codebook"] = stored
+        codebook = fit_codebook(params, vectors, latent.generator)
+        sections["codebook"] = codebook
     else:
-        stored = latent.codebook.to(latent.values.device)
-    words = stored.to(latent.values.dtype)
+        codebook = latent.codebook.to(latent.values.device)
+    words = codebook.to(latent.values.dtype)
     codes = torch.empty(vectors.count, dtype=code_dtype(params.index_bits), device=words.device)
     for first, values, weights in vectors.chunks():
         codes[first : first + len(values)] = assign(values, weights, words)
@@ -134,16 +134,15 @@ def fit_codebook(params: VectorQuantizer, vectors: Vectors, generator: torch.Gen
     """A codebook [2^(b d), d] for `vectors`, in its stored type.
 
     Raises:
-        CodecError: a codeword overflows the stored type.
+        CodecError: the stored type is too narrow for the codewords.
     """
     words = k_means.fit(vectors, 2**params.index_bits, params.iterations, generator)
-    stored = words.to(TORCH_DTYPES[DTYPES[params.dtype]])
-    if not torch.isfinite(stored).all():
-        raise CodecError(
-            f"codewords up to {float(words.abs().max()):.6g} overflow {params.dtype}",
-            hint="scale the matrix first, or store the codebook as float32",
-        )
-    return stored
+    return stored(
+        words,
+        TORCH_DTYPES[DTYPES[params.dtype]],
+        "codewords",
+        "give the matrix `scales`, or store the codebook with `dtype: float32`",
+    )
 
 
 class VectorReader:

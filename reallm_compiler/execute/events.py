@@ -26,6 +26,7 @@ class Preflight:
         weights_done: weights of the finished units.
         operations: floating-point operations of all trainings that a compile of the whole recipe
             has still to do; 0 where nothing is trained.
+        notes: what the plan has to say of the checkpoint.
     """
 
     file_bytes: int
@@ -42,6 +43,7 @@ class Preflight:
     operations: int = 0
     device_bytes: int | None = None
     device_free_bytes: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

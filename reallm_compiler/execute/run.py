@@ -211,6 +211,7 @@ def _compile(
                     disk_bytes=0 if done else plan.layout.file_bytes,
                     disk_free_bytes=disk,
                     operations=sum(unit.operations for unit in units if unit.key not in done),
+                    notes=plan.notes,
                 )
             )
             resumed = len(done)
@@ -297,6 +298,7 @@ def _try(
             disk_bytes=0,
             disk_free_bytes=0,
             operations=whole.budget().totals.training_operations,
+            notes=plan.notes,
         )
     )
     errors: dict[str, float] = {}
@@ -373,6 +375,7 @@ def _preflight(
     disk_bytes: int,
     disk_free_bytes: int,
     operations: int,
+    notes: tuple[str, ...],
 ) -> Preflight:
     """What is told before the first unit."""
     return Preflight(
@@ -390,6 +393,7 @@ def _preflight(
         weights=sum(unit.weights for unit in units),
         weights_done=progress.weights,
         operations=operations,
+        notes=notes,
     )
 
 

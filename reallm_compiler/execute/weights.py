@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.numbers import Loss
 from reallm_compiler.codecs.sections import TORCH_DTYPES
 from reallm_compiler.errors import CodecError, SourceError
 from reallm_compiler.sources import Inventory
@@ -24,6 +25,8 @@ from reallm_compiler.tensors import TensorSpec
 
 CHUNK = 64 * 2**20
 """Bytes read at once."""
+
+_WIDER = "keep this tensor as `source`, or as a type of a wider range"
 
 PIECE = 1 << 20
 """Numbers of a piece of a tensor, about."""
@@ -118,17 +121,24 @@ class Weights:
 
         Raises:
             SourceError: the shard is missing or too short.
-            CodecError: a finite number overflows `dtype`.
+            CodecError: `dtype` is too narrow for the finite numbers (`codecs.numbers`).
         """
         spec = self.by_name[tensor]
         # Scales are laid out by rows of a matrix, so that pieces hold whole rows.
         columns = 1 if spec.scale is None else max(1, spec.shape[-1])
         step = max(1, PIECE // columns) * columns
+        loss = Loss(TORCH_DTYPES[dtype])
         for first, values in self._steps(spec, step):
             cast = values.to(TORCH_DTYPES[dtype])
             if cast.dtype != values.dtype:
                 _check_overflow(spec, dtype, values, cast, first)
+                loss.add(values, cast)
             yield cast
+        try:
+            loss.check("values", _WIDER)
+        except CodecError as error:
+            error.location = spec.name
+            raise
 
     def bands(self, tensor: str, rows: int) -> Iterator[Tensor]:
         """A 2-D tensor [p, q] in the checkpoint's type, `rows` rows at a time, the last of fewer.
@@ -283,5 +293,5 @@ def _check_overflow(spec: TensorSpec, dtype: str, values: Tensor, cast: Tensor, 
     raise CodecError(
         f"the value at {place} is {float(values[at]):.6g}, which overflows {dtype}",
         location=spec.name,
-        hint="keep this tensor as `source`, or as a type of a wider range",
+        hint=_WIDER,
     )

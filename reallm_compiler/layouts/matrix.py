@@ -61,9 +61,17 @@ def sections(plan: MatrixPlan, shape: tuple[int, int], source_dtype: str) -> lis
 
 
 def rows_stand_alone(plan: MatrixPlan) -> bool:
-    """Whether each row is coded by itself, so that bands of rows make up the whole."""
+    """Whether each row is coded by itself, so that bands of rows make up the whole.
+
+    Scales in float16 do not: whether they lose too much can be said of a whole matrix only.
+    """
     alone = isinstance(plan.quantizer, UniformQuantizer | NormalFloatQuantizer)
-    scaled = plan.scales.kind != "none" and plan.scales.per == "row" and plan.scales.bits is None
+    scales = plan.scales
+    scaled = (
+        not isinstance(scales, NoScales)
+        and (scales.per, scales.bits) == ("row", None)
+        and scales.dtype != "float16"
+    )
     rest = MatrixPlan(scales=plan.scales, quantizer=plan.quantizer)
     return alone and scaled and plan == rest
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from reallm_compiler.errors import SourceError
 from reallm_compiler.sources.architecture import building, model_class, transformers_config
+from reallm_compiler.sources.layers import is_prediction, prediction_layers
 from reallm_compiler.sources.paths import parse_json
 
 GENERATION = "generation_config.json"
@@ -99,7 +100,7 @@ def build_model(files: ModelFiles, dtype: torch.dtype | None = None) -> Any:  # 
         raise
     if reader.failed is not None:
         raise reader.failed
-    _check_complete(model, found, label)
+    _check_complete(model, found, files)
     return model
 
 
@@ -126,18 +127,22 @@ def _generation(files: ModelFiles, made: Any) -> Any:  # noqa: ANN401 (transform
     return GenerationConfig.from_model_config(copy.deepcopy(dict(files.config)))
 
 
-def _check_complete(model: Any, found: Mapping[str, Any], label: str) -> None:  # noqa: ANN401
+def _check_complete(model: Any, found: Mapping[str, Any], files: ModelFiles) -> None:  # noqa: ANN401
     """Refuse a model with random tensors, or a checkpoint of which something is left out.
+
+    Layers for multi-token prediction may be left out: they are no part of the model, and many
+    classes have no place for them.
 
     Args:
         model: as it was built.
         found: what transformers says of missing, unexpected and mismatched names, without those
             that it ties, makes itself, or knows to be of no use to this class.
-        label: the model in messages.
+        files: what the model was made of.
 
     Raises:
         SourceError: with the names.
     """
+    prediction = prediction_layers(files.tensors, files.config)
     missing = sorted(found["missing_keys"])
     computed = {name for name, _ in model.named_buffers()}
     prefix = f"{model.base_model_prefix}."
@@ -147,6 +152,7 @@ def _check_complete(model: Any, found: Mapping[str, Any], label: str) -> None:  
         if name not in computed
         and prefix + name not in computed
         and not name.endswith(OLD_CONSTANT)
+        and not is_prediction(name, prediction)
     )
     other = sorted(
         f"{name} {_shape(stored)}, not {_shape(wanted)}"
@@ -161,7 +167,7 @@ def _check_complete(model: Any, found: Mapping[str, Any], label: str) -> None:  
     if said:
         raise SourceError(
             f"the tensors are not those of {type(model).__name__}: {'; '.join(said)}",
-            location=label,
+            location=files.label,
             note="what is missing would be random numbers, and what is not used would be lost",
             hint="`architectures` in config.json must name the class that the weights are of, and "
             "the names of the tensors must be that class's own",

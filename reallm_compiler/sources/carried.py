@@ -30,6 +30,7 @@ NAMES = (
     "*.model",
     "*.spm",
     "*.tiktoken",
+    "tokenizer.model.v[0-9]",
     "*_tokenizer_config.json",
     "*_vocab.json",
     "added_tokens.json",

@@ -68,6 +68,24 @@ def layer_prefix(name: str) -> str | None:
     return None if found is None else name[: found.end(1)]
 
 
+def is_prediction(name: str, prediction: frozenset[str]) -> bool:
+    """Whether a tensor is of multi-token prediction.
+
+    Args:
+        name: of the tensor, in the checkpoint or under another prefix in a model.
+        prediction: what `prediction_layers` gave for the checkpoint.
+    """
+    if _PREDICTION.search(name):
+        return True
+    layer = layer_prefix(name)
+    return layer is not None and _numbered(layer) in {_numbered(prefix) for prefix in prediction}
+
+
+def _numbered(prefix: str) -> str:
+    """`layers.61` of `model.layers.61`: a model may have it under another prefix."""
+    return ".".join(prefix.split(".")[-2:])
+
+
 def model_layer(name: str, prediction: frozenset[str]) -> int | None:
     """Number of the layer of the model that a tensor or matrix belongs to, or None.
 

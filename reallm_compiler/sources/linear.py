@@ -21,6 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 from reallm_compiler.errors import SourceError
@@ -228,10 +229,21 @@ def known_role(tensor: str) -> Role | None:
     if name in _WHOLE:
         return _WHOLE[name]
     modules = name.split(".")
-    for role, word in _ANYWHERE:
-        if any(word.fullmatch(module) for module in modules):
+    for module in modules:
+        role = _role_anywhere(module)
+        if role is not None:
             return role
-    return next((role for role, word in _MODULES if word.fullmatch(modules[-1])), None)
+    return _role_of_module(modules[-1])
+
+
+@lru_cache(1024)
+def _role_anywhere(module: str) -> Role | None:
+    return next((role for role, word in _ANYWHERE if word.fullmatch(module)), None)
+
+
+@lru_cache(1024)
+def _role_of_module(module: str) -> Role | None:
+    return next((role for role, word in _MODULES if word.fullmatch(module)), None)
 
 
 def _role(tensor: TensorSpec, name: str, *, bare: bool) -> Role:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 
 from reallm_compiler.sources.experts import is_expert_weight
 from reallm_compiler.sources.headers import FLOATS
@@ -67,12 +68,19 @@ def refuse_packed(tensors: Iterable[TensorSpec]) -> None:
             raise already_quantized(method, f"{tensor.shard}: {tensor.name}")
 
 
+@lru_cache(1024)
+def _method_of_name(last: str) -> str | None:
+    return next((method for method, word in _NAMES if word.fullmatch(last)), None)
+
+
 def _method(tensor: TensorSpec, names: set[str], scaled_modules: set[str]) -> str | None:
     module, _, last = tensor.name.rpartition(".")
-    for method, word in _NAMES:
-        if word.fullmatch(last):
-            return method
+    named = _method_of_name(last)
+    if named is not None:
+        return named
     if tensor.scale is not None:
+        return None
+    if len(tensor.shape) < 2 and tensor.dtype not in _INTEGERS:
         return None
     weight = _WEIGHT.fullmatch(last) is not None or is_expert_weight(tensor.name)
     if tensor.dtype in _INTEGERS:
@@ -81,9 +89,9 @@ def _method(tensor: TensorSpec, names: set[str], scaled_modules: set[str]) -> st
             return None
         packed = tensor.dtype == "u32" and f"{module}.scales" in names
         return "MLX" if packed else f"{tensor.dtype} numbers in place of weights"
-    if tensor.dtype in _FP8 and len(tensor.shape) > 1 and module in scaled_modules:
+    if tensor.dtype in _FP8 and module in scaled_modules:
         return "fp8 with scales under names that are not read"
-    if tensor.dtype in FLOATS and weight and len(tensor.shape) > 1:
+    if tensor.dtype in FLOATS and weight and not scaled_modules.isdisjoint((module, tensor.name)):
         own = [tensor.name + suffix for suffix in _OWN if tensor.name + suffix in names]
         return f"{own[0]} scales it" if own else None
     return None

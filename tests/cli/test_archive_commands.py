@@ -10,8 +10,10 @@ import shutil
 import sys
 from itertools import accumulate
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from reallm_cli.main import main
 from reallm_compiler.reader.verify import verify
@@ -328,3 +330,14 @@ def test_what_an_archive_says_steers_no_terminal(run, tmp_path, words):
     assert result.code == 0
     assert not fuzzer.CONTROL.search(result.out + result.err)
     assert not any(line.strip().startswith("intact") for line in result.out.splitlines())
+
+
+def test_notes_stand_where_a_checkpoint_is_compiled(run, tmp_path):
+    """What is odd in a checkpoint is not said in a budget alone."""
+    shapes = {"model.embed_tokens.weight": (40, 8), "layers.0.a.weight": (8, 8)}
+    tensors = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "x", "vocab_size": 32}')
+    done = run("compile", "nf4", "--model", tmp_path, "-o", tmp_path / "x.reallm")
+    assert done.code == 0
+    assert "note    model.embed_tokens.weight has 40 rows" in done.err

@@ -72,7 +72,7 @@ def test_stored_numbers_are_exact(name, dtype, shape, gaussian, plan_of, check_c
 
 def test_a_value_that_overflows_its_stored_type_is_refused(plan_of, check_codec):
     weight = torch.tensor([[1.0, 1e5]])
-    with pytest.raises(CodecError, match="values up to 100000 overflow f16"):
+    with pytest.raises(CodecError, match="values up to 100000 overflow float16"):
         check_codec(plan_of(quantizer={"kind": "none", "dtype": "float16"}), weight)
     with_scales = plan_of(scales={"kind": "absmax"}, quantizer={"kind": "none", "dtype": "float16"})
     assert check_codec(with_scales, weight).relative_error < 1e-3

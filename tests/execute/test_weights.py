@@ -187,6 +187,25 @@ def test_a_cast_that_overflows_is_refused(
     assert torch.equal(weights.tensor("big", name), values)
 
 
+@pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (1e-9, False)])
+def test_a_cast_that_loses_small_numbers_is_refused_if_they_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, passes: bool
+) -> None:
+    monkeypatch.setattr(room, "PIECE", 4)
+    values = torch.tensor([0.0, 1e-9, -1e-9, 2e-9, 1.0, 2.0]).repeat(3)  # piece by piece
+    values = torch.where(values.abs() < 1e-6, values, values * factor)
+    values[0] = math.inf
+    weights = Weights(checkpoint(tmp_path, {"small": values}))
+    if passes:
+        assert weights.tensor("small", "f16")[2] == 0
+        return
+    with pytest.raises(CodecError, match="values from 1e-09 to 2e-09 are too small") as caught:
+        weights.tensor("small", "f16")
+    assert caught.value.location == "small"
+    assert "`source`" in str(caught.value.hint)
+    weights.tensor("small", "bf16")
+
+
 def test_a_kept_tensor_that_overflows_ends_the_compile(tiny_llama: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()

@@ -17,7 +17,15 @@ from safetensors.torch import load_file, save_file
 import reallm_compiler as reallm
 from reallm_compiler.errors import FinetuneError, OutputError, ResumeError
 from reallm_compiler.execute.stop import Interrupted
-from reallm_compiler.finetune import BlockDone, StepDone, blockwise, end_to_end, finetune, state
+from reallm_compiler.finetune import (
+    BlockDone,
+    Started,
+    StepDone,
+    blockwise,
+    end_to_end,
+    finetune,
+    state,
+)
 from reallm_compiler.finetune.options import options_from
 from reallm_compiler.finetune.original import Original
 from reallm_compiler.finetune.store import TUNED_ROLES
@@ -142,7 +150,8 @@ def test_other_inputs_do_not_go_on(
     run: Any, tmp_path: Path, changes: dict, more: dict, words: str
 ) -> None:
     def stop(event: Any) -> None:
-        signal.raise_signal(signal.SIGINT)
+        if isinstance(event, Started):
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted):
         run(on_event=stop)

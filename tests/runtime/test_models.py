@@ -204,6 +204,25 @@ def test_a_tensor_too_many_or_too_few_is_refused(tmp_path: Path, change, message
         reallm.load(folder)
 
 
+def test_layers_for_multi_token_prediction_may_be_left_out(tmp_path: Path) -> None:
+    """Numbered on after the last layer, or under a name of their own."""
+    folder = tmp_path / "model"
+    transformers.LlamaForCausalLM(config("LlamaConfig", **TINY)).save_pretrained(folder)
+    last = f"model.layers.{TINY['num_hidden_layers'] - 1}."
+
+    def with_prediction(tensors: dict) -> dict:
+        more = {n: v.clone() for n, v in tensors.items() if n.startswith(last)}
+        numbered = {
+            n.replace(last, f"model.layers.{TINY['num_hidden_layers']}."): v
+            for n, v in more.items()
+        }
+        return {**tensors, **numbered, "mtp.layers.0.fc.weight": torch.ones(16, 16)}
+
+    edited(folder, with_prediction)
+    for path in (folder, compiled(folder)):
+        assert reallm.load(path)[0].config.num_hidden_layers == TINY["num_hidden_layers"]
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "buffers"),
     [

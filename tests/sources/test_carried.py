@@ -53,7 +53,7 @@ sentencepiece.bpe.model sentencepiece.model source.spm special_tokens_map.json s
 spm_char.model target.spm target_vocab.json tekken.json tokenizer.json tokenizer.model
 tokenizer_config.json video_preprocessor_config.json vocab-src.json vocab.bpe vocab.json vocab.txt
 modules.json config_sentence_transformers.json sentence_bert_config.json 1_Pooling/config.json
-2_Dense/config.json 2_Dense/model.safetensors
+tokenizer.model.v3 2_Dense/config.json 2_Dense/model.safetensors
 """
 SILENT = """
 README.md LICENSE LICENSE.txt USE_POLICY.md NOTICE .gitattributes picture.png modeling_x.py

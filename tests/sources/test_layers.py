@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from reallm_compiler import plan
 from reallm_compiler.errors import RecipeError
 from reallm_compiler.sources import layer_index, open_source
-from reallm_compiler.sources.layers import model_layer, prediction_layers
+from reallm_compiler.sources.layers import is_prediction, model_layer, prediction_layers
 
 LAYERS = {
     "model.layers.12.mlp.up_proj": 12,
@@ -78,6 +78,24 @@ def test_prediction_layers(names, config, extra):
     for name in names:
         number = layer_index(name)
         assert model_layer(name, found) == (None if number in extra else number)
+
+
+IN_A_MODEL = {
+    "model.layers.61.mlp.up_proj": True,
+    "model.language_model.layers.61.enorm": True,
+    "layers.61.enorm": True,
+    "mtp.fc": True,
+    "model.mtp_layers.0.x": True,
+    "model.layers.60.x": False,
+    "model.layers.6.x": False,
+    "visual.blocks.61.x": False,
+    "value_head": False,
+}
+
+
+@pytest.mark.parametrize(("name", "found"), IN_A_MODEL.items(), ids=IN_A_MODEL.keys())
+def test_is_prediction(name, found):
+    assert is_prediction(name, frozenset({"model.layers.61"})) == found
 
 
 @pytest.fixture

@@ -217,4 +217,5 @@ def preflight_lines(event: Preflight) -> list[str]:
         lines.append(
             f"resume  {grouped(event.units_done)} of {counted(event.units, 'step')} are done"
         )
+    lines += (f"note    {note}" for note in event.notes)
     return lines
