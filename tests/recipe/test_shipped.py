@@ -10,14 +10,9 @@ import pytest
 
 from reallm_compiler.recipe import Candidate, list_shipped, load_recipe, read_shipped, resolve
 from reallm_compiler.recipe import shipped as shipped_module
-<<<<<<< ours
-from reallm_compiler.recipe.shipped import BEST, FIRST_CHOICE, head_comment
+from reallm_compiler.recipe.shipped import head_comment
 from reallm_compiler.stages import AbsmaxScales, MatrixPlan, UniformQuantizer
 from reallm_compiler.storage.matrix import layout_of
-=======
-from reallm_compiler.recipe.shipped import head_comment
-from reallm_compiler.recipe.stages import AbsmaxScales, MatrixPlan, UniformQuantizer
->>>>>>> theirs
 from reallm_compiler.units import bits_per_weight
 
 ROOT = Path(__file__).resolve().parents[2]
