@@ -24,7 +24,7 @@ import forge  # noqa: E402 (beside the vectors)
 import numpy as np  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 
-from benchmarks.fuzz_container import HOSTILE, edit  # noqa: E402
+from benchmarks.fuzz_container import HOSTILE, edit, walk  # noqa: E402
 from reallm_compiler.layouts import matrix as law  # noqa: E402
 from reallm_compiler.layouts.base import SectionSpec  # noqa: E402
 from reallm_compiler.layouts.values import Ones, Order  # noqa: E402
@@ -240,13 +240,11 @@ def change_document(draw: random.Random, document: Plain, sections: list[Section
 
 def change_plan(draw: random.Random, document: Plain, sections: list[Section]) -> None:
     """Another value somewhere in a plan or a row, and sections that fit it where they can."""
-    target = draw.choice((document["methods"], document["matrices"]))
-    holder = draw.choice(target)
-    while True:
-        key = draw.choice(list(holder))
-        if not isinstance(holder[key], dict) or not holder[key]:
-            break
-        holder = holder[key]
+    parts = [document.get(key) for key in ("methods", "matrices")]
+    places = [place for part in parts if isinstance(part, dict | list) for place in walk(part)]
+    if not places:
+        return
+    holder, key = draw.choice(places)
     edges = (0, 1, 2, 3, 4, 8, 16, 64, 512, 4096, 65536, 1 << 31, None, True, "all", "1/64", "row")
     holder[key] = copy.deepcopy(draw.choice((*edges, [1, 1, 1], [4, 4], *HOSTILE)))
     kept = [part for part in sections if part[0].startswith(("file:", "tensor:"))]
