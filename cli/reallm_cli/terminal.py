@@ -86,8 +86,12 @@ class Terminal:
 
     def json(self, payload: Any) -> None:  # noqa: ANN401
         """Print one JSON document on stdout; a number that is not finite becomes null."""
+        try:
+            text = json.dumps(payload, indent=2, allow_nan=False)
+        except (TypeError, ValueError):  # rare: a copy of all that is printed takes long
+            text = json.dumps(_finite(payload), indent=2, allow_nan=False)
         # Past rich: nothing may be wrapped, cropped or coloured. ASCII, for any encoding.
-        self.out.file.write(json.dumps(_finite(payload), indent=2, allow_nan=False) + "\n")
+        self.out.file.write(text + "\n")
 
     def say(self, text: str | Text = "") -> None:
         """Print a line on stderr."""

@@ -81,10 +81,11 @@ def check_count(count: int, size: int) -> None:
 class _Normaliser:
     """Copies a document into normal form and counts its values, keys included."""
 
-    __slots__ = ("count",)
+    __slots__ = ("count", "orders")
 
     def __init__(self) -> None:
         self.count = 0
+        self.orders: dict[tuple[Any, ...], list[str]] = {}  # many maps have the same keys
 
     def document(self, value: object, depth: int = 0) -> Any:  # noqa: ANN401
         try:
@@ -116,14 +117,16 @@ class _Normaliser:
 
     def map(self, items: dict[Any, Any], depth: int) -> dict[str, Any]:
         _check_depth(depth)
-        for key in items:
-            if type(key) is not str:
-                raise FormatError("C3", f"the key {key!r} is not text")
-            if not key.isascii():
+        keys = tuple(items)
+        if keys not in self.orders:
+            for key in keys:
+                if type(key) is not str:
+                    raise FormatError("C3", f"the key {key!r} is not text")
                 _check_text(key)
+            self.orders[keys] = sorted(keys)
         self.count += len(items)
         copy = {}
-        for key in sorted(items):
+        for key in self.orders[keys]:
             try:
                 copy[key] = self.value(items[key], depth + 1)
             except FormatError as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.layouts.base import SectionSpec
 from reallm_compiler.plan.alike import once_for_alike
+from reallm_compiler.plan.collector import resting_collector
 from reallm_compiler.recipe.stages import MatrixPlan
 from reallm_compiler.units import bits_per_weight, split_evenly
 from reallm_formats import BITS
@@ -162,6 +163,7 @@ class Budget:
         }
 
 
+@resting_collector()
 def budget_of(plan: Plan) -> Budget:
     """The budget of a plan."""
     kinds: dict[int, _Kind] = {}

@@ -14,6 +14,7 @@ from typing import Any
 from reallm_compiler.errors import FormatError, Problem, RecipeError, SourceError
 from reallm_compiler.layouts import matrix as matrix_law
 from reallm_compiler.layouts.base import DTYPES
+from reallm_compiler.plan.collector import resting_collector
 from reallm_compiler.plan.decoders import DecoderFile, resolve_decoders, with_digests
 from reallm_compiler.plan.document import section_list, to_document
 from reallm_compiler.plan.model import Plan, PlannedFile, PlannedMatrix, PlannedTensor
@@ -30,6 +31,7 @@ KIND = "model"
 _FLOATS = frozenset({"f64", "f32", "f16", "bf16", "f8_e4m3", "f8_e5m2"})
 
 
+@resting_collector()
 def plan(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
     *,
@@ -71,6 +73,7 @@ def open_model(
     return open_source(named, weights=weights)
 
 
+@resting_collector()
 def build(recipe: Recipe, inventory: Inventory) -> Plan:
     """The plan for an opened inventory."""
     facts = inventory.matrices()

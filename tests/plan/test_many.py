@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from fractions import Fraction
 
 import pytest
 
 from reallm_compiler import plan
+from reallm_compiler.errors import RecipeError
 from reallm_compiler.layouts import matrix as matrix_law
 from reallm_formats import encode_manifest
 
@@ -63,3 +65,18 @@ def test_the_length_of_the_manifest_needs_no_manifest():
     made = plan("reallm-2bit", model={"shapes": SHAPES})
     assert "manifest" not in vars(made.layout)
     assert made.budget().totals.manifest_bytes == len(encode_manifest(made.layout.manifest))
+
+
+def test_the_collector_rests_and_is_left_as_it_was(monkeypatch):
+    resting = []
+    law = matrix_law.sections
+    monkeypatch.setattr(
+        matrix_law, "sections", lambda *facts: resting.append(not gc.isenabled()) or law(*facts)
+    )
+    plan("nf4", model={"shapes": SHAPES}).budget()
+    assert resting
+    assert all(resting)
+    assert gc.isenabled()
+    with pytest.raises(RecipeError):
+        plan({"reallm": 1, "rules": [{"match": "no", "keep": "source"}]}, model={"shapes": SHAPES})
+    assert gc.isenabled()
