@@ -99,6 +99,8 @@ class _Normaliser:
         if type(value) is str:
             if not value.isascii():
                 _check_text(value)
+        elif value is None or type(value) is bool or type(value) is bytes:
+            return value
         elif type(value) is int:
             if not _INT_MIN <= value <= _INT_MAX:
                 raise FormatError("C5", f"the integer {value} needs more than 64 bits")
@@ -109,7 +111,7 @@ class _Normaliser:
             return self.map(value, depth)
         elif isinstance(value, list | tuple):
             return self.array(value, depth)
-        elif value is not None and type(value) not in (bool, bytes):
+        else:
             kind = type(value)
             name = f"{kind.__module__}.{kind.__qualname__}"
             raise FormatError("C5", f"a value of type {name} is not plain data")
