@@ -24,10 +24,10 @@ import forge  # noqa: E402 (beside the vectors)
 import numpy as np  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 
-from benchmarks.fuzz_container import HOSTILE, edit  # noqa: E402
+from benchmarks.fuzz_container import HOSTILE, edit, walk  # noqa: E402
 from reallm_compiler.stages import MatrixPlan  # noqa: E402
-from reallm_compiler.storage import matrix as law  # noqa: E402
 from reallm_compiler.storage.base import SectionSpec  # noqa: E402
+from reallm_compiler.storage.matrix import layout_of  # noqa: E402
 from reallm_compiler.storage.values import Ones, Order  # noqa: E402
 from reallm_formats.dtypes import BITS, CODES, FLOATS, section_bytes  # noqa: E402
 
@@ -221,7 +221,7 @@ def fill(draw: random.Random, document: Plain, sections: list[Section]) -> None:
     for row in document["matrices"]:
         plan = MatrixPlan.model_validate(document["methods"][row["method"]])
         shared, own = [], []
-        for spec in law.sections(plan, (row["shape"][0], row["shape"][1]), row["dtype"]):
+        for spec in layout_of(plan, (row["shape"][0], row["shape"][1]), row["dtype"]).sections:
             owner = f"share:{plan.share}" if spec.shared else f"matrix:{row['name']}"
             name = f"{owner}/{spec.role}"
             if name in known:
@@ -240,13 +240,11 @@ def change_document(draw: random.Random, document: Plain, sections: list[Section
 
 def change_plan(draw: random.Random, document: Plain, sections: list[Section]) -> None:
     """Another value somewhere in a plan or a row, and sections that fit it where they can."""
-    target = draw.choice((document["methods"], document["matrices"]))
-    holder = draw.choice(target)
-    while True:
-        key = draw.choice(list(holder))
-        if not isinstance(holder[key], dict) or not holder[key]:
-            break
-        holder = holder[key]
+    parts = [document.get(key) for key in ("methods", "matrices")]
+    places = [place for part in parts if isinstance(part, dict | list) for place in walk(part)]
+    if not places:
+        return
+    holder, key = draw.choice(places)
     edges = (0, 1, 2, 3, 4, 8, 16, 64, 512, 4096, 65536, 1 << 31, None, True, "all", "1/64", "row")
     holder[key] = copy.deepcopy(draw.choice((*edges, [1, 1, 1], [4, 4], *HOSTILE)))
     kept = [part for part in sections if part[0].startswith(("file:", "tensor:"))]

@@ -33,6 +33,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from processes import anonymous_bytes
@@ -49,6 +50,9 @@ extends: {recipe}
 rules: [{{match: "*embed_tokens", keep: bf16}}]
 """
 SAMPLE_SECONDS = 0.1
+MANY, LAYERS, RULES = 99_960, 56, 1_400
+"""Matrices, layers and rules of the largest plan."""
+
 COMMAND = [sys.executable, "-c", "from reallm_cli.main import run; run()"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
 
@@ -223,7 +227,7 @@ def study(given: argparse.Namespace, folder: Path) -> bool:
 
 
 def budgets(folder: Path) -> bool:
-    """`budget` on many matrices and on the config of a large model, as a table and as JSON."""
+    """`budget` on many matrices, rules and layers, as a table and as JSON."""
     places = range(1000)
     layers = {f"model.layers.{place}.mlp.up_proj.weight": (64, 64) for place in places}
     equal = {f"w{place}": (64, 64) for place in places}
@@ -241,11 +245,18 @@ def budgets(folder: Path) -> bool:
     (folder / "70b.json").write_text(json.dumps(LLAMA_70B))
     models.append(("config of Llama-2-70B", folder / "70b.json", 10.0))
     start = timed_budget(None)[1]
+    many = folder / "many.json"
+    many.write_text(json.dumps({"shapes": experts(), "dtype": "bfloat16"}))
+    models.append((f"{MANY:,} matrices", many, start + 5.0))
+    rules = folder / "rules.json"
+    rules.write_text(json.dumps(expert_rules()))
+    models.append((f"{MANY:,} matrices by {RULES:,} rules", many, start + 5.0))
     good = True
     for title, model, limit in models:
+        recipe = str(rules) if title.endswith("rules") else "reallm-2bit"
         for form in ((), ("--json",)):
-            seconds, used, modules = timed_budget(model, *form)
-            fits = used < limit and ("torch" not in modules or model.suffix == ".json")
+            seconds, used, modules = timed_budget(model, *form, recipe=recipe)
+            fits = used < limit and ("torch" not in modules or model.name == "70b.json")
             print(
                 f"budget{' --json' if form else ''} of {title}: {used:.2f} s of the processor "
                 f"(limit {limit:.0f}), of which {start:.2f} start the interpreter; {seconds:.2f} "
@@ -256,12 +267,40 @@ def budgets(folder: Path) -> bool:
     return good
 
 
-def timed_budget(model: Path | None, *form: str) -> tuple[float, float, list[str]]:
+def experts() -> dict[str, list[int]]:
+    """Shapes of a mixture of `MANY` matrices, of widths as DeepSeek-R1 has them."""
+    kinds = {"gate_proj": [2048, 7168], "up_proj": [2048, 7168], "down_proj": [7168, 2048]}
+    return {
+        f"model.layers.{layer}.mlp.experts.{expert}.{kind}.weight": shape
+        for layer in range(LAYERS)
+        for expert in range(MANY // LAYERS // len(kinds))
+        for kind, shape in kinds.items()
+    }
+
+
+def expert_rules() -> dict[str, Any]:
+    """A recipe with a rule for each of `RULES` experts."""
+    return {
+        "reallm": 1,
+        "extends": "rtn-4bit",
+        "rules": [
+            {
+                "match": f"*layers.{place % LAYERS}.mlp.experts.{place // LAYERS}.*_proj",
+                "set": {"quantizer": {"kind": "uniform", "bits": 2 + place % 7}},
+            }
+            for place in range(RULES)
+        ],
+    }
+
+
+def timed_budget(
+    model: Path | None, *form: str, recipe: str = "reallm-2bit"
+) -> tuple[float, float, list[str]]:
     """Seconds and processor seconds of a `budget` process, and the modules it imported.
 
     Without a model: of an interpreter that does nothing.
     """
-    argv = ["budget", "reallm-2bit", "--model", str(model), *form]
+    argv = ["budget", recipe, "--model", str(model), *form]
     code = (
         "import sys\nfrom reallm_cli.main import main\n"
         f"code = main({argv!r})\n"

@@ -56,6 +56,7 @@ MEANINGS = {
 _BY_ERROR = {
     "usage": ExitCode.USAGE,
     "bad-recipe": ExitCode.BAD_RECIPE,
+    "bad-kind": ExitCode.BAD_RECIPE,
     "bad-source": ExitCode.BAD_SOURCE,
     "bad-archive": ExitCode.BAD_ARCHIVE,
     "bad-output": ExitCode.BAD_OUTPUT,

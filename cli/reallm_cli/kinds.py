@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 from reallm_compiler.planning.budget import MatrixBudget
 from reallm_compiler.planning.model import Plan
+from reallm_compiler.storage.matrix import MatrixLayout
 from reallm_compiler.units import bits_per_weight
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Kind:
     """A row of the budget.
 
@@ -31,15 +34,24 @@ class Kind:
         """Number of matrices."""
         return len(self.matrices)
 
+    @cached_property
+    def _alike(self) -> Sequence[tuple[MatrixBudget, int]]:
+        """One member of each size and how many there are: members of one size share their terms."""
+        counts: dict[tuple[int, int, tuple[int, int]], list[MatrixBudget]] = {}
+        for matrix in self.matrices:
+            key = (id(matrix.terms), id(matrix.paper_terms), matrix.shape)
+            counts.setdefault(key, []).append(matrix)
+        return [(members[0], len(members)) for members in counts.values()]
+
     @property
     def weights(self) -> int:
         """Weights of all of them."""
-        return sum(matrix.weights for matrix in self.matrices)
+        return sum(matrix.weights * count for matrix, count in self._alike)
 
     @property
     def bytes(self) -> int:
         """Bytes of all of them."""
-        return sum(matrix.bytes for matrix in self.matrices)
+        return sum(matrix.bytes * count for matrix, count in self._alike)
 
     @property
     def exact_bits(self) -> Fraction:
@@ -49,14 +61,11 @@ class Kind:
     @property
     def paper_bits(self) -> Fraction:
         """Paper bits per weight over all of them."""
-        total = sum((matrix.paper_bits * matrix.weights for matrix in self.matrices), Fraction(0))
-        return total / self.weights if self.weights else Fraction(0)
+        return self._mean(lambda matrix: matrix.paper_bits)
 
     def paper_term_bits(self, term: str) -> Fraction:
         """The part of `paper_bits` that one budget term is."""
-        zero = Fraction(0)
-        parts = (matrix.paper_terms.get(term, zero) * matrix.weights for matrix in self.matrices)
-        return sum(parts, zero) / self.weights if self.weights else zero
+        return self._mean(lambda matrix: matrix.paper_terms.get(term, Fraction(0)))
 
     def term_bits(self, term: str) -> Fraction:
         """Bits per weight that one budget term takes."""
@@ -64,20 +73,30 @@ class Kind:
 
     def term_bytes(self, term: str) -> int:
         """Bytes that one budget term takes."""
-        return sum(matrix.terms.get(term, 0) for matrix in self.matrices)
+        return sum(matrix.terms.get(term, 0) * count for matrix, count in self._alike)
+
+    def _mean(self, bits: Callable[[MatrixBudget], Fraction]) -> Fraction:
+        """Mean over all weights."""
+        parts = (bits(matrix) * matrix.weights * count for matrix, count in self._alike)
+        return sum(parts, Fraction(0)) / self.weights if self.weights else Fraction(0)
 
 
 def kinds_of(plan: Plan, matrices: Sequence[MatrixBudget]) -> list[Kind]:
     """The kinds of `matrices`, in storage order."""
-    groups: dict[tuple[object, ...], list[MatrixBudget]] = {}
+    numbers: dict[MatrixLayout, int] = {}  # equal ones, which may be several objects
+    known: dict[int, int] = {}  # by identity, as a hash costs much
+    groups: dict[tuple[str, int], list[MatrixBudget]] = {}
     for matrix in matrices:
-        planned = plan.by_name[matrix.name]
-        key = (pattern_of(matrix.name), matrix.shape, planned.dtype, planned.plan)
-        groups.setdefault(key, []).append(matrix)
-    patterns = [str(key[0]) for key in groups]
+        layout = plan.by_name[matrix.name].layout
+        number = known.get(id(layout))
+        if number is None:
+            number = known[id(layout)] = numbers.setdefault(layout, len(numbers))
+        groups.setdefault((pattern_of(matrix.name), number), []).append(matrix)
+    patterns = [pattern for pattern, _ in groups]
+    often = Counter(patterns)
     return [
         Kind(
-            name=pattern if patterns.count(pattern) == 1 else _numbered(members),
+            name=pattern if often[pattern] == 1 else _numbered(members),
             shape=members[0].shape,
             matrices=tuple(members),
         )

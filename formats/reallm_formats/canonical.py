@@ -81,10 +81,11 @@ def check_count(count: int, size: int) -> None:
 class _Normaliser:
     """Copies a document into normal form and counts its values, keys included."""
 
-    __slots__ = ("count",)
+    __slots__ = ("count", "orders")
 
     def __init__(self) -> None:
         self.count = 0
+        self.orders: dict[tuple[Any, ...], list[str]] = {}  # many maps have the same keys
 
     def document(self, value: object, depth: int = 0) -> Any:  # noqa: ANN401
         try:
@@ -98,6 +99,8 @@ class _Normaliser:
         if type(value) is str:
             if not value.isascii():
                 _check_text(value)
+        elif value is None or type(value) is bool or type(value) is bytes:
+            return value
         elif type(value) is int:
             if not _INT_MIN <= value <= _INT_MAX:
                 raise FormatError("C5", f"the integer {value} needs more than 64 bits")
@@ -108,7 +111,7 @@ class _Normaliser:
             return self.map(value, depth)
         elif isinstance(value, list | tuple):
             return self.array(value, depth)
-        elif value is not None and type(value) not in (bool, bytes):
+        else:
             kind = type(value)
             name = f"{kind.__module__}.{kind.__qualname__}"
             raise FormatError("C5", f"a value of type {name} is not plain data")
@@ -116,14 +119,16 @@ class _Normaliser:
 
     def map(self, items: dict[Any, Any], depth: int) -> dict[str, Any]:
         _check_depth(depth)
-        for key in items:
-            if type(key) is not str:
-                raise FormatError("C3", f"the key {key!r} is not text")
-            if not key.isascii():
+        keys = tuple(items)
+        if keys not in self.orders:
+            for key in keys:
+                if type(key) is not str:
+                    raise FormatError("C3", f"the key {key!r} is not text")
                 _check_text(key)
+            self.orders[keys] = sorted(keys)
         self.count += len(items)
         copy = {}
-        for key in sorted(items):
+        for key in self.orders[keys]:
             try:
                 copy[key] = self.value(items[key], depth + 1)
             except FormatError as error:

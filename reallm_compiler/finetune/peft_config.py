@@ -110,7 +110,7 @@ class PeftConfig:
         """Refuse factors that began as a part of the base, which peft then takes off the base."""
         if word is None or isinstance(word, bool) or word in _INITIAL:
             return
-        convertible = str(word).startswith(_CONVERTED)
+        convertible = str(word).lower().startswith(_CONVERTED)
         raise AdapterError(
             f"the adapter began with `init_lora_weights={word}`, which changes the base",
             location=self._location,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
 
+from reallm_compiler.planning.collector import resting_collector
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.storage.matrix import TERMS, MatrixLayout
 from reallm_compiler.units import bits_per_weight, split_evenly
@@ -196,6 +197,7 @@ class Budget:
         }
 
 
+@resting_collector()
 def budget_of(plan: PlanParts) -> Budget:
     """The budget of a plan."""
     kinds: dict[int, _Kind] = {}

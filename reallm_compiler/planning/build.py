@@ -18,6 +18,7 @@ from reallm_compiler.checkpoint import (
     open_source,
 )
 from reallm_compiler.errors import FormatError, Problem, RecipeError, SourceError
+from reallm_compiler.planning.collector import resting_collector
 from reallm_compiler.planning.decoders import DecoderFile, resolve_decoders, with_digests
 from reallm_compiler.planning.document import section_list, to_document
 from reallm_compiler.planning.model import Plan
@@ -31,6 +32,7 @@ KIND = "model"
 _FLOATS = frozenset({"f64", "f32", "f16", "bf16", "f8_e4m3", "f8_e5m2"})
 
 
+@resting_collector()
 def plan(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
     *,
@@ -72,6 +74,7 @@ def open_model(
     return open_source(named, weights=weights)
 
 
+@resting_collector()
 def build(recipe: Recipe, inventory: Inventory) -> Plan:
     """The plan for an opened inventory."""
     facts = inventory.matrices()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
@@ -128,3 +129,17 @@ def test_json_has_no_numbers_that_json_does_not_know():
     assert stream.getvalue() == (
         '{\n  "a": null,\n  "b": [\n    null,\n    1.5\n  ],\n  "c": "01ff"\n}\n'
     )
+
+
+@pytest.mark.parametrize("count", [0, 3, 1001])
+def test_a_long_list_of_maps_has_one_map_a_line(count):
+    payload = {"rows": [{"name": f"m{i}", "shape": [1, i]} for i in range(count)], "n": {"a": []}}
+    stream = io.StringIO()
+    Terminal(out=stream).json(payload)
+    text = stream.getvalue()
+    assert json.loads(text) == payload
+    if count < 1000:
+        assert text == json.dumps(payload, indent=2) + "\n"
+    else:
+        assert text.splitlines()[2] == '    {"name": "m0", "shape": [1, 0]},'
+        assert len(text.splitlines()) < count + 10

@@ -175,6 +175,6 @@ def test_the_state_of_a_training_belongs_to_its_weights(
     watch = watches.of(unit, lambda: read[0])
     watch._save(tmp_path / "state", {"x": torch.ones(1)})
     watch._path = tmp_path / "state"
-    assert watch.saved() is not None
+    assert watch.saved_state() is not None
     read[0] = "b"
-    assert watch.saved() is None
+    assert watch.saved_state() is None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from fractions import Fraction
 
 import pytest
 
 from reallm_compiler import plan
+from reallm_compiler.errors import RecipeError
 from reallm_compiler.recipe import load_recipe
 from reallm_compiler.storage.matrix import layout_of
 from reallm_compiler.storage.registry import law_of
@@ -67,3 +69,19 @@ def test_the_length_of_the_manifest_needs_no_manifest():
     made = plan("reallm-2bit", model={"shapes": SHAPES})
     assert "manifest" not in vars(made.layout)
     assert made.budget().totals.manifest_bytes == len(encode_manifest(made.layout.manifest))
+
+
+def test_the_collector_rests_and_is_left_as_it_was(monkeypatch):
+    resting = []
+    law = type(law_of(load_recipe("nf4").plan.quantizer))
+    sections = law.sections
+    monkeypatch.setattr(
+        law, "sections", lambda *facts: resting.append(not gc.isenabled()) or sections(*facts)
+    )
+    plan("nf4", model={"shapes": SHAPES}).budget()
+    assert resting
+    assert all(resting)
+    assert gc.isenabled()
+    with pytest.raises(RecipeError):
+        plan({"reallm": 1, "rules": [{"match": "no", "keep": "source"}]}, model={"shapes": SHAPES})
+    assert gc.isenabled()

@@ -11,10 +11,15 @@ fuzzer = importlib.import_module("benchmarks.fuzz_archive")
 
 
 def test_forged_archives(tmp_path: Path) -> None:
-    outcome = fuzzer.fuzz(40, 1, tmp_path)
+    outcome = fuzzer.fuzz(30, 1, tmp_path)
     assert outcome.findings == []
-    assert 5 <= outcome.intact <= 35, "mutants must reach what lies behind verify, and not all"
+    assert 4 <= outcome.intact <= 26, "mutants must reach what lies behind verify, and not all"
     assert outcome.codes["load: 0"] >= 3, "no model is ever loaded"
+
+
+def test_whatever_was_changed_before_something_else_can_be() -> None:
+    for seed in (507192, 508645, *range(100)):
+        fuzzer.mutant(seed)
 
 
 @pytest.mark.parametrize(

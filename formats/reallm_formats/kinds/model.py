@@ -218,11 +218,10 @@ def _check_stacks(
 
 def _check_sections(sections: Sequence[Row], matrices: Sequence[MatrixEntry]) -> None:
     """Each section belongs to something (D4), has a fitting type (D5), and is stored once (D3)."""
-    owners = {names.matrix_section(matrix.name, "") for matrix in matrices}
+    owners = {f"{names.MATRIX}{matrix.name}" for matrix in matrices}
     coded = {matrix.tensor for matrix in matrices}
     for place, (text, dtype, shape) in enumerate(sections):
-        owner, slash, _ = text.rpartition("/")
-        if owner + slash in owners:
+        if text.rpartition("/")[0] in owners:
             continue
         where = f"manifest: sections[{place}]"
         name = names.parse_name(text, where)
