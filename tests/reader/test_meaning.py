@@ -16,7 +16,7 @@ from reallm_compiler.errors import FormatError
 from reallm_compiler.reader.decoder import extract_decoder
 from reallm_compiler.reader.verify import verify
 from reallm_compiler.stages import MatrixPlan
-from reallm_compiler.storage import matrix as law
+from reallm_compiler.storage.matrix import layout_of
 from reallm_formats import section_bytes
 from vectors import forge
 
@@ -47,7 +47,7 @@ def ordered(columns: int, rows: int, bits: int) -> bytes:
 def parts(name: str, method: Plain, shape: tuple[int, int] = SHAPE) -> list[forge.Section]:
     """Sections of one matrix with values that have a meaning: zeros, orders and full masks."""
     made: list[forge.Section] = []
-    for spec in law.sections(MatrixPlan.model_validate(method), shape, "bf16"):
+    for spec in layout_of(MatrixPlan.model_validate(method), shape, "bf16").sections:
         data = bytes(section_bytes(spec.dtype, spec.shape))
         if spec.role == "order":
             data = ordered(spec.shape[1], spec.shape[0], int(spec.dtype[1:]))
