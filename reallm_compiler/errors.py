@@ -1,6 +1,6 @@
 """The errors of the compiler: one class for each thing that can be wrong.
 
-Lower rooms raise facts; only the command line gives them colour and exit codes.
+Lower layers raise facts; only the command line gives them colour and exit codes.
 """
 
 from __future__ import annotations

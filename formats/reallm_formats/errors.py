@@ -9,7 +9,7 @@ location  where: `file:line` and a path in a recipe, or a section and an offset 
 note      why it is refused, or what it means
 hint      what to do next
 
-This module imports nothing of ours, so that every room may import it.
+This module imports nothing of ours, so that every package may import it.
 """
 
 from __future__ import annotations

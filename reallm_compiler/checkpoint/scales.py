@@ -2,7 +2,7 @@
 
 An fp8 weight with a companion tensor of scales stands for `stored x scale`, per tensor, per row
 or per block. Such a weight is listed with the type that it has after scaling, with its scales
-attached, so every later room sees ordinary weights. The scales themselves, and the scales of
+attached, so everything later sees ordinary weights. The scales themselves, and the scales of
 activations that only fp8 arithmetic would need, are taken off the list.
 
 An fp8 tensor without scales holds plain numbers and stays as it is.
