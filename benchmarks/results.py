@@ -19,12 +19,15 @@ Compile times are seconds of wall time on this machine in this run; all else is 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +94,7 @@ class Measured:
         outside: exact bits per weight of the embeddings and heads; None if they are kept.
         file_bytes: length of the archive.
         result: what was measured on the text.
-        seconds: time of the compile.
+        seconds: time of the compile; None where it was not kept.
     """
 
     exact_bits: float
@@ -99,54 +102,105 @@ class Measured:
     outside: float | None
     file_bytes: int
     result: Evaluation
-    seconds: float
+    seconds: float | None
 
 
 class Study:
-    """One model: the original, and what recipes make of it."""
+    """One model: the original, and what recipes make of it.
 
-    def __init__(self, subject: Subject, workers: int) -> None:
+    What is measured goes into a file of rows as well, so that a run that is interrupted goes on.
+    """
+
+    def __init__(self, subject: Subject, workers: int, rows: Path | None) -> None:
         self.subject = subject
         self.workers = workers
-        self.original, self.tokenizer = load_for_evaluation(subject.folder)
+        self.rows = rows
         self.options = {"window": subject.window, "separator": subject.separator}
-        self.base = evaluate(self.original, self.tokenizer, subject.text, **self.options)
         plain = reallm.plan({"reallm": 1}, model=subject.folder).budget()
         self.linear = {row.name for row in plain.matrices}
         self.totals = plain.totals
+        self.known: dict[str, dict[str, Any]] = {}
+        if rows is not None and rows.exists():
+            found = map(json.loads, rows.read_text(encoding="utf-8").splitlines())
+            self.known = {
+                self._key(row["recipe"]): row for row in found if row["model"] == self.name
+            }
+
+    @property
+    def name(self) -> str:
+        """The model's name on the page."""
+        return self.subject.name
+
+    @cached_property
+    def original(self) -> tuple[Any, Any]:
+        """The model itself, and its tokenizer."""
+        return load_for_evaluation(self.subject.folder)
+
+    @cached_property
+    def base(self) -> Evaluation:
+        """The original on the text."""
+        return self._row("(original)", self._measure_original)[0]
 
     def compiled(self, recipe: str | dict[str, Any]) -> Measured:
         """An archive of the model by a recipe, measured and let go."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "out.reallm"
-            began = time.perf_counter()
-            report = reallm.compile(
-                recipe, model=self.subject.folder, output=path, device="cpu", workers=self.workers
-            )
-            seconds = time.perf_counter() - began
-            planned, stored = report.budget.totals.file_bytes, path.stat().st_size
-            if stored != planned:
-                raise SystemExit(f"{recipe}: {stored} bytes stored, {planned} planned")
-            model, _ = load_for_evaluation(path)
-            found = evaluate(
-                model,
-                self.tokenizer,
-                self.subject.text,
-                reference=self.original,
-                **self.options,
-            )
-        inside = [row for row in report.budget.matrices if row.name in self.linear]
-        outside = [row for row in report.budget.matrices if row.name not in self.linear]
+        budget = reallm.plan(recipe, model=self.subject.folder).budget()
+        found, seconds = self._row(recipe, lambda: self._measure(recipe, budget.totals.file_bytes))
+        inside = [row for row in budget.matrices if row.name in self.linear]
+        outside = [row for row in budget.matrices if row.name not in self.linear]
         weights = sum(row.weights for row in inside)
-        print(self.subject.name, recipe, found, file=sys.stderr, flush=True)
         return Measured(
             exact_bits=_bits(inside),
             paper_bits=float(sum(row.paper_bits * row.weights for row in inside) / weights),
             outside=_bits(outside) if outside else None,
-            file_bytes=stored,
+            file_bytes=budget.totals.file_bytes,
             result=found,
             seconds=seconds,
         )
+
+    def _measure_original(self) -> tuple[Evaluation, float]:
+        return evaluate(*self.original, self.subject.text, **self.options), 0.0
+
+    def _measure(self, recipe: str | dict[str, Any], planned: int) -> tuple[Evaluation, float]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "out.reallm"
+            began = time.perf_counter()
+            reallm.compile(
+                recipe, model=self.subject.folder, output=path, device="cpu", workers=self.workers
+            )
+            seconds = time.perf_counter() - began
+            stored = path.stat().st_size
+            if stored != planned:
+                raise SystemExit(f"{recipe}: {stored} bytes stored, {planned} planned")
+            model, _ = load_for_evaluation(path)
+            original, tokenizer = self.original
+            return (
+                evaluate(model, tokenizer, self.subject.text, reference=original, **self.options),
+                seconds,
+            )
+
+    def _row(
+        self, recipe: str | dict[str, Any], measure: Callable[[], tuple[Evaluation, float]]
+    ) -> tuple[Evaluation, float | None]:
+        """What was measured before, or is now."""
+        known = self.known.get(self._key(recipe))
+        if known is not None:
+            return Evaluation(**known["evaluation"]), known["seconds"]
+        found, seconds = measure()
+        row = {
+            "model": self.name,
+            "recipe": recipe,
+            "evaluation": asdict(found),
+            "seconds": seconds,
+        }
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        if self.rows is not None:
+            with self.rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        return found, seconds
+
+    @staticmethod
+    def _key(recipe: str | dict[str, Any]) -> str:
+        return json.dumps(recipe, sort_keys=True)
 
 
 def _bits(rows: list[MatrixBudget]) -> float:
@@ -172,7 +226,7 @@ def recipes_table(study: Study, recipes: list[str]) -> list[str]:
         rows.append(
             f"| `{recipe}` | {one.exact_bits:.4f} | {one.paper_bits:.4f} | {_outside(one)} "
             f"| {one.file_bytes:,} | {one.result.perplexity:.3f} | {one.result.bits_per_byte:.4f} "
-            f"| {one.result.kl:.4f} | {one.seconds:.1f} |"
+            f"| {one.result.kl:.4f} | {'' if one.seconds is None else f'{one.seconds:.1f}'} |"
         )
     return [
         f"## {subject.name}",
@@ -199,8 +253,8 @@ def embeddings_table(study: Study, recipes: list[str]) -> list[str]:
     for recipe in recipes:
         for words, change in EMBEDDINGS.items():
             rule = {"role": ["embedding", "head"], **change}
-            rules = [] if change == SHIPPED else [rule]
-            one = study.compiled({"reallm": 1, "extends": recipe, "rules": rules})
+            changed = {"reallm": 1, "extends": recipe, "rules": [rule]}
+            one = study.compiled(recipe if change == SHIPPED else changed)
             rows.append(
                 f"| `{recipe}` | {words} | {_outside(one)} | {one.file_bytes:,} "
                 f"| {one.result.perplexity:.3f} | {one.result.kl:.5f} |"
@@ -231,6 +285,9 @@ def main() -> None:
     parser.add_argument(
         "--embeddings", nargs="*", help="recipes to try with embeddings kept, and at fewer bits"
     )
+    parser.add_argument(
+        "--rows", type=Path, help="keep each row here, and take those that are there already"
+    )
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--write", type=Path, help="put it into this page as well")
     given = parser.parse_args()
@@ -241,7 +298,8 @@ def main() -> None:
         "Printed by `python benchmarks/results.py` (its first lines say how to call it). Bits are "
         "per weight of the linear layers, and under `embeddings` (heads too) exact bits per weight "
         "of these; file bytes count everything. KL is the mean over predicted tokens of "
-        "KL(original || compressed). Smaller is better everywhere.",
+        "KL(original || compressed). Smaller is better everywhere. A time that is empty was not "
+        "kept.",
         "",
         f"torch {torch.__version__}, {os.cpu_count()} cores, "
         f"{torch.backends.cpu.get_cpu_capability()}, Python {platform.python_version()}, "
@@ -249,7 +307,7 @@ def main() -> None:
         "",
     ]
     for words in given.model:
-        study = Study(Subject.parse(words), given.workers)
+        study = Study(Subject.parse(words), given.workers, given.rows)
         page += recipes_table(study, recipes)
         if given.embeddings:
             page += embeddings_table(study, given.embeddings)

@@ -127,7 +127,7 @@ def test_explain_tells_the_group(run, tmp_path, tiny_llama):
         "group `model.2`: shared with 1 matrix of the same plan"
     )
     share = next(line for line in divided.out.splitlines() if line.startswith("share"))
-    assert share.split() == ["share", "model.2", "reallm-2bit-lean.yaml:17"]
+    assert share.split()[:2] == ["share", "model.2"]
     rest = run(*words, "model.layers.0.mlp.up_proj")
     assert rest.out.splitlines()[-1].startswith("group `model`: shared with 11 matrices")
 

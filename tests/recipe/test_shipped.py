@@ -10,7 +10,7 @@ import pytest
 
 from reallm_compiler.recipe import Candidate, list_shipped, load_recipe, read_shipped, resolve
 from reallm_compiler.recipe import shipped as shipped_module
-from reallm_compiler.recipe.shipped import head_comment
+from reallm_compiler.recipe.shipped import BEST, FIRST_CHOICE, head_comment
 from reallm_compiler.stages import AbsmaxScales, MatrixPlan, UniformQuantizer
 from reallm_compiler.storage.matrix import layout_of
 from reallm_compiler.units import bits_per_weight
@@ -132,3 +132,28 @@ def test_the_package_comes_before_the_repository(tmp_path, monkeypatch):
 def test_an_unknown_name_is_a_key_error():
     with pytest.raises(KeyError):
         read_shipped("../recipes/nf4")
+
+
+def measured() -> dict[str, tuple[float, str]]:
+    """Exact bits and KL of each recipe on the largest model of docs/results.md."""
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    table = page.split("## gutenberg-11m\n")[1].split("\n### ")[0]
+    rows = re.findall(r"^\| `(\S+)` \| ([\d.]+) \|(?:[^|]*\|){5} ([\d.]+) \|", table, re.MULTILINE)
+    return {name: (float(bits), kl) for name, bits, kl in rows}
+
+
+def test_the_heads_say_what_was_measured():
+    found = measured()
+    assert set(found) == set(NAMES) - {"reallm-hnerv"}  # hours of training
+    for name, (_, kl) in found.items():
+        assert f"\nQuality: KL {kl} nats, perplexity +" in head_comment(read_shipped(name))
+
+
+def test_the_best_recipes_are_the_best():
+    found = measured()
+    assert FIRST_CHOICE in BEST
+    for name in BEST:
+        bits, kl = found[name]
+        for other, (least, loss) in found.items():
+            assert other == name or least > bits or float(loss) > float(kl), (name, other)
+    assert [found[name][0] for name in BEST] == sorted(found[name][0] for name in BEST)
