@@ -248,7 +248,7 @@ def stopped_at_the_start(bench: Bench, name: str, *, number: signal.Signals, lat
 
 STRIKE = """
 import os, signal
-from reallm_compiler.execute import {module} as room
+import reallm_compiler.{module} as room
 def struck(*args, was=room.{name}, **named):
     os.kill(os.getpid(), {number})
     return was(*args, **named)
@@ -257,10 +257,15 @@ room.{name} = struck
 """Makes the process signal itself when it calls a function."""
 
 
-@case("SIGINT while planning", at="run.build", number=signal.SIGINT, kept=False)
-@case("SIGTERM while planning", at="run.build", number=signal.SIGTERM, kept=False)
-@case("SIGTERM before the reservation", at="run.check_disk", number=signal.SIGTERM, kept=False)
-@case("SIGTERM after the reservation", at="run.remove_states", number=signal.SIGTERM, kept=True)
+@case("SIGINT while planning", at="execute.run.build", number=signal.SIGINT, kept=False)
+@case("SIGTERM while planning", at="execute.run.build", number=signal.SIGTERM, kept=False)
+@case(
+    "SIGTERM before the reservation",
+    at="execute.archive.check_disk",
+    number=signal.SIGTERM,
+    kept=False,
+)
+@case("SIGTERM after the reservation", at="execute.archive.start", number=signal.SIGTERM, kept=True)
 def stopped_before_the_first(
     bench: Bench, name: str, *, at: str, number: signal.Signals, kept: bool
 ) -> None:
@@ -281,14 +286,14 @@ def stopped_in_resuming(bench: Bench, name: str) -> None:
     wait_for_steps(process, output, 2)
     process.kill()
     ended(process)
-    first = strike("run.intact_units", signal.SIGTERM)
+    first = strike("runs.resume.intact_tasks", signal.SIGTERM)
     again = bench.start(bench.words("slow", output), first=first)
     refused(ended(again), 130, "finished matrices are kept", "same command again")
     goes_on(bench, output)
 
 
-@case("SIGTERM while finishing", at="run._finish")
-@case("SIGTERM after the rename", at="output.sync_folder")
+@case("SIGTERM while finishing", at="execute.archive._finish")
+@case("SIGTERM after the rename", at="publish.sync_path")
 def stopped_too_late(bench: Bench, name: str, *, at: str) -> None:
     """All matrices are done: the run ends well."""
     output = bench.output(name)
@@ -299,7 +304,7 @@ def stopped_too_late(bench: Bench, name: str, *, at: str) -> None:
 
 
 def strike(at: str, number: signal.Signals) -> str:
-    module, _, name = at.partition(".")
+    module, _, name = at.rpartition(".")
     return STRIKE.format(module=module, name=name, number=int(number))
 
 
@@ -359,7 +364,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def is_worker(pid: int) -> bool:
-    return b"reallm_compiler.execute.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"reallm_compiler.runs.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 @case("disk full before the start")
@@ -553,7 +558,7 @@ def no_cuda(bench: Bench, name: str) -> None:
     output = bench.output(name)
     output.write_bytes(PRECIOUS)
     result = bench.run(bench.words("quick", output, "--force", "--device", "cuda"))
-    refused(result, 7, "no usable CUDA device", "--device cpu")
+    refused(result, 7, "no usable CUDA device", "the device `cpu`")
     assert output.read_bytes() == PRECIOUS
 
 

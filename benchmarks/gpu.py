@@ -40,9 +40,10 @@ from reallm_compiler.codecs import encode_matrix, nearest
 from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign
 from reallm_compiler.codecs.numerics.vectors import DenseVectors
-from reallm_compiler.execute.encode import fix_numerics
 from reallm_compiler.execute.events import Event, Preflight
+from reallm_compiler.execute.runner import THREADS
 from reallm_compiler.recipe import Candidate, load_recipe, resolve
+from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.stages import NearestPermutation
 
 TOLERANCE = 0.01
@@ -221,8 +222,10 @@ def main() -> int:
         )
         return 2
     print(f"device {torch.cuda.get_device_name()}, torch {torch.__version__}")
-    fix_numerics(torch.device("cuda"))
-    with tempfile.TemporaryDirectory(prefix="gpu-") as name:
+    with (
+        fixed_numerics(THREADS, torch.device("cuda")),
+        tempfile.TemporaryDirectory(prefix="gpu-") as name,
+    ):
         good = compare()
         good &= small(given.recipe, Path(name))
         good &= large(given, Path(name))

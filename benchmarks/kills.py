@@ -11,7 +11,7 @@ Phases, and the moments in them that the kills go through in turn:
     manifest  before it, a part of it, header missing, a part of that, whole but not yet forced
     rename    just before
     renamed   just after, when the folder is forced, when the journal is still there
-    worker    one worker dies alone: before a unit, while a matrix is coded, in a slot; the compile
+    worker    one worker dies alone: before a task, while a matrix is coded, in a slot; the compile
               says so
     training  in the midst of training a matrix's own decoder, or one that a group shares; with two
               workers one of them dies or both do; what one had trained goes on with two
@@ -42,11 +42,11 @@ import torch
 import reallm_compiler as reallm
 from reallm_compiler import publish as publish_room
 from reallm_compiler.errors import CompileError
-from reallm_compiler.execute import encode as encode_room
-from reallm_compiler.execute import output as output_room
-from reallm_compiler.execute import pool as pool_room
-from reallm_compiler.execute import training
-from reallm_compiler.execute.journal import Journal, _parse
+from reallm_compiler.execute import runner as runner_room
+from reallm_compiler.runs import output as output_room
+from reallm_compiler.runs import pool as pool_room
+from reallm_compiler.runs import training
+from reallm_compiler.runs.journal import Journal, _parse
 from reallm_formats import Archive, Writer, names
 from reallm_formats import writer as writer_module
 from reallm_formats.v1 import HEADER_BYTES
@@ -170,7 +170,7 @@ def set_trap(phase: str, number: int) -> None:
     elif phase == "slot":
         tear_a_slot(1 + 2 * ((number - 1) % 3), (1 + (number - 1) % 5) / 6)
     elif phase == "journal":
-        trap_records("unit", 1 + (number - 1) % 3, half=number % 2 == 0)
+        trap_records("task", 1 + (number - 1) % 3, half=number % 2 == 0)
     elif phase == "manifest":
         trap_manifest((number - 1) % 5)
     elif phase == "rename":
@@ -182,8 +182,8 @@ def set_trap(phase: str, number: int) -> None:
     elif phase == "training":
         # Here each worker dies for itself, after a state was saved.
         training.SAVE_SECONDS = 0.0
-        save = training.TrainingWatch._save
-        training.TrainingWatch._save = at_call(save, number, after=True, end=die)
+        save = training.StateFiles.save
+        training.StateFiles.save = at_call(save, number, after=True, end=die)
 
 
 def trap_reservation(moment: int) -> None:
@@ -237,7 +237,7 @@ def trap_records(kind: str, number: int, *, half: bool) -> None:
 
         calls[0] += kind in record
         if calls[0] == number:
-            facts = {key: record[key] for key in ("unit", "sections") if key in record}
+            facts = {key: record[key] for key in ("task", "sections") if key in record}
             if not half:
                 strike(**facts)
             os.write = cut
@@ -281,12 +281,12 @@ def trap_after_rename(moment: int) -> None:
 
 
 def trap_worker(number: int) -> None:
-    """One worker dies, in turn before a unit, while a matrix is coded, and in a slot."""
+    """One worker dies, in turn before a task, while a matrix is coded, and in a slot."""
     if not is_worker():
         return
     if number % 3 == 1:
-        encoder = encode_room.Encoder
-        encoder.run = at_call(encoder.run, 2, end=lambda: strike(where="before a unit"))
+        runner = runner_room.CompileRunner
+        runner.run = at_call(runner.run, 2, end=lambda: strike(where="before a task"))
     elif number % 3 == 2:
         die_in_coding(number * CODING_CALLS)
     else:
@@ -295,7 +295,7 @@ def trap_worker(number: int) -> None:
 
 def die_in_coding(number: int) -> None:
     """Die at the call of this number of a Python function inside the coding of matrices."""
-    encode_matrix = encode_room.encode_matrix
+    encode_matrix = runner_room.encode_matrix
     calls = [0]
 
     def count(frame: Any, event: str, argument: Any) -> None:
@@ -311,7 +311,7 @@ def die_in_coding(number: int) -> None:
         finally:
             sys.setprofile(None)
 
-    encode_room.encode_matrix = traced
+    runner_room.encode_matrix = traced
 
 
 TRAPPED_START = f"""\
@@ -400,7 +400,7 @@ def shown(phase: str, number: int, facts: dict[str, Any], output: Path, right: R
             partial[right.places[name]] == right.data[right.places[name]]
             for name in facts["sections"]
         )
-        return stored and facts["unit"] not in {record.get("unit") for record in records}
+        return stored and facts["task"] not in {record.get("task") for record in records}
     if phase == "manifest" and (number - 1) % 5 < 4:
         later = HEADER_BYTES if (number - 1) % 5 > 1 else len(right.data)
         body = slice(HEADER_BYTES, None)

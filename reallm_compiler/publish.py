@@ -79,7 +79,7 @@ def open_locked(path: Path) -> int:
 
 
 @contextmanager
-def owned(path: Path) -> Iterator[None]:
+def locked_output(path: Path) -> Iterator[None]:
     """The lock of an output, the same that a compile takes; nothing of it stays.
 
     Raises:
@@ -150,10 +150,10 @@ def new_file(path: Path, *, force: bool) -> Iterator[Path]:
     """Where to write a file, which appears as `path` when the block ends well.
 
     Raises:
-        OutputError: as `check_file` and `owned`, or the disk refuses.
+        OutputError: as `check_file` and `locked_output`, or the disk refuses.
     """
     check_file(path, force=force)
-    with owned(path), whole_file(path, force=force) as partial:
+    with locked_output(path), whole_file(path, force=force) as partial:
         yield partial
 
 
@@ -193,7 +193,7 @@ def new_folder(path: Path, *, force: bool) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     _check_parent(path)
-    with owned(path):
+    with locked_output(path):
         new, old = partial_of(path) / "new", partial_of(path) / "old"
         _put_back(old, path)  # a run was killed between its two renames
         clear_partial(path)

@@ -37,7 +37,7 @@ LAYERS = {
 LIBRARIES = {
     "torch": 5,
     "transformers": 7,
-    "safetensors": 7,
+    "safetensors": 6,
     "click": 10,
     "rich": 10,
     "peft": 9,

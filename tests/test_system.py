@@ -15,9 +15,9 @@ import reallm_compiler as reallm
 from reallm_cli.main import main
 from reallm_compiler import system
 from reallm_compiler.errors import OutputError
-from reallm_compiler.execute.stop import signals_held
 from reallm_compiler.publish import new_file
 from reallm_compiler.reader.verify import verify
+from reallm_compiler.runs.stop import block_signals
 from reallm_formats import system as files
 
 
@@ -50,7 +50,7 @@ def test_a_compile_without_what_linux_alone_has(
     monkeypatch.setattr(system, "resource", None)
     monkeypatch.setattr(system, "CGROUP", tmp_path / "none")
     monkeypatch.setattr(system, "PROC", tmp_path / "none")
-    with signals_held():
+    with block_signals():
         pass
     path = tmp_path / "o.reallm"
     reallm.compile("rtn-4bit", model=tiny_llama, output=path, device="cpu")

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reallm_compiler.errors import SourceError
+from reallm_compiler.errors import EvaluationError, SourceError
 from reallm_compiler.evaluate.perplexity import Evaluation, evaluate
 from reallm_compiler.evaluate.text import check_same_tokenizer, read_text
 from reallm_compiler.progress import Progress
 from reallm_compiler.reader import tokenizer as tokenizers
 from reallm_compiler.reader.model import ModelFiles, build_model
-from reallm_compiler.runtime.devices import resolve_device, resolve_dtype
+from reallm_compiler.runs.devices import choose_device
+from reallm_compiler.runtime.dtypes import resolve_dtype
 from reallm_compiler.runtime.models import open_files
 from reallm_compiler.runtime.text_models import check_predicts_text
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 def load_for_evaluation(
     path: str | os.PathLike[str],
     *,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     dtype: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
@@ -55,13 +56,13 @@ def load_for_evaluation(
         FormatError: the archive is damaged.
         EvaluationError: the device is not there, or the type is unknown.
     """
-    device = resolve_device(device)
-    chosen = _dtype(dtype, device)
+    where = choose_device(device, EvaluationError)
+    chosen = _dtype(dtype, where)
     with open_files(
         path, dtype=chosen, adapter=adapter, decoder=decoder, allow_cost=allow_cost
     ) as files:
         tokenizer = _tokenizer(files)  # before the weights are read
-        return _model(files, device, chosen), tokenizer
+        return _model(files, where, chosen), tokenizer
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -96,8 +97,8 @@ def evaluate_files(
     What is cheap is checked first: the text, then classes and tokenizers, then the weights are
     read. The arguments are those of `load_for_evaluation` and `evaluate`, and so are the errors.
     """
-    device = resolve_device(device)
-    chosen = _dtype(dtype, device)
+    where = choose_device(device, EvaluationError)
+    chosen = _dtype(dtype, where)
     content = read_text(text)
     with ExitStack() as stack:
         files = stack.enter_context(
@@ -109,8 +110,8 @@ def evaluate_files(
             other_files = stack.enter_context(open_files(reference, dtype=chosen))
             other_tokenizer = _tokenizer(other_files)
             check_same_tokenizer(tokenizer, other_tokenizer, content)
-            other = _model(other_files, device, chosen)
-        ours = _model(files, device, chosen)
+            other = _model(other_files, where, chosen)
+        ours = _model(files, where, chosen)
     return evaluate(
         ours,
         tokenizer,
@@ -126,7 +127,7 @@ def evaluate_files(
     )
 
 
-def _model(files: ModelFiles, device: str, dtype: torch.dtype | None) -> PreTrainedModel:
+def _model(files: ModelFiles, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
     model: PreTrainedModel = build_model(files, dtype).to(device)
     return model
 
@@ -144,8 +145,8 @@ def _tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     return found
 
 
-def _dtype(name: str | None, device: str) -> torch.dtype | None:
+def _dtype(name: str | None, device: torch.device) -> torch.dtype | None:
     """The type to compute in; None for the stored one."""
     if name is None:
-        return torch.float32 if torch.device(device).type == "cpu" else None
+        return torch.float32 if device.type == "cpu" else None
     return resolve_dtype(name)

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 import torch
 
 from reallm_compiler.checkpoint import Inventory, MatrixFact
-from reallm_compiler.errors import EvaluationError
+from reallm_compiler.errors import CompileError, EvaluationError
 from reallm_compiler.evaluate.magnitudes import scale_gains
 from reallm_compiler.evaluate.regimes import (
     Measure,
@@ -37,11 +37,12 @@ from reallm_compiler.evaluate.survey_advice import advise
 from reallm_compiler.evaluate.survey_report import MatrixSurvey, RecipeSurvey, Survey
 from reallm_compiler.evaluate.survey_source import Surveyed, open_surveyed
 from reallm_compiler.execute.events import CompileReport, Event
-from reallm_compiler.execute.preflight import choose_device
+from reallm_compiler.execute.preflight import DEVICE_TYPES
 from reallm_compiler.execute.run import compile_model
 from reallm_compiler.planning.budget import MatrixBudget
 from reallm_compiler.progress import Progress, teller
 from reallm_compiler.recipe import Recipe, load_recipe
+from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.units import bits_per_weight
 
 Listener = Callable[[Event], None]
@@ -119,12 +120,12 @@ def _survey(
         for row in report.budget.matrices:
             tried.setdefault(row.name, []).append((name, row, report.errors[row.name]))
     facts = [fact for fact in facts if only or fact.coded_by_default]
-    place = choose_device(device)
+    chosen = choose_device(device, CompileError, types=DEVICE_TYPES)
     rows = []
     tell = teller(progress, "survey", "matrices")
     for done, fact in enumerate(facts):
         tell(done, len(facts))
-        weight = source.read(fact).to(place)
+        weight = source.read(fact).to(chosen)
         rows.append(survey_matrix(weight, fact, measures(tried.get(fact.name, []))))
     tell(len(facts), len(facts))
     totals = tuple(_total(name, rows) for name in trials)

@@ -15,7 +15,7 @@ from typing import Any
 from reallm_compiler.distribution import install_command
 from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate.models import load_for_evaluation
-from reallm_compiler.runtime.devices import resolve_device
+from reallm_compiler.runs.devices import choose_device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,9 +103,9 @@ def zero_shot(
             f"no task is called `{unknown[0]}`" if unknown else "no task is named",
             hint="`--task-folder DIR` adds the tasks of local YAML files",
         )
-    place = resolve_device(device)
+    chosen = choose_device(device, EvaluationError)
     loaded, tokenizer = load_for_evaluation(
-        model, device=place, dtype=dtype, adapter=adapter, decoder=decoder, allow_cost=allow_cost
+        model, device=chosen, dtype=dtype, adapter=adapter, decoder=decoder, allow_cost=allow_cost
     )
 
     class Handed(HFLM):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""What is checked before the first matrix: device, memory, disk.
+"""What is checked before the first task: memory and disk.
 
 Memory is an estimate on the safe side: the interpreter with torch, and for each worker six copies
 of the largest matrix in float32 with a fixed reserve, and what training an autoencoder takes. A
@@ -19,16 +19,23 @@ import torch
 
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute.bands import held_weights
+from reallm_compiler.execute.events import Preflight
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
+from reallm_compiler.runs.devices import device_title
+from reallm_compiler.runs.progress import Progress
+from reallm_compiler.runs.tasks import TaskGraph
 from reallm_compiler.storage.matrix import group_bytes
 from reallm_compiler.system import cores, free_memory
+
+DEVICE_TYPES = ("cpu", "cuda")
+"""Devices that encode."""
 
 INTERPRETER_BYTES = 350 * 2**20
 """An interpreter with torch loaded."""
 
 RESERVE_BYTES = 200 * 2**20
-"""Working room of a worker beside its matrix copies."""
+"""Other memory of a worker, beside its matrix copies."""
 
 COPIES = 6
 """Copies of the largest matrix in float32 that a worker may hold."""
@@ -47,7 +54,7 @@ class Workers:
     Attributes:
         count: the processes.
         memory_bytes: their estimated peak memory together, with all interpreters.
-        memory_free_bytes: memory that the machine can give; None if it does not say.
+        memory_free_bytes: memory that is free on the machine; None if that is unknown.
         device_bytes, device_free_bytes: the same of the GPU's memory; None without a GPU.
     """
 
@@ -56,37 +63,6 @@ class Workers:
     memory_free_bytes: int | None
     device_bytes: int | None = None
     device_free_bytes: int | None = None
-
-
-def choose_device(asked: str) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `cuda:N`.
-
-    Raises:
-        CompileError: it does not exist here.
-    """
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(asked)
-    except RuntimeError:
-        raise CompileError(
-            f"`{asked}` is not a device", hint="use `auto`, `cpu`, `cuda` or `cuda:1`"
-        ) from None
-    if device.type == "cpu":
-        return device
-    if device.type != "cuda":
-        raise CompileError(f"`{asked}` is not supported", hint="use `auto`, `cpu` or `cuda`")
-    if not torch.cuda.is_available():
-        raise CompileError(
-            f"`{asked}` was asked for and this machine has no usable CUDA device",
-            note="torch reports no CUDA device (driver missing, or a CPU build of torch)",
-            hint="use `--device cpu`, or install a CUDA build of torch",
-        )
-    if (device.index or 0) >= torch.cuda.device_count():
-        raise CompileError(
-            f"`{asked}` does not exist: this machine has {torch.cuda.device_count()} CUDA devices",
-        )
-    return device
 
 
 def worker_bytes(plan: Plan) -> int:
@@ -127,10 +103,11 @@ def _device_bytes(matrix: PlannedMatrix) -> int:
     return COPIES * 4 * held_weights(matrix) + cost.host_bytes + cost.device_bytes
 
 
-def choose_workers(plan: Plan, asked: int | None, units: int, device: torch.device) -> Workers:
+def choose_workers(plan: Plan, asked: int | None, tasks: int, device: torch.device) -> Workers:
     """Workers, and the memory that they take of the machine and of the device.
 
-    Without a wish: one process for small models, else one per core as far as memory goes.
+    When no number is asked for: one process for small models, else one per core as far as memory
+    goes.
 
     Raises:
         CompileError: not even the largest matrix fits, or not for so many workers.
@@ -146,23 +123,23 @@ def choose_workers(plan: Plan, asked: int | None, units: int, device: torch.devi
             workers = min(workers, device_free // device_each)
     else:
         workers = asked
-    workers = max(1, min(workers, units))
+    workers = max(1, min(workers, tasks))
     needed = workers * each + (INTERPRETER_BYTES * workers if workers > 1 else 0)
     if free is not None and needed > free:
-        place = "kept tensors and files"
+        largest_part = "kept tensors and files"
         if plan.matrices:
             largest = max(plan.matrices, key=held_weights)
-            place = f"{largest.name} {list(largest.shape)} is the largest matrix"
-        raise _too_small("memory", place, needed, free, workers, "use a larger machine")
+            largest_part = f"{largest.name} {list(largest.shape)} is the largest matrix"
+        raise _too_small("memory", largest_part, needed, free, workers, "use a larger machine")
     # The interpreter that runs this is there already: it needs nothing more, and counts.
     together = needed + INTERPRETER_BYTES
     if device_free is None:
         return Workers(count=workers, memory_bytes=together, memory_free_bytes=free)
     if workers * device_each > device_free:
         largest = max(plan.matrices, key=_device_bytes)
-        place = f"{largest.name} {list(largest.shape)} needs most"
-        needed, way_out = workers * device_each, "use `--device cpu`"
-        raise _too_small(f"memory of {device}", place, needed, device_free, workers, way_out)
+        largest_part = f"{largest.name} {list(largest.shape)} needs most"
+        needed, remedy = workers * device_each, "use `--device cpu`"
+        raise _too_small(f"memory of {device}", largest_part, needed, device_free, workers, remedy)
     return Workers(
         count=workers,
         memory_bytes=together,
@@ -173,13 +150,13 @@ def choose_workers(plan: Plan, asked: int | None, units: int, device: torch.devi
 
 
 def _too_small(
-    what: str, place: str, needed: int, free: int, workers: int, way_out: str
+    what: str, location: str, needed: int, free: int, workers: int, remedy: str
 ) -> CompileError:
     return CompileError(
         f"{what} is too small: about {needed >> 20:,} MiB are needed for {workers} "
         f"worker{'s' if workers > 1 else ''} and {free >> 20:,} MiB are free",
-        location=place,
-        hint="use fewer `--workers`" if workers > 1 else f"free memory, or {way_out}",
+        location=location,
+        hint="use fewer `--workers`" if workers > 1 else f"free memory, or {remedy}",
     )
 
 
@@ -197,3 +174,35 @@ def check_disk(folder: Path, needed: int) -> int:
             hint="choose another output folder, or a recipe with fewer bits",
         )
     return free
+
+
+def preflight_event(
+    workers: Workers,
+    device: torch.device,
+    graph: TaskGraph,
+    progress: Progress,
+    *,
+    file_bytes: int,
+    disk_bytes: int,
+    disk_free_bytes: int,
+    operations: int,
+    notes: tuple[str, ...],
+) -> Preflight:
+    """What is reported before the first task; see `Preflight`."""
+    return Preflight(
+        file_bytes=file_bytes,
+        disk_bytes=disk_bytes,
+        disk_free_bytes=disk_free_bytes,
+        memory_bytes=workers.memory_bytes,
+        memory_free_bytes=workers.memory_free_bytes,
+        device=device_title(device),
+        device_bytes=workers.device_bytes,
+        device_free_bytes=workers.device_free_bytes,
+        workers=workers.count,
+        tasks=len(graph),
+        tasks_done=progress.tasks,
+        numel=sum(task.numel for task in graph.tasks),
+        numel_done=progress.numel,
+        operations=operations,
+        notes=notes,
+    )

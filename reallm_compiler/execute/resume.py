@@ -1,106 +1,88 @@
-"""What an interrupted compile has left: which of it this one can take.
+"""The weights of a compile that goes on are in the checkpoint as its finished tasks read them.
 
-A finished unit is taken if its sections are in the partial file as the journal says, and if the
-weights that it read are in the checkpoint as they were. Both are read to be sure: once the finished
-part of the file, and once the weights of the finished units.
+They are read again to be sure, once. What is intact of the file is looked for by `runs.resume`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.errors import ResumeError, SourceError
 from reallm_compiler.execute.events import Checked
-from reallm_compiler.execute.units import Unit
+from reallm_compiler.execute.tasks import COPY, group_key, matrix_key
 from reallm_compiler.execute.weights import Weights
 from reallm_compiler.planning.model import Plan
-from reallm_formats import Layout, Writer
+from reallm_compiler.runs.tasks import TaskGraph, TaskResult
 
 SHOWN = 3
 """Names of changed tensors that a message shows."""
 
-Records = Mapping[str, Mapping[str, Any]]
-"""Records of the journal by the key of their unit."""
-
-
-def intact_units(
-    partial: Path, layout: Layout, units: Sequence[Unit], records: Records
-) -> dict[str, Mapping[str, Any]]:
-    """The journalled units whose sections are in the partial file as the journal says.
-
-    Raises:
-        ResumeError: the partial file has another length.
-    """
-    if partial.stat().st_size != layout.file_bytes:
-        raise ResumeError(
-            "the unfinished file has another length than the plan",
-            location=str(partial),
-            hint="start over with `--resume never`",
-        )
-    good: dict[str, Mapping[str, Any]] = {}
-    with Writer.open(partial, layout) as writer:
-        for unit in units:
-            record = records.get(unit.key)
-            if record is None or set(record["sections"]) != set(unit.sections):
-                continue
-            if all(
-                writer.digest(name).hex() == digest for name, digest in record["sections"].items()
-            ):
-                good[unit.key] = record
-    return good
+Part = tuple[str, int | None]
+"""A tensor, or a part of a 3-D one by its index."""
 
 
 def check_weights(
     plan: Plan,
     inventory: Inventory,
-    units: Sequence[Unit],
-    records: Records,
-    tell: Callable[[Checked], None],
+    graph: TaskGraph,
+    done: Mapping[str, TaskResult],
+    emit: Callable[[Checked], None],
 ) -> None:
-    """The weights that finished units read are in the checkpoint as they were then.
+    """The weights that finished tasks read are in the checkpoint as they were then.
 
     Raises:
         ResumeError: some have changed; names them.
         SourceError: a shard cannot be read.
     """
     weights = Weights(inventory)
+    parts = parts_of(plan)
     seen: dict[str, str] = {}
-    finished = [unit for unit in units if unit.key in records]
-    for done, unit in enumerate(finished, 1):
-        wanted = records[unit.key]["source"]
+    finished = [task.key for task in graph.tasks if task.key in done]
+    for count, key in enumerate(finished, 1):
+        wanted = done[key].source
         if not wanted.items() <= seen.items():
-            for tensor, index in parts_of(plan, unit):
+            for tensor, index in parts[key]:
                 weights.read(tensor, index)
             seen |= weights.take_digests()
             check_digests(inventory, wanted, seen, "compile")
-        tell(Checked(units_done=done, units=len(finished)))
+        emit(Checked(tasks_done=count, tasks=len(finished)))
 
 
-def note_digests(known: dict[str, str], found: Mapping[str, str], folder: str) -> None:
-    """Put the digests of weights that were read beside those known of this run.
+def checked_sources(
+    results: Iterable[TaskResult], done: Mapping[str, TaskResult], folder: str
+) -> Iterator[TaskResult]:
+    """The results, as long as no tensor is another than when a task before has read it.
+
+    Args:
+        results: as tasks end.
+        done: what was finished before.
+        folder: the checkpoint, for the message.
 
     Raises:
         SourceError: a tensor was read twice and is not the same; names it.
     """
-    for name, digest in found.items():
-        if known.setdefault(name, digest) != digest:
-            raise SourceError(
-                f"{name.partition('#')[0]} has changed while it was compiled",
-                location=folder,
-                note="going on would mix two models",
-                hint="leave the checkpoint alone and start over with `--resume never`",
-            )
+    known = {name: hexes for result in done.values() for name, hexes in result.source.items()}
+    for result in results:
+        for name, hexes in result.source.items():
+            if known.setdefault(name, hexes) != hexes:
+                raise SourceError(
+                    f"{name.partition('#')[0]} has changed while it was compiled",
+                    location=folder,
+                    note="going on would mix two models",
+                    hint="leave the checkpoint alone and start over with `--resume never`",
+                )
+        yield result
 
 
-def parts_of(plan: Plan, unit: Unit) -> list[tuple[str, int | None]]:
-    """The tensors that a unit reads, or parts of 3-D ones."""
-    if unit.kind == "copy":
-        return [(tensor.name, None) for tensor in plan.tensors]
-    matrices = plan.groups[unit.name] if unit.kind == "share" else (plan.by_name[unit.name],)
-    return [(matrix.tensor, matrix.index) for matrix in matrices]
+def parts_of(plan: Plan) -> dict[str, list[Part]]:
+    """The tensors that each task reads, or parts of 3-D ones, by the task's key."""
+    parts: dict[str, list[Part]] = {COPY: [(tensor.name, None) for tensor in plan.tensors]}
+    for group, members in plan.groups.items():
+        parts[group_key(group)] = [(matrix.tensor, matrix.index) for matrix in members]
+    for matrix in plan.matrices:
+        parts[matrix_key(matrix.name)] = [(matrix.tensor, matrix.index)]
+    return parts
 
 
 def check_digests(

@@ -1,14 +1,25 @@
-"""A plan of some matrices, to try a recipe on them."""
+"""A recipe tried on some matrices: their errors are measured and nothing is written."""
 
 from __future__ import annotations
 
 import difflib
+from contextlib import closing
 from fnmatch import fnmatchcase
 
+import torch
+
+from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.errors import CompileError
+from reallm_compiler.execute.options import CompileOptions
+from reallm_compiler.execute.preflight import choose_workers, preflight_event
+from reallm_compiler.execute.runner import CompileJob
+from reallm_compiler.execute.tasks import trial_tasks
 from reallm_compiler.planning.build import KIND
 from reallm_compiler.planning.document import section_list, to_document
 from reallm_compiler.planning.model import Plan
+from reallm_compiler.runs.backends import backend_for, results
+from reallm_compiler.runs.progress import Progress
+from reallm_compiler.runs.stop import StopRequest
 from reallm_formats import layout
 
 
@@ -48,3 +59,43 @@ def work_of(plan: Plan) -> int:
     """A measure of the work of a plan: that of its trainings, or else its weights."""
     totals = plan.budget().totals
     return max(1, totals.training_operations or totals.weights)
+
+
+def run_trial(
+    plan: Plan,
+    whole: Plan,
+    inventory: Inventory,
+    device: torch.device,
+    options: CompileOptions,
+    stop: StopRequest,
+) -> dict[str, float]:
+    """Relative errors of the plan's matrices, a part of the `whole` plan's, without a file.
+
+    Raises:
+        CompileError, SourceError, CodecError: as `compile_model` does.
+    """
+    graph = trial_tasks(plan)
+    workers = choose_workers(plan, options.workers, len(graph), device)
+    progress = Progress(graph, {}, options.on_event)
+    options.on_event(
+        preflight_event(
+            workers,
+            device,
+            graph,
+            progress,
+            file_bytes=0,
+            disk_bytes=0,
+            disk_free_bytes=0,
+            operations=whole.budget().totals.training_operations,
+            notes=plan.notes,
+        )
+    )
+    job = CompileJob(plan=plan, inventory=inventory, device=device, states=None)
+    errors: dict[str, float] = {}
+    with closing(
+        results(backend_for(workers.count), job, graph, {}, stop, options.on_event)
+    ) as running:
+        for result in running:
+            errors.update(result.errors)
+            progress.finished(result)
+    return {matrix.name: errors[matrix.name] for matrix in plan.matrices}

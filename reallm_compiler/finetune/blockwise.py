@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from reallm_compiler.errors import FinetuneError
 from reallm_compiler.finetune.blocks import Block, calls_of, hidden_states, run_block
 from reallm_compiler.finetune.events import BatchDone, BlockDone
-from reallm_compiler.finetune.numerics import Adam, rate, restore
+from reallm_compiler.finetune.optimizer import Adam, rate, restore
 from reallm_compiler.finetune.options import BlockOptions
 from reallm_compiler.finetune.original import Original
 from reallm_compiler.finetune.state import State
@@ -76,19 +76,19 @@ class BlockWise:
         original.check_blocks(blocks, tunable.model)
         self.calls = calls_of(tunable.model, blocks, self.train.ids[:2].to(self.device))
 
-    def run(self, place: dict[str, Any], tensors: dict[str, Tensor]) -> list[BlockDone]:
-        """Tune all blocks, from the place where an earlier run stood.
+    def run(self, position: dict[str, Any], tensors: dict[str, Tensor]) -> list[BlockDone]:
+        """Tune all blocks, from where an earlier run stood.
 
         Args:
-            place: `block`, and within a block `epoch` and more; empty to begin.
+            position: `block`, and within a block `epoch` and more; empty to begin.
             tensors: Adam's moments and the best factors of that block.
         """
-        done = [BlockDone(**entry) for entry in place.get("blocks", [])]
+        done = [BlockDone(**entry) for entry in position.get("blocks", [])]
         inputs = [self._first(part) for part in (self.train, self.held)]
         for number, block in enumerate(self.blocks):
             if number >= len(done):
                 targets = self._targets(number, block, inputs)
-                within = place if place.get("block") == number else {}
+                within = position if position.get("block") == number else {}
                 result = self._tune(number, block, inputs, targets, within, tensors, done)
                 del targets
                 done.append(result)
@@ -248,7 +248,7 @@ class BlockWise:
         best: dict[str, Tensor],
         done: list[BlockDone],
     ) -> None:
-        place = {
+        position = {
             "block": number,
             "epoch": epoch,
             "idle": idle,
@@ -258,12 +258,12 @@ class BlockWise:
         }
         tensors = {f"adam/{name}": value for name, value in adam.state().items()}
         tensors |= {f"best/{name}": value for name, value in best.items()}
-        self._save(place, tensors)
+        self._save(position, tensors)
 
-    def _save(self, place: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        blocks = [plain_of(entry) for entry in place["blocks"]]
+    def _save(self, position: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        blocks = [plain_of(entry) for entry in position["blocks"]]
         tuned = {f"tuned/{name}": value for name, value in self.tunable.parameters()}
-        self.state.save({**place, "stage": "block", "blocks": blocks}, tensors | tuned)
+        self.state.save({**position, "stage": "block", "blocks": blocks}, tensors | tuned)
 
     def _check_finite(self, value: float, number: int, epoch: int, step: int) -> None:
         if not math.isfinite(value):

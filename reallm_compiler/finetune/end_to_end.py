@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from reallm_compiler.errors import FinetuneError
 from reallm_compiler.finetune.blocks import Block
 from reallm_compiler.finetune.events import StepDone
-from reallm_compiler.finetune.numerics import Adam, rate, restore
+from reallm_compiler.finetune.optimizer import Adam, rate, restore
 from reallm_compiler.finetune.options import EndToEndOptions
 from reallm_compiler.finetune.state import State
 from reallm_compiler.finetune.text import Sequences, places_of
@@ -87,18 +87,18 @@ class EndToEnd:
         return steps_of(self.options, len(self.train))
 
     def run(
-        self, place: dict[str, Any], tensors: dict[str, Tensor], blocks: list[dict[str, Any]]
+        self, position: dict[str, Any], tensors: dict[str, Tensor], blocks: list[dict[str, Any]]
     ) -> None:
-        """Make all steps, from the place where an earlier run stood.
+        """Make all steps, from where an earlier run stood.
 
         Args:
-            place: `step`, `before`, `least`; empty to begin.
+            position: `step`, `before`, `least`; empty to begin.
             tensors: Adam's moments and the best factors.
             blocks: what block-wise tuning has done, to be kept in the state.
         """
-        step = int(place.get("step", 0))
-        if place:
-            self.before, self.least = float(place["before"]), float(place["least"])
+        step = int(position.get("step", 0))
+        if position:
+            self.before, self.least = float(position["before"]), float(position["least"])
             self._adam.load(
                 {name[5:]: value for name, value in tensors.items() if name.startswith("adam/")}
             )
@@ -183,7 +183,7 @@ class EndToEnd:
         self._best = {name: value.detach().clone() for name, value in self.parameters.items()}
 
     def _save(self, step: int, blocks: list[dict[str, Any]]) -> None:
-        place = {
+        position = {
             "stage": "e2e",
             "step": step,
             "before": self.before,
@@ -194,7 +194,7 @@ class EndToEnd:
         tensors |= {f"tuned/{name}": value for name, value in self.parameters.items()}
         tensors |= {f"best/{name}": value for name, value in self._best.items()}
         tensors |= {f"adam/{name}": value for name, value in self._adam.state().items()}
-        self.state.save(place, tensors)
+        self.state.save(position, tensors)
 
     def _check_finite(self, value: float, step: int) -> None:
         if not math.isfinite(value):

@@ -56,8 +56,8 @@ class Original:
         """Config, and length and header of each shard, by which a resumed run knows it."""
         config = json.dumps(self.inventory.config, sort_keys=True).encode()
         return {
-            "config": hashlib.sha256(config).hexdigest(),
-            "shards": shard_facts(self.inventory),
+            "config.json": hashlib.sha256(config).hexdigest(),
+            **shard_facts(self.inventory),
         }
 
     def read(self) -> dict[str, str]:

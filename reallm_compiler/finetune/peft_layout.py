@@ -39,7 +39,7 @@ from reallm_compiler.finetune.peft_parts import (
     to_peft,
 )
 from reallm_compiler.finetune.store import Parts, write_adapter
-from reallm_compiler.publish import check_file, new_folder, owned, refuse_inputs
+from reallm_compiler.publish import check_file, locked_output, new_folder, refuse_inputs
 from reallm_compiler.reader.adapter import AdapterArchive
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.reconstruct import save_tensors
@@ -159,7 +159,7 @@ def import_peft(
     refuse_inputs(target, archive, folder)
     config = read_config(Path(folder))
     tensors = _read_weights(Path(folder))
-    with owned(target), open_archive(archive, allow_cost=True) as base:
+    with locked_output(target), open_archive(archive, allow_cost=True) as base:
         empty = empty_model(base)
         paths = modules_of(empty, base.plan.matrices)
         tuned: dict[str, Parts] = {}

@@ -1,6 +1,6 @@
 """A tuning run: archive + original + text -> adapter, or a new model archive.
 
-Steps: (1) settings, text, sequences; (2) what an interrupted run has left; (3) block by block;
+Steps: (1) settings, text, sequences; (2) the state of an interrupted run; (3) block by block;
 (4) end to end; (5) the file. A run that is killed goes on from its state and ends with the same
 bytes.
 """
@@ -17,16 +17,12 @@ from typing import Any
 import torch
 
 from reallm_compiler.checkpoint.paths import parse_json
-from reallm_compiler.distribution import VERSION
-from reallm_compiler.errors import EvaluationError, FinetuneError, ResumeError
-from reallm_compiler.execute.identity import compute_name
-from reallm_compiler.execute.stop import listening
+from reallm_compiler.errors import FinetuneError
 from reallm_compiler.finetune.blocks import Block, find_blocks
 from reallm_compiler.finetune.blockwise import BlockWise, plain_of
 from reallm_compiler.finetune.end_to_end import EndToEnd, checkpointed, steps_of
 from reallm_compiler.finetune.events import BatchDone, BlockDone, Event, FinetuneReport, Started
 from reallm_compiler.finetune.memory import estimate
-from reallm_compiler.finetune.numerics import fixed_numerics
 from reallm_compiler.finetune.options import FinetuneOptions, options_from
 from reallm_compiler.finetune.original import Original
 from reallm_compiler.finetune.state import State
@@ -34,10 +30,14 @@ from reallm_compiler.finetune.store import write_adapter, write_model
 from reallm_compiler.finetune.text import Sequences, cut, read_texts, split
 from reallm_compiler.planning.document import fixed_text
 from reallm_compiler.progress import Progress, teller
-from reallm_compiler.publish import check_file, owned, refuse_inputs
+from reallm_compiler.publish import check_file, locked_output, refuse_inputs
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.huggingface import archive_files
-from reallm_compiler.runtime.devices import resolve_device
+from reallm_compiler.runs.devices import choose_device
+from reallm_compiler.runs.identity import machine_fields
+from reallm_compiler.runs.numerics import fixed_numerics
+from reallm_compiler.runs.resume import no_interrupted_run
+from reallm_compiler.runs.stop import catch_signals
 from reallm_compiler.runtime.text_models import check_predicts_text, check_reads, usable_positions
 from reallm_compiler.runtime.tunable import TunableModel, open_tunable
 
@@ -84,7 +84,7 @@ def finetune(
         force: overwrite an existing output when the new one is finished.
         progress: see `reallm_compiler.progress`; counts steps of Adam, of which a run may need
             fewer than it could make. True when None, or False where `on_event` is given.
-        on_event: is told what happens.
+        on_event: is called with what happens.
 
     Raises:
         FinetuneError: nothing can be tuned, the text or the device is unfit, or a loss is not
@@ -98,8 +98,8 @@ def finetune(
     paths = (text,) if isinstance(text, str | PathLike) else tuple(text)
     check_file(target, force=force)
     refuse_inputs(target, archive, adapter, decoder, *paths)
-    place = _device(device)
-    tell = _told(on_event is None if progress is None else progress, on_event or _silent)
+    chosen_device = choose_device(device, FinetuneError)
+    emit = _counted(on_event is None if progress is None else progress, on_event)
     with contextlib.ExitStack() as stack:
         base = stack.enter_context(open_archive(archive, decoder=decoder, allow_cost=allow_cost))
         chosen = (
@@ -108,12 +108,14 @@ def finetune(
             else options_from(options, base.plan.recipe)
         )
         check_predicts_text(archive_files(base))
-        stack.enter_context(owned(target))
+        stack.enter_context(locked_output(target))
         texts, text_digest = read_texts(paths)
-        stack.enter_context(fixed_numerics(chosen.threads, place))
-        stop = stack.enter_context(listening())
+        stack.enter_context(fixed_numerics(chosen.threads, chosen_device))
+        stop = stack.enter_context(catch_signals())
         original = Original(model, base)
-        tunable = open_tunable(base, adapter=adapter, device=place, dtype=_DTYPES[chosen.precision])
+        tunable = open_tunable(
+            base, adapter=adapter, device=chosen_device, dtype=_DTYPES[chosen.precision]
+        )
         tunable.forget_own()
         train, held = _sequences(tunable, texts, chosen)
         for _, parameter in tunable.parameters():
@@ -126,12 +128,10 @@ def finetune(
             )
         identity = {
             "base": base.digest.hex() + (tunable.adapter or b"").hex(),
-            "source": original.facts(),
+            "original": original.facts(),
             "text": text_digest.hex(),
             "options": chosen.plain(),
-            "compute": compute_name(place),
-            "reallm": VERSION,
-            "torch": torch.__version__,
+            **machine_fields(chosen_device),
         }
         state = State(target, identity, original.read, stop)
         loaded = None if resume == "never" else state.load()
@@ -140,15 +140,11 @@ def finetune(
             found = loaded[:2]
             original.check_read(loaded[2])
         elif resume == "required":
-            raise ResumeError(
-                "there is no interrupted run of this output",
-                location=str(target),
-                hint="leave out `--resume required` to start afresh",
-            )
+            raise no_interrupted_run(target)
         wanted = "block" in chosen.stages or chosen.checkpointing
         modules = find_blocks(tunable) if wanted else []
-        _start(tell, base, tunable, modules, train, held, chosen, found)
-        blocks, end = _stages(tunable, modules, original, train, held, chosen, state, found, tell)
+        _start(emit, base, tunable, modules, train, held, chosen, found)
+        blocks, end = _stages(tunable, modules, original, train, held, chosen, state, found, emit)
         tuned = {
             name: {part: value.detach() for part, value in layer.tuned()}
             for name, layer in tunable.layers.items()
@@ -192,16 +188,16 @@ def _stages(
     options: FinetuneOptions,
     state: State,
     found: tuple[dict[str, Any], dict[str, torch.Tensor]] | None,
-    tell: Callable[[Event], None],
+    emit: Callable[[Event], None],
 ) -> tuple[list[BlockDone], EndToEnd | None]:
     """Both stages, or one, from where an earlier run stood."""
-    where, tensors = found if found is not None else ({}, {})
+    position, tensors = found if found is not None else ({}, {})
     with torch.no_grad():
         for name, parameter in tunable.parameters():
             if f"tuned/{name}" in tensors:
                 parameter.copy_(tensors[f"tuned/{name}"])
-    in_end = where.get("stage") == "e2e"
-    blocks = [BlockDone(**entry) for entry in where.get("blocks", [])]
+    in_end = position.get("stage") == "e2e"
+    blocks = [BlockDone(**entry) for entry in position.get("blocks", [])]
     if "block" in options.stages and not in_end:
         stage = BlockWise(
             tunable,
@@ -212,17 +208,17 @@ def _stages(
             options.block,
             options.seed,
             state,
-            tell,
+            emit,
         )
-        blocks = stage.run(where, tensors)
+        blocks = stage.run(position, tensors)
     if "e2e" not in options.stages:
         return blocks, None
     teacher = None
     if options.e2e.loss == "distill":
         teacher = original.teacher(torch.device(tunable.model.device), _DTYPES[options.precision])
-    end = EndToEnd(tunable, teacher, train, held, options.e2e, options.seed, state, tell)
+    end = EndToEnd(tunable, teacher, train, held, options.e2e, options.seed, state, emit)
     with checkpointed(modules, options.checkpointing):
-        end.run(where if in_end else {}, tensors, [plain_of(entry) for entry in blocks])
+        end.run(position if in_end else {}, tensors, [plain_of(entry) for entry in blocks])
     return blocks, end
 
 
@@ -246,7 +242,7 @@ def _sequences(
 
 
 def _start(
-    tell: Callable[[Event], None],
+    emit: Callable[[Event], None],
     base: ModelArchive,
     tunable: TunableModel,
     modules: list[Block],
@@ -257,17 +253,17 @@ def _start(
 ) -> None:
     resumed = None
     if found is not None:
-        where = found[0]
+        position = found[0]
         resumed = (
-            f"end to end, step {where['step']}"
-            if where["stage"] == "e2e"
-            else f"block {where.get('block', len(where['blocks']))}"
+            f"end to end, step {position['step']}"
+            if position["stage"] == "e2e"
+            else f"block {position.get('block', len(position['blocks']))}"
         )
     count = min(len(train), options.block.sequences)
     each = options.block.epochs * (count // min(options.block.batch, count))
     block_steps = each if "block" in options.stages else 0
     end_steps = steps_of(options.e2e, len(train)) if "e2e" in options.stages else 0
-    tell(
+    emit(
         Started(
             memory=estimate(base.plan, config_of(base), options, len(train) + len(held)),
             matrices=len(tunable.layers),
@@ -296,16 +292,12 @@ def config_of(archive: ModelArchive) -> dict[str, Any]:
     raise FinetuneError("the archive holds no config, so there is no model to tune")
 
 
-def _device(name: str) -> torch.device:
-    try:
-        return torch.device(resolve_device(name))
-    except EvaluationError as error:
-        raise FinetuneError(error.message, note=error.note, hint=error.hint) from None
-
-
-def _told(progress: Progress, listen: Callable[[Event], None]) -> Callable[[Event], None]:
-    """What hears every event, and tells of the steps among them as progress."""
+def _counted(
+    progress: Progress, on_event: Callable[[Event], None] | None
+) -> Callable[[Event], None]:
+    """What is called with every event, and reports the steps among them as progress."""
     count = teller(progress, "finetune", "steps")
+    listen = on_event or _ignore_event
     total = each = 0
 
     def hear(event: Event) -> None:
@@ -325,5 +317,5 @@ def _told(progress: Progress, listen: Callable[[Event], None]) -> Callable[[Even
     return hear
 
 
-def _silent(event: Event) -> None:
-    """Nobody listens."""
+def _ignore_event(event: Event) -> None:
+    """Does nothing with an event."""

@@ -17,13 +17,14 @@ import torch
 
 from reallm_compiler.checkpoint import Inventory, open_source
 from reallm_compiler.codecs.sections import TORCH_DTYPES
-from reallm_compiler.errors import SourceError
+from reallm_compiler.errors import EvaluationError, SourceError
 from reallm_compiler.execute.weights import Weights
 from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.reader.huggingface import archive_files
 from reallm_compiler.reader.model import ModelFiles, Stored, build_model
 from reallm_compiler.reader.tokenizer import load_tokenizer
-from reallm_compiler.runtime.devices import resolve_device, resolve_dtype
+from reallm_compiler.runs.devices import choose_device
+from reallm_compiler.runtime.dtypes import resolve_dtype
 
 
 def load(
@@ -63,7 +64,7 @@ def load(
         FormatError: the archive, the adapter or the decoder is damaged.
         AdapterError: the adapter belongs to another base.
     """
-    device = resolve_device(device)
+    device = choose_device(device, EvaluationError)
     chosen = resolve_dtype(dtype)
     with open_files(
         path, dtype=chosen, adapter=adapter, decoder=decoder, allow_cost=allow_cost

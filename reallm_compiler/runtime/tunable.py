@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reallm_compiler.errors import AdapterError
+from reallm_compiler.errors import AdapterError, EvaluationError
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.huggingface import build
-from reallm_compiler.runtime.devices import resolve_device, resolve_dtype
+from reallm_compiler.runs.devices import choose_device
+from reallm_compiler.runtime.dtypes import resolve_dtype
 from reallm_compiler.runtime.linear import TunedLinear
 from reallm_compiler.runtime.names import empty_model, is_linear, modules_of
 
@@ -131,7 +132,7 @@ def open_tunable(
         FormatError: the archive, the adapter or the decoder is damaged.
         AdapterError: the adapter belongs to another base.
     """
-    device, dtype = resolve_device(device), resolve_dtype(dtype)
+    device, dtype = choose_device(device, EvaluationError), resolve_dtype(dtype)
     if not isinstance(path, ModelArchive):
         with open_archive(path, decoder=decoder, allow_cost=allow_cost) as archive:
             return open_tunable(archive, adapter=adapter, device=device, dtype=dtype)

@@ -114,7 +114,7 @@ def test_resume_required_needs_remains(run, tiny_recipe, tiny_llama, tmp_path):
     path = tmp_path / "out.reallm"
     result = run("compile", tiny_recipe, "--model", tiny_llama, "-o", path, "--resume", "required")
     assert result.code == 8
-    assert "no interrupted compile" in result.err
+    assert "no interrupted run" in result.err
 
 
 def test_inspect_json_has_exactly_the_documented_keys(run, archive):

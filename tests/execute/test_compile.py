@@ -21,10 +21,10 @@ from reallm_compiler.errors import (
     SourceError,
 )
 from reallm_compiler.execute import preflight
-from reallm_compiler.execute.encode import Encoder
-from reallm_compiler.execute.events import Preflight, UnitDone
-from reallm_compiler.execute.stop import Interrupted
+from reallm_compiler.execute.events import Preflight, TaskDone
+from reallm_compiler.execute.runner import CompileRunner
 from reallm_compiler.reader.verify import verify
+from reallm_compiler.runs.stop import Interrupted
 
 
 def compiled(recipe: Any, model: Path, output: Path, **options: Any) -> bytes:
@@ -52,17 +52,20 @@ def test_two_workers_give_the_same_bytes(
     assert compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm", workers=2) == reference
 
 
-def test_the_callers_torch_settings_come_back(
-    tiny_llama: Path, tiny_recipe: Path, tmp_path: Path
+def test_the_callers_torch_settings_come_back_and_change_nothing(
+    tiny_llama: Path, tiny_recipe: Path, tmp_path: Path, reference: bytes
 ) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
+    torch.set_float32_matmul_precision("medium")
     try:
-        compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm")
+        assert compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm") == reference
         assert torch.get_num_threads() == 2
+        assert torch.get_float32_matmul_precision() == "medium"
         assert not torch.are_deterministic_algorithms_enabled()
     finally:
         torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_another_seed_gives_other_bytes(tiny_llama: Path, tmp_path: Path, reference: bytes) -> None:
@@ -80,11 +83,11 @@ def test_events_tell_the_story(tiny_llama: Path, tiny_recipe: Path, tmp_path: Pa
     )
     first, *rest = events
     assert isinstance(first, Preflight)
-    assert all(isinstance(event, UnitDone) for event in rest)
+    assert all(isinstance(event, TaskDone) for event in rest)
     assert first.file_bytes == report.budget.totals.file_bytes
-    assert len(rest) == first.units
-    assert rest[-1].units_done == first.units
-    assert rest[-1].weights_done == first.weights == report.budget.totals.weights
+    assert len(rest) == first.tasks
+    assert rest[-1].tasks_done == first.tasks
+    assert rest[-1].numel_done == first.numel == report.budget.totals.weights
     assert set(report.errors) == {row.name for row in report.budget.matrices}
 
 
@@ -92,39 +95,39 @@ class Stopped(Exception):  # noqa: N818 - it stands for a kill, not an error
     """Stands for a kill."""
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, units: int) -> None:
-    """The run breaks off in the unit after so many."""
-    original = Encoder.run
-    left = [units]
+def stop_after(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
+    """The run breaks off in the task after so many."""
+    original = CompileRunner.run
+    left = [tasks]
 
-    def run(self: Encoder, unit: Any) -> Any:
+    def run(self: CompileRunner, task: Any) -> Any:
         if left[0] == 0:
             raise Stopped
         left[0] -= 1
-        return original(self, unit)
+        return original(self, task)
 
-    monkeypatch.setattr(Encoder, "run", run)
+    monkeypatch.setattr(CompileRunner, "run", run)
 
 
-@pytest.mark.parametrize("units", [0, 1, 7, 14])
+@pytest.mark.parametrize("tasks", [0, 1, 7, 14])
 def test_a_broken_run_goes_on_and_ends_with_the_same_bytes(
     tiny_llama: Path,
     tiny_recipe: Path,
     tmp_path: Path,
     reference: bytes,
     monkeypatch: pytest.MonkeyPatch,
-    units: int,
+    tasks: int,
 ) -> None:
     path = tmp_path / "out.reallm"
     with monkeypatch.context() as patch:
-        stop_after(patch, units)
+        stop_after(patch, tasks)
         with pytest.raises(Stopped):
             compiled(tiny_recipe, tiny_llama, path)
     assert not path.exists()
     report = reallm.compile(
         tiny_recipe, model=tiny_llama, output=path, resume="required", device="cpu"
     )
-    assert report.units_resumed == units
+    assert report.tasks_resumed == tasks
     assert path.read_bytes() == reference
 
 
@@ -146,7 +149,7 @@ def test_a_slot_that_changed_meanwhile_is_coded_again(
         file.seek(victim.offset)
         file.write(b"\x55")
     report = reallm.compile(tiny_recipe, model=tiny_llama, output=path, device="cpu")
-    assert report.units_resumed == 8
+    assert report.tasks_resumed == 8
     assert path.read_bytes() == reference
 
 
@@ -210,7 +213,7 @@ def test_resume_refuses_other_inputs_and_names_them(
 def test_resume_required_without_an_interrupted_run(
     tiny_llama: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ResumeError, match="no interrupted compile"):
+    with pytest.raises(ResumeError, match="no interrupted run"):
         compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm", resume="required")
     assert list(tmp_path.iterdir()) == []
 
@@ -267,14 +270,14 @@ def test_a_stop_signal_ends_within_a_matrix(
     path = tmp_path / "o.reallm"
 
     def interrupt(event: Any) -> None:
-        if isinstance(event, UnitDone) and event.units_done == 4:
+        if isinstance(event, TaskDone) and event.tasks_done == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted) as caught:
         compiled(tiny_recipe, tiny_llama, path, on_event=interrupt)
     assert "same command again" in str(caught.value.hint)
     report = reallm.compile(tiny_recipe, model=tiny_llama, output=path, resume="required")
-    assert report.units_resumed == 4
+    assert report.tasks_resumed == 4
     assert path.read_bytes() == reference
 
 
@@ -346,7 +349,7 @@ def test_a_shard_that_shrinks_while_compiling(
     whole = shard.read_bytes()
 
     def cut(event: Any) -> None:
-        if isinstance(event, UnitDone) and event.units_done == 3:
+        if isinstance(event, TaskDone) and event.tasks_done == 3:
             shard.write_bytes(whole[: len(whole) // 2])
 
     with pytest.raises(SourceError, match=r"ends .* bytes before") as caught:

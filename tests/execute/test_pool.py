@@ -12,7 +12,7 @@ import pytest
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import CompileError
-from reallm_compiler.execute import pool as pool_room
+from reallm_compiler.runs import pool as pool_room
 
 SCRIPT = """
 import reallm_compiler as reallm

@@ -12,9 +12,8 @@ import torch
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import ResumeError, SourceError
-from reallm_compiler.execute.events import Checked, UnitDone
-from reallm_compiler.execute.training import Watches
-from reallm_compiler.execute.units import Unit
+from reallm_compiler.execute.events import Checked, TaskDone
+from reallm_compiler.runs.training import StateFiles
 
 PLAIN = {"scales": {"kind": "absmax"}, "quantizer": {"kind": "uniform", "bits": 4}}
 SHARED = {
@@ -41,11 +40,11 @@ def compiled(model: Path, output: Path, defaults: dict[str, Any] = PLAIN, **opti
     return reallm.compile(recipe(defaults), model=model, output=output, **options)
 
 
-def interrupted(model: Path, output: Path, units: int, defaults: dict[str, Any] = PLAIN) -> None:
-    """A compile that is lost after so many units."""
+def interrupted(model: Path, output: Path, tasks: int, defaults: dict[str, Any] = PLAIN) -> None:
+    """A compile that is lost after so many tasks."""
 
     def stop(event: Any) -> None:
-        if isinstance(event, UnitDone) and event.units_done == units:
+        if isinstance(event, TaskDone) and event.tasks_done == tasks:
             raise Stopped
 
     with pytest.raises(Stopped):
@@ -75,7 +74,7 @@ def test_a_small_file_that_changed_under_the_same_length(
     with pytest.raises(ResumeError, match=rf"config and tokenizer files \({name}\)"):
         compiled(model, output)
     unnoticed(path, text.encode())
-    assert compiled(model, output).units_resumed == 3
+    assert compiled(model, output).tasks_resumed == 3
 
 
 def test_a_weight_that_a_finished_matrix_read(model: Path, tmp_path: Path, negate: Negate) -> None:
@@ -88,9 +87,9 @@ def test_a_weight_that_a_finished_matrix_read(model: Path, tmp_path: Path, negat
     assert done in caught.value.message
     negate(model, done)
     told: list[Any] = []
-    assert compiled(model, output, on_event=told.append).units_resumed == 3
+    assert compiled(model, output, on_event=told.append).tasks_resumed == 3
     checked = [event for event in told if isinstance(event, Checked)]
-    assert [(event.units_done, event.units) for event in checked] == [(1, 3), (2, 3), (3, 3)]
+    assert [(event.tasks_done, event.tasks) for event in checked] == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_a_kept_tensor(model: Path, tmp_path: Path, negate: Negate) -> None:
@@ -116,7 +115,7 @@ def test_a_weight_that_changes_while_a_compile_runs(
     last = reallm.plan(recipe(SHARED), model=model).matrices[-1].tensor
 
     def change(event: Any) -> None:
-        if isinstance(event, UnitDone) and event.units_done == 2:
+        if isinstance(event, TaskDone) and event.tasks_done == 2:
             negate(model, last)
 
     with pytest.raises(SourceError, match="has changed while it was compiled") as caught:
@@ -129,7 +128,7 @@ def test_what_nothing_has_read_yet_may_change(model: Path, tmp_path: Path, negat
     interrupted(model, output, 3)
     negate(model, reallm.plan(recipe(PLAIN), model=model).matrices[-1].tensor)
     (model / "model.safetensors").touch()
-    assert compiled(model, output).units_resumed == 3
+    assert compiled(model, output).tasks_resumed == 3
     compiled(model, tmp_path / "fresh.reallm")
     assert output.read_bytes() == (tmp_path / "fresh.reallm").read_bytes()
 
@@ -164,17 +163,9 @@ def test_a_finished_archive_whose_journal_was_left(
         compiled(model, output)
 
 
-def test_the_state_of_a_training_belongs_to_its_weights(
-    tmp_path: Path,
-) -> None:
-    unit = Unit(kind="matrix", name="w", sections=(), weights=1)
-    watches = Watches(
-        partial=tmp_path / "o.partial", run="r", tell=lambda event: None, stopped=lambda: False
-    )
-    read = ["a"]
-    watch = watches.of(unit, lambda: read[0])
-    watch._save(tmp_path / "state", {"x": torch.ones(1)})
-    watch._path = tmp_path / "state"
-    assert watch.saved_state() is not None
-    read[0] = "b"
-    assert watch.saved_state() is None
+def test_the_state_of_a_training_belongs_to_its_weights(tmp_path: Path) -> None:
+    states = StateFiles(tmp_path / "o.partial", run="r")
+    states.save("matrix:w", "a", {"x": torch.ones(1)})
+    assert states.load("matrix:w", "a") is not None
+    assert states.load("matrix:w", "b") is None
+    assert states.load("matrix:v", "a") is None

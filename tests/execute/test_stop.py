@@ -8,20 +8,23 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 import reallm_compiler as reallm
 from reallm_compiler import publish as publish_room
 from reallm_compiler.errors import CompileError
-from reallm_compiler.execute import encode as encode_room
-from reallm_compiler.execute import output as output_room
-from reallm_compiler.execute import pool as pool_room
+from reallm_compiler.execute import archive as archive_room
 from reallm_compiler.execute import run as run_room
-from reallm_compiler.execute import worker as worker_room
-from reallm_compiler.execute.events import UnitDone
-from reallm_compiler.execute.stop import Interrupted, listening, signals_held
+from reallm_compiler.execute import runner as runner_room
+from reallm_compiler.execute.events import TaskDone
+from reallm_compiler.runs import output as output_room
+from reallm_compiler.runs import pool as pool_room
+from reallm_compiler.runs import resume as resume_room
+from reallm_compiler.runs import worker as worker_room
+from reallm_compiler.runs.stop import Interrupted, block_signals, catch_signals
+from reallm_compiler.runs.tasks import Task, TaskResult
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
 
@@ -48,17 +51,26 @@ def handlers() -> list[Any]:
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("name", ["build", "identity_of", "choose_workers", "check_disk"])
+@pytest.mark.parametrize(
+    ("room", "name"),
+    [
+        (run_room, "build"),
+        (archive_room, "identity_of"),
+        (archive_room, "choose_workers"),
+        (archive_room, "check_disk"),
+    ],
+)
 def test_before_the_reservation_nothing_is_left(
     tiny_llama: Path,
     tiny_recipe: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    room: Any,
     name: str,
     number: int,
 ) -> None:
     before = handlers()
-    struck(monkeypatch, run_room, name, number)
+    struck(monkeypatch, room, name, number)
     with pytest.raises(Interrupted, match="nothing was written") as caught:
         compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm")
     assert caught.value.hint == "run the same command again"
@@ -71,9 +83,9 @@ def test_before_the_reservation_nothing_is_left(
     ("room", "name", "steps"),
     [
         (output_room.Writer, "create", 0),
-        (run_room, "remove_states", 0),
-        (run_room, "results", 0),
-        (encode_room, "encode_matrix", 3),
+        (archive_room, "start", 0),
+        (archive_room, "results", 0),
+        (runner_room, "encode_matrix", 3),
     ],
     ids=["reserving", "reserved", "before the first matrix", "in a matrix"],
 )
@@ -97,7 +109,7 @@ def test_from_the_reservation_on_it_can_go_on(
     report = reallm.compile(
         tiny_recipe, model=tiny_llama, output=path, resume="required", device="cpu"
     )
-    assert report.units_resumed <= steps
+    assert report.tasks_resumed <= steps
     assert path.read_bytes() == reference
 
 
@@ -105,7 +117,7 @@ def stopped(recipe: Any, model: Path, path: Path, steps: int, **options: Any) ->
     """Ask a compile to stop after so many steps."""
 
     def interrupt(event: Any) -> None:
-        if isinstance(event, UnitDone) and event.units_done == steps:
+        if isinstance(event, TaskDone) and event.tasks_done == steps:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted) as caught:
@@ -123,17 +135,17 @@ def test_while_slots_are_read_again(
     path = tmp_path / "o.reallm"
     stopped(tiny_recipe, tiny_llama, path, 4)
     with monkeypatch.context() as patch:
-        struck(patch, run_room, "intact_units", signal.SIGTERM)
+        struck(patch, resume_room, "intact_tasks", signal.SIGTERM)
         with pytest.raises(Interrupted, match="finished matrices are kept"):
             compiled(tiny_recipe, tiny_llama, path)
     report = reallm.compile(tiny_recipe, model=tiny_llama, output=path, resume="required")
-    assert report.units_resumed == 4
+    assert report.tasks_resumed == 4
     assert path.read_bytes() == reference
 
 
 @pytest.mark.parametrize(
     ("room", "name"),
-    [(run_room, "_finish"), (publish_room.os, "replace"), (publish_room, "sync_path")],
+    [(archive_room, "_finish"), (publish_room.os, "replace"), (publish_room, "sync_path")],
     ids=["finishing", "renaming", "renamed"],
 )
 def test_with_all_matrices_done_it_ends_well(
@@ -160,7 +172,7 @@ def test_a_run_that_starts_over_goes_on_only_without_that(
 def test_a_trial_keeps_nothing_and_stops_at_once(
     tiny_llama: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    struck(monkeypatch, encode_room, "encode_matrix", signal.SIGINT)
+    struck(monkeypatch, runner_room, "encode_matrix", signal.SIGINT)
     with pytest.raises(Interrupted, match="nothing was written"):
         reallm.compile(tiny_recipe, model=tiny_llama, only="*", device="cpu", workers=1)
 
@@ -169,22 +181,22 @@ def test_a_second_signal_does_not_wait(
     tiny_llama: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "o.reallm"
-    struck(monkeypatch, encode_room, "encode_matrix", signal.SIGINT, signal.SIGINT)
+    struck(monkeypatch, runner_room, "encode_matrix", signal.SIGINT, signal.SIGINT)
     done: list[Any] = []
     with pytest.raises(Interrupted, match="finished matrices are kept"):
         compiled(tiny_recipe, tiny_llama, path, on_event=done.append)
-    assert [event.name for event in done if isinstance(event, UnitDone)] == [
+    assert [event.name for event in done if isinstance(event, TaskDone)] == [
         "kept tensors and files"
     ]
 
 
 class Deadly(pool_room.Worker):
-    """A worker that is killed when it has got its first unit, as memory that runs out would."""
+    """A worker that is killed when it has got its first task, as memory that runs out would."""
 
     asked: Callable[[], None] = staticmethod(lambda: None)
 
-    def give(self, unit: Any) -> None:
-        super().give(unit)
+    def assign(self, task: Any) -> None:
+        super().assign(task)
         type(self).asked()
         self.kill()
 
@@ -212,30 +224,32 @@ def test_workers_that_die_after_a_stop_was_asked_for_are_no_failure(
     assert isinstance(caught.value, Interrupted) == asked
 
 
-class Recorder:
-    units: ClassVar = {"matrix:w": "the unit", "matrix:bad": ValueError("bad")}
+class OneTask:
+    """A runner that fails at tasks called `bad`."""
 
-    def run(self, unit: Any) -> Any:
-        if isinstance(unit, Exception):
-            raise unit
-        return unit
+    def run(self, task: Task) -> TaskResult:
+        if task.key == "bad":
+            raise ValueError("bad")
+        return TaskResult(task=task.key)
 
 
-def test_a_worker_begins_no_unit_once_it_must_halt() -> None:
+def message(key: str) -> bytes:
+    return pickle.dumps(Task(key=key, title=key))
+
+
+def test_a_worker_begins_no_task_once_it_must_halt() -> None:
     halt = threading.Event()
-    recorder: Any = Recorder()
-    assert worker_room.answer(recorder, "matrix:w", halt) == "the unit"
+    assert worker_room.answer(OneTask(), message("good"), halt) == TaskResult(task="good")
     halt.set()
-    assert worker_room.answer(recorder, "matrix:w", halt) is None
+    assert worker_room.answer(OneTask(), message("good"), halt) is None
 
 
-def test_what_a_unit_raises_travels_with_its_traceback() -> None:
-    recorder: Any = Recorder()
-    found = worker_room.answer(recorder, "matrix:bad", threading.Event())
+def test_what_a_task_raises_comes_with_its_traceback() -> None:
+    found = worker_room.answer(OneTask(), message("bad"), threading.Event())
     back = pickle.loads(pickle.dumps(found)).error
     assert type(back) is ValueError
     assert "in a worker process" in back.__notes__[0]
-    assert "raise unit" in back.__notes__[0]
+    assert "raise ValueError" in back.__notes__[0]
 
 
 class UnpicklableError(Exception):
@@ -250,15 +264,15 @@ def test_an_error_that_cannot_travel_comes_as_words() -> None:
 
 
 def test_signals_that_are_held_come_later() -> None:
-    with listening() as stop:
-        with signals_held():
+    with catch_signals() as stop:
+        with block_signals():
             signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
             assert not stop.requested
         assert stop.requested
 
 
 def test_a_second_signal_is_urgent() -> None:
-    with listening() as stop:
+    with catch_signals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert (stop.requested, stop.urgent) == (True, False)
         with pytest.raises(KeyboardInterrupt):
@@ -267,7 +281,7 @@ def test_a_second_signal_is_urgent() -> None:
 
 
 def test_patience_is_put_back() -> None:
-    with listening() as stop, stop.at_once():
+    with catch_signals() as stop, stop.at_once():
         with stop.in_order():
             os.kill(os.getpid(), signal.SIGINT)
             stop.requested = False
@@ -280,7 +294,7 @@ def test_other_threads_catch_nothing() -> None:
     seen: list[Any] = []
 
     def look() -> None:
-        with listening():
+        with catch_signals():
             seen.extend(handlers())
 
     thread = threading.Thread(target=look)
@@ -290,29 +304,29 @@ def test_other_threads_catch_nothing() -> None:
 
 
 def test_a_signal_while_workers_end_kills_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
+    calls: list[str] = []
 
     class Busy:
         busy = True
         line = None
 
         def halt(self) -> None:
-            told.append("halt")
+            calls.append("halt")
 
         def kill(self) -> None:
-            told.append("kill")
+            calls.append("kill")
 
         def end(self) -> None:
-            told.append("end")
+            calls.append("end")
 
     def wait(lines: Any, seconds: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pool_room, "wait", wait)
-    with listening() as stop:
+    with catch_signals() as stop:
         pool = object.__new__(pool_room.Pool)
         pool._stop = stop
         pool._started = [Busy()]
         with pytest.raises(KeyboardInterrupt):
             pool.close()
-    assert told == ["halt", "kill", "end"]
+    assert calls == ["halt", "kill", "end"]

@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reallm_compiler.execute import training
 from reallm_compiler.execute.events import Event, Preflight, Training
 from reallm_compiler.execute.run import compile_model
-from reallm_compiler.execute.stop import Interrupted
 from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.reader.verify import verify
+from reallm_compiler.runs import training
+from reallm_compiler.runs.stop import Interrupted
 
 HNERV = {
     "kind": "hnerv",
@@ -51,8 +51,8 @@ def recipe() -> Callable[..., dict[str, object]]:
 
 
 @pytest.fixture(autouse=True)
-def _told_and_saved_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "TELL_SECONDS", 0.0)
+def _reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "EMIT_SECONDS", 0.0)
 
 
 def digest(path: Path) -> str:
@@ -113,7 +113,7 @@ def test_a_state_of_another_run_or_a_damaged_one_is_not_taken(
     (state,) = states(tmp_path)
     epochs: list[int] = []
 
-    def listen(event: Event) -> None:
+    def stop_at_6(event: Event) -> None:
         if isinstance(event, Training):
             epochs.append(event.epoch)
             if event.epoch == 6:
@@ -122,16 +122,23 @@ def test_a_state_of_another_run_or_a_damaged_one_is_not_taken(
     good = state.read_bytes()
     for data in (good[: len(good) // 2], b"", None):
         if data is None:
-            save_file({"epoch": torch.tensor(9)}, state, metadata={"run": "x", "unit": "y"})
+            save_file({"epoch": torch.tensor(9)}, state, metadata={"run": "x", "task": "y"})
         else:
             state.write_bytes(data)
         epochs.clear()
         with pytest.raises(Interrupted):
-            compile_model(recipe(), model=tiny_llama, output=output, device="cpu", on_event=listen)
+            compile_model(
+                recipe(), model=tiny_llama, output=output, device="cpu", on_event=stop_at_6
+            )
         assert epochs[0] == 1, "the training began again"
     with pytest.raises(Interrupted):
         compile_model(
-            recipe(), model=tiny_llama, output=output, device="cpu", resume="never", on_event=listen
+            recipe(),
+            model=tiny_llama,
+            output=output,
+            device="cpu",
+            resume="never",
+            on_event=stop_at_6,
         )
     assert epochs.count(1) == 2, "starting over removes states"
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import AdapterError, FormatError, OutputError
-from reallm_compiler.execute.journal import Journal
 from reallm_compiler.finetune.peft_layout import export_peft, import_peft
 from reallm_compiler.reader.adapter import open_adapter
 from reallm_compiler.reader.verify import verify
+from reallm_compiler.runs.journal import Journal
 from reallm_compiler.runtime import open_tunable
 
 # peft 0.21 asks transformers 5.23 by the old name.

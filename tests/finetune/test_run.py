@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import FinetuneError, OutputError, ResumeError
-from reallm_compiler.execute.stop import Interrupted
 from reallm_compiler.finetune import (
     BlockDone,
     Started,
@@ -31,6 +30,7 @@ from reallm_compiler.finetune.original import Original
 from reallm_compiler.finetune.store import TUNED_ROLES
 from reallm_compiler.reader.adapter import open_adapter
 from reallm_compiler.reader.verify import verify
+from reallm_compiler.runs.stop import Interrupted
 from reallm_formats import Archive
 
 
@@ -123,10 +123,10 @@ def test_a_run_killed_within_a_block_ends_with_the_same_bytes(
     monkeypatch.setattr(state, "SECONDS", 0.0)
     original, calls = state.State.save, []
 
-    def dying(self: state.State, place: Any, tensors: Any) -> None:
-        original(self, place, tensors)
-        calls.append(place)
-        if place.get("epoch") == 2:
+    def dying(self: state.State, position: Any, tensors: Any) -> None:
+        original(self, position, tensors)
+        calls.append(position)
+        if position.get("epoch") == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

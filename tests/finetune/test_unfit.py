@@ -82,7 +82,7 @@ def test_unfit_models(
 
 
 def test_a_device_that_is_not_there(base: Path, tiny_llama: Path, prose: Path, tmp_path: Path):
-    with pytest.raises(FinetuneError, match="there is no device 'gpu'"):
+    with pytest.raises(FinetuneError, match="`gpu` is not a device"):
         finetune(base, model=tiny_llama, text=prose, output=tmp_path / "a.adapter", device="gpu")
 
 

@@ -17,9 +17,9 @@ import pytest
 from reallm_compiler.errors import OutputError
 from reallm_compiler.publish import (
     LIST,
+    locked_output,
     new_file,
     new_folder,
-    owned,
     refuse_inputs,
     whole_file,
 )
@@ -199,7 +199,7 @@ def test_a_folder_under_the_name_of_the_partial_one_is_kept(tmp_path: Path) -> N
     assert names(mine) == ["thesis"]
     with (
         pytest.raises(OutputError, match="a folder stands where"),
-        owned(tmp_path / "model"),
+        locked_output(tmp_path / "model"),
         whole_file(tmp_path / "model", force=False),
     ):
         pass

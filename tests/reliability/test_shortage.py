@@ -9,12 +9,12 @@ import torch
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import CompileError
-from reallm_compiler.execute.shortage import shortage_told
 from reallm_compiler.execute.weights import Weights
+from reallm_compiler.runs.oom import oom_to_error
 
 
 def test_what_torch_really_says() -> None:
-    with pytest.raises(CompileError, match="memory ran out") as caught, shortage_told("here"):
+    with pytest.raises(CompileError, match="memory ran out") as caught, oom_to_error("here"):
         torch.empty(1 << 60, dtype=torch.uint8)
     assert caught.value.location == "here"
     assert "same command again" in str(caught.value.hint)
@@ -24,12 +24,12 @@ def test_what_torch_really_says() -> None:
     "error", [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory. Tried")]
 )
 def test_other_ways_to_say_it(error: Exception) -> None:
-    with pytest.raises(CompileError, match="memory ran out"), shortage_told("here"):
+    with pytest.raises(CompileError, match="memory ran out"), oom_to_error("here"):
         raise error
 
 
 def test_bugs_stay_bugs() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), shortage_told("here"):
+    with pytest.raises(RuntimeError, match="shapes"), oom_to_error("here"):
         raise RuntimeError("shapes cannot be multiplied")
 
 
@@ -51,4 +51,4 @@ def test_the_matrix_is_named_and_the_run_goes_on(
             reallm.compile(recipe, model=tiny_llama, output=path, device="cpu")
     assert caught.value.location == "model.layers.1.mlp.up_proj"
     report = reallm.compile(recipe, model=tiny_llama, output=path, device="cpu", resume="required")
-    assert report.units_resumed > 3
+    assert report.tasks_resumed > 3

@@ -342,7 +342,7 @@ def test_a_checkpoint_of_fp8_is_its_own_reference(
 
 def test_devices_and_types_are_checked_before_the_file_is_opened(tmp_path: Path) -> None:
     for load in (reallm.load, reallm.open_tunable):
-        with pytest.raises(EvaluationError, match="there is no device 'gpu'"):
+        with pytest.raises(EvaluationError, match="`gpu` is not a device"):
             load(tmp_path / "nowhere.reallm", device="gpu")
         with pytest.raises(EvaluationError, match="no type 'int8' to run a model in"):
             load(tmp_path / "nowhere.reallm", dtype=torch.int8)

@@ -117,10 +117,10 @@ def compile_command(
             terminal.say(f"at this rate the whole model takes about {took}")
         terminal.say("a trial: nothing was written")
         return ExitCode.OK
-    again = f", {counted(report.units_resumed, 'step')} from an earlier run"
+    again = f", {counted(report.tasks_resumed, 'step')} from an earlier run"
     terminal.say(
         f"wrote `{report.path}`: {counted(report.budget.totals.file_bytes, 'byte')} in "
-        f"{duration_text(report.seconds)}{again if report.units_resumed else ''}"
+        f"{duration_text(report.seconds)}{again if report.tasks_resumed else ''}"
     )
     show_archive(terminal, open_facts(report.path))
     return ExitCode.OK
@@ -143,11 +143,11 @@ class CompileTalk(MeterTalk):
             self._meter = Meter(
                 self._terminal,
                 "compile",
-                units=event.units,
+                units=event.tasks,
                 word="steps",
-                work=event.weights,
-                done_units=event.units_done,
-                done_work=event.weights_done,
+                work=event.numel,
+                done_units=event.tasks_done,
+                done_work=event.numel_done,
                 rate=rate_text,
             ).__enter__()
             self._operations = event.operations
@@ -157,7 +157,7 @@ class CompileTalk(MeterTalk):
         elif isinstance(event, Training):
             self._hear_training(event)
         elif self._meter is not None:
-            self._meter.update(event.units_done, event.weights_done)
+            self._meter.update(event.tasks_done, event.numel_done)
 
     def _hear_checked(self, event: Checked) -> None:
         """Tell that the weights of finished steps are read again, before an old run goes on."""
@@ -165,12 +165,12 @@ class CompileTalk(MeterTalk):
             self._meter = Meter(
                 self._terminal,
                 "read the weights of finished steps again",
-                units=event.units,
+                units=event.tasks,
                 word="steps",
-                work=event.units,
+                work=event.tasks,
             ).__enter__()
-        self._meter.update(event.units_done, event.units_done)
-        if event.units_done == event.units:
+        self._meter.update(event.tasks_done, event.tasks_done)
+        if event.tasks_done == event.tasks:
             self._meter.__exit__(None, None, None)
             self._meter = None
 
@@ -193,7 +193,7 @@ def preflight_lines(event: Preflight) -> list[str]:
     lines = []
     if event.file_bytes:
         lines.append(
-            f"file    {grouped(event.file_bytes)} bytes, {grouped(event.weights)} coded weights"
+            f"file    {grouped(event.file_bytes)} bytes, {grouped(event.numel)} coded weights"
         )
         lines.append(
             f"disk    {size_text(event.disk_bytes)} to reserve, "
@@ -213,9 +213,9 @@ def preflight_lines(event: Preflight) -> list[str]:
     lines.append(line)
     if event.operations:
         lines.append(f"train   {amount_text(event.operations, 'FLOP')} in all")
-    if event.units_done:
+    if event.tasks_done:
         lines.append(
-            f"resume  {grouped(event.units_done)} of {counted(event.units, 'step')} are done"
+            f"resume  {grouped(event.tasks_done)} of {counted(event.tasks, 'step')} are done"
         )
     lines += (f"note    {note}" for note in event.notes)
     return lines

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reallm_compiler.errors import OutputError
-from reallm_compiler.execute.journal import Journal
+from reallm_compiler.runs.journal import Journal
 
-RECORDS = [{"identity": {"a": 1}}, {"unit": "x", "errors": {"x": 0.1}}, {"unit": "ü\n"}]
+RECORDS = [{"identity": {"a": 1}}, {"task": "x", "errors": {"x": 0.1}}, {"task": "ü\n"}]
 
 
 def written(path: Path) -> bytes:
@@ -40,9 +40,9 @@ def test_a_torn_end_is_cut_off(
         found = list(journal.records)
         assert found == RECORDS[: len(found)]
         assert len(found) >= whole[:cut].count(b"\n") - (1 if noise else 0)
-        journal.append({"unit": "next"})
+        journal.append({"task": "next"})
     with Journal.open(path) as journal:
-        assert journal.records == [*found, {"unit": "next"}]
+        assert journal.records == [*found, {"task": "next"}]
 
 
 def test_one_flipped_bit_ends_the_good_part(tmp_path: Path) -> None:

@@ -1,32 +1,13 @@
-"""The same numbers each time: fixed threads, no unordered sums, and the caller's own set back."""
+"""The optimizer: learning rate by step, and Adam with a state that can be stored."""
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-
-
-@contextmanager
-def fixed_numerics(threads: int, device: torch.device) -> Iterator[None]:
-    """Settings under which a run depends on nothing but data, software and processor."""
-    before = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        torch.use_deterministic_algorithms(deterministic)
 
 
 def rate(

@@ -1,7 +1,7 @@
-"""Memory that runs out in the middle of a unit, as an error with a place and a way out.
+"""Memory that runs out in the middle of a task, as an error with a location and a hint.
 
 The preflight's estimate is on the safe side, but other programs take memory too. torch has no
-class of its own for it on the CPU: it is known by its words.
+class of its own for it on the CPU: its message tells it apart.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from contextlib import contextmanager
 
 from reallm_compiler.errors import CompileError
 
-_WORDS = ("can't allocate memory", "out of memory")
-"""How torch says it, on the CPU and on CUDA."""
+_MESSAGES = ("can't allocate memory", "out of memory")
+"""Parts of the messages of torch, on the CPU and on CUDA."""
 
 
 @contextmanager
-def shortage_told(place: str) -> Iterator[None]:
-    """Turn running out of memory into a `CompileError` at `place`; all else passes.
+def oom_to_error(location: str) -> Iterator[None]:
+    """Turn running out of memory into a `CompileError` at `location`; all else passes.
 
     Raises:
         CompileError: memory ran out.
@@ -25,11 +25,11 @@ def shortage_told(place: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(word in str(error) for word in _WORDS):
+        if not isinstance(error, MemoryError) and not any(part in str(error) for part in _MESSAGES):
             raise
         raise CompileError(
             "memory ran out",
-            location=place,
+            location=location,
             note="finished matrices are kept",
             hint="free memory, or use fewer `--workers`, and run the same command again",
         ) from error

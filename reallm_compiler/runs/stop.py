@@ -1,6 +1,6 @@
-"""Stopping in good order: the first SIGINT or SIGTERM lets the matrix under way finish.
+"""Stopping in good order: the first SIGINT or SIGTERM lets the task under way finish.
 
-A matrix in training stops at the end of its epoch instead, and its state is kept. A second signal
+A task that trains stops at the end of its epoch instead, and its state is kept. A second signal
 ends the process at once, and so does the first while nothing is being written; what the journal
 holds is kept either way.
 """
@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(CompileError):  # noqa: N818 - an interruption is no error
-    """A compile was stopped by a signal; what is done is kept."""
+    """A run was stopped by a signal; what is done is kept."""
 
     code = "interrupted"
 
@@ -44,14 +44,14 @@ class StopRequest:
 
         For long work that writes nothing: planning, reading back, trying.
         """
-        return self._with_patience(False)
+        return self._set_patient(False)
 
     def in_order(self) -> AbstractContextManager[None]:
         """Meanwhile the first signal is a request, as it is outside of `at_once`."""
-        return self._with_patience(True)
+        return self._set_patient(True)
 
     @contextmanager
-    def _with_patience(self, patient: bool) -> Iterator[None]:
+    def _set_patient(self, patient: bool) -> Iterator[None]:
         before, self._patient = self._patient, patient
         try:
             yield
@@ -67,7 +67,7 @@ class StopRequest:
             )
         return Interrupted("stopped: nothing was written", hint="run the same command again")
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.urgent = self.requested or not self._patient
         self.requested = True
         if self.urgent:
@@ -75,13 +75,13 @@ class StopRequest:
 
 
 @contextmanager
-def listening() -> Iterator[StopRequest]:
+def catch_signals() -> Iterator[StopRequest]:
     """Catch SIGINT and SIGTERM meanwhile; outside the main thread nothing is caught."""
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop._ask) for number in SIGNALS}
+    before = {number: signal.signal(number, stop._handle) for number in SIGNALS}
     try:
         yield stop
     finally:
@@ -90,11 +90,11 @@ def listening() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """Hold both signals back meanwhile; none is lost, and they come when this ends.
+def block_signals() -> Iterator[None]:
+    """Block both signals meanwhile; none is lost, and they are delivered when this ends.
 
-    A process that is started meanwhile is born with them held back, so that a signal to the whole
-    group cannot strike it before it has said what it ignores.
+    A process that is started meanwhile inherits the mask, so that a signal to the whole group
+    cannot end it before it has set its own handlers.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

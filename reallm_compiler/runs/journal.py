@@ -1,9 +1,9 @@
-"""The journal of a compile: what is finished and on disk.
+"""The journal of a run: what is finished and on disk.
 
 A text file beside the archive, one record per line: eight hex digits of CRC-32, a space, and a
-JSON object. The first record is the identity of the run; each further one is a finished unit with
-the digests of its sections. A record is written after its sections are durable, so that a unit in
-the journal is a unit in the file. A torn last line, left by a kill, is cut off.
+JSON object. The first record is the identity of the run; each further one is a finished task with
+the digests of its sections. A record is written after its sections are durable, so that a task in
+the journal is a task in the file. A torn last line, left by a kill, is cut off.
 
 The journal is also the lock: whoever holds it owns the output.
 """

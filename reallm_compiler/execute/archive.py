@@ -1,0 +1,123 @@
+"""A compile into an archive: what is left of an earlier run, the tasks, and the finished file.
+
+Steps: (1) take the lock and look at what an interrupted run has left; (2) check memory and disk;
+(3) reserve the file at full length; (4) run the tasks, each journalled when it is durable;
+(5) manifest and header; (6) rename. A run killed at any point goes on at step 4 with what the
+journal holds and ends with the same bytes. A run that is asked to stop ends at once in steps 1
+and 2 and within a task in step 4; once all tasks are done it ends well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from reallm_compiler.checkpoint import Inventory
+from reallm_compiler.execute.identity import identity_of, provenance
+from reallm_compiler.execute.options import CompileOptions
+from reallm_compiler.execute.preflight import check_disk, choose_workers, preflight_event
+from reallm_compiler.execute.resume import check_weights, checked_sources
+from reallm_compiler.execute.runner import CompileJob
+from reallm_compiler.execute.tasks import compile_tasks
+from reallm_compiler.planning.document import to_document
+from reallm_compiler.planning.model import Plan
+from reallm_compiler.runs.backends import backend_for, results
+from reallm_compiler.runs.identity import digest_of
+from reallm_compiler.runs.output import Output
+from reallm_compiler.runs.progress import Progress, record
+from reallm_compiler.runs.resume import finished_tasks, start
+from reallm_compiler.runs.stop import StopRequest
+from reallm_compiler.runs.tasks import TaskResult
+from reallm_compiler.runs.training import StateFiles
+from reallm_formats import Writer
+
+
+def compile_archive(
+    plan: Plan,
+    inventory: Inventory,
+    output: Output,
+    device: torch.device,
+    options: CompileOptions,
+    stop: StopRequest,
+) -> tuple[dict[str, float], int]:
+    """Relative errors of all matrices, and how many tasks an interrupted run had done.
+
+    Raises:
+        OutputError, CompileError, ResumeError, SourceError, CodecError: as `compile_model` does.
+    """
+    graph = compile_tasks(plan)
+    identity = identity_of(plan, inventory, device)
+    states = StateFiles(output.partial, digest_of(identity))
+    output.check(force=options.force or output.journal.exists())
+    with output.open_journal() as journal:
+        stop.kept = bool(journal.records)
+        found = finished_tasks(journal, graph, identity, output, plan.layout, resume=options.resume)
+        if found is not None:
+            check_weights(plan, inventory, graph, found, options.on_event)
+        if found is not None and output.is_finished(found):
+            journal.remove()
+            return _errors(plan, found), len(graph)
+        output.check(force=options.force)
+        reserve = found is None
+        done = found or {}
+        workers = choose_workers(plan, options.workers, len(graph) - len(done), device)
+        disk = check_disk(output.path.parent, plan.layout.file_bytes if reserve else 0)
+        with stop.in_order():
+            if reserve:
+                output.reserve(plan.layout)
+                states.remove_all()
+                start(journal, identity)
+            stop.kept = True
+            resumed = len(done)
+            progress = Progress(graph, done, options.on_event)
+            options.on_event(
+                preflight_event(
+                    workers,
+                    device,
+                    graph,
+                    progress,
+                    file_bytes=plan.layout.file_bytes,
+                    disk_bytes=0 if done else plan.layout.file_bytes,
+                    disk_free_bytes=disk,
+                    operations=sum(t.operations for t in graph.tasks if t.key not in done),
+                    notes=plan.notes,
+                )
+            )
+            job = CompileJob(plan=plan, inventory=inventory, device=device, states=states)
+            running = results(backend_for(workers.count), job, graph, done, stop, options.on_event)
+            with closing(running):
+                same = checked_sources(running, done, inventory.path)
+                record(same, done, journal, states, progress)
+            _finish(plan, output, done, identity)
+            output.publish()
+            states.remove_all()
+            journal.remove()
+    return _errors(plan, done), resumed
+
+
+def _finish(
+    plan: Plan, output: Output, done: Mapping[str, TaskResult], identity: Mapping[str, Any]
+) -> None:
+    """Write the manifest and the header: from now on the file is an archive."""
+    digests = {
+        name: bytes.fromhex(hexes)
+        for result in done.values()
+        for name, hexes in result.sections.items()
+    }
+    document = to_document(
+        plan.recipe,
+        plan.matrices,
+        plan.ties,
+        errors=_errors(plan, done),
+        provenance=provenance(identity, done.values()),
+    )
+    with Writer.open(output.partial, plan.layout) as writer:
+        writer.finish(document, digests)
+
+
+def _errors(plan: Plan, done: Mapping[str, TaskResult]) -> dict[str, float]:
+    errors = {name: value for result in done.values() for name, value in result.errors.items()}
+    return {matrix.name: errors[matrix.name] for matrix in plan.matrices}

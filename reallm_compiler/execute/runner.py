@@ -1,0 +1,230 @@
+"""The tasks of a compile, start to end: read, code, write the sections, make them durable.
+
+This runs in the compiling process or in a worker; both open the same `CompileJob`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from reallm_compiler.checkpoint import Inventory
+from reallm_compiler.codecs import encode_matrix, fit_shared, from_bytes, to_bytes
+from reallm_compiler.codecs.callback import TrainingCallback
+from reallm_compiler.codecs.decoder_file import read_decoder
+from reallm_compiler.errors import CodecError
+from reallm_compiler.execute.bands import CODES, BandCoder, band_rows, by_bands
+from reallm_compiler.execute.group_weights import GroupWeights
+from reallm_compiler.execute.seeds import seed_for
+from reallm_compiler.execute.tasks import group_key, group_task, matrix_key
+from reallm_compiler.execute.weights import Weights
+from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
+from reallm_compiler.runs.identity import digest_of
+from reallm_compiler.runs.job import Context
+from reallm_compiler.runs.numerics import fixed_numerics
+from reallm_compiler.runs.oom import oom_to_error
+from reallm_compiler.runs.sink import FileSink, NullSink, Part, Sink
+from reallm_compiler.runs.tasks import Task, TaskResult
+from reallm_compiler.runs.training import StateFiles, TaskCallback
+from reallm_formats import names
+
+THREADS = 1
+"""Threads of torch in one worker: fixed, because sums depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompileJob:
+    """All that the tasks of one compile have in common (`runs.job.Job`).
+
+    Attributes:
+        plan, inventory: what is coded.
+        device: where the numerical work runs.
+        states: the reserved file that is filled, and the states of trainings beside it; None for
+            a trial, which stores nothing.
+    """
+
+    plan: Plan
+    inventory: Inventory
+    device: torch.device
+    states: StateFiles | None
+
+    @contextmanager
+    def open(self, context: Context) -> Iterator[CompileRunner]:
+        """A runner in this process."""
+        with (
+            fixed_numerics(THREADS, self.device),
+            closing(self._sink()) as sink,
+        ):
+            yield CompileRunner(self, sink, context)
+
+    def _sink(self) -> Sink:
+        if self.states is None:
+            return NullSink()
+        return FileSink(self.states.partial, self.plan.layout)
+
+
+class CompileRunner:
+    """Does the tasks of one compile (`runs.job.Runner`).
+
+    Args:
+        job: the compile.
+        sink: where sections go.
+        context: where events of trainings go.
+    """
+
+    def __init__(self, job: CompileJob, sink: Sink, context: Context) -> None:
+        self._job = job
+        self._plan = job.plan
+        self._sink = sink
+        self._context = context
+        self._matrices = {matrix_key(matrix.name): matrix for matrix in job.plan.matrices}
+        self._groups = {group_key(group): group for group in job.plan.groups}
+        self._weights = Weights(job.inventory)
+        self._files = dict(job.inventory.files)
+        self._fitted: dict[str, Mapping[str, torch.Tensor]] = {}
+
+    def run(self, task: Task) -> TaskResult:
+        """Do one task.
+
+        Raises:
+            SourceError: a shard cannot be read.
+            CodecError: a matrix cannot be coded.
+            CompileError: the disk refuses a write, or memory runs out.
+        """
+        self._weights.take_digests()
+        result = TaskResult(task=task.key)
+        with oom_to_error(task.title):
+            if task.key in self._groups:
+                self._fit_group(self._groups[task.key], result)
+            elif task.key in self._matrices:
+                self._code(self._matrices[task.key], task, result)
+            else:
+                self._copy(result)
+        self._sink.flush()
+        result.source.update(self._weights.take_digests())
+        return result
+
+    def _copy(self, result: TaskResult) -> None:
+        for file in self._plan.files:
+            self._write(names.file_section(file.path), [self._files[file.path]], result)
+        for tensor in self._plan.tensors:
+            self._write(names.tensor_section(tensor.name), self._kept(tensor), result)
+
+    def _kept(self, tensor: PlannedTensor) -> Iterator[memoryview]:
+        """The bytes of a kept tensor, by pieces: it may be far larger than any matrix."""
+        for piece in self._weights.pieces(tensor.name, tensor.dtype):
+            yield to_bytes(piece, replace(tensor.spec, shape=(len(piece),)))
+
+    def _fit_group(self, group: str, result: TaskResult) -> None:
+        members = self._plan.groups[group]
+        weights = GroupWeights(self._load, members)
+        with _located(lambda: weights.current or f"share group {group}"):
+            fitted = fit_shared(
+                members[0].plan,
+                weights,
+                seed=seed_for(self._plan.seed, names.share_section(group, "")),
+                callback=self._callback(group_task(self._plan, group)),
+            )
+        self._fitted[group] = fitted
+        for spec in members[0].specs:
+            if spec.shared:
+                name = members[0].section_name(spec)
+                self._write(name, [to_bytes(fitted[spec.role], spec)], result)
+
+    def _code(self, matrix: PlannedMatrix, task: Task, result: TaskResult) -> None:
+        if by_bands(matrix):
+            self._code_bands(matrix, result)
+            return
+        shared = self._shared(matrix)
+        weight = self._load(matrix)
+        with _located(lambda: matrix.name):
+            encoded = encode_matrix(
+                matrix.plan,
+                weight,
+                seed=seed_for(self._plan.seed, matrix.name),
+                source_dtype=matrix.dtype,
+                shared=shared,
+                callback=self._callback(task),
+            )
+        for spec in matrix.specs:
+            if not spec.shared:
+                data = to_bytes(encoded.sections[spec.role], spec)
+                self._write(matrix.section_name(spec), [data], result)
+        result.errors[matrix.name] = encoded.relative_error
+
+    def _code_bands(self, matrix: PlannedMatrix, result: TaskResult) -> None:
+        rows = self._weights.bands(matrix.tensor, band_rows(matrix.shape[1]))
+        coder = BandCoder(
+            matrix,
+            (band.to(self._job.device) for band in rows),
+            seed_for(self._plan.seed, matrix.name),
+        )
+        with _located(lambda: matrix.name):
+            self._write(names.matrix_section(matrix.name, CODES), coder.codes(), result)
+        for role, parts in coder.others.items():
+            self._write(names.matrix_section(matrix.name, role), parts, result)
+        result.errors[matrix.name] = coder.relative_error
+
+    def _load(self, matrix: PlannedMatrix) -> torch.Tensor:
+        weight = self._weights.matrix(matrix.tensor, matrix.index, transposed=matrix.transposed)
+        return weight.to(self._job.device)
+
+    def _shared(self, matrix: PlannedMatrix) -> Mapping[str, torch.Tensor] | None:
+        """What the matrix's group has in common, from this process or from the sink."""
+        group = matrix.plan.share
+        if group is None:
+            return self._reused(matrix)
+        if group not in self._fitted:
+            stored = self._stored(matrix)
+            if stored is None:  # a trial fits the group when it first meets it
+                self._fit_group(group, TaskResult(task=group_key(group)))
+            else:
+                self._fitted[group] = stored
+        return self._fitted[group]
+
+    def _stored(self, matrix: PlannedMatrix) -> dict[str, torch.Tensor] | None:
+        """The shared sections of a matrix as its group's task has stored them; None if nowhere."""
+        found = {}
+        for spec in matrix.specs:
+            if spec.shared:
+                data = self._sink.read(matrix.section_name(spec))
+                if data is None:
+                    return None
+                found[spec.role] = from_bytes(data, spec).to(self._job.device)
+        return found
+
+    def _reused(self, matrix: PlannedMatrix) -> Mapping[str, torch.Tensor] | None:
+        """The trained decoder that the matrix uses as it is, from its own file."""
+        digest = matrix.plan.autoencoder.reused
+        if digest is None:
+            return None
+        if digest not in self._fitted:
+            found = read_decoder(self._plan.decoders[digest], digest, matrix.layout.reused_sections)
+            self._fitted[digest] = {
+                role: values.to(self._job.device) for role, values in found.items()
+            }
+        return self._fitted[digest]
+
+    def _callback(self, task: Task) -> TrainingCallback:
+        return TaskCallback(task, self._job.states, self._context, self._source)
+
+    def _source(self) -> str:
+        """A digest of the weights that the task under way has read."""
+        return digest_of(self._weights.digests)
+
+    def _write(self, name: str, parts: Iterable[Part], result: TaskResult) -> None:
+        result.sections[name] = self._sink.write(name, parts).hex()
+
+
+@contextmanager
+def _located(name: Callable[[], str]) -> Iterator[None]:
+    """Put what was being coded in front of the location of a `CodecError`."""
+    try:
+        yield
+    except CodecError as error:
+        error.location = f"{name()}, {error.location}" if error.location else name()
+        raise
