@@ -296,7 +296,7 @@ def foreign_file(folder: Path) -> str | None:
         name, facts = str(entry.relative_to(folder)), entry.lstat()
         if name not in known:
             return name
-        # Files that were written in place or moved here are told by the time of their last change.
+        # A file that was written in place or moved here has a later time of change.
         if name in files and not (
             stat.S_ISREG(facts.st_mode)
             and facts.st_size == files[name]

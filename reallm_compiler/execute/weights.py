@@ -107,10 +107,10 @@ class Weights:
         """A whole tensor cast to the section type `dtype`; raises what `pieces` does."""
         spec = self.by_name[tensor]
         whole = torch.empty(spec.count, dtype=TORCH_DTYPES[dtype])
-        place = 0
+        first = 0
         for piece in self.pieces(tensor, dtype):
-            whole[place : place + len(piece)] = piece
-            place += len(piece)
+            whole[first : first + len(piece)] = piece
+            first += len(piece)
         return whole.reshape(spec.shape)
 
     def pieces(self, tensor: str, dtype: str) -> Iterator[Tensor]:
@@ -152,7 +152,7 @@ class Weights:
             yield values.view(-1, columns)
 
     def _steps(self, spec: TensorSpec, step: int) -> Iterator[tuple[int, Tensor]]:
-        """A tensor, flat, `step` numbers at a time, scaled, each with the place of its first."""
+        """A tensor, flat, `step` numbers at a time, scaled, each with the index of its first."""
         factors = None if spec.scale is None else self._factors(spec, None)
         stored = TORCH_DTYPES[spec.stored_dtype]
         first = 0
@@ -243,13 +243,13 @@ def _scale_index(spec: TensorSpec, index: int | None) -> int | None:
 
 def _fill(file: FileIO, data: bytearray) -> int:
     """Read into `data` until it is full or the file ends; returns the bytes read."""
-    view, place = memoryview(data), 0
-    while place < len(data):
-        count = file.readinto(view[place : place + CHUNK])
+    view, filled = memoryview(data), 0
+    while filled < len(data):
+        count = file.readinto(view[filled : filled + CHUNK])
         if not count:
             break
-        place += count
-    return place
+        filled += count
+    return filled
 
 
 def _scaled(spec: TensorSpec, values: Tensor, factors: Tensor, first: int) -> Tensor:
@@ -264,10 +264,10 @@ def _scaled(spec: TensorSpec, values: Tensor, factors: Tensor, first: int) -> Te
     assert spec.scale is not None  # the caller has looked
     high, wide = spec.scale.block
     rows = torch.arange(first, first + len(values))
-    place = rows % spec.shape[-2] // high  # [n]
+    index = rows % spec.shape[-2] // high  # [n], rows of the scales
     if factors.dim() == 3:
-        place += rows // spec.shape[-2] * factors.shape[1]
-    spread = factors.reshape(-1, factors.shape[-1])[place].repeat_interleave(wide, 1)
+        index += rows // spec.shape[-2] * factors.shape[1]
+    spread = factors.reshape(-1, factors.shape[-1])[index].repeat_interleave(wide, 1)
     return (values.float() * spread[:, : values.shape[1]]).to(TORCH_DTYPES[spec.dtype])
 
 
@@ -275,7 +275,7 @@ def _check_overflow(spec: TensorSpec, dtype: str, values: Tensor, cast: Tensor, 
     """Refuse a finite number of `values` [n] that `cast` holds as an infinity.
 
     Raises:
-        CodecError: with its place; `first` is that of the first of `values` in the tensor.
+        CodecError: with its index; `first` is that of the first of `values` in the tensor.
     """
     if not torch.isinf(cast).any():
         return
@@ -283,15 +283,15 @@ def _check_overflow(spec: TensorSpec, dtype: str, values: Tensor, cast: Tensor, 
     if not len(lost):
         return
     at = int(lost[0, 0])
-    places, left = [], first + at
+    index, left = [], first + at
     for extent in reversed(spec.shape):
-        places.append(left % extent)
+        index.append(left % extent)
         left //= extent
-    place = f"place {places[::-1]}"
-    if len(places) == 2:
-        place = f"row {places[1]}, column {places[0]}"
+    position = f"index {index[::-1]}"
+    if len(index) == 2:
+        position = f"row {index[1]}, column {index[0]}"
     raise CodecError(
-        f"the value at {place} is {float(values[at]):.6g}, which overflows {dtype}",
+        f"the value at {position} is {float(values[at]):.6g}, which overflows {dtype}",
         location=spec.name,
         hint=_WIDER,
     )

@@ -44,7 +44,7 @@ class BlockWise:
         options: settings.
         seed: of the order of sequences.
         state: where to keep how far it is.
-        tell: is told of each finished block.
+        emit: is called with each finished block.
 
     Raises:
         FinetuneError: the blocks cannot be tuned one by one; says why.
@@ -60,7 +60,7 @@ class BlockWise:
         options: BlockOptions,
         seed: int,
         state: State,
-        tell: Callable[[BatchDone | BlockDone], None],
+        emit: Callable[[BatchDone | BlockDone], None],
     ) -> None:
         self.tunable = tunable
         self.blocks = blocks
@@ -70,7 +70,7 @@ class BlockWise:
         self.options = options
         self.seed = seed
         self.state = state
-        self.tell = tell
+        self.emit = emit
         self.device = torch.device(tunable.model.device)
         self.dtype = next(iter(tunable.layers.values())).coded.dtype
         original.check_blocks(blocks, tunable.model)
@@ -92,7 +92,7 @@ class BlockWise:
                 result = self._tune(number, block, inputs, targets, within, tensors, done)
                 del targets
                 done.append(result)
-                self.tell(result)
+                self.emit(result)
                 if self.state.due():
                     self._save({"blocks": done}, {})
             if number + 1 < len(self.blocks):
@@ -147,10 +147,10 @@ class BlockWise:
         ]
         for batch, given in enumerate(parts, 1):
             yield given
-            self._tell_batch(block, 0, batch, len(parts))
+            self._emit_batch(block, 0, batch, len(parts))
 
-    def _tell_batch(self, block: int, epoch: int, batch: int, batches: int) -> None:
-        self.tell(
+    def _emit_batch(self, block: int, epoch: int, batch: int, batches: int) -> None:
+        self.emit(
             BatchDone(
                 block=block,
                 blocks=len(self.blocks),
@@ -211,7 +211,7 @@ class BlockWise:
                         schedule=options.schedule,
                     )
                 )
-                self._tell_batch(number, epoch + 1, step + 1, per_epoch)
+                self._emit_batch(number, epoch + 1, step + 1, per_epoch)
             epoch += 1
             held = self._held_out(number, block, inputs[1], targets[1])
             if held < least:

@@ -47,7 +47,7 @@ class EndToEnd:
         options: settings.
         seed: of the order of sequences.
         state: where to keep how far it is.
-        tell: is told of each step.
+        emit: is called with each step.
 
     Attributes:
         before: held-out loss at the beginning.
@@ -64,7 +64,7 @@ class EndToEnd:
         options: EndToEndOptions,
         seed: int,
         state: State,
-        tell: Callable[[StepDone], None],
+        emit: Callable[[StepDone], None],
     ) -> None:
         self.tunable = tunable
         self.teacher = teacher
@@ -73,7 +73,7 @@ class EndToEnd:
         self.options = options
         self.seed = seed
         self.state = state
-        self.tell = tell
+        self.emit = emit
         self.device = torch.device(tunable.model.device)
         self.parameters = dict(tunable.parameters())
         self.before = self.least = math.nan
@@ -120,7 +120,7 @@ class EndToEnd:
                     self._keep_best()
                 checked += time.monotonic() - started
             self.speed = (step - first) / max(1e-9, time.monotonic() - began - checked)
-            self.tell(StepDone(step=step, steps=self.steps, loss=loss, held_out=held))
+            self.emit(StepDone(step=step, steps=self.steps, loss=loss, held_out=held))
             if self.state.due():
                 self._save(step, blocks)
         restore(self.parameters, self._best)

@@ -1,4 +1,4 @@
-"""What connects work to the place where it runs: a job makes runners, a runner does tasks."""
+"""What connects work to the process that does it: a job makes runners, a runner does tasks."""
 
 from __future__ import annotations
 

@@ -38,10 +38,10 @@ def run(
 
 
 def test_the_same_results_for_one_worker_and_two() -> None:
-    (one, told), (two, also) = run(CHAIN, 1), run(CHAIN, 2)
+    (one, events), (two, others) = run(CHAIN, 1), run(CHAIN, 2)
     assert {result.task: result for result in one} == {result.task: result for result in two}
     assert [result.task for result in one] == ["a", "b", "c", "d", "e"]
-    assert sorted(told) == sorted(also) == [f"began {task.key}" for task in CHAIN.tasks]
+    assert sorted(events) == sorted(others) == [f"began {task.key}" for task in CHAIN.tasks]
     order = [result.task for result in two]
     assert order.index("a") < order.index("b") < order.index("c")
     assert order.index("d") < order.index("e")
