@@ -91,8 +91,8 @@ def test_scales_are_multiplied_in_piece_by_piece(
     weights = Weights(found)
     weights.by_name["w"] = scaled
     expected = torch.empty(shape, dtype=torch.bfloat16)
-    for place in range(math.prod(shape)):
-        *part, row, column = (int(at) for at in torch.unravel_index(torch.tensor(place), shape))
+    for number in range(math.prod(shape)):
+        *part, row, column = (int(at) for at in torch.unravel_index(torch.tensor(number), shape))
         at = (*part[: len(grid) - 2], row // block[0], column // block[1])
         value = stored[(*part, row, column)].float() * scales[at]
         expected[(*part, row, column)] = value
@@ -149,15 +149,15 @@ def test_what_is_no_number_is_copied_bit_for_bit(tmp_path: Path) -> None:
     assert cast[2:].tolist() == [math.inf, -math.inf]
 
 
-PLACES = {
-    "scalar": ((), 0, "place []"),
-    "vector": ((40,), 33, "place [33]"),
+POSITIONS = {
+    "scalar": ((), 0, "index []"),
+    "vector": ((40,), 33, "index [33]"),
     "matrix": ((6, 10), 35, "row 3, column 5"),
-    "parts": ((2, 3, 10), 47, "place [1, 1, 7]"),
+    "parts": ((2, 3, 10), 47, "index [1, 1, 7]"),
 }
 
 
-@pytest.mark.parametrize(("shape", "at", "place"), PLACES.values(), ids=PLACES.keys())
+@pytest.mark.parametrize(("shape", "at", "position"), POSITIONS.values(), ids=POSITIONS.keys())
 @pytest.mark.parametrize(
     ("stored", "wanted", "value"),
     [("bf16", "f16", 1e20), ("f32", "bf16", -3.4e38), ("f64", "f32", 1e300)],
@@ -167,7 +167,7 @@ def test_a_cast_that_overflows_is_refused(
     monkeypatch: pytest.MonkeyPatch,
     shape: tuple[int, ...],
     at: int,
-    place: str,
+    position: str,
     stored: str,
     wanted: str,
     value: float,
@@ -180,7 +180,9 @@ def test_a_cast_that_overflows_is_refused(
     with pytest.raises(CodecError) as caught:
         weights.tensor("big", wanted)
     told = float(values.view(-1)[at])
-    assert caught.value.message == f"the value at {place} is {told:.6g}, which overflows {wanted}"
+    assert (
+        caught.value.message == f"the value at {position} is {told:.6g}, which overflows {wanted}"
+    )
     assert caught.value.location == "big"
     assert "`source`" in str(caught.value.hint)
     name = DTYPE_NAMES[values.dtype]
