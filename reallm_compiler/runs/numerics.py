@@ -56,7 +56,7 @@ def _full_float32() -> Iterator[None]:
     used the newer: then the older one has its default.
     """
     backends: Any = torch.backends
-    settings = [
+    settings: list[Any] = [
         setting
         for backend in (backends.cuda, backends.cudnn, backends.mkldnn)
         for setting in (getattr(backend, name, None) for name in ("matmul", "conv", "rnn"))

@@ -179,10 +179,8 @@ def test_a_cast_that_overflows_is_refused(
     weights = Weights(checkpoint(tmp_path, {"big": values}))
     with pytest.raises(CodecError) as caught:
         weights.tensor("big", wanted)
-    told = float(values.view(-1)[at])
-    assert (
-        caught.value.message == f"the value at {position} is {told:.6g}, which overflows {wanted}"
-    )
+    shown = f"{float(values.view(-1)[at]):.6g}"
+    assert caught.value.message == f"the value at {position} is {shown}, which overflows {wanted}"
     assert caught.value.location == "big"
     assert "`source`" in str(caught.value.hint)
     name = DTYPE_NAMES[values.dtype]
