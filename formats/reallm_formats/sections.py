@@ -147,13 +147,12 @@ def check_number(count: int) -> None:
 
 def check_unique(sections: Sequence[Row]) -> None:
     """Refuse two sections of one name (S4), and files that stand in each other's way (S5)."""
-    if len({name for name, _, _ in sections}) < len(sections):
-        seen: set[str] = set()
-        for place, (name, _, _) in enumerate(sections):
-            if name in seen:
-                message = f"the name `{name}` stands twice"
-                raise FormatError("S4", message, location=f"manifest: sections[{place}].name")
-            seen.add(name)
+    every = [name for name, _, _ in sections]
+    if len(set(every)) < len(every):
+        first = {name: -place for place, name in enumerate(reversed(every), 1 - len(every))}
+        place, name = next((p, name) for p, name in enumerate(every) if first[name] != p)
+        message = f"the name `{name}` stands twice"
+        raise FormatError("S4", message, location=f"manifest: sections[{place}].name")
     files: dict[str, str] = {}
     named = [(p, name) for p, (name, _, _) in enumerate(sections) if name.startswith(names.FILE)]
     for place, name in named:
