@@ -78,7 +78,7 @@ class ResidualCodec(Generic[R]):
     """The codec of a kind of residual; this one keeps nothing."""
 
     def encode(
-        self, params: R, weight: Tensor, generator: torch.Generator, size: float
+        self, params: R, weight: Tensor, generator: torch.Generator, whole: Tensor
     ) -> Sections:
         """Sections of the residual that follows `weight` best.
 
@@ -86,7 +86,7 @@ class ResidualCodec(Generic[R]):
             params: the stage.
             weight: [p, q], the matrix or what the coded part leaves of it.
             generator: of the matrix, on the CPU.
-            size: norm of the whole matrix, against which losses by the stored type are held.
+            whole: the matrix itself, against which losses by the stored type are held.
         """
         return {}
 

@@ -21,7 +21,6 @@ from reallm_compiler.codecs.callback import NoCallback, TrainingCallback
 from reallm_compiler.codecs.contract import Coding
 from reallm_compiler.codecs.decode import MatrixDecoder, relative_error, work_dtype
 from reallm_compiler.codecs.latent import PANEL, StagesCoder, fit_tables
-from reallm_compiler.codecs.numerics.numbers import norm
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.sections import Sections, check_sections
 from reallm_compiler.errors import CodecError
@@ -193,7 +192,6 @@ class _Job:
         They are fitted once, or in turn until the error rises.
         """
         rounds, codec = self.plan.residual.rounds, codec_of(self.plan.residual)
-        size = norm(self.weight)
         best: Sections = {}
         best_error = math.inf
         residual: Sections = {}
@@ -202,7 +200,7 @@ class _Job:
             if not self.plan.residual.first:
                 coded = self._code(self._without_residual(residual))
             rest = self._without_coded(coded)
-            residual = codec.encode(self.plan.residual, rest, self.generator, size)
+            residual = codec.encode(self.plan.residual, rest, self.generator, self.weight)
             del rest
             if self.plan.residual.first:
                 coded = self._code(self._without_residual(residual))
@@ -220,8 +218,7 @@ class _Job:
         residual: Sections = {}
         if self.plan.residual.first:
             codec = codec_of(self.plan.residual)
-            size = norm(self.weight)
-            residual = codec.encode(self.plan.residual, self.weight, self.generator, size)
+            residual = codec.encode(self.plan.residual, self.weight, self.generator, self.weight)
         return self._transform(self._without_residual(residual))[1]
 
     def magnitudes(self, sections: Sections) -> Tensor:

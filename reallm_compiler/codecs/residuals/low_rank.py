@@ -129,10 +129,10 @@ class LowRankCodec(ResidualCodec[LowRank]):
     """Factors L1 and L2."""
 
     def encode(
-        self, params: LowRank, weight: Tensor, generator: torch.Generator, size: float
+        self, params: LowRank, weight: Tensor, generator: torch.Generator, whole: Tensor
     ) -> Sections:
         """Sections of the factors; see `encode`."""
-        return encode(params, weight, generator, size)
+        return encode(params, weight, generator, norm(whole))
 
     def decoder(
         self, params: LowRank, sections: Mapping[str, Tensor], dtype: torch.dtype
