@@ -111,7 +111,7 @@ def show(
     coded = encode_matrix(plan, matrix, seed=1, source_dtype="f32", shared=shared)
     seconds = time.monotonic() - began
     specs = layout_of(plan, (matrix.shape[0], matrix.shape[1]), "f32").sections
-    bits = 8 * sum(spec.bytes for spec in specs) / matrix.numel()
+    bits = 8 * sum(spec.nbytes for spec in specs) / matrix.numel()
     row = [question, setting, matrix.numel(), f"{bits:.2f}", f"{coded.relative_error:.4f}"]
     print(*row, f"{seconds:.1f}", sep="\t", flush=True)
     return coded.relative_error

@@ -258,7 +258,7 @@ def block(study: Study, subject: Subject, glob: str) -> list[str]:
 def stored_bytes(plan: MatrixPlan, shape: tuple[int, int], sharers: int = 1) -> float:
     """Bytes of a matrix with its part of what is shared."""
     specs = layout_of(plan, shape, SOURCE).sections
-    return sum(spec.bytes / (sharers if spec.shared else 1) for spec in specs)
+    return sum(spec.nbytes / (sharers if spec.shared else 1) for spec in specs)
 
 
 def widest(

@@ -147,10 +147,10 @@ class Study:
         found, seconds = self._row(recipe, lambda: self._measure(recipe, budget.totals.file_bytes))
         inside = [row for row in budget.matrices if row.name in self.linear]
         outside = [row for row in budget.matrices if row.name not in self.linear]
-        weights = sum(row.weights for row in inside)
+        weights = sum(row.numel for row in inside)
         return Measured(
             exact_bits=_bits(inside),
-            paper_bits=float(sum(row.paper_bits * row.weights for row in inside) / weights),
+            paper_bits=float(sum(row.paper_bits * row.numel for row in inside) / weights),
             outside=_bits(outside) if outside else None,
             file_bytes=budget.totals.file_bytes,
             result=found,
@@ -205,7 +205,7 @@ class Study:
 
 def _bits(rows: list[MatrixBudget]) -> float:
     """Exact bits per weight of some matrices together."""
-    return 8 * sum(row.bytes for row in rows) / sum(row.weights for row in rows)
+    return 8 * sum(row.nbytes for row in rows) / sum(row.numel for row in rows)
 
 
 def recipes_table(study: Study, recipes: list[str]) -> list[str]:
@@ -231,7 +231,7 @@ def recipes_table(study: Study, recipes: list[str]) -> list[str]:
     return [
         f"## {subject.name}",
         "",
-        f"{study.totals.weights:,} weights in {len(study.linear)} matrices of linear layers; "
+        f"{study.totals.numel:,} weights in {len(study.linear)} matrices of linear layers; "
         f"{base.tokens:,} predicted tokens, "
         + (
             f"documents of at most {base.window} tokens."

@@ -23,9 +23,9 @@ def index_bits(count: int) -> int:
     return max(1, (count - 1).bit_length())
 
 
-def bits_per_weight(size_bytes: int, weights: int) -> Fraction:
+def bits_per_weight(nbytes: int, numel: int) -> Fraction:
     """The rate 8 x bytes / weights; 0 for no weights."""
-    return Fraction(8 * size_bytes, weights) if weights else Fraction(0)
+    return Fraction(8 * nbytes, numel) if numel else Fraction(0)
 
 
 def split_evenly(total: int, parts: int) -> list[int]:

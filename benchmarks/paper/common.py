@@ -122,7 +122,7 @@ class Study:
 
     def notes(self) -> list[str]:
         """What always differs: model, text and amount of tuning."""
-        weights = reallm.plan({"reallm": 1}, model=self.given.model).budget().totals.weights
+        weights = reallm.plan({"reallm": 1}, model=self.given.model).budget().totals.numel
         size = sum(path.stat().st_size for path in self.tune_files)
         settings = json.dumps(self.settings)
         return [

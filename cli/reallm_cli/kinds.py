@@ -44,19 +44,19 @@ class Kind:
         return [(members[0], len(members)) for members in counts.values()]
 
     @property
-    def weights(self) -> int:
+    def numel(self) -> int:
         """Weights of all of them."""
-        return sum(matrix.weights * count for matrix, count in self._alike)
+        return sum(matrix.numel * count for matrix, count in self._alike)
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Bytes of all of them."""
-        return sum(matrix.bytes * count for matrix, count in self._alike)
+        return sum(matrix.nbytes * count for matrix, count in self._alike)
 
     @property
     def exact_bits(self) -> Fraction:
         """Exact bits per weight over all of them."""
-        return bits_per_weight(self.bytes, self.weights)
+        return bits_per_weight(self.nbytes, self.numel)
 
     @property
     def paper_bits(self) -> Fraction:
@@ -69,7 +69,7 @@ class Kind:
 
     def term_bits(self, term: str) -> Fraction:
         """Bits per weight that one budget term takes."""
-        return bits_per_weight(self.term_bytes(term), self.weights)
+        return bits_per_weight(self.term_bytes(term), self.numel)
 
     def term_bytes(self, term: str) -> int:
         """Bytes that one budget term takes."""
@@ -77,8 +77,8 @@ class Kind:
 
     def _mean(self, bits: Callable[[MatrixBudget], Fraction]) -> Fraction:
         """Mean over all weights."""
-        parts = (bits(matrix) * matrix.weights * count for matrix, count in self._alike)
-        return sum(parts, Fraction(0)) / self.weights if self.weights else Fraction(0)
+        parts = (bits(matrix) * matrix.numel * count for matrix, count in self._alike)
+        return sum(parts, Fraction(0)) / self.numel if self.numel else Fraction(0)
 
 
 def kinds_of(plan: Plan, matrices: Sequence[MatrixBudget]) -> list[Kind]:

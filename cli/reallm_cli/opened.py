@@ -158,20 +158,20 @@ def _stored(plan: Plan, manifest: Manifest, header: int, manifest_bytes: int, pa
     table = {entry.name: entry for entry in manifest.sections}
     matrices = {
         matrix.name: sum(
-            table[matrix.section_name(spec)].bytes for spec in matrix.specs if not spec.shared
+            table[matrix.section_name(spec)].nbytes for spec in matrix.specs if not spec.shared
         )
         for matrix in plan.matrices
     }
     for members in plan.groups.values():
         for spec in (spec for spec in members[0].specs if spec.shared):
-            shared = table[members[0].section_name(spec)].bytes
+            shared = table[members[0].section_name(spec)].nbytes
             for member, part in zip(members, split_evenly(shared, len(members)), strict=True):
                 matrices[member.name] += part
-    kept = sum(entry.bytes for entry in table.values() if entry.name.startswith(names.TENSOR))
-    other = sum(entry.bytes for entry in table.values() if entry.name.startswith(names.FILE))
+    kept = sum(entry.nbytes for entry in table.values() if entry.name.startswith(names.TENSOR))
+    other = sum(entry.nbytes for entry in table.values() if entry.name.startswith(names.FILE))
     # The rest of the table, not what the matrices add up to: a section that belongs to no
     # matrix must show as a difference.
-    coded = sum(entry.bytes for entry in table.values()) - kept - other
+    coded = sum(entry.nbytes for entry in table.values()) - kept - other
     size = os.stat(path).st_size
     return Stored(
         matrices=matrices,

@@ -89,7 +89,7 @@ def show_kinds(
     columns += [
         ("paper bits", bits_column(kind.paper_bits for kind in rows)),
         ("exact bits", bits_column(kind.exact_bits for kind in rows)),
-        ("bytes", [grouped(kind.bytes) for kind in rows]),
+        ("bytes", [grouped(kind.nbytes) for kind in rows]),
     ]
     if stored is not None:
         columns.append(("stored bytes", [grouped(_stored_of(kind, stored)) for kind in rows]))
@@ -143,7 +143,7 @@ def show_matrices(terminal: Terminal, budget: Budget, errors: Mapping[str, float
         ("shape", [f"{row.shape[0]} x {row.shape[1]}" for row in rows]),
         ("paper bits", bits_column(row.paper_bits for row in rows)),
         ("exact bits", bits_column(row.exact_bits for row in rows)),
-        ("bytes", [grouped(row.bytes) for row in rows]),
+        ("bytes", [grouped(row.nbytes) for row in rows]),
         ("error", [error_text(errors.get(row.name)) for row in rows]),
     ]
     _show_columns(terminal, columns, total=False)
@@ -180,7 +180,7 @@ def show_file_bytes(terminal: Terminal, budget: Budget, *, stored: Stored | None
     _show_columns(terminal, columns)
     terminal.data()
     terminal.data(
-        f"{grouped(totals.weights)} coded weights, "
+        f"{grouped(totals.numel)} coded weights, "
         f"{grouped(totals.low_rank_parameters)} low-rank parameters"
     )
     terminal.data(
@@ -200,7 +200,7 @@ def show_sections(terminal: Terminal, entries: Sequence[SectionEntry]) -> None:
                 entry.dtype,
                 " x ".join(map(str, entry.shape)) or "1",
                 grouped(entry.offset),
-                grouped(entry.bytes),
+                grouped(entry.nbytes),
                 entry.sha256.hex()[:16],
             )
             for entry in entries
@@ -216,7 +216,7 @@ def section_json(entry: SectionEntry) -> dict[str, Any]:
         "dtype": entry.dtype,
         "shape": list(entry.shape),
         "offset": entry.offset,
-        "bytes": entry.bytes,
+        "bytes": entry.nbytes,
         "sha256": entry.sha256.hex(),
     }
 

@@ -110,7 +110,7 @@ def layout(
     frame, frame_values = canonical.counted(Manifest(kind=kind, features=words).plain())
     # The empty document and the empty table take one byte each.
     rest = len(canonical.pack(frame)) - 2 + len(canonical.pack(plain))
-    rest += _list_head(len(table.rows)) + table.bytes
+    rest += _list_head(len(table.rows)) + table.nbytes
     length, end = _settle(rest, table.sizes)
     if length > v1.MAX_MANIFEST_BYTES or end > v1.MAX_FILE_BYTES:
         message = f"a manifest of {length} bytes or a file of {end} bytes is too long"
@@ -135,13 +135,13 @@ class _Table(NamedTuple):
     Attributes:
         rows: its rows.
         sizes: bytes of each section.
-        bytes: bytes of all rows in the manifest, without the offsets.
+        nbytes: bytes of all rows in the manifest, without the offsets.
         values: values of all rows in the manifest.
     """
 
     rows: list[Row]
     sizes: list[int]
-    bytes: int
+    nbytes: int
     values: int
 
 
@@ -183,7 +183,7 @@ def _row_law(dtype: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
     digest = bytes(v1.DIGEST_BYTES)
     row = SectionEntry(name="", dtype=dtype, shape=shape, offset=0, sha256=digest)
     # The name, empty here, and the offset take one byte each.
-    return row.bytes, len(canonical.pack(row.plain())) - 2, ROW_VALUES + len(shape)
+    return row.nbytes, len(canonical.pack(row.plain())) - 2, ROW_VALUES + len(shape)
 
 
 def _settle(rest: int, sizes: Sequence[int]) -> tuple[int, int]:

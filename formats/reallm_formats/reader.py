@@ -166,7 +166,7 @@ class Archive(Closing):
     @property
     def layout(self) -> Layout:
         """Where everything lies, as the planner lays it out."""
-        stored = sum(section.bytes for section in self.manifest.sections)
+        stored = sum(section.nbytes for section in self.manifest.sections)
         own = v1.HEADER_BYTES + self.header.manifest_bytes
         return Layout(
             kind=self.kind,

@@ -49,14 +49,14 @@ class SectionEntry:
         return self.name, self.dtype, self.shape
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Stored bytes, by the size law of `reallm_formats.dtypes`."""
         return section_bytes(self.dtype, self.shape)
 
     @property
     def end(self) -> int:
         """The first byte after the section."""
-        return self.offset + self.bytes
+        return self.offset + self.nbytes
 
     @property
     def place(self) -> str:

@@ -115,7 +115,7 @@ class Writer(Closing):
             view = memoryview(part)
             done += self._fill(section, done, view.cast("B") if view.nbytes else view, digest)
             del part, view
-        if done < section.bytes:
+        if done < section.nbytes:
             raise _other_length(section, done)
         return digest.digest()
 
@@ -189,9 +189,9 @@ class Writer(Closing):
     ) -> int:
         """Write one part of a section after its first `done` bytes; returns the part's bytes."""
         end = done + part.nbytes
-        if end > section.bytes:
+        if end > section.nbytes:
             raise _other_length(section, end)
-        if part.nbytes and end == section.bytes:
+        if part.nbytes and end == section.nbytes:
             check_spare(section, part)
         for start in range(0, part.nbytes, CHUNK):
             chunk = part[start : start + CHUNK]
@@ -221,7 +221,7 @@ class Writer(Closing):
 def _other_length(section: SectionEntry, given: int) -> FormatError:
     return FormatError(
         "S7",
-        f"the section takes {section.bytes} bytes and was given {given}",
+        f"the section takes {section.nbytes} bytes and was given {given}",
         location=section.place,
     )
 

@@ -50,7 +50,7 @@ def stored_dtype(spec: SectionSpec) -> torch.dtype:
 
 def stored_shape(spec: SectionSpec) -> tuple[int, ...]:
     """The shape of a section's tensor: its bytes for packed codes."""
-    return (spec.bytes,) if spec.dtype in CODES else spec.shape
+    return (spec.nbytes,) if spec.dtype in CODES else spec.shape
 
 
 def check_sections(produced: Mapping[str, Tensor], specs: Sequence[SectionSpec]) -> None:
@@ -103,9 +103,9 @@ def from_bytes(data: bytes | bytearray | memoryview, spec: SectionSpec) -> Tenso
         CodecError: the number of bytes is not the section's.
     """
     view = memoryview(data).cast("B")
-    if view.nbytes != spec.bytes:
+    if view.nbytes != spec.nbytes:
         raise CodecError(
-            f"section `{spec.role}` has {view.nbytes} bytes, its size law says {spec.bytes}"
+            f"section `{spec.role}` has {view.nbytes} bytes, its size law says {spec.nbytes}"
         )
     _need_little_endian()
     if not view.nbytes:

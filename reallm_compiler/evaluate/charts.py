@@ -74,7 +74,7 @@ def draw_survey(folder: str | os.PathLike[str], survey: Survey) -> list[Path]:
     """
     place = check_charts(folder)
     kinds = panels(survey.matrices)
-    shown = sorted(kinds, key=lambda kind: _weights(kinds[kind]), reverse=True)[:PANELS]
+    shown = sorted(kinds, key=lambda kind: _numel(kinds[kind]), reverse=True)[:PANELS]
     drawn = {kind: layers for kind, layers in kinds.items() if kind in shown}
     drawings: list[Callable[[Axes, Layers], None]] = [_draw_spectrum, _draw_structure]
     if survey.recipes:
@@ -111,7 +111,7 @@ def panels(matrices: Iterable[MatrixSurvey]) -> dict[str, Layers]:
     }
 
 
-def _weights(layers: Layers) -> int:
+def _numel(layers: Layers) -> int:
     return sum(row.shape[0] * row.shape[1] for rows in layers.values() for row in rows)
 
 

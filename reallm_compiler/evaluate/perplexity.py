@@ -62,7 +62,7 @@ class Evaluation:
         window: tokens in a window, or the most tokens of a document with its BOS.
         windows: windows or documents that were evaluated.
         bits_per_byte: bits per evaluated UTF-8 byte.
-        bytes: evaluated UTF-8 bytes.
+        nbytes: evaluated UTF-8 bytes.
         dropped_tokens: tokens of the text that were not evaluated.
         protocol: `windows`, `documents` or `random windows`.
         kl: nats per predicted token from the reference to the model; None without a reference.
@@ -76,7 +76,7 @@ class Evaluation:
     window: int
     windows: int
     bits_per_byte: float
-    bytes: int
+    nbytes: int
     dropped_tokens: int
     protocol: Protocol
     kl: float | None = None
@@ -92,7 +92,7 @@ class Evaluation:
             "windows": self.windows,
             "bits_per_byte": self.bits_per_byte,
             "loss": self.loss,
-            "bytes": self.bytes,
+            "bytes": self.nbytes,
             "dropped_tokens": self.dropped_tokens,
             "protocol": self.protocol,
         }
@@ -215,8 +215,8 @@ def _summarise(sums: _Sums, cut: TokenWindows, *, compared: bool) -> Evaluation:
         tokens=tokens,
         window=cut.window,
         windows=len(cut.sequences),
-        bits_per_byte=sums.nll / math.log(2) / cut.bytes,
-        bytes=cut.bytes,
+        bits_per_byte=sums.nll / math.log(2) / cut.nbytes,
+        nbytes=cut.nbytes,
         dropped_tokens=cut.dropped_tokens,
         protocol=cut.protocol,
         # Rounding can leave a divergence of nothing a hair below zero.

@@ -79,7 +79,7 @@ def cut_random(
         protocol="random windows",
         window=window,
         sequences=tuple(sequences),
-        bytes=covered,
+        nbytes=covered,
         dropped_tokens=0,
     )
 

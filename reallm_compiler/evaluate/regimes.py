@@ -49,7 +49,7 @@ class Measure:
         recipe: its name.
         trained: whether it decodes by a trained decoder.
         paper_bits, exact_bits: bits per weight.
-        bytes: all that is stored, with the part of what its group shares.
+        nbytes: all that is stored, with the part of what its group shares.
         relative_error: ||W - W^|| / ||W||, of the decoded sections.
         gap_bits: exact bits less log2(1 / error), the least that any coder of white Gaussian
             noise needs for this error; negative where a recipe makes use of structure. As the
@@ -62,7 +62,7 @@ class Measure:
     trained: bool
     paper_bits: Fraction
     exact_bits: Fraction
-    bytes: int
+    nbytes: int
     relative_error: float
     gap_bits: float
     best_within: str
@@ -74,7 +74,7 @@ class Measure:
             "trained": self.trained,
             "paper_bits": float(self.paper_bits),
             "exact_bits": float(self.exact_bits),
-            "bytes": self.bytes,
+            "bytes": self.nbytes,
             "relative_error": self.relative_error,
             "gap_bits": self.gap_bits,
             "best_within": self.best_within,
@@ -96,12 +96,12 @@ def measures(rows: Sequence[tuple[str, MatrixBudget, float]]) -> tuple[Measure, 
             trained=bool(sizes.terms.get("decoder") or sizes.training_operations),
             paper_bits=sizes.paper_bits,
             exact_bits=sizes.exact_bits,
-            bytes=sizes.bytes,
+            nbytes=sizes.nbytes,
             relative_error=error,
             gap_bits=gap_bits(sizes.exact_bits, error),
             best_within=min(
-                (row for row in rows if row[1].bytes <= sizes.bytes),
-                key=lambda row: (row[2], row[1].bytes),
+                (row for row in rows if row[1].nbytes <= sizes.nbytes),
+                key=lambda row: (row[2], row[1].nbytes),
             )[0],
         )
         for recipe, sizes, error in rows
@@ -110,7 +110,7 @@ def measures(rows: Sequence[tuple[str, MatrixBudget, float]]) -> tuple[Measure, 
 
 def best_of(found: Sequence[Measure]) -> Measure | None:
     """The measure that is best at equal exact bits: the least `gap_bits`, then fewest bytes."""
-    return min(found, key=lambda one: (one.gap_bits, one.bytes), default=None)
+    return min(found, key=lambda one: (one.gap_bits, one.nbytes), default=None)
 
 
 def structure_of(bits: float, scales: Sequence[ScaleGain] = ()) -> Structure:

@@ -193,7 +193,7 @@ def _loaded(recipes: Sequence[str | os.PathLike[str] | Recipe]) -> dict[str, Rec
 
 def _total(name: str, rows: Sequence[MatrixSurvey]) -> RecipeSurvey:
     coded = [(row, one) for row in rows for one in row.measures if one.recipe == name]
-    size = sum(one.bytes for _, one in coded)
+    size = sum(one.nbytes for _, one in coded)
     bits = bits_per_weight(size, sum(row.shape[0] * row.shape[1] for row, _ in coded))
     error = relative_total([one.relative_error for _, one in coded], [row.norm for row, _ in coded])
     return RecipeSurvey(

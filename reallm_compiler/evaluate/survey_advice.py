@@ -16,13 +16,13 @@ def advise(rows: Sequence[MatrixSurvey], tried: Sequence[RecipeSurvey]) -> Advic
     tried = [one for one in tried if one.matrices]
     if tried:
         return _measured(tried)
-    weights = sum(row.shape[0] * row.shape[1] for row in rows)
+    numel = sum(row.shape[0] * row.shape[1] for row in rows)
     strong = sum(row.shape[0] * row.shape[1] for row in rows if row.structure == "strong")
-    if 2 * strong > weights:
+    if 2 * strong > numel:
         return Advice(
             recipe=TRAINED,
             measured=False,
-            words=f"neighbours tell much of each other in {100 * strong / weights:.0f} % of the "
+            words=f"neighbours tell much of each other in {100 * strong / numel:.0f} % of the "
             f"weights, which a trained decoder can use; see what it costs with `reallm budget`, "
             f"and what it gains with `--recipe {TRAINED} --only NAME`",
         )

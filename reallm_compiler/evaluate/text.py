@@ -49,14 +49,14 @@ class TokenWindows:
         protocol: `windows`, `documents` (as the module describes them) or `random windows`.
         window: the length that was asked for, in tokens; no sequence is longer.
         sequences: token ids, at least two in each.
-        bytes: evaluated UTF-8 bytes.
+        nbytes: evaluated UTF-8 bytes.
         dropped_tokens: tokens of the text that are in no sequence.
     """
 
     protocol: Protocol
     window: int
     sequences: tuple[tuple[int, ...], ...]
-    bytes: int
+    nbytes: int
     dropped_tokens: int
 
     @property
@@ -116,7 +116,7 @@ def cut_windows(tokenizer: PreTrainedTokenizerBase, text: str, window: int) -> T
         protocol="windows",
         window=window,
         sequences=tuple(tuple(ids[at : at + window]) for at in range(0, kept, window)),
-        bytes=_covered_bytes(tokenizer, text, ids, offsets, kept),
+        nbytes=_covered_bytes(tokenizer, text, ids, offsets, kept),
         dropped_tokens=len(ids) - kept,
     )
 
@@ -162,7 +162,7 @@ def cut_documents(
         protocol="documents",
         window=window,
         sequences=tuple(sequences),
-        bytes=covered,
+        nbytes=covered,
         dropped_tokens=dropped,
     )
 

@@ -32,10 +32,10 @@ def band_rows(columns: int) -> int:
     return max(1, BAND // columns // CODES_PER_GROUP) * CODES_PER_GROUP
 
 
-def held_weights(matrix: PlannedMatrix) -> int:
+def numel_in_memory(matrix: PlannedMatrix) -> int:
     """Weights that are in memory at once while a matrix is coded."""
     columns = matrix.shape[1]
-    return min(matrix.weights, band_rows(columns) * columns) if by_bands(matrix) else matrix.weights
+    return min(matrix.numel, band_rows(columns) * columns) if by_bands(matrix) else matrix.numel
 
 
 class BandCoder:

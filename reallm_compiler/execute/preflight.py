@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from reallm_compiler.errors import CompileError
-from reallm_compiler.execute.bands import held_weights
+from reallm_compiler.execute.bands import numel_in_memory
 from reallm_compiler.execute.events import Preflight
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
@@ -43,7 +43,7 @@ COPIES = 6
 CONTEXT_BYTES = 1 << 30
 """What CUDA and its libraries hold in each process, and the usual blocks of the codecs there."""
 
-SMALL_WEIGHTS = 20_000_000
+SMALL_NUMEL = 20_000_000
 """Below this many weights one process is faster than starting several."""
 
 
@@ -67,9 +67,9 @@ class Workers:
 
 def worker_bytes(plan: Plan) -> int:
     """Estimated peak memory of one worker, in bytes, without the interpreter."""
-    largest = max((held_weights(matrix) for matrix in plan.matrices), default=0)
+    largest = max((numel_in_memory(matrix) for matrix in plan.matrices), default=0)
     training = max((matrix.layout.cost.host_bytes for matrix in plan.matrices), default=0)
-    files = sum(file.bytes for file in plan.files)
+    files = sum(file.nbytes for file in plan.files)
     return COPIES * 4 * largest + training + _group_bytes(plan) + files + RESERVE_BYTES
 
 
@@ -100,7 +100,7 @@ def device_worker_bytes(plan: Plan) -> int:
 def _device_bytes(matrix: PlannedMatrix) -> int:
     """Memory on a GPU while a matrix is coded."""
     cost = matrix.layout.cost
-    return COPIES * 4 * held_weights(matrix) + cost.host_bytes + cost.device_bytes
+    return COPIES * 4 * numel_in_memory(matrix) + cost.host_bytes + cost.device_bytes
 
 
 def choose_workers(plan: Plan, asked: int | None, tasks: int, device: torch.device) -> Workers:
@@ -115,8 +115,8 @@ def choose_workers(plan: Plan, asked: int | None, tasks: int, device: torch.devi
     free, device_free = free_memory(), free_device_memory(device)
     each, device_each = worker_bytes(plan), device_worker_bytes(plan)
     if asked is None:
-        weights = sum(matrix.weights for matrix in plan.matrices)
-        workers = 1 if weights < SMALL_WEIGHTS else cores()
+        numel = sum(matrix.numel for matrix in plan.matrices)
+        workers = 1 if numel < SMALL_NUMEL else cores()
         if free is not None:
             workers = min(workers, (free - INTERPRETER_BYTES) // (each + INTERPRETER_BYTES))
         if device_free is not None:
@@ -128,7 +128,7 @@ def choose_workers(plan: Plan, asked: int | None, tasks: int, device: torch.devi
     if free is not None and needed > free:
         largest_part = "kept tensors and files"
         if plan.matrices:
-            largest = max(plan.matrices, key=held_weights)
+            largest = max(plan.matrices, key=numel_in_memory)
             largest_part = f"{largest.name} {list(largest.shape)} is the largest matrix"
         raise _too_small("memory", largest_part, needed, free, workers, "use a larger machine")
     # The interpreter that runs this is there already: it needs nothing more, and counts.

@@ -62,6 +62,6 @@ def _matrix_task(matrix: PlannedMatrix, *, needs: bool = True) -> Task:
         title=matrix.name,
         needs=(group_key(group),) if group is not None and needs else (),
         sections=tuple(matrix.section_name(spec) for spec in matrix.specs if not spec.shared),
-        numel=matrix.weights,
+        numel=matrix.numel,
         operations=cost.training_operations - cost.group_operations,
     )

@@ -58,7 +58,7 @@ def trial_plan(plan: Plan, pattern: str) -> Plan:
 def work_of(plan: Plan) -> int:
     """A measure of the work of a plan: that of its trainings, or else its weights."""
     totals = plan.budget().totals
-    return max(1, totals.training_operations or totals.weights)
+    return max(1, totals.training_operations or totals.numel)
 
 
 def run_trial(

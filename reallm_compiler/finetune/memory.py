@@ -97,10 +97,10 @@ def estimate(
     sizes = _sizes(plan, config)
     window = options.window or min(2048, sizes.positions or 2048)
     width = 2 if options.precision == "bfloat16" else 4
-    weights = sum(matrix.weights for matrix in plan.matrices)
+    numel = sum(matrix.numel for matrix in plan.matrices)
     kept = sum(_count(tensor.shape) for tensor in plan.tensors)
     frozen = {
-        "coded weights": weights * width,
+        "coded weights": numel * width,
         "kept weights": kept * width,
     }
     tuned = {matrix.name: tuned_parameters(matrix) for matrix in plan.matrices}
@@ -134,7 +134,7 @@ def _block_terms(
         layer = layer_index(matrix.name)
         if layer is not None:
             by_layer.setdefault(layer, []).append(matrix)
-    largest = max((sum(m.weights for m in block) for block in by_layer.values()), default=0)
+    largest = max((sum(m.numel for m in block) for block in by_layer.values()), default=0)
     most = max((sum(tuned[m.name] for m in block) for block in by_layer.values()), default=0)
     tokens = options.block.batch * window
     return {
@@ -161,7 +161,7 @@ def _end_terms(
     teacher = 0
     if options.e2e.loss == "distill":
         teacher = width * (
-            sum(matrix.weights for matrix in plan.matrices)
+            sum(matrix.numel for matrix in plan.matrices)
             + sum(_count(tensor.shape) for tensor in plan.tensors)
         )
     # Float32 log-probabilities, their gradient, and the gradient of the logits; distilled: both

@@ -70,7 +70,7 @@ class MatrixBudget:
         transposed: the checkpoint stores it as [q, p].
         paper_bits: bits per weight as the paper's Table 5 counts them.
         exact_bits: 8 x bytes / pq.
-        bytes: all that is stored for it, with its part of what its group shares.
+        nbytes: all that is stored for it, with its part of what its group shares.
         terms: the same bytes by budget term.
         paper_terms: the parts of `paper_bits`, by budget term.
         decode_macs: multiply-accumulates that its trained decoder takes, once; 0 without one.
@@ -82,14 +82,14 @@ class MatrixBudget:
     transposed: bool = False
     paper_bits: Fraction
     exact_bits: Fraction
-    bytes: int
+    nbytes: int
     terms: Mapping[str, int]
     paper_terms: Mapping[str, Fraction]
     decode_macs: int
     training_operations: int
 
     @property
-    def weights(self) -> int:
+    def numel(self) -> int:
         """Number of weights, p q."""
         return self.shape[0] * self.shape[1]
 
@@ -101,7 +101,7 @@ class MatrixBudget:
             "transposed": self.transposed,
             "paper_bits": float(self.paper_bits),
             "exact_bits": float(self.exact_bits),
-            "bytes": self.bytes,
+            "bytes": self.nbytes,
             "terms": dict(self.terms),
             "decode_macs": self.decode_macs,
             "training_operations": self.training_operations,
@@ -113,7 +113,7 @@ class Totals:
     """Sizes of the whole archive; the six byte terms add up to `file_bytes`.
 
     Attributes:
-        weights: weights of all coded matrices.
+        numel: weights of all coded matrices.
         low_rank_parameters: factors stored, r (p + q) summed.
         paper_bits, exact_bits: bits per weight over all coded matrices.
         coded_bytes: sections of coded matrices.
@@ -129,7 +129,7 @@ class Totals:
             config and tokenizer; of an archive reckoned from the types that it names.
     """
 
-    weights: int
+    numel: int
     low_rank_parameters: int
     paper_bits: Fraction
     exact_bits: Fraction
@@ -154,7 +154,7 @@ class Totals:
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {
-            "weights": self.weights,
+            "numel": self.numel,
             "low_rank_parameters": self.low_rank_parameters,
             "paper_bits": float(self.paper_bits),
             "exact_bits": float(self.exact_bits),
@@ -221,29 +221,29 @@ def budget_of(plan: PlanParts) -> Budget:
                 transposed=matrix.transposed,
                 paper_bits=kind.paper_bits,
                 exact_bits=exact,
-                bytes=size,
+                nbytes=size,
                 terms=terms,
                 paper_terms=kind.paper_terms,
                 decode_macs=layout.cost.decode_macs,
                 training_operations=layout.cost.training_operations,
             )
         )
-    weights = sum(matrix.weights for matrix in plan.matrices)
+    numel = sum(matrix.numel for matrix in plan.matrices)
     paper_total = sum(
         (kind.paper_bits * kind.layout.numel * kind.count for kind in kinds.values()), Fraction(0)
     )
-    coded = sum(row.bytes for row in rows)
-    other = sum(file.bytes for file in plan.files)
+    coded = sum(row.nbytes for row in rows)
+    other = sum(file.nbytes for file in plan.files)
     placed = plan.layout
     kept = placed.section_bytes - coded - other
-    parameters = weights + sum(math.prod(tensor.shape) for tensor in plan.tensors)
+    parameters = numel + sum(math.prod(tensor.shape) for tensor in plan.tensors)
     totals = Totals(
-        weights=weights,
+        numel=numel,
         low_rank_parameters=sum(
             kind.layout.low_rank_parameters * kind.count for kind in kinds.values()
         ),
-        paper_bits=paper_total / weights if weights else Fraction(0),
-        exact_bits=bits_per_weight(coded, weights),
+        paper_bits=paper_total / numel if numel else Fraction(0),
+        exact_bits=bits_per_weight(coded, numel),
         coded_bytes=coded,
         kept_bytes=kept,
         header_bytes=placed.header_bytes,
@@ -268,10 +268,10 @@ def budget_of(plan: PlanParts) -> Budget:
 def _kept_note(plan: PlanParts) -> tuple[str, ...]:
     """A remark where matrices that are kept are a large part of a file of coded ones."""
     kept = [tensor for tensor in plan.tensors if len(tensor.shape) == 2]
-    size = sum(tensor.spec.bytes for tensor in kept)
+    size = sum(tensor.spec.nbytes for tensor in kept)
     if not plan.matrices or size < WEIGHTY * plan.layout.file_bytes:
         return ()
-    largest = max(kept, key=lambda tensor: tensor.spec.bytes).name.removesuffix(".weight")
+    largest = max(kept, key=lambda tensor: tensor.spec.nbytes).name.removesuffix(".weight")
     return (
         f"matrices that are kept are {100 * size / plan.layout.file_bytes:.0f} % of the file, "
         f"`{largest}` the largest: a rule can code them, by `match` or `role: [embedding, head]`",
@@ -282,7 +282,7 @@ def _tensor_bytes(plan: PlanParts, kept: int) -> int:
     """Bytes of the original's tensors; an archive says in which types they were."""
     if plan.tensor_bytes is not None:
         return plan.tensor_bytes
-    return kept + sum(matrix.weights * BITS[matrix.dtype] // 8 for matrix in plan.matrices)
+    return kept + sum(matrix.numel * BITS[matrix.dtype] // 8 for matrix in plan.matrices)
 
 
 def _size_warning(totals: Totals) -> tuple[str, ...]:
@@ -321,7 +321,7 @@ def _sizes(layout: MatrixLayout, parts: tuple[int, ...]) -> tuple[Mapping[str, i
     terms = dict.fromkeys(TERMS, 0)
     shared = iter(parts)
     for spec in layout.sections:
-        terms[spec.term] += next(shared) if spec.shared else spec.bytes
+        terms[spec.term] += next(shared) if spec.shared else spec.nbytes
     size = sum(terms.values())
     return terms, size, bits_per_weight(size, layout.numel)
 
@@ -343,7 +343,7 @@ def _shared_parts(plan: PlanParts) -> dict[str, tuple[int, ...]]:
     """For each matrix of a group, its bytes of each shared section, in order."""
     parts: dict[str, tuple[int, ...]] = {}
     for members in plan.groups.values():
-        shared = [spec.bytes for spec in members[0].specs if spec.shared]
+        shared = [spec.nbytes for spec in members[0].specs if spec.shared]
         split = [split_evenly(size, len(members)) for size in shared]
         for member, own in zip(members, zip(*split, strict=True), strict=True):
             parts[member.name] = own

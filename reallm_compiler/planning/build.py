@@ -121,7 +121,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         for spec in inventory.tensors
         if spec.name in kept
     ]
-    files = [PlannedFile(path=path, bytes=len(data)) for path, data in inventory.files]
+    files = [PlannedFile(path=path, nbytes=len(data)) for path, data in inventory.files]
     try:
         placed = layout(
             kind=KIND,
@@ -161,7 +161,7 @@ def _unknown_note(inventory: Inventory) -> tuple[str, ...]:
 
 def _decoder_notes(decoders: Mapping[str, DecoderFile]) -> tuple[str, ...]:
     return tuple(
-        f"the decoder {file.digest} is used as it is: its file of {file.bytes} bytes is not "
+        f"the decoder {file.digest} is used as it is: its file of {file.nbytes} bytes is not "
         "counted here and must be there, beside the archive or by `--decoder`, when it is read"
         for file in decoders.values()
     )
@@ -174,7 +174,7 @@ def _matrix_candidate(fact: MatrixFact) -> Candidate:
         is_matrix=True,
         coded_by_default=fact.coded_by_default,
         role=fact.role,
-        weights=fact.shape[0] * fact.shape[1],
+        numel=fact.shape[0] * fact.shape[1],
     )
 
 

@@ -39,14 +39,14 @@ class DecoderFile:
         digest: its digest, as a plan names it.
         structure: how the decoder is built, as plain data.
         stage: the same as a stage, with a width.
-        bytes: its length.
+        nbytes: its length.
     """
 
     path: Path
     digest: str
     structure: Mapping[str, Any]
     stage: Hnerv
-    bytes: int
+    nbytes: int
 
 
 def open_decoder_file(path: Path) -> DecoderFile:
@@ -70,7 +70,7 @@ def open_decoder_file(path: Path) -> DecoderFile:
             digest=PREFIX + archive.digest.hex(),
             structure=dict(archive.document["structure"]),
             stage=stage,
-            bytes=archive.file_bytes,
+            nbytes=archive.file_bytes,
         )
 
 

@@ -49,7 +49,7 @@ def section_list(
     What a group shares stands before its first matrix.
     """
     sections: list[Section] = [
-        (names.file_section(file.path), "u8", (file.bytes,)) for file in files
+        (names.file_section(file.path), "u8", (file.nbytes,)) for file in files
     ]
     sections += [
         (names.tensor_section(tensor.name), tensor.dtype, tensor.shape) for tensor in tensors
@@ -169,7 +169,7 @@ def from_manifest(manifest: Manifest, placed: Layout) -> Plan:
             tensors.append(PlannedTensor(name=name, dtype=entry.dtype, shape=entry.shape))
         elif entry.name.startswith(names.FILE):
             path = entry.name.removeprefix(names.FILE)
-            files.append(PlannedFile(path=path, bytes=entry.bytes))
+            files.append(PlannedFile(path=path, nbytes=entry.nbytes))
     check_methods(methods, matrices)
     check_names(matrices, tensors)
     check_files(files)

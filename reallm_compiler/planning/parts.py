@@ -45,7 +45,7 @@ class PlannedMatrix:
         return self.layout.source_dtype
 
     @property
-    def weights(self) -> int:
+    def numel(self) -> int:
         """Number of weights, p q."""
         return self.shape[0] * self.shape[1]
 
@@ -87,8 +87,8 @@ class PlannedFile:
 
     Attributes:
         path: path relative to the checkpoint's folder.
-        bytes: its length.
+        nbytes: its length.
     """
 
     path: str
-    bytes: int
+    nbytes: int

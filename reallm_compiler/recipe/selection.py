@@ -28,7 +28,7 @@ class Candidate:
         is_matrix: it is two-dimensional and can be coded.
         coded_by_default: it is coded where no rule says otherwise (a linear layer's weight).
         role: what a matrix is for, such as `head`; None for what is no matrix.
-        weights: numbers that a matrix holds.
+        numel: weights that a matrix holds.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Candidate:
     is_matrix: bool
     coded_by_default: bool
     role: str | None = None
-    weights: int = 0
+    numel: int = 0
 
 
 def select(
@@ -65,7 +65,7 @@ class _Model:
         for place, candidate in enumerate(candidates):
             self.places.setdefault(candidate.name, []).append(place)
         self.layers = 1 + max((c.layer for c in candidates if c.layer is not None), default=-1)
-        self.weights = sum(candidate.weights for candidate in candidates if candidate.is_matrix)
+        self.numel = sum(candidate.numel for candidate in candidates if candidate.is_matrix)
         self._found: dict[_Asked, dict[int | None, list[int]]] = {}
 
     @cached_property
@@ -106,8 +106,8 @@ class _Model:
     ) -> dict[int | None, list[int]]:
         if min_fraction is not None or min_numel is not None:
             wide = self.matching(patterns, roles)
-            least = max(math.ceil((min_fraction or 0) * self.weights), min_numel or 1)
-            fits = {place for place in _flat(wide) if self.candidates[place].weights >= least}
+            least = max(math.ceil((min_fraction or 0) * self.numel), min_numel or 1)
+            fits = {place for place in _flat(wide) if self.candidates[place].numel >= least}
         elif roles is not None:
             wide = self.matching(patterns)
             fits = {place for place in _flat(wide) if self.candidates[place].role in roles}
@@ -181,10 +181,10 @@ def _no_role(rule: Rule, model: _Model, taken: Sequence[int]) -> Problem:
 
 
 def _too_small(rule: Rule, model: _Model, taken: Sequence[int]) -> Problem:
-    largest = max((model.candidates[place] for place in taken), key=lambda one: one.weights)
-    part = 100 * largest.weights / max(model.weights, 1)
+    largest = max((model.candidates[place] for place in taken), key=lambda one: one.numel)
+    part = 100 * largest.numel / max(model.numel, 1)
     message = "nothing that the rule takes holds so large a part of the model's weights"
-    hint = f"the largest is `{largest.name}` with {part:.3g} %, {largest.weights:,} weights"
+    hint = f"the largest is `{largest.name}` with {part:.3g} %, {largest.numel:,} weights"
     key = "min_fraction" if rule.min_numel is None else "min_numel"
     return _problem(rule, key, message, hint)
 

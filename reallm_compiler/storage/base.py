@@ -47,7 +47,7 @@ class SectionSpec:
     values: ValueLaw = field(default=ANYTHING, compare=False)
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """Stored bytes, by the size law of `reallm_formats.dtypes`."""
         return section_bytes(self.dtype, self.shape)
 

@@ -51,7 +51,7 @@ def patch_macs(params: Hnerv, width: int) -> int:
     places = rows * columns
     total = places * channels * width
     for stage in stages(params, width):
-        total += places * stage.weights
+        total += places * stage.numel
         places *= stage.stride**2
     return total + places * 9 * stage.outputs
 

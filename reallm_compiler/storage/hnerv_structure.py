@@ -56,7 +56,7 @@ class DecoderStage:
         return self.outputs * self.stride**2
 
     @property
-    def weights(self) -> int:
+    def numel(self) -> int:
         """Weights of the convolution, without its biases."""
         return self.channels * self.inputs * self.kernel**2
 
@@ -127,7 +127,7 @@ def stages(params: Hnerv, width: int) -> tuple[DecoderStage, ...]:
 
 def decoder_parameters(params: Hnerv, width: int) -> int:
     """Parameters of a decoder: weights of the stages, and all that is stored as float16."""
-    return sum(stage.weights for stage in stages(params, width)) + plain_values(params, width)
+    return sum(stage.numel for stage in stages(params, width)) + plain_values(params, width)
 
 
 def plain_values(params: Hnerv, width: int) -> int:
@@ -144,7 +144,7 @@ def decoder_sections(params: Hnerv, width: int, *, shared: bool) -> list[Section
         SectionSpec(
             role="decoder_codes",
             dtype=f"b{params.decoder_bits}",
-            shape=(sum(stage.weights for stage in made),),
+            shape=(sum(stage.numel for stage in made),),
             term="decoder",
             shared=shared,
         ),

@@ -22,4 +22,4 @@ class PlainLaw(SizeLaw[NoQuantizer]):
     ) -> dict[str, Fraction]:
         """All that is stored."""
         (values,) = self.sections(params, shape, context)
-        return {"codes": Fraction(8 * values.bytes)}
+        return {"codes": Fraction(8 * values.nbytes)}

@@ -295,7 +295,7 @@ def test_verify_tells_how_many_bytes_it_has_checked(archive):
     told = []
     assert verify(archive, progress=lambda done, total: told.append((done, total))) == []
     with Archive.open(archive) as opened:
-        sections = [entry.bytes for entry in opened.manifest.sections]
+        sections = [entry.nbytes for entry in opened.manifest.sections]
     assert {total for _, total in told} == {sum(sections)}
     assert [done for done, _ in told] == list(accumulate(sections))
 

@@ -22,7 +22,7 @@ MATRIX_KEYS = {
     "training_operations",
 }
 TOTAL_KEYS = {
-    "weights",
+    "numel",
     "low_rank_parameters",
     "paper_bits",
     "exact_bits",
@@ -71,7 +71,7 @@ def test_the_table_has_a_row_for_each_kind(run, tiny_recipe, tiny_llama):
     assert "permutation" in first["matrices"]
     totals = run("budget", tiny_recipe, "--model", tiny_llama, "--json").json["totals"]
     assert first["file"] == [f"{totals['file_bytes']:,}", "100.00", "%"]
-    assert f"{totals['weights']:,} coded weights" in result.out
+    assert f"{totals['numel']:,} coded weights" in result.out
 
 
 def test_the_printed_bytes_add_up_to_the_file(run, tiny_recipe, tiny_llama):
@@ -244,7 +244,7 @@ def test_an_archives_recipe_can_be_planned_on_another_model(run, archive, tmp_pa
     shapes.write_text(json.dumps({"shapes": names}))
     document = run("budget", archive, "--model", shapes, "--json").json
     assert set(document) == {"matrices", "totals", "notes", "warnings"}
-    assert document["totals"]["weights"] == 2 * 64 * 96
+    assert document["totals"]["numel"] == 2 * 64 * 96
 
 
 def test_explain_of_an_archive_says_what_it_cannot(run, archive):

@@ -102,14 +102,14 @@ def test_the_parts_are_those_of_the_network(run, family):
     plain = [torch.zeros(shape) for shape in plain_shapes(stage, width)]
     stages = [torch.zeros(shape) for shape in stage_shapes(stage, width)]
     stored = run("inspect", family / "q.decoder", "--json").json
-    counted = sum(part.weights + part.values for part in parts)
+    counted = sum(part.numel + part.values for part in parts)
     assert counted == sum(values.numel() for values in plain + stages)
     assert counted == stored["parameters"] == structure.decoder_parameters(stage, width)
     assert stored["parts"] == [part.to_json() for part in parts]
     patch = decode(stage, assemble(plain, stages), torch.zeros(1, *stage.latent))
     assert tuple(patch.shape[-2:]) == parts[-1].makes == stage.patch_shape
     codes, scales, values = stored["sections"]
-    assert codes["shape"] == [sum(part.weights for part in parts)]
+    assert codes["shape"] == [sum(part.numel for part in parts)]
     assert values["shape"] == [sum(part.values for part in parts)]
     assert scales["shape"] == [sum(made.channels for made in structure.stages(stage, width))]
 

@@ -117,12 +117,12 @@ def test_kinds_hold_every_matrix_once():
         "layers.1,4-5.q_proj": 3,
         "layers.*.up_proj": 6,
     }
-    assert sum(kind.bytes for kind in kinds) == sizes.totals.coded_bytes
+    assert sum(kind.nbytes for kind in kinds) == sizes.totals.coded_bytes
     for kind in kinds:
         terms = kind.matrices[0].terms
         assert sum(kind.term_bits(term) for term in terms) == kind.exact_bits
-    weighted = sum(kind.paper_bits * kind.weights for kind in kinds)
-    assert weighted / sizes.totals.weights == sizes.totals.paper_bits
+    weighted = sum(kind.paper_bits * kind.numel for kind in kinds)
+    assert weighted / sizes.totals.numel == sizes.totals.paper_bits
 
 
 SCALARS = st.one_of(

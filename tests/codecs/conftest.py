@@ -65,7 +65,7 @@ def check_codec(gaussian) -> Callable[..., Encoded]:
 
         stored = {spec.role: bytes(to_bytes(encoded.sections[spec.role], spec)) for spec in specs}
         assert {spec.role: len(stored[spec.role]) for spec in specs} == {
-            spec.role: spec.bytes for spec in specs
+            spec.role: spec.nbytes for spec in specs
         }
         assert stored == {
             spec.role: bytes(to_bytes(again.sections[spec.role], spec)) for spec in specs

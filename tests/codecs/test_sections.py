@@ -26,7 +26,7 @@ def test_every_type_of_the_container_has_a_torch_type():
 @pytest.mark.parametrize("name", sorted(NUMBERS))
 def test_bytes_come_back(name):
     wanted = spec(name, 3, 5)
-    raw = bytes(range(wanted.bytes)) if name != "bool" else bytes([0, 1, 1] * 5)
+    raw = bytes(range(wanted.nbytes)) if name != "bool" else bytes([0, 1, 1] * 5)
     tensor = from_bytes(raw, wanted)
     assert tensor.dtype == TORCH_DTYPES[name]
     assert tensor.shape == (3, 5)

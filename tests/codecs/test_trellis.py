@@ -60,7 +60,7 @@ def test_error_of_normal_values(bits, memory, most, gaussian, plan_of):
 def test_nine_quarters_cost_what_the_law_says(plan_of):
     plan = plan_of(quantizer=quantizer("9/4", 10), scales={"kind": "rms", "per": "tensor"})
     specs = {spec.role: spec for spec in layout_of(plan, (4096, 4096), "bf16").sections}
-    bits = {role: Fraction(8 * spec.bytes, 4096**2) for role, spec in specs.items()}
+    bits = {role: Fraction(8 * spec.nbytes, 4096**2) for role, spec in specs.items()}
     assert bits == {
         "scales": Fraction(32, 4096**2),
         "codes": 2,

@@ -149,7 +149,7 @@ def test_documents_equal_the_loop_over_transformers_own_loss(model, tokenizer, b
     assert (result.tokens, result.windows) == (sum(counts), 9)
     # Byte-level tokens decode to exactly the bytes that they cover.
     covered = sum(len(tokenizer.decode(story[1:]).encode()) for story in stories)
-    assert result.bytes == covered
+    assert result.nbytes == covered
     assert result.protocol == "documents"
 
 
@@ -160,7 +160,7 @@ def test_bits_per_byte_by_hand(model, tokenizer):
     assert TEXT.startswith(text)
     assert text != TEXT
     bits = sum(own_loss(model, each) * 15 for each in windows) / math.log(2)
-    assert result.bytes == len(text.encode())
+    assert result.nbytes == len(text.encode())
     assert result.bits_per_byte == pytest.approx(bits / len(text.encode()), rel=1e-6)
 
 

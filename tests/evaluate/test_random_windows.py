@@ -30,7 +30,7 @@ def test_each_window_lies_in_one_document(tokenizer):
     assert all(len(digits) == 1 for digits in seen)
     assert len(seen) > 5
     decoded = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in cut.sequences]
-    assert cut.bytes == sum(len(part.encode()) for part in decoded)
+    assert cut.nbytes == sum(len(part.encode()) for part in decoded)
 
 
 def test_a_seed_is_a_sample(tokenizer):
@@ -44,7 +44,7 @@ def test_without_separator_the_text_is_one_document(tokenizer):
     ids = tokenizer(text)["input_ids"]
     cut = cut_random(tokenizer, text, len(ids), 3)
     assert cut.sequences == (tuple(ids),) * 3
-    assert cut.bytes == 3 * len(text)
+    assert cut.nbytes == 3 * len(text)
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def sizes(bits, **terms):
         shape=(8, 8),
         paper_bits=Fraction(bits),
         exact_bits=Fraction(bits),
-        bytes=int(8 * bits),
+        nbytes=int(8 * bits),
         terms=terms,
         paper_terms={},
         decode_macs=0,
@@ -234,8 +234,8 @@ def test_a_trial_has_the_planned_bits(tried, model, tmp_path):
     noisy = {one.recipe: one for one in rows[NAMES["noise"]].measures}
     assert list(noisy) == ["two", "four", "coarse"]
     planned = plan(recipe(tmp_path, "four", "{kind: uniform, bits: 4}"), model=model).budget()
-    assert noisy["four"].bytes == planned.matrices[0].bytes
-    assert noisy["four"].exact_bits == Fraction(8 * noisy["four"].bytes, P * Q)
+    assert noisy["four"].nbytes == planned.matrices[0].nbytes
+    assert noisy["four"].exact_bits == Fraction(8 * noisy["four"].nbytes, P * Q)
     assert noisy["two"].relative_error > noisy["coarse"].relative_error
     assert "measured: " in rows[NAMES["noise"]].words
     total = {row.recipe: row for row in tried.recipes}

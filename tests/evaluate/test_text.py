@@ -58,7 +58,7 @@ def test_windows_are_equal_and_the_tail_is_dropped():
     cut = cut_windows(PLAIN, "abcdefghijk", 4)
     ids = PLAIN("abcdefghijk", verbose=False)["input_ids"]
     assert cut.sequences == (tuple(ids[0:4]), tuple(ids[4:8]))
-    assert (cut.window, cut.dropped_tokens, cut.predicted, cut.bytes) == (4, 3, 6, 8)
+    assert (cut.window, cut.dropped_tokens, cut.predicted, cut.nbytes) == (4, 3, 6, 8)
     assert cut.protocol == "windows"
 
 
@@ -67,7 +67,7 @@ def test_a_bos_is_there_only_as_the_tokenizer_puts_it():
     cut = cut_windows(ADDING, "abcdef", 3)
     assert [sequence[0] == 0 for sequence in cut.sequences] == [True, False]
     # BOS and five letters are in the two windows; BOS has no bytes.
-    assert (cut.bytes, cut.dropped_tokens) == (5, 1)
+    assert (cut.nbytes, cut.dropped_tokens) == (5, 1)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_a_bos_is_there_only_as_the_tokenizer_puts_it():
     ],
 )
 def test_bytes_are_those_up_to_the_end_of_the_last_window(text, window, expected):
-    assert cut_windows(PLAIN, text, window).bytes == expected
+    assert cut_windows(PLAIN, text, window).nbytes == expected
 
 
 def test_a_tokenizer_without_offsets_counts_by_decoding():
     cut = cut_windows(WithoutOffsets(), "abécdef", 4)
     # BOS a b é(2) c d e | f dropped? 9 tokens: two windows of 4 hold all but the last.
-    assert (len(cut.sequences), cut.dropped_tokens, cut.bytes) == (2, 1, 7)
+    assert (len(cut.sequences), cut.dropped_tokens, cut.nbytes) == (2, 1, 7)
 
 
 @settings(deadline=None, max_examples=40)
@@ -109,7 +109,7 @@ def test_windows_lose_and_repeat_nothing(text, window):
     assert joined == ids[: len(joined)]
     assert cut.dropped_tokens == len(ids) - len(joined) < window
     # A token is a byte here; a split last character adds at most its other three.
-    assert len(joined) <= cut.bytes <= min(len(joined) + 3, len(ids))
+    assert len(joined) <= cut.nbytes <= min(len(joined) + 3, len(ids))
 
 
 def test_documents_stand_alone_after_one_bos():
@@ -119,14 +119,14 @@ def test_documents_stand_alone_after_one_bos():
         cut = cut_documents(tokenizer, text, 5, "<end>")
         assert [sequence[0] for sequence in cut.sequences] == [0, 0, 0]
         assert [tokenizer.decode(s[1:]).encode() for s in cut.sequences] == expected
-        assert (cut.predicted, cut.bytes, cut.dropped_tokens) == (9, 9, 2)
+        assert (cut.predicted, cut.nbytes, cut.dropped_tokens) == (9, 9, 2)
         assert cut.protocol == "documents"
 
 
 def test_bytes_of_a_document_that_is_cut_off_follow_its_tokens():
     cut = cut_documents(NAMED, "aéé<end>é", 4, "<end>")
     # BOS a é | é: 3 bytes of 5; then BOS é: 2 bytes.
-    assert (cut.bytes, cut.predicted, cut.dropped_tokens) == (5, 5, 2)
+    assert (cut.nbytes, cut.predicted, cut.dropped_tokens) == (5, 5, 2)
 
 
 def test_a_long_text_raises_no_warning_about_the_models_context(caplog, monkeypatch):

@@ -87,7 +87,7 @@ def test_events_tell_the_story(tiny_llama: Path, tiny_recipe: Path, tmp_path: Pa
     assert first.file_bytes == report.budget.totals.file_bytes
     assert len(rest) == first.tasks
     assert rest[-1].tasks_done == first.tasks
-    assert rest[-1].numel_done == first.numel == report.budget.totals.weights
+    assert rest[-1].numel_done == first.numel == report.budget.totals.numel
     assert set(report.errors) == {row.name for row in report.budget.matrices}
 
 

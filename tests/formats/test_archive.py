@@ -58,7 +58,7 @@ def contents(plan, seed=0):
     draw = random.Random(seed)
     datas = {}
     for section in plan.sections.values():
-        data = bytearray(draw.randbytes(section.bytes))
+        data = bytearray(draw.randbytes(section.nbytes))
         if section.spare_bits:
             data[-1] &= 0xFF >> section.spare_bits
         datas[section.name] = bytes(data)
@@ -115,7 +115,7 @@ def test_the_terms_add_up_and_the_places_are_right(table):
     for section in plan.manifest.sections:
         assert section.offset % 64 == 0
         assert 0 <= section.offset - end < 64
-        end = section.offset + section.bytes
+        end = section.offset + section.nbytes
     assert end == plan.file_bytes
 
 
@@ -636,7 +636,7 @@ def test_many_refusals_leave_nothing_open(tmp_path, complete):
 def test_documents_and_entries_are_plain_data_again():
     assert parse_model(document()).plain() == document()
     entry = SectionEntry(name="tensor:a", dtype="f32", shape=(2,), offset=64, sha256=bytes(32))
-    assert (entry.bytes, entry.end, entry.spare_bits) == (8, 72, 0)
+    assert (entry.nbytes, entry.end, entry.spare_bits) == (8, 72, 0)
     assert entry.plain()["shape"] == [2]
 
 

@@ -39,7 +39,7 @@ def build(path):
     plan = layout(kind="model", document=document, sections=ROWS)
     draw = random.Random(5)
     with Writer.create(path, plan) as out:
-        digests = {name: out.write(name, draw.randbytes(s.bytes)) for name, s in
+        digests = {name: out.write(name, draw.randbytes(s.nbytes)) for name, s in
                    plan.sections.items()}  # fmt: skip
         out.finish(document, digests)
     return plan

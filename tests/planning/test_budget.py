@@ -38,7 +38,7 @@ def test_llama_2_7b_from_its_bare_config() -> None:
     recipe = {"reallm": 1, "extends": "reallm-2bit", "rules": [papers]}
     plan = reallm.plan(recipe, model={"model_type": "llama", **sizes})
     totals = plan.budget().totals
-    assert totals.weights == 6_476_005_376
+    assert totals.numel == 6_476_005_376
     assert totals.low_rank_parameters == 159_907_840
     assert any("tokenizer" in note for note in plan.notes)
 
@@ -86,7 +86,7 @@ def test_json_keys_are_the_documented_ones() -> None:
     assert row["shape"] == [4096, 4096]
     assert set(row["terms"]) == set(TERMS)
     assert set(budget["totals"]) == {
-        "weights",
+        "numel",
         "low_rank_parameters",
         "paper_bits",
         "exact_bits",
@@ -149,9 +149,9 @@ def test_byte_terms_add_up(
     made = reallm.plan({"reallm": 1, "defaults": plan}, model=model)
     budget = made.budget()
     for row in budget.matrices:
-        assert sum(row.terms.values()) == row.bytes
+        assert sum(row.terms.values()) == row.nbytes
     totals = budget.totals
-    assert sum(row.bytes for row in budget.matrices) == totals.coded_bytes
+    assert sum(row.nbytes for row in budget.matrices) == totals.coded_bytes
     assert totals.file_bytes == (
         totals.coded_bytes
         + totals.kept_bytes
@@ -161,7 +161,7 @@ def test_byte_terms_add_up(
         + totals.other_bytes
     )
     last = made.layout.manifest.sections[-1]
-    assert totals.file_bytes == last.offset + last.bytes
+    assert totals.file_bytes == last.offset + last.nbytes
 
 
 def test_a_shared_codebook_is_counted_once_and_divided() -> None:

@@ -51,15 +51,15 @@ def test_the_budget_is_that_of_each_matrix_by_itself(recipe):
         terms = layout.paper_terms(sharers)
         assert row.paper_terms == terms
         assert row.paper_bits == sum(terms.values())
-        assert row.exact_bits == Fraction(8 * row.bytes, matrix.weights)
-        assert sum(row.terms.values()) == row.bytes
-        own = sum(spec.bytes for spec in matrix.specs if not spec.shared)
-        shared = sum(spec.bytes for spec in matrix.specs if spec.shared)
-        assert abs(row.bytes - own - Fraction(shared, sharers)) < len(matrix.specs)
-        paper += row.paper_bits * matrix.weights
-    assert budget.totals.paper_bits == paper / budget.totals.weights
+        assert row.exact_bits == Fraction(8 * row.nbytes, matrix.numel)
+        assert sum(row.terms.values()) == row.nbytes
+        own = sum(spec.nbytes for spec in matrix.specs if not spec.shared)
+        shared = sum(spec.nbytes for spec in matrix.specs if spec.shared)
+        assert abs(row.nbytes - own - Fraction(shared, sharers)) < len(matrix.specs)
+        paper += row.paper_bits * matrix.numel
+    assert budget.totals.paper_bits == paper / budget.totals.numel
     assert budget.totals.coded_bytes == sum(
-        section.bytes
+        section.nbytes
         for section in made.layout.manifest.sections
         if section.name.startswith(("matrix:", "share:"))
     )

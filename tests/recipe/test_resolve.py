@@ -330,7 +330,7 @@ def test_the_order_of_the_tensors_does_not_matter():
 def sized(name, role, weights, layer=None):
     coded = role == "linear"
     return Candidate(
-        name=name, layer=layer, is_matrix=True, coded_by_default=coded, role=role, weights=weights
+        name=name, layer=layer, is_matrix=True, coded_by_default=coded, role=role, numel=weights
     )
 
 

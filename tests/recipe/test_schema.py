@@ -137,9 +137,7 @@ def test_the_examples_of_the_page_work(number, tmp_path):
         for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj")
     ]
     candidates += [
-        Candidate(
-            name=name, layer=None, is_matrix=True, coded_by_default=False, role=role, weights=9
-        )
+        Candidate(name=name, layer=None, is_matrix=True, coded_by_default=False, role=role, numel=9)
         for name, role in (("model.embed_tokens", "embedding"), ("lm_head", "head"))
     ]
     assert resolve(load_recipe(path), candidates)

@@ -59,7 +59,7 @@ def test_it_loads_and_meets_a_model(name):
                 is_matrix=True,
                 coded_by_default=name not in roles,
                 role=roles.get(name, "linear"),
-                weights=weights * (40 if name not in roles else 1),
+                numel=weights * (40 if name not in roles else 1),
             )
             for name, weights in (sizes | small).items()
         ],
@@ -93,8 +93,8 @@ def test_its_head_has_the_right_numbers(name):
     head = head_comment(read_shipped(name))
     plan = load_recipe(name).plan
     stored = layout_of(plan, SHAPE, "bf16").sections
-    own = sum(section.bytes for section in stored if not section.shared)
-    shared = sum(section.bytes for section in stored if section.shared)
+    own = sum(section.nbytes for section in stored if not section.shared)
+    shared = sum(section.nbytes for section in stored if section.shared)
     exact = bits_per_weight(own, SHAPE[0] * SHAPE[1])
     assert f"exact bits {float(exact):.6f} at 4096 x 4096" in head
     if "paper bits" in head:
@@ -107,7 +107,7 @@ def test_the_two_bits_of_the_paper_add_up():
     stored = layout_of(load_recipe("reallm-2bit").plan, SHAPE, "bf16").sections
     terms: dict[str, Fraction] = {}
     for section in stored:
-        bits = bits_per_weight(section.bytes, SHAPE[0] * SHAPE[1])
+        bits = bits_per_weight(section.nbytes, SHAPE[0] * SHAPE[1])
         terms[section.term] = terms.get(section.term, Fraction(0)) + bits
     assert terms == {
         "codes": 2,

@@ -43,7 +43,7 @@ def test_channels_and_weights_of_each_stage_of_the_papers_decoder() -> None:
     made = structure.stages(stage(width=248), 248)
     assert [made[0].inputs, *(one.outputs for one in made)] == [248, 207, 172, 143, 119, 99]
     assert [one.kernel for one in made] == [1, 3, 5, 5, 5]
-    assert [one.weights + one.channels for one in made] == [
+    assert [one.numel + one.channels for one in made] == [
         206_172,
         1_282_432,
         2_460_172,
@@ -79,7 +79,7 @@ def test_the_papers_worked_example() -> None:
     half = layout_of(plan, PAPER, "bf16").paper_terms(sharers=2)
     assert half["decoder"] == Fraction(6 * 7_200_000, 2 * 4096**2)
     assert half["codes"] == Fraction(1, 4)
-    sizes = {spec.role: spec.bytes for spec in layout_of(plan, PAPER, "bf16").sections}
+    sizes = {spec.role: spec.nbytes for spec in layout_of(plan, PAPER, "bf16").sections}
     assert sizes == {
         "decoder_codes": 6_826_488 * 6 // 8,
         "decoder_scales": 2 * 2_960,

@@ -121,8 +121,8 @@ def _compile_and_check(
 
 def _source_bits(opened: Opened) -> str:
     """Bits per weight that the coded matrices had in the checkpoint."""
-    bits = sum(matrix.weights * BITS[matrix.dtype] for matrix in opened.plan.matrices)
-    return bits_text(Fraction(bits, sum(matrix.weights for matrix in opened.plan.matrices)))
+    bits = sum(matrix.numel * BITS[matrix.dtype] for matrix in opened.plan.matrices)
+    return bits_text(Fraction(bits, sum(matrix.numel for matrix in opened.plan.matrices)))
 
 
 def _measure(terminal: Terminal, model: str, archive: str, heldout: Path) -> None:

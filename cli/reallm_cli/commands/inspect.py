@@ -209,11 +209,11 @@ def _show_matrix(terminal: Terminal, opened: Opened, row: MatrixBudget) -> None:
     matrix = opened.plan.by_name[row.name]
     stored_as = matrix.tensor if matrix.index is None else f"{matrix.tensor}, part {matrix.index}"
     facts = [
-        ("shape", f"{row.shape[0]} x {row.shape[1]}, {grouped(row.weights)} weights"),
+        ("shape", f"{row.shape[0]} x {row.shape[1]}, {grouped(row.numel)} weights"),
         ("tensor", f"{stored_as}, {matrix.dtype}" + (", transposed" if matrix.transposed else "")),
         ("paper bits", bits_text(row.paper_bits)),
         ("exact bits", bits_text(row.exact_bits)),
-        ("bytes", grouped(row.bytes)),
+        ("bytes", grouped(row.nbytes)),
         ("error", error_text(opened.errors[row.name])),
     ]
     show_facts(terminal, facts, title=row.name)

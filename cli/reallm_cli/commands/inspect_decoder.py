@@ -32,7 +32,7 @@ class Part:
         stride: factor by which it enlarges.
         inputs, outputs: channels before and after.
         makes: rows and columns that it makes of a patch.
-        weights: weights that are stored as codes.
+        numel: weights that are stored as codes.
         values: weights and biases that are stored as float16.
     """
 
@@ -42,7 +42,7 @@ class Part:
     inputs: int
     outputs: int
     makes: tuple[int, int]
-    weights: int
+    numel: int
     values: int
 
     def to_json(self) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Part:
             "inputs": self.inputs,
             "outputs": self.outputs,
             "makes": list(self.makes),
-            "weights": self.weights,
+            "numel": self.numel,
             "values": self.values,
         }
 
@@ -85,7 +85,7 @@ def parts_of(stage: Hnerv) -> list[Part]:
             inputs=channels,
             outputs=width,
             makes=(rows, columns),
-            weights=0,
+            numel=0,
             values=channels * width + width,
         )
     ]
@@ -99,7 +99,7 @@ def parts_of(stage: Hnerv) -> list[Part]:
                 inputs=made.inputs,
                 outputs=made.outputs,
                 makes=(rows, columns),
-                weights=made.weights,
+                numel=made.numel,
                 values=made.channels,
             )
         )
@@ -111,7 +111,7 @@ def parts_of(stage: Hnerv) -> list[Part]:
         inputs=last,
         outputs=1,
         makes=(rows, columns),
-        weights=0,
+        numel=0,
         values=9 * last + 1,
     )
     return [*parts, head]
@@ -132,7 +132,7 @@ def _show(terminal: Terminal, archive: Archive, path: str, stage: Hnerv) -> None
     plain = archive.decoder.structure
     terminal.data(terminal.text(to_yaml({key: plain[key] for key in structure.STRUCTURE}, 2)))
     terminal.data()
-    weights, values = sum(part.weights for part in parts), sum(part.values for part in parts)
+    numel, values = sum(part.numel for part in parts), sum(part.values for part in parts)
     sheet = Sheet(
         columns=[
             "<part",
@@ -150,17 +150,17 @@ def _show(terminal: Terminal, archive: Archive, path: str, stage: Hnerv) -> None
                 str(part.stride),
                 f"{part.inputs} -> {part.outputs}",
                 f"{part.makes[0]} x {part.makes[1]}",
-                grouped(part.weights) if part.weights else "",
+                grouped(part.numel) if part.numel else "",
                 grouped(part.values),
             )
             for part in parts
         ],
-        total=("all", "", "", "", "", grouped(weights), grouped(values)),
+        total=("all", "", "", "", "", grouped(numel), grouped(values)),
     )
     show_sheet(terminal, sheet, title="parameters")
     terminal.data()
     terminal.data(
-        f"{grouped(weights + values)} parameters, "
+        f"{grouped(numel + values)} parameters, "
         f"{amount_text(costs.patch_macs(stage, width), 'MAC')} decode a patch"
     )
     terminal.data()
@@ -173,7 +173,7 @@ def _show_bytes(terminal: Terminal, archive: Archive) -> None:
     """Every byte of the file under one name."""
     placed = archive.layout
     rows = [
-        *((entry.name, entry.bytes) for entry in archive.manifest.sections),
+        *((entry.name, entry.nbytes) for entry in archive.manifest.sections),
         ("header", placed.header_bytes),
         ("manifest", placed.manifest_bytes),
         ("padding", placed.padding_bytes),
