@@ -1,6 +1,6 @@
 """Decoding a packed matrix to bfloat16: ours, bitsandbytes' NF4, and a plain copy of the result.
 
-    pip install '.[fast,rivals]'
+    pip install '.[fast,comparisons]'
     python benchmarks/decode_speed.py --size 4096
 
 For each recipe a random matrix is coded, with and without its low-rank residual and magnitudes, and

@@ -24,7 +24,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from processes import anonymous_bytes
+from benchmarks.processes import anonymous_bytes
 
 MB = 10**6
 SAMPLE_SECONDS = 0.003

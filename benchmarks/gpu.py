@@ -33,9 +33,9 @@ from pathlib import Path
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
-from scale import write_checkpoint
 
 import reallm_compiler as reallm
+from benchmarks.scale import write_checkpoint
 from reallm_compiler.codecs import encode_matrix, nearest
 from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign

@@ -36,8 +36,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from processes import anonymous_bytes
 
+from benchmarks.processes import anonymous_bytes
 from reallm_compiler import plan
 from reallm_compiler.execute.preflight import INTERPRETER_BYTES, worker_bytes
 

@@ -39,7 +39,9 @@ def test_a_careless_call_is_seen() -> None:
     assert careless("AutoModel.from_config(x, trust_remote_code=False)") == []
 
 
-@pytest.mark.parametrize("folder", ["reallm_compiler", "cli", "benchmarks", "demo"])
+@pytest.mark.parametrize(
+    "folder", ["reallm_compiler", "cli", "benchmarks", "studies", "examples", "demo"]
+)
 def test_every_call_into_transformers_refuses_code(folder: str) -> None:
     paths = list((ROOT / folder).rglob("*.py"))
     assert paths

@@ -20,7 +20,7 @@ from reallm_compiler.reader.verify import verify
 from reallm_formats import Archive
 from vectors import forge
 
-fuzzer = importlib.import_module("benchmarks.fuzz_archive")
+fuzzer = importlib.import_module("tests.faults.fuzz_archive")
 
 SECTION_KEYS = {"name", "dtype", "shape", "offset", "bytes", "sha256"}
 MATRIX_KEYS = {

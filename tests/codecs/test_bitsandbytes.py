@@ -1,4 +1,4 @@
-"""NormalFloat codes are those of bitsandbytes, where it is installed (extra `rivals`)."""
+"""NormalFloat codes are those of bitsandbytes, where it is installed (extra `comparisons`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reallm_compiler.codecs.quantizers import normal_float
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     bitsandbytes = pytest.importorskip(
-        "bitsandbytes.functional", reason="bitsandbytes is not installed (extra `rivals`)"
+        "bitsandbytes.functional", reason="bitsandbytes is not installed (extra `comparisons`)"
     )
 
 

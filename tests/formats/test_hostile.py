@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from reallm_formats import Archive, FormatError, names, parse_name
 from vectors import forge, make
 
-fuzzer = importlib.import_module("benchmarks.fuzz_container")
+fuzzer = importlib.import_module("tests.faults.fuzz_container")
 
 
 def test_mutants(tmp_path):
-    """A small draw of benchmarks/fuzz_container.py; that script runs 100,000."""
+    """A small draw of tests/faults/fuzz_container.py; that script runs 100,000."""
     outcome = fuzzer.fuzz(2000, 1, tmp_path)
     assert outcome.failures == []
     assert outcome.accepted + outcome.refused.total() == 2000

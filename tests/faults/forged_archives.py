@@ -17,19 +17,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / part) for part in ("", "cli", "formats", "formats/vectors")]
 
 import forge  # noqa: E402 (beside the vectors)
 import numpy as np  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
 
-from benchmarks.fuzz_container import HOSTILE, edit, walk  # noqa: E402
 from reallm_compiler.stages import MatrixPlan  # noqa: E402
 from reallm_compiler.storage.base import SectionSpec  # noqa: E402
 from reallm_compiler.storage.matrix import layout_of  # noqa: E402
 from reallm_compiler.storage.values import Ones, Order  # noqa: E402
 from reallm_formats.dtypes import BITS, CODES, FLOATS, section_bytes  # noqa: E402
+from tests.faults.fuzz_container import HOSTILE, edit, walk  # noqa: E402
 
 Plain = dict[str, Any]
 Section = tuple[str, str, list[int], bytes]

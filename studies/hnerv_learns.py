@@ -1,7 +1,7 @@
 """Can the trained autoencoder learn? A matrix that a random decoder of its own shape has made.
 
-    python benchmarks/hnerv_learns.py                 about a minute on one core
-    python benchmarks/hnerv_learns.py --large         a matrix of eight times as many weights
+    python studies/hnerv_learns.py                 about a minute on one core
+    python studies/hnerv_learns.py --large         a matrix of eight times as many weights
 
 The matrix has mean 0 and deviation 1, so that a constant scores 1.0. Three questions:
 

@@ -1,7 +1,7 @@
 """Kill a compile at every phase, let it go on, and compare the bytes with an undisturbed run.
 
-    python benchmarks/kills.py --times 5 --workers 1 2          the full study
-    python benchmarks/kills.py --times 1 --workers 1            a draw
+    python tests/faults/crash_recovery.py --times 5 --workers 1 2          the full study
+    python tests/faults/crash_recovery.py --times 1 --workers 1            a draw
 
 Phases, and the moments in them that the kills go through in turn:
 
@@ -317,8 +317,8 @@ def die_in_coding(number: int) -> None:
 TRAPPED_START = f"""\
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import kills
-kills.set_trap(*kills.asked())
+import crash_recovery
+crash_recovery.set_trap(*crash_recovery.asked())
 {{start}}"""
 """What a worker process runs: first its trap is set."""
 

@@ -1,6 +1,6 @@
 """How much of the perplexity that coding costs does tuning give back, at equal exact bits?
 
-    python benchmarks/finetune_study.py --write docs/finetune-study.md --bits 2 --bits 3 \\
+    python studies/finetune_study.py --write docs/finetune-study.md --bits 2 --bits 3 \\
         --model my-model PATH/TO/FOLDER TUNE.txt EVAL.txt window=256 block.lr=1e-3 e2e.lr=1e-3
 
 For each model and width three archives are made from the shipped SVD-initialised recipe: as
@@ -25,11 +25,11 @@ from pathlib import Path
 
 import torch
 import yaml
-from pages import LINEAR_ONLY
 
 import reallm_compiler as reallm
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
 from reallm_compiler.finetune import finetune
+from studies.pages import LINEAR_ONLY
 
 RECIPES = {2: "reallm-2bit-tunable", 3: "reallm-3bit-tunable"}
 

@@ -1,4 +1,4 @@
-"""A draw of forged archives through every command; benchmarks/fuzz_archive.py runs thousands."""
+"""A draw of forged archives through every command; tests/faults/fuzz_archive.py runs thousands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-fuzzer = importlib.import_module("benchmarks.fuzz_archive")
+fuzzer = importlib.import_module("tests.faults.fuzz_archive")
 
 
 def test_forged_archives(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The trained autoencoder against vector and scalar quantisation, at equal exact bits.
 
-    python benchmarks/hnerv_study.py --work DIR --write docs/results.md \\
+    python studies/hnerv_study.py --work DIR --write docs/results.md \\
         --group NAME FOLDER '*.q_proj' --qat FOLDER NAME --block FOLDER TEXT 'layers.0.*' window=256
 
 Three parts, each run as often as it is named:
@@ -19,7 +19,7 @@ Three parts, each run as often as it is named:
 training, at equal size (Table 4).
 
 `--block`: a model with the matrices that match coded by nf, vq or hnerv and the others as they
-are: perplexity and divergence. Options as in `benchmarks/results.py`.
+are: perplexity and divergence. Options as in `studies/results.py`.
 
 `--group synthetic` are a smooth matrix like an image, and white noise, at one bit, where few words
 are left for the shapes of smooth vectors. hnerv never gets more bytes than vq.
@@ -43,9 +43,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matrices import Matrix, loaded, synthetic
-from pages import write_part
-from results import Subject
 from torch import Tensor
 
 import reallm_compiler as reallm
@@ -54,6 +51,9 @@ from reallm_compiler.codecs import encode_matrix, fit_shared
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
 from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage.matrix import layout_of
+from studies.matrices import Matrix, loaded, synthetic
+from studies.pages import write_part
+from studies.results import Subject
 
 SOURCE = "f16"
 SCALES = {"kind": "absmax", "per": "block", "block": 64, "bits": 8, "superblock": 256}

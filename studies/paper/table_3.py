@@ -1,6 +1,6 @@
 """Table 3: zero-shot accuracy through lm-eval (extra `tasks`), from a folder of local task files.
 
-python benchmarks/paper/table_3.py --tasks-folder DIR [--task arc_easy_local ...] [--tuned] \\
+python studies/paper/table_3.py --tasks-folder DIR [--task arc_easy_local ...] [--tuned] \\
     [--archive "nf4=nf4.reallm" ...]
 
 The folder holds YAML files of tasks with data that is at hand; docs/paper-tables.md shows two. All
@@ -16,9 +16,8 @@ import re
 import sys
 from pathlib import Path
 
-from common import Study, exact_bits, options, reallm_recipe, table
-
 from reallm_compiler.distribution import install_command
+from studies.paper.common import Study, exact_bits, options, reallm_recipe, table
 
 COLUMNS = ["arc_challenge", "arc_easy", "piqa", "winogrande"]
 # method, size, bits, accuracies of COLUMNS and their mean in the paper

@@ -6,14 +6,12 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "benchmarks" / "paper"
 NAMES = ["table_1", "table_2", "table_3", "table_5", "table_6", "table_7"]
 LEAST = (
     "--set", "held_out=1", "--set", "block.epochs=1", "--set", "block.sequences=2",
@@ -22,20 +20,11 @@ LEAST = (
 
 
 @pytest.fixture
-def study(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The scripts can be imported, as when one of them is run."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield
-    for name in [*NAMES, "common"]:
-        sys.modules.pop(name, None)
-
-
-@pytest.fixture
-def run(study: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run a script by name; the lines of its table, as lists of cells."""
 
     def call(name: str, *words: object, change=None) -> tuple[list[list[str]], str]:
-        module = importlib.import_module(name)
+        module = importlib.import_module(f"studies.paper.{name}")
         if change is not None:
             change(module)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
@@ -94,12 +83,12 @@ def test_table_2_runs_what_a_recipe_can_say(run, small) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3])
-def test_methods_of_table_2_are_recipes(study: None, bits: int) -> None:
+def test_methods_of_table_2_are_recipes(bits: int) -> None:
     from fractions import Fraction
 
     import reallm_compiler as reallm
 
-    table = importlib.import_module("table_2")
+    table = importlib.import_module("studies.paper.table_2")
     model = {"shapes": {"matrix": [4096, 4096]}}
     for name, width, _, recipe, *_ in table.methods(Fraction(1, 64)):
         if recipe is not None and width == bits:
@@ -120,8 +109,8 @@ def test_table_3_scores_local_tasks(run, small, base_archive: Path, local_task) 
     assert "4 questions of arc_easy_tiny" in out
 
 
-def test_the_paper_stands_beside_tasks_of_its_names(study: None, tmp_path: Path) -> None:
-    table = importlib.import_module("table_3")
+def test_the_paper_stands_beside_tasks_of_its_names(tmp_path: Path) -> None:
+    table = importlib.import_module("studies.paper.table_3")
     (tmp_path / "two.yaml").write_text("group: g\n---\ntask: piqa_local\n")
     (tmp_path / "one.yml").write_text("task: my-own\ndoc_to_text: 'task: no'\n")
     assert table.local_tasks(tmp_path) == ["my-own", "piqa_local"]
@@ -139,8 +128,11 @@ def test_table_5_is_sizes_alone(run) -> None:
 
 
 def test_table_5_needs_no_torch() -> None:
-    code = "import sys, table_5; sys.argv = ['t']; table_5.main(); sys.exit('torch' in sys.modules)"
-    path = os.pathsep.join(map(str, (FOLDER, ROOT, ROOT / "formats")))
+    code = (
+        "import sys, studies.paper.table_5 as table; sys.argv = ['t']; table.main(); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "formats")))
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": path},
@@ -161,10 +153,10 @@ def test_table_6_measures_each_method(run, small) -> None:
     assert errors[0] == 0 < errors[1]
 
 
-def test_methods_of_table_6_are_recipes(study: None) -> None:
+def test_methods_of_table_6_are_recipes() -> None:
     import reallm_compiler as reallm
 
-    table = importlib.import_module("table_6")
+    table = importlib.import_module("studies.paper.table_6")
     for name, _, planned, smaller, _ in table.METHODS:
         for recipe in filter(None, (planned, smaller)):
             budget = reallm.plan({"reallm": 1, **recipe}, model=table.SQUARE).budget()

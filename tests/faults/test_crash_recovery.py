@@ -1,4 +1,4 @@
-"""A draw of the study in benchmarks/kills.py: real kills, and the bytes of an undisturbed run."""
+"""A draw of the kills in crash_recovery.py: real kills, and the bytes of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kills.py"
+SCRIPT = Path(__file__).with_name("crash_recovery.py")
 
 
 def test_killed_at_every_phase() -> None:

@@ -1,6 +1,6 @@
 """Every shipped recipe on given models: size, quality and compile time, as one Markdown page.
 
-    python benchmarks/results.py --write docs/results.md \\
+    python studies/results.py --write docs/results.md \\
         --model demo demo/model demo/heldout.txt window=256 \\
         --model my-model PATH/TO/FOLDER PATH/TO/text.txt window=256 bytes=200000 \\
         --embeddings reallm-2bit-lean reallm-4bit-lean
@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import write_part
 
 import reallm_compiler as reallm
 from reallm_compiler.evaluate import Evaluation, evaluate, load_for_evaluation
 from reallm_compiler.planning.budget import MatrixBudget
 from reallm_compiler.recipe import list_shipped
+from studies.pages import write_part
 
 SHIPPED: dict[str, Any] = {}
 EMBEDDINGS: dict[str, dict[str, Any]] = {
@@ -295,7 +295,7 @@ def main() -> None:
     page = [
         "# Results",
         "",
-        "Printed by `python benchmarks/results.py` (its first lines say how to call it). Bits are "
+        "Printed by `python studies/results.py` (its first lines say how to call it). Bits are "
         "per weight of the linear layers, and under `embeddings` (heads too) exact bits per weight "
         "of these; file bytes count everything. KL is the mean over predicted tokens of "
         "KL(original || compressed). Smaller is better everywhere. A time that is empty was not "

@@ -1,6 +1,6 @@
 """Makes archives that somebody forged, digests right, and gives them to every command.
 
-    python benchmarks/fuzz_archive.py [--count 10000] [--seed 0]
+    python tests/faults/fuzz_archive.py [--count 10000] [--seed 0]
 
 `forged_archives` makes them. `verify`, `inspect`, `budget`, `reconstruct`, `load` and the exports
 run on each in this process. Each must end in success or with an error that is foreseen, without
@@ -26,13 +26,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import reallm_compiler as reallm
-from benchmarks.forged_archives import LAYER, mutant
 from reallm_cli.main import main as command_line
 from reallm_compiler.errors import ReallmError
+from tests.faults.forged_archives import LAYER, mutant
 
 SECONDS = 60.0
 MEMORY = 3 << 30

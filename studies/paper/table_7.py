@@ -1,12 +1,12 @@
 """Table 7: Table 1 on LLaMA2-13B: ReALLM at 3 bits untuned and tuned, at 2 bits untuned.
 
-python benchmarks/paper/table_7.py [--model FOLDER] [--long]
+python studies/paper/table_7.py [--model FOLDER] [--long]
 """
 
 from __future__ import annotations
 
-from common import Study, options, table
-from table_1 import DIFFERENT, HEADER, rows_of
+from studies.paper.common import Study, options, table
+from studies.paper.table_1 import DIFFERENT, HEADER, rows_of
 
 # bits, rank at 4096, d, and the paper's figures on LLaMA2-13B: C4 / WikiText-2
 CASES = [

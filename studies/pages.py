@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-MARK = "<!-- printed by benchmarks/{}.py -->"
+MARK = "<!-- printed by studies/{}.py -->"
 BY_HAND = "<!-- written by hand -->"
 
 LINEAR_ONLY = {"role": ["embedding", "head"], "keep": "source", "optional": True}

@@ -1,15 +1,15 @@
 """reallm beside the libraries that a user would pick instead: quality at true stored bits.
 
-    python benchmarks/rivals.py --write rivals.md --plot rivals.png \\
+    python studies/comparisons.py --write comparisons.md --plot comparisons.png \\
         --model demo demo/model demo/heldout.txt window=256 bytes=60000 \\
         --model my-model PATH/TO/FOLDER PATH/TO/text.txt window=256 bytes=60000
 
 Every method is data-free and codes the same matrices of the same model; all are evaluated on the
 CPU in float32 on the same windows. Bits are counted from what a method really stores for these
 matrices: packed weights, scales, zero points and tables. Rivals get their weights as float16, so
-that they store 16-bit scales. `pip install '.[rivals,plots]'` brings them; one that is not
+that they store 16-bit scales. `pip install '.[comparisons,plots]'` brings them; one that is not
 installed, or that fails here, is named below the table. The options of `--model` are those of
-`benchmarks/results.py`.
+`studies/results.py`.
 
 bitsandbytes gets a matrix as one list of blocks: its CPU version decodes matrices wrongly whose
 rows are no whole number of blocks.
@@ -39,12 +39,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
-from pages import LINEAR_ONLY
-from results import Subject
 from torch import Tensor, nn
 
 import reallm_compiler as reallm
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
+from studies.pages import LINEAR_ONLY
+from studies.results import Subject
 
 LEAN = tuple(f"reallm-{bits}bit-lean" for bits in ("2", "3", "4", "4.5", "5"))
 OURS = (*LEAN, "nf4", "rtn-4bit")

@@ -1,4 +1,4 @@
-"""A draw of the cases in benchmarks/bad_machine.py, each with real processes and real signals."""
+"""A draw of the cases in fault_injection.py, each with real processes and real signals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "bad_machine.py"
+SCRIPT = Path(__file__).with_name("fault_injection.py")
 
 
 def loaded() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bad_machine", SCRIPT)
+    spec = importlib.util.spec_from_file_location("fault_injection", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,6 +1,6 @@
 """Table 2: methods that a recipe can say, beside the paper's figures for them.
 
-python benchmarks/paper/table_2.py [--long]
+python studies/paper/table_2.py [--long]
 
 Rows without a recipe (AWQ, Omniquant, ApiQ, QuaRot) show the paper's figures alone.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from common import Study, exact_bits, options, reallm_recipe, table
+from studies.paper.common import Study, exact_bits, options, reallm_recipe, table
 
 ELSEWHERE = "no recipe: it needs data or steps that are not here"
 

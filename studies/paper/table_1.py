@@ -1,6 +1,6 @@
 """Table 1: ReALLM at 3 and 2 bits: untuned, after block-wise tuning, and after end-to-end tuning.
 
-python benchmarks/paper/table_1.py [--case 0 ...] [--long]
+python studies/paper/table_1.py [--case 0 ...] [--long]
 
 Perplexities stand as C4 / WikiText-2 in the paper's column, and one for each --text in ours.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from common import Study, exact_bits, options, reallm_recipe, table
+from studies.paper.common import Study, exact_bits, options, reallm_recipe, table
 
 # bits, rank at 4096, d, and the paper's figures on LLaMA2-7B: C4 / WikiText-2
 CASES = [

@@ -1,6 +1,6 @@
 """Table 5: size formulas of LoRA, VQ alone and ReALLM, beside what this tool stores. No torch.
 
-python benchmarks/paper/table_5.py --m 1 --p 4096 --q 4096 --bits 2 --dim 4 --rank 64 \\
+python studies/paper/table_5.py --m 1 --p 4096 --q 4096 --bits 2 --dim 4 --rank 64 \\
     --decoder-params 7200000 --decoder-bits 6 --patch 512 --latent 16 16 16
 
 Each row gives bits per weight: the formula as printed, our paper bits, and the exact bits of the
@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import argparse
 
-from common import table
-
 import reallm_compiler as reallm
+from studies.paper.common import table
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """A bad day, case by case, through the command line: what breaks is told, nothing is lost.
 
-    python benchmarks/bad_machine.py              all cases
-    python benchmarks/bad_machine.py disk signal  cases whose names hold one of these words
+    python tests/faults/fault_injection.py              all cases
+    python tests/faults/fault_injection.py disk signal  cases whose names hold one of these words
 
 Each case runs `reallm` as a process of its own and holds it to one law: the named exit code, the
 place and the way out on stderr, no traceback, a finished file of the same name untouched, and

@@ -1,6 +1,6 @@
 """Opens many damaged and hostile archives and checks that nothing gets through.
 
-    python benchmarks/fuzz_container.py [--count 100000] [--seed 0]
+    python tests/faults/fuzz_container.py [--count 100000] [--seed 0]
 
 Each mutant comes from an accepted vector. A third is changed as raw bytes; a third in the bytes of
 the manifest, with lengths and digest repaired; a third in the manifest's content, encoded anew
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "formats"), str(ROOT / "formats" / "vectors")]
 
 import forge  # noqa: E402 (beside the vectors)

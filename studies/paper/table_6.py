@@ -1,6 +1,6 @@
 """Table 6: other methods as special cases, each as a recipe: bits at 4096 x 4096 and error.
 
-python benchmarks/paper/table_6.py [--model FOLDER]
+python studies/paper/table_6.py [--model FOLDER]
 
 The error is the mean over matrices of ||W - W^|| / ||W||, untuned; bits are of one matrix of
 4096 x 4096, and of the measured model.
@@ -8,9 +8,8 @@ The error is the mean over matrices of ||W - W^|| / ||W||, untuned; bits are of 
 
 from __future__ import annotations
 
-from common import Study, exact_bits, options, table
-
 import reallm_compiler as reallm
+from studies.paper.common import Study, exact_bits, options, table
 
 SQUARE = {"shapes": {"matrix": [4096, 4096]}}
 ZERO = {"kind": "low_rank", "rank": "1/64", "fit": "zero", "dtype": "float16"}
