@@ -1,9 +1,9 @@
 """`progress=` of the Python functions that take long: one convention for all of them.
 
-    progress=True         tells on stderr how far it is: on a terminal in one line that is written
-                          again, elsewhere (a notebook, a log) in a line now and then
+    progress=True         prints progress on stderr: on a terminal in one line that is rewritten,
+                          elsewhere (a notebook, a log) in a line now and then
     progress=function     calls `function(done, total)`, from the thread that works
-    progress=False        says nothing
+    progress=False        prints nothing
 
 The unit of `done` and `total` is each function's own: steps, bytes, windows. `total` may change.
 """
@@ -15,21 +15,21 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-Tell = Callable[[int, int], None]
-"""Hears how much of how much is done."""
+OnProgress = Callable[[int, int], None]
+"""Called with `(done, total)`."""
 
-Progress = bool | Tell
+Progress = bool | OnProgress
 """What `progress=` takes."""
 
 LINE_SECONDS = 30.0
-"""Seconds between two lines where nobody sees a terminal."""
+"""Seconds between two lines where there is no terminal."""
 
 SCREEN_SECONDS = 0.2
 """Seconds between two states of the line on a terminal."""
 
 
-def teller(progress: Progress, label: str, unit: str) -> Tell:
-    """What a function calls as it goes on.
+def progress_callback(progress: Progress, label: str, unit: str) -> OnProgress:
+    """The callback for the `progress=` of a function.
 
     Args:
         progress: what the caller gave.
@@ -42,10 +42,10 @@ def teller(progress: Progress, label: str, unit: str) -> Tell:
 
 
 class Lines:
-    """Tells progress on stderr.
+    """Prints progress on stderr.
 
     Args:
-        label, unit: as of `teller`.
+        label, unit: as of `progress_callback`.
         stream: where to; stderr when None.
         clock: seconds, for tests.
     """
@@ -62,21 +62,21 @@ class Lines:
         self._unit = unit
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
-        self._start = self._told = clock()
+        self._start = self._printed_at = clock()
         self._first: int | None = None
         self._width = 0
         self._ended = False
 
     def __call__(self, done: int, total: int) -> None:
-        """Tell that `done` of `total` are done; the last call ends the line."""
+        """Print that `done` of `total` are done; the last call ends the line."""
         now = self._clock()
         if self._first is None:
             self._first = done
         screen = self._stream.isatty()
         ends = done >= total and not self._ended
-        if not ends and now - self._told < (SCREEN_SECONDS if screen else LINE_SECONDS):
+        if not ends and now - self._printed_at < (SCREEN_SECONDS if screen else LINE_SECONDS):
             return
-        self._told = now
+        self._printed_at = now
         text = f"{self._label}: {done:,} of {total:,} {self._unit}{self._time(now, done, total)}"
         if screen:
             # The cursor stays at the start, so that whatever is printed next takes this place.
@@ -107,4 +107,4 @@ def _duration(seconds: float) -> str:
 
 
 def _silent(done: int, total: int) -> None:
-    """Nobody listens."""
+    """Does nothing."""

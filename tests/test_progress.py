@@ -12,7 +12,7 @@ import reallm_compiler as reallm
 from reallm_compiler.evaluate.models import evaluate_files
 from reallm_compiler.evaluate.survey import survey_model
 from reallm_compiler.finetune import finetune
-from reallm_compiler.progress import LINE_SECONDS, Lines, teller
+from reallm_compiler.progress import LINE_SECONDS, Lines, progress_callback
 from reallm_compiler.reader.verify import verify
 
 
@@ -29,7 +29,7 @@ class Screen(io.StringIO):
         return True
 
 
-def told(stream: io.StringIO, steps: list[tuple[float, int]], total: int = 10) -> str:
+def printed(stream: io.StringIO, steps: list[tuple[float, int]], total: int = 10) -> str:
     clock = Clock()
     lines = Lines("compile", "steps", stream=stream, clock=clock)
     for clock.now, done in steps:
@@ -39,33 +39,33 @@ def told(stream: io.StringIO, steps: list[tuple[float, int]], total: int = 10) -
 
 def test_a_line_now_and_then_without_a_terminal() -> None:
     steps = [(0, 2), (1, 3), (LINE_SECONDS, 4), (LINE_SECONDS + 1, 5), (3 * LINE_SECONDS, 6)]
-    assert told(io.StringIO(), steps).splitlines() == [
+    assert printed(io.StringIO(), steps).splitlines() == [
         "compile: 4 of 10 steps, 1 min 30 s left",
         "compile: 6 of 10 steps, 1 min 30 s left",
     ]
-    assert told(io.StringIO(), [(0, 0), (5, 10), (6, 10)]) == "compile: 10 of 10 steps in 5 s\n"
+    assert printed(io.StringIO(), [(0, 0), (5, 10), (6, 10)]) == "compile: 10 of 10 steps in 5 s\n"
 
 
 def test_one_line_that_is_written_again_on_a_terminal() -> None:
-    text = told(Screen(), [(0, 0), (10, 4), (10.1, 5), (20, 10)])
+    text = printed(Screen(), [(0, 0), (10, 4), (10.1, 5), (20, 10)])
     assert text == "compile: 4 of 10 steps, 15 s left\rcompile: 10 of 10 steps in 20 s  \n"
 
 
 def test_what_the_caller_gives(capsys: pytest.CaptureFixture[str]) -> None:
-    heard: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
 
-    def hear(done: int, total: int) -> None:
-        heard.append((done, total))
+    def record(done: int, total: int) -> None:
+        calls.append((done, total))
 
-    teller(hear, "x", "y")(1, 2)
-    teller(False, "x", "y")(2, 2)
-    assert heard == [(1, 2)]
+    progress_callback(record, "x", "y")(1, 2)
+    progress_callback(False, "x", "y")(2, 2)
+    assert calls == [(1, 2)]
     assert capsys.readouterr() == ("", "")
-    teller(True, "x", "y")(2, 2)
+    progress_callback(True, "x", "y")(2, 2)
     assert capsys.readouterr() == ("", "x: 2 of 2 y in 0 s\n")
 
 
-class Heard(list[tuple[int, int]]):
+class Calls(list[tuple[int, int]]):
     def __call__(self, done: int, total: int) -> None:
         self.append((done, total))
 
@@ -78,19 +78,19 @@ class Heard(list[tuple[int, int]]):
 def test_every_function_that_takes_long(
     tiny_llama: Path, tiny_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    heard, path, text = Heard(), tmp_path / "o.reallm", tmp_path / "text.txt"
+    calls, path, text = Calls(), tmp_path / "o.reallm", tmp_path / "text.txt"
     text.write_text("Anna has a red apple and gives it to Tom. " * 40)
     given: Any = {"model": tiny_llama, "output": path, "device": "cpu"}
-    reallm.compile(tiny_recipe, **given, progress=heard)
-    heard.check()
-    assert verify(path, progress=heard) == []
-    heard.check()
-    reallm.reconstruct(path, tmp_path / "model", progress=heard)
-    heard.check()
-    survey_model(tiny_llama, only="*.layers.0.*q_proj", progress=heard)
-    heard.check()
-    evaluate_files(tmp_path / "model", text, window=16, progress=heard)
-    heard.check()
+    reallm.compile(tiny_recipe, **given, progress=calls)
+    calls.check()
+    assert verify(path, progress=calls) == []
+    calls.check()
+    reallm.reconstruct(path, tmp_path / "model", progress=calls)
+    calls.check()
+    survey_model(tiny_llama, only="*.layers.0.*q_proj", progress=calls)
+    calls.check()
+    evaluate_files(tmp_path / "model", text, window=16, progress=calls)
+    calls.check()
     options = {
         "window": 16,
         "held_out": 2,
@@ -103,9 +103,9 @@ def test_every_function_that_takes_long(
         text=text,
         output=tmp_path / "a.adapter",
         options=options,
-        progress=heard,
+        progress=calls,
     )
-    heard.check()
+    calls.check()
     assert "steps" not in capsys.readouterr().err
     reallm.compile(tiny_recipe, **given, force=True)
     assert capsys.readouterr().err.startswith("compile: 15 of 15 steps in ")

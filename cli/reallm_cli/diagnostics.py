@@ -72,19 +72,19 @@ def _safe(text: str, encoding: str) -> str:
 
 def show_error(terminal: Terminal, error: ReallmError) -> None:
     """Print the diagnostic on stderr."""
-    terminal.say(render_error(error, encoding=terminal.talk.encoding))
+    terminal.log(render_error(error, encoding=terminal.err.encoding))
 
 
 def show_bug(terminal: Terminal, error: BaseException) -> None:
     """Print what is said of an error that nobody foresaw, with its traceback when asked for."""
     if terminal.traceback:
         shown = "".join(traceback.format_exception(error)).rstrip()
-        terminal.say(escape(shown, terminal.talk.encoding))
-        terminal.say()
+        terminal.log(escape(shown, terminal.err.encoding))
+        terminal.log()
     summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     lines = [
         Text.assemble(("error", _ERROR), ": this is a bug in reallm, and not a mistake of yours"),
-        _part("  what", summary, terminal.talk.encoding),
+        _part("  what", summary, terminal.err.encoding),
     ]
     if not terminal.traceback:
         lines += [
@@ -94,7 +94,7 @@ def show_bug(terminal: Terminal, error: BaseException) -> None:
                 ": run it again as `reallm --traceback ...` and report the text that it prints",
             ),
         ]
-    terminal.say(Text("\n").join(lines))
+    terminal.log(Text("\n").join(lines))
 
 
 def from_click(error: click.ClickException) -> CommandLineError:

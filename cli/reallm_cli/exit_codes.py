@@ -1,4 +1,4 @@
-"""The exit codes, by name: a script can tell a wrong recipe from a full disk.
+"""The exit codes, by name: a script can distinguish a wrong recipe from a full disk.
 
 `docs/cli.md` lists the same table, and a test compares the two. Codes are never reused.
 """
@@ -51,7 +51,7 @@ MEANINGS = {
     ExitCode.INTERRUPTED: "stopped by Ctrl-C or a signal",
     ExitCode.BROKEN_PIPE: "the program that read our output went away",
 }
-"""What each code tells, in the words of `docs/cli.md`."""
+"""What each code means, as in `docs/cli.md`."""
 
 _BY_ERROR = {
     "usage": ExitCode.USAGE,

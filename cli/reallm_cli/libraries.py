@@ -1,4 +1,4 @@
-"""Other libraries' talk, kept off the screen: what reaches the user is ours to say."""
+"""Silences the logging and progress bars of other libraries."""
 
 from __future__ import annotations
 

@@ -134,8 +134,8 @@ def _invoke(words: list[str], terminal: Terminal) -> int:
         show_error(terminal, error)
         return exit_code_of(error)
     except (KeyboardInterrupt, click.Abort):
-        terminal.say()
-        terminal.say("interrupted")
+        terminal.log()
+        terminal.log("interrupted")
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         raise
@@ -152,14 +152,14 @@ def _invoke(words: list[str], terminal: Terminal) -> int:
             return ExitCode.BUG
         show_error(terminal, refusal)
         return exit_code_of(refusal)
-    # The outermost boundary: whatever comes here is our bug, and is told as one.
+    # The outermost boundary: whatever comes here is a bug, and is reported as one.
     except Exception as error:
         show_bug(terminal, error)
         return ExitCode.BUG
 
 
 def _refusal(error: OSError) -> SystemRefusalError | None:
-    """What the system said no to, or None if it does not say what."""
+    """The file that the system refused, or None where the error names none."""
     if error.strerror is None:
         return None
     reason = error.strerror[:1].lower() + error.strerror[1:]

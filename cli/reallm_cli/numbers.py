@@ -44,7 +44,7 @@ def _fixed(scaled: int, places: int) -> str:
 
 
 def size_text(count: int) -> str:
-    """Bytes for talk: `3.9 MB`; below a thousand the plain number."""
+    """Bytes for people: `3.9 MB`; below a thousand the plain number."""
     if count < 1000:
         return f"{count} bytes"
     units = ("kB", "MB", "GB", "TB")

@@ -44,7 +44,7 @@ def _is_short(value: Any, indent: int) -> bool:  # noqa: ANN401
 
 
 def _has_maps(value: Any) -> bool:  # noqa: ANN401
-    """A list of maps, or a map of maps that say more than one thing: read better in blocks."""
+    """A list of maps, or a map of maps with more than one entry: more readable in block style."""
     if isinstance(value, Mapping):
         return any(isinstance(item, Mapping) and len(item) > 1 for item in value.values())
     return _is_list(value) and any(isinstance(item, Mapping) for item in value)

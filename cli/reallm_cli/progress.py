@@ -1,4 +1,4 @@
-"""How far a long command is: a bar on a terminal, a line now and then elsewhere.
+"""Progress of a long command: a bar on a terminal, a line now and then elsewhere.
 
 The rate is measured, never guessed: the time left is shown after the first units of this run, and
 what an interrupted run had finished does not count towards it.
@@ -30,7 +30,7 @@ def peak_text() -> str:
     return f", {size_text(peak)} of memory at the peak" if peak is not None else ""
 
 
-class Meter:
+class ProgressBar:
     """Progress of one long step, on stderr.
 
     Args:
@@ -41,7 +41,7 @@ class Meter:
         work: amount of work in all (weights, tokens), of which the rate is taken.
         done_units, done_work: what an earlier run had finished.
         rate: how the speed is written, given work per second.
-        last: where there is no terminal, tell when the last unit is done, however soon.
+        last: where there is no terminal, log when the last unit is done, however soon.
         clock: seconds, for tests.
     """
 
@@ -67,10 +67,10 @@ class Meter:
         self._first_units = done_units
         self._first_work = done_work
         self._rate = rate
-        self._tells_last = last
+        self._logs_last = last
         self._clock = clock
         self._start = self._last_line = clock()
-        self._bar = self._make_bar() if terminal.talk.is_terminal else None
+        self._bar = self._make_bar() if terminal.err.is_terminal else None
         self._task = (
             self._bar.add_task(label, total=max(work, 1), completed=done_work, tail="")
             if self._bar is not None
@@ -92,15 +92,15 @@ class Meter:
             self._bar.stop()
 
     def update(self, units: int, work: int) -> None:
-        """Tell how many units and how much work are done, earlier runs included."""
+        """Set how many units and how much work are done, earlier runs included."""
         tail = self._tail(units, work)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=work, tail=tail)
             return
         now = self._clock()
-        if (self._tells_last and units >= self._units) or now - self._last_line >= LINE_SECONDS:
+        if (self._logs_last and units >= self._units) or now - self._last_line >= LINE_SECONDS:
             self._last_line = now
-            self._terminal.say(f"{self._label}: {tail}")
+            self._terminal.log(f"{self._label}: {tail}")
 
     def retarget(self, done: int, total: int) -> None:
         """As `update` where one unit is one piece of work and the total comes with each call."""
@@ -126,7 +126,7 @@ class Meter:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.fields[tail]}", markup=False),
-            console=self._terminal.talk,
+            console=self._terminal.err,
             transient=True,
             # Data on stdout must pass untouched while the bar stands on stderr.
             redirect_stdout=False,
@@ -134,12 +134,12 @@ class Meter:
         )
 
 
-class MeterTalk:
-    """What tells the events of a run on stderr, and ends its meter however the run ends."""
+class Reporter:
+    """Logs the events of a run on stderr, and closes its progress bar however the run ends."""
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
-        self._meter: Meter | None = None
+        self._bar: ProgressBar | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -150,21 +150,21 @@ class MeterTalk:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._meter is not None:
-            self._meter.__exit__(kind, error, trace)
+        if self._bar is not None:
+            self._bar.__exit__(kind, error, trace)
 
 
-class BytesTalk(MeterTalk):
-    """Tells how many bytes of how many are done; a short run is silent without a terminal."""
+class BytesReporter(Reporter):
+    """Shows how many bytes are done; without a terminal a short run logs nothing."""
 
     def __init__(self, terminal: Terminal, label: str) -> None:
         super().__init__(terminal)
         self._label = label
 
-    def tell(self, done: int, total: int) -> None:
-        """Tell that `done` of `total` bytes are done."""
-        if self._meter is None:
-            self._meter = Meter(
+    def update(self, done: int, total: int) -> None:
+        """Set that `done` of `total` bytes are done."""
+        if self._bar is None:
+            self._bar = ProgressBar(
                 self._terminal,
                 self._label,
                 units=total,
@@ -173,4 +173,4 @@ class BytesTalk(MeterTalk):
                 rate=lambda speed: f"{size_text(round(speed))}/s",
                 last=False,
             ).__enter__()
-        self._meter.update(done, done)
+        self._bar.update(done, done)

@@ -67,19 +67,19 @@ class Terminal:
 
     Attributes:
         out: stdout, for data.
-        talk: stderr, for everything else.
+        err: stderr, for everything else.
         traceback: show the traceback of a bug.
     """
 
-    def __init__(self, out: TextIO | None = None, talk: TextIO | None = None) -> None:
+    def __init__(self, out: TextIO | None = None, err: TextIO | None = None) -> None:
         self.out = _screen(out if out is not None else sys.stdout)
-        self.talk = _screen(talk if talk is not None else sys.stderr)
+        self.err = _screen(err if err is not None else sys.stderr)
         self.traceback = False
 
     @property
     def unicode(self) -> bool:
         """Whether stderr can show more than ASCII."""
-        return not self.talk.options.ascii_only
+        return not self.err.options.ascii_only
 
     def data(self, item: RenderableType = "") -> None:
         """Print a table or a line on stdout."""
@@ -96,10 +96,10 @@ class Terminal:
         # Past rich: nothing may be wrapped, cropped or coloured. ASCII, for any encoding.
         self.out.file.write(text + "\n")
 
-    def say(self, text: str | Text = "") -> None:
+    def log(self, text: str | Text = "") -> None:
         """Print a line on stderr."""
-        shown = self.text(text, self.talk) if isinstance(text, str) else text
-        self.talk.print(shown, soft_wrap=True)
+        shown = self.text(text, self.err) if isinstance(text, str) else text
+        self.err.print(shown, soft_wrap=True)
 
     def text(self, text: str, screen: Console | None = None, style: str = "") -> Text:
         """Text from outside, made safe for a stream."""

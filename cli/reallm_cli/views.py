@@ -27,7 +27,7 @@ class Stored:
         matrices: bytes of each coded matrix, with its part of what its group shares.
         coded, kept, other: bytes of all coded matrices, kept tensors, and embedded files.
         header, manifest, padding: the container's own.
-        file: length of the file as the system tells it.
+        file: length of the file, from the file system.
     """
 
     matrices: Mapping[str, int]

@@ -39,7 +39,7 @@ from reallm_compiler.evaluate.text import (
     cut_documents,
     cut_windows,
 )
-from reallm_compiler.progress import Progress, teller
+from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.runtime.text_models import check_reads, run, usable_positions
 
 if TYPE_CHECKING:
@@ -197,13 +197,13 @@ def evaluate(
     at_once = batch if batch is not None else max(1, LITERATURE_WINDOW // length)
     sums = _Sums()
     total = len(cut.sequences)
-    tell = teller(progress, "evaluate", "windows")
+    report = progress_callback(progress, "evaluate", "windows")
     for start in range(0, total, at_once):
         group = cut.sequences[start : start + at_once]
         for place, part in enumerate(_measure(model, reference, group)):
             _check_finite(part, cut, start + place)
             sums.add(part)
-        tell(start + len(group), total)
+        report(start + len(group), total)
     return _summarise(sums, cut, compared=reference is not None)
 
 

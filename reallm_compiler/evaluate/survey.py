@@ -36,16 +36,15 @@ from reallm_compiler.evaluate.statistics import (
 from reallm_compiler.evaluate.survey_advice import advise
 from reallm_compiler.evaluate.survey_report import MatrixSurvey, RecipeSurvey, Survey
 from reallm_compiler.evaluate.survey_source import Surveyed, open_surveyed
-from reallm_compiler.execute.events import CompileReport, Event
+from reallm_compiler.execute.events import CompileReport
+from reallm_compiler.execute.options import OnEvent
 from reallm_compiler.execute.preflight import DEVICE_TYPES
 from reallm_compiler.execute.run import compile_model
 from reallm_compiler.planning.budget import MatrixBudget
-from reallm_compiler.progress import Progress, teller
+from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.recipe import Recipe, load_recipe
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.units import bits_per_weight
-
-Listener = Callable[[Event], None]
 
 
 def survey_model(
@@ -56,7 +55,7 @@ def survey_model(
     device: str = "auto",
     workers: int | None = None,
     progress: Progress = False,
-    listen: Callable[[str], Listener] | None = None,
+    on_recipe: Callable[[str], OnEvent] | None = None,
     allow_cost: bool = False,
 ) -> Survey:
     """Look at the matrices of a checkpoint, and try recipes on them.
@@ -68,7 +67,7 @@ def survey_model(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that encode; chosen by size, cores and memory when None.
         progress: see `reallm_compiler.progress`; counts matrices that were looked at.
-        listen: gives for a recipe's name who is told of the events of its trial.
+        on_recipe: given a recipe's name, returns the callback for the events of its trial.
         allow_cost: decode an archive whatever its plan says that this costs.
 
     Raises:
@@ -78,7 +77,7 @@ def survey_model(
     """
     loaded = _loaded(recipes)
     with open_surveyed(model, allow_cost=allow_cost) as source:
-        return _survey(source, loaded, only, device, workers, progress, listen)
+        return _survey(source, loaded, only, device, workers, progress, on_recipe)
 
 
 def _survey(
@@ -88,7 +87,7 @@ def _survey(
     device: str,
     workers: int | None,
     progress: Progress,
-    listen: Callable[[str], Listener] | None,
+    on_recipe: Callable[[str], OnEvent] | None,
 ) -> Survey:
     """As `survey_model`, of an open model."""
     facts = [fact for fact in source.facts if only is None or fnmatchcase(fact.name, only)]
@@ -113,7 +112,7 @@ def _survey(
             device=device,
             workers=workers,
             progress=progress is True,
-            on_event=listen(name) if listen is not None else None,
+            on_event=on_recipe(name) if on_recipe is not None else None,
         )
     tried: dict[str, list[tuple[str, MatrixBudget, float]]] = {}
     for name, report in trials.items():
@@ -122,12 +121,12 @@ def _survey(
     facts = [fact for fact in facts if only or fact.coded_by_default]
     chosen = choose_device(device, CompileError, types=DEVICE_TYPES)
     rows = []
-    tell = teller(progress, "survey", "matrices")
+    advance = progress_callback(progress, "survey", "matrices")
     for done, fact in enumerate(facts):
-        tell(done, len(facts))
+        advance(done, len(facts))
         weight = source.read(fact).to(chosen)
         rows.append(survey_matrix(weight, fact, measures(tried.get(fact.name, []))))
-    tell(len(facts), len(facts))
+    advance(len(facts), len(facts))
     totals = tuple(_total(name, rows) for name in trials)
     return Survey(matrices=tuple(rows), recipes=totals, advice=advise(rows, totals))
 

@@ -29,7 +29,7 @@ class Preflight:
         numel_done: weights coded in the finished tasks.
         operations: floating-point operations of all trainings that a compile of the whole recipe
             has still to do; 0 where nothing is trained.
-        notes: what the plan has to say of the checkpoint.
+        notes: remarks of the plan on the checkpoint.
     """
 
     file_bytes: int

@@ -20,7 +20,7 @@ from reallm_formats import encode_manifest
 def identity_of(plan: Plan, inventory: Inventory, device: torch.device) -> dict[str, Any]:
     """The fields that decide the bytes of the archive, as plain data.
 
-    Shards are told by name, length and header; the weights themselves are digested while they are
+    Shards are identified by name, length and header; weights are digested while they are
     read, and `resume` reads again what the finished tasks have read.
     """
     return {

@@ -21,7 +21,7 @@ from reallm_compiler.execute.preflight import DEVICE_TYPES
 from reallm_compiler.execute.trial import run_trial, trial_plan, work_of
 from reallm_compiler.execute.weights import check_duplicates
 from reallm_compiler.planning.build import build, open_model
-from reallm_compiler.progress import Progress, teller
+from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.publish import refuse_inputs
 from reallm_compiler.recipe import Recipe, load_recipe
 from reallm_compiler.runs.devices import choose_device
@@ -83,20 +83,20 @@ def compile_model(
 
 def _counted(progress: Progress, on_event: OnEvent | None) -> OnEvent:
     """What is called with every event, and reports the tasks among them as progress."""
-    count = teller(progress, "compile", "steps")
-    listen = on_event or ignore_event
+    count = progress_callback(progress, "compile", "steps")
+    forward = on_event or ignore_event
     tasks = 0
 
-    def hear(event: Event) -> None:
+    def emit(event: Event) -> None:
         nonlocal tasks
         if isinstance(event, Preflight):
             tasks = event.tasks
             count(event.tasks_done, tasks)
         elif isinstance(event, TaskDone):
             count(event.tasks_done, tasks)
-        listen(event)
+        forward(event)
 
-    return hear
+    return emit
 
 
 @contextmanager

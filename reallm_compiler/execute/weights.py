@@ -58,7 +58,7 @@ def check_duplicates(inventory: Inventory) -> None:
 def shard_facts(inventory: Inventory) -> dict[str, list[int | str]]:
     """Length of each shard, and a digest of what its header says, by which a resumed run knows it.
 
-    The weights themselves are told apart by the digests of what was read of them.
+    The weights themselves are compared by the digests of what was read of them.
     """
     headers: dict[str, list[str]] = {}
     for spec in (*inventory.tensors, *inventory.duplicates):

@@ -1,6 +1,6 @@
 """Tuning the low-rank part: block by block, then end to end; the coded part never changes.
 
-`finetune` runs it all, and so does the package when it is called; `estimate` tells the memory
+`finetune` runs it all, and so does the package when it is called; `estimate` gives the memory
 before; `peft_layout` exchanges adapters with peft. Nothing is printed here.
 """
 

@@ -1,4 +1,4 @@
-"""What a tuning run tells while it goes on, and what it ends with."""
+"""Events of a tuning run, and its final report."""
 
 from __future__ import annotations
 
@@ -117,4 +117,4 @@ class FinetuneReport:
 
 
 Event = Started | BatchDone | BlockDone | StepDone
-"""What a listener hears."""
+"""What a callback is called with."""

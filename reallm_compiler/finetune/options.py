@@ -47,11 +47,11 @@ def options_from(
     options, wrong = check_settings(tree)
     problems += wrong
     if options is None or problems:
-        raise FinetuneError("the settings are wrong: " + "; ".join(_told(one) for one in problems))
+        raise FinetuneError("the settings are wrong: " + "; ".join(_shown(one) for one in problems))
     return options
 
 
-def _told(problem: Problem) -> str:
+def _shown(problem: Problem) -> str:
     """A problem with its path, and with its source where that is not what was given."""
     place = "" if problem.location == _GIVEN else f"{problem.location}: "
     path = f"{problem.path}: " if problem.path else ""

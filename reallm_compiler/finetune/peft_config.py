@@ -1,4 +1,4 @@
-"""What peft's `adapter_config.json` says, as far as an adapter of ours can say the same.
+"""peft's `adapter_config.json`, as far as our adapters can represent it.
 
 Each field is honoured, or known to change nothing in the factors that were saved, or refused by
 name. A field that nobody here has heard of is refused where it is switched on.
@@ -23,7 +23,7 @@ _HONOURED = frozenset(
     | {"init_lora_weights", "ensure_weight_tying"}
 )
 _WITHOUT_EFFECT = frozenset(
-    # The names of the tensors say which modules are adapted.
+    # The names of the tensors give the adapted modules.
     {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
     # Factors and magnitudes are the same whichever way the base stores its weight.
     | {"fan_in_fan_out"}

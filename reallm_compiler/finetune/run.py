@@ -29,7 +29,7 @@ from reallm_compiler.finetune.state import State
 from reallm_compiler.finetune.store import write_adapter, write_model
 from reallm_compiler.finetune.text import Sequences, cut, read_texts, split
 from reallm_compiler.planning.document import fixed_text
-from reallm_compiler.progress import Progress, teller
+from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.publish import check_file, locked_output, refuse_inputs
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.huggingface import archive_files
@@ -296,11 +296,11 @@ def _counted(
     progress: Progress, on_event: Callable[[Event], None] | None
 ) -> Callable[[Event], None]:
     """What is called with every event, and reports the steps among them as progress."""
-    count = teller(progress, "finetune", "steps")
-    listen = on_event or _ignore_event
+    count = progress_callback(progress, "finetune", "steps")
+    forward = on_event or _ignore_event
     total = each = 0
 
-    def hear(event: Event) -> None:
+    def emit(event: Event) -> None:
         nonlocal total, each
         if isinstance(event, Started):
             total, each = event.steps, event.block_steps
@@ -312,9 +312,9 @@ def _counted(
             count((event.block + 1) * each, total)
         else:
             count(total - event.steps + event.step, total)
-        listen(event)
+        forward(event)
 
-    return hear
+    return emit
 
 
 def _ignore_event(event: Event) -> None:

@@ -100,7 +100,7 @@ def cut(
     if len(rows) < 2:
         raise FinetuneError(
             f"the text gives {len(rows)} sequences of {window} tokens; 2 are needed at least",
-            note="one is held out, to tell when to stop",
+            note="one is held out for early stopping",
             hint="give more text, or a smaller window",
         )
     lengths = torch.tensor([len(row) for row in rows])

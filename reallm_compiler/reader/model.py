@@ -89,7 +89,7 @@ def build_model(files: ModelFiles, dtype: torch.dtype | None = None) -> Any:  # 
                 state_dict={n: _Lazy(t, reader) for n, t in files.tensors.items()},
                 generation_config=_generation(files, made),
                 dtype=chosen if chosen is not None else torch.float32,
-                ignore_mismatched_sizes=True,  # told below, with names
+                ignore_mismatched_sizes=True,  # reported below, with names
                 output_loading_info=True,
                 trust_remote_code=False,
                 local_files_only=True,
@@ -184,7 +184,7 @@ def _shape(extents: Collection[int]) -> str:
 
 
 class _Reader:
-    """Reads one tensor at a time, and keeps the first error: the library would tell it otherwise.
+    """Reads one tensor at a time, and keeps the first error: the library would hide it.
 
     Attributes:
         failed: that error.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reallm_compiler.checkpoint.carried import is_carried
 from reallm_compiler.errors import FormatError, OutputError
-from reallm_compiler.progress import Progress, Tell, teller
+from reallm_compiler.progress import OnProgress, Progress, progress_callback
 from reallm_compiler.publish import new_folder
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_formats.dtypes import section_bytes
@@ -66,8 +66,8 @@ def reconstruct(
     ):
         archive.find_decoders()  # before the work
         write_files(archive.files(), folder)
-        tell = teller(progress, "reconstruct", "bytes")
-        _write_tensors(archive, folder, tell, coded_only=coded_only)
+        report = progress_callback(progress, "reconstruct", "bytes")
+        _write_tensors(archive, folder, report, coded_only=coded_only)
     return target
 
 
@@ -95,7 +95,9 @@ def write_files(files: Iterable[tuple[str, bytes]], folder: Path) -> None:
         target.write_bytes(data)
 
 
-def _write_tensors(archive: ModelArchive, folder: Path, tell: Tell, *, coded_only: bool) -> None:
+def _write_tensors(
+    archive: ModelArchive, folder: Path, report: OnProgress, *, coded_only: bool
+) -> None:
     weight_map: dict[str, str] = {}
     total = 0
     whole = sum(_decoded_bytes(archive).values())
@@ -108,12 +110,12 @@ def _write_tensors(archive: ModelArchive, folder: Path, tell: Tell, *, coded_onl
         )
         tensors: dict[str, Tensor] = {}
         for member in members:
-            tell(total, whole)
+            report(total, whole)
             tensors[member] = archive.tensor(member, coded_only=coded_only).contiguous()
             total += tensors[member].nbytes
         save_tensors(tensors, folder / name)
         weight_map.update(dict.fromkeys(members, name))
-    tell(total, whole)
+    report(total, whole)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"

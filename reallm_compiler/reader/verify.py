@@ -15,7 +15,7 @@ from reallm_compiler.errors import FormatError
 from reallm_compiler.planning.cost import check_cost
 from reallm_compiler.planning.decoders import decoder_stage
 from reallm_compiler.planning.document import from_manifest
-from reallm_compiler.progress import Progress, Tell, teller
+from reallm_compiler.progress import OnProgress, Progress, progress_callback
 from reallm_compiler.storage import adapter as adapter_law
 from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.hnerv_structure import decoder_sections, decoder_width
@@ -49,7 +49,9 @@ def verify(
     except FormatError as error:
         return [_damage(error, path)]
     with archive:
-        damages = list(archive.verify(_counted(archive, teller(progress, "verify", "bytes"))))
+        damages = list(
+            archive.verify(_counted(archive, progress_callback(progress, "verify", "bytes")))
+        )
         if not quick:
             try:
                 specs = _SPECS[archive.kind](archive, allow_cost)
@@ -102,17 +104,17 @@ def _without_meaning(archive: Archive, specs: Specs) -> Iterator[Damage]:
             yield Damage(rule="P5", location=archive.sections[name].place, message=problem)
 
 
-def _counted(archive: Archive, count: Tell) -> Callable[[int], None]:
-    """What tells `count` the sum of all parts so far."""
+def _counted(archive: Archive, count: OnProgress) -> Callable[[int], None]:
+    """A function that calls `count` with the sum of all parts so far."""
     total = archive.layout.section_bytes
     done = 0
 
-    def tell(part: int) -> None:
+    def report(part: int) -> None:
         nonlocal done
         done += part
         count(done, total)
 
-    return tell
+    return report
 
 
 def _damage(error: FormatError, path: str | os.PathLike[str]) -> Damage:

@@ -105,7 +105,7 @@ class FinetuneOptions(_Settings):
         default=64,
         ge=1,
         le=MAX_INTEGER,
-        description="Sequences held out, to tell when to stop; a tenth of all at most.",
+        description="Sequences held out for early stopping; a tenth of all at most.",
     )
     seed: int = Field(default=0, ge=0, le=MAX_INTEGER, description="Order of the sequences.")
     precision: Literal["float32", "bfloat16"] = Field(

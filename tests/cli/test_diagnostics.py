@@ -113,7 +113,7 @@ def test_no_color_takes_every_style_away(monkeypatch, no_color, styled):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", no_color)
     stream = Tty()
-    Terminal(talk=stream).say(render_error(SourceError("wrong", hint="do it")))
+    Terminal(err=stream).log(render_error(SourceError("wrong", hint="do it")))
     assert ("\x1b[" in stream.getvalue()) is styled
 
 

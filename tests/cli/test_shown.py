@@ -14,7 +14,7 @@ from reallm_cli import numbers
 from reallm_cli.kinds import kinds_of, pattern_of
 from reallm_cli.mistakes import did_you_mean, nearest
 from reallm_cli.plain_yaml import to_yaml
-from reallm_cli.progress import Meter
+from reallm_cli.progress import ProgressBar
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal, escape
 from reallm_compiler.planning.build import plan
@@ -252,14 +252,14 @@ class Clock:
 
 def test_progress_without_a_terminal_is_a_line_now_and_then():
     stream, clock = io.StringIO(), Clock()
-    meter = Meter(
-        Terminal(talk=stream), "compile", units=20, word="steps", work=2000, done_units=10,
+    bar = ProgressBar(
+        Terminal(err=stream), "compile", units=20, word="steps", work=2000, done_units=10,
         done_work=1000, rate=numbers.rate_text, clock=clock,
     )  # fmt: skip
-    with meter:
+    with bar:
         for unit in range(1, 11):
             clock.now += 4
-            meter.update(10 + unit, 1000 + 100 * unit)
+            bar.update(10 + unit, 1000 + 100 * unit)
     # 100 weights in 4 seconds of this run; what was done before does not count.
     assert stream.getvalue() == (
         "compile: 13 of 20 steps, 25 weights/s, 28 s left\n"
@@ -272,11 +272,11 @@ def test_progress_without_a_terminal_is_a_line_now_and_then():
 def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream, clock = Tty(), Clock()
-    with Meter(
-        Terminal(talk=stream), "eval", units=1, word="windows", work=1, clock=clock
-    ) as meter:
+    with ProgressBar(
+        Terminal(err=stream), "eval", units=1, word="windows", work=1, clock=clock
+    ) as bar:
         clock.now += 2
-        meter.retarget(3, 12)
+        bar.retarget(3, 12)
     assert "3 of 12 windows, 6.0 s left" in stream.getvalue()
 
 

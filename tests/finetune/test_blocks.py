@@ -257,11 +257,11 @@ def test_a_refusal_comes_before_any_work(
     name, settings, words = UNFIT["gemma4: keys of an earlier block"]
     archive, folder = saved(name, settings)
     given = {"model": folder, "text": [prose], "output": tmp_path / "a"}
-    heard: list[Any] = []
+    events: list[Any] = []
     with pytest.raises(FinetuneError) as caught:
-        finetune(archive, **given, options=options, on_event=heard.append)
+        finetune(archive, **given, options=options, on_event=events.append)
     assert words in str(caught.value.note)
-    assert len(heard) == 1
+    assert len(events) == 1
     report = finetune(archive, **given, options={**options, "stages": ["e2e"]})
     assert report.after < report.before
 
@@ -276,7 +276,7 @@ def test_a_block_that_the_checkpoint_stores_otherwise_is_refused(
     norm = "model.layers.3.input_layernorm.weight"
     tensors["model.layers.3.renamed.weight"] = tensors.pop(norm)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    heard: list[Any] = []
+    events: list[Any] = []
     with pytest.raises(FinetuneError, match="has no tensor"):
         finetune(
             archive,
@@ -284,5 +284,5 @@ def test_a_block_that_the_checkpoint_stores_otherwise_is_refused(
             text=[prose],
             output=tmp_path / "a",
             options=options,
-            on_event=heard.append,
+            on_event=events.append,
         )

@@ -52,13 +52,13 @@ def run(base: Path, tiny_llama: Path, prose: Path, options: dict, tmp_path: Path
 
 
 def test_each_stage_lowers_the_held_out_loss(run: Any, adapter: Path, tmp_path: Path) -> None:
-    heard: list[Any] = []
-    report = run(on_event=heard.append)
-    blocks = [event for event in heard if isinstance(event, BlockDone)]
+    events: list[Any] = []
+    report = run(on_event=events.append)
+    blocks = [event for event in events if isinstance(event, BlockDone)]
     assert [event.block for event in blocks] == [0, 1]
     assert all(event.after < event.before for event in blocks)
     assert report.after < report.before
-    assert [event.step for event in heard if isinstance(event, StepDone)] == [1, 2, 3, 4]
+    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4]
     assert report.file_bytes == (tmp_path / "out.adapter").stat().st_size
     assert (tmp_path / "out.adapter").read_bytes() == adapter.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["out.adapter"]
@@ -94,15 +94,15 @@ def test_a_new_archive_is_the_adapted_one(
             assert new.errors[name] == pytest.approx(error, rel=1e-5)
 
 
-@pytest.mark.parametrize("events", [2, 3, 5, 6], ids=lambda count: f"after-event-{count}")
+@pytest.mark.parametrize("count", [2, 3, 5, 6], ids=lambda count: f"after-event-{count}")
 def test_a_stopped_run_ends_with_the_same_bytes(
-    run: Any, adapter: Path, tmp_path: Path, events: int
+    run: Any, adapter: Path, tmp_path: Path, count: int
 ) -> None:
-    heard = []
+    events = []
 
     def stop(event: Any) -> None:
-        heard.append(event)
-        if len(heard) == events:
+        events.append(event)
+        if len(events) == count:
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(Interrupted):
@@ -400,11 +400,11 @@ def test_a_second_run_of_one_output_is_refused(
 def test_an_interrupted_compile_is_not_overwritten(
     run: Any, tiny_recipe: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    heard: list[Any] = []
+    events: list[Any] = []
 
     def stop(event: Any) -> None:
-        heard.append(event)
-        if len(heard) == 2:
+        events.append(event)
+        if len(events) == 2:
             signal.raise_signal(signal.SIGINT)
 
     settings = {"model": tiny_llama, "output": tmp_path / "o", "device": "cpu", "workers": 1}
@@ -423,11 +423,11 @@ def test_a_compile_goes_on_with_the_same_section_alone(
 ) -> None:
     recipe = {"reallm": 1, "extends": str(tiny_recipe), "finetune": options}
     settings = {"model": tiny_llama, "output": tmp_path / "o", "device": "cpu", "workers": 1}
-    heard: list[Any] = []
+    events: list[Any] = []
 
     def stop(event: Any) -> None:
-        heard.append(event)
-        if len(heard) == 4:
+        events.append(event)
+        if len(events) == 4:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted):

@@ -104,5 +104,5 @@ def import_(
     quiet_libraries()
     size, error = import_peft(archive, folder, output, factors=factors, force=force)
     terminal.data(f"rounding of the factors: at most {100 * error:.3f} %")
-    terminal.say(f"wrote `{output}`: {counted(size, 'byte')}")
+    terminal.log(f"wrote `{output}`: {counted(size, 'byte')}")
     return ExitCode.OK

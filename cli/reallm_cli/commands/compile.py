@@ -21,7 +21,7 @@ from reallm_cli.numbers import (
     size_text,
 )
 from reallm_cli.opened import open_facts
-from reallm_cli.progress import Meter, MeterTalk
+from reallm_cli.progress import ProgressBar, Reporter
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import show_matrices
 from reallm_compiler.execute.events import Checked, Event, Preflight, Training
@@ -98,7 +98,7 @@ def compile_command(
     check_recipe_path(recipe)
     from reallm_compiler.execute.run import compile_model
 
-    with CompileTalk(terminal) as talk:
+    with CompileReporter(terminal) as reporter:
         report = compile_model(
             recipe,
             model=model,
@@ -108,17 +108,17 @@ def compile_command(
             only=only,
             resume=resume,
             force=force,
-            on_event=talk.hear,
+            on_event=reporter.on_event,
         )
     if report.path is None:
         show_matrices(terminal, report.budget, report.errors)
         if report.whole_seconds is not None:
             took = duration_text(report.whole_seconds)
-            terminal.say(f"at this rate the whole model takes about {took}")
-        terminal.say("a trial: nothing was written")
+            terminal.log(f"at this rate the whole model takes about {took}")
+        terminal.log("a trial: nothing was written")
         return ExitCode.OK
     again = f", {counted(report.tasks_resumed, 'step')} from an earlier run"
-    terminal.say(
+    terminal.log(
         f"wrote `{report.path}`: {counted(report.budget.totals.file_bytes, 'byte')} in "
         f"{duration_text(report.seconds)}{again if report.tasks_resumed else ''}"
     )
@@ -126,21 +126,21 @@ def compile_command(
     return ExitCode.OK
 
 
-class CompileTalk(MeterTalk):
-    """Tells the events of a compile on stderr."""
+class CompileReporter(Reporter):
+    """Logs the events of a compile on stderr."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__(terminal)
         self._operations = 0
         self._workers = 1
-        self._told_at = -math.inf
+        self._logged_at = -math.inf
 
-    def hear(self, event: Event) -> None:
-        """Tell one event."""
+    def on_event(self, event: Event) -> None:
+        """Log one event."""
         if isinstance(event, Preflight):
             for line in preflight_lines(event):
-                self._terminal.say(line)
-            self._meter = Meter(
+                self._terminal.log(line)
+            self._bar = ProgressBar(
                 self._terminal,
                 "compile",
                 units=event.tasks,
@@ -153,35 +153,35 @@ class CompileTalk(MeterTalk):
             self._operations = event.operations
             self._workers = event.workers
         elif isinstance(event, Checked):
-            self._hear_checked(event)
+            self._on_checked(event)
         elif isinstance(event, Training):
-            self._hear_training(event)
-        elif self._meter is not None:
-            self._meter.update(event.tasks_done, event.numel_done)
+            self._on_training(event)
+        elif self._bar is not None:
+            self._bar.update(event.tasks_done, event.numel_done)
 
-    def _hear_checked(self, event: Checked) -> None:
-        """Tell that the weights of finished steps are read again, before an old run goes on."""
-        if self._meter is None:
-            self._meter = Meter(
+    def _on_checked(self, event: Checked) -> None:
+        """Show the re-reading of finished steps' weights, before a run is resumed."""
+        if self._bar is None:
+            self._bar = ProgressBar(
                 self._terminal,
                 "read the weights of finished steps again",
                 units=event.tasks,
                 word="steps",
                 work=event.tasks,
             ).__enter__()
-        self._meter.update(event.tasks_done, event.tasks_done)
+        self._bar.update(event.tasks_done, event.tasks_done)
         if event.tasks_done == event.tasks:
-            self._meter.__exit__(None, None, None)
-            self._meter = None
+            self._bar.__exit__(None, None, None)
+            self._bar = None
 
-    def _hear_training(self, event: Training) -> None:
-        """Tell how far a training is: at its start, and then every now and then."""
+    def _on_training(self, event: Training) -> None:
+        """Log the progress of a training: at its start, then every `TRAINING_SECONDS`."""
         now = time.monotonic()
-        if now - self._told_at < TRAINING_SECONDS:
+        if now - self._logged_at < TRAINING_SECONDS:
             return
-        self._told_at = now
+        self._logged_at = now
         whole = self._operations / event.operations_per_second / self._workers
-        self._terminal.say(
+        self._terminal.log(
             f"{event.name}: epoch {grouped(event.epoch)} of {grouped(event.epochs)}, "
             f"error {error_text(event.error)}, {duration_text(event.seconds_left)} left; "
             f"all trainings at this rate: {duration_text(whole)}"

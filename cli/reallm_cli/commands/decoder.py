@@ -39,6 +39,6 @@ def decoder(terminal: Terminal, archive: str, owner: str, output: str, force: bo
     from reallm_compiler.reader.decoder import extract_decoder
 
     path = extract_decoder(archive, owner, output, force=force)
-    terminal.say(f"wrote {counted(path.stat().st_size, 'byte')}")
+    terminal.log(f"wrote {counted(path.stat().st_size, 'byte')}")
     terminal.data(terminal.text(str(path)))
     return ExitCode.OK

@@ -13,14 +13,14 @@ from typing import Any
 
 import click
 
-from reallm_cli.commands.compile import CompileTalk
+from reallm_cli.commands.compile import CompileReporter
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_libraries
 from reallm_cli.mistakes import check_recipe_path
 from reallm_cli.numbers import bits_text, counted, duration_text, grouped
 from reallm_cli.opened import Opened, open_facts
-from reallm_cli.progress import Meter
+from reallm_cli.progress import ProgressBar
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import differences, show_sizes
@@ -61,17 +61,17 @@ def demo(terminal: Terminal, recipe: str, output: str | None, force: bool) -> in
 
     bundled = find_demo()
     with _place(output) as archive:
-        terminal.say(f"compiling the bundled model with `{recipe}`")
+        terminal.log(f"compiling the bundled model with `{recipe}`")
         damaged = _compile_and_check(terminal, recipe, str(bundled.model), archive, force=force)
         if damaged:
             return ExitCode.DAMAGED
         _measure(terminal, str(bundled.model), archive, bundled.heldout)
         if output is not None:
-            terminal.say()
-            terminal.say(f"the archive is `{output}`; next: `reallm inspect {output}`")
+            terminal.log()
+            terminal.log(f"the archive is `{output}`; next: `reallm inspect {output}`")
         else:
-            terminal.say()
-            terminal.say("next: `reallm demo -o demo.reallm`, then `reallm inspect demo.reallm`")
+            terminal.log()
+            terminal.log("next: `reallm demo -o demo.reallm`, then `reallm inspect demo.reallm`")
     return ExitCode.OK
 
 
@@ -95,9 +95,11 @@ def _compile_and_check(
     from reallm_compiler.execute.run import compile_model
     from reallm_compiler.reader.verify import verify
 
-    with CompileTalk(terminal) as talk:
-        report = compile_model(recipe, model=model, output=archive, force=force, on_event=talk.hear)
-    terminal.say(f"compiled in {duration_text(report.seconds)}")
+    with CompileReporter(terminal) as reporter:
+        report = compile_model(
+            recipe, model=model, output=archive, force=force, on_event=reporter.on_event
+        )
+    terminal.log(f"compiled in {duration_text(report.seconds)}")
     damages = verify(archive)
     for damage in damages:
         terminal.data(terminal.text(f"damaged: {damage.location}: {damage.message}"))
@@ -133,9 +135,9 @@ def _measure(terminal: Terminal, model: str, archive: str, heldout: Path) -> Non
     text = read_text(heldout)
     before, tokenizer = load_for_evaluation(model)
     after, _ = load_for_evaluation(archive)
-    meter = Meter(terminal, "eval", units=1, word="windows", work=1)
-    with meter:
-        result = evaluate(after, tokenizer, text, reference=before, progress=meter.retarget)
+    bar = ProgressBar(terminal, "eval", units=1, word="windows", work=1)
+    with bar:
+        result = evaluate(after, tokenizer, text, reference=before, progress=bar.retarget)
     sheet = Sheet(
         columns=["<held-out text", "perplexity", "KL to the original"],
         rows=[

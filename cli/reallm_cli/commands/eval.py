@@ -12,7 +12,7 @@ from reallm_cli.libraries import quiet_harness, quiet_libraries
 from reallm_cli.mistakes import CommandLineError, check_archive_path, check_text_path
 from reallm_cli.numbers import counted, grouped
 from reallm_cli.options import cost_option, decoder_option
-from reallm_cli.progress import Meter
+from reallm_cli.progress import ProgressBar
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.distribution import VERSION
@@ -125,7 +125,7 @@ def eval_command(
     from reallm_compiler.evaluate import evaluate_files
 
     quiet_libraries()
-    with Meter(terminal, "eval", units=1, word="windows", work=1) as meter:
+    with ProgressBar(terminal, "eval", units=1, word="windows", work=1) as bar:
         result = evaluate_files(
             model,
             text,
@@ -139,7 +139,7 @@ def eval_command(
             seed=seed,
             batch=batch,
             device=device,
-            progress=meter.retarget,
+            progress=bar.retarget,
         )
     if as_json:
         named = {"model": model, "text": text, "version": VERSION}
@@ -171,7 +171,7 @@ def _tasks(
     **options: Any,  # noqa: ANN401
 ) -> int:
     """Scores of lm-eval's tasks."""
-    bars = terminal.talk.is_terminal
+    bars = terminal.err.is_terminal
     quiet_harness(bars=bars)
     from reallm_compiler.evaluate.zero_shot import zero_shot
 

@@ -14,7 +14,7 @@ from reallm_cli.mistakes import CommandLineError, check_archive_path
 from reallm_cli.numbers import counted, duration_text, grouped, size_text
 from reallm_cli.opened import is_archive
 from reallm_cli.options import cost_option, decoder_option
-from reallm_cli.progress import Meter, MeterTalk, peak_text
+from reallm_cli.progress import ProgressBar, Reporter, peak_text
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.errors import RecipeError
@@ -129,7 +129,7 @@ def finetune_command(
     if output is None:
         raise CommandLineError("no output is named", hint="give `-o NAME.adapter`")
     quiet_libraries()
-    with _Talk(terminal) as talk:
+    with _FinetuneReporter(terminal) as reporter:
         report = finetune(
             archive,
             model=model,
@@ -143,7 +143,7 @@ def finetune_command(
             device=device,
             resume=resume,
             force=force,
-            on_event=talk.hear,
+            on_event=reporter.on_event,
         )
     if as_json:
         terminal.json(
@@ -174,7 +174,7 @@ def finetune_command(
             f"held-out loss end to end: {report.before:.4f} before, {report.after:.4f} after"
         )
     terminal.data(f"rounding of the factors: at most {100 * report.rounding_error:.3f} %")
-    terminal.say(
+    terminal.log(
         f"wrote `{report.path}`: {counted(report.file_bytes, 'byte')} in "
         f"{duration_text(report.seconds)}{peak_text()}"
     )
@@ -277,43 +277,43 @@ def _bytes(size: int) -> str:
     return size_text(size) if size else ""
 
 
-class _Talk(MeterTalk):
-    """Tells the events of a run on stderr."""
+class _FinetuneReporter(Reporter):
+    """Logs the events of a run on stderr."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__(terminal)
         self._stage: str | None = None
 
-    def hear(self, event: Event) -> None:
-        """Tell one event."""
+    def on_event(self, event: Event) -> None:
+        """Log one event."""
         from reallm_compiler.finetune import BatchDone, BlockDone, Started
 
-        say = self._terminal.say
+        log = self._terminal.log
         if isinstance(event, Started):
-            say(f"tuned   {grouped(event.parameters)} parameters of {event.matrices} matrices")
-            say(
+            log(f"tuned   {grouped(event.parameters)} parameters of {event.matrices} matrices")
+            log(
                 f"text    {counted(event.sequences, 'sequence')}, {grouped(event.tokens)} "
                 f"predicted tokens; {event.held_out} held out"
             )
-            say(f"memory  {memory_text(event.memory)}")
+            log(f"memory  {memory_text(event.memory)}")
             if event.resumed is not None:
-                say(f"resume  at {event.resumed}")
+                log(f"resume  at {event.resumed}")
         elif isinstance(event, BatchDone):
-            self._hear_batch(event)
+            self._on_batch(event)
         elif isinstance(event, BlockDone):
-            self._end_meter()
+            self._end_bar()
             passes = counted(event.epochs, "pass", "passes")
-            say(
+            log(
                 f"block {event.block + 1} of {event.blocks}: held-out error "
                 f"{event.before:.5g} -> {event.after:.5g} in {passes}"
             )
         else:
             self._measure("end to end", "steps", event.step, event.steps)
             if event.held_out is not None:
-                say(f"step {event.step} of {event.steps}: held-out loss {event.held_out:.4f}")
+                log(f"step {event.step} of {event.steps}: held-out loss {event.held_out:.4f}")
 
-    def _hear_batch(self, event: BatchDone) -> None:
-        """Tell how far a block is: its inputs and targets, then its passes."""
+    def _on_batch(self, event: BatchDone) -> None:
+        """Show the progress of a block: its inputs and targets, then its passes."""
         title = f"block {event.block + 1} of {event.blocks}"
         if not event.epoch:
             self._measure(f"{title}, inputs and targets", "batches", event.batch, event.batches)
@@ -323,11 +323,11 @@ class _Talk(MeterTalk):
         self._measure(label, "batches", done, event.epochs * event.batches)
 
     def _measure(self, label: str, word: str, done: int, total: int) -> None:
-        """Tell that so much of one step is done; another label begins another step."""
-        if self._stage != label or self._meter is None:
-            self._end_meter()
+        """Update the progress bar of a step; another label begins another step."""
+        if self._stage != label or self._bar is None:
+            self._end_bar()
             self._stage = label
-            self._meter = Meter(
+            self._bar = ProgressBar(
                 self._terminal,
                 label,
                 units=total,
@@ -337,9 +337,9 @@ class _Talk(MeterTalk):
                 done_work=done - 1,
                 last=label == "end to end",
             ).__enter__()
-        self._meter.update(done, done)
+        self._bar.update(done, done)
 
-    def _end_meter(self) -> None:
-        if self._meter is not None:
-            self._meter.__exit__(None, None, None)
-        self._meter = None
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        self._bar = None

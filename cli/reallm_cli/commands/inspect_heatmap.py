@@ -41,9 +41,9 @@ def show_heatmap(
     drawn = heatmap(archive, name, output, model=model, decoder=decoder, allow_cost=allow_cost)
     error = error_text(drawn.relative_error)
     if drawn.same_model:
-        terminal.say(f"error {error}, as measured when the archive was made")
+        terminal.log(f"error {error}, as measured when the archive was made")
     else:
-        terminal.say(
+        terminal.log(
             f"warning: the error here is {error}, and {error_text(drawn.stored_error)} when the "
             f"archive was made: `{model}` is not the model that it was made of"
         )

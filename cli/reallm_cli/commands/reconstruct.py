@@ -9,7 +9,7 @@ from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_archive_path
 from reallm_cli.numbers import counted, size_text
 from reallm_cli.options import cost_option, decoder_option
-from reallm_cli.progress import BytesTalk
+from reallm_cli.progress import BytesReporter
 from reallm_cli.terminal import Terminal
 from reallm_compiler.publish import LIST
 
@@ -67,7 +67,7 @@ def reconstruct(
         raise CommandLineError("`--coded-only` leaves out what `--adapter` puts in")
     from reallm_compiler.reader.reconstruct import reconstruct as write_folder
 
-    with BytesTalk(terminal, "reconstruct") as talk:
+    with BytesReporter(terminal, "reconstruct") as reporter:
         folder = write_folder(
             archive,
             output,
@@ -76,10 +76,10 @@ def reconstruct(
             adapter=adapter,
             decoder=decoder,
             allow_cost=allow_cost,
-            progress=talk.tell,
+            progress=reporter.update,
         )
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != LIST]
     size = sum(path.stat().st_size for path in files)
-    terminal.say(f"wrote {counted(len(files), 'file')}, {size_text(size)}")
+    terminal.log(f"wrote {counted(len(files), 'file')}, {size_text(size)}")
     terminal.data(terminal.text(str(folder)))
     return ExitCode.OK

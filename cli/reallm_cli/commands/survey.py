@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from reallm_cli.commands.compile import CompileTalk
+from reallm_cli.commands.compile import CompileReporter
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import check_recipe_path
 from reallm_cli.options import cost_option
-from reallm_cli.progress import Meter
+from reallm_cli.progress import ProgressBar
 from reallm_cli.survey_view import show_survey
 from reallm_cli.terminal import Terminal
 
@@ -92,22 +92,22 @@ def survey_command(
         from reallm_compiler.evaluate.charts import check_charts
 
         check_charts(plots)  # before the work
-    with _Talk(terminal) as talk:
+    with _SurveyReporter(terminal) as reporter:
         survey = survey_model(
             model,
             recipes=recipes,
             only=only,
             device=device,
             workers=workers,
-            progress=talk.look,
-            listen=talk.listen,
+            progress=reporter.on_matrix,
+            on_recipe=reporter.on_recipe,
             allow_cost=allow_cost,
         )
     if plots is not None:
         from reallm_compiler.evaluate.charts import draw_survey
 
         for path in draw_survey(plots, survey):
-            terminal.say(f"drew `{path}`")
+            terminal.log(f"drew `{path}`")
     if as_json:
         terminal.json(survey.to_json())
     else:
@@ -115,25 +115,25 @@ def survey_command(
     return ExitCode.OK
 
 
-class _Talk(ExitStack):
-    """Tells how far a survey is, on stderr: recipe after recipe, then the looks."""
+class _SurveyReporter(ExitStack):
+    """Shows the progress of a survey on stderr: recipe after recipe, then the matrices."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__()
         self._terminal = terminal
-        self._meter: Meter | None = None
+        self._bar: ProgressBar | None = None
 
-    def listen(self, recipe: str) -> Callable[[Event], None]:
-        """Who hears the events of the trial of a recipe."""
+    def on_recipe(self, recipe: str) -> Callable[[Event], None]:
+        """The callback for the events of the trial of a recipe."""
         self.close()
-        self._meter = None
-        self._terminal.say(f"recipe  {recipe}")
-        return self.enter_context(CompileTalk(self._terminal)).hear
+        self._bar = None
+        self._terminal.log(f"recipe  {recipe}")
+        return self.enter_context(CompileReporter(self._terminal)).on_event
 
-    def look(self, done: int, total: int) -> None:
-        """Tell how many matrices were looked at."""
-        if self._meter is None:
+    def on_matrix(self, done: int, total: int) -> None:
+        """Update the number of matrices that were measured."""
+        if self._bar is None:
             self.close()
-            meter = Meter(self._terminal, "survey", units=total, word="matrices", work=total)
-            self._meter = self.enter_context(meter)
-        self._meter.update(done, done)
+            bar = ProgressBar(self._terminal, "survey", units=total, word="matrices", work=total)
+            self._bar = self.enter_context(bar)
+        self._bar.update(done, done)

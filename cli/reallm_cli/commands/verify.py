@@ -9,7 +9,7 @@ from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import check_archive_path
 from reallm_cli.numbers import counted
 from reallm_cli.options import cost_option
-from reallm_cli.progress import BytesTalk
+from reallm_cli.progress import BytesReporter
 from reallm_cli.terminal import Terminal
 from reallm_formats import Archive, FormatError
 
@@ -42,8 +42,8 @@ def verify(terminal: Terminal, archive: str, quick: bool, allow_cost: bool, as_j
     from reallm_compiler.reader.verify import verify as find_damage
 
     check_archive_path(archive)
-    with BytesTalk(terminal, "verify") as talk:
-        damages = find_damage(archive, quick=quick, allow_cost=allow_cost, progress=talk.tell)
+    with BytesReporter(terminal, "verify") as reporter:
+        damages = find_damage(archive, quick=quick, allow_cost=allow_cost, progress=reporter.update)
     if as_json:
         terminal.json(
             {
@@ -66,9 +66,9 @@ def verify(terminal: Terminal, archive: str, quick: bool, allow_cost: bool, as_j
         return ExitCode.OK
     for damage in damages:
         terminal.data(terminal.text(f"{damage.location}: {damage.message} ({damage.rule})"))
-    terminal.say(f"not intact: {counted(len(damages), 'place')} in `{archive}`")
-    terminal.say()
-    terminal.say(f"hint: {_next_step(archive, {damage.rule for damage in damages})}")
+    terminal.log(f"not intact: {counted(len(damages), 'place')} in `{archive}`")
+    terminal.log()
+    terminal.log(f"hint: {_next_step(archive, {damage.rule for damage in damages})}")
     return ExitCode.DAMAGED
 
 
