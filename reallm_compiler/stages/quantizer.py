@@ -80,7 +80,10 @@ class VectorQuantizer(QuantizerStage):
         description="rows: a vector is dim consecutive rows of one column; cols: dim consecutive "
         "columns of one row.",
     )
-    dtype: FloatType = Field(default="float16", description="Stored type of the codebook.")
+    dtype: Literal["int8", FloatType] = Field(
+        default="int8",
+        description="Stored type of the codebook; `int8` has one float32 scale for all of it.",
+    )
     iterations: int = Field(default=25, ge=1, le=1000, description="Lloyd iterations at most.")
 
     @property

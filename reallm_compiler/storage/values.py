@@ -59,12 +59,14 @@ class Finite:
 
     Attributes:
         negative: whether they may be below zero.
+        zero: whether they may be zero.
     """
 
     negative: bool = True
+    zero: bool = True
 
     def problem(self, data: memoryview, dtype: str, shape: Sequence[int]) -> str | None:
-        """The first element that is not finite, or is negative where none may be."""
+        """The first element that is not finite, or is negative or zero where none may be."""
         if dtype not in _FLOATS:
             return None
         import numpy as np
@@ -80,6 +82,9 @@ class Finite:
             below = piece > sign  # and not the zero with a sign
             if not self.negative and below.any():
                 return f"element {first + int(below.argmax())} is below zero"
+            nothing = (piece & (sign - 1)) == 0
+            if not self.zero and nothing.any():
+                return f"element {first + int(nothing.argmax())} is zero"
         return None
 
 

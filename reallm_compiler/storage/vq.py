@@ -2,8 +2,9 @@
 
 A latent [p, q] is cut into vectors of dimension d: along `rows`, ceil(p / d) x q vectors of d
 consecutive rows in one column; along `cols`, p x ceil(q / d) vectors of d consecutive columns in
-one row. A ragged edge is padded and its padding is stored. The codebook costs d x 2^(bd) x 16
-bits (paper, Table 5); matrices of one share group store it once.
+one row. A ragged edge is padded and its padding is stored. A codebook of type int8 costs
+d x 2^(bd) x 8 bits and 32 for its scale; the paper counts d x 2^(bd) x 16 (Table 5). Matrices of
+one share group store it once.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class VectorLaw(SizeLaw[VectorQuantizer]):
     def sections(
         self, params: VectorQuantizer, shape: Shape, context: Context
     ) -> list[SectionSpec]:
-        """Codes and codebook for a latent [p, q]."""
-        return [
+        """Codes and codebook for a latent [p, q], and the scale of a codebook of integers."""
+        specs = [
             SectionSpec(
                 role="codes",
                 dtype=f"b{params.index_bits}",
@@ -55,6 +56,18 @@ class VectorLaw(SizeLaw[VectorQuantizer]):
                 values=Finite(),
             ),
         ]
+        if params.dtype == "int8":
+            specs.append(
+                SectionSpec(
+                    role="codebook_scale",
+                    dtype="f32",
+                    shape=(1,),
+                    term="codebook",
+                    shared=context.shared,
+                    values=Finite(negative=False, zero=False),
+                )
+            )
+        return specs
 
     def paper_bits(
         self, params: VectorQuantizer, shape: Shape, context: Context

@@ -87,8 +87,8 @@ def test_a_matrix_of_4096_shows_the_papers_bits(run, tmp_path):
     shapes.write_text(json.dumps({"shapes": {"layers.0.q_proj": [4096, 4096]}}))
     out = run("budget", "reallm-2bit", "--model", shapes).out
     row = next(line for line in out.splitlines() if line.startswith("layers.*.q_proj")).split()
-    terms = ["2", "0.000977", "0.126955", "0.09375", "0.5", "0.003906"]
-    assert row[1:] == ["1", "4096", "x", "4096", *terms, "2.500977", "2.725588", "5,715,972"]
+    terms = ["2", "0.00049", "0.126955", "0.09375", "0.5", "0.003906"]
+    assert row[1:] == ["1", "4096", "x", "4096", *terms, "2.500977", "2.725101", "5,714,952"]
 
 
 def test_a_bare_config_says_that_the_tokenizer_is_unknown(run, tiny_llama, tmp_path):

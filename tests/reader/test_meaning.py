@@ -31,6 +31,7 @@ METHOD: Plain = {
     "quantizer": {"kind": "trellis", "bits": "3/2", "memory": 3, "dtype": "float32"},
     "dora": True,
 }
+VECTORS: Plain = {"quantizer": {"kind": "vq", "bits": 1, "dim": 2}}
 HNERV: Plain = {
     "autoencoder": {"kind": "hnerv", "patch": 4, "latent": [1, 2, 2], "width": 1},
     "quantizer": {"kind": "none", "dtype": "float16"},
@@ -53,6 +54,8 @@ def parts(name: str, method: Plain, shape: tuple[int, int] = SHAPE) -> list[forg
             data = ordered(spec.shape[1], spec.shape[0], int(spec.dtype[1:]))
         elif spec.role == "wide":
             data = b"\x07"
+        elif spec.role == "codebook_scale":
+            data = struct.pack("<f", 1)
         made.append((f"matrix:{name}/{spec.role}", spec.dtype, list(spec.shape), data))
     return made
 
@@ -144,11 +147,29 @@ DOCUMENTS: dict[str, tuple[str, Change]] = {
 
 
 def test_the_forger_makes_archives_that_mean_something(tmp_path: Path) -> None:
-    for method in (METHOD, HNERV):
+    for method in (METHOD, VECTORS, HNERV):
         path = forged(tmp_path / "good.reallm", method=method)
         assert verify(path) == []
         with reallm.open(path) as archive:
             assert archive.matrix("m").shape == SHAPE
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (0.0, "element 0 is zero"),
+        (-0.0, "element 0 is zero"),
+        (-1.0, "element 0 is below zero"),
+        (math.nan, "element 0 is not a finite number"),
+    ],
+)
+def test_a_codebook_of_integers_has_a_scale_above_zero(
+    value: float, problem: str, tmp_path: Path
+) -> None:
+    change = section("codebook_scale", 0, struct.pack("<f", value))
+    (damage,) = verify(forged(tmp_path / "bad.reallm", change, VECTORS))
+    assert (damage.rule, damage.message) == ("P5", problem)
+    assert "codebook_scale" in damage.location
 
 
 @pytest.mark.parametrize("change", VALUES.values(), ids=VALUES.keys())

@@ -115,7 +115,7 @@ def test_the_two_bits_of_the_paper_add_up():
         "permutation": Fraction(12, 128),
         "low_rank": Fraction(1, 2),
         "dora": Fraction(16, 4096),
-        "codebook": Fraction(16 * 4 * 256, 4096**2),
+        "codebook": Fraction(8 * 4 * 256 + 32, 4096**2),
     }
 
 

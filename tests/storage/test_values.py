@@ -28,6 +28,9 @@ def test_the_largest_number_is_finite_and_the_next_is_not(dtype: str) -> None:
         assert Finite().problem(data, dtype, (2,)) is None
         below = Finite(negative=False).problem(data, dtype, (2,))
         assert below == ("element 1 is below zero" if bits == largest | sign else None)
+        some = memoryview(np.array([largest, bits], dtype=kind).tobytes())
+        nothing = Finite(zero=False).problem(some, dtype, (2,))
+        assert nothing == ("element 1 is zero" if bits in (0, sign) else None)
     for bits in (beyond, beyond | sign):
         data = memoryview(np.array([0, bits], dtype=kind).tobytes())
         assert Finite().problem(data, dtype, (2,)) == "element 1 is not a finite number"

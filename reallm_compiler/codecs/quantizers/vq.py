@@ -2,8 +2,9 @@
 
 The codebook is the matrix's own, learned by k-means, or given: that of a share group. Errors are
 measured in weight space: an element that will be multiplied by a scale s counts s^2. Padding at a
-ragged edge counts nothing. A learned codebook is rounded to its stored type first; then every
-vector is assigned to the words that a reader will see.
+ragged edge counts nothing. A learned codebook is rounded to its stored type first (int8: integers
+times one scale, the largest codeword at 127); then every vector is assigned to the words that a
+reader will see.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ DEVICE_CHUNK = 1 << 24
 
 PICKED = 1 << 16
 """Vectors that are picked from a latent at once."""
+
+INT8_LEVELS = 127
+"""The largest entry of a codebook of type int8."""
+
+HINT = "give the matrix `scales`, or store the codebook with `dtype: float32`"
+"""What to do if a stored type is too narrow for codewords."""
 
 
 class MatrixVectors:
@@ -173,19 +180,38 @@ class VectorCoder(ColumnCoder):
         return {"codes": pack(self._codes, self._params.index_bits)}
 
 
-def fit_codebook(params: VectorQuantizer, vectors: Vectors, generator: torch.Generator) -> Tensor:
+def fit_codebook(params: VectorQuantizer, vectors: Vectors, generator: torch.Generator) -> Sections:
     """A codebook [2^(b d), d] for `vectors`, in its stored type.
 
     Raises:
         CodecError: the stored type is too narrow for the codewords.
     """
     words = k_means.fit(vectors, 2**params.index_bits, params.iterations, generator)
-    return stored(
-        words,
-        TORCH_DTYPES[DTYPES[params.dtype]],
-        "codewords",
-        "give the matrix `scales`, or store the codebook with `dtype: float32`",
-    )
+    return store_codebook(params, words)
+
+
+def store_codebook(params: VectorQuantizer, words: Tensor) -> Sections:
+    """Sections of the codewords [2^(b d), d], rounded to their stored type.
+
+    Raises:
+        CodecError: that type is too narrow for them.
+    """
+    if params.dtype != "int8":
+        dtype = TORCH_DTYPES[DTYPES[params.dtype]]
+        return {"codebook": stored(words, dtype, "codewords", HINT)}
+    largest = words.abs().amax() / INT8_LEVELS
+    if not largest:  # codewords of zeros have any scale
+        largest = torch.ones_like(largest)
+    scale = stored(largest.view(1), torch.float32, "the scale of codewords", HINT)
+    codes = (words / scale.to(words.dtype)).round_().clamp_(-INT8_LEVELS, INT8_LEVELS)
+    return {"codebook": codes.to(torch.int8).contiguous(), "codebook_scale": scale}
+
+
+def codewords(sections: Mapping[str, Tensor], like: Tensor, dtype: torch.dtype) -> Tensor:
+    """The stored codewords [2^(b d), d] in the precision `dtype`, on the device of `like`."""
+    words = sections["codebook"].to(like.device, dtype)
+    scale = sections.get("codebook_scale")
+    return words if scale is None else words.mul_(scale.to(like.device, dtype))
 
 
 def as_rows(vectors: Tensor, axis: str, shape: Shape) -> Tensor:
@@ -239,7 +265,7 @@ class VectorCodec(QuantizerCodec[VectorQuantizer]):
     def fit(self, params: VectorQuantizer, latent: Latent) -> Sections:
         """The codebook of one latent."""
         vectors = MatrixVectors(params, latent.values, latent.scales)
-        return {"codebook": fit_codebook(params, vectors, latent.generator)}
+        return fit_codebook(params, vectors, latent.generator)
 
     def fit_group(
         self,
@@ -263,14 +289,14 @@ class VectorCodec(QuantizerCodec[VectorQuantizer]):
             del latent, vectors  # before the next one is made
         if sample is None:
             raise CodecError("a codebook needs at least one matrix")
-        return {"codebook": fit_codebook(params, sample.vectors(), generator)}
+        return fit_codebook(params, sample.vectors(), generator)
 
     def coder(
         self, params: VectorQuantizer, latent: Latent, tables: Mapping[str, Tensor]
     ) -> VectorCoder:
         """By the codebook as stored."""
         values = latent.values
-        return VectorCoder(params, latent, tables["codebook"].to(values.device, values.dtype))
+        return VectorCoder(params, latent, codewords(tables, values, values.dtype))
 
     def decoder(
         self,
@@ -282,7 +308,7 @@ class VectorCodec(QuantizerCodec[VectorQuantizer]):
     ) -> VectorDecoder:
         """Codewords by their codes."""
         codes = sections["codes"]
-        return VectorDecoder(params, shape, codes, sections["codebook"].to(codes.device, dtype))
+        return VectorDecoder(params, shape, codes, codewords(sections, codes, dtype))
 
 
 class _Sample:
