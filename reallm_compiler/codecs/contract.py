@@ -22,6 +22,7 @@ from reallm_compiler.stages import (
     PermutationStage,
     QuantizerStage,
     ResidualStage,
+    RoundingStage,
     ScalesStage,
     TransformStage,
 )
@@ -299,6 +300,42 @@ class QuantizerCodec(Generic[Q]):
     ) -> RowDecoder:
         """A decoder of the normalised latent [p, q]."""
         raise NotImplementedError
+
+
+# ---- rounding --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """What an error E [p, q] of a latent costs: tr(G E H E^T).
+
+    Attributes:
+        inputs: H [q, q], symmetric and positive semidefinite, float64.
+        outputs: G [p, p], likewise; None for the identity.
+    """
+
+    inputs: Tensor
+    outputs: Tensor | None = None
+
+
+U = TypeVar("U", bound=RoundingStage)
+
+
+class RoundingCodec(Generic[U]):
+    """The codec of a kind of rounding; this one takes the nearest codes."""
+
+    def quantize(
+        self, params: U, coder: ColumnCoder, latent: Latent, metric: Metric | None
+    ) -> None:
+        """Codes a latent [p, q] with its coder.
+
+        Args:
+            params: the stage.
+            coder: of the latent; it holds the codes afterwards.
+            latent: the latent.
+            metric: of the latent; given if the stage needs statistics.
+        """
+        coder.quantize(latent.values, slice(0, latent.values.shape[1]), decode=False)
 
 
 # ---- autoencoder -----------------------------------------------------------------------------

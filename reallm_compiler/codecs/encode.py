@@ -23,6 +23,7 @@ from reallm_compiler.codecs.decode import MatrixDecoder, relative_error, work_dt
 from reallm_compiler.codecs.latent import PANEL, StagesCoder, fit_tables
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.sections import Sections, check_sections
+from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage.matrix import MatrixLayout, layout_of
@@ -50,6 +51,7 @@ def encode_matrix(
     shared: Mapping[str, Tensor] | None = None,
     callback: TrainingCallback | None = None,
     first_row: int = 0,
+    statistics: MatrixStatistics | None = None,
 ) -> Encoded:
     """Encodes a matrix by its plan.
 
@@ -62,6 +64,7 @@ def encode_matrix(
             that it reuses.
         callback: called while an autoencoder is trained.
         first_row: number of the first row in messages, where `weight` is a part of a matrix.
+        statistics: of the matrix, for a plan that needs them.
 
     Returns:
         the sections of the matrix's layout, less the shared ones, on the device of `weight`; and
@@ -75,6 +78,8 @@ def encode_matrix(
     layout = layout_of(plan, (weight.shape[0], weight.shape[1]), source_dtype)
     work = weight.detach().to(work_dtype(source_dtype)).contiguous()
     common = dict(shared or {})
+    if plan.needs_statistics and statistics is None:
+        raise CodecError("the plan needs the statistics of the matrix's inputs and outputs")
     if plan.share is not None and not common:
         raise CodecError(f"the sections of share group `{plan.share}` are missing")
     if plan.share is None:

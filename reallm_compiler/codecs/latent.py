@@ -15,7 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import Latent, LatentCoder, LatentDecoder, RowDecoder, Shape
+from reallm_compiler.codecs.contract import (
+    Latent,
+    LatentCoder,
+    LatentDecoder,
+    Metric,
+    RowDecoder,
+    Shape,
+)
 from reallm_compiler.codecs.numerics.numbers import unit
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.scale_field import ScaleField
@@ -37,6 +44,7 @@ class StagesCoder:
         source_dtype: type of the checkpoint's tensor, a name of the container.
         tables: roles of the sections that the quantizer may share.
         generator: the matrix's own source of random numbers, on the CPU.
+        metric: of the latent's errors; None without statistics.
     """
 
     plan: MatrixPlan
@@ -44,6 +52,7 @@ class StagesCoder:
     source_dtype: str
     tables: tuple[str, ...]
     generator: torch.Generator
+    metric: Metric | None = None
 
     def encode(self, latent: Tensor, shared: Mapping[str, Tensor]) -> Sections:
         """Sections of a latent of the coder's shape, which is used up.
@@ -59,8 +68,8 @@ class StagesCoder:
         tables = {role: shared[role] for role in self.tables if role in shared}
         learned: Sections = {} if tables else codec.fit(params, given)
         coder = codec.coder(params, given, tables or learned)
-        # Rounding to the nearest: the latent as it is, all columns at once.
-        coder.quantize(given.values, slice(0, self.shape[1]), decode=False)
+        rounding = self.plan.rounding
+        codec_of(rounding).quantize(rounding, coder, given, self.metric)
         return {**sections, **coder.sections(), **learned}
 
     def decoder(self, sections: Mapping[str, Tensor], dtype: torch.dtype) -> StagesDecoder:

@@ -7,7 +7,12 @@ from typing import Any
 
 from reallm_compiler.codecs.autoencoders.hnerv import HnervCodec
 from reallm_compiler.codecs.autoencoders.identity import IdentityCodec
-from reallm_compiler.codecs.contract import PermutationCodec, ResidualCodec, ScalesCodec
+from reallm_compiler.codecs.contract import (
+    PermutationCodec,
+    ResidualCodec,
+    RoundingCodec,
+    ScalesCodec,
+)
 from reallm_compiler.codecs.nearest import NearestCodec
 from reallm_compiler.codecs.quantizers.normal_float import NormalFloatCodec
 from reallm_compiler.codecs.quantizers.plain import PlainCodec
@@ -26,6 +31,7 @@ from reallm_compiler.stages import (
     LowRank,
     MinmaxScales,
     NearestPermutation,
+    NearestRounding,
     NoPermutation,
     NoQuantizer,
     NoResidual,
@@ -58,6 +64,7 @@ CODECS: dict[type[Stage], Any] = {
     NormalFloatQuantizer: NormalFloatCodec(),
     VectorQuantizer: VectorCodec(),
     TrellisQuantizer: TrellisCodec(),
+    NearestRounding: RoundingCodec[NearestRounding](),
 }
 
 check_complete(CODECS, "codec")

@@ -30,6 +30,7 @@ from reallm_compiler.stages.registry import (
     unregister,
 )
 from reallm_compiler.stages.residual import LowRank, NoResidual, ResidualStage
+from reallm_compiler.stages.rounding import FeedbackRounding, NearestRounding, RoundingStage
 from reallm_compiler.stages.scales import (
     AbsmaxScales,
     GroupScales,
@@ -47,6 +48,7 @@ __all__ = [
     "AutoencoderStage",
     "Extent",
     "ExternalKind",
+    "FeedbackRounding",
     "FloatType",
     "GroupScales",
     "Hadamard",
@@ -56,6 +58,7 @@ __all__ = [
     "MatrixPlan",
     "MinmaxScales",
     "NearestPermutation",
+    "NearestRounding",
     "NoPermutation",
     "NoQuantizer",
     "NoResidual",
@@ -67,6 +70,7 @@ __all__ = [
     "Rational",
     "ResidualStage",
     "RmsScales",
+    "RoundingStage",
     "ScalesStage",
     "Stage",
     "TransformStage",

@@ -25,6 +25,11 @@ class Stage(BaseModel):
         """Whether each row of a matrix is treated by itself, and nothing is learned from others."""
         return False
 
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether it works in the metric of statistics that `reallm calibrate` measured."""
+        return False
+
 
 _NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9}| ?/ ?0*[1-9]\d{0,8})?", re.ASCII)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     BeforeValidator,
@@ -20,6 +20,7 @@ from reallm_compiler.stages.permutation import NoPermutation, PermutationStage
 from reallm_compiler.stages.quantizer import NoQuantizer, QuantizerStage
 from reallm_compiler.stages.registry import kind_name, kinds
 from reallm_compiler.stages.residual import NoResidual, ResidualStage
+from reallm_compiler.stages.rounding import NearestRounding, RoundingStage
 from reallm_compiler.stages.scales import NoScales, ScalesStage
 from reallm_compiler.stages.transform import TransformStage
 
@@ -89,7 +90,7 @@ class MatrixPlan(Stage):
     permutation: Annotated[PermutationStage, OneKindOf("permutation")] = NoPermutation()
     scales: Annotated[ScalesStage, OneKindOf("scales")] = NoScales()
     quantizer: Annotated[QuantizerStage, OneKindOf("quantizer")] = NoQuantizer()
-    rounding: Literal["nearest"] = "nearest"
+    rounding: Annotated[RoundingStage, OneKindOf("rounding")] = NearestRounding()
     dora: bool = Field(
         default=False, description="Store a float16 magnitude for each output row (DoRA)."
     )
@@ -127,6 +128,23 @@ class MatrixPlan(Stage):
         return self
 
     @model_validator(mode="after")
+    def _feedback_fits(self) -> MatrixPlan:
+        if not self.rounding.needs_statistics:
+            return self
+        name = _name(self.rounding)
+        if self.autoencoder.trained:
+            raise ValueError(
+                f"`{name}` rounding needs the matrix itself: use the `identity` autoencoder"
+            )
+        for transform in self.transform:
+            if not transform.separable:
+                raise ValueError(
+                    f"`{name}` rounding does not fit the transform `{_name(transform)}`, which "
+                    "does not act on rows and columns separately"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _trained_once(self) -> MatrixPlan:
         if not self.autoencoder.trained:
             return self
@@ -138,6 +156,13 @@ class MatrixPlan(Stage):
                 "`fit: svd` or `zero` and `order: residual_first`"
             )
         return self
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether a stage works in the metric of measured statistics."""
+        stages = (self.residual, *self.transform, self.autoencoder, self.permutation)
+        rest = (self.scales, self.quantizer, self.rounding)
+        return any(stage.needs_statistics for stage in (*stages, *rest))
 
     def plain(self) -> dict[str, Any]:
         """The plan as plain data, each field written out: what an archive stores."""

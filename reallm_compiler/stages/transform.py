@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -11,7 +11,14 @@ from reallm_compiler.stages.scales import Block, Per, ScaleBits, ScaleType, Supe
 
 
 class TransformStage(Stage):
-    """Base of the kinds of transform."""
+    """Base of the kinds of transform.
+
+    Attributes:
+        separable: it acts on rows and on columns separately, T(W) = B W A, so that it can act on
+            Gram matrices of inputs and outputs too.
+    """
+
+    separable: ClassVar[bool] = False
 
 
 class Normalize(TransformStage):
@@ -35,6 +42,8 @@ class Hadamard(TransformStage):
     Weights of a rotated matrix are nearly normal with one deviation, so that one scale for the
     whole matrix and one codebook for the whole model fit (QuIP#). Nothing is stored for it.
     """
+
+    separable: ClassVar[bool] = True
 
     kind: Literal["hadamard"]
     sides: Literal["both", "rows", "columns"] = Field(

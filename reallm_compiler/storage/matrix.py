@@ -164,7 +164,7 @@ class MatrixLayout:
         return found
 
 
-LATENT_STAGES = ("permutation", "scales", "quantizer")
+LATENT_STAGES = ("permutation", "scales", "quantizer", "rounding")
 """Stages that act on the latent, in order."""
 
 

@@ -12,6 +12,7 @@ from reallm_compiler.stages import (
     LowRank,
     MinmaxScales,
     NearestPermutation,
+    NearestRounding,
     NoPermutation,
     NoQuantizer,
     NoResidual,
@@ -56,6 +57,7 @@ LAWS: dict[type[Stage], SizeLaw[Any]] = {
     NormalFloatQuantizer: NormalFloatLaw(),
     VectorQuantizer: VectorLaw(),
     TrellisQuantizer: TrellisLaw(),
+    NearestRounding: SizeLaw[NearestRounding](),
 }
 
 check_complete(LAWS, "size law")

@@ -86,9 +86,8 @@ def test_any_plan_holds_its_size_law(data, check_codec, gaussian):
     try:
         check_codec(plan, weight)
     except CodecError as error:
-        # What factors of full rank leave is rounding, too small for float16 without scales.
-        rounding = (plan.residual.kind, plan.scales.kind) == ("low_rank", "none")
-        if not (rounding and "too small for float16" in error.message):
+        # What factors of full rank leave is rounding, which may be too small for float16.
+        if not (plan.residual.kind == "low_rank" and "too small for float16" in error.message):
             raise
 
 
