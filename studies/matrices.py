@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.checkpoint import open_source
-from reallm_compiler.execute.weights import Weights
+from reallm_compiler.models.weights import Weights
 
 
 @dataclass(frozen=True)

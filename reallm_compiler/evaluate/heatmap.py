@@ -10,7 +10,7 @@ from pathlib import Path
 from reallm_compiler.checkpoint import open_source
 from reallm_compiler.errors import EvaluationError, SourceError
 from reallm_compiler.evaluate.pictures import check_matplotlib, check_picture, draw_heatmap
-from reallm_compiler.execute.weights import Weights
+from reallm_compiler.models.weights import Weights
 from reallm_compiler.reader.archive import open_archive
 
 SAME = 1e-3

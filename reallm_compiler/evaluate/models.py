@@ -17,13 +17,13 @@ import torch
 from reallm_compiler.errors import EvaluationError, SourceError
 from reallm_compiler.evaluate.perplexity import Evaluation, evaluate
 from reallm_compiler.evaluate.text import check_same_tokenizer, read_text
+from reallm_compiler.models import tokenizer as tokenizers
+from reallm_compiler.models.build import ModelFiles, build_model
+from reallm_compiler.models.text_models import check_predicts_text
 from reallm_compiler.progress import Progress
-from reallm_compiler.reader import tokenizer as tokenizers
-from reallm_compiler.reader.model import ModelFiles, build_model
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
 from reallm_compiler.runtime.models import open_files
-from reallm_compiler.runtime.text_models import check_predicts_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -39,8 +39,8 @@ from reallm_compiler.evaluate.text import (
     cut_documents,
     cut_windows,
 )
+from reallm_compiler.models.text_models import check_reads, run, usable_positions
 from reallm_compiler.progress import Progress, progress_callback
-from reallm_compiler.runtime.text_models import check_reads, run, usable_positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

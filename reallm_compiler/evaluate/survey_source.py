@@ -14,7 +14,7 @@ from reallm_compiler.checkpoint.folder import CONFIG
 from reallm_compiler.checkpoint.linear import matrices
 from reallm_compiler.checkpoint.paths import parse_json
 from reallm_compiler.errors import SourceError
-from reallm_compiler.execute.weights import Weights
+from reallm_compiler.models.weights import Weights
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.tensors import TensorSpec
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from reallm_compiler.checkpoint import Inventory
-from reallm_compiler.execute.weights import shard_facts
+from reallm_compiler.models.weights import shard_facts
 from reallm_compiler.planning.document import fixed_text
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.runs.identity import machine_fields

@@ -11,7 +11,7 @@ from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.errors import ResumeError, SourceError
 from reallm_compiler.execute.events import Checked
 from reallm_compiler.execute.tasks import COPY, group_key, matrix_key
-from reallm_compiler.execute.weights import Weights
+from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.runs.tasks import TaskGraph, TaskResult
 

@@ -19,7 +19,7 @@ from reallm_compiler.execute.events import CompileReport, Event, Preflight, Task
 from reallm_compiler.execute.options import CompileOptions, OnEvent, ignore_event
 from reallm_compiler.execute.preflight import DEVICE_TYPES
 from reallm_compiler.execute.trial import run_trial, trial_plan, work_of
-from reallm_compiler.execute.weights import check_duplicates
+from reallm_compiler.models.weights import check_duplicates
 from reallm_compiler.planning.build import build, open_model
 from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.publish import refuse_inputs

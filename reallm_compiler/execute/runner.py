@@ -20,7 +20,7 @@ from reallm_compiler.execute.bands import CODES, BandCoder, band_rows, by_bands
 from reallm_compiler.execute.group_weights import GroupWeights
 from reallm_compiler.execute.seeds import seed_for
 from reallm_compiler.execute.tasks import group_key, group_task, matrix_key
-from reallm_compiler.execute.weights import Weights
+from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
 from reallm_compiler.runs.identity import digest_of

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from reallm_compiler.errors import FinetuneError
-from reallm_compiler.finetune.blocks import Block, calls_of, hidden_states, run_block
 from reallm_compiler.finetune.events import BatchDone, BlockDone
 from reallm_compiler.finetune.optimizer import Adam, rate, restore
 from reallm_compiler.finetune.options import BlockOptions
 from reallm_compiler.finetune.original import Original
 from reallm_compiler.finetune.state import State
-from reallm_compiler.finetune.text import Sequences, permutation
+from reallm_compiler.models.blocks import Block, calls_of, hidden_states, run_block
+from reallm_compiler.models.sequences import Sequences, permutation
 from reallm_compiler.runtime.tunable import TunableModel
 
 
@@ -47,7 +47,7 @@ class BlockWise:
         emit: is called with each finished block.
 
     Raises:
-        FinetuneError: the blocks cannot be tuned one by one; says why.
+        UnfitBlocksError: the blocks cannot be run one by one; says why.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class BlockWise:
         done: list[BlockDone],
     ) -> BlockDone:
         options = self.options
-        parameters = dict(block.parameters())
+        parameters = dict(parameters_of(block))
         if not parameters:
             return BlockDone(block=number, blocks=len(self.blocks), before=0, after=0, epochs=0)
         adam = Adam(parameters, options.betas)
@@ -276,6 +276,13 @@ class BlockWise:
 
     def _batches(self, count: int) -> list[slice]:
         return [slice(at, at + self.options.batch) for at in range(0, count, self.options.batch)]
+
+
+def parameters_of(block: Block) -> Iterator[tuple[str, nn.Parameter]]:
+    """What tuning changes in a block, as (`MATRIX/part`, parameter)."""
+    for name, layer in block.layers.items():
+        for part, value in layer.tuned():
+            yield f"{name}/{part}", value
 
 
 def plain_of(entry: BlockDone) -> dict[str, Any]:

@@ -19,12 +19,13 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from reallm_compiler.errors import FinetuneError
-from reallm_compiler.finetune.blocks import Block
 from reallm_compiler.finetune.events import StepDone
 from reallm_compiler.finetune.optimizer import Adam, rate, restore
 from reallm_compiler.finetune.options import EndToEndOptions
 from reallm_compiler.finetune.state import State
-from reallm_compiler.finetune.text import Sequences, places_of
+from reallm_compiler.finetune.text import places_of
+from reallm_compiler.models.blocks import Block
+from reallm_compiler.models.sequences import Sequences
 from reallm_compiler.runtime.tunable import TunableModel
 
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from reallm_compiler.checkpoint import Inventory, open_source
 from reallm_compiler.errors import FinetuneError
 from reallm_compiler.execute.resume import check_digests
-from reallm_compiler.execute.weights import Weights, shard_facts
-from reallm_compiler.finetune.blocks import Block
+from reallm_compiler.models.blocks import Block
+from reallm_compiler.models.build import build_model
+from reallm_compiler.models.names import parameter_names
+from reallm_compiler.models.source import source_files
+from reallm_compiler.models.weights import Weights, shard_facts
 from reallm_compiler.reader.archive import ModelArchive
-from reallm_compiler.reader.model import build_model
-from reallm_compiler.runtime.models import source_files
-from reallm_compiler.runtime.names import parameter_names
 
 CHECKED = 1 << 16
 """Weights of a kept tensor up to which it is compared with the archive's."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from reallm_compiler.errors import AdapterError
 from reallm_compiler.finetune.peft_config import PeftConfig
 from reallm_compiler.finetune.store import Parts
-from reallm_compiler.runtime.names import is_linear
+from reallm_compiler.models.names import is_linear
 
 PREFIX = "base_model.model."
 """Before the path of each module."""

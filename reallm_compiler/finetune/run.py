@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ import torch
 
 from reallm_compiler.checkpoint.paths import parse_json
 from reallm_compiler.errors import FinetuneError
-from reallm_compiler.finetune.blocks import Block, find_blocks
 from reallm_compiler.finetune.blockwise import BlockWise, plain_of
 from reallm_compiler.finetune.end_to_end import EndToEnd, checkpointed, steps_of
 from reallm_compiler.finetune.events import BatchDone, BlockDone, Event, FinetuneReport, Started
@@ -27,7 +26,10 @@ from reallm_compiler.finetune.options import FinetuneOptions, options_from
 from reallm_compiler.finetune.original import Original
 from reallm_compiler.finetune.state import State
 from reallm_compiler.finetune.store import write_adapter, write_model
-from reallm_compiler.finetune.text import Sequences, cut, read_texts, split
+from reallm_compiler.finetune.text import check_number, split
+from reallm_compiler.models.blocks import Block, UnfitBlocksError, find_blocks
+from reallm_compiler.models.sequences import Sequences, cut, read_texts
+from reallm_compiler.models.text_models import check_predicts_text, check_reads, usable_positions
 from reallm_compiler.planning.document import fixed_text
 from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.publish import check_file, locked_output, refuse_inputs
@@ -38,7 +40,6 @@ from reallm_compiler.runs.identity import machine_fields
 from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.runs.resume import no_interrupted_run
 from reallm_compiler.runs.stop import catch_signals
-from reallm_compiler.runtime.text_models import check_predicts_text, check_reads, usable_positions
 from reallm_compiler.runtime.tunable import TunableModel, open_tunable
 
 LITERATURE_WINDOW = 2048
@@ -109,7 +110,7 @@ def finetune(
         )
         check_predicts_text(archive_files(base))
         stack.enter_context(locked_output(target))
-        texts, text_digest = read_texts(paths)
+        texts, text_digest = read_texts(paths, FinetuneError)
         stack.enter_context(fixed_numerics(chosen.threads, chosen_device))
         stop = stack.enter_context(catch_signals())
         original = Original(model, base)
@@ -142,7 +143,8 @@ def finetune(
         elif resume == "required":
             raise no_interrupted_run(target)
         wanted = "block" in chosen.stages or chosen.checkpointing
-        modules = find_blocks(tunable) if wanted else []
+        stack.enter_context(_blocks_as_refusals())
+        modules = find_blocks(tunable.model, tunable.layers) if wanted else []
         _start(emit, base, tunable, modules, train, held, chosen, found)
         blocks, end = _stages(tunable, modules, original, train, held, chosen, state, found, emit)
         tuned = {
@@ -177,6 +179,20 @@ def finetune(
         seconds=time.monotonic() - began,
         steps_per_second=end.speed if end is not None else None,
     )
+
+
+@contextlib.contextmanager
+def _blocks_as_refusals() -> Iterator[None]:
+    """Say of blocks that cannot be run one by one what that means for tuning."""
+    try:
+        yield
+    except UnfitBlocksError as error:
+        raise FinetuneError(
+            "the blocks of this model cannot be tuned one by one",
+            location=error.location,
+            note=error.note,
+            hint="tune end to end alone with `--stage e2e`",
+        ) from error
 
 
 def _stages(
@@ -235,7 +251,8 @@ def _sequences(
             f"a window of {window} tokens is longer than the model's {positions} positions",
             hint=f"give a window of at most {positions}",
         )
-    sequences = cut(tunable.tokenizer, texts, window, options.separator)
+    sequences = cut(tunable.tokenizer, texts, window, options.separator, FinetuneError)
+    check_number(sequences)
     first = sequences.ids[0, : int(sequences.lengths[0])].tolist()
     check_reads(tunable.model, first, int(sequences.ids.max()), FinetuneError)
     return split(sequences, options.held_out, options.seed)

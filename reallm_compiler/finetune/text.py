@@ -1,133 +1,29 @@
-"""Text to sequences of tokens to tune on, and the order in which they are met.
+"""The sequences that are tuned on and held out, and the order in which they are met.
 
-Without a separator all texts are tokenised one by one with the tokenizer's defaults, joined, and
-cut into windows of equal length; the tail is dropped. With one each document stands by itself
-after one BOS and is cut off at the window's length. Shorter sequences are padded on the right,
-where no causal model sees padding from a real token, and padding counts in no loss.
+Padding (see `models.sequences`) counts in no loss.
 """
 
 from __future__ import annotations
-
-import hashlib
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from reallm_compiler.errors import FinetuneError
+from reallm_compiler.models.sequences import Sequences, permutation
 
 
-@dataclass(frozen=True, slots=True)
-class Sequences:
-    """Sequences of one length, padded.
-
-    Attributes:
-        ids: int64 [n, t].
-        lengths: int64 [n], real tokens of each.
-    """
-
-    ids: Tensor
-    lengths: Tensor
-
-    def __len__(self) -> int:
-        return self.ids.shape[0]
-
-    def take(self, places: Sequence[int] | Tensor) -> Sequences:
-        """Some of them, in the order asked for."""
-        chosen = torch.as_tensor(places, dtype=torch.int64)
-        return Sequences(self.ids[chosen], self.lengths[chosen])
-
-    @property
-    def mask(self) -> Tensor:
-        """bool [n, t], true for real tokens."""
-        return torch.arange(self.ids.shape[1]) < self.lengths[:, None]
-
-    @property
-    def predicted(self) -> int:
-        """Tokens that are predicted: all but the first of each."""
-        return int((self.lengths - 1).sum())
-
-
-def read_texts(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[str], bytes]:
-    """The texts of UTF-8 files, and SHA-256 over their bytes in order.
+def check_number(sequences: Sequences) -> None:
+    """Refuse a text of which nothing could be held out.
 
     Raises:
-        FinetuneError: there is none, or one is missing, unreadable or not UTF-8.
+        FinetuneError: it gives one sequence alone.
     """
-    if not paths:
-        raise FinetuneError("no text to tune on", hint="give one or more with `--text FILE`")
-    digest = hashlib.sha256()
-    texts = []
-    for path in paths:
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise FinetuneError(
-                f"the text cannot be read: {error.strerror}", location=str(path)
-            ) from None
-        digest.update(len(data).to_bytes(8, "little") + data)
-        try:
-            texts.append(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise FinetuneError(
-                f"the text is not UTF-8 at byte {error.start}", location=str(path)
-            ) from None
-    return texts, digest.digest()
-
-
-def cut(
-    tokenizer: Any,  # noqa: ANN401 (transformers has no types)
-    texts: Sequence[str],
-    window: int,
-    separator: str | None,
-) -> Sequences:
-    """Sequences of `window` tokens.
-
-    Raises:
-        FinetuneError: the texts are too short for two sequences, a separator does not occur, or the
-            tokenizer has no BOS for documents.
-    """
-    if separator is None:
-        ids = [token for text in texts for token in tokenizer(text, verbose=False)["input_ids"]]
-        count = len(ids) // window
-        rows = [ids[at * window : (at + 1) * window] for at in range(count)]
-    else:
-        rows = list(_documents(tokenizer, texts, window, separator))
-    if len(rows) < 2:
+    if len(sequences) < 2:
         raise FinetuneError(
-            f"the text gives {len(rows)} sequences of {window} tokens; 2 are needed at least",
+            f"the text gives {len(sequences)} sequence; 2 are needed at least",
             note="one is held out for early stopping",
             hint="give more text, or a smaller window",
         )
-    lengths = torch.tensor([len(row) for row in rows])
-    padded = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-    for place, row in enumerate(rows):
-        padded[place, : len(row)] = torch.tensor(row)
-    return Sequences(padded, lengths)
-
-
-def _documents(
-    tokenizer: Any,  # noqa: ANN401
-    texts: Sequence[str],
-    window: int,
-    separator: str,
-) -> Iterator[list[int]]:
-    if not separator or not any(separator in text for text in texts):
-        raise FinetuneError(f"the separator {separator!r} does not occur in the text")
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        raise FinetuneError("the tokenizer has no BOS token to put before each document")
-    for text in texts:
-        for document in (part.strip() for part in text.split(separator)):
-            ids = list(tokenizer(document, verbose=False)["input_ids"]) if document else []
-            if ids[:1] != [bos]:
-                ids = [bos, *ids]
-            if len(ids) > 1:
-                yield ids[:window]
 
 
 def split(sequences: Sequences, held_out: int, seed: int) -> tuple[Sequences, Sequences]:
@@ -135,13 +31,6 @@ def split(sequences: Sequences, held_out: int, seed: int) -> tuple[Sequences, Se
     order = permutation(len(sequences), seed, "held out")
     count = max(1, min(held_out, len(sequences) // 10))
     return sequences.take(order[count:]), sequences.take(order[:count])
-
-
-def permutation(count: int, seed: int, *words: object) -> Tensor:
-    """A drawn order of `count` things: int64, of its own generator for each `words`."""
-    text = "/".join(str(word) for word in (seed, *words))
-    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
-    return torch.randperm(count, generator=torch.Generator().manual_seed(number))
 
 
 def places_of(step: int, batch: int, count: int, seed: int, *words: object) -> Tensor:

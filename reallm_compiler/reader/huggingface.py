@@ -12,9 +12,9 @@ from reallm_compiler.checkpoint.folder import CONFIG
 from reallm_compiler.checkpoint.paths import parse_json
 from reallm_compiler.codecs.sections import TORCH_DTYPES
 from reallm_compiler.errors import SourceError
+from reallm_compiler.models.build import ModelFiles, Stored, build_model
+from reallm_compiler.models.tokenizer import load_tokenizer
 from reallm_compiler.reader.archive import ModelArchive
-from reallm_compiler.reader.model import ModelFiles, Stored, build_model
-from reallm_compiler.reader.tokenizer import load_tokenizer
 
 
 def archive_files(

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reallm_compiler.checkpoint.carried import is_carried
-from reallm_compiler.errors import FormatError, OutputError
+from reallm_compiler.errors import OutputError
+from reallm_compiler.models.small_files import write_files
 from reallm_compiler.progress import OnProgress, Progress, progress_callback
 from reallm_compiler.publish import new_folder
 from reallm_compiler.reader.archive import ModelArchive, open_archive
@@ -69,30 +69,6 @@ def reconstruct(
         report = progress_callback(progress, "reconstruct", "bytes")
         _write_tensors(archive, folder, report, coded_only=coded_only)
     return target
-
-
-def write_files(files: Iterable[tuple[str, bytes]], folder: Path) -> None:
-    """Write the small files of a model (config, tokenizer), as (path, content), into `folder`.
-
-    Raises:
-        FormatError: a path would leave the folder, or the file is none that a compile embeds,
-            such as weights or code under another name.
-    """
-    root = folder.resolve()
-    for name, data in files:
-        if not is_carried(name):
-            raise FormatError(
-                "P7",
-                f"`{name}` is no config or tokenizer file, so it is not written",
-                location=name,
-            )
-        target = (root / name).resolve()
-        if root not in target.parents:
-            raise FormatError(
-                "P7", f"the embedded file `{name}` would leave its folder", location=name
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(data)
 
 
 def _write_tensors(

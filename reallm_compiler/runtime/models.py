@@ -9,20 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from reallm_compiler.checkpoint import Inventory, open_source
-from reallm_compiler.codecs.sections import TORCH_DTYPES
+from reallm_compiler.checkpoint import open_source
 from reallm_compiler.errors import EvaluationError, SourceError
-from reallm_compiler.execute.weights import Weights
+from reallm_compiler.models.build import ModelFiles, build_model
+from reallm_compiler.models.source import source_files
+from reallm_compiler.models.tokenizer import load_tokenizer
 from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.reader.huggingface import archive_files
-from reallm_compiler.reader.model import ModelFiles, Stored, build_model
-from reallm_compiler.reader.tokenizer import load_tokenizer
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
 
@@ -98,43 +96,6 @@ def open_files(
                 f"{what} belongs to an archive, and this is none", location=os.fspath(path)
             )
     yield source_files(open_source(path), os.fspath(path))
-
-
-def source_files(inventory: Inventory, label: str) -> ModelFiles:
-    """The model of a checkpoint, its tensors read when they are taken.
-
-    Args:
-        inventory: of the checkpoint.
-        label: what to call it in messages.
-
-    Raises:
-        SourceError: it has no config, or no weights.
-    """
-    if inventory.config is None:
-        raise SourceError(
-            "this checkpoint holds matrices without a config.json, so there is no model to build",
-            location=label,
-            hint="give the folder of a Hugging Face model, or a .reallm archive",
-        )
-    if not inventory.complete:
-        raise SourceError(
-            "the model has no weights, its config alone is there",
-            location=label,
-            hint="give the folder that holds its safetensors as well",
-        )
-    weights = Weights(inventory)
-    return ModelFiles(
-        label=label,
-        config=inventory.config,
-        small=dict(inventory.files),
-        # A tied tensor that is stored twice is given twice: transformers compares the two.
-        tensors={
-            spec.name: Stored(
-                TORCH_DTYPES[spec.dtype], partial(weights.tensor, spec.name, spec.dtype)
-            )
-            for spec in (*inventory.tensors, *inventory.duplicates)
-        },
-    )
 
 
 def _check_archive_name(path: str | os.PathLike[str]) -> None:

@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reallm_compiler.checkpoint.architecture import meta_model
 from reallm_compiler.errors import AdapterError, EvaluationError
+from reallm_compiler.models.names import is_linear, modules_of
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
 from reallm_compiler.reader.archive import ModelArchive, open_archive
-from reallm_compiler.reader.huggingface import build
+from reallm_compiler.reader.huggingface import archive_files, build
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
 from reallm_compiler.runtime.linear import TunedLinear
-from reallm_compiler.runtime.names import empty_model, is_linear, modules_of
 
 
 class TunableModel:
@@ -159,6 +160,15 @@ def open_tunable(
     if adapter is not None:
         tunable.use(adapter)
     return tunable
+
+
+def empty_model(archive: ModelArchive) -> Any:  # noqa: ANN401 (transformers has no types)
+    """The model of an archive without weights, to ask it for its names and layers.
+
+    Raises:
+        SourceError: the archive holds no config, or transformers has no such model.
+    """
+    return meta_model(archive_files(archive).config, str(archive.path))
 
 
 def _linear_layers(archive: ModelArchive) -> dict[str, tuple[str, ...]]:

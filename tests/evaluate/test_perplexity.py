@@ -19,8 +19,8 @@ from transformers import (
 from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate import perplexity
 from reallm_compiler.evaluate.perplexity import choose_window, evaluate
-from reallm_compiler.runtime import text_models
-from reallm_compiler.runtime.text_models import usable_positions
+from reallm_compiler.models import text_models
+from reallm_compiler.models.text_models import usable_positions
 
 SENTENCES = (
     "The miller's cat sat by the naïve stove. It had three kittens and a café of mice. ",

@@ -14,10 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 
 import reallm_compiler as reallm
 from reallm_compiler.finetune import FinetuneOptions, estimate
-from reallm_compiler.finetune.blocks import calls_of, find_blocks, hidden_states, run_block
 from reallm_compiler.finetune.blockwise import _count, _squared
 from reallm_compiler.finetune.end_to_end import EndToEnd, checkpointed
-from reallm_compiler.finetune.text import Sequences
+from reallm_compiler.models.blocks import calls_of, find_blocks, hidden_states, run_block
+from reallm_compiler.models.sequences import Sequences
 from reallm_compiler.runtime import open_tunable
 
 LLAMA_13B = {
@@ -53,7 +53,7 @@ class Step:
         self.tunable = open_tunable(base, dtype=getattr(torch, precision))
         for _, value in self.tunable.parameters():
             value.requires_grad_(True)
-        self.blocks = find_blocks(self.tunable)
+        self.blocks = find_blocks(self.tunable.model, self.tunable.layers)
         ids = torch.randint(3, 200, (16, 64), generator=torch.Generator().manual_seed(0))
         self.sequences = Sequences(ids, torch.full((16,), 64))
         self.calls = calls_of(self.tunable.model, self.blocks, ids[:2])

@@ -9,7 +9,7 @@ import torch
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import CompileError
-from reallm_compiler.execute.weights import Weights
+from reallm_compiler.models.weights import Weights
 from reallm_compiler.runs.oom import oom_to_error
 
 

@@ -14,19 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from reallm_compiler.checkpoint.architecture import meta_model
+from reallm_compiler.checkpoint.linear import MatrixFact
 from reallm_compiler.planning.parts import PlannedMatrix
-from reallm_compiler.reader.archive import ModelArchive
-from reallm_compiler.reader.huggingface import archive_files
-
-
-def empty_model(archive: ModelArchive) -> Any:  # noqa: ANN401 (transformers has no types)
-    """The model of an archive without weights, to ask it for its names and layers.
-
-    Raises:
-        SourceError: the archive holds no config, or transformers has no such model.
-    """
-    return meta_model(archive_files(archive).config, str(archive.path))
 
 
 def parameter_names(
@@ -58,9 +47,9 @@ def parameter_names(
 
 def modules_of(
     model: Any,  # noqa: ANN401
-    matrices: Iterable[PlannedMatrix],
+    matrices: Iterable[PlannedMatrix | MatrixFact],
 ) -> dict[str, tuple[str, ...]]:
-    """The modules whose whole weight a coded matrix is, as paths in the model by matrix name.
+    """The modules whose whole weight a matrix is, as paths in the model by matrix name.
 
     Several share a weight that is tied, or that a model such as Zamba 2 repeats. A matrix that is
     no module's weight, such as an expert of a stack, has none.

@@ -11,7 +11,7 @@ from typing import Any
 from reallm_compiler.checkpoint.carried import TOKENIZERS
 from reallm_compiler.checkpoint.untrusted import offline
 from reallm_compiler.errors import SourceError
-from reallm_compiler.reader.reconstruct import write_files
+from reallm_compiler.models.small_files import write_files
 
 
 def has_tokenizer(names: Collection[str]) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reallm_compiler.errors import EvaluationError, FinetuneError
-from reallm_compiler.runtime.text_models import check_reads, run, usable_positions
+from reallm_compiler.models.text_models import check_reads, run, usable_positions
 
 transformers = pytest.importorskip("transformers")
 

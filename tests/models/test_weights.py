@@ -16,8 +16,8 @@ from reallm_compiler.checkpoint import open_source
 from reallm_compiler.checkpoint.inventory import Inventory
 from reallm_compiler.codecs.sections import DTYPE_NAMES, TORCH_DTYPES
 from reallm_compiler.errors import CodecError
-from reallm_compiler.execute import weights as room
-from reallm_compiler.execute.weights import Weights
+from reallm_compiler.models import weights as room
+from reallm_compiler.models.weights import Weights
 from reallm_compiler.tensors import ScaleSpec, TensorSpec
 from reallm_formats import Writer
 

@@ -1,6 +1,6 @@
 """The blocks of a model, what reaches the first, and what each is called with.
 
-A block is an entry of the list of modules that most tuned matrices lie in, such as
+A block is an entry of the list of modules that most of some layers lie in, such as
 `model.layers.3`. It is called by itself with hidden states [b, t, d] and the further arguments
 that the model gives it: positions, masks, and in some architectures what depends on the tokens
 (per-layer embeddings of Gemma 4, the embeddings that Zamba 2 hands to every block). The model
@@ -18,17 +18,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from reallm_compiler.errors import FinetuneError
-from reallm_compiler.runtime.linear import TunedLinear
-from reallm_compiler.runtime.tunable import TunableModel
+from reallm_compiler.errors import ReallmError
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with beside hidden states."""
+
+
+class UnfitBlocksError(ReallmError):
+    """The blocks of a model cannot be run one by one; `location` is the block, `note` says why."""
+
+    code: ClassVar[str] = "unfit-blocks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,28 +42,26 @@ class Block:
     Attributes:
         path: its name in the model, such as `model.layers.3`.
         module: the module.
-        layers: its tuned layers, by matrix name.
+        layers: those of the given layers that lie in it, by name.
     """
 
     path: str
     module: nn.Module
-    layers: Mapping[str, TunedLinear]
-
-    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What tuning changes in it, as (`MATRIX/part`, parameter)."""
-        for name, layer in self.layers.items():
-            for part, value in layer.tuned():
-                yield f"{name}/{part}", value
+    layers: Mapping[str, Any]
 
 
-def find_blocks(tunable: TunableModel) -> list[Block]:
-    """The blocks of a model, in order.
+def find_blocks(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[Block]:
+    """The blocks of a model, in order: the list of modules that most of `layers` lie in.
+
+    Args:
+        model: the model.
+        layers: modules of it, by names of any kind.
 
     Raises:
-        FinetuneError: no tuned matrix lies in a list of modules.
+        UnfitBlocksError: none of them lies in a list of modules.
     """
-    names = {module: path for path, module in tunable.model.named_modules()}
-    paths = {name: names[layer] for name, layer in tunable.layers.items()}
+    names = {module: path for path, module in model.named_modules()}
+    paths = {name: names[layer] for name, layer in layers.items()}
     found: Counter[str] = Counter()
     for path in paths.values():
         match = re.match(r"(.+?)\.\d+\.", path)
@@ -68,16 +70,15 @@ def find_blocks(tunable: TunableModel) -> list[Block]:
     lists = [
         path
         for path, _ in found.most_common()
-        if isinstance(tunable.model.get_submodule(path), nn.ModuleList)
+        if isinstance(model.get_submodule(path), nn.ModuleList)
     ]
     if not lists:
-        raise FinetuneError("no block of this model holds a matrix that can be tuned")
+        raise _unfit("no list of modules holds any of these layers")
     blocks = []
-    for place, module in enumerate(tunable.model.get_submodule(lists[0])):
+    modules: Any = model.get_submodule(lists[0])
+    for place, module in enumerate(modules):
         path = f"{lists[0]}.{place}"
-        inside = {
-            name: tunable.layers[name] for name in paths if paths[name].startswith(path + ".")
-        }
+        inside = {name: layers[name] for name in paths if paths[name].startswith(path + ".")}
         blocks.append(Block(path, module, inside))
     return blocks
 
@@ -138,7 +139,7 @@ def calls_of(model: Any, blocks: Sequence[Block], ids: Tensor) -> Calls:  # noqa
         ids: tokens [b, t], best of two sequences that differ.
 
     Raises:
-        FinetuneError: the blocks cannot be tuned one by one; says why.
+        UnfitBlocksError: the blocks cannot be run one by one; says why.
     """
     met: list[nn.Module] = []
     inputs: list[Tensor] = []
@@ -183,12 +184,11 @@ def calls_of(model: Any, blocks: Sequence[Block], ids: Tensor) -> Calls:  # noqa
     return calls
 
 
-def _unfit(why: str, block: Block | None = None) -> FinetuneError:
-    return FinetuneError(
-        "the blocks of this model cannot be tuned one by one",
+def _unfit(why: str, block: Block | None = None) -> UnfitBlocksError:
+    return UnfitBlocksError(
+        "the blocks of this model cannot be run one by one",
         location=block.path if block is not None else None,
         note=why,
-        hint="tune end to end alone with `--stage e2e`",
     )
 
 

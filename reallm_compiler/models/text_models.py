@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from reallm_compiler.errors import EvaluationError, ReallmError, SourceError
-from reallm_compiler.reader.model import ModelFiles, class_of
+from reallm_compiler.models.build import ModelFiles, class_of
 
 PROBE = 16
 """Tokens that a model is tried on."""
