@@ -2,29 +2,24 @@
 
     python benchmarks/encode_speed.py [--rows 4096 --columns 4096] [--threads 1] [--rounds 7]
 
-A is a recipe of ours, B a rival; they run in turn (A B A B ...) in one process after one run each
-to warm up, and the ratio is that of the medians. Times are of this process's CPU with `--clock cpu`
-(the default: other work on the machine then counts little), of the wall with `--clock wall`. Ours
-include the measured error, which a rival does not compute; `coding alone` leaves it out.
+A is a recipe of ours, B another library; they run in turn (A B A B ...) in one process after one
+run each to warm up, and the ratio is the median of the ratios pair by pair. Times are of this
+process's CPU with `--clock cpu` (the default: other work on the machine then counts little), of the
+wall with `--clock wall`. Ours include the measured error, which the others do not compute; `coding
+alone` leaves it out.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 
 import torch
 
-from reallm_compiler.codecs import encode_matrix
-from reallm_compiler.codecs import matrix as codec
+from benchmarks.timing import Timer, add_options, conditions, interleaved
+from reallm_compiler.codecs import encode, encode_matrix
 from reallm_compiler.recipe import load_recipe
-
-CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
 def ours(recipe: str, weight: torch.Tensor, *, measured: bool) -> Callable[[], object]:
@@ -32,13 +27,13 @@ def ours(recipe: str, weight: torch.Tensor, *, measured: bool) -> Callable[[], o
     plan = load_recipe(recipe).plan.model_copy(update={"share": None})
 
     def run() -> object:
-        kept = codec._relative_error
+        kept = encode.relative_error
         if not measured:
-            codec._relative_error = lambda *_: 0.0
+            encode.relative_error = lambda *_: 0.0
         try:
             return encode_matrix(plan, weight, seed=1, source_dtype="bf16")
         finally:
-            codec._relative_error = kept
+            encode.relative_error = kept
 
     return run
 
@@ -64,28 +59,11 @@ def hqq(bits: int, weight: torch.Tensor) -> Callable[[], object]:
     )
 
 
-def medians(
-    first: Callable[[], object], second: Callable[[], object], rounds: int, clock: str
-) -> tuple[float, float]:
-    now = CLOCKS[clock]
-    first()
-    second()
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for run, taken in zip((first, second), times, strict=True):
-            began = now()
-            run()
-            taken.append(now() - began)
-    return statistics.median(times[0]), statistics.median(times[1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--columns", type=int, default=4096)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--clock", choices=CLOCKS, default="cpu")
+    add_options(parser, rounds=7)
     parser.add_argument("--ours-only", action="append", default=[], help="a recipe to time alone")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -93,38 +71,34 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(given.rows, given.columns, generator=generator).mul_(0.02)
     count = weight.numel()
-    print(
-        f"{given.rows} x {given.columns} weights in float32, {given.threads} thread(s), "
-        f"{given.rounds} rounds, {given.clock} clock; torch {torch.__version__}, "
-        f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
-        f"Python {platform.python_version()}\n"
-    )
-    print("| ours | ms | rival | ms | ours / rival |\n|---|---|---|---|---|")
-    rivals = {
+    print(f"{given.rows} x {given.columns} weights in float32, {conditions(given)}\n")
+    print("| ours | ms | theirs | ms | ours / theirs |\n|---|---|---|---|---|")
+    libraries = {
         "bitsandbytes nf4": lambda: bitsandbytes("nf4", weight, double=False),
         "bitsandbytes nf4 double": lambda: bitsandbytes("nf4", weight, double=True),
         "hqq 4 bit g64": lambda: hqq(4, weight),
     }
     for recipe in ("nf4", "rtn-4bit"):
-        for rival, make in rivals.items():
+        for library, make in libraries.items():
             try:
                 other = make()
             except ImportError as error:
-                print(f"| {recipe} | | {rival} | not installed ({error.name}) | |")
+                print(f"| {recipe} | | {library} | not installed ({error.name}) | |")
                 continue
             for measured in (True, False):
-                a, b = medians(
-                    ours(recipe, weight, measured=measured), other, given.rounds, given.clock
-                )
+                calls = {"ours": ours(recipe, weight, measured=measured), "theirs": other}
+                timer = interleaved(calls, given.rounds, given.clock)
                 name = recipe if measured else f"{recipe}, coding alone"
-                row = f"| {name} | {a * 1e3:.0f} | {rival} | {b * 1e3:.0f} | {a / b:.2f} |"
-                print(row, flush=True)
-    now = CLOCKS[given.clock]
+                print(
+                    f"| {name} | {timer.median('ours') * 1e3:.0f} "
+                    f"| {library} | {timer.median('theirs') * 1e3:.0f} "
+                    f"| {timer.ratio('ours', 'theirs'):.2f} |",
+                    flush=True,
+                )
     for recipe in given.ours_only:
-        run = ours(recipe, weight, measured=True)
-        began = now()
-        run()
-        taken = now() - began
+        timer = Timer(given.clock)
+        timer.run("ours", ours(recipe, weight, measured=True))
+        taken = timer.median("ours")
         print(f"\n{recipe}: {taken:.1f} s, {count / taken:,.0f} weights per second")
 
 

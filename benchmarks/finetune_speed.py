@@ -11,14 +11,16 @@ The median step of each is printed. `peft` and `bitsandbytes` are needed.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import reallm_compiler as reallm
+from benchmarks.timing import Timer
 from reallm_compiler.runtime import open_tunable
 
 RECIPE = {
@@ -34,24 +36,19 @@ RECIPE = {
 class Side:
     """A model whose factors are tuned, and its optimiser."""
 
-    def __init__(self, name: str, model, parameters) -> None:
+    def __init__(self, name: str, model: nn.Module, parameters: Iterable[torch.Tensor]) -> None:
         self.name = name
         self.model = model.eval()
         self.parameters = list(parameters)
         self.adam = torch.optim.Adam(self.parameters, lr=1e-4, foreach=False)
-        self.cpu: list[float] = []
-        self.wall: list[float] = []
 
     def step(self, ids: torch.Tensor) -> None:
-        cpu, wall = time.process_time(), time.perf_counter()
         logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
         if ids.is_cuda:
             torch.cuda.synchronize()
-        self.cpu.append(time.process_time() - cpu)
-        self.wall.append(time.perf_counter() - wall)
 
 
 def ours(folder: Path, rank: int, dora: bool, device: str) -> Side:
@@ -104,17 +101,19 @@ def main() -> None:
     ]
     vocabulary = sides[0].model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
-    for _ in range(given.steps + 1):
+    timer = Timer()
+    for number in range(given.steps + 1):
+        timer = Timer() if number == 1 else timer  # the first step warms up
         shape = (given.batch, given.window)
         ids = torch.randint(3, vocabulary, shape, generator=generator).to(given.device)
         for side in sides:
-            side.step(ids)
+            timer.run(side.name, partial(side.step, ids))
     print(f"batch {given.batch} x {given.window}, rank {given.rank}, {given.device}, one thread\n")
     print("| tuned | parameters | CPU seconds per step | wall seconds per step |")
     print("|---|---|---|---|")
-    for side in sides:  # the first step warms up
+    for side in sides:
         count = sum(value.numel() for value in side.parameters)
-        cpu, wall = statistics.median(side.cpu[1:]), statistics.median(side.wall[1:])
+        cpu, wall = (timer.median(side.name, clock) for clock in ("cpu", "wall"))
         print(f"| {side.name} | {count:,} | {cpu:.3f} | {wall:.3f} |")
 
 

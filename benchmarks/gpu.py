@@ -36,6 +36,7 @@ import torch
 
 import reallm_compiler as reallm
 from benchmarks.scale import write_checkpoint
+from benchmarks.timing import Timer
 from reallm_compiler.codecs import encode_matrix, nearest
 from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign
@@ -73,12 +74,15 @@ def bytes_of(*tensors: torch.Tensor) -> bytes:
 
 def timed(function: Callable[[str], Made], device: str) -> tuple[Made, float]:
     """What a function made on the device, and its seconds with the device's queue empty."""
-    function(device)  # the first call pays for kernels and contexts
-    torch.cuda.synchronize()
-    began = time.monotonic()
-    result = function(device)
-    torch.cuda.synchronize()
-    return result, time.monotonic() - began
+
+    def call() -> Made:
+        result = function(device)
+        torch.cuda.synchronize()
+        return result
+
+    call()  # the first call pays for kernels and contexts
+    timer = Timer("wall")
+    return timer.run(device, call), timer.median(device)
 
 
 def codebook(device: str) -> Made:

@@ -15,18 +15,16 @@ goes on to a smaller error.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
-import time
+from functools import partial
 
 import torch
 
+from benchmarks.timing import Timer, add_options, conditions
 from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign
 from reallm_compiler.codecs.numerics.vectors import DenseVectors, Vectors
 
-CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 SETTINGS = ((2, 2), (3, 2), (2, 4))
 """Bits per weight and dimension."""
 
@@ -82,20 +80,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--columns", type=int, default=4096)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--clock", choices=CLOCKS, default="cpu")
+    add_options(parser, rounds=9)
     given = parser.parse_args()
     import faiss
 
     torch.set_num_threads(given.threads)
     faiss.omp_set_num_threads(given.threads)
-    now = CLOCKS[given.clock]
     print(
-        f"{given.rows} x {given.columns} normal weights, {given.threads} thread(s), "
-        f"{given.rounds} rounds, {given.clock} clock; faiss {faiss.__version__}, "
-        f"torch {torch.__version__}, {os.cpu_count()} cores, "
-        f"{torch.backends.cpu.get_cpu_capability()}, Python {platform.python_version()}\n"
+        f"{given.rows} x {given.columns} normal weights, {conditions(given)}, "
+        f"faiss {faiss.__version__}\n"
     )
     print(
         "| bits, dim | words | vectors | faiss (s) | reach (s) | reach / faiss | reached "
@@ -108,25 +101,19 @@ def main() -> None:
         everything = torch.randn(given.rows * given.columns // dim, dim, generator=generator)
         words = 2 ** (bits * dim)
         for values in (everything[: 256 * words], everything):
-            taken: dict[str, list[float]] = {"faiss": [], "reach": [], "whole": []}
+            timer = Timer(given.clock)
             errors: tuple[list[float], list[float]] = ([], [])
             reached = 0
             for seed in range(given.rounds):
-                began = now()
-                theirs = faiss_run(values, words, seed)
-                taken["faiss"].append(now() - began)
+                theirs = timer.run("faiss", partial(faiss_run, values, words, seed))
                 errors[1].append(error(values, theirs))
-                began = now()
-                reached += reach(values, words, seed, errors[1][-1])
-                taken["reach"].append(now() - began)
-                began = now()
-                found = ours(values, words, seed)
-                taken["whole"].append(now() - began)
+                reached += timer.run("reach", partial(reach, values, words, seed, errors[1][-1]))
+                found = timer.run("whole", partial(ours, values, words, seed))
                 errors[0].append(error(values, found))
-            faiss_s, reach_s, whole_s = (statistics.median(times) for times in taken.values())
             print(
-                f"| {bits}, {dim} | {words} | {len(values):,} | {faiss_s:.3f} | {reach_s:.3f} "
-                f"| {reach_s / faiss_s:.2f} | {reached}/{given.rounds} | {whole_s:.3f} "
+                f"| {bits}, {dim} | {words} | {len(values):,} | {timer.median('faiss'):.3f} "
+                f"| {timer.median('reach'):.3f} | {timer.ratio('reach', 'faiss'):.2f} "
+                f"| {reached}/{given.rounds} | {timer.median('whole'):.3f} "
                 f"| {statistics.median(errors[0]):.6f} | {statistics.median(errors[1]):.6f} |",
                 flush=True,
             )

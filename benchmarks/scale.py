@@ -26,7 +26,6 @@ import cProfile
 import json
 import os
 import pstats
-import resource
 import subprocess
 import sys
 import tempfile
@@ -37,7 +36,9 @@ from typing import Any
 
 import torch
 
+import reallm_compiler.codecs
 from benchmarks.processes import anonymous_bytes
+from benchmarks.timing import Timer
 from reallm_compiler import plan
 from reallm_compiler.execute.preflight import INTERPRETER_BYTES, worker_bytes
 
@@ -50,6 +51,10 @@ extends: {recipe}
 rules: [{{match: "*embed_tokens", keep: bf16}}]
 """
 SAMPLE_SECONDS = 0.1
+CODECS = Path(reallm_compiler.codecs.__file__).parent
+LEAST_SHARE = 0.01
+"""Of the time that a function takes, to be shown."""
+
 MANY, LAYERS, RULES = 99_960, 56, 1_400
 """Matrices, layers and rules of the largest plan."""
 
@@ -166,20 +171,20 @@ def interpreter_bytes() -> int:
 
 def watched(words: list[str]) -> tuple[dict[int, int], float, float]:
     """Run the command line: peak anonymous bytes by process, seconds, processor seconds."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    began = time.monotonic()
-    process = subprocess.Popen([*COMMAND, *words], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     peaks: dict[int, int] = {}
-    while process.poll() is None:
-        for pid in family(process.pid):
-            peaks[pid] = max(peaks.get(pid, 0), anonymous_bytes(pid))
-        time.sleep(SAMPLE_SECONDS)
-    seconds = time.monotonic() - began
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if process.returncode:
-        sys.exit(process.returncode)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return peaks, seconds, used
+
+    def sampled() -> int:
+        process = subprocess.Popen([*COMMAND, *words], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+        while process.poll() is None:
+            for pid in family(process.pid):
+                peaks[pid] = max(peaks.get(pid, 0), anonymous_bytes(pid))
+            time.sleep(SAMPLE_SECONDS)
+        return process.returncode
+
+    timer = Timer()
+    if code := timer.run("compile", sampled):
+        sys.exit(code)
+    return peaks, timer.median("compile", "wall"), timer.median("compile", "cpu")
 
 
 def study(given: argparse.Namespace, folder: Path) -> bool:
@@ -307,30 +312,16 @@ def timed_budget(
         "print(' '.join(sys.modules), file=sys.stderr)\nsys.exit(code)"
     )
     words = [sys.executable, "-c", code if model is not None else "pass"]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    began = time.monotonic()
-    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, check=True, text=True)
-    seconds = time.monotonic() - began
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return seconds, used, done.stderr.split()
-
-
-STAGES = {
-    ("low_rank.py", "encode"): "residual: randomised SVD",
-    ("nearest.py", "encode"): "permutation: greedy walk",
-    ("nearest.py", "permute"): "permutation: columns moved",
-    ("scales.py", "encode"): "scales",
-    ("vq.py", "fit_codebook"): "codebook: k-means",
-    ("vq.py", "encode"): "codebook and codes together",
-    ("matrix.py", "magnitudes"): "magnitudes",
-    ("matrix.py", "_relative_error"): "error measured",
-    ("matrix.py", "encode_matrix"): "all",
-}
+    timer = Timer()
+    done = timer.run(
+        "budget",
+        lambda: subprocess.run(words, env=ENVIRONMENT, capture_output=True, check=True, text=True),
+    )
+    return timer.median("budget", "wall"), timer.median("budget", "cpu"), done.stderr.split()
 
 
 def profile(given: argparse.Namespace) -> None:
-    """Time by stage of the largest matrix."""
+    """Functions of the codecs that take most of the time of one matrix, calls included."""
     from reallm_compiler.codecs import encode_matrix
     from reallm_compiler.recipe import Candidate, load_recipe, resolve
 
@@ -344,10 +335,15 @@ def profile(given: argparse.Namespace) -> None:
     profiler = cProfile.Profile(time.process_time)
     profiler.runcall(encode_matrix, plan, weight, seed=0, source_dtype="bf16")
     found = pstats.Stats(profiler).stats  # type: ignore[attr-defined]
-    for (file, _, function), (_, _, _, together, _) in found.items():
-        title = STAGES.get((Path(file).name, function))
-        if title is not None:
-            print(f"{title:30} {together:7.2f} s of the processor")
+    rows = [
+        (together, f"{Path(file).relative_to(CODECS)}: {function}")
+        for (file, _, function), (_, _, _, together, _) in found.items()
+        if Path(file).is_relative_to(CODECS)
+    ]
+    whole = max(rows)[0]
+    for together, title in sorted(rows, reverse=True):
+        if together >= LEAST_SHARE * whole:
+            print(f"{together:7.2f} s of the processor  {title}")
 
 
 def main() -> int:
