@@ -45,9 +45,9 @@ class Problem:
     hint: str | None = None
 
     def __str__(self) -> str:
-        place = f"{self.location}: {self.path}: " if self.path else f"{self.location}: "
+        prefix = f"{self.location}: {self.path}: " if self.path else f"{self.location}: "
         tail = f" ({self.hint})" if self.hint else ""
-        return f"{place}{self.message}{tail}"
+        return f"{prefix}{self.message}{tail}"
 
 
 class RecipeError(ReallmError):

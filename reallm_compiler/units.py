@@ -31,4 +31,4 @@ def bits_per_weight(nbytes: int, numel: int) -> Fraction:
 def split_evenly(total: int, parts: int) -> list[int]:
     """`total` as `parts` integers that differ by at most one and add up to it."""
     share, rest = divmod(total, parts)
-    return [share + (1 if place < rest else 0) for place in range(parts)]
+    return [share + (1 if index < rest else 0) for index in range(parts)]

@@ -22,7 +22,7 @@ from reallm_cli.terminal import Terminal, escape
 from reallm_compiler.errors import Problem, ReallmError, RecipeError
 
 _ERROR = "bold red"
-_PLACE = "cyan"
+_LOCATION = "cyan"
 _HINT = "green"
 
 
@@ -33,7 +33,7 @@ def render_error(error: ReallmError, *, encoding: str = "utf-8") -> Text:
         for problem in error.problems:
             lines += [Text(), *_problem(problem, encoding)]
     if error.location:
-        lines.append(_part("  at", error.location, encoding, style=_PLACE))
+        lines.append(_part("  at", error.location, encoding, style=_LOCATION))
     if error.note:
         if isinstance(error, RecipeError):
             lines.append(Text())
@@ -45,10 +45,10 @@ def render_error(error: ReallmError, *, encoding: str = "utf-8") -> Text:
 
 def _problem(problem: Problem, encoding: str) -> list[Text]:
     """One problem: its place, what is wrong, and the nearest valid word."""
-    place = Text("  ").append(_safe(problem.location, encoding), _PLACE)
+    location = Text("  ").append(_safe(problem.location, encoding), _LOCATION)
     if problem.path:
-        place.append(f"  {_safe(problem.path, encoding)}")
-    lines = [place, Text("    ").append(_indented(problem.message, 4, encoding))]
+        location.append(f"  {_safe(problem.path, encoding)}")
+    lines = [location, Text("    ").append(_indented(problem.message, 4, encoding))]
     if problem.hint:
         lines.append(_part("    hint", problem.hint, encoding, label_style=_HINT))
     return lines

@@ -68,8 +68,8 @@ def write_examples(examples: Sequence[Example], formatter: click.HelpFormatter) 
     if not examples:
         return
     with formatter.section("Examples"):
-        for place, (typed, meaning) in enumerate(examples):
-            if place:
+        for index, (typed, meaning) in enumerate(examples):
+            if index:
                 formatter.write_paragraph()
             indent = " " * formatter.current_indent
             formatter.write(f"{indent}{typed}\n")

@@ -163,8 +163,8 @@ def _refusal(error: OSError) -> SystemRefusalError | None:
     if error.strerror is None:
         return None
     reason = error.strerror[:1].lower() + error.strerror[1:]
-    place = error.filename if isinstance(error.filename, str) else None
-    return SystemRefusalError(f"the system refused: {reason}", location=place)
+    path = error.filename if isinstance(error.filename, str) else None
+    return SystemRefusalError(f"the system refused: {reason}", location=path)
 
 
 def _forget_stdout() -> None:

@@ -57,23 +57,23 @@ def check_recipe_path(recipe: str) -> None:
     Raises:
         RecipeError: there is no such file.
     """
-    place = Path(recipe)
-    if place.exists() or (place.suffix not in RECIPE_SUFFIXES and len(place.parts) == 1):
+    file = Path(recipe)
+    if file.exists() or (file.suffix not in RECIPE_SUFFIXES and len(file.parts) == 1):
         return
     problem = Problem(
         location=recipe,
         path="",
         message="there is no such recipe file",
-        hint=did_you_mean(_recipes_like(place)) or "`reallm recipes list` names the shipped ones",
+        hint=did_you_mean(_recipes_like(file)) or "`reallm recipes list` names the shipped ones",
     )
     raise RecipeError([problem])
 
 
-def _recipes_like(place: Path) -> list[str]:
-    if not place.parent.is_dir():
+def _recipes_like(file: Path) -> list[str]:
+    if not file.parent.is_dir():
         return []
-    beside = [child.name for child in place.parent.iterdir() if child.suffix in RECIPE_SUFFIXES]
-    return [str(place.parent / name) for name in nearest(place.name, sorted(beside))]
+    beside = [child.name for child in file.parent.iterdir() if child.suffix in RECIPE_SUFFIXES]
+    return [str(file.parent / name) for name in nearest(file.name, sorted(beside))]
 
 
 def check_text_path(path: str) -> None:
@@ -82,11 +82,11 @@ def check_text_path(path: str) -> None:
     Raises:
         EvaluationError: there is no such file.
     """
-    place = Path(path)
-    if place.exists():
+    file = Path(path)
+    if file.exists():
         return
-    beside = sorted(child.name for child in place.parent.iterdir()) if place.parent.is_dir() else []
-    alike = [str(place.parent / name) for name in nearest(place.name, beside)]
+    beside = sorted(child.name for child in file.parent.iterdir()) if file.parent.is_dir() else []
+    alike = [str(file.parent / name) for name in nearest(file.name, beside)]
     raise EvaluationError("there is no such text file", location=path, hint=did_you_mean(alike))
 
 
@@ -96,26 +96,26 @@ def check_archive_path(path: str) -> None:
     Raises:
         NoArchiveError: there is no such file, or it is a folder.
     """
-    place = Path(path)
-    if place.is_file():
+    file = Path(path)
+    if file.is_file():
         return
-    if place.is_dir():
-        inside = sorted(child.name for child in place.glob("*.reallm"))
+    if file.is_dir():
+        inside = sorted(child.name for child in file.glob("*.reallm"))
         raise NoArchiveError(
             "an archive is one file, and this is a folder",
             location=path,
-            hint=did_you_mean([str(place / name) for name in inside[:3]])
+            hint=did_you_mean([str(file / name) for name in inside[:3]])
             or "give the `.reallm` file that `reallm compile` wrote",
         )
-    if not place.parent.is_dir():
+    if not file.parent.is_dir():
         raise NoArchiveError(
-            "there is no such archive", location=path, note=f"there is no folder `{place.parent}`"
+            "there is no such archive", location=path, note=f"there is no folder `{file.parent}`"
         )
-    names = sorted(child.name for child in place.parent.iterdir() if child.is_file())
-    alike = [name for name in nearest(place.name, names) if name.endswith(".reallm")]
+    names = sorted(child.name for child in file.parent.iterdir() if child.is_file())
+    alike = [name for name in nearest(file.name, names) if name.endswith(".reallm")]
     raise NoArchiveError(
         "there is no such archive",
         location=path,
-        hint=did_you_mean([str(place.parent / name) for name in alike])
+        hint=did_you_mean([str(file.parent / name) for name in alike])
         or "`reallm compile RECIPE --model MODEL -o FILE.reallm` makes one",
     )

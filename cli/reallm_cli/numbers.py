@@ -18,10 +18,10 @@ def grouped(count: int) -> str:
 def bits_column(rates: Iterable[Fraction]) -> list[str]:
     """Rates with as many decimals as the one that needs most of them, six at most."""
     scaled = [_scaled(rate) for rate in rates]
-    places = DECIMALS
-    while places > 0 and all(value % 10 ** (DECIMALS - places + 1) == 0 for value in scaled):
-        places -= 1
-    return [_fixed(value, places) for value in scaled]
+    decimals = DECIMALS
+    while decimals > 0 and all(value % 10 ** (DECIMALS - decimals + 1) == 0 for value in scaled):
+        decimals -= 1
+    return [_fixed(value, decimals) for value in scaled]
 
 
 def _scaled(rate: Fraction) -> int:
@@ -38,9 +38,9 @@ def bits_text(rate: Fraction) -> str:
     return bits_column([rate])[0]
 
 
-def _fixed(scaled: int, places: int) -> str:
+def _fixed(scaled: int, decimals: int) -> str:
     whole, rest = divmod(scaled, 10**DECIMALS)
-    return f"{whole}.{rest:06d}"[: -(DECIMALS - places) or None] if places else str(whole)
+    return f"{whole}.{rest:06d}"[: -(DECIMALS - decimals) or None] if decimals else str(whole)
 
 
 def size_text(count: int) -> str:

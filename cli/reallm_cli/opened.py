@@ -74,14 +74,14 @@ class Opened:
         Raises:
             SourceError, FormatError: what was given is not what the archive needs.
         """
-        place = Path(self.path)
+        archive = Path(self.path)
         if given is not None:
-            found = find_decoders(self.plan, place, Path(given))
+            found = find_decoders(self.plan, archive, Path(given))
             return {_hex(digest): str(file.path) for digest, file in found.items()}
         files: dict[str, str | None] = {}
         for digest in used_decoders(self.plan):
             try:
-                files[_hex(digest)] = str(find_decoder(digest, place).path)
+                files[_hex(digest)] = str(find_decoder(digest, archive).path)
             except (SourceError, FormatError):
                 files[_hex(digest)] = None
         return files
@@ -142,11 +142,11 @@ def is_archive(path: str) -> bool:
     """Whether a path is meant as an archive: by its suffix, or by its first bytes."""
     if path.endswith(SUFFIX):
         return True
-    place = Path(path)
-    if not place.is_file():
+    file = Path(path)
+    if not file.is_file():
         return False
-    with place.open("rb") as file:
-        return file.read(len(MAGIC_START)) == MAGIC_START
+    with file.open("rb") as stream:
+        return stream.read(len(MAGIC_START)) == MAGIC_START
 
 
 def _hex(digest: str) -> str:

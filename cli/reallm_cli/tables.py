@@ -53,17 +53,17 @@ def show_sheet(terminal: Terminal, sheet: Sheet, *, title: str | None = None) ->
     """Draw a sheet on stdout, in as many tables as the terminal's width asks for."""
     parts = [list(range(len(sheet.columns)))]
     if not _fits(terminal, sheet, parts[0]):
-        parts[0].sort(key=lambda place: sheet.columns[place] in sheet.last)
+        parts[0].sort(key=lambda column: sheet.columns[column] in sheet.last)
     while not _fits(terminal, sheet, parts[-1]) and len(parts[-1]) > sheet.always + 1:
         wide = parts.pop()
         cut = len(wide)
         while cut > sheet.always + 1 and not _fits(terminal, sheet, wide[:cut]):
             cut -= 1
         parts += [wide[:cut], wide[: sheet.always] + wide[cut:]]
-    for place, columns in enumerate(parts):
-        if title and place == 0:
+    for index, columns in enumerate(parts):
+        if title and index == 0:
             terminal.data(terminal.text(title, style="bold"))
-        if place:
+        if index:
             terminal.data()
         lines = _drawn(terminal, sheet, columns)
         drawn = _draw(terminal, sheet, columns) if lines is None else lines
@@ -89,8 +89,8 @@ def _fits(terminal: Terminal, sheet: Sheet, columns: Sequence[int]) -> bool:
         return True
     rows = [sheet.columns, *sheet.rows, *([sheet.total] if sheet.total else [])]
     widths = [
-        PROSE if sheet.columns[place] == sheet.wrap else max(len(row[place]) for row in rows)
-        for place in columns
+        PROSE if sheet.columns[column] == sheet.wrap else max(len(row[column]) for row in rows)
+        for column in columns
     ]
     return sum(widths) + 2 * len(widths) <= terminal.out.width
 
@@ -103,8 +103,8 @@ class _Drawn:
     bold: frozenset[int]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        for place, line in enumerate(self.lines):
-            yield Segment(line, _BOLD if place in self.bold else None)
+        for index, line in enumerate(self.lines):
+            yield Segment(line, _BOLD if index in self.bold else None)
             yield Segment.line()
 
 
@@ -114,20 +114,20 @@ def _drawn(terminal: Terminal, sheet: Sheet, columns: Sequence[int]) -> _Drawn |
     None where only rich can do it: for prose, for cells of several lines, and for a table that
     is still too wide.
     """
-    if any(sheet.columns[place] == sheet.wrap for place in columns):
+    if any(sheet.columns[column] == sheet.wrap for column in columns):
         return None
     encoding = terminal.out.encoding
-    rows = [[sheet.columns[place].removeprefix("<") for place in columns]]
-    rows += [[escape(row[place], encoding) for place in columns] for row in sheet.rows]
+    rows = [[sheet.columns[column].removeprefix("<") for column in columns]]
+    rows += [[escape(row[column], encoding) for column in columns] for row in sheet.rows]
     if sheet.total is not None:
-        rows.append([escape(sheet.total[place], encoding) for place in columns])
+        rows.append([escape(sheet.total[column], encoding) for column in columns])
     if any("\n" in cell for row in rows for cell in row):
         return None
     widths = [max(map(_cells, cells)) for cells in zip(*rows, strict=True)]
     whole = sum(widths) + 2 * (len(widths) - 1)
     if whole > terminal.out.width:
         return None
-    left = [sheet.columns[place].startswith("<") for place in columns]
+    left = [sheet.columns[column].startswith("<") for column in columns]
     lines = ["  ".join(map(_padded, row, widths, left)) for row in rows]
     rule = ("-" if terminal.out.options.ascii_only else "\u2500") * whole
     lines.insert(1, rule)
@@ -156,17 +156,17 @@ def _draw(terminal: Terminal, sheet: Sheet, columns: Sequence[int]) -> Table:
         header_style="bold",
         footer_style="bold",
     )
-    for place in columns:
-        heading = sheet.columns[place]
+    for column in columns:
+        heading = sheet.columns[column]
         table.add_column(
             Text(heading.removeprefix("<")),
-            footer=_cell(terminal, sheet.total[place]) if sheet.total is not None else "",
+            footer=_cell(terminal, sheet.total[column]) if sheet.total is not None else "",
             justify="left" if heading.startswith("<") else "right",
             no_wrap=heading != sheet.wrap,
             overflow="fold",
         )
     for row in sheet.rows:
-        table.add_row(*(_cell(terminal, row[place]) for place in columns))
+        table.add_row(*(_cell(terminal, row[column]) for column in columns))
     return table
 
 

@@ -31,7 +31,7 @@ def normal(value: object) -> Any:  # noqa: ANN401 (plain data has no narrower ty
     """A deep copy of a document in normal form: keys sorted, tuples as lists.
 
     Raises:
-        FormatError: something in it has no place in a manifest (rules C3 to C8).
+        FormatError: something in it is not allowed in a manifest (rules C3 to C8).
     """
     return _Normaliser().document(value)
 
@@ -40,7 +40,7 @@ def encode(document: object) -> bytes:
     """The one byte string of a document.
 
     Raises:
-        FormatError: something in it has no place in a manifest (rules C3 to C9).
+        FormatError: something in it is not allowed in a manifest (rules C3 to C9).
     """
     plain, count = counted(document)
     data = pack(plain)
@@ -139,11 +139,11 @@ class _Normaliser:
     def array(self, items: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
         _check_depth(depth)
         copy = []
-        for place, item in enumerate(items):
+        for index, item in enumerate(items):
             try:
                 copy.append(self.value(item, depth + 1))
             except FormatError as error:
-                error.location = f"[{place}]{error.location or ''}"
+                error.location = f"[{index}]{error.location or ''}"
                 raise
         return copy
 
@@ -177,7 +177,7 @@ def decode(data: bytes, *, base: int = 0) -> Any:  # noqa: ANN401
 
     Args:
         data: all bytes of the document.
-        base: where `data` starts in its file, for the place in error messages.
+        base: where `data` starts in its file, for the location in error messages.
 
     Raises:
         FormatError: `data` is not what `encode` writes for any document (rules C1 to C9).

@@ -41,7 +41,7 @@ def closed_map(
         value: a decoded value.
         keys: the keys that version 1.0 knows; all are needed.
         rule: the rule that wants them.
-        where: the place of `value`.
+        where: the location of `value`.
         newer: the file's minor version is newer than ours, so keys that we do not know pass.
 
     Raises:

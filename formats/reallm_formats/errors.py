@@ -107,5 +107,7 @@ class FormatError(ReallmError):
 
     def inside(self, file: str) -> FormatError:
         """The same error with the file's name in front of its location."""
-        place = f"{file}: {self.location}" if self.location else file
-        return type(self)(self.rule, self.message, location=place, note=self.note, hint=self.hint)
+        location = f"{file}: {self.location}" if self.location else file
+        return type(self)(
+            self.rule, self.message, location=location, note=self.note, hint=self.hint
+        )

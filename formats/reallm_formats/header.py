@@ -83,9 +83,9 @@ def parse_header(data: bytes, file_bytes: int) -> Header:
         _wrong_length(claimed, file_bytes)
     _check_manifest_bytes(manifest_bytes, file_bytes)
     if minor <= v1.MINOR and any(rest):
-        place = next(i for i, byte in enumerate(rest) if byte) + v1.HEADER_BYTES - len(rest)
+        offset = next(i for i, byte in enumerate(rest) if byte) + v1.HEADER_BYTES - len(rest)
         message = "a reserved byte of the header is not zero"
-        raise FormatError("H6", message, location=f"header, byte {place}")
+        raise FormatError("H6", message, location=f"header, byte {offset}")
     return Header(
         major=major,
         minor=minor,

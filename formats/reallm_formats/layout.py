@@ -29,7 +29,7 @@ from reallm_formats.sections import (
     check_number,
     check_row,
     check_unique,
-    place_all,
+    offsets_of,
 )
 
 
@@ -64,7 +64,7 @@ class Layout:
     def manifest(self) -> Manifest:
         """The manifest, with zeros for digests; made when it is first asked for."""
         sizes = [section_bytes(dtype, shape) for _, dtype, shape in self.rows]
-        offsets, _ = place_all(sizes, v1.HEADER_BYTES + self.manifest_bytes)
+        offsets, _ = offsets_of(sizes, v1.HEADER_BYTES + self.manifest_bytes)
         blank = bytes(v1.DIGEST_BYTES)
         entries = tuple(
             SectionEntry(name=name, dtype=dtype, shape=shape, offset=offset, sha256=blank)
@@ -130,7 +130,7 @@ def layout(
 
 
 class _Table(NamedTuple):
-    """A section table before the sections have a place.
+    """A section table before the sections have offsets.
 
     Attributes:
         rows: its rows.
@@ -158,16 +158,16 @@ def _measure(sections: Iterable[tuple[str, str, Sequence[int]]]) -> _Table:
     rows: list[Row] = []
     sizes: list[int] = []
     total = values = 0
-    for place, (name, dtype, extents) in enumerate(sections):
+    for index, (name, dtype, extents) in enumerate(sections):
         shape = tuple(extents)
         owner, _, role = str(name).rpartition("/")
         length = owners.get(owner, unknown) + roles.get(role, unknown)
         law = laws.get((dtype, shape))
         if law is None:
-            check_row(name, dtype, list(shape), f"manifest: sections[{place}]")
+            check_row(name, dtype, list(shape), f"manifest: sections[{index}]")
             law = laws[dtype, shape] = _row_law(dtype, shape)
         if length > v1.MAX_NAME_BYTES:
-            names.parse_name(name, f"manifest: sections[{place}].name")
+            names.parse_name(name, f"manifest: sections[{index}].name")
             length = len(name.encode("utf-8"))
             if name.startswith((names.MATRIX, names.SHARE)):
                 owners[owner], roles[role] = length - len(role), len(role)

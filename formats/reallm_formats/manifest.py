@@ -50,7 +50,7 @@ class Manifest:
 
     @property
     def rows(self) -> list[Row]:
-        """The sections without their places."""
+        """The sections without their offsets."""
         return [section.row for section in self.sections]
 
     def plain(self) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def parse_manifest(data: bytes, *, minor: int = v1.MINOR) -> Manifest:
         minor: the minor version of the file; under a newer one unknown keys pass.
 
     Raises:
-        FormatError: the broken rule (C, M, S or D) and its place.
+        FormatError: the broken rule (C, M, S or D) and its location.
     """
     plain = canonical.decode(data, base=v1.HEADER_BYTES)
     manifest = manifest_of(plain, newer=minor > v1.MINOR)
@@ -91,15 +91,15 @@ def parse_manifest(data: bytes, *, minor: int = v1.MINOR) -> Manifest:
 
 
 def manifest_of(plain: object, *, newer: bool = False) -> Manifest:
-    """A manifest from plain data; only the places of the sections are not checked."""
+    """A manifest from plain data; only the offsets of the sections are not checked."""
     items = closed_map(plain, KEYS, "M1", "manifest", newer=newer)
     features = check_features(items["features"])
     kind = typed(items["kind"], str, "M3", "manifest: kind")
     rows = typed(items["sections"], list, "S1", "manifest: sections")
     check_number(len(rows))
     sections = tuple(
-        parse_entry(row, f"manifest: sections[{place}]", newer=newer)
-        for place, row in enumerate(rows)
+        parse_entry(row, f"manifest: sections[{index}]", newer=newer)
+        for index, row in enumerate(rows)
     )
     table = [section.row for section in sections]
     check_unique(table)
@@ -111,21 +111,21 @@ def manifest_of(plain: object, *, newer: bool = False) -> Manifest:
 def check_features(value: object) -> tuple[str, ...]:
     """Feature names from decoded data: sorted, each once (M4), each known (M5)."""
     features: Sequence[Any] = typed(value, list, "M4", "manifest: features")
-    for place, feature in enumerate(features):
-        where = f"manifest: features[{place}]"
+    for index, feature in enumerate(features):
+        where = f"manifest: features[{index}]"
         typed(feature, str, "M4", where)
         if not _FEATURE.fullmatch(feature) or len(feature) > v1.MAX_FEATURE_BYTES:
             message = f"{feature!r} is not a feature's name"
             raise FormatError("M4", message, location=where)
-        if place and feature <= features[place - 1]:
+        if index and feature <= features[index - 1]:
             message = f"the feature `{feature}` is not in sorted order, or stands twice"
             raise FormatError("M4", message, location=where)
-    for place, feature in enumerate(features):
+    for index, feature in enumerate(features):
         if feature not in v1.FEATURES:
             raise FormatError(
                 "M5",
                 f"the file needs the feature `{feature}`, which this reader does not have",
-                location=f"manifest: features[{place}]",
+                location=f"manifest: features[{index}]",
                 hint="install a newer reallm",
             )
     return tuple(features)

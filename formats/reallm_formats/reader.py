@@ -5,7 +5,7 @@ maps the file. No byte of a section is touched before `read`, which checks the s
 the first time, or `verify`, which checks everything.
 
 A file must not be shortened in place while it is open: the system stops a process that touches a
-mapped page which is gone. Writers put a new file in the place of an old one by renaming.
+mapped page which is gone. Writers replace an old file by renaming the new one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Archive(Closing):
             name: what errors call it.
 
         Raises:
-            FormatError: the broken rule and its place.
+            FormatError: the broken rule and its location.
         """
         self._name = name
         self._data = data
@@ -223,11 +223,11 @@ class Archive(Closing):
         for section in self.manifest.sections:
             padding = bytes(self._data[start : section.offset])
             if any(padding):
-                place = start + next(i for i, byte in enumerate(padding) if byte)
+                offset = start + next(i for i, byte in enumerate(padding) if byte)
                 found.append(
                     Damage(
                         rule="S12",
-                        location=f"padding before section {section.name}, byte {place}",
+                        location=f"padding before section {section.name}, byte {offset}",
                         message="a byte between sections is not zero",
                     )
                 )
@@ -262,7 +262,7 @@ class Archive(Closing):
                 "S8",
                 f"{'the last section' if last else 'the manifest'} ends at byte {end} "
                 f"and the file at byte {header.file_bytes}",
-                location=last.place if last else f"manifest, byte {end}",
+                location=last.location if last else f"manifest, byte {end}",
             )
         return manifest
 
@@ -284,7 +284,7 @@ def _damage(
             progress(len(part))
     if digest.digest() != section.sha256:
         message = "the section is damaged: its digest differs"
-        return Damage(rule="S9", location=section.place, message=message)
+        return Damage(rule="S9", location=section.location, message=message)
     try:
         check_spare(section, view)
     except FormatError as error:

@@ -45,7 +45,7 @@ class SectionEntry:
 
     @property
     def row(self) -> Row:
-        """What the section is, without its place."""
+        """What the section is, without its offset."""
         return self.name, self.dtype, self.shape
 
     @property
@@ -59,7 +59,7 @@ class SectionEntry:
         return self.offset + self.nbytes
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """The section as error messages name it."""
         return f"section {self.name}, byte {self.offset}"
 
@@ -86,7 +86,7 @@ class SectionEntry:
 
 
 def parse_entry(value: object, where: str, *, newer: bool) -> SectionEntry:
-    """A row from decoded data; its place in the file is checked by `check_order`.
+    """A row from decoded data; its offset is checked by `check_order`.
 
     Raises:
         FormatError: rules S2, S3, S5, S6, S7, S8, S10, M2.
@@ -126,11 +126,11 @@ def check_shape(value: object, dtype: str, where: str) -> tuple[int, ...]:
         message = f"a shape has {len(extents)} extents; {v1.MAX_RANK} are allowed"
         raise FormatError("S7", message, location=where)
     bits = BITS[dtype]
-    for place, extent in enumerate(extents):
-        typed(extent, int, "S7", f"{where}[{place}]")
+    for index, extent in enumerate(extents):
+        typed(extent, int, "S7", f"{where}[{index}]")
         if not 0 <= extent <= v1.MAX_EXTENT:
             message = f"the extent {extent} is outside 0 to {v1.MAX_EXTENT}"
-            raise FormatError("S7", message, location=f"{where}[{place}]")
+            raise FormatError("S7", message, location=f"{where}[{index}]")
         bits *= max(1, extent)
         if bits > v1.MAX_SECTION_BITS:
             message = f"the shape {extents} of type {dtype} has 2^63 bits or more"
@@ -149,27 +149,27 @@ def check_unique(sections: Sequence[Row]) -> None:
     """Refuse two sections of one name (S4), and files that stand in each other's way (S5)."""
     every = [name for name, _, _ in sections]
     if len(set(every)) < len(every):
-        first = {name: -place for place, name in enumerate(reversed(every), 1 - len(every))}
-        place, name = next((p, name) for p, name in enumerate(every) if first[name] != p)
+        first = {name: -index for index, name in enumerate(reversed(every), 1 - len(every))}
+        index, name = next((p, name) for p, name in enumerate(every) if first[name] != p)
         message = f"the name `{name}` stands twice"
-        raise FormatError("S4", message, location=f"manifest: sections[{place}].name")
+        raise FormatError("S4", message, location=f"manifest: sections[{index}].name")
     files: dict[str, str] = {}
     named = [(p, name) for p, (name, _, _) in enumerate(sections) if name.startswith(names.FILE)]
-    for place, name in named:
+    for index, name in named:
         other = files.setdefault(names.folded(name), name)
         if other != name:
             message = f"some systems take `{name}` and `{other}` for one file"
-            raise FormatError("S5", message, location=f"manifest: sections[{place}].name")
-    for place, name in named:
+            raise FormatError("S5", message, location=f"manifest: sections[{index}].name")
+    for index, name in named:
         parts = names.folded(name).split("/")
         for depth in range(1, len(parts)):
             other = files.get("/".join(parts[:depth]), "")
             if other:
                 message = f"`{name}` lies in `{other}`, which is a file"
-                raise FormatError("S5", message, location=f"manifest: sections[{place}].name")
+                raise FormatError("S5", message, location=f"manifest: sections[{index}].name")
 
 
-def place_all(sizes: Iterable[int], start: int) -> tuple[list[int], int]:
+def offsets_of(sizes: Iterable[int], start: int) -> tuple[list[int], int]:
     """Offsets of sections of these sizes after byte `start`, and the end of the last."""
     offsets = []
     end = start
@@ -193,8 +193,8 @@ def check_order(sections: Sequence[SectionEntry], start: int) -> int:
         if section.offset != offset:
             raise FormatError(
                 "S8",
-                f"the section is said to start at byte {section.offset}; its place is {offset}",
-                location=section.place,
+                f"the section starts at byte {section.offset} and must start at {offset}",
+                location=section.location,
                 note="sections follow each other at multiples of 64, without holes or overlap",
             )
         end = section.end

@@ -120,14 +120,14 @@ class Writer(Closing):
         return digest.digest()
 
     def digest(self, name: str) -> bytes:
-        """SHA-256 of what the file holds at a section's place now: to check a resumed slot."""
+        """SHA-256 of what the file holds in a section's range now: to check a resumed slot."""
         digest = hashlib.sha256()
         for part in self._parts(name):
             digest.update(part)
         return digest.digest()
 
     def read(self, name: str) -> bytes:
-        """What the file holds at a section's place now."""
+        """What the file holds in a section's range now."""
         return b"".join(self._parts(name))
 
     def flush(self) -> None:
@@ -174,7 +174,7 @@ class Writer(Closing):
             self._descriptor = -1
 
     def _parts(self, name: str) -> Iterator[bytes]:
-        """A section's place, chunk by chunk; OSError if somebody cut the file short meanwhile."""
+        """A section's bytes, chunk by chunk; OSError if somebody cut the file short meanwhile."""
         section = self._section(name)
         start = section.offset
         while start < section.end:
@@ -222,12 +222,12 @@ def _other_length(section: SectionEntry, given: int) -> FormatError:
     return FormatError(
         "S7",
         f"the section takes {section.nbytes} bytes and was given {given}",
-        location=section.place,
+        location=section.location,
     )
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Give the file its length and its place on the disk."""
+    """Set the file's length and reserve its disk space."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, size)

@@ -156,7 +156,7 @@ def _no_constant(word: str) -> None:
 def _entry(name: str, value: object, start: int, label: str) -> TensorSpec:
     """One tensor of the header, checked by itself."""
     check_name(name, label)
-    place = f"{label}: {name}"
+    location = f"{label}: {name}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise _broken(label, f"tensor {name!r} is not described by dtype, shape, data_offsets")
     word, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -164,20 +164,20 @@ def _entry(name: str, value: object, start: int, label: str) -> TensorSpec:
     if dtype is None:
         raise SourceError(
             f"tensor {name!r} has the element type {word!r}, which cannot be read",
-            location=place,
+            location=location,
             note=f"readable types: {', '.join(DTYPES)}",
             hint="start from the checkpoint in bf16, fp16, fp32 or fp8",
         )
     if isinstance(shape, list) and len(shape) > AXES_LIMIT:
         raise SourceError(
             f"tensor {name!r} has {len(shape)} axes, above {AXES_LIMIT}",
-            location=place,
+            location=location,
             note="an archive could not hold it",
             hint="write the checkpoint again without it, or with fewer axes",
         )
     extents = check_shape(shape)
     if extents is None:
-        raise _broken(label, f"tensor {name!r} has the impossible shape {_short(shape)}", place)
+        raise _broken(label, f"tensor {name!r} has the impossible shape {_short(shape)}", location)
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets))):
         raise _broken(label, f"tensor {name!r} has no usable data_offsets: {_short(offsets)}")
     begin, end = offsets
@@ -258,10 +258,10 @@ def _early(label: str, count: int) -> SourceError:
     )
 
 
-def _broken(label: str, message: str, place: str | None = None) -> SourceError:
+def _broken(label: str, message: str, location: str | None = None) -> SourceError:
     return SourceError(
         f"shard {label} is not a sound safetensors file: {message}",
-        location=place or label,
+        location=location or label,
         hint=f"{_AGAIN}; if it stays so, the file was made wrongly",
     )
 

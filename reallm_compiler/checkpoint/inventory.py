@@ -237,9 +237,9 @@ def _parse_yaml(data: bytes, label: str) -> dict[str, Any]:
         document = yaml.safe_load(data)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{label}:{mark.line + 1}:{mark.column + 1}" if mark else label
+        location = f"{label}:{mark.line + 1}:{mark.column + 1}" if mark else label
         problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise SourceError(f"the file is not valid YAML: {problem}", location=place) from error
+        raise SourceError(f"the file is not valid YAML: {problem}", location=location) from error
     if not isinstance(document, dict):
         raise SourceError(
             "the file does not hold a mapping",

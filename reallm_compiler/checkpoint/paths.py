@@ -180,8 +180,8 @@ def missing(path: Path) -> SourceError:
 def near_miss(path: Path) -> str | None:
     """What the writer of a wrong path may have meant: an existing name like the first bad one."""
     whole = Path(os.path.abspath(path))
-    for place in (whole, *whole.parents):
-        parent = place.parent
+    for candidate in (whole, *whole.parents):
+        parent = candidate.parent
         if not parent.is_dir():
             continue
         try:
@@ -189,11 +189,11 @@ def near_miss(path: Path) -> str | None:
         except OSError:
             return None
         by_lower = {name.lower(): name for name in names}
-        close = difflib.get_close_matches(place.name.lower(), by_lower, n=1, cutoff=0.6)
+        close = difflib.get_close_matches(candidate.name.lower(), by_lower, n=1, cutoff=0.6)
         if close:
-            found = parent / by_lower[close[0]] / whole.relative_to(place)
+            found = parent / by_lower[close[0]] / whole.relative_to(candidate)
             if found.exists():
                 return f"did you mean {str(found)!r}?"
             return f"did you mean {str(parent / by_lower[close[0]])!r}?"
-        return f"{str(parent)!r} exists, but holds no {place.name!r}"
+        return f"{str(parent)!r} exists, but holds no {candidate.name!r}"
     return None

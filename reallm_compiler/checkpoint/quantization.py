@@ -27,7 +27,7 @@ def statements(config: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapping[
     while waiting:
         path, part = waiting.pop()
         if isinstance(part, list):
-            waiting += ((f"{path}{place}.", value) for place, value in enumerate(part))
+            waiting += ((f"{path}{index}.", value) for index, value in enumerate(part))
         elif isinstance(part, Mapping):
             for key, value in part.items():
                 if key in _STATEMENTS and isinstance(value, Mapping):

@@ -56,7 +56,7 @@ def check_counts(config: Mapping[str, Any], label: str) -> None:
     Raises:
         SourceError: with the place of the key.
     """
-    layers, experts, place = 0, 0, ""
+    layers, experts, location = 0, 0, ""
     for path, key, count in _counts(config, ""):
         words = key.split("_")
         if words[-1] in _LAYERS:
@@ -65,13 +65,13 @@ def check_counts(config: Mapping[str, Any], label: str) -> None:
         elif "experts" in words:
             _bound(path, count, EXPERT_LIMIT, label)
             if count > experts:
-                experts, place = count, path
+                experts, location = count, path
         elif words[0] == "num":
             _bound(path, count, COUNT_LIMIT, label)
     if layers * experts > STACK_LIMIT:
         raise SourceError(
-            f"{place} is {experts:,} in {layers:,} layers, above {STACK_LIMIT:,} together",
-            location=f"{label}: {place}",
+            f"{location} is {experts:,} in {layers:,} layers, above {STACK_LIMIT:,} together",
+            location=f"{label}: {location}",
         )
 
 
@@ -192,13 +192,17 @@ def _bound(path: str, count: int, limit: int, label: str) -> None:
 def _counts(config: Mapping[Any, Any], path: str) -> Iterator[tuple[str, str, int]]:
     """(path, key, number) of all whole numbers; of a list the largest, which may be a count."""
     for key, value in config.items():
-        place = f"{path}{key}"
+        location = f"{path}{key}"
         if isinstance(value, Mapping):
-            yield from _counts(value, f"{place}.")
+            yield from _counts(value, f"{location}.")
         elif isinstance(value, list | tuple):
-            yield place, str(key), max((item for item in value if isinstance(item, int)), default=0)
+            yield (
+                location,
+                str(key),
+                max((item for item in value if isinstance(item, int)), default=0),
+            )
         elif isinstance(value, int):
-            yield place, str(key), value
+            yield location, str(key), value
 
 
 def _short(value: object) -> str:

@@ -36,9 +36,9 @@ class NearestCodec(PermutationCodec[NearestPermutation]):
 
     def encode(self, params: NearestPermutation, latent: Tensor) -> tuple[Sections, Tensor]:
         """The section of the orders of a latent [p, q], and the latent in that order."""
-        places = find_order(params, latent)
-        sections = {"order": pack(places, index_bits(latent.shape[1]))}
-        return sections, permute(params, latent, places)
+        positions = find_order(params, latent)
+        sections = {"order": pack(positions, index_bits(latent.shape[1]))}
+        return sections, permute(params, latent, positions)
 
     def decoder(
         self, params: NearestPermutation, shape: Shape, sections: Mapping[str, Tensor]
@@ -50,10 +50,10 @@ class NearestCodec(PermutationCodec[NearestPermutation]):
         """
         p, q = shape
         blocks = row_blocks(params, p)
-        places = unpack(sections["order"], index_bits(q), blocks * q).view(blocks, q)
-        if int(places.max()) >= q:
-            raise CodecError(f"the column order names place {int(places.max())} of {q}")
-        return NearestOrder(params, places.to(torch.int64))
+        positions = unpack(sections["order"], index_bits(q), blocks * q).view(blocks, q)
+        if int(positions.max()) >= q:
+            raise CodecError(f"the column order names place {int(positions.max())} of {q}")
+        return NearestOrder(params, positions.to(torch.int64))
 
 
 class NearestOrder(ColumnOrder):
@@ -61,24 +61,24 @@ class NearestOrder(ColumnOrder):
 
     Args:
         params: the stage.
-        places: int64 [blocks, q], the place of each column in the coded latent.
+        positions: int64 [blocks, q], the place of each column in the coded latent.
     """
 
-    def __init__(self, params: NearestPermutation, places: Tensor) -> None:
+    def __init__(self, params: NearestPermutation, positions: Tensor) -> None:
         self._params = params
-        self._places = places
+        self._positions = positions
 
     def restore(self, rows: Tensor, first: int) -> Tensor:
         """Decoded rows [n, q], from row `first` on, with their columns back where they belong."""
         size = self._params.rows
         if size == "all":
-            return rows.index_select(1, self._places[0])
+            return rows.index_select(1, self._positions[0])
         result = torch.empty_like(rows)
         start = 0
         while start < len(rows):
             block = (first + start) // size
             stop = min((block + 1) * size - first, len(rows))
-            torch.index_select(rows[start:stop], 1, self._places[block], out=result[start:stop])
+            torch.index_select(rows[start:stop], 1, self._positions[block], out=result[start:stop])
             start = stop
         return result
 
@@ -95,19 +95,19 @@ def find_order(params: NearestPermutation, latent: Tensor) -> Tensor:
         visits = torch.stack([torch.from_numpy(_visit(block, budget)) for block in blocks])
     else:
         visits = _visit_together(blocks)
-    places = torch.empty_like(visits)
-    places.scatter_(1, visits, torch.arange(q, device=visits.device).expand_as(visits))
-    return places
+    positions = torch.empty_like(visits)
+    positions.scatter_(1, visits, torch.arange(q, device=visits.device).expand_as(visits))
+    return positions
 
 
-def permute(params: NearestPermutation, latent: Tensor, places: Tensor) -> Tensor:
+def permute(params: NearestPermutation, latent: Tensor, positions: Tensor) -> Tensor:
     """The latent [p, q] with its columns in the order that is coded."""
     p = latent.shape[0]
     rows = p if params.rows == "all" else params.rows
     coded = torch.empty_like(latent)
-    for block, place in enumerate(places):
+    for block, position in enumerate(positions):
         span = slice(block * rows, min((block + 1) * rows, p))
-        coded[span] = latent[span].index_select(1, place.argsort())
+        coded[span] = latent[span].index_select(1, position.argsort())
     return coded
 
 
@@ -123,8 +123,8 @@ def _visit(block: Tensor, budget: int) -> np.ndarray[tuple[int], np.dtype[np.int
     q = len(columns)
     remaining = np.arange(q)
     order = np.empty(q, dtype=np.int64)
-    placed, current = 0, 0
-    while placed < q:
+    visited, current = 0, 0
+    while visited < q:
         count = len(remaining)
         kept = min(count, max(1, budget // (columns.element_size() * count)))
         # Walk until all distances among the rest fit, or to the end if they do already.
@@ -135,8 +135,8 @@ def _visit(block: Tensor, budget: int) -> np.ndarray[tuple[int], np.dtype[np.int
         scores = np.empty(count, dtype=table.dtype)
         left = count
         while True:
-            order[placed] = remaining[current]
-            placed += 1
+            order[visited] = remaining[current]
+            visited += 1
             left -= 1
             barred[current] = np.inf
             if left <= rest:
@@ -147,7 +147,7 @@ def _visit(block: Tensor, budget: int) -> np.ndarray[tuple[int], np.dtype[np.int
                 row = torch.addmv(norms, columns, columns[current], alpha=-2).numpy()
             np.add(row, barred, out=scores)
             current = int(scores.argmin())
-        if placed < q:
+        if visited < q:
             # One more step from the last placed column, then only the unplaced ones. Two tables
             # would not fit, so this one goes first.
             del table
@@ -173,8 +173,8 @@ def _visit_together(blocks: list[Tensor]) -> Tensor:
         lane = torch.arange(len(batch), device=tables.device)
         current = torch.zeros_like(lane)
         order = torch.empty(q, len(batch), dtype=torch.int64, device=tables.device)
-        for place in range(q):
-            order[place] = current
+        for position in range(q):
+            order[position] = current
             barred[lane, current] = torch.inf
             current = (tables[lane, current] + barred).argmin(dim=1)
         visits.append(order.t())

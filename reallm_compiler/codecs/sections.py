@@ -127,8 +127,8 @@ def read_section(archive: Archive, name: str, spec: SectionSpec) -> Tensor:
     data = archive.read(name)
     problem = spec.values.problem(data, spec.dtype, spec.shape)
     if problem is not None:
-        place = archive.sections[name].place
-        raise FormatError("P5", problem, location=place).inside(archive.name)
+        location = archive.sections[name].location
+        raise FormatError("P5", problem, location=location).inside(archive.name)
     return from_bytes(data, spec)
 
 

@@ -46,16 +46,16 @@ def check_charts(folder: str | os.PathLike[str]) -> Path:
         EvaluationError: matplotlib is not installed.
     """
     check_matplotlib()
-    place = Path(folder)
+    directory = Path(folder)
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
             f"the folder cannot be made: {error.strerror}", location=str(folder)
         ) from error
     for name in CHARTS:
-        check_picture(place / name)
-    return place
+        check_picture(directory / name)
+    return directory
 
 
 def draw_survey(folder: str | os.PathLike[str], survey: Survey) -> list[Path]:
@@ -72,7 +72,7 @@ def draw_survey(folder: str | os.PathLike[str], survey: Survey) -> list[Path]:
         OutputError: the folder cannot be made, or a file there is no picture.
         EvaluationError: matplotlib is not installed.
     """
-    place = check_charts(folder)
+    directory = check_charts(folder)
     kinds = panels(survey.matrices)
     shown = sorted(kinds, key=lambda kind: _numel(kinds[kind]), reverse=True)[:PANELS]
     drawn = {kind: layers for kind, layers in kinds.items() if kind in shown}
@@ -81,7 +81,7 @@ def draw_survey(folder: str | os.PathLike[str], survey: Survey) -> list[Path]:
         drawings.append(_draw_errors)
     made = []
     for file, draw in zip(CHARTS, drawings, strict=False):
-        path = place / file
+        path = directory / file
         columns = min(3, len(drawn))
         lines = -(-len(drawn) // columns)
         figure = new_figure(5.5 * columns, 4 * lines)
@@ -126,7 +126,7 @@ def _draw_spectrum(axis: Axes, layers: Layers) -> None:
         if not curves:
             continue
         points = list(zip(*curves, strict=False))  # of each place, the value of each matrix
-        places = [(place + 1) / len(points) for place in range(len(points))]
+        places = [(index + 1) / len(points) for index in range(len(points))]
         depth = (number or 0) / last
         colour = (0.1 + 0.8 * depth, 0.3, 0.9 - 0.8 * depth)  # blue to red
         label = f"layer {number}" if number is not None else None
@@ -145,9 +145,9 @@ def _draw_structure(axis: Axes, layers: Layers) -> None:
         "magnitudes of rows": lambda row: row.magnitude_rows.ordered,
         "magnitudes of columns": lambda row: row.magnitude_columns.ordered,
     }
-    for place, (label, value) in enumerate(series.items()):
+    for index, (label, value) in enumerate(series.items()):
         points = {number or 0: [value(row) for row in rows] for number, rows in layers.items()}
-        style = {"marker": "os"[place % 2], "linestyle": "-" if place < 2 else ":"}
+        style = {"marker": "os"[index % 2], "linestyle": "-" if index < 2 else ":"}
         _draw_points(axis, points, label, **style)
     # Not less than this, so that what is small looks small.
     axis.set_ylim(min(-0.1, axis.get_ylim()[0]), max(1.0, axis.get_ylim()[1]))

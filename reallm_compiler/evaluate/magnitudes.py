@@ -117,5 +117,5 @@ def _beyond_noise(squares: Tensor, size: int) -> float:
     if not len(squares):
         return 0.0
     found = codebook_gain(0.5 * squares.log2())
-    places = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
-    return found - codebook_gain(noise_spread(size) * torch.special.ndtri(places))
+    quantiles = (torch.arange(256, dtype=torch.float64) + 0.5) / 256
+    return found - codebook_gain(noise_spread(size) * torch.special.ndtri(quantiles))

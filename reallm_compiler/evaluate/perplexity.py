@@ -200,8 +200,8 @@ def evaluate(
     report = progress_callback(progress, "evaluate", "windows")
     for start in range(0, total, at_once):
         group = cut.sequences[start : start + at_once]
-        for place, part in enumerate(_measure(model, reference, group)):
-            _check_finite(part, cut, start + place)
+        for index, part in enumerate(_measure(model, reference, group)):
+            _check_finite(part, cut, start + index)
             sums.add(part)
         report(start + len(group), total)
     return _summarise(sums, cut, compared=reference is not None)
@@ -311,7 +311,7 @@ def _total(values: Tensor) -> float:
 
 def _check_finite(part: _Sums, cut: TokenWindows, index: int) -> None:
     unit = "document" if cut.protocol == "documents" else "window"
-    place = f"{unit} {index + 1} of {len(cut.sequences)}"
+    location = f"{unit} {index + 1} of {len(cut.sequences)}"
     hint = "verify the file, or evaluate in float32 if it was in a smaller type"
     for value, what in (
         (part.nll, "the model's loss"),
@@ -320,5 +320,5 @@ def _check_finite(part: _Sums, cut: TokenWindows, index: int) -> None:
     ):
         if not math.isfinite(value):
             raise EvaluationError(
-                f"{what} is {value}, not a finite number", location=place, hint=hint
+                f"{what} is {value}, not a finite number", location=location, hint=hint
             )

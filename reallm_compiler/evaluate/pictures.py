@@ -48,22 +48,22 @@ def check_picture(path: str | os.PathLike[str]) -> Path:
     Raises:
         OutputError: it cannot be that.
     """
-    place = Path(path)
-    if place.suffix.lower() not in _STARTS:
+    file = Path(path)
+    if file.suffix.lower() not in _STARTS:
         raise OutputError(
             "a picture is a PNG or an SVG file",
             location=str(path),
-            hint=f"write `{place.with_suffix('.png')}`",
+            hint=f"write `{file.with_suffix('.png')}`",
         )
-    if not place.parent.is_dir():
-        raise OutputError("there is no such folder", location=str(place.parent))
-    if place.is_dir() or (place.exists() and not _is_picture(place)):
+    if not file.parent.is_dir():
+        raise OutputError("there is no such folder", location=str(file.parent))
+    if file.is_dir() or (file.exists() and not _is_picture(file)):
         raise OutputError(
             "what stands there is no picture, and is not replaced",
             location=str(path),
             hint="choose another name",
         )
-    return place
+    return file
 
 
 def draw_heatmap(
@@ -81,7 +81,7 @@ def draw_heatmap(
         OutputError: the place does not serve (see `check_picture`).
         EvaluationError: matplotlib is not installed, or the shapes differ.
     """
-    place = check_picture(path)
+    file = check_picture(path)
     if original.shape != decoded.shape:
         raise EvaluationError(
             f"the model's matrix is {_shape(original)}, the archive's {_shape(decoded)}",
@@ -114,7 +114,7 @@ def draw_heatmap(
     step = _step(whole)
     drawn_part = f", every row and column of {step} drawn" if step > 1 else ""
     figure.suptitle(f"{name}  {_shape(whole)}{drawn_part}")
-    save_figure(figure, place)
+    save_figure(figure, file)
     return error
 
 
@@ -127,8 +127,8 @@ def thinned(values: Tensor) -> Tensor:
 def _limit(values: Tensor) -> float:
     """The magnitude that the colours reach to."""
     magnitudes = thinned(values).abs().flatten()
-    place = max(1, round(PERCENTILE * len(magnitudes)))
-    return float(torch.kthvalue(magnitudes, place).values) or 1e-12
+    file = max(1, round(PERCENTILE * len(magnitudes)))
+    return float(torch.kthvalue(magnitudes, file).values) or 1e-12
 
 
 def _step(values: Tensor) -> int:
@@ -186,8 +186,8 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(partial, **settings)
 
 
-def _is_picture(place: Path) -> bool:
+def _is_picture(file: Path) -> bool:
     """Whether a file is a picture of the kind that its suffix names."""
-    start = _STARTS[place.suffix.lower()]
-    with place.open("rb") as file:
-        return file.read(len(start)) == start
+    start = _STARTS[file.suffix.lower()]
+    with file.open("rb") as stream:
+        return stream.read(len(start)) == start

@@ -51,7 +51,7 @@ def cut_random(
         raise EvaluationError(f"the separator {separator!r} does not occur in the text")
     parts = [text] if separator is None else text.split(separator)
     documents = [part.strip() for part in parts] if separator is not None else parts
-    left = {place for place, document in enumerate(documents) if document}
+    left = {index for index, document in enumerate(documents) if document}
     encoded: dict[int, tuple[list[int], list[tuple[int, int]] | None]] = {}
     draws = random.Random(seed)
     sequences: list[tuple[int, ...]] = []
@@ -62,19 +62,19 @@ def cut_random(
                 f"no document of the text has {window} tokens",
                 hint="give longer documents, or a smaller window",
             )
-        place = draws.randrange(len(documents))
-        if place not in left:
+        index = draws.randrange(len(documents))
+        if index not in left:
             continue
-        if place not in encoded:
-            encoded[place] = encode(tokenizer, documents[place])
-        ids, offsets = encoded[place]
+        if index not in encoded:
+            encoded[index] = encode(tokenizer, documents[index])
+        ids, offsets = encoded[index]
         if len(ids) < window:
-            left.discard(place)
+            left.discard(index)
             continue
         start = draws.randrange(len(ids) - window + 1)
         chosen = ids[start : start + window]
         sequences.append(tuple(chosen))
-        covered += _bytes(tokenizer, documents[place], chosen, offsets, start)
+        covered += _bytes(tokenizer, documents[index], chosen, offsets, start)
     return TokenWindows(
         protocol="random windows",
         window=window,

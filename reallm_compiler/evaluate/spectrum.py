@@ -117,8 +117,8 @@ def noise_share(p: int, q: int, rank: int) -> float:
     step = math.pi / _STEPS
     counted = held = 0.0
     wanted = rank / low
-    for place in range(_STEPS):
-        angle = (place + 0.5) * step
+    for number in range(_STEPS):
+        angle = (number + 0.5) * step
         held_here = 2 * math.sin(angle) ** 2 / math.pi * step
         here = held_here / (1 + ratio + 2 * math.sqrt(ratio) * math.cos(angle))
         if counted + here >= wanted:

@@ -71,28 +71,28 @@ def read_text(path: str | os.PathLike[str]) -> str:
     Raises:
         EvaluationError: the file is missing, empty, unreadable, or not UTF-8.
     """
-    place = str(path)
+    location = str(path)
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError:
-        raise EvaluationError("there is no such text file", location=place) from None
+        raise EvaluationError("there is no such text file", location=location) from None
     except IsADirectoryError:
         raise EvaluationError(
-            "the text is a folder", location=place, hint="give one UTF-8 text file"
+            "the text is a folder", location=location, hint="give one UTF-8 text file"
         ) from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise EvaluationError(f"the text cannot be read: {reason}", location=place) from None
+        raise EvaluationError(f"the text cannot be read: {reason}", location=location) from None
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise EvaluationError(
             f"the text is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}",
-            location=place,
+            location=location,
             hint="convert it to UTF-8 first",
         ) from None
     if not text:
-        raise EvaluationError("the text is empty", location=place)
+        raise EvaluationError("the text is empty", location=location)
     return text
 
 

@@ -23,7 +23,7 @@ from reallm_compiler.finetune.events import StepDone
 from reallm_compiler.finetune.optimizer import Adam, rate, restore
 from reallm_compiler.finetune.options import EndToEndOptions
 from reallm_compiler.finetune.state import State
-from reallm_compiler.finetune.text import places_of
+from reallm_compiler.finetune.text import batch_indices
 from reallm_compiler.models.blocks import Block
 from reallm_compiler.models.sequences import Sequences
 from reallm_compiler.runtime.tunable import TunableModel
@@ -130,7 +130,7 @@ class EndToEnd:
         """One step of Adam; the loss of its sequences."""
         options = self.options
         batch = options.batch * options.accumulation
-        at = places_of(step, batch, len(self.train), self.seed, "end to end")
+        at = batch_indices(step, batch, len(self.train), self.seed, "end to end")
         group = self.train.take(at)
         tokens = group.predicted
         total = 0.0

@@ -35,7 +35,7 @@ def options_from(
         FinetuneError: a setting is unknown or out of range; names all that are.
     """
     problems: list[Problem] = []
-    tree = MapNode(fields={}, place=from_plain({}, _GIVEN)[0].place, path="")
+    tree = MapNode(fields={}, location=from_plain({}, _GIVEN)[0].location, path="")
     sources = [("the recipe's `finetune`", (recipe or {}).get(SECTION, {})), (_GIVEN, given or {})]
     for name, source in sources:
         node, wrong = from_plain(source, name)
@@ -53,7 +53,7 @@ def options_from(
 
 def _shown(problem: Problem) -> str:
     """A problem with its path, and with its source where that is not what was given."""
-    place = "" if problem.location == _GIVEN else f"{problem.location}: "
+    prefix = "" if problem.location == _GIVEN else f"{problem.location}: "
     path = f"{problem.path}: " if problem.path else ""
     hint = f" ({problem.hint})" if problem.hint else ""
-    return f"{place}{path}{problem.message}{hint}"
+    return f"{prefix}{path}{problem.message}{hint}"

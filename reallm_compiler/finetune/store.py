@@ -122,11 +122,11 @@ def write_adapter(
         settings=settings,
         provenance=dict(provenance),
     )
-    placed = layout(kind="adapter", document=document.plain(), sections=document.sections())
-    with _new_file(path, placed, force=force) as writer:
+    file_layout = layout(kind="adapter", document=document.plain(), sections=document.sections())
+    with _new_file(path, file_layout, force=force) as writer:
         digests = {name: writer.write(name, data) for name, data in sections.items()}
         writer.finish(document.plain(), digests)
-    return placed.file_bytes, max((row.rounding_error for row in rows), default=0.0)
+    return file_layout.file_bytes, max((row.rounding_error for row in rows), default=0.0)
 
 
 def write_model(
@@ -149,7 +149,7 @@ def write_model(
             raise AdapterError(f"the factors of {name} have another rank than its plan")
     provenance = {**archive.manifest.document["provenance"], "tuned_from": archive.digest}
     errors = dict(archive.errors)
-    placed = layout(
+    file_layout = layout(
         kind="model",
         document=to_document(
             plan.recipe, plan.matrices, plan.ties, errors=errors, provenance=provenance
@@ -157,7 +157,7 @@ def write_model(
         sections=section_list(plan.matrices, plan.tensors, plan.files),
     )
     worst = 0.0
-    with _new_file(path, placed, force=force) as writer:
+    with _new_file(path, file_layout, force=force) as writer:
         digests: dict[str, bytes] = {}
         for matrix in plan.matrices:
             if matrix.name not in tuned:
@@ -179,13 +179,13 @@ def write_model(
             plan.recipe, plan.matrices, plan.ties, errors=errors, provenance=provenance
         )
         writer.finish(document, digests)
-    return placed.file_bytes, worst
+    return file_layout.file_bytes, worst
 
 
 @contextlib.contextmanager
-def _new_file(path: Path, placed: Layout, *, force: bool) -> Iterator[Writer]:
+def _new_file(path: Path, file_layout: Layout, *, force: bool) -> Iterator[Writer]:
     """A writer of a file that appears under its name when all went well; the lock is held."""
-    with whole_file(path, force=force) as partial, Writer.create(partial, placed) as writer:
+    with whole_file(path, force=force) as partial, Writer.create(partial, file_layout) as writer:
         yield writer
 
 

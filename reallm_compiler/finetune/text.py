@@ -33,7 +33,7 @@ def split(sequences: Sequences, held_out: int, seed: int) -> tuple[Sequences, Se
     return sequences.take(order[count:]), sequences.take(order[:count])
 
 
-def places_of(step: int, batch: int, count: int, seed: int, *words: object) -> Tensor:
+def batch_indices(step: int, batch: int, count: int, seed: int, *labels: object) -> Tensor:
     """Sequences of a step, when all are met again and again, each time in another order.
 
     Args:
@@ -44,6 +44,6 @@ def places_of(step: int, batch: int, count: int, seed: int, *words: object) -> T
     """
     first = step * batch
     rounds = range(first // count, (first + batch - 1) // count + 1)
-    places = torch.cat([permutation(count, seed, *words, number) for number in rounds])
+    indices = torch.cat([permutation(count, seed, *labels, number) for number in rounds])
     begin = first - rounds[0] * count
-    return places[begin : begin + batch]
+    return indices[begin : begin + batch]

@@ -76,8 +76,8 @@ def find_blocks(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[Block
         raise _unfit("no list of modules holds any of these layers")
     blocks = []
     modules: Any = model.get_submodule(lists[0])
-    for place, module in enumerate(modules):
-        path = f"{lists[0]}.{place}"
+    for index, module in enumerate(modules):
+        path = f"{lists[0]}.{index}"
         inside = {name: layers[name] for name in paths if paths[name].startswith(path + ".")}
         blocks.append(Block(path, module, inside))
     return blocks

@@ -36,9 +36,9 @@ class Sequences:
     def __len__(self) -> int:
         return self.ids.shape[0]
 
-    def take(self, places: Sequence[int] | Tensor) -> Sequences:
+    def take(self, indices: Sequence[int] | Tensor) -> Sequences:
         """Some of them, in the order asked for."""
-        chosen = torch.as_tensor(places, dtype=torch.int64)
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
         return Sequences(self.ids[chosen], self.lengths[chosen])
 
     @property
@@ -106,8 +106,8 @@ def cut(
         )
     lengths = torch.tensor([len(row) for row in rows])
     padded = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
-    for place, row in enumerate(rows):
-        padded[place, : len(row)] = torch.tensor(row)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = torch.tensor(row)
     return Sequences(padded, lengths)
 
 

@@ -47,7 +47,7 @@ class PlanParts(Protocol):
 
     @property
     def layout(self) -> Layout:
-        """Place of every section."""
+        """Offset of every section."""
         ...
 
     @property
@@ -234,8 +234,8 @@ def budget_of(plan: PlanParts) -> Budget:
     )
     coded = sum(row.nbytes for row in rows)
     other = sum(file.nbytes for file in plan.files)
-    placed = plan.layout
-    kept = placed.section_bytes - coded - other
+    file_layout = plan.layout
+    kept = file_layout.section_bytes - coded - other
     parameters = numel + sum(math.prod(tensor.shape) for tensor in plan.tensors)
     totals = Totals(
         numel=numel,
@@ -246,11 +246,11 @@ def budget_of(plan: PlanParts) -> Budget:
         exact_bits=bits_per_weight(coded, numel),
         coded_bytes=coded,
         kept_bytes=kept,
-        header_bytes=placed.header_bytes,
-        manifest_bytes=placed.manifest_bytes,
-        padding_bytes=placed.padding_bytes,
+        header_bytes=file_layout.header_bytes,
+        manifest_bytes=file_layout.manifest_bytes,
+        padding_bytes=file_layout.padding_bytes,
         other_bytes=other,
-        file_bytes=placed.file_bytes,
+        file_bytes=file_layout.file_bytes,
         decode_macs=sum(row.decode_macs for row in rows),
         training_operations=sum(row.training_operations for row in rows),
         parameters=parameters,

@@ -123,7 +123,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
     ]
     files = [PlannedFile(path=path, nbytes=len(data)) for path, data in inventory.files]
     try:
-        placed = layout(
+        file_layout = layout(
             kind=KIND,
             features=[],
             document=to_document(document, matrices, inventory.ties),
@@ -142,7 +142,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         tensors=tuple(tensors),
         files=tuple(files),
         ties=inventory.ties,
-        layout=placed,
+        layout=file_layout,
         notes=inventory.notes + _unknown_note(inventory) + _decoder_notes(decoders),
         decoders={file.digest: file.path for file in decoders.values()},
         traces={name: decision.trace for name, decision in decisions.items()},

@@ -25,15 +25,15 @@ def check_methods(methods: Sequence[MatrixPlan], matrices: Sequence[PlannedMatri
         FormatError: the broken rule and its place.
     """
     used = {id(matrix.plan) for matrix in matrices}
-    for place, plan in enumerate(methods):
+    for index, plan in enumerate(methods):
         if id(plan) not in used:
             raise FormatError(
-                "P1", "no matrix uses this plan", location=f"manifest: document.methods[{place}]"
+                "P1", "no matrix uses this plan", location=f"manifest: document.methods[{index}]"
             )
-    for place, matrix in enumerate(matrices):
+    for index, matrix in enumerate(matrices):
         refused = matrix.layout.refusal()
         if refused is not None:
-            raise FormatError("P1", refused[1], location=f"manifest: document.matrices[{place}]")
+            raise FormatError("P1", refused[1], location=f"manifest: document.matrices[{index}]")
 
 
 def check_names(matrices: Sequence[PlannedMatrix], tensors: Iterable[PlannedTensor]) -> None:
@@ -42,14 +42,14 @@ def check_names(matrices: Sequence[PlannedMatrix], tensors: Iterable[PlannedTens
     Raises:
         FormatError: the broken rule and its place.
     """
-    for place, matrix in enumerate(matrices):
+    for index, matrix in enumerate(matrices):
         part = "" if matrix.index is None else f".{matrix.index}"
         wanted = matrix_name(matrix.tensor) + part
         if matrix.name != wanted:
             raise FormatError(
                 "P2",
                 f"the matrix of `{matrix.tensor}` is called `{wanted}`, not `{matrix.name}`",
-                location=f"manifest: document.matrices[{place}].name",
+                location=f"manifest: document.matrices[{index}].name",
             )
     for name in (*(matrix.tensor for matrix in matrices), *(tensor.name for tensor in tensors)):
         if name == RESERVED:

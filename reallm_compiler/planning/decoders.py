@@ -204,9 +204,9 @@ def find_decoder(digest: str, archive: Path, given: Path | None = None) -> Decod
     for path in paths:
         if _has_digest(path, wanted):
             return open_decoder_file(path)
-    place = f"in the folder `{given}`" if given is not None else "beside the archive"
+    where = f"in the folder `{given}`" if given is not None else "beside the archive"
     raise SourceError(
-        f"the decoder that the archive was made with is not {place}",
+        f"the decoder that the archive was made with is not {where}",
         location=str(archive),
         note=f"it is an archive of kind `{KIND}` with the digest {wanted}",
         hint="name its file, or the folder that holds it, with `--decoder PATH`",

@@ -132,25 +132,25 @@ class _Methods:
         return index
 
 
-def from_manifest(manifest: Manifest, placed: Layout) -> Plan:
+def from_manifest(manifest: Manifest, file_layout: Layout) -> Plan:
     """The plan of a model archive.
 
     Args:
         manifest: a structurally valid manifest of kind `model`.
-        placed: its layout.
+        file_layout: its layout.
 
     Raises:
         FormatError: rules P1 to P4, such as sections other than the document asks for.
     """
     document = manifest.document
-    methods = [_method(place, plain) for place, plain in enumerate(document["methods"])]
+    methods = [_method(index, plain) for index, plain in enumerate(document["methods"])]
     matrices, layouts = [], LayoutTable()
-    for place, row in enumerate(document["matrices"]):
+    for index, row in enumerate(document["matrices"]):
         if row["method"] >= len(methods):
             raise FormatError(
                 "D2",
                 f"method {row['method']} of {len(methods)} does not exist",
-                location=f"manifest: document.matrices[{place}]",
+                location=f"manifest: document.matrices[{index}]",
             )
         rows, columns = row["shape"]
         matrices.append(
@@ -181,11 +181,11 @@ def from_manifest(manifest: Manifest, placed: Layout) -> Plan:
         tensors=tuple(tensors),
         files=tuple(files),
         ties=document["ties"],
-        layout=placed,
+        layout=file_layout,
     )
 
 
-def _method(place: int, plain: Mapping[str, Any]) -> MatrixPlan:
+def _method(index: int, plain: Mapping[str, Any]) -> MatrixPlan:
     try:
         return MatrixPlan.model_validate(plain)
     except ValidationError as error:
@@ -194,7 +194,7 @@ def _method(place: int, plain: Mapping[str, Any]) -> MatrixPlan:
         raise FormatError(
             "P1",
             f"a matrix plan that this version does not know: {path}: {first['msg']}",
-            location=f"manifest: document.methods[{place}]",
+            location=f"manifest: document.methods[{index}]",
             hint="a newer reallm may read this archive",
         ) from None
 
@@ -221,13 +221,13 @@ def _check_sections(manifest: Manifest, wanted: list[Section]) -> None:
     found = [(entry.name, entry.dtype, tuple(entry.shape)) for entry in manifest.sections]
     if found == wanted:
         return
-    for place, (have, want) in enumerate(zip(found, wanted, strict=False)):
+    for index, (have, want) in enumerate(zip(found, wanted, strict=False)):
         if have != want:
             raise FormatError(
                 "P4",
                 f"section {have[0]} is {have[1]}{list(have[2])} where the document asks for "
                 f"{want[0]} as {want[1]}{list(want[2])}",
-                location=f"manifest: sections[{place}]",
+                location=f"manifest: sections[{index}]",
             )
     missing = len(wanted) - len(found)
     first = wanted[len(found)] if missing > 0 else found[len(wanted)]

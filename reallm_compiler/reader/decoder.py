@@ -76,13 +76,13 @@ def extract_decoder(
         "structure": structure.structure(params, width),
         "provenance": {key: stored.get(key, blank) for key, blank in blank_provenance().items()},
     }
-    placed = layout(
+    file_layout = layout(
         kind=KIND,
         features=[],
         document=document,
         sections=[(section_name(spec.role), spec.dtype, spec.shape) for spec in specs],
     )
-    with new_file(path, force=force) as partial, Writer.create(partial, placed) as writer:
+    with new_file(path, force=force) as partial, Writer.create(partial, file_layout) as writer:
         digests = {role: writer.write(role, content) for role, content in data.items()}
         writer.finish(document, digests)
     return path

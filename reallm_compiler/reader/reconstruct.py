@@ -78,11 +78,11 @@ def _write_tensors(
     total = 0
     whole = sum(_decoded_bytes(archive).values())
     shards = list(_shard_names(archive))
-    for place, members in enumerate(shards):
+    for number, members in enumerate(shards):
         name = (
             "model.safetensors"
             if len(shards) == 1
-            else f"model-{place + 1:05d}-of-{len(shards):05d}.safetensors"
+            else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
         )
         tensors: dict[str, Tensor] = {}
         for member in members:

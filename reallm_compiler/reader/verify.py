@@ -101,7 +101,7 @@ def _without_meaning(archive: Archive, specs: Specs) -> Iterator[Damage]:
             continue  # damaged, which was found before
         problem = spec.values.problem(data, spec.dtype, spec.shape)
         if problem is not None:
-            yield Damage(rule="P5", location=archive.sections[name].place, message=problem)
+            yield Damage(rule="P5", location=archive.sections[name].location, message=problem)
 
 
 def _counted(archive: Archive, count: OnProgress) -> Callable[[int], None]:

@@ -19,9 +19,9 @@ from reallm_compiler.recipe.messages import Loc, problems_of, shown
 from reallm_compiler.recipe.model import RecipeForm, RuleForm, ShapesForm
 from reallm_compiler.recipe.nodes import (
     ListNode,
+    Location,
     MapNode,
     Node,
-    Place,
     ScalarNode,
     map_from_plain,
     to_plain,
@@ -31,7 +31,7 @@ from reallm_compiler.recipe.words import homes, keys_of, listed, nearest, owners
 from reallm_compiler.stages import MatrixPlan, Stage
 
 VERSION = 1
-BUILT_IN = Place("default")
+BUILT_IN = Location("default")
 """The place of a field that no recipe wrote."""
 
 
@@ -75,8 +75,8 @@ def _unknown_in_plan(loc: Loc, key: str, node: MapNode) -> tuple[str, str | None
 def _near_or_home(key: str, valid: Sequence[str]) -> str:
     if near := nearest(key, valid):
         return f"did you mean `{near}`?"
-    places = homes(key)
-    return f"it belongs under {' or '.join(places)}" if places else suggestion(key, valid)
+    parents = homes(key)
+    return f"it belongs under {' or '.join(parents)}" if parents else suggestion(key, valid)
 
 
 def _with_plan_hint(problem: Problem, tree: MapNode) -> Problem:
@@ -110,11 +110,11 @@ def check_version(tree: Node) -> list[Problem]:
     """Whether this reallm can read the file at all."""
     if not isinstance(tree, MapNode):
         message = f"a recipe is a map that starts with `reallm: {VERSION}`, not {shown(tree)}"
-        return [Problem(location=str(tree.place), path="", message=message)]
+        return [Problem(location=str(tree.location), path="", message=message)]
     node = tree.fields.get("reallm")
     if node is None:
         message = f"`reallm: {VERSION}` is missing: it says which version of the language this is"
-        return [Problem(location=str(tree.place), path="reallm", message=message)]
+        return [Problem(location=str(tree.location), path="reallm", message=message)]
     if isinstance(node, ScalarNode) and type(node.value) is int and node.value == VERSION:
         return []
     if isinstance(node, ScalarNode) and type(node.value) is int and node.value > VERSION:
@@ -122,7 +122,7 @@ def check_version(tree: Node) -> list[Problem]:
     else:
         hint = f"write `reallm: {VERSION}`"
     message = f"this reallm reads version {VERSION} of the recipe language, not {shown(node)}"
-    return [Problem(location=str(node.place), path="reallm", message=message, hint=hint)]
+    return [Problem(location=str(node.location), path="reallm", message=message, hint=hint)]
 
 
 def check_form(tree: MapNode) -> tuple[RecipeForm | None, list[Problem]]:

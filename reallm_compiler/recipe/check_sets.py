@@ -84,7 +84,7 @@ def check_alone(patch: MapNode) -> list[Problem]:
 
 def _own_problems(base: MapNode, patch: MapNode) -> list[Problem]:
     _, problems = check_plan(merge_maps(base, patch))
-    file = patch.place.file
+    file = patch.location.file
     return [
         problem
         for problem in problems

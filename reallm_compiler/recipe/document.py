@@ -18,9 +18,9 @@ from reallm_compiler.recipe.nodes import (
     MAX_DEPTH,
     MAX_NODES,
     ListNode,
+    Location,
     MapNode,
     Node,
-    Place,
     ScalarNode,
     count_nodes,
     height,
@@ -73,8 +73,8 @@ def read_file(path: Path, label: str | None = None) -> tuple[Node, list[Problem]
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = data[: error.start]
-        place = Place(label, before.count(b"\n") + 1, len(before) - before.rfind(b"\n"))
-        raise _error(place, "the file is not UTF-8 text") from None
+        location = Location(label, before.count(b"\n") + 1, len(before) - before.rfind(b"\n"))
+        raise _error(location, "the file is not UTF-8 text") from None
     return read_text(text, label)
 
 
@@ -93,19 +93,19 @@ def read_text(text: str, label: str) -> tuple[Node, list[Problem]]:
         return builder.document(), builder.problems
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
-        place = Place(label, before.count("\n") + 1, len(before) - before.rfind("\n"))
-        raise _error(place, f"the character {text[error.position]!r} is not allowed") from None
+        location = Location(label, before.count("\n") + 1, len(before) - before.rfind("\n"))
+        raise _error(location, f"the character {text[error.position]!r} is not allowed") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = Place(label, mark.line + 1, mark.column + 1) if mark else Place(label)
+        location = Location(label, mark.line + 1, mark.column + 1) if mark else Location(label)
         what = error.problem or error.context or "this is not YAML"
         ours = (word for start, word in _PARSER_WORDS.items() if what.startswith(start))
         message = next(ours, what)
-        raise _error(place, message, hint="check indentation, quotes and brackets") from None
+        raise _error(location, message, hint="check indentation, quotes and brackets") from None
 
 
-def _error(place: Place | str, message: str, hint: str | None = None) -> RecipeError:
-    return RecipeError([Problem(location=str(place), path="", message=message, hint=hint)])
+def _error(location: Location | str, message: str, hint: str | None = None) -> RecipeError:
+    return RecipeError([Problem(location=str(location), path="", message=message, hint=hint)])
 
 
 class _Builder:
@@ -131,20 +131,24 @@ class _Builder:
         next(self.events)  # the document's end
         event = next(self.events)
         if isinstance(event, yaml.DocumentStartEvent):
-            raise _error(self.place(event), "a recipe is one YAML document; a second starts here")
+            raise _error(
+                self.location(event), "a recipe is one YAML document; a second starts here"
+            )
         return root
 
-    def place(self, event: yaml.Event) -> Place:
+    def location(self, event: yaml.Event) -> Location:
         mark = event.start_mark
-        return Place(self.label, mark.line + 1, mark.column + 1) if mark else Place(self.label)
+        return (
+            Location(self.label, mark.line + 1, mark.column + 1) if mark else Location(self.label)
+        )
 
     def count(self, nodes: int, event: yaml.Event, depth: int) -> None:
         self.nodes += nodes
         if self.nodes > MAX_NODES:
             message = f"a recipe holds at most {MAX_NODES} values, aliases written out"
-            raise _error(self.place(event), message)
+            raise _error(self.location(event), message)
         if depth > MAX_DEPTH:
-            raise _error(self.place(event), f"nested more than {MAX_DEPTH} deep")
+            raise _error(self.location(event), f"nested more than {MAX_DEPTH} deep")
 
     def node(self, event: yaml.Event, path: str, depth: int) -> Node:
         if isinstance(event, yaml.AliasEvent):
@@ -155,13 +159,13 @@ class _Builder:
             self.anchors[anchor] = None  # known, but not complete: it cannot hold itself
         node: Node
         if isinstance(event, yaml.ScalarEvent):
-            node = ScalarNode(value=self.scalar(event), place=self.place(event), path=path)
+            node = ScalarNode(value=self.scalar(event), location=self.location(event), path=path)
         elif isinstance(event, yaml.SequenceStartEvent):
             self.check_tag(event, "seq")
             items: list[Node] = []
             while not isinstance(child := next(self.events), yaml.SequenceEndEvent):
                 items.append(self.node(child, join(path, len(items)), depth + 1))
-            node = ListNode(items=tuple(items), place=self.place(event), path=path)
+            node = ListNode(items=tuple(items), location=self.location(event), path=path)
         else:
             node = self.mapping(event, path, depth)
         if anchor is not None:
@@ -170,44 +174,46 @@ class _Builder:
 
     def alias(self, event: yaml.AliasEvent, path: str, depth: int) -> Node:
         if event.anchor not in self.anchors:
-            raise _error(self.place(event), f"no anchor `&{event.anchor}` comes before this")
+            raise _error(self.location(event), f"no anchor `&{event.anchor}` comes before this")
         target = self.anchors[event.anchor]
         if target is None:
-            raise _error(self.place(event), f"`*{event.anchor}` stands inside itself")
+            raise _error(self.location(event), f"`*{event.anchor}` stands inside itself")
         self.count(count_nodes(target), event, depth + height(target))
         return move(target, path)
 
     def mapping(self, event: yaml.Event, path: str, depth: int) -> MapNode:
         self.check_tag(event, "map")
         fields: dict[str, Node] = {}
-        places: dict[str, Place] = {}
+        locations: dict[str, Location] = {}
         while not isinstance(child := next(self.events), yaml.MappingEndEvent):
-            place = self.place(child)
+            location = self.location(child)
             if not isinstance(child, yaml.ScalarEvent):
-                raise _error(place, "a key must be a word")
+                raise _error(location, "a key must be a word")
             key = child.value
             self.count(1, child, depth)
             value = self.node(next(self.events), join(path, key), depth + 1)
             if key == "<<" and child.style is None:
                 message = "merge keys (`<<`) are not part of the recipe language"
                 hint = "use `extends`, or a rule"
-                self.problem(place, path, message, hint)
+                self.problem(location, path, message, hint)
             elif key in fields:
-                message = f"`{key}` is written twice; first in line {places[key].line}"
-                self.problem(place, join(path, key), message)
+                message = f"`{key}` is written twice; first in line {locations[key].line}"
+                self.problem(location, join(path, key), message)
             else:
                 fields[key] = value
-                places[key] = place
-        return MapNode(fields=fields, place=self.place(event), path=path, key_places=places)
+                locations[key] = location
+        return MapNode(
+            fields=fields, location=self.location(event), path=path, key_locations=locations
+        )
 
-    def problem(self, place: Place, path: str, message: str, hint: str | None = None) -> None:
-        found = Problem(location=str(place), path=path, message=message, hint=hint)
+    def problem(self, location: Location, path: str, message: str, hint: str | None = None) -> None:
+        found = Problem(location=str(location), path=path, message=message, hint=hint)
         self.problems.append(found)
 
     def check_tag(self, event: yaml.Event, wanted: str) -> None:
         tag = getattr(event, "tag", None)
         if tag not in (None, "!", f"{_TAG}{wanted}"):
-            raise _error(self.place(event), f"the tag `{_short(tag)}` is not allowed")
+            raise _error(self.location(event), f"the tag `{_short(tag)}` is not allowed")
 
     def scalar(self, event: yaml.ScalarEvent) -> str | int | float | bool | None:
         name = (event.tag or "").removeprefix(_TAG)
@@ -216,20 +222,20 @@ class _Builder:
         elif event.tag.startswith(_TAG) and name in _SCALAR_TAGS:
             plain = name != "str"
         else:
-            raise _error(self.place(event), f"the tag `{_short(event.tag)}` is not allowed")
+            raise _error(self.location(event), f"the tag `{_short(event.tag)}` is not allowed")
         if not plain:
             return event.value
         try:
             value = read_scalar(event.value)
         except ValueError as error:
-            raise _error(self.place(event), str(error)) from None
+            raise _error(self.location(event), str(error)) from None
         if name in _SCALAR_TAGS and event.tag != "!":
             kind = _SCALAR_TAGS[name]
             if kind is float and type(value) is int:
                 return value
             if type(value) is not kind:
                 message = f"`{event.value}` does not fit the tag `!!{name}`"
-                raise _error(self.place(event), message)
+                raise _error(self.location(event), message)
         return value
 
 

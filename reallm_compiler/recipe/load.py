@@ -144,8 +144,8 @@ class _Chain:
         self.read(found)
 
     def problem(self, node: Node, message: str, hint: str | None = None) -> None:
-        place = Problem(location=str(node.place), path=node.path, message=message, hint=hint)
-        self.problems.append(place)
+        location = Problem(location=str(node.location), path=node.path, message=message, hint=hint)
+        self.problems.append(location)
 
     def recipe(self) -> Recipe:
         trees = [file.tree for file in reversed(self.files)]  # the most basic first
@@ -228,8 +228,8 @@ def _rule(form: RuleForm, node: Node) -> Rule:
         keep=form.keep,
         optional=form.optional,
         note=form.note,
-        place=node.place,
-        key_places={key: value.place for key, value in fields.items()},
+        location=node.location,
+        key_locations={key: value.location for key, value in fields.items()},
         path=node.path,
     )
 
@@ -262,7 +262,7 @@ def _rule_document(form: RuleForm) -> dict[str, Any]:
 
 def _ordered(problems: Sequence[Problem], trees: Sequence[Node]) -> list[Problem]:
     """Each problem once, file by file, from top to bottom."""
-    files = {tree.place.file: index for index, tree in enumerate(trees)}
+    files = {tree.location.file: index for index, tree in enumerate(trees)}
 
     def key(problem: Problem) -> tuple[int, int, int]:
         file, _, rest = problem.location.rpartition(":")

@@ -101,7 +101,7 @@ def find_known(root: Node, loc: Loc) -> tuple[Node, Loc]:
 
 
 def _problem(node: Node, message: str, hint: str | None = None) -> Problem:
-    return Problem(location=str(node.place), path=node.path, message=message, hint=hint)
+    return Problem(location=str(node.location), path=node.path, message=message, hint=hint)
 
 
 def _extra(root: Node, loc: Loc, unknown_key: UnknownKey) -> Problem:
@@ -111,7 +111,7 @@ def _extra(root: Node, loc: Loc, unknown_key: UnknownKey) -> Problem:
         return _problem(node, f"unknown key `{key}`")
     message, hint = unknown_key(known, key, node)
     return Problem(
-        location=str(node.key_place(key)), path=join(node.path, key), message=message, hint=hint
+        location=str(node.key_location(key)), path=join(node.path, key), message=message, hint=hint
     )
 
 

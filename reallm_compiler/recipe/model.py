@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from reallm_compiler.recipe.match import LayerRange, Pattern, parse_layers
-from reallm_compiler.recipe.nodes import MAX_INTEGER, MapNode, Place
+from reallm_compiler.recipe.nodes import MAX_INTEGER, Location, MapNode
 from reallm_compiler.recipe.tuning import FinetuneOptions
 from reallm_compiler.stages import MatrixPlan, Rational
 
@@ -196,8 +196,8 @@ class Rule:
         keep: the type to keep a tensor in; None for a `set` rule.
         optional: whether the rule may match nothing.
         note: free text.
-        place: where the rule starts.
-        key_places: where the values of its keys are written.
+        location: where the rule starts.
+        key_locations: where the values of its keys are written.
         path: the rule's place in its own file, such as `rules[2]`.
     """
 
@@ -211,8 +211,8 @@ class Rule:
     keep: Keep | None
     optional: bool
     note: str | None
-    place: Place
-    key_places: Mapping[str, Place]
+    location: Location
+    key_locations: Mapping[str, Location]
     path: str
 
 

@@ -20,7 +20,7 @@ MAX_INTEGER = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """Where a value is written; lines and columns count from 1, and 0 means unknown."""
 
     file: str
@@ -36,7 +36,7 @@ class ScalarNode:
     """A text, a number, a truth value or null."""
 
     value: str | int | float | bool | None
-    place: Place
+    location: Location
     path: str
 
 
@@ -45,22 +45,22 @@ class ListNode:
     """A list."""
 
     items: tuple[Node, ...]
-    place: Place
+    location: Location
     path: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MapNode:
-    """A map from words to nodes; `key_places` says where each key is written."""
+    """A map from words to nodes; `key_locations` gives where each key is written."""
 
     fields: Mapping[str, Node]
-    place: Place
+    location: Location
     path: str
-    key_places: Mapping[str, Place] = field(default_factory=dict)
+    key_locations: Mapping[str, Location] = field(default_factory=dict)
 
-    def key_place(self, key: str) -> Place:
+    def key_location(self, key: str) -> Location:
         """Where `key` is written; the map's own place if that is unknown."""
-        return self.key_places.get(key, self.place)
+        return self.key_locations.get(key, self.location)
 
 
 Node: TypeAlias = ScalarNode | ListNode | MapNode
@@ -138,7 +138,7 @@ def whole_number(value: float) -> int | float:
 def map_from_plain(data: Mapping[str, Any], file: str) -> MapNode:
     """A tree from a plain map that is known to be sound."""
     fields = {key: move(from_plain(value, file)[0], key) for key, value in data.items()}
-    return MapNode(fields=fields, place=Place(file), path="")
+    return MapNode(fields=fields, location=Location(file), path="")
 
 
 def from_plain(data: Any, file: str) -> tuple[Node, list[Problem]]:  # noqa: ANN401
@@ -148,7 +148,7 @@ def from_plain(data: Any, file: str) -> tuple[Node, list[Problem]]:  # noqa: ANN
         The tree, and what in it cannot be part of a recipe.
     """
     problems: list[Problem] = []
-    place = Place(file)
+    location = Location(file)
     left = MAX_NODES
 
     def build(value: Any, path: str, depth: int) -> Node:  # noqa: ANN401
@@ -158,7 +158,7 @@ def from_plain(data: Any, file: str) -> tuple[Node, list[Problem]]:  # noqa: ANN
             if not any(problem.message.startswith("nested") for problem in problems):
                 message = f"nested more than {MAX_DEPTH} deep, or more than {MAX_NODES} values"
                 problems.append(Problem(location=file, path=path, message=message))
-            return ScalarNode(value=None, place=place, path=path)
+            return ScalarNode(value=None, location=location, path=path)
         if isinstance(value, Mapping):
             fields = {}
             for key, item in value.items():
@@ -167,10 +167,10 @@ def from_plain(data: Any, file: str) -> tuple[Node, list[Problem]]:  # noqa: ANN
                     problems.append(Problem(location=file, path=path, message=message))
                     continue
                 fields[key] = build(item, join(path, key), depth + 1)
-            return MapNode(fields=fields, place=place, path=path)
+            return MapNode(fields=fields, location=location, path=path)
         if isinstance(value, list | tuple):
             items = [build(item, join(path, i), depth + 1) for i, item in enumerate(value)]
-            return ListNode(items=tuple(items), place=place, path=path)
+            return ListNode(items=tuple(items), location=location, path=path)
         if isinstance(value, Fraction):
             value = str(value) if value.denominator != 1 else int(value)
         if isinstance(value, float):
@@ -182,6 +182,6 @@ def from_plain(data: Any, file: str) -> tuple[Node, list[Problem]]:  # noqa: ANN
             message = f"a value of type `{type(value).__name__}` cannot be part of a recipe"
             problems.append(Problem(location=file, path=path, message=message))
             value = None
-        return ScalarNode(value=value, place=place, path=path)
+        return ScalarNode(value=value, location=location, path=path)
 
     return build(data, "", 0), problems

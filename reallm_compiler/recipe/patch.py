@@ -31,9 +31,9 @@ def merge_maps(base: MapNode, patch: MapNode) -> MapNode:
     _drop_share(fields, patch)
     return MapNode(
         fields=fields,
-        place=patch.place,
+        location=patch.location,
         path=patch.path,
-        key_places={**base.key_places, **patch.key_places},
+        key_locations={**base.key_locations, **patch.key_locations},
     )
 
 
@@ -57,4 +57,4 @@ def _drop_share(fields: dict[str, Node], patch: MapNode) -> None:
         if isinstance(node, MapNode) and "kind" in node.fields
     }
     if not any(shares(stage, kind) for stage, kind in kinds.items()):
-        fields["share"] = ScalarNode(value=None, place=changed[0].place, path=changed[0].path)
+        fields["share"] = ScalarNode(value=None, location=changed[0].location, path=changed[0].path)

@@ -19,8 +19,8 @@ from reallm_compiler.errors import Problem, RecipeError
 from reallm_compiler.recipe.check import BUILT_IN, check_plan
 from reallm_compiler.recipe.model import Keep, Recipe, Rule
 from reallm_compiler.recipe.nodes import (
+    Location,
     MapNode,
-    Place,
     leaves,
 )
 from reallm_compiler.recipe.patch import merge_maps
@@ -82,9 +82,9 @@ def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decisi
     """
     chosen, problems = select(recipe.rules, candidates)
     applied: list[list[int]] = [[] for _ in candidates]
-    for number, places in enumerate(chosen):
-        for place in places:
-            applied[place].append(number)
+    for number, indices in enumerate(chosen):
+        for index in indices:
+            applied[index].append(number)
     known: dict[_Applied, Decision | None] = {}
     told: dict[tuple[str, str, str], Problem] = {}
     keys: dict[str, _Applied] = {}
@@ -116,7 +116,7 @@ def _decide(
         source = FieldSource(
             path="keep",
             value=last.keep,
-            location=_line(last.key_places.get("keep", last.place), f"{last.path}.keep"),
+            location=_line(last.key_locations.get("keep", last.location), f"{last.path}.keep"),
             origin=f"{last.path}.keep",
         )
         return Decision(plan=None, keep=last.keep, trace=(source,)), []
@@ -156,11 +156,11 @@ def _met_at(problem: Problem, name: str) -> Problem:
     )
 
 
-def _line(place: Place, path: str) -> str:
+def _line(location: Location, path: str) -> str:
     """`file:line`; a recipe without lines is cited by path."""
-    if place == BUILT_IN:
-        return place.file
-    return f"{place.file}:{place.line}" if place.line else f"{place.file}: {path}"
+    if location == BUILT_IN:
+        return location.file
+    return f"{location.file}:{location.line}" if location.line else f"{location.file}: {path}"
 
 
 class _Trace:
@@ -178,10 +178,10 @@ class _Trace:
         sources = []
         for path, value in _fields(plan.plain()):
             node = final.get(path)
-            if node is None or node.place == BUILT_IN:
+            if node is None or node.location == BUILT_IN:
                 source = FieldSource(path=path, value=value, location=BUILT_IN.file, origin="")
             else:
-                location = _line(node.place, node.path)
+                location = _line(node.location, node.path)
                 others = (written[path] for written in writers if path in written)
                 source = FieldSource(
                     path=path,
@@ -197,9 +197,9 @@ class _Trace:
         """The fields that a part of a plan writes, and in which line."""
         if id(layer) not in self._fields:
             self._fields[id(layer)] = {
-                path: _line(node.place, node.path)
+                path: _line(node.location, node.path)
                 for path, node in leaves(layer)
-                if node.place != BUILT_IN
+                if node.location != BUILT_IN
             }
         return self._fields[id(layer)]
 

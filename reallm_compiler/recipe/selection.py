@@ -61,9 +61,9 @@ class _Model:
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         self.candidates = candidates
-        self.places: dict[str, list[int]] = {}
-        for place, candidate in enumerate(candidates):
-            self.places.setdefault(candidate.name, []).append(place)
+        self.indices: dict[str, list[int]] = {}
+        for index, candidate in enumerate(candidates):
+            self.indices.setdefault(candidate.name, []).append(index)
         self.layers = 1 + max((c.layer for c in candidates if c.layer is not None), default=-1)
         self.numel = sum(candidate.numel for candidate in candidates if candidate.is_matrix)
         self._found: dict[_Asked, dict[int | None, list[int]]] = {}
@@ -72,14 +72,14 @@ class _Model:
     def _words(self) -> Mapping[str, Sequence[str]]:
         """Names by the words that stand between their dots."""
         words: dict[str, list[str]] = {}
-        for name in self.places:
+        for name in self.indices:
             for word in set(name.split(".")):
                 words.setdefault(word, []).append(name)
         return words
 
-    def is_matrix(self, place: int) -> bool:
+    def is_matrix(self, index: int) -> bool:
         """Whether the candidate at `place` can be coded."""
-        return self.candidates[place].is_matrix
+        return self.candidates[index].is_matrix
 
     def matching(
         self,
@@ -107,26 +107,26 @@ class _Model:
         if min_fraction is not None or min_numel is not None:
             wide = self.matching(patterns, roles)
             least = max(math.ceil((min_fraction or 0) * self.numel), min_numel or 1)
-            fits = {place for place in _flat(wide) if self.candidates[place].numel >= least}
+            fits = {index for index in _flat(wide) if self.candidates[index].numel >= least}
         elif roles is not None:
             wide = self.matching(patterns)
-            fits = {place for place in _flat(wide) if self.candidates[place].role in roles}
+            fits = {index for index in _flat(wide) if self.candidates[index].role in roles}
         else:
             names = {name for pattern in patterns for name in self._names(pattern)}
-            fits = {place for name in names for place in self.places[name]}
+            fits = {index for name in names for index in self.indices[name]}
         by_layer: dict[int | None, list[int]] = {}
-        for place in sorted(fits):
-            by_layer.setdefault(self.candidates[place].layer, []).append(place)
+        for index in sorted(fits):
+            by_layer.setdefault(self.candidates[index].layer, []).append(index)
         return by_layer
 
     def _names(self, pattern: Pattern) -> Iterable[str]:
         """The names that a pattern matches."""
         if pattern.exact is not None:  # a recipe may hold one rule for each matrix
-            return [pattern.exact] if pattern.exact in self.places else []
+            return [pattern.exact] if pattern.exact in self.indices else []
         if pattern.text == "*":
-            return self.places
+            return self.indices
         lists = [self._words.get(word, ()) for word in pattern.words]
-        return filter(pattern.matches, min(lists, key=len, default=self.places))
+        return filter(pattern.matches, min(lists, key=len, default=self.indices))
 
 
 def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
@@ -158,10 +158,10 @@ def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
         hit = set(_flat(found, before)).intersection(_flat(before, found))
         if not hit and before:
             message = f"the exception `{entry.text}` takes nothing out of what `match` takes"
-            names = [model.candidates[place].name for place in _flat(before)]
+            names = [model.candidates[index].name for index in _flat(before)]
             problems.append(_problem(rule, "except", message, _near([entry], names)))
         out |= hit
-    taken = sorted(place for place in _flat(before) if place not in out)
+    taken = sorted(index for index in _flat(before) if index not in out)
     if rule.optional:
         return taken, []
     if not taken and not problems:
@@ -174,14 +174,14 @@ def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
 
 
 def _no_role(rule: Rule, model: _Model, taken: Sequence[int]) -> Problem:
-    roles = dict.fromkeys(model.candidates[place].role for place in taken)
+    roles = dict.fromkeys(model.candidates[index].role for index in taken)
     here = [role for role in roles if role is not None]
     message = f"no tensor that the rule's names take is for {listed(rule.roles or ())}"
     return _problem(rule, "role", message, f"roles here: {listed(here)}" if here else None)
 
 
 def _too_small(rule: Rule, model: _Model, taken: Sequence[int]) -> Problem:
-    largest = max((model.candidates[place] for place in taken), key=lambda one: one.numel)
+    largest = max((model.candidates[index] for index in taken), key=lambda one: one.numel)
     part = 100 * largest.numel / max(model.numel, 1)
     message = "nothing that the rule takes holds so large a part of the model's weights"
     hint = f"the largest is `{largest.name}` with {part:.3g} %, {largest.numel:,} weights"
@@ -194,13 +194,13 @@ def _flat(
 ) -> list[int]:
     """Indices of the given layers, or of all."""
     wanted = by_layer if layers is None else layers
-    return [place for layer in wanted for place in by_layer.get(layer, ())]
+    return [index for layer in wanted for index in by_layer.get(layer, ())]
 
 
 def _nothing(rule: Rule, model: _Model, by_name: Sequence[int]) -> Problem:
     if not by_name:
         texts = listed(pattern.text for pattern in rule.match)
-        hint = _near(rule.match, list(model.places))
+        hint = _near(rule.match, list(model.indices))
         return _problem(rule, "match", f"no tensor of this model matches {texts}", hint)
     if rule.layers is not None and all(model.candidates[p].layer is None for p in by_name):
         name = model.candidates[by_name[0]].name
@@ -210,12 +210,12 @@ def _nothing(rule: Rule, model: _Model, by_name: Sequence[int]) -> Problem:
 
 
 def _problem(rule: Rule, key: str, message: str, hint: str | None = None) -> Problem:
-    place = rule.key_places.get(key, rule.place)
+    location = rule.key_locations.get(key, rule.location)
     if key in ("match", "except", "role", "min_fraction", "min_numel"):
         allow = "`optional: true` allows it to match nothing"
         between = " " if hint and hint.endswith("?") else "; "
         hint = f"{hint}{between}{allow}" if hint else allow
-    return Problem(location=str(place), path=f"{rule.path}.{key}", message=message, hint=hint)
+    return Problem(location=str(location), path=f"{rule.path}.{key}", message=message, hint=hint)
 
 
 def _near(patterns: Sequence[Pattern], names: Sequence[str]) -> str | None:

@@ -100,10 +100,10 @@ def open_files(
 
 def _check_archive_name(path: str | os.PathLike[str]) -> None:
     """Point from a part of a model folder to the folder, before an archive's header is missed."""
-    place = os.fspath(path)
-    if place.endswith((".safetensors", ".json", ".bin")):
+    text = os.fspath(path)
+    if text.endswith((".safetensors", ".json", ".bin")):
         raise SourceError(
             "this is one file of a model",
-            location=place,
-            hint=f"give the folder that holds it: {Path(place).parent}",
+            location=text,
+            hint=f"give the folder that holds it: {Path(text).parent}",
         )

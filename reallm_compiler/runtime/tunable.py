@@ -152,8 +152,8 @@ def open_tunable(
             magnitude=path.magnitude(matrix.name),
             bias=module.bias,
         )
-        for place in paths[matrix.name]:
-            model.set_submodule(place, layers[matrix.name])
+        for target in paths[matrix.name]:
+            model.set_submodule(target, layers[matrix.name])
     model.to(device).eval()
     untuned = tuple(name for name in path.names if name not in layers)
     tunable = TunableModel(model, tokenizer, layers, untuned, path.digest)

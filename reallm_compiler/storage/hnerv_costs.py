@@ -21,8 +21,8 @@ DECODE_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 def encoder_parameters(params: Hnerv) -> int:
     """Parameters of the encoder, which is not stored."""
     total = 0
-    for inputs, outputs, stride, place in _encoder_stages(params):
-        norm = 2 * (outputs if place == 0 else inputs)
+    for inputs, outputs, stride, index in _encoder_stages(params):
+        norm = 2 * (outputs if index == 0 else inputs)
         total += inputs * outputs * stride**2 + outputs + norm
         hidden = EXPANSION * outputs
         total += outputs * ENCODER_KERNEL**2 + outputs + 2 * outputs  # depthwise and norm
@@ -48,12 +48,12 @@ def decode_macs(params: Hnerv, shape: tuple[int, int], *, shared: bool) -> int:
 def patch_macs(params: Hnerv, width: int) -> int:
     """Multiply-accumulates that decode one patch."""
     channels, rows, columns = params.latent
-    places = rows * columns
-    total = places * channels * width
+    positions = rows * columns
+    total = positions * channels * width
     for stage in stages(params, width):
-        total += places * stage.numel
-        places *= stage.stride**2
-    return total + places * 9 * stage.outputs
+        total += positions * stage.numel
+        positions *= stage.stride**2
+    return total + positions * 9 * stage.outputs
 
 
 def patch_bytes(params: Hnerv, width: int, element: int) -> int:
@@ -75,12 +75,12 @@ def decode_bytes(params: Hnerv, shape: tuple[int, int], *, shared: bool) -> int:
 def encoder_macs(params: Hnerv) -> int:
     """Multiply-accumulates that encode one patch."""
     high, wide = params.patch_shape
-    places = high * wide
+    positions = high * wide
     total = 0
     for inputs, outputs, stride, _ in _encoder_stages(params):
-        places //= stride**2
+        positions //= stride**2
         mixing = 2 * EXPANSION * outputs**2 + ENCODER_KERNEL**2 * outputs
-        total += places * (inputs * outputs * stride**2 + mixing)
+        total += positions * (inputs * outputs * stride**2 + mixing)
     return total
 
 
@@ -119,16 +119,16 @@ def working_bytes(params: Hnerv, shape: tuple[int, int], *, shared: bool) -> int
     """
     width = decoder_width(params, shape, shared=shared)
     _, rows, columns = params.latent
-    places = rows * columns
+    positions = rows * columns
     numbers = 0
     for stage in stages(params, width):
-        places *= stage.stride**2
-        numbers += 4 * places * stage.outputs
+        positions *= stage.stride**2
+        numbers += 4 * positions * stage.outputs
     high, wide = params.patch_shape
-    places = high * wide
+    positions = high * wide
     for _, outputs, stride, _ in _encoder_stages(params):
-        places //= stride**2
-        numbers += 18 * places * outputs
+        positions //= stride**2
+        numbers += 18 * positions * outputs
     parameters = decoder_parameters(params, width) + encoder_parameters(params)
     patches = math.prod(grid(params, shape))
     return 4 * (min(params.batch, patches) * numbers + 5 * parameters)

@@ -96,8 +96,8 @@ def solved_width(params: Hnerv, parameters: int) -> int:
     """The largest f with a f^2 + 9 z f <= parameters; 0 or less where there is none."""
     reduce = Fraction(params.reduce)
     a = sum(
-        (reduce ** (-2 * place - 1) * stride**2 * kernel**2)
-        for place, (stride, kernel) in enumerate(zip(params.strides, kernels(params), strict=True))
+        (reduce ** (-2 * index - 1) * stride**2 * kernel**2)
+        for index, (stride, kernel) in enumerate(zip(params.strides, kernels(params), strict=True))
     )
     if parameters < 0:
         return 0
@@ -109,8 +109,8 @@ def solved_width(params: Hnerv, parameters: int) -> int:
 def kernels(params: Hnerv) -> tuple[int, ...]:
     """Kernel of each stage."""
     return tuple(
-        min(params.kernel_min + 2 * place, params.kernel_max)
-        for place in range(len(params.strides))
+        min(params.kernel_min + 2 * index, params.kernel_max)
+        for index in range(len(params.strides))
     )
 
 

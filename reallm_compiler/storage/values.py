@@ -99,8 +99,8 @@ class Order:
         _, count = shape
         for first, rows in _code_rows(data, CODES[dtype], *shape):
             seen = np.zeros((len(rows), count), dtype=bool)
-            lane, place = (rows < count).nonzero()
-            seen[lane, rows[lane, place]] = True
+            lane, column = (rows < count).nonzero()
+            seen[lane, rows[lane, column]] = True
             whole = seen.all(axis=1)
             if not whole.all():
                 row = int(whole.argmin())

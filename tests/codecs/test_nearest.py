@@ -55,7 +55,7 @@ def test_columns_come_back(shape, rows, gaussian, plan_of):
     sections, coded = CODEC.encode(params, weight)
     read = CODEC.decoder(params, shape, sections)
     places = nearest.find_order(params, weight)
-    assert torch.equal(read._places, places)
+    assert torch.equal(read._positions, places)
     for first in range(0, shape[0], 24):
         part = read.restore(coded[first : first + 24], first)
         assert torch.equal(part, weight[first : first + 24])

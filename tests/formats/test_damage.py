@@ -134,7 +134,7 @@ def test_every_swap_of_sections_of_one_size(tmp_path):
     first, second = data[a.offset : a.end], data[b.offset : b.end]
     data[a.offset : a.end], data[b.offset : b.end] = second, first
     damages = Archive(memoryview(data)).verify()
-    assert [damage.location for damage in damages] == [a.place, b.place]
+    assert [damage.location for damage in damages] == [a.location, b.location]
 
 
 def test_a_consistent_forgery_is_another_archive(complete):

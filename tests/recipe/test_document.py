@@ -168,19 +168,19 @@ def test_every_key_and_value_has_its_place():
     }
     for path, place in places.items():
         node, rest = find(tree, path)
-        assert (str(node.place), rest) == (place, ())
+        assert (str(node.location), rest) == (place, ())
     node, _ = find(tree, ("rules", 0, "match"))
     assert node.path == "rules[0].match"
     scales, _ = find(tree, ("defaults", "scales"))
     assert isinstance(scales, MapNode)
-    assert str(scales.key_place("per")) == "r.yaml:4:5"
+    assert str(scales.key_location("per")) == "r.yaml:4:5"
 
 
 def test_an_alias_keeps_its_place_and_gets_its_path():
     tree, _ = read_text("a: &x {b: 1}\nc: *x", "r.yaml")
     node, _ = find(tree, ("c", "b"))
     assert isinstance(node, ScalarNode)
-    assert (node.value, str(node.place), node.path) == (1, "r.yaml:1:11", "c.b")
+    assert (node.value, str(node.location), node.path) == (1, "r.yaml:1:11", "c.b")
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path):

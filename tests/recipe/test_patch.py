@@ -67,7 +67,7 @@ def test_each_field_is_the_node_of_its_last_writer(base, patch):
     for path, leaf in leaves(merged):
         steps = tuple(path.split("."))
         _, rest = find(node(patch), steps)
-        assert leaf.place.file == ("base" if rest else "patch")
+        assert leaf.location.file == ("base" if rest else "patch")
 
 
 def test_the_inputs_stay_as_they_are():
@@ -87,5 +87,5 @@ def test_places_come_from_where_the_fields_are_written():
     patch, _ = read_text("scales: {per: tensor}\n", "own.yaml")
     merged = merge(base, patch)
     assert isinstance(merged, MapNode)
-    places = {path: str(leaf.place) for path, leaf in leaves(merged)}
+    places = {path: str(leaf.location) for path, leaf in leaves(merged)}
     assert places == {"scales.kind": "base.yaml:2:9", "scales.per": "own.yaml:1:15"}

@@ -126,8 +126,10 @@ def show_archive(
         *opened.provenance.items(),
     ]
     for digest, file in (opened.find_decoders() if decoders is None else decoders).items():
-        place = f"in `{file}`" if file is not None else "not beside this archive; see `--decoder`"
-        facts.append(("uses decoder", f"{digest}\n{place}"))
+        location = (
+            f"in `{file}`" if file is not None else "not beside this archive; see `--decoder`"
+        )
+        facts.append(("uses decoder", f"{digest}\n{location}"))
     show_facts(terminal, facts, title="archive")
     terminal.data()
     terminal.data(terminal.text("recipe", style="bold"))

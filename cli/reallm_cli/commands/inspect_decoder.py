@@ -89,11 +89,11 @@ def parts_of(stage: Hnerv) -> list[Part]:
             values=channels * width + width,
         )
     ]
-    for place, made in enumerate(structure.stages(stage, width), start=1):
+    for index, made in enumerate(structure.stages(stage, width), start=1):
         rows, columns = rows * made.stride, columns * made.stride
         parts.append(
             Part(
-                name=f"stage {place}",
+                name=f"stage {index}",
                 kernel=made.kernel,
                 stride=made.stride,
                 inputs=made.inputs,
@@ -171,23 +171,23 @@ def _show(terminal: Terminal, archive: Archive, path: str, stage: Hnerv) -> None
 
 def _show_bytes(terminal: Terminal, archive: Archive) -> None:
     """Every byte of the file under one name."""
-    placed = archive.layout
+    layout = archive.layout
     rows = [
         *((entry.name, entry.nbytes) for entry in archive.manifest.sections),
-        ("header", placed.header_bytes),
-        ("manifest", placed.manifest_bytes),
-        ("padding", placed.padding_bytes),
+        ("header", layout.header_bytes),
+        ("manifest", layout.manifest_bytes),
+        ("padding", layout.padding_bytes),
     ]
     sheet = Sheet(
         columns=["<part of the file", "bytes", "share"],
-        rows=[(name, grouped(size), share_text(size, placed.file_bytes)) for name, size in rows],
-        total=("file", grouped(placed.file_bytes), share_text(1, 1)),
+        rows=[(name, grouped(size), share_text(size, layout.file_bytes)) for name, size in rows],
+        total=("file", grouped(layout.file_bytes), share_text(1, 1)),
     )
     show_sheet(terminal, sheet)
 
 
 def _whole_json(archive: Archive, stage: Hnerv) -> dict[str, Any]:
-    placed = archive.layout
+    layout = archive.layout
     width = structure.decoder_width(stage, (1, 1), shared=True)
     return {
         "format": {"major": archive.header.major, "minor": archive.header.minor},
@@ -200,10 +200,10 @@ def _whole_json(archive: Archive, stage: Hnerv) -> dict[str, Any]:
         "parameters": structure.decoder_parameters(stage, width),
         "patch_macs": costs.patch_macs(stage, width),
         "sections": [section_json(entry) for entry in archive.manifest.sections],
-        "header_bytes": placed.header_bytes,
-        "manifest_bytes": placed.manifest_bytes,
-        "padding_bytes": placed.padding_bytes,
-        "file_bytes": placed.file_bytes,
+        "header_bytes": layout.header_bytes,
+        "manifest_bytes": layout.manifest_bytes,
+        "padding_bytes": layout.padding_bytes,
+        "file_bytes": layout.file_bytes,
     }
 
 

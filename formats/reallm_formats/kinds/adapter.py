@@ -112,13 +112,13 @@ def parse_adapter(
         message = f"a digest has {v1.DIGEST_BYTES} bytes, not {len(base)}"
         raise FormatError("A2", message, location=f"{where}.base")
     matrices = tuple(
-        _parse_row(row, f"{where}.matrices[{place}]", newer=newer) for place, row in enumerate(rows)
+        _parse_row(row, f"{where}.matrices[{index}]", newer=newer) for index, row in enumerate(rows)
     )
     seen: set[str] = set()
-    for place, matrix in enumerate(matrices):
+    for index, matrix in enumerate(matrices):
         if matrix.name in seen:
             message = f"the matrix `{matrix.name}` stands twice"
-            raise FormatError("A4", message, location=f"{where}.matrices[{place}].name")
+            raise FormatError("A4", message, location=f"{where}.matrices[{index}].name")
         seen.add(matrix.name)
     provenance = typed(items["provenance"], dict, "A1", f"{where}.provenance")
     for key, value in provenance.items():
@@ -166,13 +166,13 @@ def _parse_row(value: object, where: str, *, newer: bool) -> AdapterEntry:
 
 def _check_sections(found: Sequence[Row], wanted: Sequence[Row]) -> None:
     """The sections are those that the rows ask for, in their order (A5)."""
-    for place, (have, want) in enumerate(zip(found, wanted, strict=False)):
+    for index, (have, want) in enumerate(zip(found, wanted, strict=False)):
         if have != want:
             message = (
                 f"section {have[0]} is {have[1]} {list(have[2])} where the document asks for "
                 f"{want[0]} as {want[1]} {list(want[2])}"
             )
-            raise FormatError("A5", message, location=f"manifest: sections[{place}]")
+            raise FormatError("A5", message, location=f"manifest: sections[{index}]")
     if len(found) != len(wanted):
         message = f"the document asks for {len(wanted)} sections; {len(found)} are listed"
         raise FormatError("A5", message, location="manifest: sections")

@@ -70,7 +70,7 @@ def _check_sections(sections: Sequence[Row]) -> None:
     if len(sections) != len(ROLES):
         message = f"a decoder has {len(ROLES)} sections; {len(sections)} are listed"
         raise FormatError("E2", message, location="manifest: sections")
-    for place, ((name, dtype, shape), (role, dtypes)) in enumerate(
+    for index, ((name, dtype, shape), (role, dtypes)) in enumerate(
         zip(sections, ROLES, strict=True)
     ):
         wanted = section_name(role)
@@ -80,4 +80,4 @@ def _check_sections(sections: Sequence[Row]) -> None:
             f"section {name} is {dtype} {list(shape)}; {wanted} of one extent stands here, as "
             f"{' or '.join(dtypes)}"
         )
-        raise FormatError("E2", message, location=f"manifest: sections[{place}]")
+        raise FormatError("E2", message, location=f"manifest: sections[{index}]")

@@ -42,14 +42,14 @@ class MatrixEntry:
     """A coded matrix.
 
     Attributes:
-        name: the matrix's name; the checkpoint's tensor without `.weight`, and with the place
+        name: the matrix's name; the checkpoint's tensor without `.weight`, and with the index
             in the stack where a tensor holds several.
         shape: extents [p, q] as coded.
         dtype: element type in the checkpoint.
         tensor: the checkpoint's tensor that it is (a part of).
-        index: its place in a tensor that is a stack of matrices; None for a whole tensor.
+        index: its index in a tensor that is a stack of matrices; None for a whole tensor.
         transposed: the checkpoint stores it as [q, p].
-        method: its plan, as a place in `methods`.
+        method: its plan, as an index into `methods`.
         relative_error: ||W - W^|| / ||W|| (Frobenius), measured when it was encoded.
     """
 
@@ -109,8 +109,8 @@ def parse_model(
     items = closed_map(document, KEYS, "D1", where, newer=newer)
     recipe = typed(items["recipe"], dict, "D1", f"{where}.recipe")
     methods = typed(items["methods"], list, "D1", f"{where}.methods")
-    for place, method in enumerate(methods):
-        typed(method, dict, "D1", f"{where}.methods[{place}]")
+    for index, method in enumerate(methods):
+        typed(method, dict, "D1", f"{where}.methods[{index}]")
     rows = typed(items["matrices"], list, "D1", f"{where}.matrices")
     matrices: list[MatrixEntry] = []
     try:
@@ -118,7 +118,7 @@ def parse_model(
     except FormatError as error:
         error.location = f"{where}.matrices[{len(matrices)}]{error.location}"
         raise
-    _check_places(matrices, f"{where}.matrices")
+    _check_names(matrices, f"{where}.matrices")
     _check_sections(sections, matrices)
     ties = typed(items["ties"], dict, "D1", f"{where}.ties")
     _check_ties(ties, matrices, sections, f"{where}.ties")
@@ -137,7 +137,7 @@ def parse_model(
 
 
 def _parse_matrix(value: object, methods: int, *, newer: bool) -> MatrixEntry:
-    """A row of `matrices` by itself (rule D2); places in errors are counted from the row."""
+    """A row of `matrices` by itself (rule D2); locations in errors are relative to the row."""
     items = closed_map(value, MATRIX_KEYS, "D2", "", newer=newer)
     name = typed(items["name"], str, "D2", ".name")
     names.check_name(name, ".name")
@@ -154,7 +154,7 @@ def _parse_matrix(value: object, methods: int, *, newer: bool) -> MatrixEntry:
         raise FormatError("D2", f"weights are floats, not `{dtype}`", location=".dtype")
     index = items["index"]
     if index is not None and not 0 <= typed(index, int, "D2", ".index") <= v1.MAX_EXTENT:
-        raise FormatError("D2", f"{index} is not a place in a stack", location=".index")
+        raise FormatError("D2", f"{index} is not an index in a stack", location=".index")
     transposed = typed(items["transposed"], bool, "D2", ".transposed")
     method = typed(items["method"], int, "D2", ".method")
     if not 0 <= method < methods:
@@ -176,19 +176,19 @@ def _parse_matrix(value: object, methods: int, *, newer: bool) -> MatrixEntry:
     )
 
 
-def _check_places(matrices: Sequence[MatrixEntry], where: str) -> None:
-    """Each name once, each place in a tensor once, no tensor both whole and in parts (D3)."""
+def _check_names(matrices: Sequence[MatrixEntry], where: str) -> None:
+    """Each name once, each index of a tensor once, no tensor both whole and in parts (D3)."""
     seen: set[str] = set()
     parts: dict[str, set[int | None]] = {}
-    for place, matrix in enumerate(matrices):
+    for index, matrix in enumerate(matrices):
         if matrix.name in seen:
             message = f"the matrix `{matrix.name}` stands twice"
-            raise FormatError("D3", message, location=f"{where}[{place}].name")
+            raise FormatError("D3", message, location=f"{where}[{index}].name")
         seen.add(matrix.name)
         taken = parts.setdefault(matrix.tensor, set())
         if matrix.index in taken or (taken and (matrix.index is None or None in taken)):
             message = f"the tensor `{matrix.tensor}` is filled twice"
-            raise FormatError("D3", message, location=f"{where}[{place}].tensor")
+            raise FormatError("D3", message, location=f"{where}[{index}].tensor")
         taken.add(matrix.index)
     _check_stacks(matrices, parts, where)
 
@@ -198,7 +198,7 @@ def _check_stacks(
 ) -> None:
     """The matrices of a stack are alike and fill it (D8)."""
     first: dict[str, MatrixEntry] = {}
-    for place, matrix in enumerate(matrices):
+    for index, matrix in enumerate(matrices):
         if matrix.index is None:
             continue
         alike = first.setdefault(matrix.tensor, matrix)
@@ -209,21 +209,21 @@ def _check_stacks(
                     f"`{matrix.name}` and `{alike.name}` are parts of `{matrix.tensor}` and differ "
                     f"in `{key}`: {mine} and {other}"
                 )
-                raise FormatError("D8", message, location=f"{where}[{place}].{key}")
+                raise FormatError("D8", message, location=f"{where}[{index}].{key}")
         count = len(parts[matrix.tensor])
         if matrix.index >= count:
             message = f"`{matrix.tensor}` has {count} parts, and this is number {matrix.index}"
-            raise FormatError("D8", message, location=f"{where}[{place}].index")
+            raise FormatError("D8", message, location=f"{where}[{index}].index")
 
 
 def _check_sections(sections: Sequence[Row], matrices: Sequence[MatrixEntry]) -> None:
     """Each section belongs to something (D4), has a fitting type (D5), and is stored once (D3)."""
     owners = {f"{names.MATRIX}{matrix.name}" for matrix in matrices}
     coded = {matrix.tensor for matrix in matrices}
-    for place, (text, dtype, shape) in enumerate(sections):
+    for index, (text, dtype, shape) in enumerate(sections):
         if text.rpartition("/")[0] in owners:
             continue
-        where = f"manifest: sections[{place}]"
+        where = f"manifest: sections[{index}]"
         name = names.parse_name(text, where)
         if name.space == names.MATRIX:
             message = f"`{text}` belongs to no matrix of the document"

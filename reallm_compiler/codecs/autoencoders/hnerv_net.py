@@ -121,10 +121,10 @@ class Encoder(nn.Module):
         layers: list[nn.Module] = []
         inputs = 1
         with torch.random.fork_rng(devices=[]):  # torch's own start values are replaced below
-            for place, (stride, outputs) in enumerate(zip(strides, widths, strict=True)):
+            for index, (stride, outputs) in enumerate(zip(strides, widths, strict=True)):
                 down = nn.Conv2d(inputs, outputs, stride, stride=stride)
-                norm = _ChannelNorm(outputs if place == 0 else inputs)
-                layers += [down, norm] if place == 0 else [norm, down]
+                norm = _ChannelNorm(outputs if index == 0 else inputs)
+                layers += [down, norm] if index == 0 else [norm, down]
                 layers.append(_Block(outputs))
                 inputs = outputs
         self.layers = nn.Sequential(*layers)

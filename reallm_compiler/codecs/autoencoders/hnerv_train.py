@@ -224,7 +224,7 @@ class Trainer:
         moments = self._optimizer.state_dict()["state"]
         self._optimizer = self._new_optimizer()
         kept = range(len(self._trained()))
-        self._load_moments({place: moments[place] for place in kept if place in moments})
+        self._load_moments({index: moments[index] for index in kept if index in moments})
 
     def _trained(self) -> list[torch.nn.Parameter]:
         """Parameters that learn, the decoder's first."""
@@ -246,8 +246,8 @@ class Trainer:
         for name, module in (("decoder", self.decoder), ("encoder", self.encoder)):
             if module is not None:
                 state |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
-        for place, moments in self._optimizer.state_dict()["state"].items():
-            state |= {f"adam.{place}.{key}": value for key, value in moments.items()}
+        for index, moments in self._optimizer.state_dict()["state"].items():
+            state |= {f"adam.{index}.{key}": value for key, value in moments.items()}
         if self._raw is not None:
             state["raw"] = self._raw
         state |= {f"latents.{key}": value for key, value in self.task.latents.state().items()}
@@ -270,8 +270,8 @@ class Trainer:
             self._optimizer = self._new_optimizer()
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in _below(state, "adam").items():
-            place, _, name = key.partition(".")
-            moments.setdefault(int(place), {})[name] = value
+            index, _, name = key.partition(".")
+            moments.setdefault(int(index), {})[name] = value
         self._load_moments(moments)
 
     def _load_moments(self, moments: Mapping[int, Mapping[str, Tensor]]) -> None:

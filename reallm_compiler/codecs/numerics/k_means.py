@@ -152,16 +152,16 @@ def _statistics(vectors: Vectors, codebook: Tensor) -> tuple[float, Tensor, Tens
 def _reseeded(vectors: Vectors, codebook: Tensor, moved: Tensor, empty: Tensor) -> Tensor:
     """`moved` with its empty words put on the vectors that `codebook` serves worst."""
     worst = torch.empty(0, dtype=torch.float64)
-    places = torch.empty(0, dtype=torch.int64)
+    indices = torch.empty(0, dtype=torch.int64)
     for first, values, weights in vectors.chunks():
         error = errors(values, weights, codebook).cpu()
         error = torch.cat([worst, error])
-        place = torch.cat([places, torch.arange(first, first + len(values))])
+        index = torch.cat([indices, torch.arange(first, first + len(values))])
         keep = error.sort(descending=True, stable=True).indices[: len(empty)]
-        worst, places = error[keep], place[keep]
-    places = places[worst > 0]
-    if len(places):
-        values, _ = vectors.pick(places)
+        worst, indices = error[keep], index[keep]
+    indices = indices[worst > 0]
+    if len(indices):
+        values, _ = vectors.pick(indices)
         moved = moved.clone()
-        moved[empty[: len(places)]] = values
+        moved[empty[: len(indices)]] = values
     return moved

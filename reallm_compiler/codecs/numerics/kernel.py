@@ -87,7 +87,7 @@ def source(bits: int) -> str:
     look_ups[0] = look_ups[0].replace("%row.0,", "poison,")
     return _KERNEL.format(
         size=size,
-        pairs=", ".join(f"i32 {place}" for place in pairs),
+        pairs=", ".join(f"i32 {index}" for index in pairs),
         shifts=", ".join(f"i16 {start % 8}" for start in starts),
         masks=", ".join([f"i16 {2**bits - 1}"] * LANES),
         look_ups="\n".join(look_ups),

@@ -93,8 +93,8 @@ def _pack_block(codes: Tensor, bits: int) -> Tensor:
         per_byte = 8 // bits
         grid = _padded(codes.to(torch.uint8), per_byte).view(-1, per_byte)
         stream = grid[:, 0].clone()
-        for place in range(1, per_byte):
-            stream |= grid[:, place] << (place * bits)
+        for index in range(1, per_byte):
+            stream |= grid[:, index] << (index * bits)
         return stream
     groups = _padded(codes, CODES_PER_GROUP).view(-1, CODES_PER_GROUP).to(torch.int64)
     if bits < 8:
@@ -117,8 +117,8 @@ def _unpack_block(stream: Tensor, bits: int) -> Tensor:
         grid = torch.empty(
             stream.numel(), per_byte, dtype=torch.uint8, device=stream.device
         )  # [bytes, codes of a byte]
-        for place in range(per_byte):
-            torch.bitwise_and(stream >> (place * bits), (1 << bits) - 1, out=grid[:, place])
+        for index in range(per_byte):
+            torch.bitwise_and(stream >> (index * bits), (1 << bits) - 1, out=grid[:, index])
         return grid.view(-1)
     groups = ceil_div(stream.numel(), bits)
     words_per_group = 1 if bits < 8 else 2
@@ -141,15 +141,15 @@ def _unpack_block(stream: Tensor, bits: int) -> Tensor:
 def _joined(codes: Tensor, bits: int) -> Tensor:
     """int64 [groups]: the codes [groups, n] side by side, the first one lowest."""
     word = codes[:, 0].clone()
-    for place in range(1, codes.shape[1]):
-        word |= codes[:, place] << (place * bits)
+    for index in range(1, codes.shape[1]):
+        word |= codes[:, index] << (index * bits)
     return word
 
 
 def _split(words: Tensor, bits: int, codes: Tensor) -> None:
     """Writes the codes of `words` [groups] into `codes` [groups, n]."""
-    for place in range(codes.shape[1]):
-        codes[:, place] = (words >> (place * bits)) & ((1 << bits) - 1)
+    for index in range(codes.shape[1]):
+        codes[:, index] = (words >> (index * bits)) & ((1 << bits) - 1)
 
 
 def _padded(values: Tensor, multiple: int) -> Tensor:

@@ -85,8 +85,8 @@ def _draw(chances: Tensor, count: int, generator: torch.Generator) -> Tensor:
     if not total > 0:
         return torch.empty(0, dtype=torch.int64)
     points = torch.rand(count, generator=generator, dtype=torch.float64) * total
-    places = torch.searchsorted(running, points, right=True).clamp_(max=len(running) - 1)
+    indices = torch.searchsorted(running, points, right=True).clamp_(max=len(running) - 1)
     if count == 1:
-        return places
-    places = places.sort().values
-    return places[torch.cat([places.new_ones(1) > 0, places[1:] > places[:-1]])]
+        return indices
+    indices = indices.sort().values
+    return indices[torch.cat([indices.new_ones(1) > 0, indices[1:] > indices[:-1]])]

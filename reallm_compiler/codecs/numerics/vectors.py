@@ -65,11 +65,11 @@ class DenseVectors:
 
 def sampled(vectors: Vectors, size: int, generator: torch.Generator) -> DenseVectors:
     """All vectors if there are at most `size`, else `size` random ones, perhaps some twice."""
-    values, weights = vectors.pick(sampled_places(vectors, size, generator))
+    values, weights = vectors.pick(sampled_indices(vectors, size, generator))
     return DenseVectors(values=values, weights=weights)
 
 
-def sampled_places(vectors: Vectors, size: int, generator: torch.Generator) -> Tensor:
+def sampled_indices(vectors: Vectors, size: int, generator: torch.Generator) -> Tensor:
     """int64: the places of the vectors that `sampled` takes."""
     if vectors.count <= size:
         return torch.arange(vectors.count)

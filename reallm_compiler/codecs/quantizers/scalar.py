@@ -131,8 +131,8 @@ def byte_table(entries: Tensor, bits: int) -> Tensor:
         [256, 8 / bits x n]: for each byte the entries of its codes, lowest code first.
     """
     byte = torch.arange(256, device=entries.device)
-    places = [(byte >> place) & ((1 << bits) - 1) for place in range(0, 8, bits)]
-    return torch.cat([entries[place] for place in places], dim=1)
+    shifted = [(byte >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
+    return torch.cat([entries[codes] for codes in shifted], dim=1)
 
 
 def look_up(table: Tensor, codes: Tensor) -> Tensor:

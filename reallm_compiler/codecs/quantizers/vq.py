@@ -19,7 +19,7 @@ from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign
 from reallm_compiler.codecs.numerics.numbers import stored
 from reallm_compiler.codecs.numerics.packing import CODES_PER_GROUP, code_dtype, pack, unpack
-from reallm_compiler.codecs.numerics.vectors import DenseVectors, Vectors, sampled_places
+from reallm_compiler.codecs.numerics.vectors import DenseVectors, Vectors, sampled_indices
 from reallm_compiler.codecs.quantizers.scalar import byte_table, look_up
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
@@ -89,16 +89,16 @@ class MatrixVectors:
             yield first * self._grid[1], vectors, self._weights(top, end)
 
     def pick(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The vectors at places `index` of the grid of codes, in row-major order."""
+        """The vectors at positions `index` of the grid of codes, in row-major order."""
         p, q = self._values.shape
         index = index.to(self._values.device)
         row = index.div(self._grid[1], rounding_mode="floor")[:, None]  # [n, 1]
         column = index.remainder(self._grid[1])[:, None]
-        place = torch.arange(self.dim, device=index.device)[None, :]  # [1, d]
+        inner = torch.arange(self.dim, device=index.device)[None, :]  # [1, d]
         if self._axis == "rows":
-            row, column = row * self.dim + place, column.expand(-1, self.dim)
+            row, column = row * self.dim + inner, column.expand(-1, self.dim)
         else:
-            row, column = row.expand(-1, self.dim), column * self.dim + place
+            row, column = row.expand(-1, self.dim), column * self.dim + inner
         inside = (row < p) & (column < q)
         row, column = row.clamp(max=p - 1), column.clamp(max=q - 1)
         values = self._values[row, column] * inside
@@ -329,13 +329,13 @@ class _Sample:
     def add(self, vectors: MatrixVectors, most: int, generator: torch.Generator) -> None:
         """Take at most `most` of a latent's vectors, by their share of its energy."""
         first = self._count
-        for place in torch.split(sampled_places(vectors, most, generator), PICKED):
-            values, weights = vectors.pick(place)
+        for index in torch.split(sampled_indices(vectors, most, generator), PICKED):
+            values, weights = vectors.pick(index)
             self._widen(values.dtype)
-            span = slice(self._count, self._count + len(place))
+            span = slice(self._count, self._count + len(index))
             self._values[span] = values
-            self._masses[span] = 1.0 if weights is None else weights.view(len(place), -1)
-            self._count += len(place)
+            self._masses[span] = 1.0 if weights is None else weights.view(len(index), -1)
+            self._count += len(index)
         values, masses = self._values[first : self._count], self._masses[first : self._count]
         energy = float(values.square().mul_(masses).sum(dtype=torch.float64))
         masses *= vectors.count / energy if energy else 0.0
