@@ -34,7 +34,7 @@ class Problem:
 
     Attributes:
         location: `file:line:column`, or the file alone where no line can be named.
-        path: the place in the document, such as `rules[2].set.residual.rank`.
+        path: the path in the document, such as `rules[2].set.residual.rank`.
         message: what is wrong there.
         hint: the nearest valid word, or what to write instead.
     """

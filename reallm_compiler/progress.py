@@ -79,7 +79,7 @@ class Lines:
         self._printed_at = now
         text = f"{self._label}: {done:,} of {total:,} {self._unit}{self._time(now, done, total)}"
         if screen:
-            # The cursor stays at the start, so that whatever is printed next takes this place.
+            # The cursor stays at the start, so that whatever is printed next overwrites it.
             end = "\n" if ends else "\r"
             self._stream.write(text.ljust(self._width) + end)
         else:

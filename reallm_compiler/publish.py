@@ -125,7 +125,7 @@ def refuse_inputs(path: Path, *inputs: str | os.PathLike[str] | None) -> None:
     """An output is none of the files that it is made of, nor part of a folder that it is made of.
 
     Raises:
-        OutputError: it would take the place of an input.
+        OutputError: it would replace an input.
     """
     for given in inputs:
         if given is None or not path.exists() or not os.path.exists(given):
@@ -133,7 +133,7 @@ def refuse_inputs(path: Path, *inputs: str | os.PathLike[str] | None) -> None:
         inside = os.path.isdir(given) and Path(given).resolve() in path.resolve().parents
         if os.path.samefile(path, given) or (inside and not _is_ours(path)):
             raise OutputError(
-                "the output would take the place of an input",
+                "the output would replace an input",
                 location=str(path),
                 hint="choose another name with `-o`",
             )

@@ -6,8 +6,8 @@
 
     hint: did you mean `out/model.reallm`?
 
-A recipe's error lists every problem, each with its place in the file and in the document. The
-text says everything without colour; styles only help the eye.
+A recipe's error lists every problem, each with its line in the file and its path in the
+document. Styles repeat what the text says: nothing depends on colour.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def render_error(error: ReallmError, *, encoding: str = "utf-8") -> Text:
 
 
 def _problem(problem: Problem, encoding: str) -> list[Text]:
-    """One problem: its place, what is wrong, and the nearest valid word."""
+    """One problem: its location, what is wrong, and the nearest valid name."""
     location = Text("  ").append(_safe(problem.location, encoding), _LOCATION)
     if problem.path:
         location.append(f"  {_safe(problem.path, encoding)}")

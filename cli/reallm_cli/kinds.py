@@ -1,4 +1,4 @@
-"""Matrices of one kind: the same place in every layer, the same shape, the same plan."""
+"""Matrices of one kind: the same module in every layer, the same shape, the same plan."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 `main` parses, runs one command and returns its exit code; it never ends the process, so tests and
 other programs can call it. `run` is the console script: it only hands the code to the system.
-This is the one place where errors become words on stderr and a number.
+Errors become a message on stderr and an exit code here, and nowhere else.
 """
 
 from __future__ import annotations

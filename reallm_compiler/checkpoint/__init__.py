@@ -1,4 +1,4 @@
-"""Checkpoints, described by their headers alone: names, types, shapes, places, ties."""
+"""Checkpoints, described by their headers alone: names, types, shapes, offsets, ties."""
 
 from reallm_compiler.checkpoint.inventory import Inventory, open_source
 from reallm_compiler.checkpoint.layers import layer_index

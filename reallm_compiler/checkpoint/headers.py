@@ -6,7 +6,7 @@ checked before anything is allocated for it: the length against the file, types 
 against the byte ranges, and the ranges against each other, so that they cover the data without
 a hole and without an overlap.
 
-The weights themselves are never read here. A tensor's place in the file is part of its
+The weights themselves are never read here. A tensor's offset in the file is part of its
 `TensorSpec`, so that one tensor, one expert or a few rows can be had by one plain read.
 """
 

@@ -88,7 +88,7 @@ class MatrixFact:
     Attributes:
         name: the tensor's name without `.weight`; an expert adds `.INDEX`.
         tensor: name of the tensor that holds it.
-        index: the expert's place along the first axis of a 3-D tensor, or None.
+        index: the expert's index along the first axis of a 3-D tensor, or None.
         transposed: stored as [q, p] (`Conv1D`, some stacks of experts).
         shape: (p, q), outputs and inputs, whatever the stored order.
         dtype: element type of the weights, after scaling where there are scales.

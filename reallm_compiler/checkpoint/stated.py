@@ -34,7 +34,7 @@ def check_words(config: Mapping[str, Any], label: str) -> None:
         label: its name in messages.
 
     Raises:
-        SourceError: with the place of the key.
+        SourceError: with the location of the key.
     """
     parts = {"": config}
     for key, value in config.items():
@@ -54,7 +54,7 @@ def check_counts(config: Mapping[str, Any], label: str) -> None:
     """Refuses numbers of layers and experts for which building the model would never end.
 
     Raises:
-        SourceError: with the place of the key.
+        SourceError: with the location of the key.
     """
     layers, experts, location = 0, 0, ""
     for path, key, count in _counts(config, ""):

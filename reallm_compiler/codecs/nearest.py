@@ -1,11 +1,11 @@
 """Column order by greedy nearest neighbours (paper, Algorithm 1), for blocks of rows.
 
-Within a block, column 0 comes first; then always the unplaced column nearest to the last placed
+Within a block, column 0 comes first; then always the unvisited column nearest to the last visited
 one by Euclidean distance, the lowest index among equals. Algorithm 1 says "minimise the scalar
 product", which would choose the most opposite column and make neighbours less alike than no
 order at all; the nearest column is what its name and its purpose ask for.
 
-Stored is, for each column, its place in the coded latent, so that decoding is one gather:
+Stored is, for each column, its position in the coded latent, so that decoding is one gather:
 latent[:, j] = coded[:, order[j]]. Columns are followed by index, never by value: equal columns
 cannot collide.
 """
@@ -43,16 +43,16 @@ class NearestCodec(PermutationCodec[NearestPermutation]):
     def decoder(
         self, params: NearestPermutation, shape: Shape, sections: Mapping[str, Tensor]
     ) -> NearestOrder:
-        """The place of each column in the coded latent [p, q].
+        """The position of each column in the coded latent [p, q].
 
         Raises:
-            CodecError: a place lies outside the latent.
+            CodecError: a position lies outside the latent.
         """
         p, q = shape
         blocks = row_blocks(params, p)
         positions = unpack(sections["order"], index_bits(q), blocks * q).view(blocks, q)
         if int(positions.max()) >= q:
-            raise CodecError(f"the column order names place {int(positions.max())} of {q}")
+            raise CodecError(f"the column order names position {int(positions.max())} of {q}")
         return NearestOrder(params, positions.to(torch.int64))
 
 
@@ -61,7 +61,7 @@ class NearestOrder(ColumnOrder):
 
     Args:
         params: the stage.
-        positions: int64 [blocks, q], the place of each column in the coded latent.
+        positions: int64 [blocks, q], the position of each column in the coded latent.
     """
 
     def __init__(self, params: NearestPermutation, positions: Tensor) -> None:
@@ -84,7 +84,7 @@ class NearestOrder(ColumnOrder):
 
 
 def find_order(params: NearestPermutation, latent: Tensor) -> Tensor:
-    """int64 [blocks, q]: the place of each column of a latent [p, q] in the order that is coded."""
+    """int64 [blocks, q]: the position of each column of a latent [p, q] in the coded order."""
     p, q = latent.shape
     rows = p if params.rows == "all" else params.rows
     one = unit(latent)
@@ -148,7 +148,7 @@ def _visit(block: Tensor, budget: int) -> np.ndarray[tuple[int], np.dtype[np.int
             np.add(row, barred, out=scores)
             current = int(scores.argmin())
         if visited < q:
-            # One more step from the last placed column, then only the unplaced ones. Two tables
+            # One more step from the last visited column, then only the unvisited ones. Two tables
             # would not fit, so this one goes first.
             del table
             row = torch.addmv(norms, columns, columns[current], alpha=-2).numpy()

@@ -125,15 +125,17 @@ def _draw_spectrum(axis: Axes, layers: Layers) -> None:
         ]
         if not curves:
             continue
-        points = list(zip(*curves, strict=False))  # of each place, the value of each matrix
-        places = [(index + 1) / len(points) for index in range(len(points))]
+        points = list(zip(*curves, strict=False))  # of each index, the value of each matrix
+        fractions = [(index + 1) / len(points) for index in range(len(points))]
         depth = (number or 0) / last
         colour = (0.1 + 0.8 * depth, 0.3, 0.9 - 0.8 * depth)  # blue to red
         label = f"layer {number}" if number is not None else None
-        axis.plot(places, [median(one) for one in points], color=colour, linewidth=0.8, label=label)
-        _range(axis, places, points, colour)
+        axis.plot(
+            fractions, [median(one) for one in points], color=colour, linewidth=0.8, label=label
+        )
+        _range(axis, fractions, points, colour)
     axis.set_yscale("log")
-    axis.set_xlabel("place among the singular values / their number")
+    axis.set_xlabel("index of the singular value / their number")
     axis.set_ylabel("singular value / norm")
     _legend(axis)
 
@@ -188,16 +190,16 @@ def _draw_points(axis: Axes, points: dict[int, list[float]], label: str, **style
 
 def _range(
     axis: Axes,
-    places: Sequence[float],
+    fractions: Sequence[float],
     points: Sequence[Sequence[float]],
     colour: object,
 ) -> None:
-    """Shade from the least to the largest value of each place, where there are several."""
+    """Shade from the least to the largest value at each fraction, where there are several."""
     if any(len(values) > 1 for values in points):
         low, high = [min(values) for values in points], [max(values) for values in points]
-        if len(places) == 1:  # a shade without width would not be seen
-            axis.vlines(places, low, high, color=colour)
-        axis.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
+        if len(fractions) == 1:  # a shade without width would not be seen
+            axis.vlines(fractions, low, high, color=colour)
+        axis.fill_between(fractions, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
 def _axis_label(layers: Layers) -> str:

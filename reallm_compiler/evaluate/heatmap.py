@@ -59,7 +59,7 @@ def heatmap(
 
     Raises:
         EvaluationError: matplotlib is not installed, or the matrix is not coded.
-        OutputError: the output is not a place for a picture.
+        OutputError: the output cannot be a picture.
         FormatError, SourceError: the archive or the checkpoint cannot be read.
     """
     check_picture(output)

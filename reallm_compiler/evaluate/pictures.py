@@ -43,7 +43,7 @@ def check_matplotlib() -> None:
 
 
 def check_picture(path: str | os.PathLike[str]) -> Path:
-    """The place of a picture: `.png` or `.svg`, in a folder that is there, free or a picture.
+    """The path of a picture: `.png` or `.svg`, in a folder that is there, free or a picture.
 
     Raises:
         OutputError: it cannot be that.
@@ -78,7 +78,7 @@ def draw_heatmap(
         The relative error of the two, ||W - W^|| / ||W||.
 
     Raises:
-        OutputError: the place does not serve (see `check_picture`).
+        OutputError: the path does not serve (see `check_picture`).
         EvaluationError: matplotlib is not installed, or the shapes differ.
     """
     file = check_picture(path)
@@ -105,7 +105,7 @@ def draw_heatmap(
             vmin=-reach,
             vmax=reach,
             interpolation="nearest",
-            extent=(-0.5, values.shape[1] - 0.5, values.shape[0] - 0.5, -0.5),  # true places
+            extent=(-0.5, values.shape[1] - 0.5, values.shape[0] - 0.5, -0.5),  # true indices
         )
         axis.set_title(title)
         axis.set_xlabel("inputs")

@@ -1,7 +1,7 @@
 """The protocol `random windows`, by which the literature takes a sample of C4.
 
 A document is drawn, each with equal chance; if it has fewer tokens than a window, another is drawn;
-then a place in it is drawn, and the window stands there. So it goes on until there are as many
+then an offset in it is drawn, where the window begins. So it goes on until there are as many
 windows as asked for (the literature takes 256). A document, and a token, may be drawn twice. Draws
 come from Python's own generator with the given seed, which is the same on every system.
 
@@ -95,7 +95,7 @@ def _bytes(
     if offsets is None:
         text = str(tokenizer.decode(chosen, skip_special_tokens=True))
     else:
-        # Special tokens have the place (0, 0) and stand for nothing.
+        # Special tokens have the offsets (0, 0): they stand for no text.
         spans = [span for span in offsets[start : start + len(chosen)] if span != (0, 0)]
         text = document[spans[0][0] : max(end for _, end in spans)] if spans else ""
     return len(text.encode("utf-8"))

@@ -131,8 +131,8 @@ def _along_rows(weight: Tensor, mean: float, gram_squares: float) -> Neighbours:
     shuffled = (shared - total) / pairs / q / variance
     extra = correlation - shuffled
     varied = 1 - shuffled > 1e-6  # else all rows are one row
-    # What a column has in all rows moves no product's place in the order: it is taken off before
-    # products of two rows are compared. G is their Gram matrix, H G H the same after that.
+    # What a column has in all rows does not change the order of the products: it is taken off
+    # before products of two rows are compared. G is their Gram matrix, H G H the same after that.
     with_sums = torch.cat(
         [(weight[at : at + rows].double() - mean) @ sums for at in range(0, p, rows)]
     )  # G 1, [p]

@@ -211,7 +211,7 @@ def check_window(window: int) -> None:
 def encode(
     tokenizer: PreTrainedTokenizerBase, text: str
 ) -> tuple[list[int], list[tuple[int, int]] | None]:
-    """Token ids by the tokenizer's defaults, and each token's place in characters if known."""
+    """Token ids by the tokenizer's defaults, and each token's character offsets if known."""
     located = bool(tokenizer.is_fast)
     # `verbose=False` silences one warning only: that the text is longer than the model's context,
     # which is so on purpose.
@@ -232,7 +232,7 @@ def _covered_bytes(
     if kept == len(ids):
         covered = text
     elif offsets is not None:
-        # Special tokens have the place (0, 0), so the furthest end is asked for, not the last.
+        # Special tokens have the offsets (0, 0), so the furthest end is asked for, not the last.
         covered = text[: max(end for _, end in offsets[:kept])]
     else:
         covered = str(

@@ -139,7 +139,7 @@ class BlockWise:
         )  # it may work in place
 
     def _parts(self, block: int) -> Iterator[tuple[Sequences, int, slice]]:
-        """All batches, to compute what a block needs: their part, its number, places in it."""
+        """All batches, to compute what a block needs: their part, its number, indices in it."""
         parts = [
             (part, number, at)
             for number, part in enumerate((self.train, self.held))

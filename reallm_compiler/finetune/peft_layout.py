@@ -85,7 +85,7 @@ def export_peft(
             kinds = [names_of(empty.get_submodule(path)) for path in paths.get(name, ())]
             if "l1" not in parts or not kinds or None in kinds:
                 raise AdapterError(
-                    f"peft has no place for the parts of {name}",
+                    f"peft has no module for the parts of {name}",
                     location=str(archive),
                     note="it knows factors of whole linear layers and embeddings, with or without "
                     "magnitudes",

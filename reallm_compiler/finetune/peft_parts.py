@@ -118,7 +118,7 @@ def strange(names: list[str], folder: str) -> AdapterError:
             hint="save it again with `save_embedding_layers=False`",
         )
     return AdapterError(
-        f"{names[0]} has no place in this base",
+        f"{names[0]} matches no module of this base",
         location=folder,
         note="it belongs to another model, or to a layer that is not coded here"
         + (f"; as do {len(names) - 1} more" if names[1:] else ""),

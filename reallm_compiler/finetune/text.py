@@ -40,7 +40,7 @@ def batch_indices(step: int, batch: int, count: int, seed: int, *labels: object)
         step: number of the step, from 0.
         batch: sequences of a step.
         count: sequences in all.
-        seed, words: of the order.
+        seed, labels: of the order.
     """
     first = step * batch
     rounds = range(first // count, (first + batch - 1) // count + 1)

@@ -2,8 +2,8 @@
 
 Archives and checkpoints come here alike, so what can be evaluated as a folder can be evaluated as
 an archive, with the same class and the same numbers. The class is the one that the config names in
-`architectures`, and every tensor must find its place in it: what transformers would fill with
-random numbers, or leave out, is an error here.
+`architectures`, and every tensor must match one of its parameters: what transformers would
+fill with random numbers, or leave out, is an error here.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _check_complete(model: Any, found: Mapping[str, Any], files: ModelFiles) -> 
     """Refuse a model with random tensors, or a checkpoint of which something is left out.
 
     Layers for multi-token prediction may be left out: they are no part of the model, and many
-    classes have no place for them.
+    classes have no module for them.
 
     Args:
         model: as it was built.

@@ -1,1 +1,1 @@
-"""The planner: recipe + inventory -> the exact place of every byte, without weights."""
+"""The planner: recipe + inventory -> the exact layout of the file, without weights."""

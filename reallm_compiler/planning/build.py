@@ -1,7 +1,7 @@
 """Recipe + inventory -> Plan.
 
 Steps: (1) list what the checkpoint holds, (2) ask the recipe what becomes of each part, (3) apply
-the size laws, (4) place every section. Nothing is written and no weight is read.
+the size laws, (4) lay out every section. Nothing is written and no weight is read.
 """
 
 from __future__ import annotations

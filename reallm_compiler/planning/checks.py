@@ -22,7 +22,7 @@ def check_methods(methods: Sequence[MatrixPlan], matrices: Sequence[PlannedMatri
     """Each plan is used, and fits the matrices that it is used for (P1).
 
     Raises:
-        FormatError: the broken rule and its place.
+        FormatError: the broken rule and its location.
     """
     used = {id(matrix.plan) for matrix in matrices}
     for index, plan in enumerate(methods):
@@ -40,7 +40,7 @@ def check_names(matrices: Sequence[PlannedMatrix], tensors: Iterable[PlannedTens
     """Each matrix has the name of its tensor (P2).
 
     Raises:
-        FormatError: the broken rule and its place.
+        FormatError: the broken rule and its location.
     """
     for index, matrix in enumerate(matrices):
         part = "" if matrix.index is None else f".{matrix.index}"
@@ -62,7 +62,7 @@ def check_files(files: Iterable[PlannedFile]) -> None:
     """Each embedded file is one that a compile embeds: no weights, no code (P7).
 
     Raises:
-        FormatError: the broken rule and its place.
+        FormatError: the broken rule and its location.
     """
     for file in files:
         if not is_carried(file.path):

@@ -153,7 +153,7 @@ def resolve_decoders(
 
 
 def with_digests(document: Any, files: Mapping[str, DecoderFile]) -> Any:  # noqa: ANN401
-    """A recipe's document with the digests of decoders in the place of their paths."""
+    """A recipe's document with the digests of decoders instead of their paths."""
     if isinstance(document, Mapping):
         return {
             key: files[value].digest

@@ -2,7 +2,7 @@
 
 A `Plan` is a frozen value without weights. It comes from a recipe and an inventory (`build`) or
 from an archive (`document`), and both give the same object for the same archive: the plan is the
-file. Its `layout` places every section to the byte.
+file. Its `layout` has the offset of every section.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Plan:
         tensors: kept tensors.
         files: embedded files.
         ties: names that stand for another tensor, which alone is stored.
-        layout: place of every section.
+        layout: offset of every section.
         notes: what a reader of the budget should know (such as a tokenizer left out).
         decoders: files of trained decoders that are used as they are, by digest; empty for a plan
             from an archive.

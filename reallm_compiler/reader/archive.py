@@ -43,7 +43,7 @@ class ModelArchive(Closing):
     Attributes:
         path: the file.
         plan: what it stores, as the planner saw it.
-        adapter: the adapter whose factors and magnitudes stand in place of the archive's own.
+        adapter: the adapter whose factors and magnitudes replace the archive's own.
     """
 
     def __init__(self, archive: Archive, path: Path, decoder: Path | None = None) -> None:
@@ -318,7 +318,7 @@ def open_archive(
 
     Args:
         path: the archive.
-        adapter: an adapter whose factors and magnitudes stand in place of the archive's own.
+        adapter: an adapter whose factors and magnitudes replace the archive's own.
         decoder: where the trained decoders are that the archive uses but does not hold: a file,
             or a folder of files. When None they are looked for beside the archive, when a matrix
             that needs one is read.

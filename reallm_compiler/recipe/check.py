@@ -32,7 +32,7 @@ from reallm_compiler.stages import MatrixPlan, Stage
 
 VERSION = 1
 BUILT_IN = Location("default")
-"""The place of a field that no recipe wrote."""
+"""The location of a field that no recipe wrote."""
 
 
 def built_in_plan() -> MapNode:

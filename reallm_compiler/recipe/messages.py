@@ -1,8 +1,8 @@
 """From a failed validation to problems that a user can act on.
 
-pydantic finds what is wrong; the words are ours. Each of its errors becomes a `Problem` with the
-place of the node that is wrong, the path in the document, a message without jargon and, where one
-is near, the valid word. The alternatives of a union fail one by one; here they are one problem.
+pydantic finds what is wrong; the messages are ours. Each of its errors becomes a `Problem` with
+the location of the wrong node, the path in the document, a message without jargon and, where one is
+near, the valid name. The alternatives of a union fail one by one; here they are one problem.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _EMPTY = ("string_too_short", "too_short")
 
 
 def problems_of(error: ValidationError, root: Node, unknown_key: UnknownKey) -> list[Problem]:
-    """The problems behind a failed validation of `root`, one for each place.
+    """The problems behind a failed validation of `root`, one for each location.
 
     Args:
         error: what pydantic found.

@@ -192,13 +192,13 @@ class Rule:
         min_numel: the least number of weights that a matrix must have; None for all tensors.
         exceptions: patterns that are taken out again.
         layers: ranges of layers, or None for all tensors whether in a layer or not.
-        patch: the fields that the rule sets, with their places; None for a `keep` rule.
+        patch: the fields that the rule sets, with their locations; None for a `keep` rule.
         keep: the type to keep a tensor in; None for a `set` rule.
         optional: whether the rule may match nothing.
         note: free text.
         location: where the rule starts.
         key_locations: where the values of its keys are written.
-        path: the rule's place in its own file, such as `rules[2]`.
+        path: the rule's path in its own file, such as `rules[2]`.
     """
 
     match: tuple[Pattern, ...]
@@ -226,7 +226,7 @@ class Recipe:
         output: the file to write, as written; None if the recipe does not say.
         seed: seed of all random choices.
         plan: the plan of a matrix that no rule changes.
-        tree: the same with the place of each field.
+        tree: the same with the location of each field.
         rules: the rules of the extended recipes first, then its own.
         finetune: what the recipe sets of tuning, as plain data; empty if it says nothing.
         document: plain data that says all of this again, without model and output; it holds every

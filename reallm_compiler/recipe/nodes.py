@@ -1,7 +1,7 @@
 """A recipe as a tree of located nodes: each value knows the file, line and column that set it.
 
 The tree is what `document` reads, what `patch` merges and what `check` validates. Because a node
-carries its place through every merge, the last word on a field can always be traced to a line.
+carries its location through every merge, the value of a field can always be traced to a line.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class MapNode:
     key_locations: Mapping[str, Location] = field(default_factory=dict)
 
     def key_location(self, key: str) -> Location:
-        """Where `key` is written; the map's own place if that is unknown."""
+        """Where `key` is written; the map's own location if that is unknown."""
         return self.key_locations.get(key, self.location)
 
 
@@ -74,7 +74,7 @@ def join(path: str, part: str | int) -> str:
 
 
 def to_plain(node: Node) -> Any:  # noqa: ANN401 - plain data of any shape
-    """The node as plain data, places forgotten."""
+    """The node as plain data, without locations."""
     if isinstance(node, ScalarNode):
         return node.value
     if isinstance(node, ListNode):
@@ -99,7 +99,7 @@ def height(node: Node) -> int:
 
 
 def move(node: Node, path: str) -> Node:
-    """The same tree under another path; places stay."""
+    """The same tree under another path; locations stay."""
     if isinstance(node, ScalarNode):
         return replace(node, path=path)
     if isinstance(node, ListNode):

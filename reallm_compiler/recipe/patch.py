@@ -5,7 +5,7 @@
 - A `share` falls away where a later quantizer or autoencoder learns nothing that could be shared.
 - Everything else, lists included, is replaced.
 
-Each field of the result is the very node that set it, so its place is that of the last writer.
+Each field of the result is the very node that set it, so its location is that of the last writer.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class FieldSource:
         path: the field, such as `residual.rank`, or `keep`.
         value: its value as plain data.
         location: `file:line` of the last writer; `default` if nobody wrote it.
-        origin: the last writer's place in its document, such as `rules[2].set.residual.rank` or
+        origin: the last writer's path in its document, such as `rules[2].set.residual.rank` or
             `defaults.residual.rank`; empty if nobody wrote it.
         overridden: `file:line` of earlier writers of the same field, the first one first.
     """

@@ -78,7 +78,7 @@ class _Model:
         return words
 
     def is_matrix(self, index: int) -> bool:
-        """Whether the candidate at `place` can be coded."""
+        """Whether the candidate at `index` can be coded."""
         return self.candidates[index].is_matrix
 
     def matching(

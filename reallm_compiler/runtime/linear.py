@@ -83,7 +83,7 @@ class TunedLinear(nn.Module):
     def set_parts(
         self, left: Tensor | None, right: Tensor | None, magnitude: Tensor | None
     ) -> None:
-        """Put other factors and magnitudes in place of the present ones; the rank may change."""
+        """Replace the factors and magnitudes; the rank may change."""
         for name, value in (("l1", left), ("l2", right), ("magnitude", magnitude)):
             parameter = None
             if value is not None:

@@ -31,7 +31,7 @@ def encoder_parameters(params: Hnerv) -> int:
 
 
 def _encoder_stages(params: Hnerv) -> list[tuple[int, int, int, int]]:
-    """(input channels, output channels, stride, place) of each stage, the smallest stride first."""
+    """(input channels, output channels, stride, index) of each stage, the smallest stride first."""
     strides = tuple(reversed(params.strides))
     widths = [params.encoder_width] * (len(strides) - 1) + [params.latent[0]]
     inputs = [1, *widths[:-1]]

@@ -7,7 +7,8 @@ scales and quantizer act as they would on the weights themselves:
     latent matrix [gh c, gw h w]     gh x gw patches; row = (patch row, channel),
                                      column = (patch column, row, column in the latent)
 
-so a vector along `rows` is made of channels of one place, a scale per `row` belongs to a channel.
+so a vector along `rows` is made of the channels of one position; a scale per `row` belongs to a
+channel.
 
 The decoder (HNeRV; Chen et al. 2023) is a 1 x 1 stem, one convolution with PixelShuffle for each
 stride s, and a 3 x 3 head to one channel. Stage i has kernel k_i = min(k_min + 2 i, k_max) and

@@ -31,7 +31,7 @@ def adapter() -> None:
     """Exchange adapters with the peft library.
 
     peft works on the coded part alone, which `reallm reconstruct --coded-only` writes: there its
-    factors are added, while those of an adapter stand in place of the archive's own.
+    factors are added, while those of an adapter replace the archive's own.
     """
 
 

@@ -37,7 +37,7 @@ def verify(terminal: Terminal, archive: str, quick: bool, allow_cost: bool, as_j
     Plans must fit their sections, names their tensors; orders must be permutations and tables
     finite; decoding must cost no more than a file of this length may ask for.
 
-    Prints `intact`, or a line for each damaged place.
+    Prints `intact`, or one line per damaged range.
     """
     from reallm_compiler.reader.verify import verify as find_damage
 
@@ -66,7 +66,7 @@ def verify(terminal: Terminal, archive: str, quick: bool, allow_cost: bool, as_j
         return ExitCode.OK
     for damage in damages:
         terminal.data(terminal.text(f"{damage.location}: {damage.message} ({damage.rule})"))
-    terminal.log(f"not intact: {counted(len(damages), 'place')} in `{archive}`")
+    terminal.log(f"not intact: {counted(len(damages), 'damaged range')} in `{archive}`")
     terminal.log()
     terminal.log(f"hint: {_next_step(archive, {damage.rule for damage in damages})}")
     return ExitCode.DAMAGED

@@ -50,7 +50,7 @@ def assign(values: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
         for word in range(0, words, width):
             scores = buffer[: len(part), : min(width, words - word)]
             torch.mm(part, table[:, word : word + width], out=scores)
-            # numpy finds a least place several times faster than torch does.
+            # numpy's argmin is several times faster than torch's.
             if on_cpu and width == words:
                 scores.numpy().argmin(1, out=target.numpy())
                 continue

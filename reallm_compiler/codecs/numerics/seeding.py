@@ -76,7 +76,7 @@ def _mass(weights: Tensor) -> Tensor:
 
 
 def _draw(chances: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """At most `count` different places, drawn in proportion to `chances` [n]; none if all are 0.
+    """At most `count` different indices, drawn in proportion to `chances` [n]; none if all are 0.
 
     On the CPU whatever the device: a running sum has a fixed order of addition there.
     """

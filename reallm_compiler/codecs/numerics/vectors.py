@@ -24,14 +24,14 @@ class Vectors(Protocol):
         ...
 
     def chunks(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """All vectors in order: place of the first, vectors [n, d], weights [n] or [n, d].
+        """All vectors in order: index of the first, vectors [n, d], weights [n] or [n, d].
 
         Weights are None where all are 1.
         """
         ...
 
     def pick(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The vectors [n, d] at the places `index` [n], and their weights as in `chunks`."""
+        """The vectors [n, d] at `index` [n], and their weights as in `chunks`."""
         ...
 
 
@@ -70,7 +70,7 @@ def sampled(vectors: Vectors, size: int, generator: torch.Generator) -> DenseVec
 
 
 def sampled_indices(vectors: Vectors, size: int, generator: torch.Generator) -> Tensor:
-    """int64: the places of the vectors that `sampled` takes."""
+    """int64: the indices of the vectors that `sampled` takes."""
     if vectors.count <= size:
         return torch.arange(vectors.count)
     return torch.randint(vectors.count, (size,), generator=generator)

@@ -158,7 +158,7 @@ def nearest_levels(values: Tensor, levels: Tensor) -> Tensor:
     """Places of the nearest levels; a tie goes to the lower level.
 
     The same as `torch.bucketize(values, midpoints)`, several times faster: a fine even grid is
-    laid over the midpoints, such that no cell holds two of them; a table names the place at a
+    laid over the midpoints, such that no cell holds two of them; a table names the level at a
     cell's start, and one comparison with the cell's own midpoint decides.
 
     Args:

@@ -312,7 +312,7 @@ class VectorCodec(QuantizerCodec[VectorQuantizer]):
 
 
 class _Sample:
-    """Weighted vectors of several latents, gathered in one place.
+    """Weighted vectors of several latents, gathered in one tensor.
 
     Args:
         like: a latent, of whose type and device the vectors are.
