@@ -9,6 +9,11 @@ from reallm_formats.dtypes import BITS, section_bytes
 from reallm_formats.errors import FormatError, ReallmError
 from reallm_formats.kinds.adapter import AdapterDocument, AdapterEntry, parse_adapter
 from reallm_formats.kinds.model import MatrixEntry, ModelDocument, parse_model
+from reallm_formats.kinds.statistics import (
+    StatisticsDocument,
+    StatisticsEntry,
+    parse_statistics,
+)
 from reallm_formats.layout import Layout, layout
 from reallm_formats.manifest import Manifest, encode_manifest, parse_manifest
 from reallm_formats.names import SectionName, parse_name
@@ -31,6 +36,8 @@ __all__ = [
     "ReallmError",
     "SectionEntry",
     "SectionName",
+    "StatisticsDocument",
+    "StatisticsEntry",
     "Writer",
     "encode_manifest",
     "layout",
@@ -38,5 +45,6 @@ __all__ = [
     "parse_manifest",
     "parse_model",
     "parse_name",
+    "parse_statistics",
     "section_bytes",
 ]

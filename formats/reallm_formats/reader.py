@@ -26,6 +26,7 @@ from reallm_formats.header import Header, check_digest, parse_header
 from reallm_formats.kinds.adapter import AdapterDocument, parse_adapter
 from reallm_formats.kinds.decoder import DecoderDocument, parse_decoder
 from reallm_formats.kinds.model import ModelDocument, parse_model
+from reallm_formats.kinds.statistics import StatisticsDocument, parse_statistics
 from reallm_formats.layout import Layout
 from reallm_formats.manifest import Manifest, parse_manifest
 from reallm_formats.sections import SectionEntry, check_spare
@@ -128,7 +129,7 @@ class Archive(Closing):
 
     @property
     def kind(self) -> str:
-        """What the archive is: `model`, `adapter` or `decoder`."""
+        """What the archive is: `model`, `adapter`, `decoder` or `statistics`."""
         return self.manifest.kind
 
     @property
@@ -162,6 +163,15 @@ class Archive(Closing):
             raise FormatError("M3", message, location=self._name)
         newer = self.header.minor > v1.MINOR
         return parse_decoder(self.document, self.manifest.rows, newer=newer)
+
+    @property
+    def statistics(self) -> StatisticsDocument:
+        """The document of an archive of kind `statistics`; of another kind a FormatError (M3)."""
+        if self.kind != "statistics":
+            message = f"this is an archive of kind `{self.kind}`, not statistics"
+            raise FormatError("M3", message, location=self._name)
+        newer = self.header.minor > v1.MINOR
+        return parse_statistics(self.document, self.manifest.rows, newer=newer)
 
     @property
     def layout(self) -> Layout:

@@ -55,6 +55,23 @@ DECODER: list[forge.Section] = [
     ("share:decoder/decoder_scales", "f16", [1], struct.pack("<e", 0.25)),
     ("share:decoder/decoder_values", "f16", [2], struct.pack("<2e", 1, -2)),
 ]
+MOMENTS: Plain = {
+    "name": "up",
+    "shape": [2, 3],
+    "sha256": bytes(range(32)),
+    "inputs": "up",
+    "input_form": "full",
+    "output_form": "diagonal",
+}
+SUMS: list[forge.Section] = [
+    ("matrix:up/inputs", "f32", [6], struct.pack("<6f", 1, 0, 2, -1, 0, 3)),
+    ("matrix:up/mean_abs", "f32", [3], struct.pack("<3f", 1, 1, 1.5)),
+    ("matrix:up/counts", "u64", [2], struct.pack("<2Q", 7, 0)),
+    ("matrix:up/weighted_inputs", "f32", [6], struct.pack("<6f", 1, 0, 1, 0, 0, 1)),
+    ("matrix:up/outputs", "f32", [2], struct.pack("<2f", 0.5, 0.25)),
+    ("matrix:up/weighted_outputs", "f32", [2], struct.pack("<2f", 1, 0)),
+    ("matrix:up/energy", "f64", [], struct.pack("<d", 2.5)),
+]
 UNTESTABLE = {"F1": "it is about what is not a file: a test makes a folder, a pipe and no file"}
 
 
@@ -73,6 +90,11 @@ def decoder(**changes: Any) -> Plain:  # noqa: ANN401 (plain data)
     """The document of a decoder."""
     structure = {"patch": [8, 8], "latent": [1, 4, 4], "width": 1, "decoder_bits": 6}
     return {"provenance": {"reallm": "0.1.0"}, "structure": structure, **changes}
+
+
+def statistics(**changes: Any) -> Plain:  # noqa: ANN401 (plain data)
+    """The document of statistics of one matrix."""
+    return {"matrices": [MOMENTS], "provenance": {}, "settings": {}, "tokens": 7, **changes}
 
 
 def accepted() -> Iterator[tuple[str, bytes]]:
@@ -129,6 +151,25 @@ def accepted() -> Iterator[tuple[str, bytes]]:
 
     yield "decoder", archive(DECODER, decoder(), kind="decoder")
 
+    others: list[Plain] = [
+        {**MOMENTS, "name": "gate", "shape": [1, 3], "output_form": "none"},
+        {**MOMENTS, "name": "e/0", "shape": [1, 2], "inputs": "e/0", "input_form": "diagonal"},
+    ]
+    more: list[forge.Section] = [
+        ("matrix:gate/counts", "u64", [2], struct.pack("<2Q", 7, 0)),
+        ("matrix:e/0/inputs", "f32", [2], struct.pack("<2f", 1, 0)),
+        ("matrix:e/0/mean_abs", "f32", [2], struct.pack("<2f", 1, 0)),
+        ("matrix:e/0/counts", "u64", [2], struct.pack("<2Q", 3, 1)),
+        ("matrix:e/0/weighted_inputs", "f32", [2], struct.pack("<2f", 1, 0)),
+        ("matrix:e/0/outputs", "f32", [1], struct.pack("<f", 1)),
+        ("matrix:e/0/weighted_outputs", "f32", [1], struct.pack("<f", 1)),
+        ("matrix:e/0/energy", "f64", [], struct.pack("<d", 1)),
+    ]
+    measured = statistics(
+        matrices=[MOMENTS, *others], settings={"window": 8}, provenance={"text": bytes(32)}
+    )
+    yield "statistics", archive([*SUMS, *more], measured, kind="statistics")
+
     def newer(manifest: Plain) -> None:
         manifest["later"] = 1
         manifest["document"]["later"] = 1
@@ -162,6 +203,8 @@ def rejected() -> Iterator[tuple[str, str, bytes, str]]:
     for rule, name, data in _bad_adapters():
         yield rule, name, data, "open"
     for rule, name, data in _bad_decoders():
+        yield rule, name, data, "open"
+    for rule, name, data in _bad_statistics():
         yield rule, name, data, "open"
     yield from _bad_sections()
 
@@ -446,6 +489,64 @@ def _bad_adapters() -> Iterator[tuple[str, str, bytes]]:
     yield "D7", "adapter-float", file(provenance={"time": 1.5})
     yield "M2", "adapter-key", file(later=1)
     yield "M2", "adapter-row-key", row(later=1)
+
+
+def _bad_statistics() -> Iterator[tuple[str, str, bytes]]:
+    def file(sections: list[forge.Section] = SUMS, **changes: Any) -> bytes:  # noqa: ANN401
+        return archive(sections, statistics(**changes), kind="statistics")
+
+    def row(**changes: Any) -> bytes:  # noqa: ANN401
+        return file(matrices=[{**MOMENTS, **changes}])
+
+    def second(**changes: Any) -> bytes:  # noqa: ANN401
+        other = {**MOMENTS, "name": "gate", **changes}
+        return file([*SUMS, *_renamed("gate")], matrices=[MOMENTS, other])
+
+    bare = {key: value for key, value in statistics().items() if key != "tokens"}
+    yield "T1", "no-tokens", archive(SUMS, bare, kind="statistics")
+    yield "T1", "settings-list", file(settings=[])
+    yield "T1", "matrices-map", file(matrices={})
+    yield "T1", "provenance-list", file(provenance=[])
+    yield "T1", "tokens-zero", file(tokens=0)
+    yield "T1", "tokens-float", file(tokens=7.0)
+    yield "T1", "tokens-above", file(tokens=(1 << 48) + 1)
+    yield "T2", "row-text", file(matrices=["up"])
+    yield "T2", "no-form", file(matrices=[{k: v for k, v in MOMENTS.items() if k != "input_form"}])
+    yield "T2", "name-number", row(name=1)
+    yield "S2", "statistics-inputs-escape", row(inputs="\x1b[2J")
+    yield "T2", "one-extent", row(shape=[2])
+    yield "T2", "no-columns", row(shape=[2, 0])
+    yield "T2", "extent-true", row(shape=[2, True])
+    yield "T2", "short-digest", row(sha256=bytes(31))
+    yield "T2", "digest-text", row(sha256="0" * 32)
+    yield "T2", "no-inputs-form", row(input_form="none")
+    yield "T2", "output-form-number", row(output_form=1)
+    yield "T3", "twice", file(matrices=[MOMENTS, MOMENTS])
+    yield "T4", "of-nothing", row(inputs="down")
+    yield "T4", "of-a-later-one", file(matrices=[{**MOMENTS, "name": "a"}, MOMENTS])
+    yield (
+        "T4",
+        "of-one-that-shares",
+        file(matrices=[MOMENTS, {**MOMENTS, "name": "b"}, {**MOMENTS, "name": "c", "inputs": "b"}]),
+    )
+    yield "T4", "other-width", second(inputs="up", shape=[2, 4])
+    yield "T4", "other-form", second(inputs="up", input_form="diagonal")
+    yield "T5", "no-sections", file([])
+    yield "T5", "one-missing", file(SUMS[:-1])
+    yield "T5", "order", file([SUMS[1], SUMS[0], *SUMS[2:]])
+    yield "T5", "square", file([(SUMS[0][0], "f32", [9], bytes(36)), *SUMS[1:]])
+    yield "T5", "other-type", file([(SUMS[0][0], "f64", [6], bytes(48)), *SUMS[1:]])
+    yield "T5", "one-more", file([*SUMS, KEPT])
+    yield "T5", "gradients-of-none", row(output_form="none")
+    yield "T5", "inputs-of-one-that-shares", second(inputs="up")
+    yield "D7", "statistics-float", file(provenance={"time": 1.5})
+    yield "M2", "statistics-key", file(later=1)
+    yield "M2", "statistics-row-key", row(later=1)
+
+
+def _renamed(name: str) -> list[forge.Section]:
+    """The sections of another matrix that stores its own inputs."""
+    return [(section.replace(":up/", f":{name}/"), *rest) for section, *rest in SUMS]  # type: ignore[misc]
 
 
 def _bad_sections() -> Iterator[tuple[str, str, bytes, str]]:

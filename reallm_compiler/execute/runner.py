@@ -18,7 +18,6 @@ from reallm_compiler.codecs.decoder_file import read_decoder
 from reallm_compiler.errors import CodecError
 from reallm_compiler.execute.bands import CODES, BandCoder, band_rows, by_bands
 from reallm_compiler.execute.group_weights import GroupWeights
-from reallm_compiler.execute.seeds import seed_for
 from reallm_compiler.execute.tasks import group_key, group_task, matrix_key
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.model import Plan
@@ -27,6 +26,7 @@ from reallm_compiler.runs.identity import digest_of
 from reallm_compiler.runs.job import Context
 from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.runs.oom import oom_to_error
+from reallm_compiler.runs.seeds import seed_for
 from reallm_compiler.runs.sink import FileSink, NullSink, Part, Sink
 from reallm_compiler.runs.tasks import Task, TaskResult
 from reallm_compiler.runs.training import StateFiles, TaskCallback

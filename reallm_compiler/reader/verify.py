@@ -17,6 +17,7 @@ from reallm_compiler.planning.decoders import decoder_stage
 from reallm_compiler.planning.document import from_manifest
 from reallm_compiler.progress import OnProgress, Progress, progress_callback
 from reallm_compiler.storage import adapter as adapter_law
+from reallm_compiler.storage import statistics as statistics_law
 from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.hnerv_structure import decoder_sections, decoder_width
 from reallm_formats import Archive, Damage, names
@@ -84,10 +85,19 @@ def _decoder(archive: Archive, allow_cost: bool) -> Specs:
     return [(section_name(spec.role), spec) for spec in specs]
 
 
+def _statistics(archive: Archive, allow_cost: bool) -> Specs:
+    return [
+        (names.matrix_section(row.name, spec.role), spec)
+        for row in archive.statistics.matrices
+        for spec in statistics_law.sections(row)
+    ]
+
+
 _SPECS: dict[str, Callable[[Archive, bool], Specs]] = {
     "model": _model,
     "adapter": _adapter,
     "decoder": _decoder,
+    "statistics": _statistics,
 }
 """By kind of archive: checks the document, and lists the sections whose values have a law."""
 

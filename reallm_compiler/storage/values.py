@@ -7,6 +7,7 @@ stored bytes, in pieces, without torch; it takes time and memory linear in the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -86,6 +87,40 @@ class Finite:
             if not self.zero and nothing.any():
                 return f"element {first + int(nothing.argmax())} is zero"
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Triangle:
+    """Floats [n (n + 1) / 2], the lower triangle of a symmetric matrix row by row: all are finite,
+    and none on the diagonal is below zero.
+    """
+
+    def problem(self, data: memoryview, dtype: str, shape: Sequence[int]) -> str | None:
+        """The first element that is not finite, or the first of the diagonal below zero."""
+        found = Finite().problem(data, dtype, shape)
+        if found is not None:
+            return found
+        import numpy as np
+
+        extent = (math.isqrt(8 * shape[0] + 1) - 1) // 2
+        row = np.arange(extent, dtype=np.int64)
+        values = np.frombuffer(data, dtype=_FLOATS[dtype][0])
+        below = values[row * (row + 3) // 2] > 1 << (BITS[dtype] - 1)
+        if below.any():
+            return f"element {int(below.argmax())} of the diagonal is below zero"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Two integers, of which the second counts a part of what the first counts."""
+
+    def problem(self, data: memoryview, dtype: str, shape: Sequence[int]) -> str | None:
+        """Both, where the part is larger."""
+        import numpy as np
+
+        whole, part = np.frombuffer(data, dtype="<u8")
+        return None if part <= whole else f"{part} of {whole} tokens were left out"
 
 
 @dataclass(frozen=True, slots=True)

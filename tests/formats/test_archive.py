@@ -569,6 +569,9 @@ def test_the_document_of_another_kind(complete, monkeypatch):
         with pytest.raises(FormatError, match="not a decoder") as caught:
             _ = archive.decoder
         assert caught.value.rule == "M3"
+        with pytest.raises(FormatError, match="not statistics") as caught:
+            _ = archive.statistics
+        assert caught.value.rule == "M3"
         monkeypatch.setattr(archive, "manifest", Manifest(kind="adapter"))
         with pytest.raises(FormatError, match="not a model") as caught:
             _ = archive.model

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from reallm_formats.errors import FormatError
-from reallm_formats.kinds import adapter, decoder, model
+from reallm_formats.kinds import adapter, decoder, model, statistics
 from reallm_formats.sections import Row
 
 
@@ -28,6 +28,7 @@ KINDS: Final[Mapping[str, DocumentCheck]] = MappingProxyType(
         "adapter": adapter.parse_adapter,
         "decoder": decoder.parse_decoder,
         "model": model.parse_model,
+        "statistics": statistics.parse_statistics,
     }
 )
 
