@@ -117,12 +117,19 @@ def _json_text(payload: Any) -> str:  # noqa: ANN401
     parts = []
     for key, value in payload.items():
         if isinstance(value, list) and len(value) > LONG and isinstance(value[0], dict):
-            rows = ",\n    ".join(json.dumps(row, allow_nan=False) for row in value)
-            text = f"[\n    {rows}\n  ]"
+            text = f"[\n    {_one_a_line(value)}\n  ]"
         else:
             text = _indented(value).replace("\n", "\n  ")
         parts.append(f"  {json.dumps(str(key))}: {text}")
     return "{\n" + ",\n".join(parts) + "\n}" if parts else "{}"
+
+
+def _one_a_line(rows: list[Any]) -> str:
+    """Maps of a list, each in a line; written in one go where only the list itself has maps."""
+    parts = json.dumps(rows, allow_nan=False)[1:-1].split('}, {"')  # in a text, `"` is `\\"`
+    if len(parts) == len(rows):
+        return '},\n    {"'.join(parts)
+    return ",\n    ".join(json.dumps(row, allow_nan=False) for row in rows)
 
 
 def _indented(value: Any) -> str:  # noqa: ANN401

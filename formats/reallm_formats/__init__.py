@@ -14,7 +14,7 @@ from reallm_formats.kinds.statistics import (
     StatisticsEntry,
     parse_statistics,
 )
-from reallm_formats.layout import Layout, layout
+from reallm_formats.layout import Block, Layout, layout
 from reallm_formats.manifest import Manifest, encode_manifest, parse_manifest
 from reallm_formats.names import SectionName, parse_name
 from reallm_formats.reader import Archive, Damage
@@ -26,6 +26,7 @@ __all__ = [
     "AdapterDocument",
     "AdapterEntry",
     "Archive",
+    "Block",
     "Closing",
     "Damage",
     "FormatError",

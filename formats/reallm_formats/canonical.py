@@ -96,26 +96,22 @@ class _Normaliser:
 
     def value(self, value: object, depth: int) -> Any:  # noqa: ANN401
         self.count += 1
-        if type(value) is str:
-            if not value.isascii():
-                _check_text(value)
-        elif value is None or type(value) is bool or type(value) is bytes:
+        if _is_scalar(value):
             return value
-        elif type(value) is int:
-            if not _INT_MIN <= value <= _INT_MAX:
-                raise FormatError("C5", f"the integer {value} needs more than 64 bits")
-        elif type(value) is float:
-            if not math.isfinite(value):
-                raise FormatError("C6", f"{value} is not a finite number")
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
             return self.map(value, depth)
-        elif isinstance(value, list | tuple):
+        if isinstance(value, list | tuple):
             return self.array(value, depth)
-        else:
-            kind = type(value)
-            name = f"{kind.__module__}.{kind.__qualname__}"
-            raise FormatError("C5", f"a value of type {name} is not plain data")
-        return value
+        if type(value) is str:
+            _check_text(value)
+            return value
+        if type(value) is int:
+            raise FormatError("C5", f"the integer {value} needs more than 64 bits")
+        if type(value) is float:
+            raise FormatError("C6", f"{value} is not a finite number")
+        kind = type(value)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        raise FormatError("C5", f"a value of type {name} is not plain data")
 
     def map(self, items: dict[Any, Any], depth: int) -> dict[str, Any]:
         _check_depth(depth)
@@ -129,8 +125,13 @@ class _Normaliser:
         self.count += len(items)
         copy = {}
         for key in self.orders[keys]:
+            value = items[key]
+            if _is_scalar(value):  # most are, and a large model has a million
+                self.count += 1
+                copy[key] = value
+                continue
             try:
-                copy[key] = self.value(items[key], depth + 1)
+                copy[key] = self.value(value, depth + 1)
             except FormatError as error:
                 error.location = f".{key}{error.location or ''}"
                 raise
@@ -138,6 +139,9 @@ class _Normaliser:
 
     def array(self, items: list[Any] | tuple[Any, ...], depth: int) -> list[Any]:
         _check_depth(depth)
+        if all(map(_is_scalar, items)):
+            self.count += len(items)
+            return list(items)
         copy = []
         for index, item in enumerate(items):
             try:
@@ -146,6 +150,18 @@ class _Normaliser:
                 error.location = f"[{index}]{error.location or ''}"
                 raise
         return copy
+
+
+def _is_scalar(value: object) -> bool:
+    """Whether a value is no map and no list, and may stand in a document as it is."""
+    kind = type(value)
+    if kind is str:
+        return value.isascii()  # type: ignore[attr-defined, no-any-return]
+    if kind is int:
+        return _INT_MIN <= value <= _INT_MAX  # type: ignore[operator]
+    if kind is float:
+        return math.isfinite(value)  # type: ignore[arg-type]
+    return value is None or kind is bool or kind is bytes
 
 
 def _check_text(text: str) -> None:

@@ -10,8 +10,8 @@ a longer manifest never makes an offset shorter.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -33,13 +33,33 @@ from reallm_formats.sections import (
 )
 
 
+class Block(NamedTuple):
+    """Sections that follow each other and belong to one owner.
+
+    A large model has a million sections, and most of its matrices store the same ones: blocks with
+    one and the same `rows` object are measured once.
+
+    Attributes:
+        owner: `matrix:NAME` or `share:GROUP`; empty where each row has its section's whole name.
+        rows: role, type and shape of each section.
+    """
+
+    owner: str
+    rows: Sequence[tuple[str, str, Sequence[int]]]
+
+    def sections(self) -> Iterator[Row]:
+        """The sections by their whole names."""
+        for role, dtype, shape in self.rows:
+            yield f"{self.owner}/{role}" if self.owner else role, dtype, tuple(shape)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """The plan of a file; the byte terms add up to `file_bytes`.
 
     Attributes:
         kind, features, document: as in `Manifest`.
-        rows: name, type and shape of each section, in the file's order.
+        blocks: the sections, in the file's order.
         manifest_bytes: length of the encoded manifest.
         section_bytes: bytes of all sections.
         padding_bytes: zeros between sections.
@@ -49,11 +69,25 @@ class Layout:
     kind: str
     features: tuple[str, ...]
     document: dict[str, Any]
-    rows: Sequence[Row]
+    blocks: tuple[Block, ...]
     manifest_bytes: int
     section_bytes: int
     padding_bytes: int
     file_bytes: int
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both lay out the same file, however its sections are grouped into blocks."""
+        if not isinstance(other, Layout):
+            return NotImplemented
+        mine, others = (
+            (it.kind, it.features, it.document, it.rows, it.manifest_bytes) for it in (self, other)
+        )
+        return mine == others
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Name, type and shape of each section, in the file's order."""
+        return [row for block in self.blocks for row in block.sections()]
 
     @property
     def header_bytes(self) -> int:
@@ -84,7 +118,8 @@ def layout(
     *,
     kind: str,
     document: Mapping[str, Any],
-    sections: Iterable[tuple[str, str, Sequence[int]]],
+    sections: Iterable[tuple[str, str, Sequence[int]]] = (),
+    blocks: Iterable[Block] = (),
     features: Iterable[str] = (),
 ) -> Layout:
     """Lay out a file.
@@ -94,6 +129,7 @@ def layout(
         document: its document; what depends on data holds a value of the final width, such as
             0.0 for an error. It is copied.
         sections: (name, dtype, shape) in the order of the file.
+        blocks: the sections that follow after `sections`, by owner.
         features: features that a reader must know.
 
     Raises:
@@ -102,26 +138,25 @@ def layout(
     plain, values = canonical.counted(document, depth=1)
     words = check_features(sorted(features))
     typed(kind, str, "M3", "manifest: kind")
-    table = _measure(sections)
-    check_number(len(table.rows))
-    check_unique(table.rows)
+    table = _measure([Block("", tuple(sections)), *blocks])
+    check_number(table.count)
     typed(plain, dict, "M1", "manifest: document")
-    check_document(kind, plain, table.rows, newer=False)
+    check_document(kind, plain, table.heads, newer=False)
     frame, frame_values = canonical.counted(Manifest(kind=kind, features=words).plain())
     # The empty document and the empty table take one byte each.
     rest = len(canonical.pack(frame)) - 2 + len(canonical.pack(plain))
-    rest += _list_head(len(table.rows)) + table.nbytes
-    length, end = _settle(rest, table.sizes)
+    rest += _list_head(table.count) + table.nbytes
+    length, end = _settle(rest, table)
     if length > v1.MAX_MANIFEST_BYTES or end > v1.MAX_FILE_BYTES:
         message = f"a manifest of {length} bytes or a file of {end} bytes is too long"
         raise FormatError("H5", message, location="layout")
     canonical.check_count(frame_values - 1 + values + table.values, length)
-    stored = sum(table.sizes)
+    stored = sum(rows.stored for rows in table.measured)
     return Layout(
         kind=kind,
         features=words,
         document=plain,
-        rows=table.rows,
+        blocks=tuple(table.blocks),
         manifest_bytes=length,
         section_bytes=stored,
         padding_bytes=end - v1.HEADER_BYTES - length - stored,
@@ -129,53 +164,132 @@ def layout(
     )
 
 
-class _Table(NamedTuple):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rows:
+    """What the rows of a block take, whatever their owner.
+
+    Attributes:
+        names: bytes of each name, without the owner's.
+        longest: the most of them.
+        nbytes: bytes of all rows in the manifest, without names and offsets.
+        values: values of all rows in the manifest.
+        starts: where each section starts, counted from the first one.
+        last: bytes of the last section.
+        stored: bytes of all sections.
+    """
+
+    names: Sequence[int]
+    longest: int
+    nbytes: int
+    values: int
+    starts: Sequence[int]
+    last: int
+    stored: int
+
+    def named_bytes(self, owner: int) -> int:
+        """Bytes of all rows in the manifest, without offsets; `owner` is the bytes of its name."""
+        start = owner + 1 if owner else 0
+        return self.nbytes + sum(_text_bytes(start + name) for name in self.names)
+
+
+@dataclass(kw_only=True, slots=True)
+class _Table:
     """A section table before the sections have offsets.
 
     Attributes:
-        rows: its rows.
-        sizes: bytes of each section.
+        blocks: its blocks, without empty ones.
+        measured: what the rows of each block take.
+        heads: the rows without an owner, and of each other block the first row: as much as
+            the document's rules look at.
+        count: number of sections.
         nbytes: bytes of all rows in the manifest, without the offsets.
         values: values of all rows in the manifest.
     """
 
-    rows: list[Row]
-    sizes: list[int]
-    nbytes: int
-    values: int
+    blocks: list[Block] = field(default_factory=list)
+    measured: list[_Rows] = field(default_factory=list)
+    heads: list[Row] = field(default_factory=list)
+    count: int = 0
+    nbytes: int = 0
+    values: int = 0
 
 
-def _measure(sections: Iterable[tuple[str, str, Sequence[int]]]) -> _Table:
-    """The table of `sections`, checked row by row.
+def _measure(blocks: Iterable[Block]) -> _Table:
+    """The table of `blocks`, each of them checked; rows that were found right once are not again.
 
-    A large model has a million sections, of a few types and shapes, and of names with few parts:
-    what was once found right is not looked at again.
+    Raises:
+        FormatError: a rule of a row, or two sections of one name.
     """
-    owners: dict[str, int] = {}  # bytes of `matrix:NAME/`
-    roles: dict[str, int] = {}
+    known: dict[tuple[int, bool], _Rows] = {}
+    sizes: dict[tuple[int, int], int] = {}
+    owners: set[str] = set()
+    table = _Table()
+    for block in blocks:
+        owner, rows = block
+        if not rows:
+            continue
+        length = len(owner.encode())
+        found = known.get((id(rows), bool(owner)))
+        if found is None:
+            sections = list(block.sections())
+            found = known[id(rows), bool(owner)] = _measured(sections, length, table.count)
+            check_unique(sections)
+        if owner:
+            owners.add(owner)
+            table.heads.append(_head(block, length, found, table.count))
+        else:
+            table.heads += block.sections()
+        size = sizes.get((id(rows), length))
+        if size is None:
+            size = sizes[id(rows), length] = found.named_bytes(length)
+        table.blocks.append(block)
+        table.measured.append(found)
+        table.count += len(rows)
+        table.nbytes += size
+        table.values += found.values
+    # One head for each owner: then no two sections have one name if no two heads have.
+    of_owners = sum(name.rpartition("/")[0] in owners for name, _, _ in table.heads)
+    if of_owners == len(owners):
+        check_unique(table.heads)
+    else:
+        check_unique([row for block in table.blocks for row in block.sections()])
+    return table
+
+
+def _measured(sections: Sequence[Row], owner: int, first: int) -> _Rows:
+    """What rows take; each is checked.
+
+    Args:
+        sections: the rows, with whole names.
+        owner: bytes of the owner's name.
+        first: index of the first in the table.
+    """
     laws: dict[tuple[str, tuple[int, ...]], tuple[int, int, int]] = {}
-    unknown = v1.MAX_NAME_BYTES + 1
-    rows: list[Row] = []
-    sizes: list[int] = []
+    start = owner + 1 if owner else 0
+    lengths, sizes = [], []
     total = values = 0
-    for index, (name, dtype, extents) in enumerate(sections):
-        shape = tuple(extents)
-        owner, _, role = str(name).rpartition("/")
-        length = owners.get(owner, unknown) + roles.get(role, unknown)
+    for index, (name, dtype, shape) in enumerate(sections, first):
+        where = f"manifest: sections[{index}]"
         law = laws.get((dtype, shape))
         if law is None:
-            check_row(name, dtype, list(shape), f"manifest: sections[{index}]")
+            check_row(name, dtype, list(shape), where)
             law = laws[dtype, shape] = _row_law(dtype, shape)
-        if length > v1.MAX_NAME_BYTES:
-            names.parse_name(name, f"manifest: sections[{index}].name")
-            length = len(name.encode("utf-8"))
-            if name.startswith((names.MATRIX, names.SHARE)):
-                owners[owner], roles[role] = length - len(role), len(role)
-        rows.append((name, dtype, shape))
+        else:
+            names.parse_name(name, f"{where}.name")
+        lengths.append(len(name.encode()) - start)
         sizes.append(law[0])
-        total += law[1] + length + (1 if length < 1 << 5 else 2 if length < 1 << 8 else 3)
+        total += law[1]
         values += law[2]
-    return _Table(rows, sizes, total, values)
+    *starts, _ = accumulate(map(v1.align, sizes), initial=0)
+    return _Rows(
+        names=lengths,
+        longest=max(lengths),
+        nbytes=total,
+        values=values,
+        starts=starts,
+        last=sizes[-1],
+        stored=sum(sizes),
+    )
 
 
 def _row_law(dtype: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -186,25 +300,55 @@ def _row_law(dtype: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
     return row.nbytes, len(canonical.pack(row.plain())) - 2, ROW_VALUES + len(shape)
 
 
-def _settle(rest: int, sizes: Sequence[int]) -> tuple[int, int]:
+def _head(block: Block, owner: int, found: _Rows, index: int) -> Row:
+    """The first row of a block, whose rows have been checked under another owner."""
+    where = f"manifest: sections[{index}].name"
+    role, dtype, shape = block.rows[0]
+    name = f"{block.owner}/{role}"
+    parts = names.parse_name(name, where)
+    if f"{parts.space}{parts.owner}" != block.owner:
+        raise FormatError("S3", f"`{block.owner}` is no matrix and no group", location=where)
+    if owner + 1 + found.longest > v1.MAX_NAME_BYTES:
+        longest = max((role for role, _, _ in block.rows), key=len)
+        names.check_name(f"{block.owner}/{longest}", where)
+    return name, dtype, tuple(shape)
+
+
+def _settle(rest: int, table: _Table) -> tuple[int, int]:
     """Length of the manifest and end of the file that agree with each other.
 
     Args:
         rest: bytes of the manifest without the offsets.
-        sizes: bytes of each section.
+        table: the sections.
     """
-    # Places counted from the first section.
-    *starts, _ = accumulate(map(v1.align, sizes), initial=0)
+    # Starts of the blocks, counted from the first section, and the sections before each.
+    rows = table.measured
+    starts = list(accumulate((v1.align(it.starts[-1] + it.last) for it in rows), initial=0))
+    before = list(accumulate((len(it.starts) for it in rows), initial=0))
+
+    def sections_below(offset: int) -> int:
+        block = bisect_left(starts, offset, hi=len(rows)) - 1
+        if block < 0:
+            return 0
+        return before[block] + bisect_left(rows[block].starts, offset - starts[block])
+
     length = 0
     while True:
         first = v1.align(v1.HEADER_BYTES + length)
-        settled = rest + 9 * len(starts)
+        settled = rest + 9 * table.count
         for bits, saved in ((8, 1), (16, 2), (32, 4)):  # the shortest form that holds an offset
-            settled -= saved * bisect_left(starts, (1 << bits) - first)
+            settled -= saved * sections_below((1 << bits) - first)
         if settled == length:
-            end = first + starts[-1] + sizes[-1] if sizes else v1.HEADER_BYTES + length
+            end = v1.HEADER_BYTES + length
+            if rows:
+                end = first + starts[len(rows) - 1] + rows[-1].starts[-1] + rows[-1].last
             return length, end
         length = settled
+
+
+def _text_bytes(length: int) -> int:
+    """Bytes of a text of `length` bytes, its head included."""
+    return length + (1 if length < 1 << 5 else 2 if length < 1 << 8 else 3)
 
 
 def _list_head(count: int) -> int:

@@ -27,7 +27,7 @@ from reallm_formats.kinds.adapter import AdapterDocument, parse_adapter
 from reallm_formats.kinds.decoder import DecoderDocument, parse_decoder
 from reallm_formats.kinds.model import ModelDocument, parse_model
 from reallm_formats.kinds.statistics import StatisticsDocument, parse_statistics
-from reallm_formats.layout import Layout
+from reallm_formats.layout import Block, Layout
 from reallm_formats.manifest import Manifest, parse_manifest
 from reallm_formats.sections import SectionEntry, check_spare
 from reallm_formats.system import CLOEXEC, NONBLOCK
@@ -182,7 +182,7 @@ class Archive(Closing):
             kind=self.kind,
             features=self.manifest.features,
             document=self.manifest.document,
-            rows=self.manifest.rows,
+            blocks=(Block("", self.manifest.rows),),
             manifest_bytes=self.header.manifest_bytes,
             section_bytes=stored,
             padding_bytes=self.header.file_bytes - own - stored,

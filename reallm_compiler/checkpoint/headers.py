@@ -218,12 +218,12 @@ def check_shape(shape: object) -> tuple[int, ...] | None:
     """A shape as a tuple, or None where it is no list of extents that an archive could hold."""
     if not isinstance(shape, list | tuple) or len(shape) > AXES_LIMIT:
         return None
-    if not all(_is_size(extent) and extent <= EXTENT_LIMIT for extent in shape):
-        return None
-    # With 1 in place of 0, as the container counts: an empty tensor hides no absurd extents.
-    if math.prod(max(1, extent) for extent in shape) > SIZE_LIMIT:
-        return None
-    return tuple(shape)
+    size = 1
+    for extent in shape:
+        if not (type(extent) is int and 0 <= extent <= EXTENT_LIMIT):
+            return None
+        size *= extent or 1  # as the container counts: an empty tensor hides no absurd extents
+    return tuple(shape) if size <= SIZE_LIMIT else None
 
 
 def _is_size(value: object) -> bool:

@@ -133,12 +133,13 @@ def matrix_kind(name: str) -> str:
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which `layers.2` stands before `layers.10`."""
-    # Each part is (is it text, number, text), so that numbers and text never meet in a comparison.
-    return [
-        (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part)
-        for part in _DIGITS.split(name)
-        if part
-    ]
+    return [_natural_part(part) for part in _DIGITS.split(name) if part]
+
+
+@lru_cache(1 << 14)
+def _natural_part(part: str) -> tuple[int, int, str]:
+    """(is it text, number, text), so that numbers and text never meet in a comparison."""
+    return (0, int(part), part) if part.isascii() and part.isdigit() else (1, 0, part)
 
 
 def model_types(config: Mapping[str, Any] | None) -> frozenset[str]:

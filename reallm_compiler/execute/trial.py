@@ -15,7 +15,7 @@ from reallm_compiler.execute.preflight import choose_workers, preflight_event
 from reallm_compiler.execute.runner import CompileJob
 from reallm_compiler.execute.tasks import trial_tasks
 from reallm_compiler.planning.build import KIND
-from reallm_compiler.planning.document import section_list, to_document
+from reallm_compiler.planning.document import section_blocks, to_document
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.runs.backends import backend_for, results
 from reallm_compiler.runs.progress import Progress
@@ -48,7 +48,7 @@ def trial_plan(plan: Plan, pattern: str) -> Plan:
             kind=KIND,
             features=[],
             document=to_document(plan.recipe, chosen, {}),
-            sections=section_list(chosen, (), ()),
+            blocks=section_blocks(chosen, (), ()),
         ),
         traces=plan.traces,
         decoders=plan.decoders,

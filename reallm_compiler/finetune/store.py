@@ -19,7 +19,7 @@ from reallm_compiler.codecs.residuals import low_rank
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import AdapterError
 from reallm_compiler.finetune.original import Original
-from reallm_compiler.planning.document import section_list, to_document
+from reallm_compiler.planning.document import section_blocks, to_document
 from reallm_compiler.publish import whole_file
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.stages import LowRank
@@ -154,7 +154,7 @@ def write_model(
         document=to_document(
             plan.recipe, plan.matrices, plan.ties, errors=errors, provenance=provenance
         ),
-        sections=section_list(plan.matrices, plan.tensors, plan.files),
+        blocks=section_blocks(plan.matrices, plan.tensors, plan.files),
     )
     worst = 0.0
     with _new_file(path, file_layout, force=force) as writer:

@@ -187,10 +187,20 @@ class Budget:
         bits, size = float(self.totals.exact_bits), self.totals.file_bytes
         return f"Budget({len(self.matrices)} matrices, {bits:.4f} exact bits, {size} bytes)"
 
+    @resting_collector()
     def to_json(self) -> dict[str, Any]:
         """Plain data under the documented keys of `reallm budget --json`."""
+        alike: dict[tuple[int, int, tuple[int, int], bool], dict[str, Any]] = {}
+        rows = []
+        for matrix in self.matrices:
+            # Matrices of one size share their terms, and differ in nothing but the name.
+            key = (id(matrix.terms), id(matrix.paper_terms), matrix.shape, matrix.transposed)
+            row = alike.get(key)
+            if row is None:
+                row = alike[key] = matrix.to_json()
+            rows.append(row | {"name": matrix.name})
         return {
-            "matrices": [matrix.to_json() for matrix in self.matrices],
+            "matrices": rows,
             "totals": self.totals.to_json(),
             "notes": list(self.notes),
             "warnings": list(self.warnings),
@@ -299,21 +309,21 @@ class _Kind:
     """What matrices of one layout have in common.
 
     Attributes:
+        paper_bits: bits per weight as the paper counts them.
         sizes: terms, bytes and exact bits, by the matrix's parts of what its group shares.
         count: how many there are.
     """
 
     layout: MatrixLayout
     paper_terms: Mapping[str, Fraction]
+    paper_bits: Fraction = field(init=False)
     sizes: dict[tuple[int, ...], tuple[Mapping[str, int], int, Fraction]] = field(
         default_factory=dict
     )
     count: int = 0
 
-    @property
-    def paper_bits(self) -> Fraction:
-        """Bits per weight as the paper counts them."""
-        return sum(self.paper_terms.values(), Fraction(0))
+    def __post_init__(self) -> None:
+        self.paper_bits = sum(self.paper_terms.values(), Fraction(0))
 
 
 def _sizes(layout: MatrixLayout, parts: tuple[int, ...]) -> tuple[Mapping[str, int], int, Fraction]:

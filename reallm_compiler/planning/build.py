@@ -20,7 +20,7 @@ from reallm_compiler.checkpoint import (
 from reallm_compiler.errors import FormatError, Problem, RecipeError, SourceError
 from reallm_compiler.planning.collector import resting_collector
 from reallm_compiler.planning.decoders import DecoderFile, resolve_decoders, with_digests
-from reallm_compiler.planning.document import section_list, to_document
+from reallm_compiler.planning.document import section_blocks, to_document
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.recipe import Candidate, Decision, Recipe, load_recipe, resolve
@@ -127,7 +127,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
             kind=KIND,
             features=[],
             document=to_document(document, matrices, inventory.ties),
-            sections=section_list(matrices, tensors, files),
+            blocks=section_blocks(matrices, tensors, files),
         )
     except FormatError as error:
         # Nothing has been written: what breaks a rule of the format here came with the source.
@@ -191,7 +191,7 @@ def _refuse_impossible(
     """A plan that fits no matrix of this shape, reported at what the user wrote of that stage."""
     problems: dict[str, Problem] = {}
     for matrix in matrices:
-        refused = matrix.layout.refusal()
+        refused = matrix.layout.refusal
         if refused is None:
             continue
         stage, reason = refused

@@ -31,7 +31,7 @@ def check_methods(methods: Sequence[MatrixPlan], matrices: Sequence[PlannedMatri
                 "P1", "no matrix uses this plan", location=f"manifest: document.methods[{index}]"
             )
     for index, matrix in enumerate(matrices):
-        refused = matrix.layout.refusal()
+        refused = matrix.layout.refusal
         if refused is not None:
             raise FormatError("P1", refused[1], location=f"manifest: document.matrices[{index}]")
 

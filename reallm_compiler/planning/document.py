@@ -19,7 +19,7 @@ from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTe
 from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.matrix import LayoutTable
-from reallm_formats import Layout, Manifest, names
+from reallm_formats import Block, Layout, Manifest, names
 
 Section = tuple[str, str, tuple[int, ...]]
 
@@ -39,34 +39,34 @@ def blank_provenance() -> dict[str, Any]:
     return {"compute": blank, "reallm": blank, "torch": blank, "source": bytes(32)}
 
 
-def section_list(
+def section_blocks(
     matrices: Iterable[PlannedMatrix],
     tensors: Iterable[PlannedTensor],
     files: Iterable[PlannedFile],
-) -> list[Section]:
+) -> list[Block]:
     """All sections in storage order: files, kept tensors, then matrices.
 
     What a group shares stands before its first matrix.
     """
-    sections: list[Section] = [
-        (names.file_section(file.path), "u8", (file.nbytes,)) for file in files
-    ]
-    sections += [
-        (names.tensor_section(tensor.name), tensor.dtype, tensor.shape) for tensor in tensors
-    ]
+    whole: list[Section] = [(names.file_section(file.path), "u8", (file.nbytes,)) for file in files]
+    whole += [(names.tensor_section(tensor.name), tensor.dtype, tensor.shape) for tensor in tensors]
+    blocks = [Block("", tuple(whole))]
     groups: set[str | None] = {None}
+    own: dict[int, tuple[Section, ...]] = {}
     for matrix in matrices:
-        if matrix.plan.share not in groups:
-            groups.add(matrix.plan.share)
-            sections += [
-                (matrix.section_name(spec), spec.dtype, spec.shape)
-                for spec in matrix.layout.shared_sections
-            ]
-        start = names.matrix_section(matrix.name, "")
-        sections += [
-            (start + spec.role, spec.dtype, spec.shape) for spec in matrix.layout.own_sections
-        ]
-    return sections
+        layout, group = matrix.layout, matrix.plan.share
+        if group not in groups:
+            groups.add(group)
+            blocks.append(Block(f"{names.SHARE}{group}", _rows(layout.shared_sections)))
+        rows = own.get(id(layout))
+        if rows is None:
+            rows = own[id(layout)] = _rows(layout.own_sections)
+        blocks.append(Block(names.MATRIX + matrix.name, rows))
+    return blocks
+
+
+def _rows(specs: Iterable[SectionSpec]) -> tuple[Section, ...]:
+    return tuple((spec.role, spec.dtype, spec.shape) for spec in specs)
 
 
 def to_document(
@@ -174,7 +174,8 @@ def from_manifest(manifest: Manifest, file_layout: Layout) -> Plan:
     check_names(matrices, tensors)
     check_files(files)
     _check_groups(matrices)
-    _check_sections(manifest, section_list(matrices, tensors, files))
+    blocks = section_blocks(matrices, tensors, files)
+    _check_sections(manifest, [section for block in blocks for section in block.sections()])
     return Plan(
         recipe=document["recipe"],
         matrices=tuple(matrices),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -69,12 +70,12 @@ class _Model:
         self._found: dict[_Asked, dict[int | None, list[int]]] = {}
 
     @cached_property
-    def _words(self) -> Mapping[str, Sequence[str]]:
+    def _words(self) -> Mapping[str, set[str]]:
         """Names by the words that stand between their dots."""
-        words: dict[str, list[str]] = {}
+        words: defaultdict[str, set[str]] = defaultdict(set)
         for name in self.indices:
-            for word in set(name.split(".")):
-                words.setdefault(word, []).append(name)
+            for word in name.split("."):
+                words[word].add(name)
         return words
 
     def is_matrix(self, index: int) -> bool:
@@ -125,8 +126,8 @@ class _Model:
             return [pattern.exact] if pattern.exact in self.indices else []
         if pattern.text == "*":
             return self.indices
-        lists = [self._words.get(word, ()) for word in pattern.words]
-        return filter(pattern.matches, min(lists, key=len, default=self.indices))
+        have = sorted((self._words.get(word, set()) for word in pattern.words), key=len)
+        return filter(pattern.matches, set.intersection(*have[:3]) if have else self.indices)
 
 
 def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:

@@ -116,6 +116,7 @@ class MatrixLayout:
         specs = law_of(params).sections(params, self.latent_shape, context)
         return tuple(spec.role for spec in specs if spec.shared)
 
+    @cached_property
     def refusal(self) -> tuple[str, str] | None:
         """Why the matrix cannot be stored so, as (stage, reason); None if it can."""
         context = self._context()

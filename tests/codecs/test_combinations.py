@@ -128,7 +128,7 @@ def test_what_the_schema_admits_keeps_the_laws(words, shape, seed) -> None:
             assert len(str(problem["ctx"]["error"])) > 30
         return
     assert MatrixPlan.model_validate(plan.plain()) == plan
-    assert layout_of(plan, shape, "f32").refusal() is None
+    assert layout_of(plan, shape, "f32").refusal is None
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     shared = fit_shared(plan, [weight, weight.t()], seed=2) if plan.share else {}
     runs = [

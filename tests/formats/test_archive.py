@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from reallm_formats import (
     BITS,
     Archive,
+    Block,
     FormatError,
     Manifest,
     MatrixEntry,
@@ -32,6 +33,7 @@ from reallm_formats import (
     writer,
 )
 from reallm_formats.errors import ReallmError
+from vectors import make
 
 EMPTY = {"recipe": {}, "methods": [], "matrices": [], "ties": {}, "provenance": {}}
 ROWS = [
@@ -196,6 +198,63 @@ def test_a_layout_that_no_reader_would_accept(changes, rule):
     facts = {"kind": "model", "document": EMPTY, "sections": []}
     with pytest.raises(FormatError) as caught:
         layout(**(facts | changes))
+    assert caught.value.rule == rule
+
+
+BLOCK_ROWS = (("codes", "b3", (5, 7)), ("scales", "f16", (5,)))
+
+
+def in_blocks():
+    """Two matrices and a group; all matrices have the same rows."""
+    rows = [{**make.MATRIX, "name": name, "tensor": f"{name}.weight"} for name in ("a", "é" * 9)]
+    blocks = [
+        Block("share:g", (("codebook", "f16", (4,)),)),
+        *(Block(f"matrix:{row['name']}", BLOCK_ROWS) for row in rows),
+        Block("matrix:a", ()),
+    ]
+    return {**document(), "matrices": rows}, blocks
+
+
+def test_blocks_are_laid_out_as_their_sections():
+    content, blocks = in_blocks()
+    kept = [("tensor:norm", "f32", (70_000,)), ("file:config.json", "u8", (3,))]
+    flat = kept + [row for block in blocks for row in block.sections()]
+    for sections in ([], kept):
+        grouped = layout(kind="model", document=content, sections=sections, blocks=blocks)
+        plain = layout(kind="model", document=content, sections=flat[2 - len(sections) :])
+        assert grouped == plain
+        assert grouped.rows == plain.rows
+        assert len(encode_manifest(grouped.manifest)) == grouped.manifest_bytes
+        assert grouped.file_bytes == grouped.manifest.sections[-1].end
+    assert grouped != layout(kind="model", document=content, sections=kept)
+    assert grouped != "a layout"
+
+
+def test_an_owner_in_two_blocks_has_each_section_once():
+    content, blocks = in_blocks()
+    apart = [*blocks, Block("matrix:a", (("order", "u8", (1,)),))]
+    assert layout(kind="model", document=content, blocks=apart).rows[-1][0] == "matrix:a/order"
+
+
+@pytest.mark.parametrize(
+    ("sections", "extra", "rule"),
+    [
+        ([], Block("matrix:a", BLOCK_ROWS[1:]), "S4"),
+        ([("matrix:a/scales", "f16", (5,))], None, "S4"),
+        ([], Block("matrix:a", BLOCK_ROWS[:1] * 2), "S4"),
+        ([], Block("tensor:a", BLOCK_ROWS), "S3"),
+        ([], Block("matrix:b", (("x/codes", "u8", (1,)),)), "S3"),
+        ([], Block("matrix:b", (("Codes", "u8", (1,)),)), "S3"),
+        ([], Block("matrix:a\n", BLOCK_ROWS), "S2"),
+        ([], Block("matrix:" + "a" * 499, BLOCK_ROWS), "S2"),
+        ([], Block("matrix:b", BLOCK_ROWS), "D4"),
+    ],
+)
+def test_a_block_that_no_reader_would_accept(sections, extra, rule):
+    content, blocks = in_blocks()
+    blocks = [*blocks, *([extra] if extra else [])]
+    with pytest.raises(FormatError) as caught:
+        layout(kind="model", document=content, sections=sections, blocks=blocks)
     assert caught.value.rule == rule
 
 

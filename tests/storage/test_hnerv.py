@@ -163,13 +163,13 @@ def test_impossible_plans_are_refused_with_a_reason(plan: dict[str, object], wor
 
 def test_a_decoder_that_leaves_no_room_beside_its_latents_is_refused() -> None:
     plan = MatrixPlan(autoencoder=stage(decoder_params=262_144))
-    refused = layout_of(plan, PAPER, "bf16").refusal()
+    refused = layout_of(plan, PAPER, "bf16").refusal
     assert refused is not None
     assert refused[0] == "autoencoder"
     assert "262144" in refused[1]
-    assert layout_of(plan, (2048, 2048), "bf16").refusal() is None
+    assert layout_of(plan, (2048, 2048), "bf16").refusal is None
     shared = plan.model_copy(update={"share": "all"})
-    assert layout_of(shared, PAPER, "bf16").refusal() is None
+    assert layout_of(shared, PAPER, "bf16").refusal is None
 
 
 def test_the_width_of_any_decoder_is_found_at_once() -> None:

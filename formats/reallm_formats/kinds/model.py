@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final
 
 from reallm_formats import names, v1
@@ -25,15 +26,22 @@ from reallm_formats.errors import FormatError
 from reallm_formats.sections import Row
 
 KEYS: Final = ("matrices", "methods", "provenance", "recipe", "ties")
-MATRIX_KEYS: Final = (
-    "dtype",
-    "index",
-    "method",
-    "name",
-    "relative_error",
-    "shape",
-    "tensor",
-    "transposed",
+MATRIX_KEYS: Final[Mapping[str, type]] = {
+    "dtype": str,
+    "index": int,
+    "method": int,
+    "name": str,
+    "relative_error": float,
+    "shape": list,
+    "tensor": str,
+    "transposed": bool,
+}
+"""The keys of a row of `matrices` and their types; `index` may also be None."""
+
+_FIELDS = itemgetter(*MATRIX_KEYS)
+_TYPES = (
+    tuple(MATRIX_KEYS.values()),
+    tuple(type(None) if key == "index" else kind for key, kind in MATRIX_KEYS.items()),
 )
 
 
@@ -139,28 +147,27 @@ def parse_model(
 def _parse_matrix(value: object, methods: int, *, newer: bool) -> MatrixEntry:
     """A row of `matrices` by itself (rule D2); locations in errors are relative to the row."""
     items = closed_map(value, MATRIX_KEYS, "D2", "", newer=newer)
-    name = typed(items["name"], str, "D2", ".name")
+    fields = _FIELDS(items)
+    if tuple(map(type, fields)) not in _TYPES:
+        wrong = [key for key, kind in MATRIX_KEYS.items() if type(items[key]) is not kind]
+        key = wrong[0] if wrong[0] != "index" or items["index"] is not None else wrong[1]
+        typed(items[key], MATRIX_KEYS[key], "D2", f".{key}")
+    dtype, index, method, name, error, shape, tensor, transposed = fields
     names.check_name(name, ".name")
-    tensor = typed(items["tensor"], str, "D2", ".tensor")
     names.check_name(tensor, ".tensor")
-    shape = typed(items["shape"], list, "D2", ".shape")
-    for extent in shape:
-        typed(extent, int, "D2", ".shape")
+    if len(shape) != 2 or type(shape[0]) is not int or type(shape[1]) is not int:
+        for extent in shape:
+            typed(extent, int, "D2", ".shape")
     if len(shape) != 2 or not 1 <= min(shape) <= max(shape) <= v1.MAX_EXTENT:
         message = f"a matrix has two extents of at least 1, not {shape}"
         raise FormatError("D2", message, location=".shape")
-    dtype = typed(items["dtype"], str, "D2", ".dtype")
     if dtype not in FLOATS:
         raise FormatError("D2", f"weights are floats, not `{dtype}`", location=".dtype")
-    index = items["index"]
-    if index is not None and not 0 <= typed(index, int, "D2", ".index") <= v1.MAX_EXTENT:
+    if index is not None and not 0 <= index <= v1.MAX_EXTENT:
         raise FormatError("D2", f"{index} is not an index in a stack", location=".index")
-    transposed = typed(items["transposed"], bool, "D2", ".transposed")
-    method = typed(items["method"], int, "D2", ".method")
     if not 0 <= method < methods:
         message = f"there is no method {method}; {methods} are listed"
         raise FormatError("D2", message, location=".method")
-    error = typed(items["relative_error"], float, "D2", ".relative_error")
     if not 0 <= error < math.inf:
         message = f"{error} is not an error: it is a number of at least 0"
         raise FormatError("D2", message, location=".relative_error")
