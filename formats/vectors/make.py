@@ -42,13 +42,13 @@ ROW: Plain = {
     "shape": [2, 3],
     "rank": 1,
     "dtype": "f16",
-    "magnitude": True,
+    "gain": True,
     "rounding_error": 0.125,
 }
 PARTS: list[forge.Section] = [
     ("matrix:up/l1", "f16", [2, 1], struct.pack("<2e", 0.5, -1)),
     ("matrix:up/l2", "f16", [1, 3], struct.pack("<3e", 1, 2, 3)),
-    ("matrix:up/magnitude", "f16", [2], struct.pack("<2e", 1.5, 0)),
+    ("matrix:up/gain", "f16", [2], struct.pack("<2e", 1.5, 0)),
 ]
 DECODER: list[forge.Section] = [
     ("share:decoder/decoder_codes", "b6", [3], b"\x81\x30\x00"),
@@ -134,16 +134,16 @@ def accepted() -> Iterator[tuple[str, bytes]]:
 
     rows = [
         ROW,
-        {**ROW, "name": "e/0", "dtype": "i8", "magnitude": False, "rounding_error": 0.0},
+        {**ROW, "name": "e/0", "dtype": "i8", "gain": False, "rounding_error": 0.0},
         {**ROW, "name": "bare", "rank": 0},
-        {**ROW, "name": "none", "rank": 0, "magnitude": False},
+        {**ROW, "name": "none", "rank": 0, "gain": False},
     ]
     coded: list[forge.Section] = [
         ("matrix:e/0/l1", "i8", [2, 1], b"\x7f\x81"),
         ("matrix:e/0/l2", "i8", [1, 3], b"\x01\x00\xff"),
         ("matrix:e/0/l1_scales", "f16", [1], struct.pack("<e", 0.25)),
         ("matrix:e/0/l2_scales", "f16", [1], struct.pack("<e", 2)),
-        ("matrix:bare/magnitude", "f16", [2], struct.pack("<2e", 1, 2)),
+        ("matrix:bare/gain", "f16", [2], struct.pack("<2e", 1, 2)),
     ]
     settings = {"stages": ["block", "e2e"], "lr": 1e-05}
     tuned = adapter(matrices=rows, settings=settings, provenance={"reallm": "0.1.0"})
@@ -475,7 +475,7 @@ def _bad_adapters() -> Iterator[tuple[str, str, bytes]]:
     yield "A3", "one-extent", row(shape=[2])
     yield "A3", "no-columns", row(shape=[2, 0])
     yield "A3", "codes-as-dtype", row(dtype="b4")
-    yield "A3", "magnitude-number", row(magnitude=1)
+    yield "A3", "gain-number", row(gain=1)
     yield "A3", "integer-error", row(rounding_error=0)
     yield "A3", "negative-error", row(rounding_error=-0.5)
     yield "A4", "twice", file(matrices=[ROW, ROW])

@@ -1,6 +1,6 @@
 """A coded matrix back to weights: the one way back, for readers and for measuring.
 
-    latent -> decode -> transforms undone -> + R -> (rescale rows)
+    latent -> decode -> transforms undone -> + R -> (rows times their gains)
 
 Decoding goes by panels of rows that stay in cache; with the identity autoencoder nothing of full
 size is made but the result.
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import dora
 from reallm_compiler.codecs.contract import MatrixTransform, ResidualTerm, RowDecoder
 from reallm_compiler.codecs.latent import StagesDecoder, panels
 from reallm_compiler.codecs.numerics.numbers import unit
@@ -66,7 +65,7 @@ class MatrixDecoder:
     Args:
         layout: of the matrix.
         sections: its section tensors by role; without those of the residual the coded part alone
-            is decoded, without `magnitude` rows are not rescaled.
+            is decoded, without `gain` rows are not rescaled.
         dtype: precision of the work.
 
     Attributes:
@@ -90,7 +89,7 @@ class MatrixDecoder:
         self._residual: ResidualTerm | None = codec_of(plan.residual).decoder(
             plan.residual, sections, dtype
         )
-        self._magnitudes = sections.get("magnitude")
+        self._gains = sections.get("gain")
 
     def panels(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows that may be decoded by themselves and fill the matrix."""
@@ -104,8 +103,8 @@ class MatrixDecoder:
             transform.restore_(rows, first)
         if self._residual is not None:
             self._residual.add_(rows, first)
-        if self._magnitudes is not None:
-            dora.rescale_(rows, self._magnitudes[first:last])
+        if self._gains is not None:
+            rows.mul_(self._gains[first:last, None].to(rows.dtype))
         return rows
 
     def fill(self, out: Tensor, first: int) -> None:
@@ -114,7 +113,7 @@ class MatrixDecoder:
         The range of float16 is so small that weights near its end, a little off, would come back
         as infinities: they become its largest number.
         """
-        later = self._transforms or self._residual is not None or self._magnitudes is not None
+        later = self._transforms or self._residual is not None or self._gains is not None
         if later or not self._coded.fill(out, first, None):
             out.copy_(self.rows(first, first + len(out)))
         if out.dtype == torch.float16:

@@ -1,6 +1,6 @@
 """A matrix to its sections: the stages of its plan, one after the other.
 
-    W -> take off R -> transforms -> encode -> code the latent -> (magnitudes)
+    W -> take off R -> transforms -> encode -> code the latent -> (gains)
 
 No method has a path of its own: the registry says which codec a kind has. The relative error of a
 matrix is measured on what a reader will decode.
@@ -94,7 +94,7 @@ def encode_matrix(
     )
     sections = job.fit()
     if plan.dora:
-        sections["magnitude"] = job.magnitudes(sections)
+        sections["gain"] = job.gains(sections)
     check_sections(sections, layout.own_sections)
     sections = {spec.role: sections[spec.role] for spec in layout.own_sections}
     error = relative_error(work, job.decoder(sections))
@@ -226,11 +226,11 @@ class _Job:
             residual = codec.encode(self.plan.residual, self.weight, self.generator, self.weight)
         return self._transform(self._without_residual(residual))[1]
 
-    def magnitudes(self, sections: Sections) -> Tensor:
-        """float16 [p]: the magnitudes of the rows of W^."""
+    def gains(self, sections: Sections) -> Tensor:
+        """float16 [p]: the gains of the rows of W^."""
         decoder = self.decoder(sections)
         parts = [
-            dora.magnitude(self.weight[first:last], decoder.rows(first, last))
+            dora.gain(self.weight[first:last], decoder.rows(first, last))
             for first, last in decoder.panels()
         ]
         return dora.stored(torch.cat(parts))

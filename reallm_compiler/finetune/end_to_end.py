@@ -1,4 +1,4 @@
-"""End-to-end tuning: all factors and magnitudes at once, against the text or the original.
+"""End-to-end tuning: all factors and gains at once, against the text or the original.
 
 `next_token` lowers the cross-entropy of the text, `distill` the divergence KL(original || model)
 of the predictions, which needs the whole original in memory as well. The held-out loss is taken

@@ -117,7 +117,7 @@ def estimate(
 
 
 def tuned_parameters(matrix: PlannedMatrix) -> int:
-    """Numbers of a matrix that are tuned: factors and magnitudes."""
+    """Numbers of a matrix that are tuned: factors and gains."""
     return matrix.layout.low_rank_parameters + matrix.plan.dora * matrix.shape[0]
 
 
@@ -138,7 +138,7 @@ def _block_terms(
     most = max((sum(tuned[m.name] for m in block) for block in by_layer.values()), default=0)
     tokens = options.block.batch * window
     return {
-        "factors and magnitudes": sum(tuned.values()) * FLOAT,
+        "factors and gains": sum(tuned.values()) * FLOAT,
         "best so far": most * FLOAT,
         "gradients": most * FLOAT,
         "optimiser states": 2 * most * FLOAT,
@@ -175,7 +175,7 @@ def _end_terms(
     else:
         inner = sizes.layers * one
     return {
-        "factors and magnitudes": count * FLOAT,
+        "factors and gains": count * FLOAT,
         "best so far": count * FLOAT,
         "gradients": count * FLOAT,
         "optimiser states": 2 * count * FLOAT,

@@ -8,8 +8,9 @@ the base for peft is the coded part alone, which `reallm reconstruct --coded-onl
 
 and alpha = r. Modules that share a weight, such as a tied embedding and head, each have the
 factors of the one matrix. With `use_dora` peft computes m (V + B A) / ||V + B A||_row, which is
-what we decode; those of an embedding it computes otherwise. Only files are read and written here.
-Where peft is installed, it is asked whether it takes what was exported; it is not needed.
+what we decode with the gain g = m / ||V + B A||; those of an embedding it computes otherwise. Only
+files are read and written here. Where peft is installed, it is asked whether it takes what was
+exported; it is not needed.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from reallm_compiler.codecs import dora
 from reallm_compiler.distribution import VERSION
 from reallm_compiler.errors import AdapterError
 from reallm_compiler.finetune.peft_config import CONFIG, config_for, read_config
@@ -93,21 +96,22 @@ def export_peft(
             for path, ends in zip(paths[name], kinds, strict=True):
                 ranks[path] = parts["l1"].shape[1]
                 made = to_peft(parts, ends or LINEAR)
-                if "magnitude" in parts:
+                if "gain" in parts:
                     if ends is EMBEDDING:
                         raise AdapterError(
-                            f"{name} is an embedding with magnitudes",
+                            f"{name} is an embedding with gains of rows",
                             location=str(archive),
                             note="peft scales the columns of an embedding, and ours are of rows",
                         )
                     with_magnitude.add(path)
+                    made[LINEAR[2]] = parts["gain"] * _norms(base, name, parts)
                 tensors |= {f"{PREFIX}{path}{end}": value for end, value in made.items()}
         transposed = {matrix.transposed for matrix in base.plan.matrices}
     if not ranks:
         raise AdapterError("there are no factors to export", location=str(archive))
     if with_magnitude and with_magnitude != set(ranks):
         raise AdapterError(
-            "some matrices have magnitudes and others have none",
+            "some matrices have gains and others have none",
             location=str(archive),
             note="peft switches DoRA on for all layers of an adapter or for none",
         )
@@ -163,7 +167,7 @@ def import_peft(
     with locked_output(target), open_archive(archive, allow_cost=True) as base:
         empty = empty_model(base)
         paths = modules_of(empty, base.plan.matrices)
-        tuned: dict[str, Parts] = {}
+        tuned: dict[str, dict[str, Tensor]] = {}
         for name in base.names:
             found: dict[str, Parts] = {}
             for path in paths.get(name, ()):
@@ -172,7 +176,10 @@ def import_peft(
                 if parts is not None:
                     found[path] = parts
             if found:
-                tuned[name] = agreed(found, paths[name], config, str(folder))
+                tuned[name] = dict(agreed(found, paths[name], config, str(folder)))
+                if "magnitude" in tuned[name]:
+                    norms = _norms(base, name, tuned[name])
+                    tuned[name]["gain"] = dora.gain_of(tuned[name].pop("magnitude"), norms)
             elif _parts(base, name):
                 tuned[name] = {}
         if tensors:
@@ -197,10 +204,16 @@ def _parts(base: ModelArchive, name: str) -> dict[str, Tensor]:
     factors = base.factors(name)
     if factors is not None:
         parts["l1"], parts["l2"] = factors
-    magnitude = base.magnitude(name)
-    if magnitude is not None:
-        parts["magnitude"] = magnitude
+    gain = base.gain(name)
+    if gain is not None:
+        parts["gain"] = gain
     return parts
+
+
+def _norms(base: ModelArchive, name: str, parts: Parts) -> Tensor:
+    """||V + L1 L2|| of each row [p], float32."""
+    coded = base.coded(name, dtype=torch.float32)
+    return dora.row_norms(coded, parts.get("l1"), parts.get("l2"))
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

@@ -29,13 +29,10 @@ def names_of(module: nn.Module) -> Names | None:
 
 
 def to_peft(parts: Parts, ends: Names) -> dict[str, Tensor]:
-    """The tensors of one module, each with memory of its own."""
+    """The factors of one module, each with memory of its own."""
     turned = ends is EMBEDDING
     left, right = (parts[key].t() if turned else parts[key] for key in ("l1", "l2"))
-    made = {ends[0]: left, ends[1]: right}
-    if "magnitude" in parts:
-        made[ends[2]] = parts["magnitude"]
-    return {end: value.clone().contiguous() for end, value in made.items()}
+    return {ends[0]: left.clone().contiguous(), ends[1]: right.clone().contiguous()}
 
 
 def from_peft(
@@ -45,7 +42,7 @@ def from_peft(
     tensors: dict[str, Tensor],
     config: PeftConfig,
 ) -> Parts | None:
-    """The parts of one module, taken out of `tensors`; None where peft did not adapt it.
+    """`l1`, `l2` and peft's own `magnitude` of one module, taken out of `tensors`; None without.
 
     Raises:
         AdapterError: they do not fit the base, or the config.

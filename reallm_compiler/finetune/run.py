@@ -65,7 +65,7 @@ def finetune(
     progress: Progress | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> FinetuneReport:
-    """Tune the factors and magnitudes of an archive.
+    """Tune the factors and gains of an archive.
 
     Args:
         archive: the archive; it is not changed.
@@ -123,7 +123,7 @@ def finetune(
             parameter.requires_grad_(True)
         if not list(tunable.parameters()):
             raise FinetuneError(
-                "this archive has no factors and no magnitudes, so nothing can be tuned",
+                "this archive has no factors and no gains, so nothing can be tuned",
                 location=str(archive),
                 hint="compile with a `low_rank` residual, or with `dora: true`",
             )
@@ -147,10 +147,7 @@ def finetune(
         modules = find_blocks(tunable.model, tunable.layers) if wanted else []
         _start(emit, base, tunable, modules, train, held, chosen, found)
         blocks, end = _stages(tunable, modules, original, train, held, chosen, state, found, emit)
-        tuned = {
-            name: {part: value.detach() for part, value in layer.tuned()}
-            for name, layer in tunable.layers.items()
-        }
+        tuned = {name: layer.parts() for name, layer in tunable.layers.items()}
         if into:
             size, error = write_model(target, base, tuned, original, force=force)
         else:

@@ -1,7 +1,7 @@
 """What was tuned, as a file: an adapter bound to its base, or a whole new model archive.
 
 Both are laid out, reserved and filled like any archive and appear under their name when they are
-complete. In a new model archive every section but factors and magnitudes is copied as it is.
+complete. In a new model archive every section but factors and gains is copied as it is.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from reallm_compiler.storage.base import DTYPES
 from reallm_formats import AdapterDocument, AdapterEntry, Layout, Writer, layout, names
 
 Parts = Mapping[str, Tensor]
-"""`l1`, `l2`, `magnitude` of one matrix, as far as they are there."""
+"""`l1`, `l2`, `gain` of one matrix, as far as they are there."""
 
-TUNED_ROLES = frozenset({"l1", "l2", "l1_scales", "l2_scales", "magnitude"})
+TUNED_ROLES = frozenset({"l1", "l2", "l1_scales", "l2_scales", "gain"})
 """Roles of the sections that tuning changes."""
 
 
@@ -50,7 +50,7 @@ def row_of(archive: ModelArchive, name: str, parts: Parts, factors: str | None) 
         shape=matrix.shape,
         rank=parts["l1"].shape[1] if "l1" in parts else 0,
         dtype=DTYPES[factors if factors is not None else base],
-        magnitude="magnitude" in parts,
+        gain="gain" in parts,
     )
 
 
@@ -66,8 +66,8 @@ def packed(row: AdapterEntry, parts: Parts) -> tuple[Sections, float]:
         left, right = parts["l1"].detach().cpu(), parts["l2"].detach().cpu()
         sections = low_rank.store(residual, left, right)
         error = _product_error((left, right), low_rank.decode(residual, sections, torch.float32))
-    if row.magnitude:
-        sections["magnitude"] = dora.stored(parts["magnitude"].detach().cpu())
+    if row.gain:
+        sections["gain"] = dora.stored(parts["gain"].detach().cpu())
     return sections, error
 
 
@@ -112,7 +112,7 @@ def write_adapter(
                 shape=row.shape,
                 rank=row.rank,
                 dtype=row.dtype,
-                magnitude=row.magnitude,
+                gain=row.gain,
                 rounding_error=error,
             )
         )
@@ -212,8 +212,8 @@ def _relative_error(
             }
         )
         coded.addmm_(*low_rank.decode(residual, made, torch.float64))
-    if row.magnitude:
-        dora.rescale_(coded, made["magnitude"])
+    if row.gain:
+        coded.mul_(made["gain"].to(coded.dtype)[:, None])
     exact = weight.double()
     norm = float(torch.linalg.vector_norm(exact))
     return float(torch.linalg.vector_norm(exact - coded)) / norm if norm else 0.0

@@ -1,8 +1,8 @@
-"""An open adapter: the tuned factors and magnitudes of one base, one matrix at a time.
+"""An open adapter: the tuned factors and gains of one base, one matrix at a time.
 
     with open_adapter("law.adapter") as adapter:
         adapter.check_base(base.digest)
-        parts = adapter.parts("model.layers.0.self_attn.q_proj")    # l1, l2, magnitude
+        parts = adapter.parts("model.layers.0.self_attn.q_proj")    # l1, l2, gain
 
 An adapter is bound to the bytes of its base: the same factors over other codes are another model.
 """
@@ -82,10 +82,10 @@ class AdapterArchive(Closing):
             )
 
     def plan(self, name: str, plan: MatrixPlan) -> MatrixPlan:
-        """The plan of a matrix of the base with this adapter's residual and magnitudes."""
+        """The plan of a matrix of the base with this adapter's residual and gains."""
         row = self.rows[name]
         residual = adapter_law.residual(row) if row.rank else NoResidual()
-        return plan.model_copy(update={"residual": residual, "dora": row.magnitude})
+        return plan.model_copy(update={"residual": residual, "dora": row.gain})
 
     def sections(self, name: str) -> dict[str, Tensor]:
         """The section tensors of a matrix, by role.
@@ -99,15 +99,15 @@ class AdapterArchive(Closing):
         }
 
     def parts(self, name: str) -> dict[str, Tensor]:
-        """`l1` [p, r], `l2` [r, q] and `magnitude` [p] as float32, as far as they are there."""
+        """`l1` [p, r], `l2` [r, q] and `gain` [p] as float32, as far as they are there."""
         row, sections = self.rows[name], self.sections(name)
         parts: dict[str, Tensor] = {}
         if row.rank:
             parts["l1"], parts["l2"] = low_rank.decode(
                 adapter_law.residual(row), sections, torch.float32
             )
-        if row.magnitude:
-            parts["magnitude"] = sections["magnitude"].to(torch.float32)
+        if row.gain:
+            parts["gain"] = sections["gain"].to(torch.float32)
         return parts
 
     def close(self) -> None:

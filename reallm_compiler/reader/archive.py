@@ -43,7 +43,7 @@ class ModelArchive(Closing):
     Attributes:
         path: the file.
         plan: what it stores, as the planner saw it.
-        adapter: the adapter whose factors and magnitudes replace the archive's own.
+        adapter: the adapter whose factors and gains replace the archive's own.
     """
 
     def __init__(self, archive: Archive, path: Path, decoder: Path | None = None) -> None:
@@ -164,8 +164,8 @@ class ModelArchive(Closing):
         factors: tuple[torch.Tensor, torch.Tensor] | None = None if term is None else term.factors
         return factors
 
-    def magnitude(self, name: str) -> torch.Tensor | None:
-        """The archive's own DoRA magnitudes [p] as float32; None if the matrix has none."""
+    def gain(self, name: str) -> torch.Tensor | None:
+        """The archive's own DoRA gains [p] as float32; None if the matrix has none."""
         matrix = self._matrix_named(name)
         if not matrix.plan.dora:
             return None
@@ -303,7 +303,7 @@ class ModelArchive(Closing):
 
 
 def frozen_plan(plan: MatrixPlan) -> MatrixPlan:
-    """The plan of the coded part alone: what is left without residual and magnitudes."""
+    """The plan of the coded part alone: what is left without residual and gains."""
     return plan.model_copy(update={"residual": NoResidual(), "dora": False})
 
 
@@ -318,7 +318,7 @@ def open_archive(
 
     Args:
         path: the archive.
-        adapter: an adapter whose factors and magnitudes replace the archive's own.
+        adapter: an adapter whose factors and gains replace the archive's own.
         decoder: where the trained decoders are that the archive uses but does not hold: a file,
             or a folder of files. When None they are looked for beside the archive, when a matrix
             that needs one is read.

@@ -45,7 +45,7 @@ def reconstruct(
         force: replace a folder that reallm wrote and nobody changed since; any other is refused.
         coded_only: write the coded part alone of coded matrices: the base for an adapter that
             was exported to another library.
-        adapter: an adapter whose factors and magnitudes replace the archive's own.
+        adapter: an adapter whose factors and gains replace the archive's own.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.
         allow_cost: decode it whatever its plan says that this costs; see `open_archive`.

@@ -1,11 +1,13 @@
-"""A linear layer whose weight stays in its parts: V + L1 L2, rows rescaled to magnitudes m.
+"""A linear layer whose weight stays in its parts: V + L1 L2, rows multiplied by gains g.
 
-    y = m / ||V + L1 L2||_row * (x V^T + (x L2^T) L1^T) + bias
+    y = g * (x V^T + (x L2^T) L1^T) + bias,   g = m / ||V + L1 L2||_row
 
-V [p, q] is the decoded coded part and never changes; L1 [p, r], L2 [r, q] and m [p] are float32
-parameters. The norms are no part of the graph (DoRA, section 4.3): they scale the gradient and
-get none. They are computed again whenever a factor has changed, over panels of rows, so that no
-second matrix of full size is made. Without magnitudes the sum is taken as it is.
+V [p, q] is the decoded coded part and never changes; L1 [p, r], L2 [r, q] and the magnitudes m [p]
+are float32 parameters. Archives and adapters hold the gain; m is made of it when it is put in, so
+that tuning has DoRA's parameters. The norms are no part of the graph (DoRA, section 4.3, and peft):
+they scale the gradient and get none. They are computed again whenever a factor has changed, over
+panels of rows, so that no second matrix of full size is made. Without gains the sum is taken as
+it is.
 """
 
 from __future__ import annotations
@@ -16,8 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-PANEL = 1 << 22
-"""Weights of a panel of rows whose norms are computed at once."""
+from reallm_compiler.codecs import dora
 
 
 class TunedLinear(nn.Module):
@@ -27,7 +28,7 @@ class TunedLinear(nn.Module):
         coded: V [p, q], rows are outputs, in the type to compute in.
         left: L1 [p, r]; None for a matrix without residual.
         right: L2 [r, q]; None for a matrix without residual.
-        magnitude: m [p]; None for a matrix without magnitudes.
+        gain: g [p]; None for a matrix without gains.
         bias: [p] or None; frozen.
     """
 
@@ -40,7 +41,7 @@ class TunedLinear(nn.Module):
         *,
         left: Tensor | None = None,
         right: Tensor | None = None,
-        magnitude: Tensor | None = None,
+        gain: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -49,9 +50,9 @@ class TunedLinear(nn.Module):
         self.l1: nn.Parameter | None
         self.l2: nn.Parameter | None
         self.magnitude: nn.Parameter | None
-        self._gain: Tensor | None = None
+        self._norms: Tensor | None = None
         self._seen: tuple[int, ...] = ()
-        self.set_parts(left, right, magnitude)
+        self.set_parts(left, right, gain)
 
     @property
     def out_features(self) -> int:
@@ -67,8 +68,10 @@ class TunedLinear(nn.Module):
     def weight(self) -> Tensor:
         """The whole weight [p, q] in the type of the coded part; without a graph."""
         with torch.no_grad():
-            total = self._sum(0, self.out_features)
-            gain = self._gains()
+            total = self.coded.to(torch.float32, copy=True)
+            if self.l1 is not None and self.l2 is not None:
+                total.addmm_(self.l1, self.l2)
+            gain = self._gain()
             if gain is not None:
                 total *= gain[:, None]
             return total.to(self.coded.dtype)
@@ -80,17 +83,30 @@ class TunedLinear(nn.Module):
             if value is not None:
                 yield name, value
 
-    def set_parts(
-        self, left: Tensor | None, right: Tensor | None, magnitude: Tensor | None
-    ) -> None:
-        """Replace the factors and magnitudes; the rank may change."""
-        for name, value in (("l1", left), ("l2", right), ("magnitude", magnitude)):
-            parameter = None
-            if value is not None:
-                fresh = value.detach().to(self.coded.device, torch.float32, copy=True)
-                parameter = nn.Parameter(fresh.contiguous())
-            setattr(self, name, parameter)
-        self._gain = None
+    def parts(self) -> dict[str, Tensor]:
+        """`l1`, `l2` and `gain`, as far as they are there: what an adapter holds; copies."""
+        parts = {name: value.detach().clone() for name, value in self.tuned()}
+        gain = self._gain()
+        if gain is not None:
+            del parts["magnitude"]
+            parts["gain"] = gain.detach().clone()
+        return parts
+
+    def set_parts(self, left: Tensor | None, right: Tensor | None, gain: Tensor | None) -> None:
+        """Replace the factors and gains; the rank may change."""
+
+        def fresh(value: Tensor) -> nn.Parameter:
+            copy = value.detach().to(self.coded.device, torch.float32, copy=True)
+            return nn.Parameter(copy.contiguous())
+
+        self.l1 = None if left is None else fresh(left)
+        self.l2 = None if right is None else fresh(right)
+        self._norms = None
+        self.magnitude = None
+        if gain is not None:
+            self.magnitude = fresh(gain)
+            with torch.no_grad():
+                self.magnitude.mul_(self._row_norms())
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs [..., p] for inputs [..., q], in the type of the inputs."""
@@ -99,8 +115,9 @@ class TunedLinear(nn.Module):
         if self.l1 is not None and self.l2 is not None:
             inner = functional.linear(inputs, self.l2.to(dtype))  # [..., r]
             result = result + functional.linear(inner, self.l1.to(dtype))
-        if self.magnitude is not None:
-            result = result * (self.magnitude * self._inverse_norms()).to(dtype)
+        gain = self._gain()
+        if gain is not None:
+            result = result * gain.to(dtype)
         return result if self.bias is None else result + self.bias.to(dtype)
 
     def extra_repr(self) -> str:
@@ -109,28 +126,17 @@ class TunedLinear(nn.Module):
         dora = self.magnitude is not None
         return f"in={self.in_features}, out={self.out_features}, rank={rank}, dora={dora}"
 
-    def _gains(self) -> Tensor | None:
-        return None if self.magnitude is None else self.magnitude * self._inverse_norms()
+    def _gain(self) -> Tensor | None:
+        if self.magnitude is None:
+            return None
+        return dora.gain_of(self.magnitude, self._row_norms())
 
-    def _inverse_norms(self) -> Tensor:
-        """1 / ||V + L1 L2|| of each row [p] in float32; 0 for a row of zeros, which stays zero."""
+    def _row_norms(self) -> Tensor:
+        """||V + L1 L2|| of each row [p] in float32."""
         parts = (self.l1, self.l2, self.coded)
         seen = tuple(part._version for part in parts if part is not None)
-        if self._gain is None or seen != self._seen or self._gain.device != self.coded.device:
+        if self._norms is None or seen != self._seen or self._norms.device != self.coded.device:
             with torch.no_grad():
-                step = max(1, PANEL // self.in_features)
-                norms = [
-                    torch.linalg.vector_norm(self._sum(first, first + step), dim=1)
-                    for first in range(0, self.out_features, step)
-                ]
-                norm = torch.cat(norms)
-                self._gain = torch.where(norm > 0, norm, torch.inf).reciprocal_()
+                self._norms = dora.row_norms(self.coded, self.l1, self.l2)
             self._seen = seen
-        return self._gain
-
-    def _sum(self, first: int, last: int) -> Tensor:
-        """Rows [first, last) of V + L1 L2 in float32, a fresh tensor."""
-        rows = self.coded[first:last].to(torch.float32, copy=True)
-        if self.l1 is not None and self.l2 is not None:
-            rows.addmm_(self.l1[first:last], self.l2)
-        return rows
+        return self._norms

@@ -46,7 +46,7 @@ def load(
             is one.
         dtype: type of its floating-point tensors, as torch's or by name: `float32`, `bfloat16`,
             `float16`; the checkpoint's own when None.
-        adapter: an adapter whose factors and magnitudes replace the archive's own. To
+        adapter: an adapter whose factors and gains replace the archive's own. To
             switch between several without decoding again, see `open_tunable`.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.

@@ -1,7 +1,7 @@
 """A model whose coded matrices stay in their parts: what is tuned, and what adapters change.
 
     with the archive's coded parts decoded once,
-    tunable.use("law.reallm-adapter")     # other factors and magnitudes, nothing decoded again
+    tunable.use("law.reallm-adapter")     # other factors and gains, nothing decoded again
     tunable.use(None)                     # those of the archive itself
 
 The model is an ordinary transformers model; the linear layers of coded matrices are
@@ -34,7 +34,7 @@ class TunableModel:
 
     Attributes:
         model: the transformers model, in evaluation mode; every parameter is frozen but the
-            factors and magnitudes of its tuned layers.
+            factors and gains of its tuned layers.
         tokenizer: its tokenizer, or None.
         layers: the tuned layers by matrix name, in storage order.
         untuned: coded matrices that are no linear layer of their own.
@@ -56,10 +56,7 @@ class TunableModel:
         self.untuned = untuned
         self.base = base
         self.adapter: bytes | None = None
-        self._own = {
-            name: {part: value.detach().clone() for part, value in layer.tuned()}
-            for name, layer in layers.items()
-        }
+        self._own = {name: layer.parts() for name, layer in layers.items()}
 
     def __repr__(self) -> str:
         return f"TunableModel({type(self.model).__name__}, {len(self.layers)} tuned layers)"
@@ -71,7 +68,7 @@ class TunableModel:
                 yield f"{name}/{part}", value
 
     def use(self, adapter: str | os.PathLike[str] | AdapterArchive | None) -> None:
-        """Put an adapter's factors and magnitudes in; None puts back those of the archive.
+        """Put an adapter's factors and gains in; None puts back those of the archive.
 
         Matrices that the adapter does not hold get the archive's own parts.
 
@@ -124,7 +121,7 @@ def open_tunable(
             a folder; beside the archive when None. An open archive knows it already.
         allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
         device: where the model will run, as for `load`.
-        dtype: type of everything but factors and magnitudes, as for `load`; the checkpoint's own
+        dtype: type of everything but factors and gains, as for `load`; the checkpoint's own
             when None.
 
     Raises:
@@ -149,7 +146,7 @@ def open_tunable(
             module.weight.t() if matrix.transposed else module.weight,
             left=left,
             right=right,
-            magnitude=path.magnitude(matrix.name),
+            gain=path.gain(matrix.name),
             bias=module.bias,
         )
         for target in paths[matrix.name]:
@@ -186,4 +183,4 @@ def _linear_layers(archive: ModelArchive) -> dict[str, tuple[str, ...]]:
 
 
 def _set(layer: TunedLinear, parts: Mapping[str, Tensor]) -> None:
-    layer.set_parts(parts.get("l1"), parts.get("l2"), parts.get("magnitude"))
+    layer.set_parts(parts.get("l1"), parts.get("l2"), parts.get("gain"))

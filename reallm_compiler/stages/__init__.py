@@ -2,7 +2,7 @@
 
     W [p, q]  ~  R                                            residual, the part tuned later
               +  T^-1( D_phi( P^-1( s * C[codes] + z ) ) )    coded part, frozen
-    then DoRA: each output row is rescaled to its stored magnitude
+    then DoRA: each output row is multiplied by its stored gain
 
 A `MatrixPlan` says for one matrix which kind stands at each stage. The models only say what may
 be written, and what a kind needs of the other stages; what it stores is its size law in `storage`,

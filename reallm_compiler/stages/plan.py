@@ -92,7 +92,7 @@ class MatrixPlan(Stage):
     quantizer: Annotated[QuantizerStage, OneKindOf("quantizer")] = NoQuantizer()
     rounding: Annotated[RoundingStage, OneKindOf("rounding")] = NearestRounding()
     dora: bool = Field(
-        default=False, description="Store a float16 magnitude for each output row (DoRA)."
+        default=False, description="Store a float16 gain for each output row (DoRA)."
     )
     share: str | None = Field(
         default=None,

@@ -1,4 +1,4 @@
-"""Size law of a row of an adapter: factors and magnitudes, as low-rank residual and DoRA say."""
+"""Size law of a row of an adapter: factors and gains, as low-rank residual and DoRA say."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ def residual(row: AdapterEntry) -> LowRank:
 def sections(row: AdapterEntry) -> list[SectionSpec]:
     """The sections of a row, which are those that the container asks for."""
     specs = low_rank.factor_sections(residual(row), row.shape) if row.rank else []
-    if row.magnitude:
+    if row.gain:
         specs += dora.sections(row.shape)
     return specs

@@ -130,7 +130,7 @@ class MatrixLayout:
         """Bits per weight as the paper's Table 5 counts them, by budget term.
 
         [ b x latent values + 16 d 2^(bd) if the codebook is learned + c x b_phi / m
-        + 32 r min(p, q) ] / pq: no scales, no permutation, no magnitudes, the nominal c of a
+        + 32 r min(p, q) ] / pq: no scales, no permutation, no gains, the nominal c of a
         decoder, and a low-rank part that is right for squares only.
 
         Args:

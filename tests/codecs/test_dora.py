@@ -1,4 +1,4 @@
-"""Magnitudes never hurt."""
+"""Gains of rows never hurt."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def test_never_farther_than_before(seed, size, q):
     decoded = weight * torch.rand(6, 1, generator=generator) * 2
     decoded += torch.randn(6, q, generator=generator) * size * 0.5
     decoded[0] = 0
-    m = dora.stored(dora.magnitude(weight, decoded))
-    rescaled = dora.rescale_(decoded.clone(), m)
+    gain = dora.stored(dora.gain(weight, decoded))
+    rescaled = decoded * gain.float()[:, None]
     before = (weight - decoded).norm(dim=1)
     after = (weight - rescaled).norm(dim=1)
-    slack = weight.norm(dim=1) * 2**-10  # float16's rounding of m
+    slack = weight.norm(dim=1) * 2**-10  # float16's rounding of g
     assert (after <= before + slack).all()
     assert not rescaled[0].any()
 
@@ -33,10 +33,10 @@ def test_never_farther_than_before(seed, size, q):
 def test_the_formula():
     weight = torch.tensor([[3.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
     decoded = torch.tensor([[1.0, 1.0], [2.0, 2.0], [-1.0, 0.0]])
-    m = dora.magnitude(weight, decoded)
-    # <W, W^> / |W^|: 3 / sqrt 2, sqrt 2, and 0 for a row that points away.
-    assert m.tolist() == pytest.approx([3 / 2**0.5, 2**0.5, 0.0])
-    assert dora.rescale_(decoded, m)[:2].flatten().tolist() == pytest.approx([1.5, 1.5, 1, 1])
+    gain = dora.gain(weight, decoded)
+    # <W, W^> / |W^|^2: 3 / 2, 4 / 8, and 0 for a row that points away.
+    assert gain.tolist() == pytest.approx([1.5, 0.5, 0.0])
+    assert torch.equal(dora.gain(weight * 2.0**80, decoded * 2.0**80), gain)  # squares overflow
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)])
@@ -67,12 +67,22 @@ def test_a_row_of_zeros_stays_zero(gaussian, plan_of):
         dora=True,
     )
     encoded = encode_matrix(plan, weight, seed=0, source_dtype="f32")
-    assert float(encoded.sections["magnitude"][2]) == 0
+    assert float(encoded.sections["gain"][2]) == 0
     back = decode_matrix(plan, (6, 64), "f32", encoded.sections, dtype=torch.float32)
     assert not back[2].any()
-    torch.testing.assert_close(
-        back.norm(dim=1), encoded.sections["magnitude"].float(), rtol=1e-5, atol=0
-    )
+
+
+def test_magnitudes_and_gains_are_two_names_of_a_row(gaussian, monkeypatch):
+    monkeypatch.setattr(dora, "PANEL", 30)  # panels of three rows
+    coded, left, right = gaussian(8, 10), gaussian(8, 2, seed=1), gaussian(2, 10, seed=2)
+    coded[3], left[3] = 0, 0
+    norms = dora.row_norms(coded, left, right)
+    torch.testing.assert_close(norms, (coded + left @ right).norm(dim=1))
+    gain = dora.stored(gaussian(8).abs()).float()
+    again = dora.gain_of(gain * norms, norms)
+    assert float(again[3]) == 0
+    kept = [row for row in range(8) if row != 3]
+    assert torch.equal(dora.stored(again)[kept], dora.stored(gain)[kept])
 
 
 def test_overflow_is_refused():

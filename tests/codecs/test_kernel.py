@@ -122,7 +122,7 @@ def test_any_matrix_decodes_to_the_same_bits(kind, bits, scales, shape, source, 
             False,
             id="residual",
         ),
-        pytest.param({"scales": {"kind": "absmax"}, "dora": True}, False, id="magnitudes"),
+        pytest.param({"scales": {"kind": "absmax"}, "dora": True}, False, id="gains"),
         pytest.param(
             {"scales": {"kind": "absmax"}, "permutation": {"kind": "nearest"}}, False, id="order"
         ),

@@ -148,7 +148,7 @@ def test_panels_of_odd_width_begin_at_whole_bytes(quantizer, gaussian, plan_of, 
 
 
 def test_decoding_by_the_formula(gaussian, plan_of):
-    """Everything spelled out: P^-1(s C[codes]) + L1 L2, rows rescaled."""
+    """Everything spelled out: g (P^-1(s C[codes]) + L1 L2)."""
     from reallm_compiler.codecs.numerics.packing import unpack
 
     plan, weight = reallm_2bit(plan_of), gaussian(64, 48)
@@ -163,7 +163,7 @@ def test_decoding_by_the_formula(gaussian, plan_of):
     order = unpack(s["order"], 6, 2 * 48).view(2, 48).long()
     coded = torch.stack([latent[i, order[i // 32]] for i in range(64)])
     total = coded + s["l1"].float() @ s["l2"].float()
-    total = total / total.norm(dim=1, keepdim=True) * s["magnitude"].float()[:, None]
+    total = total * s["gain"].float()[:, None]
     back = decode_matrix(plan, (64, 48), "f32", s, dtype=torch.float32)
     torch.testing.assert_close(back, total, rtol=1e-5, atol=1e-6)
 

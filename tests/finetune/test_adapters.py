@@ -86,7 +86,7 @@ def test_damage_of_an_adapter_is_found(base: Path, adapter: Path, tmp_path: Path
     path = tmp_path / "damaged.adapter"
     path.write_bytes(data)
     (damage,) = verify(path)
-    assert "magnitude" in damage.location
+    assert "gain" in damage.location
     with pytest.raises(FormatError, match="damaged"):
         reallm.load(base, adapter=path)
 

@@ -73,7 +73,7 @@ def test_no_coded_byte_changes(run: Any, base: Path, tmp_path: Path) -> None:
         assert list(old.sections) == list(new.sections)
         changed = {name for name in old.sections if bytes(old.read(name)) != bytes(new.read(name))}
     roles = {name.rpartition("/")[2] for name in changed}
-    assert roles == {"l1", "l2", "magnitude"}
+    assert roles == {"l1", "l2", "gain"}
     assert roles <= TUNED_ROLES
 
 

@@ -21,7 +21,7 @@ def model(**changes):
 
 
 def adapter(**changes):
-    row = {**make.ROW, "rank": 0, "magnitude": False, **changes}
+    row = {**make.ROW, "rank": 0, "gain": False, **changes}
     return parse_adapter(make.adapter(matrices=[row]))
 
 

@@ -125,7 +125,7 @@ VALUES = {
     "nan-as-zero-point": section("zeros", 0, struct.pack("<f", math.nan)),
     "factor-scale-below-zero": section("l1_scales", 0, BELOW),
     "nan-in-a-factor-scale": section("l2_scales", 0, NAN),
-    "infinite-magnitude": section("magnitude", 2, INFINITE),
+    "infinite-gain": section("gain", 2, INFINITE),
     "mask-of-two": section("wide", 0, b"\x03"),
     "mask-of-four": section("wide", 0, b"\x0f"),
 }

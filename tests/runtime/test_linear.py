@@ -15,7 +15,7 @@ def parts(p: int = 12, q: int = 20, r: int = 3) -> dict[str, torch.Tensor]:
         "coded": torch.randn(p, q, generator=generator),
         "left": torch.randn(p, r, generator=generator),
         "right": torch.randn(r, q, generator=generator),
-        "magnitude": torch.rand(p, generator=generator) + 0.5,
+        "gain": torch.rand(p, generator=generator) + 0.5,
         "bias": torch.randn(p, generator=generator),
     }
 
@@ -25,8 +25,8 @@ def obvious(given: dict[str, torch.Tensor]) -> torch.Tensor:
     weight = given["coded"].double()
     if "left" in given:
         weight = weight + given["left"].double() @ given["right"].double()
-    if "magnitude" in given:
-        weight = given["magnitude"].double()[:, None] * weight / weight.norm(dim=1, keepdim=True)
+    if "gain" in given:
+        weight = given["gain"].double()[:, None] * weight
     return weight
 
 
@@ -36,8 +36,8 @@ def obvious(given: dict[str, torch.Tensor]) -> torch.Tensor:
         ("coded",),
         ("coded", "bias"),
         ("coded", "left", "right"),
-        ("coded", "magnitude"),
-        ("coded", "left", "right", "magnitude", "bias"),
+        ("coded", "gain"),
+        ("coded", "left", "right", "gain", "bias"),
     ],
     ids=lambda names: "+".join(names),
 )
@@ -56,10 +56,9 @@ def test_gradients_are_those_with_norms_held_fixed() -> None:
     layer = TunedLinear(**given)
     inputs = torch.randn(7, 20, generator=torch.Generator().manual_seed(2))
     layer(inputs).square().sum().backward()
-    left, right, magnitude = (
-        given[name].double().requires_grad_() for name in ("left", "right", "magnitude")
-    )
+    left, right = (given[name].double().requires_grad_() for name in ("left", "right"))
     total = given["coded"].double() + left @ right
+    magnitude = (given["gain"].double() * total.norm(dim=1)).detach().requires_grad_()
     weight = (magnitude / total.norm(dim=1).detach())[:, None] * total
     functional.linear(inputs.double(), weight, given["bias"].double()).square().sum().backward()
     for mine, wanted in ((layer.l1, left), (layer.l2, right), (layer.magnitude, magnitude)):
@@ -73,22 +72,34 @@ def test_only_the_parts_are_parameters() -> None:
     assert not layer.bias.requires_grad
 
 
-def test_norms_follow_the_factors() -> None:
+def test_a_row_keeps_its_magnitude_when_the_factors_change() -> None:
     given = parts()
     layer = TunedLinear(**given)
     inputs = torch.eye(20)
     layer(inputs)
     with torch.no_grad():
         layer.l1.mul_(2)
-    changed = obvious({**given, "left": 2 * given["left"]})
+    before, changed = obvious(given), obvious({**given, "left": 2 * given["left"]})
+    changed *= (before.norm(dim=1) / changed.norm(dim=1))[:, None]
     assert torch.allclose((layer(inputs) - layer.bias).T.double(), changed, atol=1e-4)
-    layer.set_parts(None, None, given["magnitude"])
-    bare = obvious({"coded": given["coded"], "magnitude": given["magnitude"]})
+    # What is stored gives the same rows without a norm.
+    stored = layer.parts()
+    again = obvious(
+        {
+            "coded": given["coded"],
+            "left": stored["l1"],
+            "right": stored["l2"],
+            "gain": stored["gain"],
+        }
+    )
+    assert torch.allclose(again, changed, atol=1e-5)
+    layer.set_parts(None, None, given["gain"])
+    bare = obvious({"coded": given["coded"], "gain": given["gain"]})
     assert torch.allclose((layer(inputs) - layer.bias).T.double(), bare, atol=1e-4)
 
 
 def test_a_row_of_zeros_stays_zero() -> None:
-    layer = TunedLinear(torch.zeros(2, 4), magnitude=torch.ones(2))
+    layer = TunedLinear(torch.zeros(2, 4), gain=torch.ones(2))
     assert torch.equal(layer.weight, torch.zeros(2, 4))
     assert torch.equal(layer(torch.ones(1, 4)), torch.zeros(1, 2))
 

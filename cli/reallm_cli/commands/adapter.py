@@ -42,7 +42,7 @@ def adapter() -> None:
     examples=[
         (
             "reallm adapter export model.reallm --adapter tuned.adapter -o peft-folder",
-            "LoRA factors, and DoRA magnitudes where there are some",
+            "LoRA factors, and DoRA gains where there are some",
         ),
     ],
 )

@@ -105,7 +105,7 @@ def finetune_command(
     as_json: bool,
     force: bool,
 ) -> int:
-    """Tune the factors and magnitudes of an archive; its codes never change.
+    """Tune the factors and gains of an archive; its codes never change.
 
     First each block follows the original block, then all factors are tuned at once on the text.
     The result is an adapter, bound to the archive by its digest. A run that was interrupted goes

@@ -48,14 +48,14 @@ def inspect_adapter(
         terminal.data(terminal.text(to_yaml(dict(document.settings), 2)))
     terminal.data()
     sheet = Sheet(
-        columns=["<matrix", "shape", "rank", "<factors", "<magnitudes", "bytes", "rounding"],
+        columns=["<matrix", "shape", "rank", "<factors", "<gains", "bytes", "rounding"],
         rows=[
             (
                 row.name,
                 f"{row.shape[0]} x {row.shape[1]}",
                 str(row.rank),
                 WORDS[row.dtype] if row.rank else "none",
-                "float16" if row.magnitude else "none",
+                "float16" if row.gain else "none",
                 grouped(_bytes(row)),
                 f"{100 * row.rounding_error:.3f} %",
             )

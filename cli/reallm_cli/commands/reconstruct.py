@@ -25,7 +25,7 @@ from reallm_compiler.publish import LIST
         ),
         (
             "reallm reconstruct model.reallm --adapter tuned.adapter -o tuned-model",
-            "with the factors and magnitudes of an adapter",
+            "with the factors and gains of an adapter",
         ),
     ],
 )
@@ -37,7 +37,7 @@ from reallm_compiler.publish import LIST
 @click.option(
     "--coded-only",
     is_flag=True,
-    help="Leave out factors and magnitudes: the base for `reallm adapter export`.",
+    help="Leave out factors and gains: the base for `reallm adapter export`.",
 )
 @click.option(
     "--force",

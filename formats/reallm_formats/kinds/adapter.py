@@ -1,7 +1,7 @@
-"""The document of kind `adapter`: other factors and magnitudes for the matrices of one base.
+"""The document of kind `adapter`: other factors and gains for the matrices of one base.
 
     base        digest of the model archive that it belongs to
-    matrices    one row for each matrix whose factors or magnitudes it replaces
+    matrices    one row for each matrix whose factors or gains it replaces
     settings    how it was made; open
     provenance  what made it: text, bytes or integers by name
 
@@ -22,7 +22,7 @@ from reallm_formats.errors import FormatError
 from reallm_formats.sections import Row
 
 KEYS: Final = ("base", "matrices", "provenance", "settings")
-ROW_KEYS: Final = ("dtype", "magnitude", "name", "rank", "rounding_error", "shape")
+ROW_KEYS: Final = ("dtype", "gain", "name", "rank", "rounding_error", "shape")
 DTYPES: Final = ("bf16", "f16", "f32", "i8")
 """Types of factors; those of type i8 have a scale of type f16 for each column and row."""
 
@@ -36,7 +36,7 @@ class AdapterEntry:
         shape: its extents [p, q].
         rank: columns r of L1 and rows of L2; 0 if there are no factors.
         dtype: type of the factors as stored.
-        magnitude: whether there is a magnitude for each row.
+        gain: whether there is a gain for each row.
         rounding_error: ||R - R'|| / ||R|| (Frobenius) of the factors' product R as it was tuned
             and R' as it is stored.
     """
@@ -45,7 +45,7 @@ class AdapterEntry:
     shape: tuple[int, int]
     rank: int
     dtype: str
-    magnitude: bool
+    gain: bool
     rounding_error: float = 0.0
 
     def sections(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -57,8 +57,8 @@ class AdapterEntry:
             if self.dtype == "i8":
                 yield names.matrix_section(self.name, "l1_scales"), "f16", (self.rank,)
                 yield names.matrix_section(self.name, "l2_scales"), "f16", (self.rank,)
-        if self.magnitude:
-            yield names.matrix_section(self.name, "magnitude"), "f16", (p,)
+        if self.gain:
+            yield names.matrix_section(self.name, "gain"), "f16", (p,)
 
     def plain(self) -> dict[str, Any]:
         """The row as the manifest stores it."""
@@ -67,7 +67,7 @@ class AdapterEntry:
             "shape": list(self.shape),
             "rank": self.rank,
             "dtype": self.dtype,
-            "magnitude": self.magnitude,
+            "gain": self.gain,
             "rounding_error": self.rounding_error,
         }
 
@@ -149,7 +149,7 @@ def _parse_row(value: object, where: str, *, newer: bool) -> AdapterEntry:
     if dtype not in DTYPES:
         message = f"factors have one of the types {', '.join(DTYPES)}, not `{dtype}`"
         raise FormatError("A3", message, location=f"{where}.dtype")
-    magnitude = typed(items["magnitude"], bool, "A3", f"{where}.magnitude")
+    gain = typed(items["gain"], bool, "A3", f"{where}.gain")
     error = typed(items["rounding_error"], float, "A3", f"{where}.rounding_error")
     if not (math.isfinite(error) and error >= 0):
         message = f"{error} is not an error: it is a number of at least 0"
@@ -159,7 +159,7 @@ def _parse_row(value: object, where: str, *, newer: bool) -> AdapterEntry:
         shape=(shape[0], shape[1]),
         rank=rank,
         dtype=dtype,
-        magnitude=magnitude,
+        gain=gain,
         rounding_error=error,
     )
 
