@@ -86,7 +86,7 @@ def main() -> None:
             "the printed total has the low-rank part of ReALLM once for m matrices; ours, also in "
             "paper bits, once for each",
             "c is nominal: the latents are taken off the decoder; the scales of its weights are "
-            "counted in exact bits; scales, column orders and magnitudes are left out, as there",
+            "counted in exact bits; scales, column orders and gains are left out, as there",
             "matrices that share a decoder store one codebook together, not m",
         ],
     )
