@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 from reallm_compiler.recipe import json_schema
 from reallm_compiler.recipe.model import RecipeForm, RuleForm
 from reallm_compiler.recipe.tuning import GROUPS, FinetuneOptions
-from reallm_compiler.recipe.words import literals, members, stages
+from reallm_compiler.recipe.vocabulary import literals, members, stages
 from reallm_compiler.stages import MatrixPlan
 
 DOCS = Path(__file__).resolve().parent

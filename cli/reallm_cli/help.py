@@ -47,12 +47,12 @@ class ExampleGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, but with our words for an unknown command."""
-        word = args[0]
-        if not word.startswith("-") and self.get_command(ctx, word) is None:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
             raise CommandLineError(
-                f"there is no command `{word}`",
+                f"there is no command `{name}`",
                 location=f"`{ctx.command_path}`",
-                hint=did_you_mean(nearest(word, self.commands))
+                hint=did_you_mean(nearest(name, self.commands))
                 or f"`{ctx.command_path} --help` lists the commands",
             )
         return super().resolve_command(ctx, args)

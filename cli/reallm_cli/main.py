@@ -99,10 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: the words after `reallm`; those of the process when None.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    args = list(sys.argv[1:] if argv is None else argv)
     terminal = Terminal()
     try:
-        code = _invoke(words, terminal)
+        code = _invoke(args, terminal)
         terminal.out.file.flush()
     except BrokenPipeError:
         _forget_stdout()
@@ -118,10 +118,10 @@ def run() -> None:
     sys.exit(main())
 
 
-def _invoke(words: list[str], terminal: Terminal) -> int:
+def _invoke(args: list[str], terminal: Terminal) -> int:
     try:
         check_system()
-        with cli.make_context(PROGRAM, words, obj=terminal) as context:
+        with cli.make_context(PROGRAM, args, obj=terminal) as context:
             code = cli.invoke(context)
             return code if isinstance(code, int) else ExitCode.OK
     except click.exceptions.Exit as done:  # `--help` and `--version` end this way

@@ -36,10 +36,10 @@ class ProgressBar:
     Args:
         terminal: where to show it.
         label: what is going on, such as `compile`.
-        units: number of units in all, and the word for them.
-        word: the word for units, such as `matrices`.
+        total: number of units in all.
+        unit: what is counted, such as `matrices`.
         work: amount of work in all (weights, tokens), of which the rate is taken.
-        done_units, done_work: what an earlier run had finished.
+        initial, initial_work: what an earlier run had finished.
         rate: how the speed is written, given work per second.
         last: where there is no terminal, log when the last unit is done, however soon.
         clock: seconds, for tests.
@@ -50,29 +50,29 @@ class ProgressBar:
         terminal: Terminal,
         label: str,
         *,
-        units: int,
-        word: str,
+        total: int,
+        unit: str,
         work: int,
-        done_units: int = 0,
-        done_work: int = 0,
+        initial: int = 0,
+        initial_work: int = 0,
         rate: Callable[[float], str] | None = None,
         last: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._terminal = terminal
         self._label = label
-        self._units = units
-        self._word = word
+        self._total = total
+        self._unit = unit
         self._work = work
-        self._first_units = done_units
-        self._first_work = done_work
+        self._initial = initial
+        self._initial_work = initial_work
         self._rate = rate
         self._logs_last = last
         self._clock = clock
         self._start = self._last_line = clock()
         self._bar = self._make_bar() if terminal.err.is_terminal else None
         self._task = (
-            self._bar.add_task(label, total=max(work, 1), completed=done_work, tail="")
+            self._bar.add_task(label, total=max(work, 1), completed=initial_work, tail="")
             if self._bar is not None
             else None
         )
@@ -91,32 +91,32 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, units: int, work: int) -> None:
+    def update(self, done: int, work: int) -> None:
         """Set how many units and how much work are done, earlier runs included."""
-        tail = self._tail(units, work)
+        tail = self._tail(done, work)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=work, tail=tail)
             return
         now = self._clock()
-        if (self._logs_last and units >= self._units) or now - self._last_line >= LINE_SECONDS:
+        if (self._logs_last and done >= self._total) or now - self._last_line >= LINE_SECONDS:
             self._last_line = now
             self._terminal.log(f"{self._label}: {tail}")
 
     def retarget(self, done: int, total: int) -> None:
         """As `update` where one unit is one piece of work and the total comes with each call."""
-        self._units = self._work = total
+        self._total = self._work = total
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, total=max(total, 1))
         self.update(done, done)
 
-    def _tail(self, units: int, work: int) -> str:
-        parts = [f"{grouped(units)} of {grouped(self._units)} {self._word}"]
+    def _tail(self, done: int, work: int) -> str:
+        parts = [f"{grouped(done)} of {grouped(self._total)} {self._unit}"]
         seconds = self._clock() - self._start
-        fresh = work - self._first_work
-        if units > self._first_units and fresh > 0 and seconds >= FIRST_SECONDS:
+        fresh = work - self._initial_work
+        if done > self._initial and fresh > 0 and seconds >= FIRST_SECONDS:
             if self._rate is not None:
                 parts.append(self._rate(fresh / seconds))
-            if units < self._units:
+            if done < self._total:
                 left = (self._work - work) * seconds / fresh
                 parts.append(f"{duration_text(left)} left")
         return ", ".join(parts)
@@ -167,8 +167,8 @@ class BytesReporter(Reporter):
             self._bar = ProgressBar(
                 self._terminal,
                 self._label,
-                units=total,
-                word="bytes",
+                total=total,
+                unit="bytes",
                 work=total,
                 rate=lambda speed: f"{size_text(round(speed))}/s",
                 last=False,

@@ -25,13 +25,13 @@ def show_survey(terminal: Terminal, survey: Survey) -> None:
     terminal.data(terminal.text("what fits", style="bold"))
     said: dict[str, list[str]] = {}
     for row in survey.matrices:
-        said.setdefault(row.words, []).append(row.name)
-    for words, names in said.items():
+        said.setdefault(row.explanation, []).append(row.name)
+    for explanation, names in said.items():
         named = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-        terminal.data(terminal.text(f"  {named}: {words}"))
+        terminal.data(terminal.text(f"  {named}: {explanation}"))
     terminal.data()
     terminal.data(terminal.text("recipe to use", style="bold"))
-    terminal.data(terminal.text(f"  {survey.advice.recipe}: {survey.advice.words}"))
+    terminal.data(terminal.text(f"  {survey.advice.recipe}: {survey.advice.explanation}"))
 
 
 def _statistics(survey: Survey) -> Sheet:

@@ -16,7 +16,7 @@ from reallm_compiler.planning.model import Plan
 from reallm_compiler.storage.matrix import TERMS
 from reallm_formats import SectionEntry
 
-TERM_WORDS = {"low_rank": "low rank"}
+TERM_LABELS = {"low_rank": "low rank"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +82,7 @@ def show_kinds(
         ("shape", [f"{kind.shape[0]} x {kind.shape[1]}" for kind in kinds] + [""]),
     ]
     columns += [
-        (TERM_WORDS.get(term, term), bits_column(kind.term_bits(term) for kind in rows))
+        (TERM_LABELS.get(term, term), bits_column(kind.term_bits(term) for kind in rows))
         for term in TERMS
         if whole.term_bytes(term)
     ]
@@ -98,7 +98,7 @@ def show_kinds(
         columns.append(("mean error", [error_text(_mean(values)) for values in measured]))
         worst = [error_text(max(values, default=None)) for values in measured]
         columns.append(("max error", worst))
-    terms = [TERM_WORDS.get(term, term) for term in TERMS]
+    terms = [TERM_LABELS.get(term, term) for term in TERMS]
     _show_columns(terminal, columns, title="bits per weight", last=terms)
 
 
@@ -110,7 +110,7 @@ def show_autoencoders(terminal: Terminal, plan: Plan, budget: Budget) -> None:
     terms = [term for term in TERMS if any(kind.paper_term_bits(term) for kind in kinds)]
     columns: list[tuple[str, list[str]]] = [("<matrices", [kind.name for kind in kinds])]
     columns += [
-        (TERM_WORDS.get(term, term), bits_column(kind.paper_term_bits(term) for kind in kinds))
+        (TERM_LABELS.get(term, term), bits_column(kind.paper_term_bits(term) for kind in kinds))
         for term in terms
     ]
     columns.append(("paper bits", bits_column(kind.paper_bits for kind in kinds)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from reallm_formats.errors import FormatError
 
-_WORDS = {
+_TYPE_NAMES = {
     dict: "a map",
     list: "a list",
     str: "text",
@@ -21,13 +21,13 @@ _WORDS = {
 
 def describe(value: object) -> str:
     """The type of a decoded value in plain words."""
-    return _WORDS.get(type(value), type(value).__name__)
+    return _TYPE_NAMES.get(type(value), type(value).__name__)
 
 
 def typed(value: object, kind: type, rule: str, where: str) -> Any:  # noqa: ANN401
     """`value`, which must be exactly of type `kind`: a bool is no integer, an integer no float."""
     if type(value) is not kind:
-        message = f"this must be {_WORDS[kind]}, not {describe(value)}"
+        message = f"this must be {_TYPE_NAMES[kind]}, not {describe(value)}"
         raise FormatError(rule, message, location=where)
     return value
 

@@ -80,12 +80,12 @@ def _other_format(head: bytes) -> tuple[str | None, str | None]:
             return known
     if head[8:9] == b"{" and head[6:8] == b"\0\0":
         return "a safetensors file", "`reallm compile` makes an archive of its folder"
-    words = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if words.startswith((b"<!doctype html", b"<html")):
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype html", b"<html")):
         return "a web page", "the download gave a page instead of the file; fetch it again"
     if sum(a != b for a, b in zip(head, MAGIC, strict=False)) <= 2 and len(head) >= len(MAGIC):
         return "an archive whose first bytes are damaged", "transfer it again"
-    if words.startswith(b"{"):
+    if text.startswith(b"{"):
         return "JSON text", None
     return ("text", None) if _is_text(head) else (None, None)
 

@@ -136,13 +136,13 @@ def layout(
         FormatError: what was given breaks a rule, so no reader would accept the file.
     """
     plain, values = canonical.counted(document, depth=1)
-    words = check_features(sorted(features))
+    required = check_features(sorted(features))
     typed(kind, str, "M3", "manifest: kind")
     table = _measure([Block("", tuple(sections)), *blocks])
     check_number(table.count)
     typed(plain, dict, "M1", "manifest: document")
     check_document(kind, plain, table.heads, newer=False)
-    frame, frame_values = canonical.counted(Manifest(kind=kind, features=words).plain())
+    frame, frame_values = canonical.counted(Manifest(kind=kind, features=required).plain())
     # The empty document and the empty table take one byte each.
     rest = len(canonical.pack(frame)) - 2 + len(canonical.pack(plain))
     rest += _list_head(table.count) + table.nbytes
@@ -154,7 +154,7 @@ def layout(
     stored = sum(rows.stored for rows in table.measured)
     return Layout(
         kind=kind,
-        features=words,
+        features=required,
         document=plain,
         blocks=tuple(table.blocks),
         manifest_bytes=length,

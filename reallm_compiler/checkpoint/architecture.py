@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from reallm_compiler.checkpoint.stated import check_counts, check_sizes, check_words
+from reallm_compiler.checkpoint.stated import check_counts, check_model_types, check_sizes
 from reallm_compiler.checkpoint.untrusted import offline, without_code
 from reallm_compiler.errors import SourceError
 
@@ -120,7 +120,7 @@ def transformers_config(content: Mapping[str, Any], label: str) -> PretrainedCon
             the config; the config does not state its sizes, or states impossible ones; it names
             something that would have to be looked up.
     """
-    check_words(content, label)
+    check_model_types(content, label)
     transformers = _transformers(label)
     model_type = content.get("model_type")
     if not model_type:
@@ -239,8 +239,8 @@ def _usual_class(
     config: PretrainedConfig,
     label: str,
 ) -> type[PreTrainedModel]:
-    for word in _WITHOUT_ARCHITECTURES:
-        mapping = getattr(transformers, word)._model_mapping
+    for name in _WITHOUT_ARCHITECTURES:
+        mapping = getattr(transformers, name)._model_mapping
         if type(config) in mapping:
             found = mapping[type(config)]
             first: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
@@ -257,7 +257,7 @@ def _class_named(transformers: Any, name: str) -> type[PreTrainedModel] | None: 
     exact = getattr(transformers, name, None)
     if exact is None:  # a listing of all of the library's names takes a moment
         folded = name.lower()
-        near = [word for word in dir(transformers) if word.lower() == folded]
+        near = [name for name in dir(transformers) if name.lower() == folded]
         exact = getattr(transformers, near[0], None) if near else None
     base = transformers.PreTrainedModel
     return exact if isinstance(exact, type) and issubclass(exact, base) else None

@@ -100,7 +100,7 @@ def _inner(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 def _counts(part: Mapping[str, Any]) -> Iterator[int]:
     """Numbers of routed experts, under whatever key: `n_routed_experts`, `num_local_experts`."""
     for key, value in part.items():
-        words = str(key).split("_")
-        if words[-1] == "experts" and not {"shared", "tok", "token"} & set(words):
+        parts = str(key).split("_")
+        if parts[-1] == "experts" and not {"shared", "tok", "token"} & set(parts):
             numbers = value if isinstance(value, list | tuple) else [value]
             yield from (n for n in numbers if isinstance(n, int) and n > 1)

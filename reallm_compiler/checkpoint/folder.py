@@ -25,7 +25,7 @@ from reallm_compiler.checkpoint.headers import header_specs, read_header
 from reallm_compiler.checkpoint.paths import list_files, parse_json, read_small, resolve_inside
 from reallm_compiler.checkpoint.quantization import WEIGHTS_FILE
 from reallm_compiler.checkpoint.shards import join_shards, read_shards, read_weight_map
-from reallm_compiler.checkpoint.stated import check_words
+from reallm_compiler.checkpoint.stated import check_model_types
 from reallm_compiler.errors import SourceError
 from reallm_compiler.tensors import TensorSpec
 
@@ -132,7 +132,7 @@ def read_config(path: Path, label: str, folder: Path | None = None) -> dict[str,
     if folder is not None:
         path = resolve_inside(folder, path.name)
     config = parse_json(read_small(path, label, CONFIG_LIMIT), label)
-    check_words(config, label)
+    check_model_types(config, label)
     return config
 
 

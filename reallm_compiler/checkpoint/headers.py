@@ -149,8 +149,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(word: str) -> None:
-    raise ValueError(f"{word} is no number")
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
 def _entry(name: str, value: object, start: int, label: str) -> TensorSpec:
@@ -159,11 +159,11 @@ def _entry(name: str, value: object, start: int, label: str) -> TensorSpec:
     location = f"{label}: {name}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise _broken(label, f"tensor {name!r} is not described by dtype, shape, data_offsets")
-    word, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    dtype = DTYPES.get(word) if isinstance(word, str) else None
+    stated, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    dtype = DTYPES.get(stated) if isinstance(stated, str) else None
     if dtype is None:
         raise SourceError(
-            f"tensor {name!r} has the element type {word!r}, which cannot be read",
+            f"tensor {name!r} has the element type {stated!r}, which cannot be read",
             location=location,
             note=f"readable types: {', '.join(DTYPES)}",
             hint="start from the checkpoint in bf16, fp16, fp32 or fp8",
@@ -185,7 +185,7 @@ def _entry(name: str, value: object, start: int, label: str) -> TensorSpec:
     if end - begin != needed:
         raise _broken(
             label,
-            f"tensor {name!r} needs {needed:,} bytes for {word} {list(extents)}, "
+            f"tensor {name!r} needs {needed:,} bytes for {dtype} {list(extents)}, "
             f"but its range {begin}..{end} has {end - begin:,}",
         )
     return TensorSpec(name=name, dtype=dtype, shape=extents, shard=label, begin=start + begin)

@@ -44,7 +44,7 @@ from reallm_compiler.checkpoint.quantization import (
 )
 from reallm_compiler.checkpoint.remarks import remarks
 from reallm_compiler.checkpoint.scales import attach_scales
-from reallm_compiler.checkpoint.stated import check_words
+from reallm_compiler.checkpoint.stated import check_model_types
 from reallm_compiler.checkpoint.ties import find_ties
 from reallm_compiler.errors import SourceError
 from reallm_compiler.tensors import TensorSpec
@@ -266,7 +266,7 @@ def _from_document(
             location=label,
             hint="a config.json has model_type; a document of shapes is {shapes: {NAME: [p, q]}}",
         )
-    check_words(document, label)
+    check_model_types(document, label)
     refuse_stated(document)
     config = without_storage(document)
     tensors, ties, note = tensors_of_config(config, label)

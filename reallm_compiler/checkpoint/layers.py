@@ -50,8 +50,8 @@ def prediction_layers(names: Iterable[str], config: Mapping[str, Any] | None) ->
         if found is not None:
             stacks.setdefault(name[: found.start(1)], set()).add(int(found[1]))
             continue
-        module, _, word = name.removesuffix(".weight").rpartition(".")
-        if _TOKENS.fullmatch(word):
+        module, _, leaf = name.removesuffix(".weight").rpartition(".")
+        if _TOKENS.fullmatch(leaf):
             beside.add(module)
     extra: set[str] = set()
     for stack, numbers in stacks.items():

@@ -148,7 +148,7 @@ def model_types(config: Mapping[str, Any] | None) -> frozenset[str]:
         return frozenset()
     inner = [value for value in config.values() if isinstance(value, Mapping)]
     found = [part.get("model_type") for part in (config, *inner)]
-    return frozenset(word for word in found if isinstance(word, str))
+    return frozenset(name for name in found if isinstance(name, str))
 
 
 def matrices(
@@ -239,12 +239,12 @@ def known_role(tensor: str) -> Role | None:
 
 @lru_cache(1024)
 def _role_anywhere(module: str) -> Role | None:
-    return next((role for role, word in _ANYWHERE if word.fullmatch(module)), None)
+    return next((role for role, pattern in _ANYWHERE if pattern.fullmatch(module)), None)
 
 
 @lru_cache(1024)
 def _role_of_module(module: str) -> Role | None:
-    return next((role for role, word in _MODULES if word.fullmatch(module)), None)
+    return next((role for role, pattern in _MODULES if pattern.fullmatch(module)), None)
 
 
 def _role(tensor: TensorSpec, name: str, *, bare: bool) -> Role:

@@ -70,7 +70,7 @@ def refuse_packed(tensors: Iterable[TensorSpec]) -> None:
 
 @lru_cache(1024)
 def _method_of_name(last: str) -> str | None:
-    return next((method for method, word in _NAMES if word.fullmatch(last)), None)
+    return next((method for method, pattern in _NAMES if pattern.fullmatch(last)), None)
 
 
 def _method(tensor: TensorSpec, names: set[str], scaled_modules: set[str]) -> str | None:
@@ -88,7 +88,7 @@ def _method(tensor: TensorSpec, names: set[str], scaled_modules: set[str]) -> st
         if not weight and not beside:
             return None
         packed = tensor.dtype == "u32" and f"{module}.scales" in names
-        return "MLX" if packed else f"{tensor.dtype} numbers in place of weights"
+        return "MLX" if packed else f"{tensor.dtype} codes instead of weights"
     if tensor.dtype in _FP8 and module in scaled_modules:
         return "fp8 with scales under names that are not read"
     if tensor.dtype in FLOATS and weight and not scaled_modules.isdisjoint((module, tensor.name)):

@@ -87,8 +87,8 @@ def already_quantized(method: str, location: str) -> SourceError:
 def _method(path: str, stated: Mapping[str, Any]) -> str:
     if path.endswith("quantization"):
         return "MLX"
-    words = (stated.get(key) for key in ("quant_method", "quant_algo"))
-    return next((str(word)[:60] for word in words if word), "unknown method")
+    names = (stated.get(key) for key in ("quant_method", "quant_algo"))
+    return next((str(name)[:60] for name in names if name), "unknown method")
 
 
 def _is_fp8(stated: Mapping[str, Any]) -> bool:

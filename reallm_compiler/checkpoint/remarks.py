@@ -99,9 +99,9 @@ def _large(tensors: Sequence[TensorSpec], facts: Sequence[MatrixFact]) -> Iterat
         )
 
 
-def _is_table(spec: TensorSpec, word: re.Pattern[str]) -> bool:
+def _is_table(spec: TensorSpec, pattern: re.Pattern[str]) -> bool:
     module = spec.name.removesuffix(".weight").rpartition(".")[2]
-    return len(spec.shape) == 2 and word.fullmatch(module) is not None
+    return len(spec.shape) == 2 and pattern.fullmatch(module) is not None
 
 
 def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:

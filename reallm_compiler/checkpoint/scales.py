@@ -39,9 +39,9 @@ def config_dtype(config: Mapping[str, Any] | None) -> str | None:
     inner = config.get("text_config")
     for part in (config, inner if isinstance(inner, Mapping) else {}):
         for key in ("dtype", "torch_dtype"):
-            word = part.get(key)
-            if isinstance(word, str) and word.removeprefix("torch.") in _TYPES:
-                return _TYPES[word.removeprefix("torch.")]
+            name = part.get(key)
+            if isinstance(name, str) and name.removeprefix("torch.") in _TYPES:
+                return _TYPES[name.removeprefix("torch.")]
     return None
 
 
@@ -82,7 +82,7 @@ def attach_scales(
         )
         used.update(names)
         module = tensor.name.removesuffix("weight")
-        used.update(module + word for word in _ACTIVATIONS)
+        used.update(module + name for name in _ACTIVATIONS)
     kept = [scaled.get(name, tensor) for name, tensor in by_name.items() if name not in used]
     return kept, len(scaled)
 

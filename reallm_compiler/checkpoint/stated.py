@@ -26,8 +26,8 @@ _SIZES = ("hidden_size", "num_hidden_layers", "vocab_size", "hidden_sizes", "dep
 """Width, depth and vocabulary, as transformers calls them in all its classes (`attribute_map`)."""
 
 
-def check_words(config: Mapping[str, Any], label: str) -> None:
-    """Refuses a config, or one inside it, whose `model_type` is no word.
+def check_model_types(config: Mapping[str, Any], label: str) -> None:
+    """Refuses a config, or one inside it, whose `model_type` is not a string.
 
     Args:
         config: the content of a `config.json`.
@@ -41,10 +41,10 @@ def check_words(config: Mapping[str, Any], label: str) -> None:
         if isinstance(value, Mapping) and (str(key).endswith("config") or key in _INNER):
             parts[f"{key}."] = value
     for path, part in parts.items():
-        word = part.get("model_type")
-        if word is not None and not isinstance(word, str):
+        model_type = part.get("model_type")
+        if model_type is not None and not isinstance(model_type, str):
             raise SourceError(
-                f"model_type is {_short(word)}, not a word",
+                f"model_type is {_short(model_type)}, not a string",
                 location=f"{label}: {path}model_type",
                 hint='a config.json of transformers has a line such as "model_type": "llama"',
             )
@@ -58,15 +58,15 @@ def check_counts(config: Mapping[str, Any], label: str) -> None:
     """
     layers, experts, location = 0, 0, ""
     for path, key, count in _counts(config, ""):
-        words = key.split("_")
-        if words[-1] in _LAYERS:
+        parts = key.split("_")
+        if parts[-1] in _LAYERS:
             _bound(path, count, LAYER_LIMIT, label)
             layers = max(layers, count)
-        elif "experts" in words:
+        elif "experts" in parts:
             _bound(path, count, EXPERT_LIMIT, label)
             if count > experts:
                 experts, location = count, path
-        elif words[0] == "num":
+        elif parts[0] == "num":
             _bound(path, count, COUNT_LIMIT, label)
     if layers * experts > STACK_LIMIT:
         raise SourceError(

@@ -58,7 +58,7 @@ _HEADS: tuple[tuple[str, str], ...] = (
 
 `*` is the model's own name: such a head has a bias or more, which the checkpoint stores."""
 
-_WORDS = ".embeddings.word_embeddings.weight"
+_WORD_EMBEDDINGS = ".embeddings.word_embeddings.weight"
 _PREFIXES = ("", "language_model.", "text_model.", "text_decoder.", "decoder.", "thinker.")
 
 _SHARED: tuple[tuple[str, str], ...] = (
@@ -98,7 +98,7 @@ _CLASSES_WITH_A_HEAD = (
 )
 
 # fmt: off
-_TIED_UNLESS_SAID = frozenset({
+_TIED_BY_DEFAULT = frozenset({
     "albert", "aya_vision", "bart", "bert", "bert-generation", "big_bird", "bigbird_pegasus",
     "biogpt", "blenderbot", "blenderbot-small", "blip", "blip_text_model", "bloom", "camembert",
     "canary", "cohere", "cohere2", "cohere2_moe", "cohere2_vision", "cohere_compass_text",
@@ -175,8 +175,8 @@ def says_tied(config: Mapping[str, Any] | None) -> bool:
     """Whether a config ties the head to the token embedding, as transformers reads it."""
     if config is None:
         return False
-    word = config.get("model_type")
-    model_type = word if isinstance(word, str) else ""
+    stated = config.get("model_type")
+    model_type = stated if isinstance(stated, str) else ""
     if model_type in _ALWAYS_TIED:
         return True
     if model_type in _HEAD_INSIDE:
@@ -192,8 +192,8 @@ def _flag(part: object, model_type: str) -> bool:
     stated = part if isinstance(part, Mapping) else {}
     if isinstance(stated.get("tie_word_embeddings"), bool):
         return bool(stated["tie_word_embeddings"])
-    word = stated.get("model_type")
-    return (word if isinstance(word, str) else model_type) in _TIED_UNLESS_SAID
+    own = stated.get("model_type")
+    return (own if isinstance(own, str) else model_type) in _TIED_BY_DEFAULT
 
 
 def _names_copies(config: Mapping[str, Any]) -> bool:
@@ -246,15 +246,15 @@ def _below(
     prefixes: tuple[str, ...], rows: tuple[tuple[str, str], ...], present: set[str]
 ) -> Iterator[tuple[str, str]]:
     """The rows of a table below each prefix whose kept tensor the checkpoint has."""
-    words = sorted(name for name in present if name.endswith(_WORDS))
+    tables = sorted(name for name in present if name.endswith(_WORD_EMBEDDINGS))
     for prefix in prefixes:
         for alias, kept in rows:
             found = prefix + kept if prefix + kept in present else None
             if kept.startswith("*"):
                 head = prefix + alias.partition(".")[0] + "."
                 if any(name.startswith(head) for name in present):
-                    own = re.compile(re.escape(prefix) + r"\w+" + re.escape(_WORDS))
-                    found = next((name for name in words if own.fullmatch(name)), None)
+                    own = re.compile(re.escape(prefix) + r"\w+" + re.escape(_WORD_EMBEDDINGS))
+                    found = next((name for name in tables if own.fullmatch(name)), None)
             if found is not None:
                 yield prefix + alias, found
 
@@ -263,7 +263,7 @@ def _has_a_head(config: Mapping[str, Any]) -> bool:
     """Whether the class that a config names has a head; one that names none has."""
     named = config.get("architectures")
     first = named[0] if isinstance(named, list) and named else None
-    return not isinstance(first, str) or any(word in first for word in _CLASSES_WITH_A_HEAD)
+    return not isinstance(first, str) or any(part in first for part in _CLASSES_WITH_A_HEAD)
 
 
 def _under(name: str, present: Collection[str]) -> bool:

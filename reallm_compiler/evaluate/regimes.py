@@ -146,7 +146,7 @@ def paying_scales(gains: Sequence[ScaleGain], spectrum: Spectrum) -> tuple[Scale
     return lines if saved[0] >= saved[1] else blocks
 
 
-def words_of(
+def explain(
     bits: float,
     spectrum: Spectrum,
     scales: Sequence[ScaleGain],
@@ -164,7 +164,7 @@ def words_of(
     """
     if not any(spectrum.values):
         return "all weights are zero: any recipe fits"
-    said = [_structure_words(bits, scales, magnitudes)]
+    said = [_explain_structure(bits, scales, magnitudes)]
     pays = paying_low_rank(spectrum)
     if pays is not None:
         rank = pays.fraction if pays.rank > 1 else "1"
@@ -174,11 +174,11 @@ def words_of(
         )
     best = best_of(found)
     if best is not None:
-        said.append(_measured_words(best, found))
+        said.append(_explain_measured(best, found))
     return "; ".join(said)
 
 
-def _structure_words(
+def _explain_structure(
     bits: float, scales: Sequence[ScaleGain], magnitudes: Sequence[Neighbours]
 ) -> str:
     structure = structure_of(bits, scales)
@@ -192,12 +192,12 @@ def _structure_words(
             f"weak structure was found: neighbours tell {bits:.2f} bits of each weight; try a "
             "permutation and plain VQ first, and measure before a decoder is trained at length"
         )
-        return f"{said}; magnitudes {_scale_words(scales)}" if scales else said
+        return f"{said}; magnitudes {_explain_scales(scales)}" if scales else said
     if structure == "magnitudes":
         return (
             "structure was found in the magnitudes alone, not in the signs: they "
-            f"{_scale_words(scales)}; with them a large latent with a small decoder fits, and at "
-            "its end plain VQ"
+            f"{_explain_scales(scales)}; with them a large latent with a small decoder fits, and "
+            "at its end plain VQ"
         )
     alike = any(abs(axis.z) >= Z_FOUND for axis in magnitudes)
     noise = (
@@ -219,7 +219,7 @@ _CHANGES: dict[Group, str] = {
 }
 
 
-def _scale_words(scales: Sequence[ScaleGain]) -> str:
+def _explain_scales(scales: Sequence[ScaleGain]) -> str:
     """Where magnitudes change, what scales save, and what takes them."""
     changes = " and ".join(_CHANGES[one.per] for one in scales)
     saved = " and ".join(
@@ -234,7 +234,7 @@ def _scale_words(scales: Sequence[ScaleGain]) -> str:
     return f"change {changes}, and a scale {saved.removeprefix('one ')}; {taken}"
 
 
-def _measured_words(best: Measure, found: Sequence[Measure]) -> str:
+def _explain_measured(best: Measure, found: Sequence[Measure]) -> str:
     said = f"measured: {best.recipe} is best at equal exact bits"
     trained = best_of([one for one in found if one.trained])
     plain = best_of([one for one in found if not one.trained])

@@ -19,11 +19,11 @@ from reallm_compiler.evaluate.magnitudes import scale_gains
 from reallm_compiler.evaluate.regimes import (
     Measure,
     best_of,
+    explain,
     gap_bits,
     measures,
     paying_scales,
     structure_of,
-    words_of,
 )
 from reallm_compiler.evaluate.spectrum import spectrum
 from reallm_compiler.evaluate.statistics import (
@@ -171,7 +171,7 @@ def survey_matrix(
         structure=structure_of(bits, scales),
         measures=found,
         best=best.recipe if best is not None else None,
-        words=words_of(bits, singular, scales, (magnitude_rows, magnitude_columns), found),
+        explanation=explain(bits, singular, scales, (magnitude_rows, magnitude_columns), found),
     )
 
 

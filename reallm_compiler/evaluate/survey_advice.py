@@ -8,7 +8,7 @@ from reallm_compiler.evaluate.survey_report import Advice, MatrixSurvey, RecipeS
 from reallm_compiler.recipe.shipped import BEST, FIRST_CHOICE
 
 TRAINED = "reallm-hnerv"
-"""The recipe for matrices whose neighbours tell much of each other."""
+"""The recipe for matrices with strongly correlated neighbours."""
 
 
 def advise(rows: Sequence[MatrixSurvey], tried: Sequence[RecipeSurvey]) -> Advice:
@@ -22,16 +22,17 @@ def advise(rows: Sequence[MatrixSurvey], tried: Sequence[RecipeSurvey]) -> Advic
         return Advice(
             recipe=TRAINED,
             measured=False,
-            words=f"neighbours tell much of each other in {100 * strong / numel:.0f} % of the "
-            f"weights, which a trained decoder can use; see what it costs with `reallm budget`, "
-            f"and what it gains with `--recipe {TRAINED} --only NAME`",
+            explanation=f"neighbours are strongly correlated in {100 * strong / numel:.0f} % of "
+            f"the weights, which a trained decoder can use; see what it costs with "
+            f"`reallm budget`, and what it gains with `--recipe {TRAINED} --only NAME`",
         )
     sizes = ", ".join(f"`{name}`" for name in BEST if name != FIRST_CHOICE)
     return Advice(
         recipe=FIRST_CHOICE,
         measured=False,
-        words="the shipped recipe with the least loss at its size where matrices have no strong "
-        f"structure, as here; smaller and larger: {sizes}; `--recipe {FIRST_CHOICE}` measures it",
+        explanation="the shipped recipe with the least loss at its size where matrices have no "
+        f"strong structure, as here; smaller and larger: {sizes}; "
+        f"`--recipe {FIRST_CHOICE}` measures it",
     )
 
 
@@ -40,10 +41,10 @@ def _measured(tried: Sequence[RecipeSurvey]) -> Advice:
     many = "the only one tried"
     if len(tried) > 1:
         many = f"the least error at equal exact bits of the {len(tried)} tried"
-    words = (
+    explanation = (
         f"{many}: {best.relative_error:.4f} with {float(best.exact_bits):.4f} exact bits, "
         f"{best.gap_bits:+.3f} bits from the best coder of noise"
     )
     if not {one.recipe for one in tried} & set(BEST):
-        words += f"; not tried: `{FIRST_CHOICE}`, the best of the shipped ones at its size"
-    return Advice(recipe=best.recipe, measured=True, words=words)
+        explanation += f"; not tried: `{FIRST_CHOICE}`, the best of the shipped ones at its size"
+    return Advice(recipe=best.recipe, measured=True, explanation=explanation)

@@ -26,7 +26,7 @@ class MatrixSurvey:
         structure: the word for it.
         measures: each recipe that codes this matrix.
         best: the recipe that is best at equal exact bits; None without recipes.
-        words: what was found and which shape fits.
+        explanation: what was found and which shape fits.
     """
 
     name: str
@@ -44,7 +44,7 @@ class MatrixSurvey:
     structure: Structure
     measures: tuple[Measure, ...]
     best: str | None
-    words: str
+    explanation: str
 
     @property
     def norm(self) -> float:
@@ -80,12 +80,12 @@ class Advice:
     Attributes:
         recipe: its name.
         measured: whether it was tried in this survey.
-        words: why, in a sentence.
+        explanation: why, in a sentence.
     """
 
     recipe: str
     measured: bool
-    words: str
+    explanation: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +110,7 @@ class Survey:
             "advice": {
                 "recipe": self.advice.recipe,
                 "measured": self.advice.measured,
-                "words": self.advice.words,
+                "explanation": self.advice.explanation,
             },
         }
 
@@ -151,7 +151,7 @@ def _matrix(row: MatrixSurvey) -> dict[str, Any]:
         "structure_bits": row.structure_bits,
         "recipes": [one.to_json() for one in row.measures],
         "best": row.best,
-        "words": row.words,
+        "explanation": row.explanation,
     }
 
 

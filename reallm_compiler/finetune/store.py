@@ -22,7 +22,6 @@ from reallm_compiler.finetune.original import Original
 from reallm_compiler.planning.document import section_blocks, to_document
 from reallm_compiler.publish import whole_file
 from reallm_compiler.reader.archive import ModelArchive
-from reallm_compiler.stages import LowRank
 from reallm_compiler.storage import adapter as adapter_law
 from reallm_compiler.storage.base import DTYPES
 from reallm_formats import AdapterDocument, AdapterEntry, Layout, Writer, layout, names
@@ -59,10 +58,7 @@ def packed(row: AdapterEntry, parts: Parts) -> tuple[Sections, float]:
     sections: Sections = {}
     error = 0.0
     if row.rank:
-        words = {section: word for word, section in DTYPES.items()}
-        residual = LowRank.model_validate(
-            {"kind": "low_rank", "rank": row.rank, "dtype": words[row.dtype]}
-        )
+        residual = adapter_law.residual(row)
         left, right = parts["l1"].detach().cpu(), parts["l2"].detach().cpu()
         sections = low_rank.store(residual, left, right)
         error = _product_error((left, right), low_rank.decode(residual, sections, torch.float32))
@@ -204,14 +200,7 @@ def _relative_error(
 ) -> float:
     """||W - W^|| / ||W|| in float64, with W^ as a reader decodes it; `coded` is used up."""
     if row.rank:
-        residual = LowRank.model_validate(
-            {
-                "kind": "low_rank",
-                "rank": row.rank,
-                "dtype": next(word for word, code in DTYPES.items() if code == row.dtype),
-            }
-        )
-        coded.addmm_(*low_rank.decode(residual, made, torch.float64))
+        coded.addmm_(*low_rank.decode(adapter_law.residual(row), made, torch.float64))
     if row.gain:
         coded.mul_(made["gain"].to(coded.dtype)[:, None])
     exact = weight.double()

@@ -132,8 +132,8 @@ def _documents(
                 yield ids[:window]
 
 
-def permutation(count: int, seed: int, *words: object) -> Tensor:
+def permutation(count: int, seed: int, *labels: object) -> Tensor:
     """A drawn order of `count` things: int64, of its own generator for each `words`."""
-    text = "/".join(str(word) for word in (seed, *words))
+    text = "/".join(str(label) for label in (seed, *labels))
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
     return torch.randperm(count, generator=torch.Generator().manual_seed(number))

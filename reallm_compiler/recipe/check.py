@@ -27,7 +27,15 @@ from reallm_compiler.recipe.nodes import (
     to_plain,
 )
 from reallm_compiler.recipe.tuning import SECTION, FinetuneOptions, unknown_setting
-from reallm_compiler.recipe.words import homes, keys_of, listed, nearest, owners, stages, suggestion
+from reallm_compiler.recipe.vocabulary import (
+    homes,
+    keys_of,
+    listed,
+    nearest,
+    owners,
+    stages,
+    suggestion,
+)
 from reallm_compiler.stages import MatrixPlan, Stage
 
 VERSION = 1

@@ -9,7 +9,7 @@ from reallm_compiler.errors import Problem
 from reallm_compiler.recipe.check import built_in_plan, check_plan
 from reallm_compiler.recipe.nodes import ListNode, MapNode, Node, ScalarNode
 from reallm_compiler.recipe.patch import merge_maps
-from reallm_compiler.recipe.words import keys_of, stages
+from reallm_compiler.recipe.vocabulary import keys_of, stages
 
 _NEIGHBOURS = 64
 """A rule is tried after so many single rules before it; more would take long and find no more."""

@@ -33,7 +33,7 @@ MAX_BYTES = 1 << 20
 
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {"str": str, "int": int, "float": float, "bool": bool, "null": type(None)}
-_PARSER_WORDS = {
+_PARSER_MESSAGES = {
     "mapping values are not allowed here": "a `:` is not allowed here; quote the text before it",
     "could not find expected ':'": "a `:` is missing after the key",
     "found character '\\t' that cannot start any token": "a tab cannot indent; use spaces",
@@ -99,7 +99,7 @@ def read_text(text: str, label: str) -> tuple[Node, list[Problem]]:
         mark = error.problem_mark or error.context_mark
         location = Location(label, mark.line + 1, mark.column + 1) if mark else Location(label)
         what = error.problem or error.context or "this is not YAML"
-        ours = (word for start, word in _PARSER_WORDS.items() if what.startswith(start))
+        ours = (word for start, word in _PARSER_MESSAGES.items() if what.startswith(start))
         message = next(ours, what)
         raise _error(location, message, hint="check indentation, quotes and brackets") from None
 

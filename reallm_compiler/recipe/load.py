@@ -17,7 +17,7 @@ from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode, from_plain
 from reallm_compiler.recipe.patch import merge_maps
 from reallm_compiler.recipe.shipped import list_shipped, shipped_path
 from reallm_compiler.recipe.tuning import SECTION
-from reallm_compiler.recipe.words import suggestion
+from reallm_compiler.recipe.vocabulary import suggestion
 from reallm_compiler.stages.base import plain_number
 
 _SUFFIXES = (".yaml", ".yml", ".json")

@@ -21,7 +21,7 @@ _ONE = re.compile(r"-?[0-9]{1,6}")
 _SET = re.compile(r"\[!?\]?[^\]]*\]")
 _NOT_PLAIN = re.compile(r"[()|\[{?]|\\\\|\\\.[*+]")
 """What may make a part of a regular expression optional, or a `\\.` of it no dot between words."""
-_WORD = re.compile(r"[^*?\[\\.^$+]+")
+_PLAIN_PART = re.compile(r"[^*?\[\\.^$+]+")
 LAYERS_HINT = "write layers as `3`, `0-3`, `2..`, `-4..` or a list of these"
 
 
@@ -47,8 +47,8 @@ class Pattern:
         return self.text if self._compiled is None else None
 
     @cached_property
-    def words(self) -> tuple[str, ...]:
-        """Words that stand between the dots of every name that the pattern matches.
+    def parts(self) -> tuple[str, ...]:
+        """Parts between the dots of every name that the pattern matches.
 
         A search need look only at names that have them; an expression that is not plain has none.
         """
@@ -58,7 +58,7 @@ class Pattern:
             return ()
         else:
             parts = self.text[3:].split("\\.")
-        return tuple(part for part in parts if _WORD.fullmatch(part))
+        return tuple(part for part in parts if _PLAIN_PART.fullmatch(part))
 
     def matches(self, name: str) -> bool:
         """Whether the pattern matches the whole name."""

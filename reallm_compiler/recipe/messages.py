@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from reallm_compiler.errors import Problem
 from reallm_compiler.recipe.nodes import ListNode, MapNode, Node, ScalarNode, find, join
 from reallm_compiler.recipe.scalars import read_scalar
-from reallm_compiler.recipe.words import listed, nearest
+from reallm_compiler.recipe.vocabulary import listed, nearest
 
 Loc = tuple[str | int, ...]
 UnknownKey = Callable[[Loc, str, MapNode], tuple[str, str | None]]

@@ -20,10 +20,10 @@ from reallm_compiler.recipe.nodes import MAX_INTEGER
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _PREFIXED = re.compile(r"0x[0-9a-fA-F]+|0o[0-7]+")
 _NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE](?P<exponent>[-+]?[0-9]+))?")
-_WORDS: dict[str, bool | None] = {
-    word: value
+_CONSTANTS: dict[str, bool | None] = {
+    spelling: value
     for name, value in (("true", True), ("false", False), ("null", None))
-    for word in (name, name.capitalize(), name.upper())
+    for spelling in (name, name.capitalize(), name.upper())
 } | {"": None, "~": None}
 _MAX_DIGITS = 400
 _MAX_EXPONENT = 300
@@ -35,8 +35,8 @@ def read_scalar(text: str) -> str | int | float | bool | None:
     Raises:
         ValueError: it is a number beyond all use, which could cost much time or memory.
     """
-    if text in _WORDS:
-        return _WORDS[text]
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
     if _PREFIXED.fullmatch(text):
         return _bounded(text, int(text, 0) if len(text) < _MAX_DIGITS else None)
     found = _NUMBER.fullmatch(text)

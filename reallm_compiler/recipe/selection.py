@@ -13,7 +13,7 @@ from functools import cached_property
 from reallm_compiler.errors import Problem
 from reallm_compiler.recipe.match import Pattern
 from reallm_compiler.recipe.model import Rule
-from reallm_compiler.recipe.words import listed, nearest
+from reallm_compiler.recipe.vocabulary import listed, nearest
 
 SHOWN = 24
 """Names that a hint lists at most; those of most models, numbers left out, are fewer."""
@@ -70,13 +70,13 @@ class _Model:
         self._found: dict[_Asked, dict[int | None, list[int]]] = {}
 
     @cached_property
-    def _words(self) -> Mapping[str, set[str]]:
-        """Names by the words that stand between their dots."""
-        words: defaultdict[str, set[str]] = defaultdict(set)
+    def _by_part(self) -> Mapping[str, set[str]]:
+        """Names by their parts between the dots."""
+        found: defaultdict[str, set[str]] = defaultdict(set)
         for name in self.indices:
-            for word in name.split("."):
-                words[word].add(name)
-        return words
+            for part in name.split("."):
+                found[part].add(name)
+        return found
 
     def is_matrix(self, index: int) -> bool:
         """Whether the candidate at `index` can be coded."""
@@ -126,7 +126,7 @@ class _Model:
             return [pattern.exact] if pattern.exact in self.indices else []
         if pattern.text == "*":
             return self.indices
-        have = sorted((self._words.get(word, set()) for word in pattern.words), key=len)
+        have = sorted((self._by_part.get(part, set()) for part in pattern.parts), key=len)
         return filter(pattern.matches, set.intersection(*have[:3]) if have else self.indices)
 
 

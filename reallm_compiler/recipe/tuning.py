@@ -22,7 +22,7 @@ from pydantic import (
 from reallm_compiler.errors import Problem
 from reallm_compiler.recipe.messages import Loc, problems_of
 from reallm_compiler.recipe.nodes import MAX_INTEGER, MapNode, to_plain
-from reallm_compiler.recipe.words import keys_of, nearest, suggestion
+from reallm_compiler.recipe.vocabulary import keys_of, nearest, suggestion
 from reallm_compiler.stages.base import as_tuple
 
 SECTION = "finetune"

@@ -7,14 +7,14 @@ from reallm_compiler.storage import dora, low_rank
 from reallm_compiler.storage.base import DTYPES, SectionSpec
 from reallm_formats import AdapterEntry
 
-_WORDS = {section: word for word, section in DTYPES.items()}
-"""Section types of factors as the recipe's words."""
+_RECIPE_DTYPES = {section: name for name, section in DTYPES.items()}
+"""Recipe names of the section types of factors."""
 
 
 def residual(row: AdapterEntry) -> LowRank:
     """The residual stage of a row with factors."""
     return LowRank.model_validate(
-        {"kind": "low_rank", "rank": row.rank, "dtype": _WORDS[row.dtype]}
+        {"kind": "low_rank", "rank": row.rank, "dtype": _RECIPE_DTYPES[row.dtype]}
     )
 
 

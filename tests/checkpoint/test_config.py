@@ -101,7 +101,7 @@ def test_quantised_fp8_config_is_planned_as_plain(transformers):
 
 SENSELESS = {
     "unknown type": ({"model_type": "no-such-model"}, "not known to transformers"),
-    "type that is no word": ({"model_type": 3}, "model_type is 3, not a word"),
+    "type that is no word": ({"model_type": 3}, "model_type is 3, not a string"),
     "type that is nothing": ({"model_type": None}, "names no model_type"),
     "no config at all": ({"a": 1}, "neither a config nor a document of shapes"),
     "empty": ({}, "neither a config nor a document of shapes"),

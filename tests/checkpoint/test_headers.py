@@ -98,7 +98,7 @@ HOSTILE = {
     "cut JSON": (pack(b'{"a": '), "not valid JSON"),
     "two documents": (pack(b"{}{}"), "not valid JSON"),
     "bytes that are no text": (pack(b'{"\xff": 1}'), "not valid JSON"),
-    "not a number": (pack(b'{"a": NaN}'), "NaN is no number"),
+    "not a number": (pack(b'{"a": NaN}'), "NaN is not a number"),
     "deep nesting": (pack(b'{"a":' + b"[" * 100_000), "nested too deeply"),
     "an endless number": (pack(b'{"a":' + b"9" * 5000 + b"}"), "not valid JSON"),
     "a name twice": (

@@ -23,11 +23,11 @@ def model(tmp_path):
 
 
 ODD_WORDS = {
-    "a list": ({"model_type": ["llama"]}, "model_type is ['llama'], not a word", "model_type"),
-    "a mapping": ({"model_type": {}}, "model_type is {}, not a word", "model_type"),
+    "a list": ({"model_type": ["llama"]}, "model_type is ['llama'], not a string", "model_type"),
+    "a mapping": ({"model_type": {}}, "model_type is {}, not a string", "model_type"),
     "inside": (
         {"model_type": "llava", "text_config": {"model_type": ["llama"]}},
-        "model_type is ['llama'], not a word",
+        "model_type is ['llama'], not a string",
         "text_config.model_type",
     ),
 }

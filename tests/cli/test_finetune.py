@@ -151,7 +151,7 @@ def test_settings_come_from_the_recipe_and_from_options(run, tiny_recipe, tiny_l
         (["-o", "x", "--set", "lr=1"], ExitCode.CANNOT_FINETUNE, "under `finetune.block` or"),
         (["-o", "x", "--set", "e2e.lrr=1"], ExitCode.CANNOT_FINETUNE, "e2e.lrr"),
         (["-o", "x", "--stage", "other"], ExitCode.CANNOT_FINETUNE, "stages"),
-        (["-o", "x"], ExitCode.CANNOT_FINETUNE, "no text to tune on"),
+        (["-o", "x"], ExitCode.CANNOT_FINETUNE, "no text is given"),
     ],
     ids=["output", "value", "yaml", "number", "home", "setting", "stage", "text"],
 )

@@ -253,8 +253,8 @@ class Clock:
 def test_progress_without_a_terminal_is_a_line_now_and_then():
     stream, clock = io.StringIO(), Clock()
     bar = ProgressBar(
-        Terminal(err=stream), "compile", units=20, word="steps", work=2000, done_units=10,
-        done_work=1000, rate=numbers.rate_text, clock=clock,
+        Terminal(err=stream), "compile", total=20, unit="steps", work=2000, initial=10,
+        initial_work=1000, rate=numbers.rate_text, clock=clock,
     )  # fmt: skip
     with bar:
         for unit in range(1, 11):
@@ -273,7 +273,7 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream, clock = Tty(), Clock()
     with ProgressBar(
-        Terminal(err=stream), "eval", units=1, word="windows", work=1, clock=clock
+        Terminal(err=stream), "eval", total=1, unit="windows", work=1, clock=clock
     ) as bar:
         clock.now += 2
         bar.retarget(3, 12)

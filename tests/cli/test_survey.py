@@ -10,7 +10,7 @@ import pytest
 
 KEYS = {
     "name", "shape", "layer", "norm", "spectrum", "outliers", "neighbours", "block_scales",
-    "scales", "structure", "structure_bits", "recipes", "best", "words",
+    "scales", "structure", "structure_bits", "recipes", "best", "explanation",
 }  # fmt: skip
 INNER = {
     "spectrum": {"effective_rank", "stable_rank", "largest", "low_rank"},
@@ -40,7 +40,7 @@ def test_json_has_exactly_the_documented_keys(run, words, archive):
     result = run(*words, "--json")
     assert result.code == 0
     assert set(result.json) == {"matrices", "recipes", "advice"}
-    assert set(result.json["advice"]) == {"recipe", "measured", "words"}
+    assert set(result.json["advice"]) == {"recipe", "measured", "explanation"}
     rows = result.json["matrices"]
     assert [row["name"] for row in rows] == [Q_PROJ, Q_PROJ.replace("0", "1")]
     for row in rows:
@@ -54,7 +54,7 @@ def test_json_has_exactly_the_documented_keys(run, words, archive):
         assert [one["recipe"] for one in row["recipes"]] == ["tiny", "nf3"]
         assert all(set(one) == MEASURE for one in row["recipes"])
         assert row["structure"] == "none"  # random weights
-        assert "white noise" in row["words"]
+        assert "white noise" in row["explanation"]
     assert all(set(row) == TOTAL for row in result.json["recipes"])
     stored = {row["name"]: row for row in run("inspect", archive, "--json").json["matrices"]}
     first = rows[0]["recipes"][0]

@@ -44,13 +44,13 @@ def test_blocks_of_words_join_without_a_seam(monkeypatch):
     values = torch.randn(300, 3, generator=generator())
     codebook = torch.randn(100, 3, generator=generator(1))
     whole = assignment.assign(values, None, codebook)
-    monkeypatch.setattr(assignment, "WORD_BLOCK", 7)
+    monkeypatch.setattr(assignment, "CODEWORD_BLOCK", 7)
     assert torch.equal(assignment.assign(values, None, codebook), whole)
 
 
 @pytest.mark.parametrize("words", [3, 16])
 def test_ties_go_to_the_lowest_index(words, monkeypatch):
-    monkeypatch.setattr(assignment, "WORD_BLOCK", 4)
+    monkeypatch.setattr(assignment, "CODEWORD_BLOCK", 4)
     codebook = torch.ones(words, 2)
     assert assignment.assign(torch.randn(5, 2), None, codebook).tolist() == [0] * 5
 
@@ -59,5 +59,5 @@ def test_sums_by_word_are_the_same_in_sorted_runs():
     values = torch.randn(400, 3, generator=generator())
     nearest = torch.randint(10, (400,), generator=generator(1))
     expected = torch.zeros(12, 3, dtype=torch.float64).index_add_(0, nearest, values.double())
-    torch.testing.assert_close(assignment.sums_by_word(values, nearest, 12), expected)
+    torch.testing.assert_close(assignment.sums_by_codeword(values, nearest, 12), expected)
     torch.testing.assert_close(assignment._sums_of_runs(values, nearest, 12), expected)

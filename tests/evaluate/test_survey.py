@@ -20,10 +20,10 @@ from reallm_compiler.evaluate.regimes import (
     STRONG_BITS,
     WEAK_BITS,
     best_of,
+    explain,
     gap_bits,
     measures,
     structure_of,
-    words_of,
 )
 from reallm_compiler.evaluate.survey import survey_model
 from reallm_compiler.planning.budget import MatrixBudget
@@ -136,41 +136,41 @@ def tried(model, tmp_path_factory):
 )
 def test_structure_is_told_in_words(found, name, structure, said):
     assert found[name].structure == structure
-    assert said in found[name].words
+    assert said in found[name].explanation
 
 
 def test_magnitudes_are_told_from_order(found):
     for name in ("smooth rows", "smooth columns", "smooth both", "smooth field"):
         assert found[name].structure_bits == 0
-        assert "in the magnitudes alone, not in the signs" in found[name].words
-        assert "white noise" not in found[name].words
+        assert "in the magnitudes alone, not in the signs" in found[name].explanation
+        assert "white noise" not in found[name].explanation
     for name in ("image", "noise", "low rank", "shuffled image"):
-        assert "scale" not in found[name].words
+        assert "scale" not in found[name].explanation
 
 
 def test_a_trained_decoder_on_noise_is_said_to_be_behind(found):
     row = found["noise"]
     tried = measures([("vq", sizes(2), 0.3), ("hnerv", sizes(2, decoder=3), 0.45)])
-    words = words_of(0.0, row.spectrum, (), (), tried)
-    assert "no structure was found" in words
+    text = explain(0.0, row.spectrum, (), (), tried)
+    assert "no structure was found" in text
     assert (
-        "vq is best at equal exact bits, a recipe without a trained decoder leads by 0.58" in words
+        "vq is best at equal exact bits, a recipe without a trained decoder leads by 0.58" in text
     )
     tried = measures([("vq", sizes(2), 0.3), ("hnerv", sizes(2, decoder=3), 0.15)])
-    words = words_of(4.0, found["image"].spectrum, (), (), tried)
-    assert "structure was found" in words
-    assert "hnerv is best at equal exact bits, the trained decoder leads by 1.00" in words
+    text = explain(4.0, found["image"].spectrum, (), (), tried)
+    assert "structure was found" in text
+    assert "hnerv is best at equal exact bits, the trained decoder leads by 1.00" in text
 
 
 def test_noise_has_nothing_to_gain_from(found):
     row = found["noise"]
     assert row.structure_bits == 0
     assert max(part.net_bits for part in row.spectrum.low_rank) < LOW_RANK_NET_BITS
-    assert "low-rank" not in row.words
-    assert "scale" not in row.words
-    assert "magnitude" not in row.words
+    assert "low-rank" not in row.explanation
+    assert "scale" not in row.explanation
+    assert "magnitude" not in row.explanation
     assert max(one.net_bits for one in row.gains) < 0
-    assert row.words.endswith("plain VQ")
+    assert row.explanation.endswith("plain VQ")
 
 
 def test_thresholds_are_where_they_stand():
@@ -237,7 +237,7 @@ def test_a_trial_has_the_planned_bits(tried, model, tmp_path):
     assert noisy["four"].nbytes == planned.matrices[0].nbytes
     assert noisy["four"].exact_bits == Fraction(8 * noisy["four"].nbytes, P * Q)
     assert noisy["two"].relative_error > noisy["coarse"].relative_error
-    assert "measured: " in rows[NAMES["noise"]].words
+    assert "measured: " in rows[NAMES["noise"]].explanation
     total = {row.recipe: row for row in tried.recipes}
     assert total["two"].matrices == len(MATRICES) - 1
     assert sum(row.best for row in tried.recipes) == len(MATRICES) - 1

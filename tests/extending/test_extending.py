@@ -74,7 +74,7 @@ def test_without_the_package_its_recipe_and_its_archive_are_refused_by_name(
 @pytest.mark.usefixtures("lloyd_max")
 def test_hints_schema_and_tables_know_the_kind() -> None:
     from reallm_compiler.recipe import json_schema
-    from reallm_compiler.recipe.words import stages
+    from reallm_compiler.recipe.vocabulary import stages
 
     assert "lloyd_max" in stages()["quantizer"]
     assert "LloydMaxQuantizer" in json_schema()["$defs"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from reallm_compiler.errors import Problem, RecipeError
 from reallm_compiler.recipe import list_shipped, load_recipe
-from reallm_compiler.recipe.words import keys_of, stages
+from reallm_compiler.recipe.vocabulary import keys_of, stages
 from reallm_compiler.stages import MatrixPlan
 
 SHIPPED = ", ".join(f"`{name}`" for name in list_shipped())

@@ -23,7 +23,7 @@ from reallm_compiler.recipe import (
 )
 from reallm_compiler.recipe.document import read_text
 from reallm_compiler.recipe.nodes import to_plain
-from reallm_compiler.recipe.words import keys_of, stages
+from reallm_compiler.recipe.vocabulary import keys_of, stages
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SCHEMA = json_schema()

@@ -143,11 +143,11 @@ class CompileReporter(Reporter):
             self._bar = ProgressBar(
                 self._terminal,
                 "compile",
-                units=event.tasks,
-                word="steps",
+                total=event.tasks,
+                unit="steps",
                 work=event.numel,
-                done_units=event.tasks_done,
-                done_work=event.numel_done,
+                initial=event.tasks_done,
+                initial_work=event.numel_done,
                 rate=rate_text,
             ).__enter__()
             self._operations = event.operations
@@ -165,8 +165,8 @@ class CompileReporter(Reporter):
             self._bar = ProgressBar(
                 self._terminal,
                 "read the weights of finished steps again",
-                units=event.tasks,
-                word="steps",
+                total=event.tasks,
+                unit="steps",
                 work=event.tasks,
             ).__enter__()
         self._bar.update(event.tasks_done, event.tasks_done)

@@ -135,7 +135,7 @@ def _measure(terminal: Terminal, model: str, archive: str, heldout: Path) -> Non
     text = read_text(heldout)
     before, tokenizer = load_for_evaluation(model)
     after, _ = load_for_evaluation(archive)
-    bar = ProgressBar(terminal, "eval", units=1, word="windows", work=1)
+    bar = ProgressBar(terminal, "eval", total=1, unit="windows", work=1)
     with bar:
         result = evaluate(after, tokenizer, text, reference=before, progress=bar.retarget)
     sheet = Sheet(

@@ -125,7 +125,7 @@ def eval_command(
     from reallm_compiler.evaluate import evaluate_files
 
     quiet_libraries()
-    with ProgressBar(terminal, "eval", units=1, word="windows", work=1) as bar:
+    with ProgressBar(terminal, "eval", total=1, unit="windows", work=1) as bar:
         result = evaluate_files(
             model,
             text,

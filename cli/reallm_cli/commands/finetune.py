@@ -181,35 +181,35 @@ def finetune_command(
     return ExitCode.OK
 
 
-def _settings(words: tuple[str, ...]) -> dict[str, Any]:
+def _settings(settings: tuple[str, ...]) -> dict[str, Any]:
     """`--set` as nested plain data."""
     plain: dict[str, Any] = {}
-    for word in words:
-        path, equals, value = word.partition("=")
+    for setting in settings:
+        path, equals, value = setting.partition("=")
         if not equals:
             raise CommandLineError(
-                f"`--set {word}` has no value", hint="write NAME=VALUE, such as `e2e.lr=1e-4`"
+                f"`--set {setting}` has no value", hint="write NAME=VALUE, such as `e2e.lr=1e-4`"
             )
         *outer, last = path.split(".")
         level = plain
         for key in outer:
             level = level.setdefault(key, {})
             if not isinstance(level, dict):
-                raise CommandLineError(f"`--set {word}`: `{key}` is a value, not a group")
-        level[last] = _value(word, value)
+                raise CommandLineError(f"`--set {setting}`: `{key}` is a value, not a group")
+        level[last] = _value(setting, value)
     return plain
 
 
-def _value(word: str, text: str) -> Any:  # noqa: ANN401
+def _value(setting: str, text: str) -> Any:  # noqa: ANN401
     """A value as it would be read in a recipe; lists and quoted texts as YAML."""
     try:
         if not text.startswith(("[", "{", "'", '"')):
             return read_scalar(text)
         return to_plain(read_text(text, "value")[0])
     except ValueError as error:
-        raise CommandLineError(f"`--set {word}`: {error}") from None
+        raise CommandLineError(f"`--set {setting}`: {error}") from None
     except RecipeError as error:
-        raise CommandLineError(f"`--set {word}`: {error.problems[0].message}") from None
+        raise CommandLineError(f"`--set {setting}`: {error.problems[0].message}") from None
 
 
 def _dry_run(
@@ -322,7 +322,7 @@ class _FinetuneReporter(Reporter):
         label = f"{title}, {event.epochs} passes at most"
         self._measure(label, "batches", done, event.epochs * event.batches)
 
-    def _measure(self, label: str, word: str, done: int, total: int) -> None:
+    def _measure(self, label: str, unit: str, done: int, total: int) -> None:
         """Update the progress bar of a step; another label begins another step."""
         if self._stage != label or self._bar is None:
             self._end_bar()
@@ -330,11 +330,11 @@ class _FinetuneReporter(Reporter):
             self._bar = ProgressBar(
                 self._terminal,
                 label,
-                units=total,
-                word=word,
+                total=total,
+                unit=unit,
                 work=total,
-                done_units=done - 1,
-                done_work=done - 1,
+                initial=done - 1,
+                initial_work=done - 1,
                 last=label == "end to end",
             ).__enter__()
         self._bar.update(done, done)

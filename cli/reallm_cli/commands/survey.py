@@ -134,6 +134,6 @@ class _SurveyReporter(ExitStack):
         """Update the number of matrices that were measured."""
         if self._bar is None:
             self.close()
-            bar = ProgressBar(self._terminal, "survey", units=total, word="matrices", work=total)
+            bar = ProgressBar(self._terminal, "survey", total=total, unit="matrices", work=total)
             self._bar = self.enter_context(bar)
         self._bar.update(done, done)

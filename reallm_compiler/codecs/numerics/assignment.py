@@ -18,7 +18,7 @@ SCORES = 1 << 17
 DEVICE_SCORES = 1 << 26
 """The same on an accelerator."""
 
-WORD_BLOCK = 1 << 11
+CODEWORD_BLOCK = 1 << 11
 """Codewords of a block of scores, for codebooks of more."""
 
 
@@ -38,8 +38,8 @@ def assign(values: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
     per_element = weights is not None and weights.dim() == 2
     table = _score_table(codebook, per_element=per_element)
     features = _features(values, weights)
-    n, words = len(features), len(codebook)
-    width = min(words, WORD_BLOCK)
+    n, count = len(features), len(codebook)
+    width = min(count, CODEWORD_BLOCK)
     on_cpu = values.device.type == "cpu"
     height = max(1, (SCORES if on_cpu else DEVICE_SCORES) // width)
     result = torch.empty(n, dtype=torch.int64, device=values.device)
@@ -47,15 +47,15 @@ def assign(values: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
     for first in range(0, n, height):
         part, target = features[first : first + height], result[first : first + height]
         least: Tensor | None = None
-        for word in range(0, words, width):
-            scores = buffer[: len(part), : min(width, words - word)]
-            torch.mm(part, table[:, word : word + width], out=scores)
+        for start in range(0, count, width):
+            scores = buffer[: len(part), : min(width, count - start)]
+            torch.mm(part, table[:, start : start + width], out=scores)
             # numpy's argmin is several times faster than torch's.
-            if on_cpu and width == words:
+            if on_cpu and width == count:
                 scores.numpy().argmin(1, out=target.numpy())
                 continue
             index = torch.from_numpy(scores.numpy().argmin(1)) if on_cpu else scores.argmin(1)
-            if width == words:
+            if width == count:
                 target.copy_(index)
                 continue
             found = scores.gather(1, index[:, None])[:, 0]
@@ -65,7 +65,7 @@ def assign(values: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
                 continue
             nearer = found < least
             least = torch.where(nearer, found, least)
-            target.copy_(torch.where(nearer, index + word, target))
+            target.copy_(torch.where(nearer, index + start, target))
     return result
 
 
@@ -95,21 +95,21 @@ def errors(values: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
     return squares.sum(1, dtype=torch.float64)
 
 
-def sums_by_word(values: Tensor, nearest: Tensor, words: int) -> Tensor:
+def sums_by_codeword(values: Tensor, nearest: Tensor, count: int) -> Tensor:
     """Sums of `values` [n, m] by codeword, float64 [K, m], in a fixed order of addition."""
     if values.device.type == "cpu":
         parts = [
-            torch.bincount(nearest, weights=column, minlength=words)
+            torch.bincount(nearest, weights=column, minlength=count)
             for column in values.to(torch.float64).unbind(1)
         ]
         return torch.stack(parts, dim=1)
-    return _sums_of_runs(values, nearest, words)
+    return _sums_of_runs(values, nearest, count)
 
 
-def _sums_of_runs(values: Tensor, nearest: Tensor, words: int) -> Tensor:
+def _sums_of_runs(values: Tensor, nearest: Tensor, count: int) -> Tensor:
     """`sums_by_word` on an accelerator, where sums in no fixed order would change the bytes."""
     index = nearest.sort(stable=True)
-    lengths = torch.bincount(nearest, minlength=words)
+    lengths = torch.bincount(nearest, minlength=count)
     ordered = values[index.indices].to(torch.float64)
     sums: Tensor = torch.segment_reduce(ordered, "sum", lengths=lengths, axis=0, unsafe=True)
     return sums

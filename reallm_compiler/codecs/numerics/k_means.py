@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.numerics.assignment import assign, errors, sums_by_word
+from reallm_compiler.codecs.numerics.assignment import assign, errors, sums_by_codeword
 from reallm_compiler.codecs.numerics.seeding import ordered, seed_codebook
 from reallm_compiler.codecs.numerics.vectors import Vectors, sampled
 
@@ -40,7 +40,7 @@ LARGEST_SAMPLE = 1 << 18
 """Bounds on samples, in vectors; a large codebook is always seeded by `SEED_SAMPLE` a word."""
 
 RESTARTS = 3
-RESTART_WORDS = 32
+RESTART_CODEWORDS = 32
 """Runs for codebooks of at most that many words, of which the best goes on; one for larger ones,
 whose minima are all alike."""
 
@@ -56,7 +56,7 @@ SETTLED_LARGE = 3e-4
 any sample has, where a step is dear and has little left to gain."""
 
 
-def fit(vectors: Vectors, words: int, iterations: int, generator: torch.Generator) -> Tensor:
+def fit(vectors: Vectors, count: int, iterations: int, generator: torch.Generator) -> Tensor:
     """A codebook [words, d] for `vectors`.
 
     With fewer distinct vectors than words, the words left over are zero.
@@ -67,11 +67,11 @@ def fit(vectors: Vectors, words: int, iterations: int, generator: torch.Generato
         iterations: the most Lloyd iterations, on each sample and on all vectors.
         generator: on the CPU.
     """
-    small = sampled(vectors, max(LEAST_SEED_SAMPLE, SEED_SAMPLE * words), generator)
-    runs = RESTARTS if words <= RESTART_WORDS else 1
-    starts: Iterable[Tensor] = (seed_codebook(small, words, generator) for _ in range(runs))
-    most = max(LARGEST_SAMPLE, SEED_SAMPLE * words)
-    size = min(max(LEAST_SAMPLE, FIRST_SAMPLE * words), most)
+    small = sampled(vectors, max(LEAST_SEED_SAMPLE, SEED_SAMPLE * count), generator)
+    runs = RESTARTS if count <= RESTART_CODEWORDS else 1
+    starts: Iterable[Tensor] = (seed_codebook(small, count, generator) for _ in range(runs))
+    most = max(LARGEST_SAMPLE, SEED_SAMPLE * count)
+    size = min(max(LEAST_SAMPLE, FIRST_SAMPLE * count), most)
     while size <= most and LEAST_SAVING * size <= vectors.count:
         starts = [_best_run(sampled(vectors, size, generator), starts, iterations, SETTLED)]
         size *= GROWTH
@@ -129,8 +129,8 @@ def _statistics(vectors: Vectors, codebook: Tensor) -> tuple[float, Tensor, Tens
     Returns:
         the weighted error; sums of w x [K, d] and of w [K, d], float64, by nearest codeword.
     """
-    words, dim = codebook.shape
-    sums = torch.zeros(words, dim, dtype=torch.float64, device=codebook.device)
+    count, dim = codebook.shape
+    sums = torch.zeros(count, dim, dtype=torch.float64, device=codebook.device)
     masses = torch.zeros_like(sums)
     squares = 0.0
     for _, values, weights in vectors.chunks():
@@ -138,11 +138,11 @@ def _statistics(vectors: Vectors, codebook: Tensor) -> tuple[float, Tensor, Tens
         wide = weights[:, None] if weights is not None and weights.dim() == 1 else weights
         weighted = values if wide is None else values * wide
         squares += float((weighted * values).sum(dtype=torch.float64))
-        sums += sums_by_word(weighted, nearest, words)
+        sums += sums_by_codeword(weighted, nearest, count)
         if wide is None:
-            masses += torch.bincount(nearest, minlength=words)[:, None]
+            masses += torch.bincount(nearest, minlength=count)[:, None]
         else:
-            masses += sums_by_word(wide, nearest, words)
+            masses += sums_by_codeword(wide, nearest, count)
     # sum w (x - c)^2 = sum w x^2 - 2 c sum w x + c^2 sum w, over the vectors of each codeword.
     c = codebook.to(torch.float64)
     error = squares + float((c * (c * masses - 2 * sums)).sum())

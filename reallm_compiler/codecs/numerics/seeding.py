@@ -15,7 +15,7 @@ CANDIDATES = 4
 """Vectors that are drawn for a codeword where one is drawn at a time; the best of them stays."""
 
 
-def seed_codebook(sample: DenseVectors, words: int, generator: torch.Generator) -> Tensor:
+def seed_codebook(sample: DenseVectors, count: int, generator: torch.Generator) -> Tensor:
     """k-means++: words drawn one after the other with chances proportional to their error.
 
     Each word is the one of `CANDIDATES` drawn vectors that leaves the least error. Codebooks of
@@ -23,18 +23,18 @@ def seed_codebook(sample: DenseVectors, words: int, generator: torch.Generator) 
     draw is then blind to the few drawn with it.
     """
     values, weights = sample.values, sample.weights
-    codebook = values.new_zeros(words, sample.dim)
+    codebook = values.new_zeros(count, sample.dim)
     first = torch.ones(sample.count, dtype=torch.float64) if weights is None else _mass(weights)
     chosen = _draw(first, 1, generator)
     if not len(chosen):
         return codebook
     codebook[:1] = values[chosen.to(values.device)]
     error = errors_of(values, weights, codebook[:1])
-    several = words // SEEDING_ROUNDS
+    several = count // SEEDING_ROUNDS
     across = _Across(values, weights)
     done = 1
-    while done < words:
-        chosen = _draw(error, min(words - done, several) if several > 1 else CANDIDATES, generator)
+    while done < count:
+        chosen = _draw(error, min(count - done, several) if several > 1 else CANDIDATES, generator)
         if not len(chosen):
             break  # every vector is a codeword already
         fresh = values[chosen.to(values.device)]
@@ -63,9 +63,9 @@ class _Across:
             weights = weights.t().contiguous()
         self._weights = weights  # [d, n] or [n]
 
-    def errors(self, words: Tensor) -> Tensor:
+    def errors(self, codewords: Tensor) -> Tensor:
         """[m, n]: the weighted squared distance of each vector to each of `words` [m, d]."""
-        squares = (self._values - words[:, :, None]).square_()  # [m, d, n]
+        squares = (self._values - codewords[:, :, None]).square_()  # [m, d, n]
         if self._weights is not None:
             squares *= self._weights
         return squares.sum(1)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.contract import ColumnCoder, Latent, QuantizerCodec, RowDecoder, Shape
-from reallm_compiler.codecs.numerics.assignment import sums_by_word
+from reallm_compiler.codecs.numerics.assignment import sums_by_codeword
 from reallm_compiler.codecs.numerics.numbers import stored, unit
 from reallm_compiler.codecs.numerics.packing import CODES_PER_GROUP, pack, unpack
 from reallm_compiler.codecs.quantizers.trellis_search import best_codes, states_of
@@ -239,7 +239,7 @@ def _fit_table(
     for _ in range(params.iterations):
         codes = best_codes(part.values, weights, table[None, :], widths, params.memory)
         state = states_of(codes, widths, params.memory).view(-1)
-        total = sums_by_word(flat, state, size)  # [2^memory, 3]
+        total = sums_by_codeword(flat, state, size)  # [2^memory, 3]
         mean = (total[:, 0] / total[:, 1].clamp(min=1e-300)).to(table.dtype)
         table = torch.where(total[:, 2] >= FEWEST, mean, table)
     return table

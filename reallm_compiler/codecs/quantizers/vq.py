@@ -141,17 +141,17 @@ class VectorCoder(ColumnCoder):
     Args:
         params: the quantizer.
         latent: the latent.
-        words: the codebook [2^(b d), d] as stored, in the precision of the work.
+        codebook: the codebook [2^(b d), d] as stored, in the precision of the work.
     """
 
-    def __init__(self, params: VectorQuantizer, latent: Latent, words: Tensor) -> None:
+    def __init__(self, params: VectorQuantizer, latent: Latent, codebook: Tensor) -> None:
         self.step = params.dim if params.axis == "cols" else 1
         self._params = params
         self._latent = latent
-        self._words = words
+        self._codebook = codebook
         shape = (latent.values.shape[0], latent.values.shape[1])
         self._codes = torch.empty(
-            code_shape(params, shape), dtype=code_dtype(params.index_bits), device=words.device
+            code_shape(params, shape), dtype=code_dtype(params.index_bits), device=codebook.device
         )
 
     def quantize(
@@ -167,13 +167,13 @@ class VectorCoder(ColumnCoder):
         if not whole:
             codes = codes.new_empty(vectors.count)
         for start, values, weights in vectors.chunks():
-            codes[start : start + len(values)] = assign(values, weights, self._words)
+            codes[start : start + len(values)] = assign(values, weights, self._codebook)
         if not whole:
             left = first // self.step
             self._codes[:, left : left + grid[1]] = codes.view(grid)
         if not decode:
             return codes.view(grid), None
-        return codes.view(grid), as_rows(look_up(self._words, codes), self._params.axis, shape)
+        return codes.view(grid), as_rows(look_up(self._codebook, codes), self._params.axis, shape)
 
     def sections(self) -> Sections:
         """The packed codes."""
@@ -186,11 +186,11 @@ def fit_codebook(params: VectorQuantizer, vectors: Vectors, generator: torch.Gen
     Raises:
         CodecError: the stored type is too narrow for the codewords.
     """
-    words = k_means.fit(vectors, 2**params.index_bits, params.iterations, generator)
-    return store_codebook(params, words)
+    codebook = k_means.fit(vectors, 2**params.index_bits, params.iterations, generator)
+    return store_codebook(params, codebook)
 
 
-def store_codebook(params: VectorQuantizer, words: Tensor) -> Sections:
+def store_codebook(params: VectorQuantizer, codebook: Tensor) -> Sections:
     """Sections of the codewords [2^(b d), d], rounded to their stored type.
 
     Raises:
@@ -198,20 +198,20 @@ def store_codebook(params: VectorQuantizer, words: Tensor) -> Sections:
     """
     if params.dtype != "int8":
         dtype = TORCH_DTYPES[DTYPES[params.dtype]]
-        return {"codebook": stored(words, dtype, "codewords", HINT)}
-    largest = words.abs().amax() / INT8_LEVELS
+        return {"codebook": stored(codebook, dtype, "codewords", HINT)}
+    largest = codebook.abs().amax() / INT8_LEVELS
     if not largest:  # codewords of zeros have any scale
         largest = torch.ones_like(largest)
     scale = stored(largest.view(1), torch.float32, "the scale of codewords", HINT)
-    codes = (words / scale.to(words.dtype)).round_().clamp_(-INT8_LEVELS, INT8_LEVELS)
+    codes = (codebook / scale.to(codebook.dtype)).round_().clamp_(-INT8_LEVELS, INT8_LEVELS)
     return {"codebook": codes.to(torch.int8).contiguous(), "codebook_scale": scale}
 
 
 def codewords(sections: Mapping[str, Tensor], like: Tensor, dtype: torch.dtype) -> Tensor:
     """The stored codewords [2^(b d), d] in the precision `dtype`, on the device of `like`."""
-    words = sections["codebook"].to(like.device, dtype)
+    codebook = sections["codebook"].to(like.device, dtype)
     scale = sections.get("codebook_scale")
-    return words if scale is None else words.mul_(scale.to(like.device, dtype))
+    return codebook if scale is None else codebook.mul_(scale.to(like.device, dtype))
 
 
 def as_rows(vectors: Tensor, axis: str, shape: Shape) -> Tensor:
@@ -232,7 +232,7 @@ class VectorDecoder(RowDecoder):
         params: VectorQuantizer,
         shape: tuple[int, int],
         codes: Tensor,
-        words: Tensor,
+        codebook: Tensor,
     ) -> None:
         self._axis = params.axis
         self._dim = params.dim
@@ -240,8 +240,8 @@ class VectorDecoder(RowDecoder):
         self._shape = shape
         self._width = code_shape(params, shape)[1]
         self._codes = codes
-        self._words = words
-        self._wide = byte_table(words, self._bits) if 8 % self._bits == 0 else None
+        self._codebook = codebook
+        self._wide = byte_table(codebook, self._bits) if 8 % self._bits == 0 else None
         self._high = self._dim if self._axis == "rows" else 1
         self.step = CODES_PER_GROUP * self._high
 
@@ -255,7 +255,7 @@ class VectorDecoder(RowDecoder):
         if self._wide is not None:
             vectors = look_up(self._wide, data).view(-1, self._dim)[:count]
         else:
-            vectors = look_up(self._words, unpack(data, self._bits, count))
+            vectors = look_up(self._codebook, unpack(data, self._bits, count))
         return as_rows(vectors, self._axis, (last - first, q))
 
 
