@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import io
 import re
 import shutil
@@ -18,9 +17,8 @@ from safetensors.numpy import save_file
 from reallm_cli.main import main
 from reallm_compiler.reader.verify import verify
 from reallm_formats import Archive
+from tests.faults import fuzz_archive as fuzzer
 from vectors import forge
-
-fuzzer = importlib.import_module("tests.faults.fuzz_archive")
 
 SECTION_KEYS = {"name", "dtype", "shape", "offset", "bytes", "sha256"}
 MATRIX_KEYS = {

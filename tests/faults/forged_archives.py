@@ -12,24 +12,19 @@ import copy
 import json
 import random
 import struct
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / part) for part in ("", "cli", "formats", "formats/vectors")]
+import numpy as np
+from pydantic import ValidationError
 
-import forge  # noqa: E402 (beside the vectors)
-import numpy as np  # noqa: E402
-from pydantic import ValidationError  # noqa: E402
-
-from reallm_compiler.stages import MatrixPlan  # noqa: E402
-from reallm_compiler.storage.base import SectionSpec  # noqa: E402
-from reallm_compiler.storage.matrix import layout_of  # noqa: E402
-from reallm_compiler.storage.values import Ones, Order  # noqa: E402
-from reallm_formats.dtypes import BITS, CODES, FLOATS, section_bytes  # noqa: E402
-from tests.faults.fuzz_container import HOSTILE, edit, walk  # noqa: E402
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage.base import SectionSpec
+from reallm_compiler.storage.matrix import layout_of
+from reallm_compiler.storage.values import Ones, Order
+from reallm_formats.dtypes import BITS, CODES, FLOATS, section_bytes
+from tests.faults.fuzzing import HOSTILE, edit, walk
+from vectors import forge
 
 Plain = dict[str, Any]
 Section = tuple[str, str, list[int], bytes]

@@ -9,7 +9,6 @@ control characters, in bounded time and memory; an archive that was not changed 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import os
@@ -18,36 +17,23 @@ import resource
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import reallm_compiler as reallm
 from reallm_cli.main import main as command_line
 from reallm_compiler.errors import ReallmError
 from tests.faults.forged_archives import LAYER, mutant
+from tests.faults.fuzzing import Outcome, run
 
 SECONDS = 60.0
 MEMORY = 3 << 30
 BUG = 70
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-@dataclass
-class Outcome:
-    """What happened to all archives."""
-
-    codes: Counter[str] = field(default_factory=Counter)
-    intact: int = 0
-    findings: list[str] = field(default_factory=list)
-    slowest_s: float = 0.0
 
 
 def commands(path: Path, out: Path) -> Iterator[tuple[str, list[str]]]:
@@ -90,7 +76,7 @@ def attempt(number: int, path: Path, out: Path, changed: bool, outcome: Outcome)
             signal.setitimer(signal.ITIMER_REAL, 0)
         outcome.slowest_s = max(outcome.slowest_s, time.perf_counter() - start)
         ended[name] = code
-        outcome.codes[f"{name}: {code}"] += 1
+        outcome.counts[f"{name}: {code}"] += 1
         if code == BUG:
             last = [line for line in said.getvalue().splitlines() if line.strip()]
             cause = [
@@ -135,20 +121,7 @@ def fuzz(count: int, seed: int, folder: Path) -> Outcome:
 
 def main() -> int:
     """Run and print; 1 if anything was found."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = fuzz(given.count, given.seed, Path(folder))
-    print(f"{given.count} archives, seed {given.seed}, {time.perf_counter() - start:.0f} s")
-    print(f"{outcome.intact} intact; the slowest command took {outcome.slowest_s:.1f} s")
-    for name, many in sorted(outcome.codes.items()):
-        print(f"  {name:24} {many}")
-    for finding in outcome.findings:
-        print(f"FOUND {finding}")
-    return 1 if outcome.findings else 0
+    return run(fuzz, __doc__, count=10_000)
 
 
 if __name__ == "__main__":

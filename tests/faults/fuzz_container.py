@@ -12,55 +12,32 @@ Printed: how often each rule was the one that refused, the peak of memory and th
 
 from __future__ import annotations
 
-import argparse
 import copy
 import faulthandler
 import random
 import struct
 import sys
-import tempfile
 import time
 import tracemalloc
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "formats"), str(ROOT / "formats" / "vectors")]
+import msgpack
 
-import forge  # noqa: E402 (beside the vectors)
-import msgpack  # noqa: E402
+from reallm_formats import Archive, FormatError, ReallmError, encode_manifest
+from tests.faults.fuzzing import Outcome, edit, run
+from vectors import forge
 
-from reallm_formats import Archive, FormatError, ReallmError, encode_manifest  # noqa: E402
-
+VECTORS = Path(forge.__file__).parent
 MEMORY = 64 << 20
 SECONDS = 10.0  # of processor time
 HANG_S = 600
-HOSTILE: list[Any] = [
-    *(None, True, False, 0, 1, -1, 63, 64, 65, 127, 128, 1 << 31, 1 << 32, 1 << 48, 1 << 63),
-    *((1 << 64) - 1, -(1 << 63), 0.0, -0.0, 1.5, -2.5, float("nan"), float("inf"), 1e308),
-    *("", "x", "a/b", "../x", "/x", "file:../x", "file:a", "tensor:x", "matrix:up/codes", "b3"),
-    *("f32", "bf16", "u8", "\0", "é", "\u202e", "x" * 600, b"", b"\0" * 32, b"\xff" * 31),
-    *([], [0], [1, 2], [[]] * 9, [1 << 40] * 3, {}, {"a": 1}, {"": {}}),
-]
-
-
-@dataclass
-class Outcome:
-    """What happened to all mutants."""
-
-    accepted: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-    peak_bytes: int = 0
-    slowest_s: float = 0.0
 
 
 def seeds() -> list[bytes]:
     """The accepted vectors."""
-    files = sorted((ROOT / "formats" / "vectors" / "accepted").glob("*.bin"))
+    files = sorted((VECTORS / "accepted").glob("*.bin"))
     return [path.read_bytes() for path in files]
 
 
@@ -151,36 +128,6 @@ def scramble(draw: random.Random, data: bytes) -> bytearray:
     return changed
 
 
-def edit(draw: random.Random, manifest: Any) -> None:
-    """Change one place of a tree of plain data."""
-    places = list(walk(manifest))
-    holder, key = draw.choice(places)
-    way = draw.randrange(5)
-    if draw.random() < 0.002:
-        holder[key] = [0] * 90_000
-    elif way == 0 and isinstance(holder, dict):
-        del holder[key]
-    elif way == 1 and isinstance(holder, list):
-        holder.insert(key, copy.deepcopy(holder[key]))
-    elif way == 2 and isinstance(holder, dict):
-        key = draw.choice(("later", "", "a", "name", "kind", "index"))
-        holder[key] = copy.deepcopy(draw.choice(HOSTILE))
-    elif way == 3:
-        other, other_key = draw.choice(places)
-        holder[key] = copy.deepcopy(other[other_key])
-    else:
-        holder[key] = copy.deepcopy(draw.choice(HOSTILE))
-
-
-def walk(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (container, key) of a tree."""
-    keys = value.keys() if isinstance(value, dict) else range(len(value))
-    for key in list(keys):
-        yield value, key
-        if isinstance(value[key], dict | list) and len(value[key]) < 1000:
-            yield from walk(value[key])
-
-
 def attempt(data: bytes, file: Path | None = None) -> str | None:
     """Open, verify and read a file whole: the rule that refused it, or None."""
     if file is not None:
@@ -222,42 +169,27 @@ def fuzz(count: int, seed: int, folder: Path, *, files_every: int = 50) -> Outco
         except Exception as error:  # any other error is what is looked for
             rule = None
             kind = "ReallmError" if isinstance(error, ReallmError) else type(error).__name__
-            outcome.failures.append(f"mutant {number}: {kind}: {error}")
+            outcome.findings.append(f"mutant {number}: {kind}: {error}")
         elapsed = time.process_time() - start
         used = tracemalloc.get_traced_memory()[1] - before
         if used > len(data) + MEMORY:
-            outcome.failures.append(f"mutant {number}: {used} bytes for a file of {len(data)}")
+            outcome.findings.append(f"mutant {number}: {used} bytes for a file of {len(data)}")
         outcome.peak_bytes = max(outcome.peak_bytes, used)
         outcome.slowest_s = max(outcome.slowest_s, elapsed)
         if rule is None:
-            outcome.accepted += 1
+            outcome.intact += 1
         else:
-            outcome.refused[rule] += 1
+            outcome.counts[rule] += 1
     faulthandler.cancel_dump_traceback_later()
     tracemalloc.stop()
     if outcome.slowest_s > SECONDS:
-        outcome.failures.append(f"a file took {outcome.slowest_s:.1f} s")
+        outcome.findings.append(f"a file took {outcome.slowest_s:.1f} s")
     return outcome
 
 
 def main() -> int:
-    """Run and print; 1 if anything failed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = fuzz(given.count, given.seed, Path(folder))
-    print(f"{given.count} mutants, seed {given.seed}, {time.perf_counter() - start:.0f} s")
-    print(f"accepted {outcome.accepted}, refused {outcome.refused.total()}")
-    for rule, count in sorted(outcome.refused.items()):
-        print(f"  {rule:4} {count}")
-    print(f"peak memory of one file {outcome.peak_bytes / 1024:.0f} KiB")
-    print(f"slowest file {1000 * outcome.slowest_s:.1f} ms")
-    for failure in outcome.failures[:20]:
-        print(f"FAILED {failure}")
-    return 1 if outcome.failures else 0
+    """Run and print; 1 if anything was found."""
+    return run(fuzz, __doc__, count=100_000)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
 import pytest
 
-fuzzer = importlib.import_module("tests.faults.fuzz_archive")
+from tests.faults import fuzz_archive as fuzzer
 
 
 def test_forged_archives(tmp_path: Path) -> None:
     outcome = fuzzer.fuzz(30, 1, tmp_path)
     assert outcome.findings == []
     assert 4 <= outcome.intact <= 26, "mutants must reach what lies behind verify, and not all"
-    assert outcome.codes["load: 0"] >= 3, "no model is ever loaded"
+    assert outcome.counts["load: 0"] >= 3, "no model is ever loaded"
 
 
 def test_whatever_was_changed_before_something_else_can_be() -> None:

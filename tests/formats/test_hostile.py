@@ -1,7 +1,6 @@
 """Thousands of mutants, bombs of memory, names and first bytes that mean harm."""
 
 import copy
-import importlib
 import struct
 import tracemalloc
 
@@ -10,25 +9,25 @@ import pytest
 from hypothesis import given, settings
 
 from reallm_formats import Archive, FormatError, names, parse_name
+from tests.faults import fuzz_container as fuzzer
+from tests.faults import fuzzing
 from vectors import forge, make
-
-fuzzer = importlib.import_module("tests.faults.fuzz_container")
 
 
 def test_mutants(tmp_path):
     """A small draw of tests/faults/fuzz_container.py; that script runs 100,000."""
     outcome = fuzzer.fuzz(2000, 1, tmp_path)
-    assert outcome.failures == []
-    assert outcome.accepted + outcome.refused.total() == 2000
-    assert len(outcome.refused) >= 25, "the mutants stop at the first rules"
-    assert outcome.accepted >= 5, "no mutant is valid: changes without effect are not tried"
+    assert outcome.findings == []
+    assert outcome.intact + outcome.counts.total() == 2000
+    assert len(outcome.counts) >= 25, "the mutants stop at the first rules"
+    assert outcome.intact >= 5, "no mutant is valid: changes without effect are not tried"
 
 
 def test_the_hostile_values_stay_what_they_are():
     """They go into mutants as copies: a map that was put into itself had no end."""
-    before = repr(fuzzer.HOSTILE)
+    before = repr(fuzzing.HOSTILE)
     for _ in fuzzer.mutants(3000, 770001):
-        assert repr(fuzzer.HOSTILE) == before
+        assert repr(fuzzing.HOSTILE) == before
 
 
 def test_the_fuzzer_sees_what_it_looks_for(tmp_path, monkeypatch):
@@ -38,25 +37,25 @@ def test_the_fuzzer_sees_what_it_looks_for(tmp_path, monkeypatch):
         raise ZeroDivisionError("oops")
 
     monkeypatch.setattr(fuzzer, "attempt", broken)
-    assert "ZeroDivisionError: oops" in fuzzer.fuzz(1, 0, tmp_path).failures[0]
+    assert "ZeroDivisionError: oops" in fuzzer.fuzz(1, 0, tmp_path).findings[0]
     monkeypatch.setattr(fuzzer, "attempt", lambda data, file=None: bytes(fuzzer.MEMORY * 2)[:0])
-    assert "bytes for a file of" in fuzzer.fuzz(1, 0, tmp_path).failures[0]
+    assert "bytes for a file of" in fuzzer.fuzz(1, 0, tmp_path).findings[0]
     monkeypatch.setattr(fuzzer, "SECONDS", 0.0)
     monkeypatch.setattr(fuzzer, "attempt", lambda data, file=None: None)
-    assert "a file took" in fuzzer.fuzz(1, 0, tmp_path).failures[0]
+    assert "a file took" in fuzzer.fuzz(1, 0, tmp_path).findings[0]
 
 
 def test_the_fuzzer_prints_and_succeeds(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["fuzz", "--count", "60", "--seed", "3"])
     assert fuzzer.main() == 0
-    assert "60 mutants, seed 3" in capsys.readouterr().out
+    assert "60 files, seed 3" in capsys.readouterr().out
 
 
 def test_the_fuzzer_fails_loudly(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["fuzz", "--count", "1"])
     monkeypatch.setattr(fuzzer, "SECONDS", 0.0)
     assert fuzzer.main() == 1
-    assert "FAILED" in capsys.readouterr().out
+    assert "FOUND" in capsys.readouterr().out
 
 
 VALUES = st.recursive(
