@@ -1,7 +1,7 @@
 """Kill a compile at every phase, let it go on, and compare the bytes with an undisturbed run.
 
     python tests/faults/crash_recovery.py --times 5 --workers 1 2          the full study
-    python tests/faults/crash_recovery.py --times 1 --workers 1            a draw
+    python tests/faults/crash_recovery.py --times 1 --workers 1 --phase slot rename
 
 Phases, and the moments in them that the kills go through in turn:
 
@@ -40,11 +40,11 @@ from typing import Any
 import torch
 
 import reallm_compiler as reallm
-from reallm_compiler import publish as publish_room
+from reallm_compiler import publish as publish_module
 from reallm_compiler.errors import CompileError
-from reallm_compiler.execute import runner as runner_room
-from reallm_compiler.runs import output as output_room
-from reallm_compiler.runs import pool as pool_room
+from reallm_compiler.execute import runner as runner_module
+from reallm_compiler.runs import output as output_module
+from reallm_compiler.runs import pool as pool_module
 from reallm_compiler.runs import training
 from reallm_compiler.runs.journal import Journal, _parse
 from reallm_formats import Archive, Writer, names
@@ -275,7 +275,7 @@ def trap_after_rename(moment: int) -> None:
     if moment == 0:
         os.replace = at_call(os.replace, 1, after=True)
     elif moment == 1:
-        publish_room.sync_path = at_call(publish_room.sync_path, 1, after=True)
+        publish_module.sync_path = at_call(publish_module.sync_path, 1, after=True)
     else:
         Journal.remove = at_call(Journal.remove, 1)
 
@@ -285,7 +285,7 @@ def trap_worker(number: int) -> None:
     if not is_worker():
         return
     if number % 3 == 1:
-        runner = runner_room.CompileRunner
+        runner = runner_module.CompileRunner
         runner.run = at_call(runner.run, 2, end=lambda: strike(where="before a task"))
     elif number % 3 == 2:
         die_in_coding(number * CODING_CALLS)
@@ -295,7 +295,7 @@ def trap_worker(number: int) -> None:
 
 def die_in_coding(number: int) -> None:
     """Die at the call of this number of a Python function inside the coding of matrices."""
-    encode_matrix = runner_room.encode_matrix
+    encode_matrix = runner_module.encode_matrix
     calls = [0]
 
     def count(frame: Any, event: str, argument: Any) -> None:
@@ -311,7 +311,7 @@ def die_in_coding(number: int) -> None:
         finally:
             sys.setprofile(None)
 
-    runner_room.encode_matrix = traced
+    runner_module.encode_matrix = traced
 
 
 TRAPPED_START = f"""\
@@ -362,7 +362,7 @@ def child(
                 os.environ["KILL"] = f"{phase} {number}"
                 os.environ["KILL_WITNESS"] = str(witness_of(output))
                 os.environ["KILL_COMPILER"] = str(os.getpid())
-                pool_room.START = TRAPPED_START.format(start=pool_room.START)
+                pool_module.START = TRAPPED_START.format(start=pool_module.START)
                 set_trap(phase, number)
             reallm.compile(recipe, model=model, output=output, device="cpu", workers=workers)
         except BaseException as error:
@@ -381,7 +381,7 @@ def witness_of(output: Path) -> Path:
 
 def shown(phase: str, number: int, facts: dict[str, Any], output: Path, right: Right) -> bool:
     """Whether the files that a kill has left show its phase."""
-    path = output_room.Output(output)
+    path = output_module.Output(output)
     partial = path.partial.read_bytes() if path.partial.exists() else b""
     records = _parse(path.journal.read_bytes())[0] if path.journal.exists() else []
     if output.exists() != (phase == "renamed"):

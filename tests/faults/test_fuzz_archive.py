@@ -16,6 +16,11 @@ def test_forged_archives(tmp_path: Path) -> None:
     assert outcome.counts["load: 0"] >= 3, "no model is ever loaded"
 
 
+@pytest.mark.faults
+def test_many_forged_archives(tmp_path: Path) -> None:
+    assert fuzzer.fuzz(2000, 10_000, tmp_path).findings == []
+
+
 def test_whatever_was_changed_before_something_else_can_be() -> None:
     for seed in (507192, 508645, *range(100)):
         fuzzer.mutant(seed)

@@ -194,12 +194,8 @@ def test_mixing_is_seen() -> None:
             there.numpy()
 
 
-needs_cuda = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no CUDA device: benchmarks/gpu.py says how to measure"
-)
-
-
-@needs_cuda
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 @pytest.mark.parametrize("defaults", PLANS.values(), ids=PLANS.keys())
 def test_the_same_error_on_cuda(
     defaults: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
