@@ -7,7 +7,13 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 PYTEST_ARGS ?= -n 2
 
-.PHONY: demo test check coverage lint types format docs clean
+# The tests of what everything else stands on: under a minute on two cores, by measured times.
+QUICK := tests/test_layers.py tests/test_distribution.py tests/formats tests/recipe tests/storage \
+  tests/planning tests/checkpoint tests/runs tests/publish tests/reader tests/codecs \
+  --ignore tests/formats/test_hostile.py --ignore tests/codecs/test_vq.py \
+  --ignore tests/codecs/test_trellis.py --ignore tests/codecs/test_hnerv.py
+
+.PHONY: demo test quick slow faults check coverage lint types format docs clean
 
 # The main job on the bundled model: compile, verify, size, perplexity, a few generated lines.
 demo: $(VENV)/.runtime
@@ -16,6 +22,18 @@ demo: $(VENV)/.runtime
 # The tests alone; nothing outside this repository is needed.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# A first look, while you work.
+quick: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS) $(QUICK)
+
+# Tests of a minute and more.
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m slow
+
+# Kills, signals, full disks and forged files, at length: an hour and more.
+faults: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m faults
 
 # All that CI runs.
 check: lint types test coverage

@@ -55,8 +55,8 @@ CODECS = Path(reallm_compiler.codecs.__file__).parent
 LEAST_SHARE = 0.01
 """Of the time that a function takes, to be shown."""
 
-MANY, LAYERS, RULES = 99_960, 56, 1_400
-"""Matrices, layers and rules of the largest plan."""
+LAYERS = 56
+"""Of the largest plan."""
 
 COMMAND = [sys.executable, "-c", "from reallm_cli.main import run; run()"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
@@ -231,7 +231,7 @@ def study(given: argparse.Namespace, folder: Path) -> bool:
     return good and verified.returncode == 0
 
 
-def budgets(folder: Path) -> bool:
+def budgets(given: argparse.Namespace, folder: Path) -> bool:
     """`budget` on many matrices, rules and layers, as a table and as JSON."""
     places = range(1000)
     layers = {f"model.layers.{place}.mlp.up_proj.weight": (64, 64) for place in places}
@@ -251,11 +251,11 @@ def budgets(folder: Path) -> bool:
     models.append(("config of Llama-2-70B", folder / "70b.json", 10.0))
     start = timed_budget(None)[1]
     many = folder / "many.json"
-    many.write_text(json.dumps({"shapes": experts(), "dtype": "bfloat16"}))
-    models.append((f"{MANY:,} matrices", many, 10.0))
+    many.write_text(json.dumps({"shapes": experts(given.matrices), "dtype": "bfloat16"}))
+    models.append((f"{given.matrices:,} matrices", many, 10.0))
     rules = folder / "rules.json"
-    rules.write_text(json.dumps(expert_rules()))
-    models.append((f"{MANY:,} matrices by {RULES:,} rules", many, 10.0))
+    rules.write_text(json.dumps(expert_rules(given.rules)))
+    models.append((f"{given.matrices:,} matrices by {given.rules:,} rules", many, 10.0))
     good = True
     for title, model, limit in models:
         recipe = str(rules) if title.endswith("rules") else "reallm-2bit"
@@ -272,19 +272,19 @@ def budgets(folder: Path) -> bool:
     return good
 
 
-def experts() -> dict[str, list[int]]:
-    """Shapes of a mixture of `MANY` matrices, of widths as DeepSeek-R1 has them."""
+def experts(matrices: int) -> dict[str, list[int]]:
+    """Shapes of a mixture of so many matrices, of widths as DeepSeek-R1 has them."""
     kinds = {"gate_proj": [2048, 7168], "up_proj": [2048, 7168], "down_proj": [7168, 2048]}
     return {
         f"model.layers.{layer}.mlp.experts.{expert}.{kind}.weight": shape
         for layer in range(LAYERS)
-        for expert in range(MANY // LAYERS // len(kinds))
+        for expert in range(matrices // LAYERS // len(kinds))
         for kind, shape in kinds.items()
     }
 
 
-def expert_rules() -> dict[str, Any]:
-    """A recipe with a rule for each of `RULES` experts."""
+def expert_rules(rules: int) -> dict[str, Any]:
+    """A recipe with a rule for each of so many experts."""
     return {
         "reallm": 1,
         "extends": "rtn-4bit",
@@ -293,7 +293,7 @@ def expert_rules() -> dict[str, Any]:
                 "match": f"*layers.{place % LAYERS}.mlp.experts.{place // LAYERS}.*_proj",
                 "set": {"quantizer": {"kind": "uniform", "bits": 2 + place % 7}},
             }
-            for place in range(RULES)
+            for place in range(rules)
         ],
     }
 
@@ -355,13 +355,15 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--recipe", default="reallm-2bit")
     parser.add_argument("--budget", action="store_true")
+    parser.add_argument("--matrices", type=int, default=99_960, help="of the largest budget")
+    parser.add_argument("--rules", type=int, default=1_400, help="of the largest budget")
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     if given.profile:
         profile(given)
         return 0
     with tempfile.TemporaryDirectory(prefix="scale-") as name:
-        good = (budgets if given.budget else lambda place: study(given, place))(Path(name))
+        good = (budgets if given.budget else study)(given, Path(name))
     print("within the law" if good else "FAILED")
     return 0 if good else 1
 

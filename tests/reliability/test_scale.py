@@ -41,10 +41,17 @@ def test_memory_stays_within_the_law(words: list[str]) -> None:
     assert "process 0" in told
 
 
-def test_sizes_of_many_matrices_without_torch() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["--matrices", "1680", "--rules", "56"], id="a draw"),
+        pytest.param([], id="as it is", marks=pytest.mark.slow),
+    ],
+)
+def test_sizes_of_many_matrices_without_torch(words: list[str]) -> None:
     """The limits themselves are held by the script; a busy machine may take longer here."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--budget"],
+        [sys.executable, str(SCRIPT), "--budget", *words],
         capture_output=True,
         text=True,
         check=False,
