@@ -5,6 +5,7 @@ tensors in memory: a section is bytes of a named type and shape.
 """
 
 from reallm_formats.closing import Closing
+from reallm_formats.damage import Damage
 from reallm_formats.dtypes import BITS, section_bytes
 from reallm_formats.errors import FormatError, ReallmError
 from reallm_formats.kinds.adapter import AdapterDocument, AdapterEntry, parse_adapter
@@ -17,7 +18,7 @@ from reallm_formats.kinds.statistics import (
 from reallm_formats.layout import Block, Layout, layout
 from reallm_formats.manifest import Manifest, encode_manifest, parse_manifest
 from reallm_formats.names import SectionName, parse_name
-from reallm_formats.reader import Archive, Damage
+from reallm_formats.reader import Archive, Verify
 from reallm_formats.sections import SectionEntry
 from reallm_formats.writer import Writer
 
@@ -39,6 +40,7 @@ __all__ = [
     "SectionName",
     "StatisticsDocument",
     "StatisticsEntry",
+    "Verify",
     "Writer",
     "encode_manifest",
     "layout",

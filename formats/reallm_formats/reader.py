@@ -2,7 +2,9 @@
 
 `Archive.open` reads the header and the manifest, checks their digest and every rule on them, and
 maps the file. No byte of a section is touched before `read`, which checks the section's digest
-the first time, or `verify`, which checks everything.
+the first time, or `verify`, which checks everything. Opened with `verify="later"`, `read` gives
+the bytes out at once and a thread checks them; damage is raised by the next call that reads, by
+`check`, or by `close`.
 
 A file must not be shortened in place while it is open: the system stops a process that touches a
 mapped page which is gone. Writers replace an old file by renaming the new one.
@@ -10,17 +12,17 @@ mapped page which is gone. Writers replace an old file by renaming the new one.
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import mmap
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Literal
 
 from reallm_formats import v1
 from reallm_formats.closing import Closing
+from reallm_formats.damage import HINT, Damage, LaterChecks, damage_of
 from reallm_formats.errors import FormatError
 from reallm_formats.header import Header, check_digest, parse_header
 from reallm_formats.kinds.adapter import AdapterDocument, parse_adapter
@@ -29,29 +31,11 @@ from reallm_formats.kinds.model import ModelDocument, parse_model
 from reallm_formats.kinds.statistics import StatisticsDocument, parse_statistics
 from reallm_formats.layout import Block, Layout
 from reallm_formats.manifest import Manifest, parse_manifest
-from reallm_formats.sections import SectionEntry, check_spare
+from reallm_formats.sections import SectionEntry
 from reallm_formats.system import CLOEXEC, NONBLOCK
 
-_CHUNK: Final = 1 << 24
-_HINT: Final = "transfer or compile the file again"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Damage:
-    """One thing that `verify` found.
-
-    Attributes:
-        rule: the broken rule of SPEC.md.
-        location: the section and the byte where it starts.
-        message: what is wrong there.
-    """
-
-    rule: str
-    location: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.location}: {self.message}"
+Verify = Literal["now", "later"]
+"""When a section's digest is checked: before its bytes are given out, or in the background."""
 
 
 class Archive(Closing):
@@ -62,20 +46,25 @@ class Archive(Closing):
     is checked once.
     """
 
-    def __init__(self, data: memoryview, name: str = "archive") -> None:
+    def __init__(self, data: memoryview, name: str = "archive", *, verify: Verify = "now") -> None:
         """Check the structure of a whole file in memory (a map, or bytes).
 
         Args:
             data: all bytes of the file.
             name: what errors call it.
+            verify: when digests of sections are checked.
 
         Raises:
             FormatError: the broken rule and its location.
         """
+        if verify not in ("now", "later"):
+            raise ValueError(f"`verify` is `now` or `later`, not {verify!r}")
         self._name = name
         self._data = data
         self._map: mmap.mmap | None = None
         self._checked: set[str] = set()
+        self._later = LaterChecks() if verify == "later" else None
+        self._told = False
         try:
             self.header: Header = parse_header(bytes(data[: v1.HEADER_BYTES]), len(data))
             self.manifest: Manifest = self._parse(self.header)
@@ -86,8 +75,13 @@ class Archive(Closing):
         )
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Archive:
+    def open(cls, path: str | os.PathLike[str], *, verify: Verify = "now") -> Archive:
         """Map a file and check its structure.
+
+        Args:
+            path: the file.
+            verify: when digests of sections are checked: `now`, before `read` gives out their
+                bytes, or `later`, in the background.
 
         Raises:
             FormatError: it cannot be read (F1), or a rule is broken.
@@ -105,7 +99,7 @@ class Archive(Closing):
             if not stat.S_ISREG(facts.st_mode):
                 raise FormatError("F1", "this is not a plain file", location=name)
             if not facts.st_size:
-                raise FormatError("F2", "the file is empty", location=name, hint=_HINT)
+                raise FormatError("F2", "the file is empty", location=name, hint=HINT)
             try:
                 mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError) as error:
@@ -114,8 +108,8 @@ class Archive(Closing):
             os.close(descriptor)
         view = memoryview(mapped)
         try:
-            archive = cls(view, name)
-        except FormatError:
+            archive = cls(view, name, verify=verify)
+        except (FormatError, ValueError):
             view.release()
             mapped.close()
             raise
@@ -203,21 +197,31 @@ class Archive(Closing):
         """A section's bytes, read-only, without a copy; KeyError if there is no such section.
 
         Raises:
-            FormatError: the section is damaged (S9, S11).
+            FormatError: the section is damaged (S9, S11); or, with `verify="later"`, one that was
+                read before.
         """
         section = self.sections[name]
         view = self._view(section)
+        self._raise_found()
         if name not in self._checked:
-            damage = _damage(section, view)
-            if damage:
-                raise FormatError(
-                    damage.rule,
-                    damage.message,
-                    location=f"{self._name}: {damage.location}",
-                    hint=_HINT,
-                )
+            if self._later is not None:
+                self._later.add(section, view)
+            else:
+                damage = damage_of(section, view)
+                if damage:
+                    raise damage.error(self._name)
             self._checked.add(name)
         return view
+
+    def check(self) -> None:
+        """Wait until all sections that were given out are checked.
+
+        Raises:
+            FormatError: one of them is damaged.
+        """
+        if self._later is not None:
+            self._later.finish()
+            self._raise_found()
 
     def verify(self, progress: Callable[[int], None] | None = None) -> list[Damage]:
         """Check every byte that `open` has not: all sections and all padding.
@@ -241,7 +245,7 @@ class Archive(Closing):
                         message="a byte between sections is not zero",
                     )
                 )
-            damage = _damage(section, self._view(section), progress)
+            damage = damage_of(section, self._view(section), progress)
             if damage:
                 found.append(damage)
             else:
@@ -250,15 +254,31 @@ class Archive(Closing):
         return found
 
     def close(self) -> None:
-        """Let go of the file; a second call does nothing."""
+        """Let go of the file; a second call does nothing.
+
+        Raises:
+            FormatError: with `verify="later"`, a section is damaged and no call has said so yet.
+        """
+        if self._later is not None:
+            self._later.finish()
         self._data = memoryview(b"")
         if self._map is not None:
             mapped, self._map = self._map, None
-            try:
+            # Views may still be in use; the map goes with the last of them.
+            with contextlib.suppress(BufferError):
                 mapped.close()
-            except BufferError:
-                # Views are still in use; the map goes with the last of them.
-                return
+        if not self._told:
+            self._raise_found()
+
+    def _raise_found(self) -> None:
+        """Raise what was found in sections that were given out unchecked."""
+        found = self._later.found if self._later is not None else ()
+        if found:
+            self._told = True
+            note = 'bytes of it were given out before, as `verify="later"` asks'
+            if found[1:]:
+                note += f"; {len(found) - 1} more sections are damaged"
+            raise found[0].error(self._name, note)
 
     def _parse(self, header: Header) -> Manifest:
         start = v1.HEADER_BYTES
@@ -280,26 +300,6 @@ class Archive(Closing):
         if not self._data:
             raise ValueError("the archive is closed")
         return self._data[section.offset : section.end].toreadonly()
-
-
-def _damage(
-    section: SectionEntry, view: memoryview, progress: Callable[[int], None] | None = None
-) -> Damage | None:
-    """What is wrong with a section's bytes, if anything."""
-    digest = hashlib.sha256()
-    for start in range(0, len(view), _CHUNK):
-        part = view[start : start + _CHUNK]
-        digest.update(part)
-        if progress is not None:
-            progress(len(part))
-    if digest.digest() != section.sha256:
-        message = "the section is damaged: its digest differs"
-        return Damage(rule="S9", location=section.location, message=message)
-    try:
-        check_spare(section, view)
-    except FormatError as error:
-        return Damage(rule=error.rule, location=str(error.location), message=error.message)
-    return None
 
 
 def _unreadable(error: OSError | ValueError, name: str) -> FormatError:

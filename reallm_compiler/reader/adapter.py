@@ -22,7 +22,7 @@ from reallm_compiler.codecs.sections import read_section
 from reallm_compiler.errors import AdapterError
 from reallm_compiler.stages import MatrixPlan, NoResidual
 from reallm_compiler.storage import adapter as adapter_law
-from reallm_formats import AdapterEntry, Archive, Closing, Manifest, names
+from reallm_formats import AdapterEntry, Archive, Closing, Manifest, Verify, names
 
 
 class AdapterArchive(Closing):
@@ -110,19 +110,23 @@ class AdapterArchive(Closing):
             parts["gain"] = sections["gain"].to(torch.float32)
         return parts
 
+    def check(self) -> None:
+        """Wait until all that was read is checked; see `ModelArchive.check`."""
+        self._archive.check()
+
     def close(self) -> None:
-        """Unmap the file."""
+        """Unmap the file; FormatError of damage that `verify="later"` found and nobody heard of."""
         self._archive.close()
 
 
-def open_adapter(path: str | os.PathLike[str]) -> AdapterArchive:
-    """Open an adapter.
+def open_adapter(path: str | os.PathLike[str], *, verify: Verify = "now") -> AdapterArchive:
+    """Open an adapter; `verify` as for `open_archive`.
 
     Raises:
         FormatError: the file breaks a rule of SPEC.md.
         AdapterError: it is an archive of another kind.
     """
-    archive = Archive.open(path)
+    archive = Archive.open(path, verify=verify)
     try:
         if archive.kind != "adapter":
             raise AdapterError(

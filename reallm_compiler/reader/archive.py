@@ -34,7 +34,7 @@ from reallm_compiler.stages import MatrixPlan, NoResidual
 from reallm_compiler.storage import dora as dora_law
 from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.matrix import layout_of
-from reallm_formats import Archive, Closing, Manifest, SectionEntry, names
+from reallm_formats import Archive, Closing, Manifest, SectionEntry, Verify, names
 
 
 class ModelArchive(Closing):
@@ -243,11 +243,27 @@ class ModelArchive(Closing):
                     )
         self.adapter = adapter
 
-    def close(self) -> None:
-        """Unmap the file."""
-        self._archive.close()
+    def check(self) -> None:
+        """With `verify="later"`: wait until all that was read is checked, the adapter's too.
+
+        Raises:
+            FormatError: a section that was read is damaged.
+        """
+        self._archive.check()
         if self.adapter is not None:
-            self.adapter.close()
+            self.adapter.check()
+
+    def close(self) -> None:
+        """Unmap the file.
+
+        Raises:
+            FormatError: with `verify="later"`, a section is damaged and no call has said so yet.
+        """
+        try:
+            self._archive.close()
+        finally:
+            if self.adapter is not None:
+                self.adapter.close()
 
     def _decode(
         self,
@@ -313,6 +329,7 @@ def open_archive(
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
+    verify: Verify = "now",
 ) -> ModelArchive:
     """Open a model archive.
 
@@ -324,13 +341,16 @@ def open_archive(
             that needs one is read.
         allow_cost: open it even if decoding it would take longer, or more memory, than a file
             of its length may ask for (`plan.cost`).
+        verify: when digests of sections are checked: `now`, before their bytes are used, or
+            `later`, in the background. Then damage is raised by the next call that reads, by
+            `check`, or when the archive is closed.
 
     Raises:
         FormatError: a file breaks a rule of SPEC.md, or is no model archive; or costs too much.
         AdapterError: the adapter belongs to another base.
         SourceError: `decoder` is not, or does not hold, what the archive needs; or it needs none.
     """
-    archive = Archive.open(path)
+    archive = Archive.open(path, verify=verify)
     try:
         if archive.kind != "model":
             raise FormatError(
@@ -348,7 +368,7 @@ def open_archive(
         if decoder is not None:
             opened.find_decoders()
         if adapter is not None:
-            tuned = open_adapter(adapter)
+            tuned = open_adapter(adapter, verify=verify)
             try:
                 opened.use(tuned)
             except BaseException:

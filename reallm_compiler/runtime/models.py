@@ -23,6 +23,7 @@ from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.reader.huggingface import archive_files
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
+from reallm_formats import Verify
 
 
 def load(
@@ -33,6 +34,7 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
+    verify: Verify = "now",
 ) -> tuple[Any, Any]:
     """A model, in evaluation mode, and its tokenizer.
 
@@ -51,6 +53,8 @@ def load(
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.
         allow_cost: decode an archive whatever its plan says that this costs; see `open_archive`.
+        verify: `later` lets an archive's digests be checked in the background while it is decoded;
+            the model is given out when all are right.
 
     Returns:
         The model and the tokenizer; None for the tokenizer if the checkpoint had none.
@@ -65,7 +69,12 @@ def load(
     device = choose_device(device, EvaluationError)
     chosen = resolve_dtype(dtype)
     with open_files(
-        path, dtype=chosen, adapter=adapter, decoder=decoder, allow_cost=allow_cost
+        path,
+        dtype=chosen,
+        adapter=adapter,
+        decoder=decoder,
+        allow_cost=allow_cost,
+        verify=verify,
     ) as files:
         tokenizer = load_tokenizer(files.small, files.label)  # before the work
         model = build_model(files, chosen)
@@ -80,6 +89,7 @@ def open_files(
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
+    verify: Verify = "now",
 ) -> Iterator[ModelFiles]:
     """What a model is made of, with an archive held open as long as its tensors are read.
 
@@ -87,7 +97,9 @@ def open_files(
     """
     if Path(path).is_file() or os.fspath(path).endswith(".reallm"):
         _check_archive_name(path)
-        with open_archive(path, adapter=adapter, decoder=decoder, allow_cost=allow_cost) as archive:
+        with open_archive(
+            path, adapter=adapter, decoder=decoder, allow_cost=allow_cost, verify=verify
+        ) as archive:
             yield archive_files(archive, dtype=dtype)
         return
     for given, what in ((adapter, "an adapter"), (decoder, "a decoder")):

@@ -200,3 +200,56 @@ def test_matrices_without_a_config(tmp_path: Path) -> None:
     folder = reallm.reconstruct(path, tmp_path / "out")
     decoded = load_file(folder / "model.safetensors")["h.0.attn.q"]
     assert float((decoded - weight).norm() / weight.norm()) < 0.15
+
+
+def test_digests_checked_in_the_background(archive_path: Path, tmp_path: Path) -> None:
+    wanted = logits(reallm.load(archive_path)[0])
+    assert torch.equal(logits(reallm.load(archive_path, verify="later")[0]), wanted)
+    path = tmp_path / "damaged.reallm"
+    with reallm.open(archive_path) as archive:
+        name = archive.names[-1]
+        section = archive.sections_of(name)[0]
+    data = bytearray(archive_path.read_bytes())
+    data[section.offset] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FormatError, match="damaged"):
+        reallm.load(path, verify="later")
+    archive = reallm.open(path, verify="later")
+    archive.matrix(name)  # decoded from bytes that are not yet checked
+    with pytest.raises(FormatError, match="damaged") as caught:
+        archive.check()
+    assert section.name in str(caught.value.location)
+    archive.close()
+    with pytest.raises(FormatError, match="damaged"), reallm.open(path, verify="later") as archive:
+        archive.matrix(name)
+
+
+def test_damage_of_an_adapter_checked_in_the_background(archive_path: Path, tmp_path: Path) -> None:
+    """The archive is whole, and what closes both says what is wrong with the adapter."""
+    from reallm_compiler.reader.adapter import open_adapter
+    from reallm_formats import AdapterDocument, AdapterEntry, Writer, layout
+
+    with reallm.open(archive_path) as archive:
+        name, base = archive.names[0], archive.digest
+        p, q = archive.plan.by_name[name].shape
+    row = AdapterEntry(name=name, shape=(p, q), rank=0, dtype="f16", gain=True)
+    document = AdapterDocument(base=base, matrices=(row,), settings={}, provenance={})
+    placed = layout(kind="adapter", document=document.plain(), sections=document.sections())
+    path = tmp_path / "adapter"
+    with Writer.create(path, placed) as out:
+        (section,) = placed.sections.values()
+        digest = out.write(section.name, bytes(section.nbytes))
+        out.finish(document.plain(), {section.name: digest})
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with open_adapter(path, verify="later") as adapter:
+        adapter.parts(name)
+        with pytest.raises(FormatError, match="damaged"):
+            adapter.check()
+    archive = reallm.open(archive_path, adapter=path, verify="later")
+    archive.matrix(name)
+    with pytest.raises(FormatError, match="damaged") as caught:
+        archive.check()
+    assert str(path) in str(caught.value.location)
+    archive.close()
