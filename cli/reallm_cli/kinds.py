@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from reallm_compiler.planning.budget import MatrixBudget
 from reallm_compiler.planning.model import Plan
@@ -106,7 +106,12 @@ def kinds_of(plan: Plan, matrices: Sequence[MatrixBudget]) -> list[Kind]:
 
 def pattern_of(name: str) -> str:
     """The name with `*` for each part that is a number."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+    return ".".join(map(_star_for_number, name.split(".")))
+
+
+@lru_cache(1 << 14)
+def _star_for_number(part: str) -> str:
+    return "*" if part.isdigit() else part
 
 
 def _numbered(members: Sequence[MatrixBudget]) -> str:

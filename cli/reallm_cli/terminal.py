@@ -126,9 +126,9 @@ def _json_text(payload: Any) -> str:  # noqa: ANN401
 
 def _one_a_line(rows: list[Any]) -> str:
     """Maps of a list, each in a line; written in one go where only the list itself has maps."""
-    parts = json.dumps(rows, allow_nan=False)[1:-1].split('}, {"')  # in a text, `"` is `\\"`
-    if len(parts) == len(rows):
-        return '},\n    {"'.join(parts)
+    text = json.dumps(rows, allow_nan=False)[1:-1]
+    if text.count('}, {"') == len(rows) - 1:  # in a string, `"` is `\\"`
+        return text.replace('}, {"', '},\n    {"')
     return ",\n    ".join(json.dumps(row, allow_nan=False) for row in rows)
 
 

@@ -234,6 +234,9 @@ def _measure(blocks: Iterable[Block]) -> _Table:
             sections = list(block.sections())
             found = known[id(rows), bool(owner)] = _measured(sections, length, table.count)
             check_unique(sections)
+            if owner and any("/" in role for role, _, _ in rows):
+                where = f"manifest: sections[{table.count}].name"
+                raise FormatError("S3", f"a part of `{owner}` has no `/`", location=where)
         if owner:
             owners.add(owner)
             table.heads.append(_head(block, length, found, table.count))
@@ -305,9 +308,11 @@ def _head(block: Block, owner: int, found: _Rows, index: int) -> Row:
     where = f"manifest: sections[{index}].name"
     role, dtype, shape = block.rows[0]
     name = f"{block.owner}/{role}"
-    parts = names.parse_name(name, where)
-    if f"{parts.space}{parts.owner}" != block.owner:
-        raise FormatError("S3", f"`{block.owner}` is no matrix and no group", location=where)
+    space = names.MATRIX if name.startswith(names.MATRIX) else names.SHARE
+    if not block.owner.startswith(space) or block.owner == space:
+        message = f"`{block.owner}` is neither a matrix nor a group"
+        raise FormatError("S3", message, location=where)
+    names.check_name(name, where)
     if owner + 1 + found.longest > v1.MAX_NAME_BYTES:
         longest = max((role for role, _, _ in block.rows), key=len)
         names.check_name(f"{block.owner}/{longest}", where)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -71,11 +72,17 @@ class _Model:
 
     @cached_property
     def _by_part(self) -> Mapping[str, set[str]]:
-        """Names by their parts between the dots."""
-        found: defaultdict[str, set[str]] = defaultdict(set)
-        for name in self.indices:
-            for part in name.split("."):
-                found[part].add(name)
+        """Names by their parts between the dots; all names for a part that most have."""
+        parts = {name: name.split(".") for name in self.indices}
+        counts = Counter(itertools.chain.from_iterable(parts.values()))
+        everything = set(parts)
+        found = {
+            part: everything if 2 * count > len(parts) else set() for part, count in counts.items()
+        }
+        for name, own in parts.items():
+            for part in own:
+                if found[part] is not everything:
+                    found[part].add(name)
         return found
 
     def is_matrix(self, index: int) -> bool:
