@@ -1,4 +1,4 @@
-"""A large checkpoint: memory stays within its law, and the speed is told.
+"""A large checkpoint: memory stays within its bound, and the speed is printed.
 
     python benchmarks/scale.py                        4 GB of bf16, as written below
     python benchmarks/scale.py --gigabytes 0.5 --workers 2
@@ -15,7 +15,7 @@ sampled; each process that codes must stay under
 
 and all of them under what the preflight has stated. Kept tensors count nothing in either.
 
-Then the archive is verified. Prints the figures; ends with 1 if the law is broken. The machine
+Then the archive is verified. Prints the figures; ends with 1 if the bound is broken. The machine
 is usually busy with something else too, so seconds of the processor are told beside the clock's.
 """
 
@@ -364,7 +364,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="scale-") as name:
         good = (budgets if given.budget else study)(given, Path(name))
-    print("within the law" if good else "FAILED")
+    print("within the bound" if good else "FAILED")
     return 0 if good else 1
 
 

@@ -1,7 +1,7 @@
-"""The container of compressed models: reading, writing and the law of `.reallm` files.
+"""The container of compressed models: reading, writing and validating `.reallm` files.
 
-SPEC.md is the law. This package needs the standard library and msgpack, and knows nothing of
-tensors in memory: a section is bytes of a named type and shape.
+SPEC.md is the specification. The package needs the standard library and msgpack, and knows nothing
+of tensors in memory: a section is bytes of a named type and shape.
 """
 
 from reallm_formats.closing import Closing

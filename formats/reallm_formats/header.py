@@ -27,7 +27,7 @@ class Header:
     """The fields of a header that vary.
 
     Attributes:
-        major: version; another major is another law.
+        major: version; another major is another format.
         minor: version; a newer minor can be read by an older reader.
         manifest_bytes: length of the manifest.
         file_bytes: length of the whole file.
@@ -73,7 +73,7 @@ def parse_header(data: bytes, file_bytes: int) -> Header:
             "H2",
             f"the file has major version {major}; this reader knows version {v1.MAJOR}",
             location="header, byte 8",
-            note="a major version changes the law of the file, or these bytes are damaged",
+            note="a major version changes the format of the file, or these bytes are damaged",
             hint="install a newer reallm" if major > v1.MAJOR else None,
         )
     if header_bytes != v1.HEADER_BYTES:

@@ -267,22 +267,22 @@ def _measured(sections: Sequence[Row], owner: int, first: int) -> _Rows:
         owner: bytes of the owner's name.
         first: index of the first in the table.
     """
-    laws: dict[tuple[str, tuple[int, ...]], tuple[int, int, int]] = {}
+    measured: dict[tuple[str, tuple[int, ...]], tuple[int, int, int]] = {}
     start = owner + 1 if owner else 0
     lengths, sizes = [], []
     total = values = 0
     for index, (name, dtype, shape) in enumerate(sections, first):
         where = f"manifest: sections[{index}]"
-        law = laws.get((dtype, shape))
-        if law is None:
+        row_size = measured.get((dtype, shape))
+        if row_size is None:
             check_row(name, dtype, list(shape), where)
-            law = laws[dtype, shape] = _row_law(dtype, shape)
+            row_size = measured[dtype, shape] = _row_size(dtype, shape)
         else:
             names.parse_name(name, f"{where}.name")
         lengths.append(len(name.encode()) - start)
-        sizes.append(law[0])
-        total += law[1]
-        values += law[2]
+        sizes.append(row_size[0])
+        total += row_size[1]
+        values += row_size[2]
     *starts, _ = accumulate(map(v1.align, sizes), initial=0)
     return _Rows(
         names=lengths,
@@ -295,7 +295,7 @@ def _measured(sections: Sequence[Row], owner: int, first: int) -> _Rows:
     )
 
 
-def _row_law(dtype: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
+def _row_size(dtype: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Bytes of a section; bytes of its row without name and offset, and values of the row."""
     digest = bytes(v1.DIGEST_BYTES)
     row = SectionEntry(name="", dtype=dtype, shape=shape, offset=0, sha256=digest)

@@ -58,7 +58,7 @@ def check_sections(produced: Mapping[str, Tensor], specs: Sequence[SectionSpec])
 
     Raises:
         CodecError: a role is missing or unknown, or a tensor has another type or shape than the
-            law says. The message names every difference.
+            size law says. The message names every difference.
     """
     differences = []
     roles = {spec.role: spec for spec in specs}
@@ -68,11 +68,11 @@ def check_sections(produced: Mapping[str, Tensor], specs: Sequence[SectionSpec])
         tensor = produced.get(role)
         if tensor is None:
             continue
-        law = (stored_dtype(spec), stored_shape(spec))
-        if (tensor.dtype, tuple(tensor.shape)) != law:
+        wanted = (stored_dtype(spec), stored_shape(spec))
+        if (tensor.dtype, tuple(tensor.shape)) != wanted:
             differences.append(
                 f"`{role}` is {_short(tensor.dtype)} {list(tensor.shape)}, "
-                f"the size law says {_short(law[0])} {list(law[1])}"
+                f"the size law says {_short(wanted[0])} {list(wanted[1])}"
             )
     if differences:
         raise CodecError("sections differ from their size law: " + "; ".join(differences))
@@ -122,7 +122,7 @@ def read_section(archive: Archive, name: str, spec: SectionSpec) -> Tensor:
     """The tensor of a section of an open archive, its digest and its values checked.
 
     Raises:
-        FormatError: the section is damaged, or breaks its value law (P5).
+        FormatError: the section is damaged, or breaks its value rule (P5).
     """
     data = archive.read(name)
     problem = spec.values.problem(data, spec.dtype, spec.shape)

@@ -64,7 +64,8 @@ class ScaleGain:
 def scale_gains(weight: Tensor) -> tuple[ScaleGain, ScaleGain, ScaleGain]:
     """Gains of a scale for each row, column and block of [p, q].
 
-    A ragged end of the rows is left out of the blocks: their law wants groups of one size.
+    A ragged end of the rows is left out of the blocks: the size law of scales asks for groups of
+    one size.
     """
     p, q = weight.shape
     block = min(BLOCK, q)

@@ -108,7 +108,7 @@ def spectrum(weight: Tensor) -> Spectrum:
 def noise_share(p: int, q: int, rank: int) -> float:
     """Share of the squared norm in the leading singular values of large white noise.
 
-    By the law of Marchenko and Pastur. With c = min / max of (p, q) and squared singular values
+    By the Marchenko-Pastur law. With c = min / max of (p, q) and squared singular values
     1 + c + 2 sqrt(c) cos(t), t from 0 to pi, the share has density 2 sin(t)^2 / pi and the
     number of values 2 sin(t)^2 / pi / (squared singular value).
     """

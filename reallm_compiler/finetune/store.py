@@ -22,7 +22,7 @@ from reallm_compiler.finetune.original import Original
 from reallm_compiler.planning.document import section_blocks, to_document
 from reallm_compiler.publish import whole_file
 from reallm_compiler.reader.archive import ModelArchive
-from reallm_compiler.storage import adapter as adapter_law
+from reallm_compiler.storage import adapter as adapter_storage
 from reallm_compiler.storage.base import DTYPES
 from reallm_formats import AdapterDocument, AdapterEntry, Layout, Writer, layout, names
 
@@ -58,7 +58,7 @@ def packed(row: AdapterEntry, parts: Parts) -> tuple[Sections, float]:
     sections: Sections = {}
     error = 0.0
     if row.rank:
-        residual = adapter_law.residual(row)
+        residual = adapter_storage.residual(row)
         left, right = parts["l1"].detach().cpu(), parts["l2"].detach().cpu()
         sections = low_rank.store(residual, left, right)
         error = _product_error((left, right), low_rank.decode(residual, sections, torch.float32))
@@ -99,7 +99,7 @@ def write_adapter(
     for name, parts in tuned.items():
         row = row_of(archive, name, parts, factors)
         made, error = packed(row, parts)
-        for spec in adapter_law.sections(row):
+        for spec in adapter_storage.sections(row):
             data = to_bytes(made[spec.role], spec)
             sections[names.matrix_section(name, spec.role)] = data
         rows.append(
@@ -161,7 +161,7 @@ def write_model(
             row = row_of(archive, matrix.name, tuned[matrix.name], None)
             made, error = packed(row, tuned[matrix.name])
             worst = max(worst, error)
-            for spec in adapter_law.sections(row):
+            for spec in adapter_storage.sections(row):
                 name = names.matrix_section(matrix.name, spec.role)
                 digests[name] = writer.write(name, to_bytes(made[spec.role], spec))
             weight = original.matrix(matrix.tensor, matrix.index, transposed=matrix.transposed)
@@ -200,7 +200,7 @@ def _relative_error(
 ) -> float:
     """||W - W^|| / ||W|| in float64, with W^ as a reader decodes it; `coded` is used up."""
     if row.rank:
-        coded.addmm_(*low_rank.decode(adapter_law.residual(row), made, torch.float64))
+        coded.addmm_(*low_rank.decode(adapter_storage.residual(row), made, torch.float64))
     if row.gain:
         coded.mul_(made["gain"].to(coded.dtype)[:, None])
     exact = weight.double()

@@ -1,7 +1,7 @@
 """What a model archive's document must say to be a plan, beyond what the container asks.
 
 The rules are those of the compiler in SPEC.md, P1, P2 and P7 here; `document` has P3 and P4, the
-value laws P5, and `cost` P6. All are cheap: they look at the document and not at any section.
+value rules P5, and `cost` P6. All are cheap: they look at the document and not at any section.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An open adapter: the tuned factors and gains of one base, one matrix at a time.
 
-    with open_adapter("law.adapter") as adapter:
+    with open_adapter("legal.adapter") as adapter:
         adapter.check_base(base.digest)
         parts = adapter.parts("model.layers.0.self_attn.q_proj")    # l1, l2, gain
 
@@ -21,7 +21,7 @@ from reallm_compiler.codecs.residuals import low_rank
 from reallm_compiler.codecs.sections import read_section
 from reallm_compiler.errors import AdapterError
 from reallm_compiler.stages import MatrixPlan, NoResidual
-from reallm_compiler.storage import adapter as adapter_law
+from reallm_compiler.storage import adapter as adapter_storage
 from reallm_formats import AdapterEntry, Archive, Closing, Manifest, Verify, names
 
 
@@ -84,7 +84,7 @@ class AdapterArchive(Closing):
     def plan(self, name: str, plan: MatrixPlan) -> MatrixPlan:
         """The plan of a matrix of the base with this adapter's residual and gains."""
         row = self.rows[name]
-        residual = adapter_law.residual(row) if row.rank else NoResidual()
+        residual = adapter_storage.residual(row) if row.rank else NoResidual()
         return plan.model_copy(update={"residual": residual, "dora": row.gain})
 
     def sections(self, name: str) -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ class AdapterArchive(Closing):
         """
         return {
             spec.role: read_section(self._archive, names.matrix_section(name, spec.role), spec)
-            for spec in adapter_law.sections(self.rows[name])
+            for spec in adapter_storage.sections(self.rows[name])
         }
 
     def parts(self, name: str) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ class AdapterArchive(Closing):
         parts: dict[str, Tensor] = {}
         if row.rank:
             parts["l1"], parts["l2"] = low_rank.decode(
-                adapter_law.residual(row), sections, torch.float32
+                adapter_storage.residual(row), sections, torch.float32
             )
         if row.gain:
             parts["gain"] = sections["gain"].to(torch.float32)

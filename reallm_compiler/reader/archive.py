@@ -31,7 +31,7 @@ from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
 from reallm_compiler.stages import MatrixPlan, NoResidual
-from reallm_compiler.storage import dora as dora_law
+from reallm_compiler.storage import dora as dora_storage
 from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.matrix import layout_of
 from reallm_formats import Archive, Closing, Manifest, SectionEntry, Verify, names
@@ -169,7 +169,7 @@ class ModelArchive(Closing):
         matrix = self._matrix_named(name)
         if not matrix.plan.dora:
             return None
-        (spec,) = dora_law.sections(matrix.shape)
+        (spec,) = dora_storage.sections(matrix.shape)
         return self._section(matrix, spec).to(torch.float32)
 
     def tensor(

@@ -16,15 +16,15 @@ from reallm_compiler.planning.cost import check_cost
 from reallm_compiler.planning.decoders import decoder_stage
 from reallm_compiler.planning.document import from_manifest
 from reallm_compiler.progress import OnProgress, Progress, progress_callback
-from reallm_compiler.storage import adapter as adapter_law
-from reallm_compiler.storage import statistics as statistics_law
+from reallm_compiler.storage import adapter as adapter_storage
+from reallm_compiler.storage import statistics as statistics_storage
 from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.hnerv_structure import decoder_sections, decoder_width
 from reallm_formats import Archive, Damage, names
 from reallm_formats.kinds.decoder import section_name
 
 Specs = Iterable[tuple[str, SectionSpec]]
-"""Sections by name, with the laws that they obey."""
+"""Sections by name, with their specs."""
 
 
 def verify(
@@ -75,7 +75,7 @@ def _adapter(archive: Archive, allow_cost: bool) -> Specs:
     return [
         (names.matrix_section(row.name, spec.role), spec)
         for row in archive.adapter.matrices
-        for spec in adapter_law.sections(row)
+        for spec in adapter_storage.sections(row)
     ]
 
 
@@ -89,7 +89,7 @@ def _statistics(archive: Archive, allow_cost: bool) -> Specs:
     return [
         (names.matrix_section(row.name, spec.role), spec)
         for row in archive.statistics.matrices
-        for spec in statistics_law.sections(row)
+        for spec in statistics_storage.sections(row)
     ]
 
 
@@ -99,11 +99,11 @@ _SPECS: dict[str, Callable[[Archive, bool], Specs]] = {
     "decoder": _decoder,
     "statistics": _statistics,
 }
-"""By kind of archive: checks the document, and lists the sections whose values have a law."""
+"""By kind of archive: checks the document, and lists the sections whose values have a rule."""
 
 
 def _without_meaning(archive: Archive, specs: Specs) -> Iterator[Damage]:
-    """Whole sections with values that break their law (P5)."""
+    """Whole sections with values that break their rule (P5)."""
     for name, spec in specs:
         try:
             data = archive.read(name)

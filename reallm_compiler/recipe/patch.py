@@ -1,4 +1,4 @@
-"""The one law by which recipes, defaults and rules are merged: later wins, field by field.
+"""How recipes, defaults and rules are merged: later wins, field by field.
 
 - Two maps merge key by key.
 - A stage whose `kind` changes is replaced whole: parameters of another kind must not survive.

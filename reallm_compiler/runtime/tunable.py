@@ -1,7 +1,7 @@
 """A model whose coded matrices stay in their parts: what is tuned, and what adapters change.
 
     with the archive's coded parts decoded once,
-    tunable.use("law.reallm-adapter")     # other factors and gains, nothing decoded again
+    tunable.use("legal.reallm-adapter")     # other factors and gains, nothing decoded again
     tunable.use(None)                     # those of the archive itself
 
 The model is an ordinary transformers model; the linear layers of coded matrices are

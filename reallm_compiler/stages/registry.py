@@ -59,13 +59,13 @@ class ExternalKind:
     Attributes:
         stage: the stage that it belongs to, a key of `KINDS`.
         params: its parameters, a subclass of that stage's base in `reallm_compiler.stages`.
-        law: where its size law is, as `module:attribute`; imported when a size is asked for.
+        size_law: where its size law is, as `module:attribute`; imported when a size is asked for.
         codec: where its codec is, likewise; imported when weights are coded or decoded.
     """
 
     stage: str
     params: type[Stage]
-    law: str
+    size_law: str
     codec: str
 
     def __post_init__(self) -> None:
@@ -141,7 +141,7 @@ def implementation(params: type[Stage], built_in: Mapping[type[Stage], Any], par
     Args:
         params: the kind.
         built_in: those of this package.
-        part: `law` or `codec`, where an `ExternalKind` says that its own is.
+        part: `size_law` or `codec`, where an `ExternalKind` says that its own is.
 
     Raises:
         RegistryError: the kind has none.
@@ -152,11 +152,11 @@ def implementation(params: type[Stage], built_in: Mapping[type[Stage], Any], par
         if kind.params is params:
             module, _, attribute = getattr(kind, part).partition(":")
             return getattr(importlib.import_module(module), attribute)
-    raise RegistryError(f"the kind {kind_name(params)!r} has no {part}")
+    raise RegistryError(f"the kind {kind_name(params)!r} has no `{part}`")
 
 
 def check_complete(built_in: Mapping[type[Stage], Any], part: str) -> None:
-    """Refuses a table of laws or codecs in which a kind of this package is missing.
+    """Refuses a table of size laws or codecs in which a kind of this package is missing.
 
     Raises:
         RegistryError: with the kinds that lack one.

@@ -2,8 +2,8 @@
 
 A size law is a pure integer function from a stage's parameters and a shape to the sections that
 the stage stores. It needs no data and no torch, so the length of an archive is known before the
-first weight is read. Its codec must write exactly these sections. Beside the sections a law says
-what a kind costs, and for which shapes it has no answer.
+first weight is read. Its codec must write exactly these sections. Beside the
+sections a size law gives what a kind costs, and which shapes it refuses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fractions import Fraction
 from typing import Generic, TypeVar
 
 from reallm_compiler.stages import AutoencoderStage, ResidualStage, Stage
-from reallm_compiler.storage.values import Anything, ValueLaw
+from reallm_compiler.storage.values import Anything, ValueRule
 from reallm_formats.dtypes import section_bytes
 
 DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "i8"}
@@ -44,7 +44,7 @@ class SectionSpec:
     shape: tuple[int, ...]
     term: str
     shared: bool = False
-    values: ValueLaw = field(default=ANYTHING, compare=False)
+    values: ValueRule = field(default=ANYTHING, compare=False)
 
     @property
     def nbytes(self) -> int:

@@ -27,17 +27,17 @@ def factor_sections(params: LowRank, shape: Shape) -> list[SectionSpec]:
     p, q = shape
     rank = rank_of(params, shape)
     dtype = DTYPES[params.dtype]
-    laws: list[tuple[str, str, tuple[int, ...], Finite]] = [
+    entries: list[tuple[str, str, tuple[int, ...], Finite]] = [
         ("l1", dtype, (p, rank), Finite()),
         ("l2", dtype, (rank, q), Finite()),
     ]
     if params.dtype == "int8":
-        laws += [
+        entries += [
             (f"{role}_scales", "f16", (rank,), Finite(negative=False)) for role in ("l1", "l2")
         ]
     return [
         SectionSpec(role=role, dtype=stored, shape=extents, term="low_rank", values=values)
-        for role, stored, extents, values in laws
+        for role, stored, extents, values in entries
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from reallm_compiler.stages import MatrixPlan, Stage
 from reallm_compiler.storage import dora
 from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape
-from reallm_compiler.storage.registry import law_of
+from reallm_compiler.storage.registry import size_law_of
 
 TERMS = ("codes", "codebook", "decoder", "scales", "permutation", "low_rank", "dora")
 """The budget terms of a matrix, in the order of tables."""
@@ -42,7 +42,9 @@ class MatrixLayout:
     @cached_property
     def latent_shape(self) -> Shape:
         """Rows and columns of the latent, on which permutation, scales and quantizer act."""
-        shape: Shape = law_of(self.plan.autoencoder).latent_shape(self.plan.autoencoder, self.shape)
+        shape: Shape = size_law_of(self.plan.autoencoder).latent_shape(
+            self.plan.autoencoder, self.shape
+        )
         return shape
 
     @cached_property
@@ -51,7 +53,7 @@ class MatrixLayout:
         context = self._context()
         specs: list[SectionSpec] = []
         for stage, shape in self._stages():
-            specs += law_of(stage).sections(stage, shape, context)
+            specs += size_law_of(stage).sections(stage, shape, context)
         if self.plan.dora:
             specs += dora.sections(self.shape)
         return tuple(specs)
@@ -70,7 +72,7 @@ class MatrixLayout:
     def reused_sections(self) -> tuple[SectionSpec, ...]:
         """Sections that decoding needs from an archive of kind `decoder`; mostly none."""
         params = self.plan.autoencoder
-        return tuple(law_of(params).reused_sections(params, self.shape))
+        return tuple(size_law_of(params).reused_sections(params, self.shape))
 
     @property
     def rows_stand_alone(self) -> bool:
@@ -84,19 +86,19 @@ class MatrixLayout:
         """What the matrix costs beside reading and writing it."""
         context = self._context()
         return Cost.of(
-            [law_of(stage).cost(stage, shape, context) for stage, shape in self._stages()]
+            [size_law_of(stage).cost(stage, shape, context) for stage, shape in self._stages()]
         )
 
     @cached_property
     def rank(self) -> int:
         """Rank of the residual's factors; 0 without factors."""
-        rank: int = law_of(self.plan.residual).rank(self.plan.residual, self.shape)
+        rank: int = size_law_of(self.plan.residual).rank(self.plan.residual, self.shape)
         return rank
 
     @property
     def factor_dtype(self) -> str | None:
         """Recipe word for the stored type of the residual's factors; None without factors."""
-        dtype: str | None = law_of(self.plan.residual).factor_dtype(self.plan.residual)
+        dtype: str | None = size_law_of(self.plan.residual).factor_dtype(self.plan.residual)
         return dtype
 
     @property
@@ -106,14 +108,14 @@ class MatrixLayout:
 
     def sections_of(self, stage: Stage) -> tuple[SectionSpec, ...]:
         """Sections of one stage of the plan that acts on the matrix."""
-        return tuple(law_of(stage).sections(stage, self.shape, self._context()))
+        return tuple(size_law_of(stage).sections(stage, self.shape, self._context()))
 
     @cached_property
     def table_roles(self) -> tuple[str, ...]:
         """Roles of the quantizer's sections that a share group would store once."""
         params = self.plan.quantizer
         context = Context(source_dtype=self.source_dtype, shared=True)
-        specs = law_of(params).sections(params, self.latent_shape, context)
+        specs = size_law_of(params).sections(params, self.latent_shape, context)
         return tuple(spec.role for spec in specs if spec.shared)
 
     @cached_property
@@ -121,7 +123,7 @@ class MatrixLayout:
         """Why the matrix cannot be stored so, as (stage, reason); None if it can."""
         context = self._context()
         for name, stage, shape in self._named_stages():
-            reason = law_of(stage).refusal(stage, shape, context)
+            reason = size_law_of(stage).refusal(stage, shape, context)
             if reason is not None:
                 return name, reason
         return None
@@ -139,7 +141,7 @@ class MatrixLayout:
         context = self._context(sharers)
         terms: dict[str, Fraction] = {}
         for stage, shape in self._stages():
-            for term, bits in law_of(stage).paper_bits(stage, shape, context).items():
+            for term, bits in size_law_of(stage).paper_bits(stage, shape, context).items():
                 terms[term] = terms.get(term, Fraction(0)) + bits / self.numel
         return terms
 
@@ -178,7 +180,7 @@ class LayoutTable:
     """Layouts of many matrices: one object for all that have the same plan, shape and type.
 
     A model has a hundred thousand matrices and few that differ. Plans are told apart by identity: a
-    hash of a plan costs as much as a law, and a recipe makes one object for many matrices.
+    hash of a plan costs as much as a size law, and a recipe makes one object for many matrices.
     """
 
     def __init__(self) -> None:
@@ -200,5 +202,5 @@ def group_bytes(layouts: Sequence[MatrixLayout]) -> int:
     for name, stage, _ in layouts[0]._named_stages():
         latent = name in LATENT_STAGES
         shapes = [layout.latent_shape if latent else layout.shape for layout in layouts]
-        total += law_of(stage).group_bytes(stage, shapes)
+        total += size_law_of(stage).group_bytes(stage, shapes)
     return total if plan.share is not None else 0

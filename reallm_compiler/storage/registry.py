@@ -39,7 +39,7 @@ from reallm_compiler.storage.trellis import TrellisLaw
 from reallm_compiler.storage.uniform import UniformLaw
 from reallm_compiler.storage.vq import VectorLaw
 
-LAWS: dict[type[Stage], SizeLaw[Any]] = {
+SIZE_LAWS: dict[type[Stage], SizeLaw[Any]] = {
     NoResidual: ResidualLaw[NoResidual](),
     LowRank: LowRankLaw(),
     Normalize: NormalizeLaw(),
@@ -60,13 +60,13 @@ LAWS: dict[type[Stage], SizeLaw[Any]] = {
     NearestRounding: SizeLaw[NearestRounding](),
 }
 
-check_complete(LAWS, "size law")
+check_complete(SIZE_LAWS, "size law")
 
 
-def law_of(params: Stage) -> Any:  # noqa: ANN401 - the law of that stage
+def size_law_of(params: Stage) -> Any:  # noqa: ANN401 - the size law of that stage
     """The size law of a kind.
 
     Raises:
-        RegistryError: a kind of another package whose law cannot be found.
+        RegistryError: a kind of another package whose size law cannot be found.
     """
-    return implementation(type(params), LAWS, "law")
+    return implementation(type(params), SIZE_LAWS, "size_law")

@@ -2,7 +2,7 @@
 
 One level stores n values. Two levels store n codes of `bits` bits, one super-scale for each
 `superblock` of them and one float32 offset. `minmax` stores a second array, the zero points, by
-the same law. For 64 weights a block, 8 bits and 256 blocks a super-block: 8/64 + 32/(64 x 256)
+the same size law. For 64 weights a block, 8 bits and 256 blocks a super-block: 8/64 + 32/(64 x 256)
 = 0.126953 bits per weight, and 32 bits once.
 """
 

@@ -1,6 +1,6 @@
 """Value laws: what the numbers of a section may be, as its size law says how many there are.
 
-A size law names the value law of each section that it lists, so a new kind brings both in one
+A size law names the value rule of each section that it lists, so a new kind brings both in one
 file. Codes of b bits need none where every one of the 2^b has a meaning. Checking works on the
 stored bytes, in pieces, without torch; it takes time and memory linear in the section.
 """
@@ -31,7 +31,7 @@ _FLOATS = {
 """By type: its bits as an unsigned integer, and the least magnitude that is not finite."""
 
 
-class ValueLaw(Protocol):
+class ValueRule(Protocol):
     """What the elements of a section may be."""
 
     def problem(self, data: memoryview, dtype: str, shape: Sequence[int]) -> str | None:

@@ -48,7 +48,7 @@ def plan_of() -> Callable[..., MatrixPlan]:
 
 @pytest.fixture
 def check_codec(gaussian) -> Callable[..., Encoded]:
-    """check_codec(plan, weight): sections as the law says, bytes and back, error as stored.
+    """check_codec(plan, weight): sections as the size law says, bytes and back, error as stored.
 
     Returns what was encoded, for further checks.
     """

@@ -119,7 +119,7 @@ SHAPES = st.sampled_from([(1, 1), (4, 9), (13, 6), (8, 16)])
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(words=PLANS, shape=SHAPES, seed=st.integers(0, 3))
-def test_what_the_schema_admits_keeps_the_laws(words, shape, seed) -> None:
+def test_what_the_schema_admits_keeps_its_size_law(words, shape, seed) -> None:
     try:
         plan = MatrixPlan.model_validate(words)
     except ValidationError as error:

@@ -66,7 +66,7 @@ def decoded_by_chance(params: Hnerv, grid: tuple[int, int], *, seed: int = 1) ->
 
 
 @pytest.mark.parametrize("words", [TINY, SMALL], ids=["tiny", "small"])
-def test_modules_have_the_parameters_that_the_law_says(words: dict[str, object]) -> None:
+def test_modules_have_the_parameters_of_the_size_law(words: dict[str, object]) -> None:
     params = stage(words)
     generator = torch.Generator()
     decoder = weights.Decoder(params, params.width or 0, generator)
@@ -192,7 +192,7 @@ PLANS = {
 
 
 @pytest.mark.parametrize("words", PLANS.values(), ids=PLANS)
-def test_each_pipeline_keeps_the_laws(words: MatrixPlan, gaussian, check_codec) -> None:
+def test_each_pipeline_keeps_its_size_law(words: MatrixPlan, gaussian, check_codec) -> None:
     check_codec(words, gaussian(20, 17))
 
 

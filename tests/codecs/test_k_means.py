@@ -57,9 +57,9 @@ def test_a_step_too_far_is_taken_back(monkeypatch):
     statistics = k_means._statistics
 
     def watched(vectors, codebook):
-        error, sums, masses = statistics(vectors, codebook)
-        passes.append((error, codebook, (sums / masses).float()))
-        return error, sums, masses
+        error, sums, weight_sums = statistics(vectors, codebook)
+        passes.append((error, codebook, (sums / weight_sums).float()))
+        return error, sums, weight_sums
 
     monkeypatch.setattr(k_means, "_statistics", watched)
     monkeypatch.setattr(k_means, "BEYOND", 2.5)

@@ -204,7 +204,7 @@ def test_what_is_no_matrix_is_refused(weight, plan_of):
         encode_matrix(plan_of(), weight, seed=0, source_dtype="f32")
 
 
-def test_sections_that_break_the_law_are_refused(gaussian, plan_of):
+def test_sections_that_break_the_size_law_are_refused(gaussian, plan_of):
     plan = plan_of(scales={"kind": "absmax"}, quantizer={"kind": "uniform", "bits": 4})
     sections = encode_matrix(plan, gaussian(8, 64), seed=0, source_dtype="f32").sections
     for wrong in (

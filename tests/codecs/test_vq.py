@@ -50,16 +50,18 @@ def test_vectors_and_weights_by_plain_loops(shape, axis, dim, per, gaussian, pla
     vectors = vq.MatrixVectors(params, weight, field)
     expected = slow_vectors(weight, dim, axis)
     inside = slow_vectors(torch.ones(shape), dim, axis)
-    mass = inside
+    expected_weights = inside
     if per not in (None, "tensor"):
-        mass = slow_vectors((field.rows(0, shape[0]) / field.scale.max()).square(), dim, axis)
+        expected_weights = slow_vectors(
+            (field.rows(0, shape[0]) / field.scale.max()).square(), dim, axis
+        )
     assert vectors.count == len(expected)
 
     def check(values, weights, place):
         assert torch.equal(values, expected[place])
         found = torch.ones(1) if weights is None else weights
         found = found[:, None] if found.dim() == 1 else found
-        torch.testing.assert_close(found.expand(values.shape), mass[place])
+        torch.testing.assert_close(found.expand(values.shape), expected_weights[place])
 
     seen = 0
     for first, values, weights in vectors.chunks():

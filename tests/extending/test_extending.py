@@ -133,17 +133,19 @@ def test_a_kind_of_a_known_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     from reallm_compiler.stages import ExternalKind, VectorQuantizer, register
 
     with pytest.raises(RegistryError, match="vq"):
-        register(ExternalKind(stage="quantizer", params=VectorQuantizer, law="a:b", codec="a:b"))
+        register(
+            ExternalKind(stage="quantizer", params=VectorQuantizer, size_law="a:b", codec="a:b")
+        )
     with pytest.raises(RegistryError, match="quantiser"):
-        ExternalKind(stage="quantiser", params=VectorQuantizer, law="a:b", codec="a:b")
+        ExternalKind(stage="quantiser", params=VectorQuantizer, size_law="a:b", codec="a:b")
 
 
-def test_a_kind_without_a_law_fails() -> None:
+def test_a_kind_without_a_size_law_fails() -> None:
     from reallm_compiler.stages.registry import check_complete
-    from reallm_compiler.storage.registry import LAWS
+    from reallm_compiler.storage.registry import SIZE_LAWS
 
-    check_complete(LAWS, "size law")
-    short = {params: law for params, law in LAWS.items() if params.__name__ != "Hadamard"}
+    check_complete(SIZE_LAWS, "size law")
+    short = {params: entry for params, entry in SIZE_LAWS.items() if params.__name__ != "Hadamard"}
     with pytest.raises(RegistryError, match="hadamard"):
         check_complete(short, "size law")
 

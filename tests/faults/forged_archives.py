@@ -133,7 +133,7 @@ def some_plan(draw: random.Random, share: str) -> MatrixPlan:
 
 
 def meaningful(draw: random.Random, spec: SectionSpec) -> bytes:
-    """Bytes of a section that obey its value law."""
+    """Bytes of a section that obey its value rule."""
     rng = np.random.default_rng(draw.getrandbits(32))
     count = int(np.prod(spec.shape))
     if isinstance(spec.values, Order | Ones):

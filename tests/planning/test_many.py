@@ -11,7 +11,7 @@ from reallm_compiler import plan
 from reallm_compiler.errors import RecipeError
 from reallm_compiler.recipe import load_recipe
 from reallm_compiler.storage.matrix import layout_of
-from reallm_compiler.storage.registry import law_of
+from reallm_compiler.storage.registry import size_law_of
 from reallm_formats import encode_manifest
 
 LAYERS = 40
@@ -26,7 +26,7 @@ RECIPES = ("reallm-2bit", "reallm-2bit-tunable", "nf4", "rtn-4bit", "reallm-4bit
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_size_laws_are_asked_once_for_alike_matrices(recipe, monkeypatch):
     asked = {"sections": 0, "paper_bits": 0}
-    law = type(law_of(load_recipe(recipe).plan.quantizer))
+    law = type(size_law_of(load_recipe(recipe).plan.quantizer))
     for name in asked:
         method = getattr(law, name)
 
@@ -73,7 +73,7 @@ def test_the_length_of_the_manifest_needs_no_manifest():
 
 def test_the_collector_rests_and_is_left_as_it_was(monkeypatch):
     resting = []
-    law = type(law_of(load_recipe("nf4").plan.quantizer))
+    law = type(size_law_of(load_recipe("nf4").plan.quantizer))
     sections = law.sections
     monkeypatch.setattr(
         law, "sections", lambda *facts: resting.append(not gc.isenabled()) or sections(*facts)

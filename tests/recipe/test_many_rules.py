@@ -66,7 +66,7 @@ def test_the_search_finds_what_a_look_at_every_name_finds(text):
     pattern = Pattern(text)
     assert found == [place for place, name in enumerate(NAMES) if pattern.matches(name)]
     for name in filter(pattern.matches, NAMES):
-        assert set(pattern.words) <= set(name.split("."))
+        assert set(pattern.parts) <= set(name.split("."))
 
 
 def rules_of(count, **more):

@@ -36,7 +36,7 @@ def slow_merge(base, patch):
 
 
 @given(maps, maps)
-def test_merge_is_the_law_on_plain_data(base, patch):
+def test_merge_on_plain_data(base, patch):
     assert to_plain(merge(node(base), node(patch))) == slow_merge(base, patch)
 
 

@@ -33,10 +33,10 @@ def run(*words: str) -> str:
         pytest.param(["--vocabulary", "1000000", "--recipe", "rtn-4bit"], id="kept"),
     ],
 )
-def test_memory_stays_within_the_law(words: list[str]) -> None:
+def test_memory_stays_within_the_bound(words: list[str]) -> None:
     small = ["--gigabytes", "0.0006", "--hidden", "128", "--inner", "344", "--workers", "1"]
     told = run(*small, *words)
-    assert "within the law" in told
+    assert "within the bound" in told
     assert "intact" in told
     assert "process 0" in told
 

@@ -1,4 +1,4 @@
-"""Kinds of archives: each has a module that holds the law of its document.
+"""Kinds of archives: each has a module that validates its document.
 
 A new kind is a module with a `check` of the same form and a line in `KINDS`.
 """
@@ -15,7 +15,7 @@ from reallm_formats.sections import Row
 
 
 class DocumentCheck(Protocol):
-    """Refuses a document that breaks the law of its kind."""
+    """Refuses a document that breaks the rules of its kind."""
 
     def __call__(
         self, document: Mapping[str, Any], sections: Sequence[Row], *, newer: bool

@@ -107,7 +107,7 @@ def sums_by_codeword(values: Tensor, nearest: Tensor, count: int) -> Tensor:
 
 
 def _sums_of_runs(values: Tensor, nearest: Tensor, count: int) -> Tensor:
-    """`sums_by_word` on an accelerator, where sums in no fixed order would change the bytes."""
+    """`sums_by_codeword` on an accelerator, where sums in no fixed order would change the bytes."""
     index = nearest.sort(stable=True)
     lengths = torch.bincount(nearest, minlength=count)
     ordered = values[index.indices].to(torch.float64)

@@ -99,10 +99,10 @@ def lloyd(
     last: Tensor | None = None  # where the last step came to, before its momentum
     plain = False  # the codebook is the means of the best one
     for _ in range(iterations):
-        error, sums, masses = _statistics(vectors, codebook)
+        error, sums, weight_sums = _statistics(vectors, codebook)
         gain = 1.0 if best_error == float("inf") else 1 - error / max(best_error, 1e-300)
-        mean = (sums / masses.clamp(min=torch.finfo(torch.float64).tiny)).to(codebook.dtype)
-        mean = torch.where(masses > 0, mean, codebook)
+        mean = (sums / weight_sums.clamp(min=torch.finfo(torch.float64).tiny)).to(codebook.dtype)
+        mean = torch.where(weight_sums > 0, mean, codebook)
         if gain > 0:
             best, best_error = mean, error
         if error == 0 or (gain < settled and plain):
@@ -113,7 +113,7 @@ def lloyd(
             codebook, last = best, None
             continue
         reached = torch.lerp(codebook, mean, BEYOND)
-        empty = (masses.sum(1) == 0).nonzero()[:, 0]
+        empty = (weight_sums.sum(1) == 0).nonzero()[:, 0]
         if len(empty):
             reached = _reseeded(vectors, codebook, reached, empty)
         codebook = reached if last is None else reached + MOMENTUM * (reached - last)
@@ -131,7 +131,7 @@ def _statistics(vectors: Vectors, codebook: Tensor) -> tuple[float, Tensor, Tens
     """
     count, dim = codebook.shape
     sums = torch.zeros(count, dim, dtype=torch.float64, device=codebook.device)
-    masses = torch.zeros_like(sums)
+    weight_sums = torch.zeros_like(sums)
     squares = 0.0
     for _, values, weights in vectors.chunks():
         nearest = assign(values, weights, codebook)
@@ -140,13 +140,13 @@ def _statistics(vectors: Vectors, codebook: Tensor) -> tuple[float, Tensor, Tens
         squares += float((weighted * values).sum(dtype=torch.float64))
         sums += sums_by_codeword(weighted, nearest, count)
         if wide is None:
-            masses += torch.bincount(nearest, minlength=count)[:, None]
+            weight_sums += torch.bincount(nearest, minlength=count)[:, None]
         else:
-            masses += sums_by_codeword(wide, nearest, count)
+            weight_sums += sums_by_codeword(wide, nearest, count)
     # sum w (x - c)^2 = sum w x^2 - 2 c sum w x + c^2 sum w, over the vectors of each codeword.
     c = codebook.to(torch.float64)
-    error = squares + float((c * (c * masses - 2 * sums)).sum())
-    return max(error, 0.0), sums, masses
+    error = squares + float((c * (c * weight_sums - 2 * sums)).sum())
+    return max(error, 0.0), sums, weight_sums
 
 
 def _reseeded(vectors: Vectors, codebook: Tensor, moved: Tensor, empty: Tensor) -> Tensor:

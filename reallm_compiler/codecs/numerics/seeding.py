@@ -24,7 +24,11 @@ def seed_codebook(sample: DenseVectors, count: int, generator: torch.Generator) 
     """
     values, weights = sample.values, sample.weights
     codebook = values.new_zeros(count, sample.dim)
-    first = torch.ones(sample.count, dtype=torch.float64) if weights is None else _mass(weights)
+    first = (
+        torch.ones(sample.count, dtype=torch.float64)
+        if weights is None
+        else _vector_weights(weights)
+    )
     chosen = _draw(first, 1, generator)
     if not len(chosen):
         return codebook
@@ -71,7 +75,7 @@ class _Across:
         return squares.sum(1)
 
 
-def _mass(weights: Tensor) -> Tensor:
+def _vector_weights(weights: Tensor) -> Tensor:
     return (weights if weights.dim() == 1 else weights.sum(1)).to(torch.float64)
 
 

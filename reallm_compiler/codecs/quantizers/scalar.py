@@ -226,8 +226,8 @@ def normal_reach(levels: tuple[float, ...]) -> float:
     ends = torch.full_like(factors, torch.inf)
     cuts = torch.cat([-ends, factors * (table[1:] + table[:-1]) / 2, ends], dim=1)
     density = torch.exp(-cuts.square() / 2) / math.sqrt(2 * math.pi)
-    mass = torch.special.ndtr(cuts).diff(dim=1)
+    probability = torch.special.ndtr(cuts).diff(dim=1)
     moment = -density.diff(dim=1)  # the integral of x between two cuts
     values = factors * table
-    errors = (values.square() * mass - 2 * values * moment).sum(1)
+    errors = (values.square() * probability - 2 * values * moment).sum(1)
     return float(factors[errors.argmin()])

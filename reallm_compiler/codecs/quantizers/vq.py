@@ -323,7 +323,7 @@ class _Sample:
     def __init__(self, like: Tensor, most: int, dim: int) -> None:
         # Memory that is never touched costs nothing, and nothing need be joined afterwards.
         self._values = like.new_empty(most, dim)
-        self._masses = like.new_empty(most, dim)
+        self._weights = like.new_empty(most, dim)
         self._count = 0
 
     def add(self, vectors: MatrixVectors, most: int, generator: torch.Generator) -> None:
@@ -334,17 +334,19 @@ class _Sample:
             self._widen(values.dtype)
             span = slice(self._count, self._count + len(index))
             self._values[span] = values
-            self._masses[span] = 1.0 if weights is None else weights.view(len(index), -1)
+            self._weights[span] = 1.0 if weights is None else weights.view(len(index), -1)
             self._count += len(index)
-        values, masses = self._values[first : self._count], self._masses[first : self._count]
-        energy = float(values.square().mul_(masses).sum(dtype=torch.float64))
-        masses *= vectors.count / energy if energy else 0.0
+        values, own_weights = self._values[first : self._count], self._weights[first : self._count]
+        energy = float(values.square().mul_(own_weights).sum(dtype=torch.float64))
+        own_weights *= vectors.count / energy if energy else 0.0
 
     def _widen(self, dtype: torch.dtype) -> None:
         """Go over to float64 with the first latent of that type."""
         if torch.promote_types(self._values.dtype, dtype) != self._values.dtype:
-            self._values, self._masses = self._values.to(dtype), self._masses.to(dtype)
+            self._values, self._weights = self._values.to(dtype), self._weights.to(dtype)
 
     def vectors(self) -> DenseVectors:
         """All that was taken."""
-        return DenseVectors(values=self._values[: self._count], weights=self._masses[: self._count])
+        return DenseVectors(
+            values=self._values[: self._count], weights=self._weights[: self._count]
+        )

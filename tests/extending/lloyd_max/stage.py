@@ -20,6 +20,6 @@ class LloydMaxQuantizer(QuantizerStage):
 KIND = ExternalKind(
     stage="quantizer",
     params=LloydMaxQuantizer,
-    law="lloyd_max.storage:LAW",
+    size_law="lloyd_max.storage:SIZE_LAW",
     codec="lloyd_max.codec:CODEC",
 )

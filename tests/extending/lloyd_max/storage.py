@@ -34,4 +34,4 @@ class LloydMaxLaw(SizeLaw[LloydMaxQuantizer]):
         }
 
 
-LAW = LloydMaxLaw()
+SIZE_LAW = LloydMaxLaw()
