@@ -69,6 +69,7 @@ class MatrixDecoder:
         dtype: precision of the work.
 
     Attributes:
+        step: rows at a multiple of which a range must begin; 1 where each row decodes alone.
         coarse: fewer than 2 bits a weight: codes may rightly stand for nothing but zero.
     """
 
@@ -86,6 +87,7 @@ class MatrixDecoder:
             codec_of(transform).decoder(transform, shape, sections, dtype)
             for transform in reversed(plan.transform)
         ]
+        self.step = math.lcm(self._coded.step, *(one.step for one in self._transforms))
         self._residual: ResidualTerm | None = codec_of(plan.residual).decoder(
             plan.residual, sections, dtype
         )
@@ -93,11 +95,15 @@ class MatrixDecoder:
 
     def panels(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows that may be decoded by themselves and fill the matrix."""
-        step = math.lcm(self._coded.step, *(transform.step for transform in self._transforms))
-        return panels(self._shape, step)
+        return panels(self._shape, self.step)
+
+    def row(self, index: int) -> Tensor:
+        """One row [q] of the matrix; at most `step` rows are decoded for it."""
+        first = index - index % self.step
+        return self.rows(first, min(first + self.step, self._shape[0]))[index - first]
 
     def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last) of the matrix, a fresh tensor [last - first, q]; see `panels`."""
+        """Rows [first, last) of the matrix, a fresh tensor [last - first, q]; see `step`."""
         rows = self._coded.rows(first, last)
         for transform in self._transforms:
             transform.restore_(rows, first)

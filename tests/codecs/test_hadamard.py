@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from pydantic import ValidationError
 
+import reallm_compiler as reallm
 from reallm_compiler.codecs import MatrixDecoder, decode_matrix, encode_matrix
 from reallm_compiler.codecs.transforms import hadamard
 from reallm_compiler.storage.matrix import layout_of
@@ -87,6 +91,39 @@ def test_signs_are_those_of_splitmix64():
     assert hadamard.signs(3, 0).tolist() == [-1, 1, 1]
     many = hadamard.signs(4096, 12345)
     assert abs(float(many.mean())) < 0.05
+
+
+def test_signs_are_those_of_the_specification():
+    text = (Path(__file__).parents[2] / "formats" / "SPEC.md").read_text(encoding="utf-8")
+    vectors = re.findall(r"signs\((\d+), (\d+)\) +([+-]+)", text)
+    assert len(vectors) == 4
+    for count, seed, signs in vectors:
+        found = hadamard.signs(int(count), int(seed)).tolist()
+        assert "".join("+" if sign > 0 else "-" for sign in found) == signs
+
+
+def test_matrices_of_one_input_share_its_transform(gaussian):
+    """q, k and v of one attention, resolved from one recipe."""
+    recipe = {
+        "reallm": 1,
+        "defaults": {"transform": transform(seed=3), "quantizer": {"kind": "none"}},
+    }
+    shapes = {f"layers.0.self_attn.{name}_proj.weight": [rows, 24]
+              for name, rows in (("q", 64), ("k", 16), ("v", 16))}  # fmt: skip
+    matrices = reallm.plan(recipe, model={"shapes": shapes}).matrices
+    x = gaussian(5, 24)
+    found = []
+    for matrix in matrices:
+        params = matrix.plan.transform[0]
+        weight = gaussian(*matrix.shape)
+        rotation = CODEC.decoder(params, matrix.shape, {}, torch.float32)
+        rotated = CODEC.encode(params, weight.clone())[1]
+        found.append(rotation.inputs(x))
+        torch.testing.assert_close(
+            rotation.outputs(found[-1] @ rotated.T), x @ weight.T, atol=1e-4, rtol=1e-4
+        )
+    assert len(found) == 3
+    assert all(torch.equal(one, found[0]) for one in found)
 
 
 @pytest.mark.parametrize("block", [1, 3, 8192])

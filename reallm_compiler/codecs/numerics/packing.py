@@ -10,6 +10,8 @@ no intermediate grows with the stream.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,11 @@ BLOCK = 1 << 19
 
 # Byte views below read word values from memory in this order, and so does every torch device.
 _WORD_BITS = 64
+
+
+def rows_per_byte(row_bits: int) -> int:
+    """Rows of so many bits after which a stream stands at a byte boundary: 1, 2, 4 or 8."""
+    return CODES_PER_GROUP // math.gcd(CODES_PER_GROUP, row_bits)
 
 
 def code_dtype(bits: int) -> torch.dtype:

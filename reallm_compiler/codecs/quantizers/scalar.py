@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs.contract import ColumnCoder, RowDecoder
 from reallm_compiler.codecs.numerics import kernel
-from reallm_compiler.codecs.numerics.packing import CODES_PER_GROUP, pack, unpack
+from reallm_compiler.codecs.numerics.packing import pack, rows_per_byte, unpack
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import CodecError
@@ -81,7 +81,7 @@ class TableDecoder(RowDecoder):
     """
 
     def __init__(self, levels: Tensor, codes: Tensor, bits: int, shape: tuple[int, int]) -> None:
-        self.step = CODES_PER_GROUP
+        self.step = rows_per_byte(shape[1] * bits)
         self._codes = codes
         self._bits = bits
         self._columns = shape[1]

@@ -18,7 +18,7 @@ from reallm_compiler.codecs.contract import ColumnCoder, Latent, QuantizerCodec,
 from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign
 from reallm_compiler.codecs.numerics.numbers import stored
-from reallm_compiler.codecs.numerics.packing import CODES_PER_GROUP, code_dtype, pack, unpack
+from reallm_compiler.codecs.numerics.packing import code_dtype, pack, rows_per_byte, unpack
 from reallm_compiler.codecs.numerics.vectors import DenseVectors, Vectors, sampled_indices
 from reallm_compiler.codecs.quantizers.scalar import byte_table, look_up
 from reallm_compiler.codecs.scale_field import ScaleField
@@ -243,7 +243,7 @@ class VectorDecoder(RowDecoder):
         self._codebook = codebook
         self._wide = byte_table(codebook, self._bits) if 8 % self._bits == 0 else None
         self._high = self._dim if self._axis == "rows" else 1
-        self.step = CODES_PER_GROUP * self._high
+        self.step = rows_per_byte(self._width * self._bits) * self._high
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last) of the normalised latent."""

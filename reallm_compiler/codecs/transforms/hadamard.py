@@ -4,8 +4,9 @@
 
 so T undone is S_p H_p X H_q S_q. A weight of T(W) is a signed mean of up to block^2 weights of W:
 outliers are spread, and what is left is nearly normal whatever W was (QuIP#). Lengths are kept,
-so the error of the coded matrix is that of W. Signs come from a hash of integers: the same on
-every machine.
+so the error of the coded matrix is that of W. Signs come from a hash of integers, the same on
+every machine, and depend on the seed and the extent alone (SPEC.md has the formula): matrices that
+act on one input share H_q S_q x.
 """
 
 from __future__ import annotations
