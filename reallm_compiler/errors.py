@@ -13,6 +13,7 @@ from reallm_formats.errors import FormatError, ReallmError
 
 __all__ = [
     "AdapterError",
+    "CalibrateError",
     "CodecError",
     "CompileError",
     "EvaluationError",
@@ -110,6 +111,12 @@ class FinetuneError(ReallmError):
     """A model cannot be tuned: an unfit text, nothing to tune, a loss that is not finite."""
 
     code: ClassVar[str] = "cannot-finetune"
+
+
+class CalibrateError(ReallmError):
+    """A model cannot be measured, or statistics do not fit: another model, shape or form."""
+
+    code: ClassVar[str] = "cannot-calibrate"
 
 
 class EvaluationError(ReallmError):

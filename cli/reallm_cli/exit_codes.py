@@ -27,6 +27,7 @@ class ExitCode(IntEnum):
     SYSTEM = 11
     BAD_ADAPTER = 12
     CANNOT_FINETUNE = 13
+    CANNOT_CALIBRATE = 14
     BUG = 70
     INTERRUPTED = 130
     BROKEN_PIPE = 141
@@ -47,6 +48,7 @@ MEANINGS = {
     ExitCode.SYSTEM: "the system refused a file or the network: permission, disk, connection",
     ExitCode.BAD_ADAPTER: "an adapter belongs to another base, or does not fit it",
     ExitCode.CANNOT_FINETUNE: "the model cannot be tuned: an unfit text, a loss that is not finite",
+    ExitCode.CANNOT_CALIBRATE: "statistics cannot be measured, or are of another model",
     ExitCode.BUG: "a bug in reallm",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C or a signal",
     ExitCode.BROKEN_PIPE: "the program that read our output went away",
@@ -68,6 +70,7 @@ _BY_ERROR = {
     "system": ExitCode.SYSTEM,
     "bad-adapter": ExitCode.BAD_ADAPTER,
     "cannot-finetune": ExitCode.CANNOT_FINETUNE,
+    "cannot-calibrate": ExitCode.CANNOT_CALIBRATE,
 }
 
 

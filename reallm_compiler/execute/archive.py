@@ -19,7 +19,7 @@ from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.execute.identity import identity_of, provenance
 from reallm_compiler.execute.options import CompileOptions
 from reallm_compiler.execute.preflight import check_disk, choose_workers, preflight_event
-from reallm_compiler.execute.resume import check_weights, checked_sources
+from reallm_compiler.execute.resume import check_weights
 from reallm_compiler.execute.runner import CompileJob
 from reallm_compiler.execute.tasks import compile_tasks
 from reallm_compiler.planning.document import to_document
@@ -29,6 +29,7 @@ from reallm_compiler.runs.identity import digest_of
 from reallm_compiler.runs.output import Output
 from reallm_compiler.runs.progress import Progress, record
 from reallm_compiler.runs.resume import finished_tasks, start
+from reallm_compiler.runs.sources import checked_sources
 from reallm_compiler.runs.stop import StopRequest
 from reallm_compiler.runs.tasks import TaskResult
 from reallm_compiler.runs.training import StateFiles

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from reallm_compiler.checkpoint import Inventory, open_source
 from reallm_compiler.errors import FinetuneError
-from reallm_compiler.execute.resume import check_digests
 from reallm_compiler.models.blocks import Block
 from reallm_compiler.models.build import build_model
 from reallm_compiler.models.names import parameter_names
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.weights import Weights, shard_facts
 from reallm_compiler.reader.archive import ModelArchive
+from reallm_compiler.runs.sources import check_digests
 
 CHECKED = 1 << 16
 """Weights of a kept tensor up to which it is compared with the archive's."""
@@ -73,7 +73,7 @@ class Original:
         for name in wanted:
             if name in self.weights.by_name:
                 self.weights.read(name)
-        check_digests(self.inventory, wanted, self.weights.digests, "run")
+        check_digests(self.inventory.path, wanted, self.weights.digests, "run")
 
     def block(
         self,

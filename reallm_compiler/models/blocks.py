@@ -114,6 +114,12 @@ class Calls:
         with _skipped([(block.module, entries) for block, entries in before]):
             return _catch(self._model, self._blocks[number].module, ids).call
 
+    def after(self, hidden: Tensor, ids: Tensor) -> Any:  # noqa: ANN401
+        """The output of the model for tokens [b, t] if its last block gives `hidden` [b, t, d]."""
+        pairs = zip(self._blocks, self._outputs, strict=True)
+        with _skipped([(block.module, entries) for block, entries in pairs], hidden):
+            return self._model(input_ids=ids, use_cache=False)
+
 
 def hidden_states(model: Any, first: nn.Module, ids: Tensor) -> Tensor:  # noqa: ANN401
     """What reaches the first block for tokens [b, t]: [b, t, d]."""
@@ -216,12 +222,14 @@ def _catch(model: Any, module: nn.Module, ids: Tensor) -> _Caught:  # noqa: ANN4
 
 
 @contextmanager
-def _skipped(modules: Sequence[tuple[nn.Module, int | None]]) -> Iterator[None]:
-    """Let each of these blocks give back its hidden states as they are."""
+def _skipped(
+    modules: Sequence[tuple[nn.Module, int | None]], given: Tensor | None = None
+) -> Iterator[None]:
+    """Let each of these blocks give back its hidden states as they are, or those that are given."""
 
     def passing(entries: int | None) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            hidden, _ = _split(args, kwargs)
+            hidden = _split(args, kwargs)[0] if given is None else given
             # No other entry of a tuple is known; a block that needs one fails, and is refused.
             return hidden if entries is None else (hidden, *(None,) * (entries - 1))
 

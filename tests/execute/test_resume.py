@@ -118,7 +118,7 @@ def test_a_weight_that_changes_while_a_compile_runs(
         if isinstance(event, TaskDone) and event.tasks_done == 2:
             negate(model, last)
 
-    with pytest.raises(SourceError, match="has changed while it was compiled") as caught:
+    with pytest.raises(SourceError, match="has changed while it was read") as caught:
         compiled(model, tmp_path / "o.reallm", SHARED, on_event=change)
     assert last in caught.value.message
 

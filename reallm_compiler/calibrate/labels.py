@@ -1,0 +1,49 @@
+"""Labels drawn from the model's own prediction.
+
+With them the second moments of gradients are the Fisher information: the second derivative of the
+divergence from the model itself. Each sequence draws from its own generator.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.calibrate.sequences import Chunk
+from reallm_compiler.runs.seeds import seed_for
+
+PIECE = 1 << 22
+"""Probabilities that are summed at once."""
+
+
+def gradient_of_logits(logits: Tensor, chunk: Chunk, seed: int) -> Tensor:
+    """The gradient [b, t, v] of the summed negative log likelihood of drawn labels.
+
+    Args:
+        logits: [b, t, v]; where they are not finite the gradient is NaN.
+        chunk: the sequences.
+        seed: of the labels.
+    """
+    gradient = torch.softmax(logits.detach().float(), -1)
+    for row, number in enumerate(chunk.numbers):
+        labels = draw(gradient[row], seed, f"labels/{number}")
+        gradient[row, torch.arange(len(labels), device=labels.device), labels] -= 1
+    return gradient.to(logits.dtype)
+
+
+def draw(probabilities: Tensor, seed: int, name: str) -> Tensor:
+    """int64 [n]: a label for each row of probabilities [n, v], drawn by inverting their sums.
+
+    The uniform numbers come from a generator on the CPU, so they are the same on every device.
+    """
+    generator = torch.Generator().manual_seed(seed_for(seed, name))
+    uniform = torch.rand(len(probabilities), dtype=torch.float64, generator=generator)
+    labels = torch.empty(len(probabilities), dtype=torch.int64)
+    step = max(1, PIECE // probabilities.shape[1])
+    for first in range(0, len(labels), step):
+        sums = probabilities[first : first + step].cpu().cumsum(1, dtype=torch.float64)  # [n, v]
+        threshold = uniform[first : first + step] * sums[:, -1]
+        labels[first : first + step] = torch.searchsorted(sums, threshold[:, None], right=True)[
+            :, 0
+        ]
+    return labels.clamp_(max=probabilities.shape[1] - 1).to(probabilities.device)

@@ -1,0 +1,69 @@
+"""What a calibration is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from reallm_compiler.errors import CalibrateError
+from reallm_compiler.planning.statistics import StatisticsForm
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrateOptions:
+    """Settings that decide the bytes of the file.
+
+    Attributes:
+        samples: sequences that are drawn from the text; all if it has fewer.
+        window: tokens of a sequence; 2048, or what the model takes if that is less, when None.
+        seed: of the drawn sequences, labels and own text.
+        separator: where the text is split into documents; None cuts it into windows.
+        own_text: draw the text from the model itself.
+        form: how much is measured and stored.
+    """
+
+    samples: int = 256
+    window: int | None = None
+    seed: int = 0
+    separator: str | None = None
+    own_text: bool = False
+    form: StatisticsForm = field(default_factory=StatisticsForm)
+
+    def check(self) -> None:
+        """Refuse settings without a meaning.
+
+        Raises:
+            CalibrateError: names the setting.
+        """
+        for name, value, least in (
+            ("samples", self.samples, 1),
+            ("window", self.window, 2),
+            ("seed", self.seed, 0),
+            ("diagonal", self.form.diagonal, 0),
+        ):
+            if value is not None and (type(value) is not int or value < least):
+                raise CalibrateError(
+                    f"`{name}` must be an integer of at least {least}, not {value!r}"
+                )
+        if self.own_text and self.separator is not None:
+            raise CalibrateError(
+                "a text that the model writes itself has no separator",
+                hint="leave out `separator`",
+            )
+
+    def plain(self, *, sequences: int, window: int) -> dict[str, Any]:
+        """The settings as the file states them.
+
+        Args:
+            sequences: how many were measured.
+            window: tokens of the longest at most.
+        """
+        return {
+            "sequences": sequences,
+            "window": window,
+            "seed": self.seed,
+            "separator": self.separator,
+            "own_text": self.own_text,
+            "gradients": self.form.gradients,
+            "diagonal": self.form.diagonal,
+        }

@@ -1,0 +1,93 @@
+"""What a calibration takes of memory and disk, known before its first pass.
+
+Memory is an estimate on the safe side: weights of one block and of what stays, the sums of the
+matrices of one block in float64, and what the backward pass of a chunk keeps of a block and of the
+logits. The disk holds the file and the hidden states at the borders of all blocks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from reallm_compiler.calibrate.moments import sums_bytes
+from reallm_compiler.calibrate.original import Original
+from reallm_compiler.calibrate.passes import Measurement
+from reallm_compiler.calibrate.sequences import Chunk
+from reallm_compiler.errors import CalibrateError
+from reallm_compiler.system import free_memory
+
+LIBRARIES_BYTES = 450 * 2**20
+"""An interpreter with torch and transformers."""
+
+RESERVE_BYTES = 100 * 2**20
+"""Other memory."""
+
+KEPT = 3
+"""Tensors of the width of an input or output that a backward pass keeps for each of a block's
+matrices, at most."""
+
+LOGITS = 4
+"""Tensors of the size of a chunk's logits."""
+
+
+def memory_bytes(
+    original: Original, measurement: Measurement, chunks: Sequence[Chunk], width: int
+) -> int:
+    """The estimated peak of memory, with the interpreter."""
+    tokens = max(chunk.ids.numel() for chunk in chunks)
+    parts = [*measurement.parts, measurement.rest] if measurement.parts else [measurement.rows]
+    sums = max(sum(map(sums_bytes, part)) for part in parts)
+    widths = max(sum(sum(row.shape) for row in part) for part in parts)
+    vocabulary = int(getattr(original.model.config.get_text_config(), "vocab_size", 0))
+    longest = max(chunk.ids.shape[1] for chunk in chunks)
+    activations = 4 * tokens * max(KEPT * widths, LOGITS * vocabulary)
+    heads = int(getattr(original.model.config.get_text_config(), "num_attention_heads", 0) or 0)
+    scores = 4 * 2 * tokens * longest * heads
+    weights = original.kept_bytes() + 2 * original.block_bytes()
+    largest = max((row.shape[1] * row.shape[1] for row in measurement.rows), default=0)
+    return (
+        LIBRARIES_BYTES
+        + RESERVE_BYTES
+        + weights
+        + sums
+        + activations
+        + scores
+        + 8 * largest
+        + 8 * tokens * width
+    )
+
+
+def check_memory(needed: int) -> int | None:
+    """Memory that is free, None if that is unknown.
+
+    Raises:
+        CalibrateError: it is less than is needed beside the interpreter.
+    """
+    free = free_memory()
+    if free is not None and needed - LIBRARIES_BYTES > free:
+        raise CalibrateError(
+            f"memory is too small: about {needed >> 20:,} MiB are needed and {free >> 20:,} MiB "
+            "are free",
+            hint="keep diagonals of large matrices with `--diagonal N`, leave gradients out with "
+            "`--no-gradients`, or give a smaller `--window`",
+        )
+    return free
+
+
+def check_disk(folder: Path, needed: int) -> int:
+    """Free bytes in a folder.
+
+    Raises:
+        CalibrateError: fewer than `needed`.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise CalibrateError(
+            f"the disk is too small: {needed:,} bytes are needed for the file and for hidden "
+            f"states, and {free:,} are free",
+            location=str(folder),
+            hint="choose another output folder, or fewer `--samples`",
+        )
+    return free

@@ -1,0 +1,52 @@
+"""The text of a calibration as sequences of tokens: drawn from files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from reallm_compiler.calibrate.options import CalibrateOptions
+from reallm_compiler.errors import CalibrateError
+from reallm_compiler.models.sequences import cut, permutation
+
+LARGEST_WINDOW = 2048
+"""The window when none is asked for, unless the model takes less."""
+
+
+def choose_window(options: CalibrateOptions, positions: int | None) -> int:
+    """Tokens of a sequence.
+
+    Raises:
+        CalibrateError: the model does not take so many.
+    """
+    window = options.window or min(LARGEST_WINDOW, positions or LARGEST_WINDOW)
+    if positions is not None and window > positions:
+        raise CalibrateError(
+            f"a window of {window} tokens is longer than the model's {positions} positions",
+            hint=f"give a window of at most {positions}",
+        )
+    return window
+
+
+def draw_sequences(
+    tokenizer: Any,  # noqa: ANN401
+    texts: Sequence[str],
+    window: int,
+    options: CalibrateOptions,
+) -> list[list[int]]:
+    """Sequences of tokens of the texts, in a drawn order.
+
+    Raises:
+        CalibrateError: the text is too short, or has no separator.
+    """
+    found = cut(tokenizer, texts, window, options.separator, CalibrateError)
+    order = permutation(len(found), options.seed, "samples")[: options.samples].tolist()
+    return [found.ids[number, : int(found.lengths[number])].tolist() for number in order]
+
+
+def as_paths(text: Any) -> tuple[str | os.PathLike[str], ...]:  # noqa: ANN401
+    """One path, several, or none as a tuple."""
+    if text is None:
+        return ()
+    return (text,) if isinstance(text, str | os.PathLike) else tuple(text)
