@@ -33,7 +33,7 @@ from reallm_formats import (
     writer,
 )
 from reallm_formats.errors import ReallmError
-from vectors import make
+from vectors import samples
 
 EMPTY = {"recipe": {}, "methods": [], "matrices": [], "ties": {}, "provenance": {}}
 ROWS = [
@@ -206,7 +206,7 @@ BLOCK_ROWS = (("codes", "b3", (5, 7)), ("scales", "f16", (5,)))
 
 def in_blocks():
     """Two matrices and a group; all matrices have the same rows."""
-    rows = [{**make.MATRIX, "name": name, "tensor": f"{name}.weight"} for name in ("a", "é" * 9)]
+    rows = [{**samples.MATRIX, "name": name, "tensor": f"{name}.weight"} for name in ("a", "é" * 9)]
     blocks = [
         Block("share:g", (("codebook", "f16", (4,)),)),
         *(Block(f"matrix:{row['name']}", BLOCK_ROWS) for row in rows),

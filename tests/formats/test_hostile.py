@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from reallm_formats import Archive, FormatError, names, parse_name
 from tests.faults import fuzz_container as fuzzer
 from tests.faults import fuzzing
-from vectors import forge, make
+from vectors import forge, make, samples
 
 
 def test_mutants(tmp_path):
@@ -71,19 +71,19 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-ROW = {"name": make.CODES[0], "dtype": "b3", "shape": [2, 3], "offset": 0, "sha256": b""}
+ROW = {"name": samples.CODES[0], "dtype": "b3", "shape": [2, 3], "offset": 0, "sha256": b""}
 GOOD = {
     "kind": "model",
     "features": [],
     "sections": [ROW],
-    "document": make.model(ties={"x": "up.weight"}, provenance={"a": "b"}),
+    "document": samples.model(ties={"x": "up.weight"}, provenance={"a": "b"}),
 }
 PLACES = [(), *((key,) for key in GOOD), ("sections", 0)]
 PLACES += [("sections", 0, key) for key in ROW]
 PLACES += [("document", key) for key in GOOD["document"]]
 PLACES += [("document", "methods", 0), ("document", "matrices", 0), ("document", "ties", "x")]
 PLACES += [("document", "provenance", "a"), ("document", "recipe", "new"), ("document", "new")]
-PLACES += [("document", "matrices", 0, key) for key in make.MATRIX]
+PLACES += [("document", "matrices", 0, key) for key in samples.MATRIX]
 
 
 @given(st.sampled_from(PLACES), VALUES, st.booleans())
@@ -91,7 +91,7 @@ PLACES += [("document", "matrices", 0, key) for key in make.MATRIX]
 def test_any_value_at_any_place_of_a_manifest(place, value, newer):
     """Whatever stands somewhere is refused by a rule, or the archive opens and is sound."""
     manifest = copy.deepcopy(GOOD)
-    data = make.CODES[3]
+    data = samples.CODES[3]
     forge.place(manifest, [data])
     *path, last = place or (None,)
     holder = manifest

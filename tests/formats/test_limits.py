@@ -5,7 +5,7 @@ import pytest
 from reallm_formats import Archive, FormatError, layout, parse_model, parse_name, v1
 from reallm_formats.kinds.adapter import parse_adapter
 from reallm_formats.sections import check_shape
-from vectors import forge, make
+from vectors import forge, samples
 
 EMPTY = forge.MODEL
 MOST = v1.MAX_EXTENT
@@ -17,12 +17,12 @@ def plan(*sections, features=()):
 
 
 def model(**changes):
-    return parse_model(make.model(matrices=[{**make.MATRIX, **changes}]))
+    return parse_model(samples.model(matrices=[{**samples.MATRIX, **changes}]))
 
 
 def adapter(**changes):
-    row = {**make.ROW, "rank": 0, "gain": False, **changes}
-    return parse_adapter(make.adapter(matrices=[row]))
+    row = {**samples.ROW, "rank": 0, "gain": False, **changes}
+    return parse_adapter(samples.adapter(matrices=[row]))
 
 
 def opened(header):
@@ -99,7 +99,7 @@ def test_length_of_a_feature(monkeypatch):
 
 
 def test_words_for_lengths_and_versions():
-    whole = forge.archive([make.TEXT])
+    whole = forge.archive([samples.TEXT])
     cases = {
         whole[:-1]: "cut short",
         whole + b"\0": "longer than it was written",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from reallm_formats import Archive, FormatError, Writer, layout
-from vectors import forge, make
+from vectors import forge, make, samples
 
 FOLDER = Path(make.HERE)
 CASES = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))
@@ -119,7 +119,7 @@ def test_a_new_key_of_a_row_passes_under_a_newer_minor():
         manifest["sections"][0]["later"] = 1
         manifest["document"]["matrices"][0]["later"] = 1
 
-    sections, document = [make.CODES], make.model(matrices=[dict(make.MATRIX)])
+    sections, document = [samples.CODES], samples.model(matrices=[dict(samples.MATRIX)])
     archive = Archive(memoryview(with_keys(sections, document, newer)))
     assert archive.verify() == []
     assert archive.model.matrices[0].name == "up"
