@@ -7,8 +7,8 @@ from pathlib import Path
 
 from reallm_compiler.errors import SourceError
 
-_ROOM = Path(__file__).resolve().parent
-_HOMES = (_ROOM / "_demo", _ROOM.parent / "demo")
+_PACKAGE = Path(__file__).resolve().parent
+_FOLDERS = (_PACKAGE / "_demo", _PACKAGE.parent / "demo")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,13 +30,13 @@ def find_demo() -> Demo:
     Raises:
         SourceError: this installation lacks it.
     """
-    for home in _HOMES:
+    for home in _FOLDERS:
         found = Demo(model=home / "model", heldout=home / "heldout.txt")
         if (found.model / "model.safetensors").is_file() and found.heldout.is_file():
             return found
     raise SourceError(
         "the bundled model is not here",
-        location=str(_HOMES[-1]),
+        location=str(_FOLDERS[-1]),
         note="it is part of the wheel and of the repository",
         hint="install reallm again, or train it with `python demo/train.py` in the repository",
     )

@@ -72,7 +72,7 @@ class RegistryError(ReallmError):
 
 
 class SourceError(ReallmError):
-    """A checkpoint cannot be read, or is not what it says it is."""
+    """A checkpoint cannot be read, or its content contradicts its headers."""
 
     code: ClassVar[str] = "bad-source"
 

@@ -22,7 +22,7 @@ CGROUP = Path("/sys/fs/cgroup")
 """Where the limits of a container stand (control groups, version 2)."""
 
 PROC = Path("/proc")
-"""Where Linux tells of itself."""
+"""Where Linux reports the memory and processors of a process."""
 
 CACHED = ("inactive_file", "active_file")
 """Rows of `memory.stat` for pages of files, which the system can give back."""
@@ -56,7 +56,7 @@ def cores() -> int:
 
 
 def free_memory() -> int | None:
-    """Bytes that this process may still take, or None where the system does not say."""
+    """Bytes that this process may still take, or None where the system does not report it."""
     limits = []
     try:
         lines = (PROC / "meminfo").read_text().splitlines()
@@ -104,7 +104,7 @@ def _virtual_bytes() -> int:
 
 
 def peak_memory() -> int | None:
-    """Most bytes of memory that this process has held so far; None where nothing says it."""
+    """Peak memory of this process in bytes; None where the system does not report it."""
     if resource is None:
         return None
     # Linux counts in KiB, macOS in bytes.

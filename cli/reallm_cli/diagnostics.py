@@ -76,7 +76,7 @@ def show_error(terminal: Terminal, error: ReallmError) -> None:
 
 
 def show_bug(terminal: Terminal, error: BaseException) -> None:
-    """Print what is said of an error that nobody foresaw, with its traceback when asked for."""
+    """Report an unexpected error as a bug, with its traceback when asked for."""
     if terminal.traceback:
         shown = "".join(traceback.format_exception(error)).rstrip()
         terminal.log(escape(shown, terminal.err.encoding))

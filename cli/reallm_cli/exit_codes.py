@@ -38,7 +38,7 @@ MEANINGS = {
     ExitCode.DAMAGED: "`verify` found damage",
     ExitCode.USAGE: "the command line itself is wrong",
     ExitCode.BAD_RECIPE: "the recipe is wrong, by itself or for this model",
-    ExitCode.BAD_SOURCE: "the model cannot be read, or is not what it says it is",
+    ExitCode.BAD_SOURCE: "the model cannot be read, or its content contradicts its headers",
     ExitCode.BAD_ARCHIVE: "the archive cannot be read, or breaks a rule of its format",
     ExitCode.BAD_OUTPUT: "the output exists already or cannot be written",
     ExitCode.CANNOT_COMPILE: "memory, disk, device or a worker does not suffice",

@@ -25,7 +25,7 @@ class NoArchiveError(ReallmError):
 
 
 class SystemRefusalError(ReallmError):
-    """The system refused a file or the network, and no room had a better word for it."""
+    """The system refused a file or the network, and no package reported it better."""
 
     code: ClassVar[str] = "system"
 
@@ -52,7 +52,7 @@ def did_you_mean(words: list[str]) -> str | None:
 def check_recipe_path(recipe: str) -> None:
     """Refuse a recipe's path that leads nowhere, with the nearest name beside it.
 
-    A word without a suffix or a folder is a shipped recipe's name, which the recipe room checks.
+    A name without a suffix or a folder is a shipped recipe's, which the recipe package checks.
 
     Raises:
         RecipeError: there is no such file.

@@ -23,10 +23,10 @@ def show_survey(terminal: Terminal, survey: Survey) -> None:
         show_sheet(terminal, _totals(survey), title="recipes on all matrices that they code")
     terminal.data()
     terminal.data(terminal.text("what fits", style="bold"))
-    said: dict[str, list[str]] = {}
+    by_explanation: dict[str, list[str]] = {}
     for row in survey.matrices:
-        said.setdefault(row.explanation, []).append(row.name)
-    for explanation, names in said.items():
+        by_explanation.setdefault(row.explanation, []).append(row.name)
+    for explanation, names in by_explanation.items():
         named = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
         terminal.data(terminal.text(f"  {named}: {explanation}"))
     terminal.data()

@@ -302,7 +302,7 @@ class _Decoder:
         except UnicodeDecodeError:
             return self.fail("C7", "text is not valid UTF-8", start)
 
-    def room(self, start: int, least: int, depth: int) -> None:
+    def check_remaining(self, start: int, least: int, depth: int) -> None:
         """Refuse a container that is too deep or promises more values than bytes are left."""
         if depth >= MAX_DEPTH:
             self.fail("C8", f"nested deeper than {MAX_DEPTH} levels", start)
@@ -313,11 +313,11 @@ class _Decoder:
             )
 
     def array(self, start: int, count: int, depth: int) -> list[Any]:
-        self.room(start, count, depth)
+        self.check_remaining(start, count, depth)
         return [self.value(depth + 1) for _ in range(count)]
 
     def map(self, start: int, count: int, depth: int) -> dict[str, Any]:
-        self.room(start, 2 * count, depth)
+        self.check_remaining(start, 2 * count, depth)
         items: dict[str, Any] = {}
         last: bytes | None = None
         for _ in range(count):

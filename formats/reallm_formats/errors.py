@@ -31,7 +31,7 @@ def printable(text: str) -> str:
 
 
 class ReallmError(Exception):
-    """A mistake or a damage that is told to the user without a traceback.
+    """A mistake or a damage that is reported to the user without a traceback.
 
     Args:
         message: what is wrong, without a full stop at the end.

@@ -41,7 +41,7 @@ def check_magic(head: bytes) -> None:
     """Refuse a file that does not start with the magic, and say what it seems to be (rule H1).
 
     A file shorter than the magic that agrees with it as far as it goes is let through: it was
-    cut short, which the caller says.
+    cut short, which the caller reports.
 
     Args:
         head: the first bytes of the file, about 128.

@@ -138,7 +138,7 @@ def _wrong_length(claimed: int, file_bytes: int) -> None:
 
 
 def _check_manifest_bytes(manifest_bytes: int, file_bytes: int) -> None:
-    room = min(v1.MAX_MANIFEST_BYTES, file_bytes - v1.HEADER_BYTES)
-    if not 1 <= manifest_bytes <= room:
-        message = f"the header claims a manifest of {manifest_bytes} bytes; 1 to {room} fit"
+    most = min(v1.MAX_MANIFEST_BYTES, file_bytes - v1.HEADER_BYTES)
+    if not 1 <= manifest_bytes <= most:
+        message = f"the header claims a manifest of {manifest_bytes} bytes; 1 to {most} fit"
         raise FormatError("H5", message, location="header, byte 16")

@@ -73,7 +73,7 @@ _DEVICE: Final = re.compile(
 
 
 def folded(path: str) -> str:
-    """A path as systems compare it that tell neither case nor ways to write a letter apart."""
+    """A path as file systems compare it that ignore case and Unicode normalisation."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 

@@ -257,7 +257,7 @@ class Archive(Closing):
         """Let go of the file; a second call does nothing.
 
         Raises:
-            FormatError: with `verify="later"`, a section is damaged and no call has said so yet.
+            FormatError: with `verify="later"`, a section is damaged and was not reported yet.
         """
         if self._later is not None:
             self._later.finish()

@@ -55,7 +55,7 @@ _REFUSALS = (
 
 @contextmanager
 def building(label: str) -> Iterator[None]:
-    """Inside, transformers makes something of a config: offline, quiet, its errors told.
+    """Inside, transformers makes something of a config: offline, quiet, its errors translated.
 
     Args:
         label: the config's name in messages.
@@ -97,7 +97,7 @@ def _refusals() -> tuple[type[Exception], ...]:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an exception says first, with the next line where the first announces it."""
+    """The first line of an exception, with the next line where the first announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else type(error).__name__
     if first.endswith(":") and len(lines) > 1:

@@ -150,7 +150,7 @@ def _too_long(folder: Path, path: str) -> bool:
     try:
         return os.path.getsize(resolve_inside(folder, path)) > FILE_LIMIT
     except OSError:
-        return False  # reading it will tell
+        return False  # reading it will fail with a reason
 
 
 def _holds_more(folder: Path) -> bool:

@@ -45,7 +45,7 @@ def is_expert_slice(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """What a config tells about stacks of experts.
+    """What a config states about stacks of experts.
 
     Attributes:
         counts: the numbers of experts that it states.
@@ -83,7 +83,7 @@ class Experts:
         """Whether a slice is stored as [in, out].
 
         One axis is the width of the state: the outputs of a projection down, the inputs of any
-        other. Where the shape does not tell (a square), the model type does.
+        other. Where the shape is ambiguous (a square), the model type decides.
         """
         if (rows in self.widths) != (columns in self.widths):
             state_first = rows in self.widths

@@ -227,7 +227,7 @@ def holds_weights(folder: Path) -> bool:
 
 
 def read_headers(folder: Path, headers: Mapping[str, dict[str, Any]]) -> FolderFacts:
-    """What a folder holds whose weights are elsewhere, told by their headers.
+    """What a folder holds whose weights are elsewhere, recognised by their headers.
 
     Args:
         folder: with the config, and the index if there are several shards.

@@ -46,7 +46,7 @@ def fetch(text: str, *, hint: str | None = None) -> Path:
 
     Args:
         text: a text that `is_hub_id` accepts.
-        hint: what to say if there is no such repository.
+        hint: the hint if there is no such repository.
 
     Raises:
         SourceError: the repository cannot be had: unknown, private, or no connection.
@@ -65,11 +65,11 @@ def describe(text: str, *, hint: str | None = None) -> tuple[Path, Headers | Non
 
     Args:
         text: a text that `is_hub_id` accepts.
-        hint: what to say if there is no such repository.
+        hint: the hint if there is no such repository.
 
     Returns:
         The folder; and for each shard its header, as safetensors has it, or None where the folder
-        says all: it holds the weights, or there are no safetensors.
+        has it all: it holds the weights, or there are no safetensors.
 
     Raises:
         SourceError: the repository cannot be had: unknown, private, or no connection.

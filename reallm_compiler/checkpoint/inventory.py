@@ -151,7 +151,7 @@ def open_source(
         return _from_document(parse_json(text.encode(), label), "", (), label)
     path = Path(os.path.expanduser(text))
     try:
-        # Unlike os.path.isdir, stat tells "may not be looked at" from "is not there".
+        # Unlike os.path.isdir, stat distinguishes "no permission" from "not there".
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink():

@@ -37,7 +37,7 @@ def prediction_layers(names: Iterable[str], config: Mapping[str, Any] | None) ->
 
     Args:
         names: of all tensors of the checkpoint.
-        config: the model's config, or None: then nothing tells.
+        config: the model's config, or None.
     """
     last = _model_layers(config or {})
     if last is None:

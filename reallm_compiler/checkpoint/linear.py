@@ -1,7 +1,7 @@
 """Which tensors are the weights of linear layers, read off names and shapes.
 
 What a tensor is for cannot be seen in its numbers, and building the model only to ask would need
-torch and the model's code. Names tell enough, and the tables below are all that is known about
+torch and the model's code. Names suffice, and the tables below are all that is known about
 names: a family of models that needs a new word gets a row, not a branch.
 
 A tensor is a *matrix*, which can be coded, if it is 2-D and holds floating-point numbers, or if
@@ -68,7 +68,7 @@ _WHOLE: Mapping[str, Role] = {
     "generator_lm_head": "head",
     "pred_layer.proj": "head",
 }
-"""Whole names, where the last word alone would not tell."""
+"""Whole names, where the last part alone is ambiguous."""
 
 _CONV1D_MODELS = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"})
 _CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})

@@ -1,7 +1,7 @@
 """Remarks on a checkpoint: where its config and its tensors differ, and what is kept though large.
 
 None of this stops a compile, which needs no config. But whoever loads the model, or wonders about
-its size, should have been told before.
+its size, should have been warned.
 """
 
 from __future__ import annotations

@@ -173,8 +173,8 @@ def _draw_errors(axis: Axes, layers: Layers) -> None:
             if one.recipe == recipe:
                 points.setdefault(number, []).append(one.relative_error)
                 bits.add(round(float(one.exact_bits), 3))
-        told = f"{min(bits):g}" if len(bits) == 1 else f"{min(bits):g} to {max(bits):g}"
-        _draw_points(axis, points, f"{recipe}, {told} bits", marker="o")
+        shown = f"{min(bits):g}" if len(bits) == 1 else f"{min(bits):g} to {max(bits):g}"
+        _draw_points(axis, points, f"{recipe}, {shown} bits", marker="o")
     label_whole(axis, _axis_label(layers))
     axis.set_ylabel("relative error")
     axis.set_ylim(0, 1.25 * axis.get_ylim()[1])  # space for the legend

@@ -55,7 +55,7 @@ def heatmap(
         model: the checkpoint that the archive was made of.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.
-        allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
+        allow_cost: decode it whatever its plan costs to decode; see `open_archive`.
 
     Raises:
         EvaluationError: matplotlib is not installed, or the matrix is not coded.

@@ -32,7 +32,7 @@ BLOCK_COST_BITS = (8 + 32 / 256) / BLOCK
 """Bits per weight of scales for blocks: 8 bits under a super-scale for 256 of them."""
 
 _RANGE = 12.0
-"""Octaves below the largest deviation that are told apart: what is smaller costs nothing."""
+"""Octaves below the largest deviation that are distinguished: what is smaller costs nothing."""
 
 _BINS = 128
 _POINTS = 2048

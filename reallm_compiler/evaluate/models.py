@@ -48,7 +48,7 @@ def load_for_evaluation(
         adapter: an adapter of the archive at `path`.
         decoder: where the trained decoders are that this archive uses but does not hold: a file,
             or a folder; beside the archive when None.
-        allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
+        allow_cost: decode it whatever its plan costs to decode; see `open_archive`.
 
     Raises:
         SourceError: there is no such model, it is not a sound one, or of a class that has no

@@ -72,7 +72,7 @@ def draw_heatmap(
     """Draw original, reconstruction and error of a matrix [p, q] (the paper's Figure 1).
 
     Original and reconstruction share their colours, from blue (negative) to red; the error has
-    its own. Each bar tells what the colours mean.
+    its own. Each has a colour bar.
 
     Returns:
         The relative error of the two, ||W - W^|| / ||W||.

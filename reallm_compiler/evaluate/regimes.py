@@ -2,7 +2,7 @@
 
 Section 3 of the paper finds two sets of good shapes: a small latent with a large decoder for
 matrices with patterns, and a large latent with a small decoder (plain VQ at its end) for the rest.
-The thresholds that tell them apart are ours, and stand here.
+The thresholds between them are our own, and are defined here.
 """
 
 from __future__ import annotations
@@ -164,18 +164,18 @@ def explain(
     """
     if not any(spectrum.values):
         return "all weights are zero: any recipe fits"
-    said = [_explain_structure(bits, scales, magnitudes)]
+    text = [_explain_structure(bits, scales, magnitudes)]
     pays = paying_low_rank(spectrum)
     if pays is not None:
         rank = pays.fraction if pays.rank > 1 else "1"
-        said.append(
+        text.append(
             f"a low-rank part pays: rank {rank} holds {100 * pays.share:.1f} % of the squared norm "
             f"for {pays.cost_bits:.2f} bits per weight"
         )
     best = best_of(found)
     if best is not None:
-        said.append(_explain_measured(best, found))
-    return "; ".join(said)
+        text.append(_explain_measured(best, found))
+    return "; ".join(text)
 
 
 def _explain_structure(
@@ -184,15 +184,15 @@ def _explain_structure(
     structure = structure_of(bits, scales)
     if structure == "strong":
         return (
-            f"structure was found: neighbours tell {bits:.2f} bits of each weight; a small latent "
-            "with a large decoder (`hnerv`) is worth trying"
+            f"structure was found: neighbours predict {bits:.2f} bits of each weight; a small "
+            "latent with a large decoder (`hnerv`) is worth trying"
         )
     if structure == "weak":
-        said = (
-            f"weak structure was found: neighbours tell {bits:.2f} bits of each weight; try a "
+        text = (
+            f"weak structure was found: neighbours predict {bits:.2f} bits of each weight; try a "
             "permutation and plain VQ first, and measure before a decoder is trained at length"
         )
-        return f"{said}; magnitudes {_explain_scales(scales)}" if scales else said
+        return f"{text}; magnitudes {_explain_scales(scales)}" if scales else text
     if structure == "magnitudes":
         return (
             "structure was found in the magnitudes alone, not in the signs: they "
@@ -235,12 +235,12 @@ def _explain_scales(scales: Sequence[ScaleGain]) -> str:
 
 
 def _explain_measured(best: Measure, found: Sequence[Measure]) -> str:
-    said = f"measured: {best.recipe} is best at equal exact bits"
+    text = f"measured: {best.recipe} is best at equal exact bits"
     trained = best_of([one for one in found if one.trained])
     plain = best_of([one for one in found if not one.trained])
     if trained is None or plain is None:
-        return said
+        return text
     ahead, behind = (trained, plain) if best.trained else (plain, trained)
     lead = behind.gap_bits - ahead.gap_bits
     side = "the trained decoder" if best.trained else "a recipe without a trained decoder"
-    return f"{said}, {side} leads by {lead:.2f} bits per weight"
+    return f"{text}, {side} leads by {lead:.2f} bits per weight"

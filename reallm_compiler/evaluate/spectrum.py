@@ -1,7 +1,7 @@
 """The singular values of a matrix, and what white noise of its shape would have.
 
 The low-rank residual of a recipe pays where the leading singular values hold clearly more than
-those of noise, and more than the bits of its factors: both are told here.
+those of noise, and more than the bits of its factors: both are measured here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from reallm_compiler.evaluate.statistics import gram
 
 FRACTIONS = tuple(Fraction(1, 2**power) for power in range(6, 0, -1))
-"""Ranks, as fractions of min(p, q), at which the low-rank share is told: 1/64 to 1/2."""
+"""Ranks, as fractions of min(p, q), at which the low-rank share is measured: 1/64 to 1/2."""
 
 LOW_RANK_BITS = 16
 """Bits of a number of the factors in `Spectrum.net_bits`."""

@@ -68,7 +68,7 @@ def survey_model(
         workers: processes that encode; chosen by size, cores and memory when None.
         progress: see `reallm_compiler.progress`; counts matrices that were looked at.
         on_recipe: given a recipe's name, returns the callback for the events of its trial.
-        allow_cost: decode an archive whatever its plan says that this costs.
+        allow_cost: decode an archive whatever its plan costs to decode.
 
     Raises:
         SourceError: the model cannot be read or has no weights.

@@ -67,7 +67,7 @@ def zero_shot(
         tasks: names that lm-eval or the files in `folder` give.
         folder: YAML files of local tasks.
         adapter, decoder: an adapter of the archive, and where its trained decoders are.
-        allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
+        allow_cost: decode it whatever its plan costs to decode; see `open_archive`.
         shots: solved examples before each question.
         limit: questions of each task at most.
         batch: questions at once.

@@ -1,7 +1,7 @@
 """peft's `adapter_config.json`, as far as our adapters can represent it.
 
 Each field is honoured, or known to change nothing in the factors that were saved, or refused by
-name. A field that nobody here has heard of is refused where it is switched on.
+name. An unknown field is refused where it is switched on.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def agreed(
 
 
 def strange(names: list[str], folder: str) -> AdapterError:
-    """What is said of tensors that no matrix of the base takes."""
+    """The error for tensors that no matrix of the base takes."""
     whole = [name for name in names if name.startswith(PREFIX) and "lora_" not in name]
     if whole:
         return AdapterError(

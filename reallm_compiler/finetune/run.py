@@ -77,7 +77,7 @@ def finetune(
         adapter: an adapter of the archive to begin with.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.
-        allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
+        allow_cost: decode it whatever its plan costs to decode; see `open_archive`.
         into: write a whole model archive.
         device: `cpu`, `cuda` or `cuda:N`.
         resume: `auto` goes on where an interrupted run stood, `required` refuses to start

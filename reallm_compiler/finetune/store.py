@@ -34,7 +34,7 @@ TUNED_ROLES = frozenset({"l1", "l2", "l1_scales", "l2_scales", "gain"})
 
 
 def row_of(archive: ModelArchive, name: str, parts: Parts, factors: str | None) -> AdapterEntry:
-    """What an adapter says of a matrix.
+    """The row of a matrix in an adapter.
 
     Args:
         archive: the base.

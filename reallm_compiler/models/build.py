@@ -163,10 +163,10 @@ def _check_complete(model: Any, found: Mapping[str, Any], files: ModelFiles) -> 
         _listed(unused, "is not used", "are not used"),
         _listed(other, "has another shape", "have another shape"),
     ]
-    said = [part for part in parts if part]
-    if said:
+    found_parts = [part for part in parts if part]
+    if found_parts:
         raise SourceError(
-            f"the tensors are not those of {type(model).__name__}: {'; '.join(said)}",
+            f"the tensors are not those of {type(model).__name__}: {'; '.join(found_parts)}",
             location=files.label,
             note="what is missing would be random numbers, and what is not used would be lost",
             hint="`architectures` in config.json must name the class that the weights are of, and "

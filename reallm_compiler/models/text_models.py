@@ -34,7 +34,7 @@ def check_predicts_text(files: ModelFiles) -> None:
     """Refuse a model whose class does not predict the next token of a text, before it is built.
 
     Raises:
-        SourceError: as said; or the config makes no class.
+        SourceError: it is none; or the config makes no class.
     """
     from transformers.models.auto import modeling_auto as auto
 

@@ -57,7 +57,7 @@ class PlanParts(Protocol):
 
     @property
     def tensor_bytes(self) -> int | None:
-        """Bytes of the original's tensors; None if only the plan tells."""
+        """Bytes of the original's tensors; None if only the plan is known."""
         ...
 
 

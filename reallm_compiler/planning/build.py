@@ -195,9 +195,9 @@ def _refuse_impossible(
         if refused is None:
             continue
         stage, reason = refused
-        said = [one for one in decisions[matrix.name].trace if one.path.startswith(f"{stage}.")]
+        written = [one for one in decisions[matrix.name].trace if one.path.startswith(f"{stage}.")]
         own = (f"{recipe.name}:", *(f"{path}:" for path in recipe.files[-1:]))  # plain, or a file
-        at = next((one for one in said if one.location.startswith(own)), said[0])
+        at = next((one for one in written if one.location.startswith(own)), written[0])
         problem = Problem(
             location=at.location, path=at.origin.removesuffix(".kind"), message=reason
         )

@@ -113,7 +113,7 @@ def to_document(
 class _Methods:
     """Index of each distinct plan in a document's list of methods, which grows by new ones.
 
-    Plans are told apart by identity first: a hash of a plan costs as much as a size law, and one
+    Plans are compared by identity first: a hash of a plan costs as much as a size law, and one
     object stands for many matrices.
     """
 

@@ -115,7 +115,7 @@ class AdapterArchive(Closing):
         self._archive.check()
 
     def close(self) -> None:
-        """Unmap the file; FormatError of damage that `verify="later"` found and nobody heard of."""
+        """Unmap the file; FormatError of unreported damage that `verify="later"` found."""
         self._archive.close()
 
 

@@ -257,7 +257,7 @@ class ModelArchive(Closing):
         """Unmap the file.
 
         Raises:
-            FormatError: with `verify="later"`, a section is damaged and no call has said so yet.
+            FormatError: with `verify="later"`, a section is damaged and was not reported yet.
         """
         try:
             self._archive.close()

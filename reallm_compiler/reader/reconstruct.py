@@ -48,7 +48,7 @@ def reconstruct(
         adapter: an adapter whose factors and gains replace the archive's own.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.
-        allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
+        allow_cost: decode it whatever its plan costs to decode; see `open_archive`.
         progress: see `reallm_compiler.progress`; counts decoded bytes.
 
     Returns:
@@ -130,5 +130,5 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # it wraps what the system says
+    except SafetensorError as error:  # it wraps the system's error
         raise OutputError(f"cannot write: {error}", location=str(path.name)) from error

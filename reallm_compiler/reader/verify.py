@@ -1,4 +1,4 @@
-"""Is an archive what it says it is? Every digest, every padding byte, every rule, every meaning.
+"""Is an archive intact? Every digest, every padding byte, every rule, every meaning.
 
 The structure is the container's: header, manifest, sections, padding. The meaning is the
 compiler's: plans that are known and fit their sections, names that are those of their tensors,

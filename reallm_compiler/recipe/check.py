@@ -1,4 +1,4 @@
-"""Everything that can be said about a recipe before it meets a model.
+"""All checks of a recipe that need no model.
 
 1. Each file is checked by itself: version, keys, types.
 2. The defaults of all files are merged and checked as a plan.
@@ -52,7 +52,7 @@ def built_in_plan() -> MapNode:
 
 
 def check_plan(tree: MapNode) -> tuple[MatrixPlan | None, list[Problem]]:
-    """The plan that a merged tree says, or what is wrong with it."""
+    """The plan of a merged tree, or what is wrong with it."""
     try:
         return MatrixPlan.model_validate(to_plain(tree)), []
     except ValidationError as error:
@@ -121,7 +121,7 @@ def check_version(tree: Node) -> list[Problem]:
         return [Problem(location=str(tree.location), path="", message=message)]
     node = tree.fields.get("reallm")
     if node is None:
-        message = f"`reallm: {VERSION}` is missing: it says which version of the language this is"
+        message = f"`reallm: {VERSION}` is missing: it is the version of the recipe language"
         return [Problem(location=str(tree.location), path="reallm", message=message)]
     if isinstance(node, ScalarNode) and type(node.value) is int and node.value == VERSION:
         return []

@@ -44,7 +44,7 @@ _PARSER_MESSAGES = {
     "expected ',' or '}'": "a `,` or `}` is missing before this",
     "expected <block end>": "this line does not fit the indentation of the lines above",
 }
-"""What the parser says, by its first words, in ours."""
+"""Our messages for the YAML parser's, by the beginning of the latter."""
 
 
 def read_file(path: Path, label: str | None = None) -> tuple[Node, list[Problem]]:

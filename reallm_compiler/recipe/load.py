@@ -177,7 +177,7 @@ class _Chain:
         model = _last(forms, "model")
         finetune: dict[str, Any] = {}
         for one in forms:
-            finetune = _over(finetune, one.finetune.said())
+            finetune = _over(finetune, one.finetune.set_fields())
         return Recipe(
             name=self.files[0].name,
             model=model.model_dump(exclude_none=True) if isinstance(model, ShapesForm) else model,
@@ -199,7 +199,7 @@ class _Chain:
 
 
 def _last(forms: Sequence[RecipeForm], key: str) -> Any:  # noqa: ANN401 - a field's value
-    """The value of the last recipe that says something; a base's `model` is not inherited twice."""
+    """The value of the last recipe that sets one; a base's `model` is not inherited twice."""
     return next((v for form in reversed(forms) if (v := getattr(form, key)) is not None), None)
 
 
@@ -235,7 +235,7 @@ def _rule(form: RuleForm, node: Node) -> Rule:
 
 
 def _rule_document(form: RuleForm) -> dict[str, Any]:
-    """A rule as canonical plain data: only what it says, always in the same words."""
+    """A rule as canonical plain data: only what it sets, always in the same form."""
     document: dict[str, Any] = {}
     if form.match is not None:
         document["match"] = list(form.match)
@@ -271,10 +271,10 @@ def _ordered(problems: Sequence[Problem], trees: Sequence[Node]) -> list[Problem
             return files.get(problem.location, len(files)), 0, 0
         return files.get(file, len(files)), int(line), int(rest)
 
-    told: dict[tuple[str, str, str], Problem] = {}
+    unique: dict[tuple[str, str, str], Problem] = {}
     for problem in sorted(dict.fromkeys(problems), key=key):
         # A slip in the defaults shows again under every rule that is merged over them; plain
-        # data has no lines, and there its path tells one mistake from another.
+        # data has no lines, and there its path distinguishes two mistakes.
         path = "" if problem.location[-1:].isdigit() else problem.path
-        told.setdefault((problem.location, path, problem.message), problem)
-    return list(told.values())
+        unique.setdefault((problem.location, path, problem.message), problem)
+    return list(unique.values())

@@ -100,7 +100,7 @@ def parse_layers(value: object) -> tuple[LayerRange, ...]:
     """Layers as a rule writes them: an integer, a text, or a list of these.
 
     Raises:
-        ValueError: the value says no layers.
+        ValueError: the value names no layers.
     """
     if isinstance(value, list | tuple):
         parsed = [one for item in value for one in parse_layers(item)]

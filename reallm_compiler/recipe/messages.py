@@ -79,7 +79,7 @@ def problems_of(error: ValidationError, root: Node, unknown_key: UnknownKey) -> 
             problems.append(_missing(root, loc))
     taken = {problem.path for problem in problems}
     for path, (node, details) in shapes.items():
-        # An alternative that fails inside tells more than another that does not fit at all.
+        # An alternative that fails inside explains more than another that does not fit at all.
         if path not in taken and not any(_inside(other, path) for other in {*taken, *shapes}):
             problems.append(_problem(node, *_wanted(details, node)))
     return problems

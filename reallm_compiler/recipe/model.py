@@ -21,7 +21,7 @@ from reallm_compiler.stages import MatrixPlan, Rational
 
 Keep: TypeAlias = Literal["source", "bfloat16", "float16", "float32"]
 Role: TypeAlias = Literal["linear", "embedding", "head", "router"]
-"""What a matrix is for, as far as a rule can ask for it; `sources.linear` tells it by names."""
+"""What a matrix is for, as far as a rule can ask for it; `sources.linear` derives it from names."""
 
 KEEP_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -93,7 +93,7 @@ class RuleForm(Form):
         default=None,
         description="Names of tensors without `.weight`: a glob in which `*` also crosses dots, "
         "or `re:` and a regular expression for the whole name; a list takes any of its patterns. "
-        "Required, but where `role` says which matrices are meant.",
+        "Required, but where `role` selects the matrices.",
     )
     role: RoleList | None = Field(
         default=None,
@@ -129,7 +129,7 @@ class RuleForm(Form):
     @model_validator(mode="after")
     def _says_which(self) -> RuleForm:
         if self.match is None and self.role is None:
-            raise ValueError("`match` is missing: it says which tensors the rule is for")
+            raise ValueError("`match` is missing: it selects the tensors of the rule")
         return self
 
     @model_validator(mode="after")
@@ -146,7 +146,7 @@ class ShapesForm(Form):
     shapes: dict[str, list[int]] = Field(
         min_length=1, description="Extents of each tensor, by its name."
     )
-    dtype: str | None = Field(default=None, description="Their type; float16 if not said.")
+    dtype: str | None = Field(default=None, description="Their type; float16 by default.")
 
 
 class RecipeForm(Form):
@@ -222,14 +222,14 @@ class Recipe:
 
     Attributes:
         name: a shipped recipe's name, a file's stem, or `recipe`.
-        model: what the recipe says about the model, as written; None if it says nothing.
-        output: the file to write, as written; None if the recipe does not say.
+        model: the recipe's `model`, as written; None if it has none.
+        output: the file to write, as written; None if the recipe has none.
         seed: seed of all random choices.
         plan: the plan of a matrix that no rule changes.
         tree: the same with the location of each field.
         rules: the rules of the extended recipes first, then its own.
-        finetune: what the recipe sets of tuning, as plain data; empty if it says nothing.
-        document: plain data that says all of this again, without model and output; it holds every
+        finetune: what the recipe sets of tuning, as plain data; empty if it sets nothing.
+        document: plain data with all of this, without model and output; it holds every
             field of the defaults, so that an archive does not depend on later defaults.
         files: the recipe files that were read, the extended ones first.
     """

@@ -86,7 +86,7 @@ def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decisi
         for index in indices:
             applied[index].append(number)
     known: dict[_Applied, Decision | None] = {}
-    told: dict[tuple[str, str, str], Problem] = {}
+    unique: dict[tuple[str, str, str], Problem] = {}
     keys: dict[str, _Applied] = {}
     trace = _Trace()
     for candidate, numbers in zip(candidates, applied, strict=True):
@@ -98,9 +98,9 @@ def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decisi
             known[key], found = _decide(recipe, rules, trace, coded=key[0])
             for problem in found:  # once for each rule, not for each matrix
                 what = (problem.location, problem.path, problem.message)
-                told.setdefault(what, _met_at(problem, candidate.name))
+                unique.setdefault(what, _met_at(problem, candidate.name))
         keys[candidate.name] = key
-    problems += told.values()
+    problems += unique.values()
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     decisions = _divided(known)

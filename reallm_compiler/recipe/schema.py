@@ -1,6 +1,6 @@
 """The recipe language as a JSON Schema, for editors that complete and check YAML while one types.
 
-It is made from the forms and stage models and holds what a schema can say: keys, kinds, types,
+It is made from the forms and stage models and holds what a schema can express: keys, kinds, types,
 words and ranges. What joins several fields (b x d up to 16, which scales go with which quantizer)
 is left to `check`. A rule's `set`, and `defaults` under `extends`, are parts of a plan: no key is
 required there.

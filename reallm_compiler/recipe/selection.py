@@ -28,7 +28,7 @@ class Candidate:
         name: its name in the checkpoint without `.weight`.
         layer: index of its layer; None outside of the layers.
         is_matrix: it is two-dimensional and can be coded.
-        coded_by_default: it is coded where no rule says otherwise (a linear layer's weight).
+        coded_by_default: it is coded unless a rule decides otherwise (a linear layer's weight).
         role: what a matrix is for, such as `head`; None for what is no matrix.
         numel: weights that a matrix holds.
     """

@@ -16,12 +16,12 @@ BEST = (
 FIRST_CHOICE = "reallm-3bit-lean"
 """What a user who knows nothing else should take: a fifth of bfloat16, at little loss."""
 
-_ROOM = Path(__file__).resolve().parent
-_HOMES = (_ROOM.parent / "_recipes", _ROOM.parent.parent / "recipes")
+_PACKAGE = Path(__file__).resolve().parent
+_FOLDERS = (_PACKAGE.parent / "_recipes", _PACKAGE.parent.parent / "recipes")
 
 
 def _home() -> Path:
-    return next((home for home in _HOMES if home.is_dir()), _HOMES[-1])
+    return next((home for home in _FOLDERS if home.is_dir()), _FOLDERS[-1])
 
 
 def list_shipped() -> list[str]:

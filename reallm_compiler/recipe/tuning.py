@@ -141,7 +141,7 @@ class FinetuneOptions(_Settings):
         """All settings as plain data: what an adapter stores."""
         return self.model_dump(mode="json")
 
-    def said(self) -> dict[str, Any]:
+    def set_fields(self) -> dict[str, Any]:
         """Only what was set, as plain data: what a recipe's document stores."""
         return self.model_dump(mode="json", exclude_unset=True)
 
@@ -151,7 +151,7 @@ GROUPS: Mapping[str, type[BaseModel]] = {"block": BlockOptions, "e2e": EndToEndO
 
 
 def check_settings(tree: MapNode) -> tuple[FinetuneOptions | None, list[Problem]]:
-    """The settings that a tree says, or what is wrong with it."""
+    """The settings of a tree, or what is wrong with it."""
     try:
         return FinetuneOptions.model_validate(to_plain(tree)), []
     except ValidationError as error:

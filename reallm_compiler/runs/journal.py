@@ -63,7 +63,7 @@ class Journal(Closing):
             raise CompileError(
                 f"cannot write the journal: {error.strerror}",
                 location=str(self.path),
-                hint="make room and run the same command again: finished matrices are kept",
+                hint="free disk space and run the same command again: finished matrices are kept",
             ) from error
         self.records.append(dict(record))
 

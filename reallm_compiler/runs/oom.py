@@ -1,7 +1,7 @@
 """Memory that runs out in the middle of a task, as an error with a location and a hint.
 
 The preflight's estimate is on the safe side, but other programs take memory too. torch has no
-class of its own for it on the CPU: its message tells it apart.
+class of its own for it on the CPU: it is recognised by its message.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class Output:
             raise CompileError(
                 f"cannot reserve {layout.file_bytes:,} bytes: {error.strerror}",
                 location=str(self.partial),
-                hint="make room, or choose another output folder",
+                hint="free disk space, or choose another output folder",
             ) from error
 
     def publish(self) -> None:

@@ -56,7 +56,7 @@ class FileSink(Closing):
             raise CompileError(
                 f"cannot write: {error.strerror}",
                 location=f"section {name}",
-                hint="make room and run the same command again: finished matrices are kept",
+                hint="free disk space and run the same command again: finished matrices are kept",
             ) from error
 
     def read(self, name: str) -> bytes:

@@ -59,7 +59,7 @@ class StopRequest:
             self._patient = before
 
     def interrupted(self) -> Interrupted:
-        """The error that says how to go on."""
+        """The error, with the hint how to resume."""
         if self.kept:
             return Interrupted(
                 "stopped: the finished matrices are kept",

@@ -78,7 +78,7 @@ class StateFiles:
             raise CompileError(
                 f"cannot save the state of a training: {error}",
                 location=str(path),
-                hint="make room and run the same command again: finished matrices are kept",
+                hint="free disk space and run the same command again: finished matrices are kept",
             ) from error
 
     def remove(self, task: str) -> None:

@@ -121,7 +121,7 @@ class TunedLinear(nn.Module):
         return result if self.bias is None else result + self.bias.to(dtype)
 
     def extra_repr(self) -> str:
-        """What the layer says of itself."""
+        """Shown by `repr`."""
         rank = 0 if self.l1 is None else self.l1.shape[1]
         dora = self.magnitude is not None
         return f"in={self.in_features}, out={self.out_features}, rank={rank}, dora={dora}"

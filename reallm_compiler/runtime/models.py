@@ -52,7 +52,7 @@ def load(
             switch between several without decoding again, see `open_tunable`.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.
-        allow_cost: decode an archive whatever its plan says that this costs; see `open_archive`.
+        allow_cost: decode an archive whatever its plan costs to decode; see `open_archive`.
         verify: `later` lets an archive's digests be checked in the background while it is decoded;
             the model is given out when all are right.
 

@@ -119,7 +119,7 @@ def open_tunable(
         adapter: an adapter to start with.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None. An open archive knows it already.
-        allow_cost: decode it whatever its plan says that this costs; see `open_archive`.
+        allow_cost: decode it whatever its plan costs to decode; see `open_archive`.
         device: where the model will run, as for `load`.
         dtype: type of everything but factors and gains, as for `load`; the checkpoint's own
             when None.

@@ -51,7 +51,7 @@ class OneKindOf:
         return handler(core_schema.tagged_union_schema(choices, discriminator="kind"))
 
     def parse(self, value: object) -> Stage:
-        """The parameters that `value` says."""
+        """The parameters of `value`."""
         known = kinds(self.stage)
         if isinstance(value, Stage):
             if type(value) in known.values():

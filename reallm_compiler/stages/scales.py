@@ -64,7 +64,7 @@ class GroupScales(ScalesStage):
     def by_rows(self) -> bool:
         """Whether a scale belongs to one row and is stored by itself.
 
-        Not in float16: whether such scales lose too much can be said of a whole matrix only.
+        Not in float16: whether such scales lose too much can be decided for a whole matrix only.
         """
         return (self.per, self.bits) == ("row", None) and self.dtype != "float16"
 

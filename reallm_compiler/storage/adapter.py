@@ -1,4 +1,4 @@
-"""Size law of a row of an adapter: factors and gains, as low-rank residual and DoRA say."""
+"""Size law of a row of an adapter: factors and gains, as of a low-rank residual and DoRA."""
 
 from __future__ import annotations
 

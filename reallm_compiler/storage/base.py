@@ -36,7 +36,7 @@ class SectionSpec:
         shape: extents in elements.
         term: the budget term that it counts under.
         shared: stored once for the matrix's share group.
-        values: what its elements may be; it does not tell two specs apart.
+        values: what its elements may be; not compared.
     """
 
     role: str

@@ -179,7 +179,7 @@ def layout_of(plan: MatrixPlan, shape: Shape, source_dtype: str) -> MatrixLayout
 class LayoutTable:
     """Layouts of many matrices: one object for all that have the same plan, shape and type.
 
-    A model has a hundred thousand matrices and few that differ. Plans are told apart by identity: a
+    A model has a hundred thousand matrices and few that differ. Plans are compared by identity: a
     hash of a plan costs as much as a size law, and a recipe makes one object for many matrices.
     """
 

@@ -1,4 +1,4 @@
-"""Value laws: what the numbers of a section may be, as its size law says how many there are.
+"""Value rules: what the numbers of a section may be, as its size law says how many there are.
 
 A size law names the value rule of each section that it lists, so a new kind brings both in one
 file. Codes of b bits need none where every one of the 2^b has a meaning. Checking works on the

@@ -9,7 +9,7 @@ import pytest
 from reallm_cli.commands import demo as demo_module
 from reallm_cli.commands.recipes import expected_bits, purpose
 from reallm_cli.exit_codes import ExitCode
-from reallm_compiler import demo as demo_room
+from reallm_compiler import demo as bundled_module
 
 EVAL_KEYS = {
     "model",
@@ -75,8 +75,8 @@ def test_eval_tells_what_does_not_fit(run, archive, tiny_llama, text, tmp_path):
 
 @pytest.fixture
 def bundled(monkeypatch, tiny_llama, text):
-    found = demo_room.Demo(model=tiny_llama, heldout=text)
-    monkeypatch.setattr(demo_room, "find_demo", lambda: found)
+    found = bundled_module.Demo(model=tiny_llama, heldout=text)
+    monkeypatch.setattr(bundled_module, "find_demo", lambda: found)
 
 
 def test_demo_does_the_whole_job(run, bundled, tiny_recipe, tmp_path):
@@ -106,7 +106,7 @@ def test_demo_leaves_nothing_behind(run, bundled, tiny_recipe, tmp_path, monkeyp
 
 
 def test_demo_without_its_model_says_so(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(demo_room, "_HOMES", (tmp_path,))
+    monkeypatch.setattr(bundled_module, "_FOLDERS", (tmp_path,))
     result = run("demo")
     assert (result.code, result.out) == (4, "")
     assert "the bundled model is not here" in result.err

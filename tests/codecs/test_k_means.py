@@ -56,12 +56,12 @@ def test_a_step_too_far_is_taken_back(monkeypatch):
     passes = []  # the error of each codebook that was tried, and the means that it leads to
     statistics = k_means._statistics
 
-    def watched(vectors, codebook):
+    def recorded(vectors, codebook):
         error, sums, weight_sums = statistics(vectors, codebook)
         passes.append((error, codebook, (sums / weight_sums).float()))
         return error, sums, weight_sums
 
-    monkeypatch.setattr(k_means, "_statistics", watched)
+    monkeypatch.setattr(k_means, "_statistics", recorded)
     monkeypatch.setattr(k_means, "BEYOND", 2.5)
     vectors = DenseVectors(values=torch.randn(2000, 2, generator=generator()))
     codebook, error = k_means.lloyd(vectors, seed_codebook(vectors, 16, generator(1)), 25, 1e-4)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import reallm_compiler as reallm
-from reallm_compiler import publish as publish_room
+from reallm_compiler import publish as publish_module
 from reallm_compiler.errors import (
     CodecError,
     CompileError,
@@ -166,7 +166,7 @@ def test_a_run_killed_after_the_rename_is_finished(
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(publish_room, "sync_path", stop)
+        patch.setattr(publish_module, "sync_path", stop)
         with pytest.raises(Stopped):
             compiled(tiny_recipe, tiny_llama, path)
     assert path.exists()

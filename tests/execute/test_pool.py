@@ -12,7 +12,7 @@ import pytest
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import CompileError
-from reallm_compiler.runs import pool as pool_room
+from reallm_compiler.runs import pool as pool_module
 
 SCRIPT = """
 import reallm_compiler as reallm
@@ -53,7 +53,7 @@ def test_a_script_without_a_main_guard(
 def test_a_worker_that_cannot_start_is_no_hang(
     tiny_llama: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_room, "START", "import sys; sys.exit(5)")
+    monkeypatch.setattr(pool_module, "START", "import sys; sys.exit(5)")
     with pytest.raises(CompileError, match="a worker process died") as caught:
         reallm.compile(tiny_recipe, model=tiny_llama, output=tmp_path / "o", workers=2)
     assert "code 5" in str(caught.value.note)
@@ -66,7 +66,7 @@ def test_a_signal_meets_a_worker_that_reads_nothing(
     tiny_llama: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers that hang at their start: SIGINT ends the compile all the same."""
-    monkeypatch.setattr(pool_room, "START", "import time; time.sleep(600)")
-    monkeypatch.setattr(pool_room.Worker, "begin", lambda self, job: os.kill(os.getpid(), INT))
+    monkeypatch.setattr(pool_module, "START", "import time; time.sleep(600)")
+    monkeypatch.setattr(pool_module.Worker, "begin", lambda self, job: os.kill(os.getpid(), INT))
     with pytest.raises(CompileError, match="stopped: the finished matrices are kept"):
         reallm.compile(tiny_recipe, model=tiny_llama, output=tmp_path / "o", workers=2)

@@ -161,11 +161,11 @@ def test_the_sample_of_a_group_is_what_was_counted(monkeypatch: pytest.MonkeyPat
     held = []
     gathered = vq._Sample.vectors
 
-    def watched(self: Any) -> Any:
+    def recorded(self: Any) -> Any:
         held.append(gathered(self))
         return held[-1]
 
-    monkeypatch.setattr(vq._Sample, "vectors", watched)
+    monkeypatch.setattr(vq._Sample, "vectors", recorded)
     stages = {**SHARED, **VECTORS}
     shapes = {"a.weight": [64, 128], "b.weight": [64, 64], "c.weight": [30, 64]}
     plan = planned({"reallm": 1, "defaults": stages}, shapes)

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 import reallm_compiler as reallm
-from reallm_compiler import publish as publish_room
+from reallm_compiler import publish as publish_module
 from reallm_compiler.errors import CompileError
-from reallm_compiler.execute import archive as archive_room
-from reallm_compiler.execute import run as run_room
-from reallm_compiler.execute import runner as runner_room
+from reallm_compiler.execute import archive as archive_module
+from reallm_compiler.execute import run as run_module
+from reallm_compiler.execute import runner as runner_module
 from reallm_compiler.execute.events import TaskDone
-from reallm_compiler.runs import output as output_room
-from reallm_compiler.runs import pool as pool_room
-from reallm_compiler.runs import resume as resume_room
-from reallm_compiler.runs import worker as worker_room
+from reallm_compiler.runs import output as output_module
+from reallm_compiler.runs import pool as pool_module
+from reallm_compiler.runs import resume as resume_module
+from reallm_compiler.runs import worker as worker_module
 from reallm_compiler.runs.stop import Interrupted, block_signals, catch_signals
 from reallm_compiler.runs.tasks import Task, TaskResult
 
@@ -34,16 +34,16 @@ def compiled(recipe: Any, model: Path, output: Path, **options: Any) -> bytes:
     return output.read_bytes()
 
 
-def struck(monkeypatch: pytest.MonkeyPatch, room: Any, name: str, *numbers: int) -> None:
+def struck(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, *numbers: int) -> None:
     """The process is signalled when it calls a function."""
-    original = getattr(room, name)
+    original = getattr(module, name)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         for number in numbers:
             os.kill(os.getpid(), number)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(room, name, wrapped)
+    monkeypatch.setattr(module, name, wrapped)
 
 
 def handlers() -> list[Any]:
@@ -52,12 +52,12 @@ def handlers() -> list[Any]:
 
 @pytest.mark.parametrize("number", NUMBERS, ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize(
-    ("room", "name"),
+    ("module", "name"),
     [
-        (run_room, "build"),
-        (archive_room, "identity_of"),
-        (archive_room, "choose_workers"),
-        (archive_room, "check_disk"),
+        (run_module, "build"),
+        (archive_module, "identity_of"),
+        (archive_module, "choose_workers"),
+        (archive_module, "check_disk"),
     ],
 )
 def test_before_the_reservation_nothing_is_left(
@@ -65,12 +65,12 @@ def test_before_the_reservation_nothing_is_left(
     tiny_recipe: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    room: Any,
+    module: Any,
     name: str,
     number: int,
 ) -> None:
     before = handlers()
-    struck(monkeypatch, room, name, number)
+    struck(monkeypatch, module, name, number)
     with pytest.raises(Interrupted, match="nothing was written") as caught:
         compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm")
     assert caught.value.hint == "run the same command again"
@@ -80,12 +80,12 @@ def test_before_the_reservation_nothing_is_left(
 
 @pytest.mark.parametrize("number", NUMBERS, ids=["SIGINT", "SIGTERM"])
 @pytest.mark.parametrize(
-    ("room", "name", "steps"),
+    ("module", "name", "steps"),
     [
-        (output_room.Writer, "create", 0),
-        (archive_room, "start", 0),
-        (archive_room, "results", 0),
-        (runner_room, "encode_matrix", 3),
+        (output_module.Writer, "create", 0),
+        (archive_module, "start", 0),
+        (archive_module, "results", 0),
+        (runner_module, "encode_matrix", 3),
     ],
     ids=["reserving", "reserved", "before the first matrix", "in a matrix"],
 )
@@ -95,14 +95,14 @@ def test_from_the_reservation_on_it_can_go_on(
     tmp_path: Path,
     reference: bytes,
     monkeypatch: pytest.MonkeyPatch,
-    room: Any,
+    module: Any,
     name: str,
     steps: int,
     number: int,
 ) -> None:
     path = tmp_path / "o.reallm"
     with monkeypatch.context() as patch:
-        struck(patch, room, name, number)
+        struck(patch, module, name, number)
         with pytest.raises(Interrupted, match="finished matrices are kept") as caught:
             compiled(tiny_recipe, tiny_llama, path)
     assert caught.value.hint == "run the same command again to go on where it stood"
@@ -135,7 +135,7 @@ def test_while_slots_are_read_again(
     path = tmp_path / "o.reallm"
     stopped(tiny_recipe, tiny_llama, path, 4)
     with monkeypatch.context() as patch:
-        struck(patch, resume_room, "intact_tasks", signal.SIGTERM)
+        struck(patch, resume_module, "intact_tasks", signal.SIGTERM)
         with pytest.raises(Interrupted, match="finished matrices are kept"):
             compiled(tiny_recipe, tiny_llama, path)
     report = reallm.compile(tiny_recipe, model=tiny_llama, output=path, resume="required")
@@ -144,8 +144,8 @@ def test_while_slots_are_read_again(
 
 
 @pytest.mark.parametrize(
-    ("room", "name"),
-    [(archive_room, "_finish"), (publish_room.os, "replace"), (publish_room, "sync_path")],
+    ("module", "name"),
+    [(archive_module, "_finish"), (publish_module.os, "replace"), (publish_module, "sync_path")],
     ids=["finishing", "renaming", "renamed"],
 )
 def test_with_all_matrices_done_it_ends_well(
@@ -154,10 +154,10 @@ def test_with_all_matrices_done_it_ends_well(
     tmp_path: Path,
     reference: bytes,
     monkeypatch: pytest.MonkeyPatch,
-    room: Any,
+    module: Any,
     name: str,
 ) -> None:
-    struck(monkeypatch, room, name, signal.SIGTERM)
+    struck(monkeypatch, module, name, signal.SIGTERM)
     assert compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm") == reference
     assert [entry.name for entry in tmp_path.iterdir()] == ["o.reallm"]
 
@@ -172,7 +172,7 @@ def test_a_run_that_starts_over_goes_on_only_without_that(
 def test_a_trial_keeps_nothing_and_stops_at_once(
     tiny_llama: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    struck(monkeypatch, runner_room, "encode_matrix", signal.SIGINT)
+    struck(monkeypatch, runner_module, "encode_matrix", signal.SIGINT)
     with pytest.raises(Interrupted, match="nothing was written"):
         reallm.compile(tiny_recipe, model=tiny_llama, only="*", device="cpu", workers=1)
 
@@ -181,7 +181,7 @@ def test_a_second_signal_does_not_wait(
     tiny_llama: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "o.reallm"
-    struck(monkeypatch, runner_room, "encode_matrix", signal.SIGINT, signal.SIGINT)
+    struck(monkeypatch, runner_module, "encode_matrix", signal.SIGINT, signal.SIGINT)
     done: list[Any] = []
     with pytest.raises(Interrupted, match="finished matrices are kept"):
         compiled(tiny_recipe, tiny_llama, path, on_event=done.append)
@@ -190,7 +190,7 @@ def test_a_second_signal_does_not_wait(
     ]
 
 
-class Deadly(pool_room.Worker):
+class Deadly(pool_module.Worker):
     """A worker that is killed when it has got its first task, as memory that runs out would."""
 
     asked: Callable[[], None] = staticmethod(lambda: None)
@@ -217,7 +217,7 @@ def test_workers_that_die_after_a_stop_was_asked_for_are_no_failure(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Deadly, "asked", staticmethod(ask))
-    monkeypatch.setattr(pool_room, "Worker", Deadly)
+    monkeypatch.setattr(pool_module, "Worker", Deadly)
     message = "finished matrices are kept" if asked else "a worker process died"
     with pytest.raises(CompileError, match=message) as caught:
         compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm", workers=2)
@@ -239,13 +239,13 @@ def message(key: str) -> bytes:
 
 def test_a_worker_begins_no_task_once_it_must_halt() -> None:
     halt = threading.Event()
-    assert worker_room.answer(OneTask(), message("good"), halt) == TaskResult(task="good")
+    assert worker_module.answer(OneTask(), message("good"), halt) == TaskResult(task="good")
     halt.set()
-    assert worker_room.answer(OneTask(), message("good"), halt) is None
+    assert worker_module.answer(OneTask(), message("good"), halt) is None
 
 
 def test_what_a_task_raises_comes_with_its_traceback() -> None:
-    found = worker_room.answer(OneTask(), message("bad"), threading.Event())
+    found = worker_module.answer(OneTask(), message("bad"), threading.Event())
     back = pickle.loads(pickle.dumps(found)).error
     assert type(back) is ValueError
     assert "in a worker process" in back.__notes__[0]
@@ -258,7 +258,7 @@ class UnpicklableError(Exception):
 
 
 def test_an_error_that_cannot_travel_comes_as_words() -> None:
-    error = worker_room.failure_of(UnpicklableError("this ", "one")).error
+    error = worker_module.failure_of(UnpicklableError("this ", "one")).error
     assert type(error) is RuntimeError
     assert "this one" in str(error)
 
@@ -322,9 +322,9 @@ def test_a_signal_while_workers_end_kills_them(monkeypatch: pytest.MonkeyPatch) 
     def wait(lines: Any, seconds: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool_room, "wait", wait)
+    monkeypatch.setattr(pool_module, "wait", wait)
     with catch_signals() as stop:
-        pool = object.__new__(pool_room.Pool)
+        pool = object.__new__(pool_module.Pool)
         pool._stop = stop
         pool._started = [Busy()]
         with pytest.raises(KeyboardInterrupt):

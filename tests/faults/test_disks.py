@@ -42,7 +42,7 @@ def test_a_disk_full_in_the_journal(bench: Bench, tmp_path: Path) -> None:
     with small_disk(tmp_path / "tight", (pages + 1) * page) as folder:
         output = folder / "out.reallm"
         result = bench.run(bench.arguments("slow", output))
-        refused(result, 7, "journal", "No space left", "make room", "same command again")
+        refused(result, 7, "journal", "No space left", "free disk space", "same command again")
         assert 3 <= tasks_done(output) < MATRICES
         assert mount(folder, f"size={(pages + 64) * page}", MS_REMOUNT) == 0
         bench.resumes(output)

@@ -67,4 +67,4 @@ def test_a_bad_refusal_is_seen() -> None:
         with pytest.raises(AssertionError):
             refused(Result(code, out, err), 7)
     with pytest.raises(AssertionError):
-        refused(good, 7, "make room")
+        refused(good, 7, "free disk space")

@@ -232,14 +232,14 @@ def test_never_two_blocks_of_the_original(run: Any, monkeypatch: pytest.MonkeyPa
     most = []
     original = Original.block
 
-    def watched(self: Original, *args: Any) -> torch.nn.Module:
+    def recorded(self: Original, *args: Any) -> torch.nn.Module:
         gc.collect()
         most.append(sum(ref() is not None for ref in alive))
         module = original(self, *args)
         alive.append(weakref.ref(module))
         return module
 
-    monkeypatch.setattr(Original, "block", watched)
+    monkeypatch.setattr(Original, "block", recorded)
     run(changes={"stages": ["block"]})
     assert most == [0, 0]
 

@@ -16,7 +16,7 @@ from reallm_compiler.checkpoint import open_source
 from reallm_compiler.checkpoint.inventory import Inventory
 from reallm_compiler.codecs.sections import DTYPE_NAMES, TORCH_DTYPES
 from reallm_compiler.errors import CodecError
-from reallm_compiler.models import weights as room
+from reallm_compiler.models import weights as weights_module
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.tensors import ScaleSpec, TensorSpec
 from reallm_formats import Writer
@@ -43,7 +43,7 @@ def test_pieces_are_the_tensor(
     stored: str,
     wanted: str,
 ) -> None:
-    monkeypatch.setattr(room, "PIECE", size)
+    monkeypatch.setattr(weights_module, "PIECE", size)
     values = (torch.randn(shape, dtype=torch.float64) * 9).to(TORCH_DTYPES[stored])
     weights = Weights(checkpoint(tmp_path, {"t": values}))
     pieces = list(weights.pieces("t", wanted))
@@ -74,7 +74,7 @@ def test_scales_are_multiplied_in_piece_by_piece(
     block: tuple[int, int],
     size: int,
 ) -> None:
-    monkeypatch.setattr(room, "PIECE", size)
+    monkeypatch.setattr(weights_module, "PIECE", size)
     stored = torch.randn(shape).to(torch.float8_e4m3fn)
     scales = torch.rand(grid) + 0.5
     found = checkpoint(tmp_path, {"w": stored, "s": scales})
@@ -110,7 +110,7 @@ def test_a_kept_tensor_is_never_held_whole(
     longest: dict[str, int] = {}
     write_parts = Writer.write_parts
 
-    def watched(self: Writer, name: str, parts: Any) -> bytes:
+    def recorded(self: Writer, name: str, parts: Any) -> bytes:
         def seen() -> Any:
             for part in parts:
                 longest[name] = max(longest.get(name, 0), memoryview(part).nbytes)
@@ -118,12 +118,12 @@ def test_a_kept_tensor_is_never_held_whole(
 
         return write_parts(self, name, seen())
 
-    monkeypatch.setattr(Writer, "write_parts", watched)
+    monkeypatch.setattr(Writer, "write_parts", recorded)
     kept = {"role": "embedding", "keep": "source"}
     recipe = {"reallm": 1, "extends": "rtn-4bit", "rules": [kept]}
     outputs = []
     for size in (1 << 20, 100):
-        monkeypatch.setattr(room, "PIECE", size)
+        monkeypatch.setattr(weights_module, "PIECE", size)
         output = tmp_path / f"{size}.reallm"
         reallm.compile(recipe, model=tiny_llama, output=output, device="cpu", workers=1)
         outputs.append(output.read_bytes())
@@ -172,7 +172,7 @@ def test_a_cast_that_overflows_is_refused(
     wanted: str,
     value: float,
 ) -> None:
-    monkeypatch.setattr(room, "PIECE", 4)
+    monkeypatch.setattr(weights_module, "PIECE", 4)
     values = torch.zeros(shape, dtype=TORCH_DTYPES[stored])
     values.view(-1)[0] = math.inf  # an infinity that was there already is no overflow
     values.view(-1)[at] = value
@@ -191,7 +191,7 @@ def test_a_cast_that_overflows_is_refused(
 def test_a_cast_that_loses_small_numbers_is_refused_if_they_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, passes: bool
 ) -> None:
-    monkeypatch.setattr(room, "PIECE", 4)
+    monkeypatch.setattr(weights_module, "PIECE", 4)
     values = torch.tensor([0.0, 1e-9, -1e-9, 2e-9, 1.0, 2.0]).repeat(3)  # piece by piece
     values = torch.where(values.abs() < 1e-6, values, values * factor)
     values[0] = math.inf

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import FormatError, OutputError, SourceError
-from reallm_compiler.reader import reconstruct as reconstruct_room
+from reallm_compiler.reader import reconstruct as reconstruct_module
 from reallm_compiler.reader.verify import verify
 
 EXACT = {"reallm": 1, "defaults": {}}
@@ -129,7 +129,7 @@ def test_a_disk_that_refuses_is_told_and_leaves_nothing(
     def full(*args: object, **kwargs: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(reconstruct_room, "save_file", full)
+    monkeypatch.setattr(reconstruct_module, "save_file", full)
     with pytest.raises(OutputError, match=r"cannot write.*No space left"):
         reallm.reconstruct(archive_path, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

@@ -44,7 +44,7 @@ def rule(text: str) -> str:
 FILES = {
     "no version": (
         "rules: []",
-        "r.yaml:1:1: reallm: `reallm: 1` is missing: it says which version of the language this is",
+        "r.yaml:1:1: reallm: `reallm: 1` is missing: it is the version of the recipe language",
     ),
     "newer version": (
         "reallm: 2\nwhatever: 3",
@@ -300,7 +300,7 @@ RULES = {
     ),
     "no match": (
         "{keep: source}",
-        "r.yaml:2:9: rules[0]: `match` is missing: it says which tensors the rule is for",
+        "r.yaml:2:9: rules[0]: `match` is missing: it selects the tensors of the rule",
     ),
     "match of a number": (
         "{match: 3, keep: source}",
@@ -516,7 +516,7 @@ def test_plain_data_that_is_no_recipe():
     cases = [
         (
             {},
-            "recipe: reallm: `reallm: 1` is missing: it says which version of the language this is",
+            "recipe: reallm: `reallm: 1` is missing: it is the version of the recipe language",
         ),
         ({"reallm": 1, 3: 4}, "recipe: a key must be text, not `3`"),
         ({"reallm": 1, "seed": 2**63}, "recipe: seed: the number is too large"),

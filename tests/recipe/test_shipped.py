@@ -123,7 +123,7 @@ def test_the_package_comes_before_the_repository(tmp_path, monkeypatch):
     packaged = tmp_path / "_recipes"
     packaged.mkdir()
     (packaged / "mine.yaml").write_text("# Mine.\nreallm: 1\nseed: 8\n")
-    monkeypatch.setattr(shipped_module, "_HOMES", (packaged, ROOT / "recipes"))
+    monkeypatch.setattr(shipped_module, "_FOLDERS", (packaged, ROOT / "recipes"))
     assert list_shipped() == ["mine"]
     assert load_recipe("mine").seed == 8
     assert head_comment(read_shipped("mine")) == "Mine."

@@ -162,7 +162,7 @@ def test_files_that_no_compile_embeds_are_not_written(
 def evil_archive(path: Path, what: str, name: str) -> None:
     """An archive of one file or one kept tensor of this name.
 
-    The room of formats itself may refuse to lay such a name out: then the good name of equal
+    The container package itself may refuse to lay such a name out: then the good name of equal
     length is laid out, and replaced in the file with all digests repaired.
     """
     from hashlib import sha256

@@ -127,7 +127,7 @@ class Trainer:
         self._fixed: Tensor | None = None
         self._optimizer = self._new_optimizer()
 
-    def run(self, watch: TrainingCallback) -> Tensor:
+    def run(self, callback: TrainingCallback) -> Tensor:
         """Train to the end.
 
         Returns:
@@ -136,7 +136,7 @@ class Trainer:
         Raises:
             CodecError: the loss is no number any more.
         """
-        saved = watch.saved_state()
+        saved = callback.saved_state()
         if saved is not None:
             self._restore(saved)
         epochs = self.task.params.epochs
@@ -148,7 +148,7 @@ class Trainer:
             loss = self._epoch()
             self.epoch += 1
             error = _Error(loss, last=self.epoch == epochs)
-            watch.on_epoch_end(self.epoch, epochs, error, self._state)
+            callback.on_epoch_end(self.epoch, epochs, error, self._state)
         if self._raw is None:
             self._raw = self._encode()
             self.task.latents.learn(self._raw)

@@ -23,7 +23,7 @@ LOST = 1 / 128
 """The largest relative error that numbers too small for their stored type may bring."""
 
 ORDINARY = 2.0**40
-"""Up to here, and down to one in so many, float32 has room for sums of squares."""
+"""Up to here, and down to its inverse, sums of squares fit into float32."""
 
 
 PIECE = 1 << 20
