@@ -7,8 +7,8 @@
     reallm.compile("reallm-2bit", model="path/to/checkpoint", output="out.reallm")
     model, tokenizer = reallm.load("out.reallm")
 
-Commands of the command line have their functions: `compile`, `verify`, `reconstruct`, `eval`,
-`survey`, `tune` (for `finetune`). All mistakes are raised as `ReallmError`.
+Commands of the command line have their functions: `calibrate`, `compile`, `verify`,
+`reconstruct`, `eval`, `survey`, `tune` (for `finetune`). All mistakes are raised as `ReallmError`.
 
 Importing this package imports neither torch nor transformers: each name brings what it needs
 when it is first used.
@@ -23,6 +23,7 @@ from reallm_compiler import distribution
 from reallm_compiler.system import check_system
 
 if TYPE_CHECKING:
+    from reallm_compiler.calibration.run import calibrate
     from reallm_compiler.errors import ReallmError
     from reallm_compiler.evaluate.models import evaluate_files as eval
     from reallm_compiler.evaluate.survey import survey_model as survey
@@ -40,6 +41,7 @@ __version__ = distribution.VERSION
 __all__ = [
     "ReallmError",
     "__version__",
+    "calibrate",
     "compile",
     "eval",
     "load",
@@ -55,6 +57,7 @@ __all__ = [
 
 _HOMES = {
     "ReallmError": ("reallm_compiler.errors", "ReallmError"),
+    "calibrate": ("reallm_compiler.calibration.run", "calibrate"),
     "compile": ("reallm_compiler.execute.run", "compile_model"),
     "eval": ("reallm_compiler.evaluate.models", "evaluate_files"),
     "load": ("reallm_compiler.runtime.models", "load"),

@@ -27,7 +27,7 @@ LAYERS = {
     "reallm_compiler.codecs": 5,
     "reallm_compiler.models": 6,
     "reallm_compiler.runs": 6,
-    "reallm_compiler.calibrate": 7,
+    "reallm_compiler.calibration": 7,
     "reallm_compiler.execute": 7,
     "reallm_compiler.reader": 7,
     "reallm_compiler.runtime": 8,

@@ -16,7 +16,7 @@ import reallm_formats
 from reallm_compiler.checkpoint import open_source
 
 NAMES = (
-    *("ReallmError", "compile", "eval", "load", "load_recipe", "open"),
+    *("ReallmError", "calibrate", "compile", "eval", "load", "load_recipe", "open"),
     *("open_tunable", "plan", "reconstruct", "survey", "tune", "verify"),
 )
 

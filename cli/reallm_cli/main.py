@@ -16,6 +16,7 @@ from click.shell_completion import shell_complete
 
 from reallm_cli.commands.adapter import adapter
 from reallm_cli.commands.budget import budget
+from reallm_cli.commands.calibrate import calibrate_command
 from reallm_cli.commands.compile import compile_command
 from reallm_cli.commands.decoder import decoder
 from reallm_cli.commands.demo import demo
@@ -81,6 +82,7 @@ for command in (
     budget,
     inspect,
     verify,
+    calibrate_command,
     reconstruct,
     decoder,
     eval_command,

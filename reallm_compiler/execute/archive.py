@@ -21,6 +21,7 @@ from reallm_compiler.execute.options import CompileOptions
 from reallm_compiler.execute.preflight import check_disk, choose_workers, preflight_event
 from reallm_compiler.execute.resume import check_weights
 from reallm_compiler.execute.runner import CompileJob
+from reallm_compiler.execute.statistics import StatisticsInput
 from reallm_compiler.execute.tasks import compile_tasks
 from reallm_compiler.planning.document import to_document
 from reallm_compiler.planning.model import Plan
@@ -43,6 +44,7 @@ def compile_archive(
     device: torch.device,
     options: CompileOptions,
     stop: StopRequest,
+    statistics: StatisticsInput | None = None,
 ) -> tuple[dict[str, float], int]:
     """Relative errors of all matrices, and how many tasks an interrupted run had done.
 
@@ -50,7 +52,7 @@ def compile_archive(
         OutputError, CompileError, ResumeError, SourceError, CodecError: as `compile_model` does.
     """
     graph = compile_tasks(plan)
-    identity = identity_of(plan, inventory, device)
+    identity = identity_of(plan, inventory, device, statistics)
     states = StateFiles(output.partial, digest_of(identity))
     output.check(force=options.force or output.journal.exists())
     with output.open_journal() as journal:
@@ -87,7 +89,13 @@ def compile_archive(
                     notes=plan.notes,
                 )
             )
-            job = CompileJob(plan=plan, inventory=inventory, device=device, states=states)
+            job = CompileJob(
+                plan=plan,
+                inventory=inventory,
+                device=device,
+                states=states,
+                statistics=statistics,
+            )
             running = results(backend_for(workers.count), job, graph, done, stop, options.on_event)
             with closing(running):
                 same = checked_sources(running, done, inventory.path)

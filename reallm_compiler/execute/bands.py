@@ -24,7 +24,12 @@ CODES = "codes"
 
 def by_bands(matrix: PlannedMatrix) -> bool:
     """Whether a matrix is coded by bands of its rows."""
-    return matrix.index is None and not matrix.transposed and matrix.layout.rows_stand_alone
+    return (
+        matrix.index is None
+        and not matrix.transposed
+        and matrix.layout.rows_stand_alone
+        and not matrix.plan.needs_statistics
+    )
 
 
 def band_rows(columns: int) -> int:

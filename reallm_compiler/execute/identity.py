@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from reallm_compiler.checkpoint import Inventory
+from reallm_compiler.execute.statistics import StatisticsInput
 from reallm_compiler.models.weights import shard_facts
 from reallm_compiler.planning.document import fixed_text
 from reallm_compiler.planning.model import Plan
@@ -17,7 +18,12 @@ from reallm_compiler.runs.tasks import TaskResult
 from reallm_formats import encode_manifest
 
 
-def identity_of(plan: Plan, inventory: Inventory, device: torch.device) -> dict[str, Any]:
+def identity_of(
+    plan: Plan,
+    inventory: Inventory,
+    device: torch.device,
+    statistics: StatisticsInput | None = None,
+) -> dict[str, Any]:
     """The fields that decide the bytes of the archive, as plain data.
 
     Shards are identified by name, length and header; weights are digested while they are
@@ -28,6 +34,7 @@ def identity_of(plan: Plan, inventory: Inventory, device: torch.device) -> dict[
         **machine_fields(device),
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in inventory.files},
         "source": shard_facts(inventory),
+        **({"statistics": statistics.digest.hex()} if statistics is not None else {}),
     }
 
 
@@ -42,5 +49,9 @@ def provenance(identity: Mapping[str, Any], results: Iterable[TaskResult]) -> di
     source = hashlib.sha256()
     for name in sorted(tensors):
         source.update(f"{name} {tensors[name]}\n".encode())
-    texts = {key: fixed_text(str(identity[key])) for key in ("compute", "reallm", "torch")}
+    texts: dict[str, Any] = {
+        key: fixed_text(str(identity[key])) for key in ("compute", "reallm", "torch")
+    }
+    if "statistics" in identity:
+        texts |= {"statistics": bytes.fromhex(identity["statistics"])}
     return {**texts, "source": source.digest()}

@@ -27,6 +27,7 @@ class CompileOptions:
     output: str | os.PathLike[str] | None = None
     device: str = "auto"
     workers: int | None = None
+    statistics: str | os.PathLike[str] | None = None
     only: str | None = None
     resume: str = "auto"
     force: bool = False

@@ -40,6 +40,9 @@ RESERVE_BYTES = 200 * 2**20
 COPIES = 6
 """Copies of the largest matrix in float32 that a worker may hold."""
 
+FACTORED = 3
+"""Copies in float64 of the largest matrix of measured statistics that a worker may hold."""
+
 CONTEXT_BYTES = 1 << 30
 """What CUDA and its libraries hold in each process, and the usual blocks of the codecs there."""
 
@@ -70,7 +73,18 @@ def worker_bytes(plan: Plan) -> int:
     largest = max((numel_in_memory(matrix) for matrix in plan.matrices), default=0)
     training = max((matrix.layout.cost.host_bytes for matrix in plan.matrices), default=0)
     files = sum(file.nbytes for file in plan.files)
-    return COPIES * 4 * largest + training + _group_bytes(plan) + files + RESERVE_BYTES
+    measured = max(map(_statistics_bytes, plan.matrices), default=0)
+    return COPIES * 4 * largest + training + _group_bytes(plan) + files + measured + RESERVE_BYTES
+
+
+def _statistics_bytes(matrix: PlannedMatrix) -> int:
+    """Memory of what was measured of a matrix: two symmetric matrices of its inputs and two of its
+    outputs in float32, and copies of the largest in float64 while it is factored.
+    """
+    if not matrix.plan.needs_statistics:
+        return 0
+    p, q = matrix.shape
+    return 2 * 4 * (p * p + q * q) + FACTORED * 8 * max(p, q) ** 2
 
 
 def _group_bytes(plan: Plan) -> int:
@@ -100,7 +114,8 @@ def device_worker_bytes(plan: Plan) -> int:
 def _device_bytes(matrix: PlannedMatrix) -> int:
     """Memory on a GPU while a matrix is coded."""
     cost = matrix.layout.cost
-    return COPIES * 4 * numel_in_memory(matrix) + cost.host_bytes + cost.device_bytes
+    encoding = COPIES * 4 * numel_in_memory(matrix) + _statistics_bytes(matrix)
+    return encoding + cost.host_bytes + cost.device_bytes
 
 
 def choose_workers(plan: Plan, asked: int | None, tasks: int, device: torch.device) -> Workers:

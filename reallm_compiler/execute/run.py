@@ -18,6 +18,7 @@ from reallm_compiler.execute.archive import compile_archive
 from reallm_compiler.execute.events import CompileReport, Event, Preflight, TaskDone
 from reallm_compiler.execute.options import CompileOptions, OnEvent, ignore_event
 from reallm_compiler.execute.preflight import DEVICE_TYPES
+from reallm_compiler.execute.statistics import check_statistics
 from reallm_compiler.execute.trial import run_trial, trial_plan, work_of
 from reallm_compiler.models.weights import check_duplicates
 from reallm_compiler.planning.build import build, open_model
@@ -34,6 +35,7 @@ def compile_model(
     *,
     model: str | os.PathLike[str] | Inventory | None = None,
     output: str | os.PathLike[str] | None = None,
+    statistics: str | os.PathLike[str] | None = None,
     device: str = "auto",
     workers: int | None = None,
     only: str | None = None,
@@ -48,6 +50,7 @@ def compile_model(
         recipe: a shipped recipe's name, a file, plain data, or a loaded recipe.
         model: the checkpoint; the recipe's own `model` when None.
         output: the archive; the recipe's own `output` when None.
+        statistics: what `calibrate` measured on the checkpoint, for a recipe that needs it.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that encode; chosen by size, cores and memory when None.
         only: a glob on matrix names: code those, report their errors, write nothing.
@@ -59,13 +62,15 @@ def compile_model(
         on_event: is called with the preflight and with each finished task.
 
     Raises:
-        RecipeError, SourceError, OutputError, CompileError, ResumeError, CodecError: see
+        RecipeError, SourceError, OutputError, CompileError, CalibrateError, ResumeError,
+            CodecError: see
             `reallm_compiler.errors`; `Interrupted` after SIGINT or SIGTERM.
     """
     options = CompileOptions(
         recipe=recipe,
         model=model,
         output=output,
+        statistics=statistics,
         device=device,
         workers=workers,
         only=only,
@@ -126,7 +131,8 @@ def _compile(options: CompileOptions, stop: StopRequest) -> CompileReport:
     device = choose_device(options.device, CompileError, types=DEVICE_TYPES)
     if options.only is not None:
         part = trial_plan(plan, options.only)
-        errors = run_trial(part, plan, inventory, device, options, stop)
+        measured = check_statistics(part, inventory, options.statistics)
+        errors = run_trial(part, plan, inventory, device, options, stop, measured)
         seconds = time.monotonic() - began
         return CompileReport(
             path=None,
@@ -143,8 +149,9 @@ def _compile(options: CompileOptions, stop: StopRequest) -> CompileReport:
             hint="add `output: NAME.reallm` to the recipe, or give `-o NAME.reallm`",
         )
     output = Output(Path(named).absolute())
-    refuse_inputs(output.path, inventory.path or None, options.recipe_file)
-    errors, resumed = compile_archive(plan, inventory, output, device, options, stop)
+    refuse_inputs(output.path, inventory.path or None, options.recipe_file, options.statistics)
+    measured = check_statistics(plan, inventory, options.statistics)
+    errors, resumed = compile_archive(plan, inventory, output, device, options, stop, measured)
     return CompileReport(
         path=str(output.path),
         budget=plan.budget(),

@@ -6,7 +6,7 @@ This runs in the compiling process or in a worker; both open the same `CompileJo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,9 +15,12 @@ from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.codecs import encode_matrix, fit_shared, from_bytes, to_bytes
 from reallm_compiler.codecs.callback import TrainingCallback
 from reallm_compiler.codecs.decoder_file import read_decoder
+from reallm_compiler.codecs.statistics import MatrixStatistics
+from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.errors import CodecError
 from reallm_compiler.execute.bands import CODES, BandCoder, band_rows, by_bands
 from reallm_compiler.execute.group_weights import GroupWeights
+from reallm_compiler.execute.statistics import StatisticsInput
 from reallm_compiler.execute.tasks import group_key, group_task, matrix_key
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.model import Plan
@@ -45,12 +48,14 @@ class CompileJob:
         device: where the numerical work runs.
         states: the reserved file that is filled, and the states of trainings beside it; None for
             a trial, which stores nothing.
+        statistics: measured statistics of the matrices; None if no plan needs them.
     """
 
     plan: Plan
     inventory: Inventory
     device: torch.device
     states: StateFiles | None
+    statistics: StatisticsInput | None = None
 
     @contextmanager
     def open(self, context: Context) -> Iterator[CompileRunner]:
@@ -58,8 +63,9 @@ class CompileJob:
         with (
             fixed_numerics(THREADS, self.device),
             closing(self._sink()) as sink,
+            nullcontext() if self.statistics is None else self.statistics.open() as statistics,
         ):
-            yield CompileRunner(self, sink, context)
+            yield CompileRunner(self, sink, context, statistics)
 
     def _sink(self) -> Sink:
         if self.states is None:
@@ -74,13 +80,21 @@ class CompileRunner:
         job: the compile.
         sink: where sections go.
         context: where events of trainings go.
+        statistics: of the matrices whose plans need them.
     """
 
-    def __init__(self, job: CompileJob, sink: Sink, context: Context) -> None:
+    def __init__(
+        self,
+        job: CompileJob,
+        sink: Sink,
+        context: Context,
+        statistics: StatisticsFile | None = None,
+    ) -> None:
         self._job = job
         self._plan = job.plan
         self._sink = sink
         self._context = context
+        self._statistics = statistics
         self._matrices = {matrix_key(matrix.name): matrix for matrix in job.plan.matrices}
         self._groups = {group_key(group): group for group in job.plan.groups}
         self._weights = Weights(job.inventory)
@@ -149,6 +163,7 @@ class CompileRunner:
                 source_dtype=matrix.dtype,
                 shared=shared,
                 callback=self._callback(task),
+                statistics=self._measured(matrix),
             )
         for spec in matrix.specs:
             if not spec.shared:
@@ -172,6 +187,12 @@ class CompileRunner:
     def _load(self, matrix: PlannedMatrix) -> torch.Tensor:
         weight = self._weights.matrix(matrix.tensor, matrix.index, transposed=matrix.transposed)
         return weight.to(self._job.device)
+
+    def _measured(self, matrix: PlannedMatrix) -> MatrixStatistics | None:
+        """The statistics of a matrix whose plan needs them."""
+        if self._statistics is None or not matrix.plan.needs_statistics:
+            return None
+        return self._statistics.read(matrix.name, self._job.device)
 
     def _shared(self, matrix: PlannedMatrix) -> Mapping[str, torch.Tensor] | None:
         """What the matrix's group has in common, from this process or from the sink."""

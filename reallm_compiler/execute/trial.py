@@ -13,6 +13,7 @@ from reallm_compiler.errors import CompileError
 from reallm_compiler.execute.options import CompileOptions
 from reallm_compiler.execute.preflight import choose_workers, preflight_event
 from reallm_compiler.execute.runner import CompileJob
+from reallm_compiler.execute.statistics import StatisticsInput
 from reallm_compiler.execute.tasks import trial_tasks
 from reallm_compiler.planning.build import KIND
 from reallm_compiler.planning.document import section_blocks, to_document
@@ -68,6 +69,7 @@ def run_trial(
     device: torch.device,
     options: CompileOptions,
     stop: StopRequest,
+    statistics: StatisticsInput | None = None,
 ) -> dict[str, float]:
     """Relative errors of the plan's matrices, a part of the `whole` plan's, without a file.
 
@@ -90,7 +92,9 @@ def run_trial(
             notes=plan.notes,
         )
     )
-    job = CompileJob(plan=plan, inventory=inventory, device=device, states=None)
+    job = CompileJob(
+        plan=plan, inventory=inventory, device=device, states=None, statistics=statistics
+    )
     errors: dict[str, float] = {}
     with closing(
         results(backend_for(workers.count), job, graph, {}, stop, options.on_event)

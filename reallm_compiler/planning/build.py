@@ -20,7 +20,7 @@ from reallm_compiler.checkpoint import (
 from reallm_compiler.errors import FormatError, Problem, RecipeError, SourceError
 from reallm_compiler.planning.collector import resting_collector
 from reallm_compiler.planning.decoders import DecoderFile, resolve_decoders, with_digests
-from reallm_compiler.planning.document import section_blocks, to_document
+from reallm_compiler.planning.document import blank_provenance, section_blocks, to_document
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.recipe import Candidate, Decision, Recipe, load_recipe, resolve
@@ -113,6 +113,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
     matrices, decoders = resolve_decoders(matrices, decisions, folder)
     document = with_digests(recipe.document, decoders)
     _refuse_impossible(recipe, matrices, decisions)
+    _refuse_unmeasured(recipe, matrices, decisions)
     _refuse_half_kept(matrices, kept)
     tensors = [
         PlannedTensor(
@@ -126,7 +127,12 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         file_layout = layout(
             kind=KIND,
             features=[],
-            document=to_document(document, matrices, inventory.ties),
+            document=to_document(
+                document,
+                matrices,
+                inventory.ties,
+                provenance=blank_provenance(statistics=recipe.statistics == "required"),
+            ),
             blocks=section_blocks(matrices, tensors, files),
         )
     except FormatError as error:
@@ -202,6 +208,31 @@ def _refuse_impossible(
             location=at.location, path=at.origin.removesuffix(".kind"), message=reason
         )
         problems.setdefault(str(problem), problem)
+    if problems:
+        raise RecipeError(list(problems.values()))
+
+
+def _refuse_unmeasured(
+    recipe: Recipe, matrices: list[PlannedMatrix], decisions: Mapping[str, Decision]
+) -> None:
+    """A stage that needs statistics in a recipe that does not say so."""
+    if recipe.statistics == "required":
+        return
+    problems: dict[str, Problem] = {}
+    of_plan: dict[int, tuple[str, ...]] = {}
+    for matrix in matrices:
+        if id(matrix.plan) not in of_plan:
+            of_plan[id(matrix.plan)] = matrix.plan.stages_with_statistics
+        for stage in of_plan[id(matrix.plan)]:
+            trace = decisions[matrix.name].trace
+            at = next(one for one in trace if one.path.startswith(f"{stage}."))
+            problem = Problem(
+                location=at.location,
+                path=at.origin.removesuffix(".kind"),
+                message=f"this `{stage}` needs measured statistics, and the recipe asks for none",
+                hint="add `statistics: required` to the recipe",
+            )
+            problems.setdefault(str(problem), problem)
     if problems:
         raise RecipeError(list(problems.values()))
 

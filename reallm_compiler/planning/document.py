@@ -33,10 +33,15 @@ def fixed_text(text: str) -> str:
     return ascii_text[:PROVENANCE_WIDTH].ljust(PROVENANCE_WIDTH)
 
 
-def blank_provenance() -> dict[str, Any]:
-    """Provenance of the right width, to be filled when the archive is finished."""
+def blank_provenance(*, statistics: bool = False) -> dict[str, Any]:
+    """Provenance of the right width, to be filled when the archive is finished.
+
+    Args:
+        statistics: whether the digest of a file of statistics is part of it.
+    """
     blank = fixed_text("")
-    return {"compute": blank, "reallm": blank, "torch": blank, "source": bytes(32)}
+    digests = {"source": bytes(32), **({"statistics": bytes(32)} if statistics else {})}
+    return {"compute": blank, "reallm": blank, "torch": blank, **digests}
 
 
 def section_blocks(

@@ -73,6 +73,11 @@ class Plan:
         """The recipe's seed."""
         return int(self.recipe.get("seed", 0))
 
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether a compile needs measured statistics, as the recipe says."""
+        return bool(self.recipe.get("statistics") == "required")
+
     def budget(self) -> Budget:
         """The exact sizes: per matrix, per term, and in total."""
         return budget_of(self)

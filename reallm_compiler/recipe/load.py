@@ -174,6 +174,7 @@ class _Chain:
         forms_of_rules = [rule for form in forms for rule in form.rules]
         checked = [_rule(form, node) for form, node in zip(forms_of_rules, rules, strict=True)]
         seed = next((f.seed for f in reversed(forms) if "seed" in f.model_fields_set), 0)
+        said = [form.statistics for form in forms if "statistics" in form.model_fields_set]
         model = _last(forms, "model")
         finetune: dict[str, Any] = {}
         for one in forms:
@@ -186,12 +187,14 @@ class _Chain:
             plan=plan,
             tree=defaults,
             rules=tuple(checked),
+            statistics=said[-1] if said else "none",
             finetune=finetune,
             document={
                 "reallm": check.VERSION,
                 "seed": seed,
                 "defaults": plan.plain(),
                 "rules": [_rule_document(form) for form in forms_of_rules],
+                **({"statistics": said[-1]} if said and said[-1] != "none" else {}),
                 **({SECTION: finetune} if finetune else {}),
             },
             files=tuple(file.path for file in reversed(self.files) if file.path),

@@ -174,6 +174,11 @@ class RecipeForm(Form):
     rules: list[RuleForm] = Field(
         default_factory=list, description="Ordered patches: a later rule wins, field by field."
     )
+    statistics: Literal["none", "required"] = Field(
+        default="none",
+        description="Whether a compile needs a file of statistics that `reallm calibrate` measured "
+        "on the model, as some kinds do.",
+    )
     finetune: FinetuneOptions = Field(
         default_factory=FinetuneOptions,
         description="Settings of `reallm finetune` on the archive; they change no matrix.",
@@ -228,6 +233,7 @@ class Recipe:
         plan: the plan of a matrix that no rule changes.
         tree: the same with the location of each field.
         rules: the rules of the extended recipes first, then its own.
+        statistics: `required` if a compile needs measured statistics, else `none`.
         finetune: what the recipe sets of tuning, as plain data; empty if it sets nothing.
         document: plain data with all of this, without model and output; it holds every
             field of the defaults, so that an archive does not depend on later defaults.
@@ -241,6 +247,7 @@ class Recipe:
     plan: MatrixPlan
     tree: MapNode
     rules: tuple[Rule, ...]
+    statistics: Literal["none", "required"]
     finetune: Mapping[str, Any]
     document: Mapping[str, Any]
     files: tuple[Path, ...] = ()

@@ -22,6 +22,7 @@ TITLES = {
     "files": "the config and tokenizer files",
     "source": "the checkpoint's files",
     "original": "the original",
+    "statistics": "the statistics",
     "text": "the text",
     "options": "the settings",
     "compute": "the device or the processor's capability",

@@ -160,9 +160,18 @@ class MatrixPlan(Stage):
     @property
     def needs_statistics(self) -> bool:
         """Whether a stage works in the metric of measured statistics."""
-        stages = (self.residual, *self.transform, self.autoencoder, self.permutation)
-        rest = (self.scales, self.quantizer, self.rounding)
-        return any(stage.needs_statistics for stage in (*stages, *rest))
+        return bool(self.stages_with_statistics)
+
+    @property
+    def stages_with_statistics(self) -> tuple[str, ...]:
+        """The stages that work in the metric of measured statistics, by their keys."""
+        found = []
+        for key in type(self).model_fields:
+            value = getattr(self, key)
+            parts = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(part, Stage) and part.needs_statistics for part in parts):
+                found.append(key)
+        return tuple(found)
 
     def plain(self) -> dict[str, Any]:
         """The plan as plain data, each field written out: what an archive stores."""

@@ -53,6 +53,11 @@ TRAINING_SECONDS = 10.0
 @click.option("--model", metavar="MODEL", help="Checkpoint folder or hub id.")
 @click.option("-o", "--output", metavar="FILE", help="The archive to write.")
 @click.option(
+    "--stats",
+    metavar="FILE",
+    help="What `reallm calibrate` measured, for a recipe that needs it.",
+)
+@click.option(
     "--device",
     default="auto",
     show_default=True,
@@ -84,6 +89,7 @@ def compile_command(
     recipe: str,
     model: str | None,
     output: str | None,
+    stats: str | None,
     device: str,
     workers: int | None,
     only: str | None,
@@ -103,6 +109,7 @@ def compile_command(
             recipe,
             model=model,
             output=output,
+            statistics=stats,
             device=device,
             workers=workers,
             only=only,

@@ -10,6 +10,7 @@ import click
 from reallm_cli.commands.inspect_adapter import inspect_adapter
 from reallm_cli.commands.inspect_decoder import inspect_decoder
 from reallm_cli.commands.inspect_heatmap import show_heatmap
+from reallm_cli.commands.inspect_statistics import inspect_statistics
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_archive_path, did_you_mean, nearest
@@ -68,8 +69,8 @@ def inspect(
 ) -> int:
     """Show what is inside an archive, or all about one matrix, tensor or file in it.
 
-    An archive may be that of a model, an adapter, or a trained decoder. The error of a matrix is
-    ||W - W^|| / ||W||, measured on what was stored when it was encoded.
+    An archive may be that of a model, an adapter, a trained decoder, or statistics. The error of a
+    matrix is ||W - W^|| / ||W||, measured on what was stored when it was encoded.
     """
     if heatmap is not None:
         return show_heatmap(
@@ -96,6 +97,8 @@ def inspect(
             return inspect_adapter(terminal, container, archive, name, as_json=as_json)
         if container.kind == "decoder":
             return inspect_decoder(terminal, container, archive, name, as_json=as_json)
+        if container.kind == "statistics":
+            return inspect_statistics(terminal, container, archive, name, as_json=as_json)
     opened = open_facts(archive)
     decoders = opened.find_decoders(decoder)
     if name is not None:
@@ -141,8 +144,9 @@ def show_archive(
 
 
 _ORDER = (
-    "reallm", "seed", "defaults", "rules", "finetune", "match", "role", "min_fraction", "except",
-    "layers", "set", "keep", "optional", "note", "kind", *MatrixPlan.model_fields,
+    "reallm", "seed", "statistics", "defaults", "rules", "finetune", "match", "role",
+    "min_fraction", "except", "layers", "set", "keep", "optional", "note", "kind",
+    *MatrixPlan.model_fields,
 )  # fmt: skip
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reallm_compiler.calibrate.original import Original
-from reallm_compiler.calibrate.passes import Measurement
-from reallm_compiler.calibrate.products import Product, Products
+from reallm_compiler.calibration.original import Original
+from reallm_compiler.calibration.passes import Measurement
+from reallm_compiler.calibration.products import Product, Products
 from reallm_compiler.checkpoint import MatrixFact
 from reallm_compiler.models.blocks import Calls, UnfitBlocksError, calls_of
 from reallm_compiler.planning.statistics import StatisticsForm, same_inputs, statistics_rows

@@ -19,15 +19,15 @@ from typing import Any
 
 import torch
 
-from reallm_compiler.calibrate.events import CalibrateReport, ChunkDone, Event, Started
-from reallm_compiler.calibrate.options import CalibrateOptions
-from reallm_compiler.calibrate.original import Original
-from reallm_compiler.calibrate.passes import PassRunner
-from reallm_compiler.calibrate.preflight import check_disk, check_memory, memory_bytes
-from reallm_compiler.calibrate.probe import TOKENS, Probed, probe
-from reallm_compiler.calibrate.sequences import Chunk, chunks_of, predicted
-from reallm_compiler.calibrate.spill import Spill
-from reallm_compiler.calibrate.text import as_paths, choose_window, draw_sequences
+from reallm_compiler.calibration.events import CalibrateReport, ChunkDone, Event, Started
+from reallm_compiler.calibration.options import CalibrateOptions
+from reallm_compiler.calibration.original import Original
+from reallm_compiler.calibration.passes import PassRunner
+from reallm_compiler.calibration.preflight import check_disk, check_memory, memory_bytes
+from reallm_compiler.calibration.probe import TOKENS, Probed, probe
+from reallm_compiler.calibration.sequences import Chunk, chunks_of, predicted
+from reallm_compiler.calibration.spill import Spill
+from reallm_compiler.calibration.text import as_paths, choose_window, draw_sequences
 from reallm_compiler.checkpoint import Inventory, open_source
 from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.errors import CalibrateError, SourceError

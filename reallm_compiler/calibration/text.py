@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from reallm_compiler.calibrate.options import CalibrateOptions
+from reallm_compiler.calibration.options import CalibrateOptions
 from reallm_compiler.errors import CalibrateError
 from reallm_compiler.models.sequences import cut, permutation
 

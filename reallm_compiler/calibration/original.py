@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reallm_compiler.calibrate.products import Location, Memory, locations
+from reallm_compiler.calibration.products import Location, Memory, locations
 from reallm_compiler.checkpoint import Inventory, MatrixFact
 from reallm_compiler.checkpoint.architecture import meta_model
 from reallm_compiler.models.blocks import Block, UnfitBlocksError, find_blocks

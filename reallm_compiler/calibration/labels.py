@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reallm_compiler.calibrate.sequences import Chunk
+from reallm_compiler.calibration.sequences import Chunk
 from reallm_compiler.runs.seeds import seed_for
 
 PIECE = 1 << 22

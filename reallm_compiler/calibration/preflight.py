@@ -11,10 +11,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from reallm_compiler.calibrate.moments import sums_bytes
-from reallm_compiler.calibrate.original import Original
-from reallm_compiler.calibrate.passes import Measurement
-from reallm_compiler.calibrate.sequences import Chunk
+from reallm_compiler.calibration.moments import sums_bytes
+from reallm_compiler.calibration.original import Original
+from reallm_compiler.calibration.passes import Measurement
+from reallm_compiler.calibration.sequences import Chunk
 from reallm_compiler.errors import CalibrateError
 from reallm_compiler.system import free_memory
 

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reallm_compiler.calibrate.events import ChunkDone
-from reallm_compiler.calibrate.labels import gradient_of_logits
-from reallm_compiler.calibrate.moments import MatrixSums
-from reallm_compiler.calibrate.original import Original
-from reallm_compiler.calibrate.products import Product, Products
-from reallm_compiler.calibrate.sequences import Chunk
-from reallm_compiler.calibrate.spill import Spill
+from reallm_compiler.calibration.events import ChunkDone
+from reallm_compiler.calibration.labels import gradient_of_logits
+from reallm_compiler.calibration.moments import MatrixSums
+from reallm_compiler.calibration.original import Original
+from reallm_compiler.calibration.products import Product, Products
+from reallm_compiler.calibration.sequences import Chunk
+from reallm_compiler.calibration.spill import Spill
 from reallm_compiler.errors import CalibrateError
 from reallm_compiler.models.blocks import Calls, hidden_states, run_block
 from reallm_compiler.runs.job import Context

@@ -1,0 +1,121 @@
+"""Measured statistics as an input of a compile: that they are there, and are those of the model."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from reallm_compiler.checkpoint import Inventory
+from reallm_compiler.codecs.statistics_file import StatisticsFile
+from reallm_compiler.errors import CalibrateError, CompileError
+from reallm_compiler.models.weights import Weights
+from reallm_compiler.planning.model import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class StatisticsInput:
+    """A file of statistics that fits a plan.
+
+    Attributes:
+        path: the file.
+        digest: of header and manifest, which names every byte of it.
+    """
+
+    path: Path
+    digest: bytes
+
+    def open(self) -> StatisticsFile:
+        """The file, as it was when it was checked.
+
+        Raises:
+            CalibrateError: it is another one now.
+            FormatError: it is damaged.
+        """
+        file = StatisticsFile(self.path)
+        if file.digest != self.digest:
+            file.close()
+            raise CalibrateError(
+                "the statistics have changed while they were used", location=str(self.path)
+            )
+        return file
+
+
+def check_statistics(
+    plan: Plan, inventory: Inventory, given: str | os.PathLike[str] | None
+) -> StatisticsInput | None:
+    """The statistics of a compile; None for a recipe that needs none.
+
+    The checkpoint's tensors are read once: those of another model have the same names and shapes,
+    and nothing else would show it.
+
+    Raises:
+        CompileError: the recipe needs statistics and none are given, or the other way round.
+        CalibrateError: they are of another model, or lack a matrix; names it.
+        FormatError: the file is damaged, or of another kind.
+        SourceError: the checkpoint cannot be read.
+    """
+    if given is None:
+        if not plan.needs_statistics:
+            return None
+        model = inventory.path or "MODEL"
+        raise CompileError(
+            "this recipe needs statistics of the model",
+            hint=f"measure them with `reallm calibrate {model} --text FILE -o model.stats`, then "
+            "compile with `--stats model.stats`",
+        )
+    if not plan.needs_statistics:
+        raise CompileError(
+            "statistics are given and the recipe uses none",
+            location=str(given),
+            hint="leave out `--stats`, or say `statistics: required` in the recipe",
+        )
+    path = Path(given).absolute()
+    with StatisticsFile(path) as file:
+        _check_rows(plan, inventory, file)
+        return StatisticsInput(path, file.digest)
+
+
+def _check_rows(plan: Plan, inventory: Inventory, file: StatisticsFile) -> None:
+    weights = Weights(inventory)
+    digests: dict[str, bytes] = {}
+    for matrix in plan.matrices:
+        if not matrix.plan.needs_statistics:
+            continue
+        row = file.rows.get(matrix.name)
+        if row is None:
+            raise CalibrateError(
+                f"there are no statistics of {matrix.name}",
+                location=str(file.path),
+                note="they are of another model, or the matrix was never multiplied by a state "
+                "when they were measured",
+                hint="give this matrix kinds that need none by a rule of the recipe, or measure "
+                "the statistics of this model",
+            )
+        if row.shape != matrix.shape:
+            raise _other_model(
+                f"the statistics of {matrix.name} are of a matrix {_shape(row.shape)}, and the "
+                f"model's is {_shape(matrix.shape)}",
+                file,
+            )
+        if matrix.tensor not in digests:
+            digests[matrix.tensor] = bytes.fromhex(
+                weights.digest_of(weights.by_name[matrix.tensor])
+            )
+        if row.sha256 != digests[matrix.tensor]:
+            raise _other_model(
+                f"the statistics of {matrix.name} are of other weights than the model's", file
+            )
+
+
+def _other_model(message: str, file: StatisticsFile) -> CalibrateError:
+    return CalibrateError(
+        message,
+        location=str(file.path),
+        note="statistics of another model say nothing of this one",
+        hint="measure this model with `reallm calibrate`",
+    )
+
+
+def _shape(shape: tuple[int, int]) -> str:
+    return f"{shape[0]} x {shape[1]}"

@@ -1,0 +1,57 @@
+"""A text, and statistics of the tiny Llama, measured once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reallm_compiler as reallm
+from tests.conftest import CORPUS
+
+SETTINGS: dict[str, Any] = {"samples": 5, "window": 12, "device": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of some hundred tokens."""
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("\n".join(CORPUS) * 3)
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings(words: Path) -> dict[str, Any]:
+    """A small calibration."""
+    return {**SETTINGS, "text": [words]}
+
+
+@pytest.fixture(scope="session")
+def measured(
+    tiny_llama: Path, settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Statistics of the tiny Llama, of an undisturbed run."""
+    path = tmp_path_factory.mktemp("measured") / "tiny.stats"
+    reallm.calibrate(tiny_llama, output=path, **settings)
+    return path
+
+
+@pytest.fixture
+def needing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]]:
+    """A recipe whose quantizer needs statistics, which the codec does not look at."""
+    from reallm_compiler.stages.quantizer import UniformQuantizer
+
+    def recipe() -> dict[str, Any]:
+        monkeypatch.setattr(UniformQuantizer, "needs_statistics", property(lambda stage: True))
+        return {
+            "reallm": 1,
+            "statistics": "required",
+            "defaults": {
+                "scales": {"kind": "absmax", "per": "row"},
+                "quantizer": {"kind": "uniform", "bits": 4},
+            },
+        }
+
+    return recipe
