@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
+from unittest.mock import patch
 
 import torch
 
 from benchmarks.timing import Timer, add_options, conditions, interleaved
-from reallm_compiler.codecs import encode, encode_matrix
+from reallm_compiler.codecs import encode_matrix
 from reallm_compiler.recipe import load_recipe
 
 
@@ -27,13 +29,9 @@ def ours(recipe: str, weight: torch.Tensor, *, measured: bool) -> Callable[[], o
     plan = load_recipe(recipe).plan.model_copy(update={"share": None})
 
     def run() -> object:
-        kept = encode.relative_error
-        if not measured:
-            encode.relative_error = lambda *_: 0.0
-        try:
+        unmeasured = patch("reallm_compiler.codecs.encode.relative_error", lambda *_: 0.0)
+        with nullcontext() if measured else unmeasured:
             return encode_matrix(plan, weight, seed=1, source_dtype="bf16")
-        finally:
-            encode.relative_error = kept
 
     return run
 

@@ -23,12 +23,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.processes import anonymous_bytes
 
 MB = 10**6
 SAMPLE_SECONDS = 0.003
-CASES: dict[str, dict] = {
+CASES: dict[str, dict[str, Any]] = {
     "block by block": {"stages": ["block"]},
     "end to end": {"stages": ["e2e"]},
     "end to end, activations again": {"stages": ["e2e"], "checkpointing": True},
@@ -51,8 +52,13 @@ def warm_up() -> None:
     import reallm_compiler.runtime.tunable  # noqa: F401
 
     torch.set_num_threads(1)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 16}
-    model = LlamaForCausalLM(LlamaConfig(**small, num_attention_heads=2))
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "vocab_size": 16,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**small, num_attention_heads=2, vocab_size=16))
     ids = torch.arange(16)[None]
     model(input_ids=ids, labels=ids).loss.backward()
 
@@ -79,7 +85,7 @@ def child(words: list[str]) -> None:
     )
 
 
-def measured(words: list[str], *, trim: bool) -> tuple[int, int, dict]:
+def measured(words: list[str], *, trim: bool) -> tuple[int, int, dict[str, Any]]:
     """Run a child: bytes before, bytes at the peak, and the estimate."""
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -100,7 +106,7 @@ def measured(words: list[str], *, trim: bool) -> tuple[int, int, dict]:
     return lines[0]["base"], peak, lines[1]["memory"]
 
 
-def settings_of(given: argparse.Namespace, case: dict) -> dict:
+def settings_of(given: argparse.Namespace, case: dict[str, Any]) -> dict[str, Any]:
     """The settings of a case: two passes, or two steps."""
     return {
         **case,

@@ -15,15 +15,15 @@ import tempfile
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 import reallm_compiler as reallm
 from benchmarks.timing import Timer
 from reallm_compiler.runtime import open_tunable
 
-RECIPE = {
+RECIPE: dict[str, Any] = {
     "reallm": 1,
     "defaults": {
         "residual": {"kind": "low_rank", "dtype": "float16"},
@@ -36,7 +36,7 @@ RECIPE = {
 class Side:
     """A model whose factors are tuned, and its optimiser."""
 
-    def __init__(self, name: str, model: nn.Module, parameters: Iterable[torch.Tensor]) -> None:
+    def __init__(self, name: str, model: Any, parameters: Iterable[torch.Tensor]) -> None:
         self.name = name
         self.model = model.eval()
         self.parameters = list(parameters)
@@ -52,7 +52,7 @@ class Side:
 
 
 def ours(folder: Path, rank: int, dora: bool, device: str) -> Side:
-    recipe = {**RECIPE, "defaults": {**RECIPE["defaults"], "dora": dora}}
+    recipe: dict[str, Any] = {**RECIPE, "defaults": {**RECIPE["defaults"], "dora": dora}}
     recipe["defaults"]["residual"] = {**recipe["defaults"]["residual"], "rank": rank}
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "base.reallm"
@@ -79,9 +79,9 @@ def theirs(folder: Path, rank: int, dora: bool, device: str) -> Side:
     config = peft.LoraConfig(
         r=rank, lora_alpha=rank, target_modules="all-linear", use_dora=dora, task_type="CAUSAL_LM"
     )
-    model = peft.get_peft_model(model, config)
+    tuned = peft.get_peft_model(model, config)
     name = "peft on bitsandbytes NF4" + (", DoRA" if dora else "")
-    return Side(name, model, [value for value in model.parameters() if value.requires_grad])
+    return Side(name, tuned, [value for value in tuned.parameters() if value.requires_grad])
 
 
 def main() -> None:

@@ -98,10 +98,10 @@ def order(device: str) -> Made:
     """Orders of the columns of 2048 x 4096, and the mean distance of neighbours after it."""
     latent = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(3)).to(device)
     params = NearestPermutation(kind="nearest", rows=128)
-    _, places = nearest.encode(params, latent)
-    ordered = nearest.permute(params, latent, places)
+    positions = nearest.find_order(params, latent)
+    ordered = nearest.permute(params, latent, positions)
     length = (ordered[:, 1:] - ordered[:, :-1]).double().square().mean().sqrt()
-    return float(length), bytes_of(places)
+    return float(length), bytes_of(positions)
 
 
 def matrix(recipe: str, device: str) -> Made:

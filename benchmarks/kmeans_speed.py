@@ -50,7 +50,9 @@ def reach(values: torch.Tensor, words: int, seed: int, wanted: float) -> bool:
     """Run ours until a pass over all vectors has an error of at most `wanted`; whether one had."""
     statistics_of = k_means._statistics
 
-    def watched(vectors: Vectors, codebook: torch.Tensor) -> object:
+    def watched(
+        vectors: Vectors, codebook: torch.Tensor
+    ) -> tuple[float, torch.Tensor, torch.Tensor]:
         found = statistics_of(vectors, codebook)
         if vectors.count == len(values) and found[0] <= wanted * values.numel():
             raise ReachedError

@@ -104,7 +104,8 @@ def write_checkpoint(
         for place in range(-(-weights // size))
         for name, shape in layer.items()
     ]
-    left, shards = weights, {}
+    left = weights
+    shards: dict[str, dict[str, tuple[int, int]]] = {}
     for place, name, shape in named:
         if left <= 0:
             break

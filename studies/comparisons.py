@@ -36,7 +36,9 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -133,24 +135,23 @@ def bitsandbytes_int8() -> Quantise:
     return quantise
 
 
-def rivals() -> list[tuple[str, str, Callable[[], Quantise]]]:
-    """Name, package and maker of every rival."""
+def libraries() -> list[tuple[str, str, Callable[[], Quantise]]]:
+    """Name, package and maker of every other method."""
     found: list[tuple[str, str, Callable[[], Quantise]]] = []
     for bits in (2, 3, 4, 8):
         for group in (32, 64, 128):
             name = f"hqq {bits} bit g{group}"
-            found.append((name, "hqq", lambda b=bits, g=group: hqq(b, g)))
+            found.append((name, "hqq", partial(hqq, bits, group)))
     for bits in (2, 4):
         for group in (32, 64, 128):
             name = f"quanto qint{bits} g{group}"
-            found.append((name, "optimum-quanto", lambda b=bits, g=group: quanto(b, g)))
-    found.append(("quanto qint8", "optimum-quanto", lambda: quanto(8, None)))
+            found.append((name, "optimum-quanto", partial(quanto, bits, group)))
+    found.append(("quanto qint8", "optimum-quanto", partial(quanto, 8, None)))
     for kind in ("nf4", "fp4"):
         for block in (64, 128):
             for double in (False, True):
                 name = f"bitsandbytes {kind} b{block}" + (" double" if double else "")
-                make = lambda k=kind, b=block, d=double: bitsandbytes(k, b, d)  # noqa: E731
-                found.append((name, "bitsandbytes", make))
+                found.append((name, "bitsandbytes", partial(bitsandbytes, kind, block, double)))
     found.append(("bitsandbytes int8", "bitsandbytes", bitsandbytes_int8))
     return found
 
@@ -158,7 +159,7 @@ def rivals() -> list[tuple[str, str, Callable[[], Quantise]]]:
 class Remembered(nn.Module):
     """A model whose logits are computed once for each input."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.config = model.config
@@ -166,12 +167,14 @@ class Remembered(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
+        embeddings: nn.Module = self.model.get_input_embeddings()
+        return embeddings
 
-    def forward(self, input_ids: Tensor, **rest) -> object:
+    def forward(self, input_ids: Tensor, **rest: Any) -> object:
         key = input_ids.numpy().tobytes()
         if key not in self.seen:
             self.seen[key] = self.model(input_ids=input_ids, **rest)
@@ -182,14 +185,21 @@ def measure(
     subject: Subject, ours: list[str], only: list[str], mirror: bool, left_out: dict[str, str]
 ) -> tuple[Point, list[Point]]:
     """The original, and every method on one model."""
+    original: Any
+    model: Any
     original, tokenizer = load_for_evaluation(subject.folder)
-    reference = Remembered(original)
-    options = {"window": subject.window, "separator": subject.separator, "reference": reference}
+    reference: Any = Remembered(original)
+    options: dict[str, Any] = {
+        "window": subject.window,
+        "separator": subject.separator,
+        "reference": reference,
+    }
     weights: dict[str, Tensor] = {}
     points: list[Point] = []
 
-    def add(name: str, family: str, bits: float, model: nn.Module) -> None:
+    def add(name: str, family: str, bits: float, model: Any) -> None:
         found = evaluate(model, tokenizer, subject.text, **options)
+        assert found.kl is not None  # there is a reference
         other = None
         if mirror:
             for matrix in names:
@@ -214,7 +224,7 @@ def measure(
     model, _ = load_for_evaluation(subject.folder)
     weights = {name: model.get_submodule(name).weight.data.clone() for name in names}
     total = sum(weight.numel() for weight in weights.values())
-    for name, package, make in rivals():
+    for name, package, make in libraries():
         if not any(fnmatchcase(name, glob) for glob in only):
             continue
         try:
@@ -312,14 +322,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", nargs="+", required=True)
     parser.add_argument("--recipe", action="append", help="of ours (default: the lean ones, nf4)")
-    parser.add_argument("--only", action="append", help="glob on the names of rivals")
+    parser.add_argument("--only", action="append", help="glob on the names of the other methods")
     parser.add_argument(
         "--mirror", action="store_true", help="measure with errors turned round too"
     )
     parser.add_argument("--write", type=Path, help="write the tables here as well")
     parser.add_argument("--plot", type=Path, help="a picture of all models (extra `plots`)")
     given = parser.parse_args()
-    warnings.filterwarnings("ignore")  # rivals warn about what they would do on a GPU
+    warnings.filterwarnings("ignore")  # libraries warn about what they would do on a GPU
     torch.manual_seed(0)
     left_out: dict[str, str] = {}
     results, lines = [], []

@@ -22,6 +22,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -40,7 +41,7 @@ class Study:
     def __init__(self, words: list[str], work: Path) -> None:
         self.name, folder, tune, held, *rest = words
         self.folder, self.tune = Path(folder), Path(tune)
-        options = dict(word.split("=", 1) for word in rest)
+        options: dict[str, Any] = dict(word.split("=", 1) for word in rest)
         text = Path(held).read_text(encoding="utf-8")
         self.separator = options.pop("separator", None)
         if "documents" in options:
@@ -50,7 +51,7 @@ class Study:
             text = text.encode()[: int(options.pop("bytes"))].decode(errors="ignore")
         self.text = text
         self.window = int(options.pop("window", "256"))
-        self.settings = {"window": self.window, "separator": self.separator}
+        self.settings: dict[str, Any] = {"window": self.window, "separator": self.separator}
         for path, value in options.items():
             *outer, last = path.split(".")
             level = self.settings
@@ -62,7 +63,7 @@ class Study:
         self.work = work
         self.original, self.tokenizer = load_for_evaluation(self.folder)
 
-    def rows(self, bits: int, fit: str) -> list[dict]:
+    def rows(self, bits: int, fit: str) -> list[dict[str, Any]]:
         """The archives of one width and one start of the factors, measured."""
         made = []
         before = self._path(bits, fit, "untuned")
@@ -98,10 +99,13 @@ class Study:
         key = hashlib.sha256(facts.encode()).hexdigest()[:8]
         return self.work / f"{self.name}-{bits}-{fit}-{stage}-{key}.reallm"
 
-    def _measured(self, bits: int, fit: str, stage: str, path: Path, seconds: float) -> dict:
+    def _measured(
+        self, bits: int, fit: str, stage: str, path: Path, seconds: float
+    ) -> dict[str, Any]:
         note = path.with_suffix(".json")
         if note.exists():
-            return json.loads(note.read_text())
+            kept: dict[str, Any] = json.loads(note.read_text())
+            return kept
         with reallm.open(path) as archive:
             exact = float(archive.budget().totals.exact_bits)
         model, _ = load_for_evaluation(path)
@@ -133,7 +137,7 @@ class Study:
 TITLES = {"untuned": "as compiled", "block": "block-wise", "e2e": "block-wise, end to end"}
 
 
-def table(study: Study, rows: list[dict]) -> list[str]:
+def table(study: Study, rows: list[dict[str, Any]]) -> list[str]:
     """The rows as Markdown, with the share of the gap that each closes."""
     lines = [
         f"## {study.name}",
@@ -160,8 +164,8 @@ def table(study: Study, rows: list[dict]) -> list[str]:
     return [*lines, ""]
 
 
-def _share(row: dict, worst: float) -> float:
-    return (worst - row["perplexity"]) / (worst - row["reference"])
+def _share(row: dict[str, Any], worst: float) -> float:
+    return float((worst - row["perplexity"]) / (worst - row["reference"]))
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ from torch import Tensor
 from reallm_compiler.codecs import encode_matrix, fit_shared
 from reallm_compiler.codecs.autoencoders import hnerv
 from reallm_compiler.codecs.autoencoders.hnerv_weights import Decoder
-from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.stages import Hnerv, MatrixPlan
 from reallm_compiler.storage.matrix import layout_of
 
 STAGE = {
@@ -131,8 +131,10 @@ def planned(share: str | None = None, **fields: Any) -> MatrixPlan:
 def decoded_by_chance(grid: tuple[int, int], *, seed: int, latents: int | None = None) -> Tensor:
     """A matrix of `grid` patches that a random decoder makes of random latents."""
     params = planned(qat=False).autoencoder
+    assert isinstance(params, Hnerv)
+    assert params.width is not None
     generator = torch.Generator().manual_seed(seed)
-    decoder = Decoder(params, STAGE["width"], generator)
+    decoder = Decoder(params, params.width, generator)
     if latents is not None:
         generator = torch.Generator().manual_seed(latents)
     with torch.no_grad():

@@ -104,7 +104,7 @@ class Study:
             seconds = time.process_time() - began
             width = getattr(plan.autoencoder, "width", None)
             rows.append(Row(width, bits, coded.relative_error, seconds))
-            print(member.name, plan.autoencoder.kind, rows[-1], file=sys.stderr, flush=True)
+            print(member.name, plan.autoencoder, rows[-1], file=sys.stderr, flush=True)
             if plan.share is None:
                 began = time.process_time()
         kept.write_text(json.dumps([row.__dict__ for row in rows]))
@@ -138,7 +138,8 @@ class Study:
             row = [bits, found.perplexity, found.kl, seconds, found.reference_perplexity]
             print(subject.name, name, row, file=sys.stderr, flush=True)
             kept.write_text(json.dumps(row))
-        return json.loads(kept.read_text())
+        row = json.loads(kept.read_text())
+        return list(row)
 
     def _kept(self, facts: Sequence[Any]) -> Path:
         text = json.dumps(facts, sort_keys=True, default=str)

@@ -115,7 +115,7 @@ class Study:
         self.subject = subject
         self.workers = workers
         self.rows = rows
-        self.options = {"window": subject.window, "separator": subject.separator}
+        self.options: dict[str, Any] = {"window": subject.window, "separator": subject.separator}
         plain = reallm.plan({"reallm": 1}, model=subject.folder).budget()
         self.linear = {row.name for row in plain.matrices}
         self.totals = plain.totals

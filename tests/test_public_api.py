@@ -31,7 +31,7 @@ def test_names_of_the_package() -> None:
 def test_dir_and_help_show_them_and_nothing_else() -> None:
     public = [name for name in dir(reallm_compiler) if not name.startswith("__")]
     assert public == sorted(NAMES)
-    shown = pydoc.render_doc(reallm_compiler, renderer=pydoc.plaintext)
+    shown = pydoc.plain(pydoc.render_doc(reallm_compiler))
     for name in ("compile_model(", "open_archive(", "reconstruct(", "survey_model("):
         assert name in shown, name
 

@@ -75,7 +75,7 @@ def decoders() -> Iterator[tuple[str, str, bytes]]:
         return archive(sections, decoder(**changes), kind="decoder")
 
     codes, scales, values = DECODER
-    bare = {"structure": {}}
+    bare: forge.Plain = {"structure": {}}
     yield "E1", "no-provenance", archive(DECODER, bare, kind="decoder")
     yield "E1", "structure-list", file(structure=[])
     yield "D7", "decoder-float", file(provenance={"time": 1.5})

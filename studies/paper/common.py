@@ -23,6 +23,7 @@ import weakref
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -83,13 +84,13 @@ class Study:
     def tune_files(self) -> list[Path]:
         """Texts to tune on; without any the demo's generator writes one."""
         if self.given.tune:
-            return self.given.tune
+            return list(self.given.tune)
         made = self.folder / "tune.txt"
         command = [sys.executable, DEMO / "generate.py", "--seed", "3", "--bytes", "1000000"]
         subprocess.run([*map(str, command), "-o", str(made)], check=True)
         return [made]
 
-    def compiled(self, name: str, recipe: dict) -> Path:
+    def compiled(self, name: str, recipe: dict[str, Any]) -> Path:
         """An archive of the model by `recipe`, made once per name."""
         path = self.folder / f"{name}.reallm"
         if not path.exists():
@@ -145,7 +146,7 @@ def exact_bits(archive: Path) -> str:
         return f"{float(opened.budget().totals.exact_bits):.4f}"
 
 
-def reallm_recipe(bits: int, dim: int, rank: Fraction) -> dict:
+def reallm_recipe(bits: int, dim: int, rank: Fraction) -> dict[str, Any]:
     """ReALLM as in the paper: shipped recipe, with this width, dimension and rank."""
     changes = {"residual": {"rank": str(rank)}, "quantizer": {"bits": bits, "dim": dim}}
     return {"reallm": 1, "extends": "reallm-2bit", "defaults": changes}

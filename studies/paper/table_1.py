@@ -8,6 +8,7 @@ Perplexities stand as C4 / WikiText-2 in the paper's column, and one for each --
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 from studies.paper.common import Study, exact_bits, options, reallm_recipe, table
 
@@ -21,7 +22,7 @@ CASES = [
 STAGES = {"": "no fine-tuning", "block": "block-wise", "e2e": "block-wise, end to end"}
 
 
-def rows_of(study: Study, cases: list) -> list[list[str]]:
+def rows_of(study: Study, cases: list[Any]) -> list[list[str]]:
     """A row for each stage that the paper has of each case."""
     rows = []
     for bits, rank, dim, figures in cases:

@@ -8,13 +8,14 @@ Rows without a recipe (AWQ, Omniquant, ApiQ, QuaRot) show the paper's figures al
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 from studies.paper.common import Study, exact_bits, options, reallm_recipe, table
 
 ELSEWHERE = "no recipe: it needs data or steps that are not here"
 
 
-def loftq(bits: int, rank: Fraction) -> dict:
+def loftq(bits: int, rank: Fraction) -> dict[str, Any]:
     """LoftQ: NormalFloat and SVD in turn, the quantiser first, five times as in its code."""
     residual = {
         "kind": "low_rank",
@@ -28,7 +29,7 @@ def loftq(bits: int, rank: Fraction) -> dict:
     return {"reallm": 1, "extends": "nf3", "defaults": changes}
 
 
-def methods(rank: Fraction) -> list[tuple]:
+def methods(rank: Fraction) -> list[tuple[Any, ...]]:
     """Name, bits, the paper's figures (C4 7B, 13B; WikiText-2 7B, 13B), recipe, tuned, differs."""
     lq_lora = {"reallm": 1, "extends": "lq-lora", "defaults": {"residual": {"rank": str(rank)}}}
     rtn = {"reallm": 1, "extends": "rtn-4bit", "defaults": {"quantizer": {"bits": 3}}}

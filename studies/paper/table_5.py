@@ -10,6 +10,7 @@ archive that the planner lays out. `--decoder-params 0` is ReALLM without a trai
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 import reallm_compiler as reallm
 from studies.paper.common import table
@@ -35,7 +36,7 @@ def main() -> None:
     c, phi, weights = given.decoder_params, given.decoder_bits, given.p * given.q
     low_rank = {"kind": "low_rank", "rank": r, "dtype": "float16"}
     vq = {"kind": "vq", "bits": b, "dim": d}
-    reallm_plan: dict = {"residual": low_rank, "quantizer": vq}
+    reallm_plan: dict[str, Any] = {"residual": low_rank, "quantizer": vq}
     latent = weights
     if c:
         patches = -(-p // given.patch) * -(-q // given.patch)

@@ -8,6 +8,8 @@ The error is the mean over matrices of ||W - W^|| / ||W||, untuned; bits are of 
 
 from __future__ import annotations
 
+from typing import Any
+
 import reallm_compiler as reallm
 from studies.paper.common import Study, exact_bits, options, table
 
@@ -23,7 +25,7 @@ SMALL = {"kind": "vq", "bits": 2, "dim": 4}
 AQLM = {"scales": {"kind": "rms", "per": "row", "dtype": "float16"}, "share": "model"}
 
 # method, (r, latent, d, b) of the paper, recipe, recipe measured on a small model, what differs
-METHODS = [
+METHODS: list[tuple[Any, ...]] = [
     ("LoRA", "64, (p, q, 1), 1, 16", {"defaults": {"residual": ZERO}}, None, "nothing is coded"),
     (
         "GPTQ",
@@ -77,9 +79,9 @@ def main() -> None:
     parser.add_argument("--as-planned", action="store_true", help="measure d = 8 too")
     given = parser.parse_args()
     study = Study(given)
-    rows = []
+    rows: list[list[str]] = []
     for name, paper, planned, smaller, differs in METHODS:
-        recipe = {"reallm": 1, **planned}
+        recipe: dict[str, Any] = {"reallm": 1, **planned}
         budget = reallm.plan(recipe, model=SQUARE).budget()
         measured = recipe if given.as_planned or smaller is None else {"reallm": 1, **smaller}
         archive = study.compiled(f"method-{len(rows)}", measured)

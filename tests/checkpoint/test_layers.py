@@ -121,7 +121,9 @@ def bits(folder, **rule):
         "defaults": {"scales": {"kind": "absmax"}, "quantizer": {"kind": "uniform", "bits": 2}},
         "rules": [{**rule, "set": {"quantizer": {"bits": 8}}}],
     }
-    found = {m.name: m.plan.quantizer.bits for m in plan(document, model=folder).matrices}
+    found = {
+        m.name: m.plan.quantizer.model_dump()["bits"] for m in plan(document, model=folder).matrices
+    }
     return found, {name for name, width in found.items() if width == 8}
 
 

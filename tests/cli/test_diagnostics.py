@@ -86,13 +86,15 @@ def test_rendered_text(error, expected):
 
 @pytest.mark.parametrize(("error", "expected"), CASES.values(), ids=CASES)
 def test_colour_adds_nothing_but_style(error, expected):
-    screen = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=200)
+    written = io.StringIO()
+    screen = Console(file=written, force_terminal=True, color_system="standard", width=200)
     screen.print(render_error(error), soft_wrap=True)
-    coloured = screen.file.getvalue()
+    coloured = written.getvalue()
     assert "\x1b[" in coloured
-    screen = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=200)
+    written = io.StringIO()
+    screen = Console(file=written, force_terminal=True, color_system=None, width=200)
     screen.print(render_error(error), soft_wrap=True)
-    assert screen.file.getvalue() == expected + "\n"
+    assert written.getvalue() == expected + "\n"
 
 
 def test_other_letters_become_escapes_where_the_stream_has_none():

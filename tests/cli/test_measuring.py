@@ -100,7 +100,7 @@ def test_demo_does_the_whole_job(run, bundled, tiny_recipe, tmp_path):
 
 
 def test_demo_leaves_nothing_behind(run, bundled, tiny_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo_module.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert run("demo", "--recipe", tiny_recipe).code == 0
     assert list(tmp_path.iterdir()) == []
 

@@ -19,12 +19,12 @@ from reallm_compiler.execute import archive as archive_module
 from reallm_compiler.execute import run as run_module
 from reallm_compiler.execute import runner as runner_module
 from reallm_compiler.execute.events import TaskDone
-from reallm_compiler.runs import output as output_module
 from reallm_compiler.runs import pool as pool_module
 from reallm_compiler.runs import resume as resume_module
 from reallm_compiler.runs import worker as worker_module
 from reallm_compiler.runs.stop import Interrupted, block_signals, catch_signals
 from reallm_compiler.runs.tasks import Task, TaskResult
+from reallm_formats import Writer
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
 
@@ -82,7 +82,7 @@ def test_before_the_reservation_nothing_is_left(
 @pytest.mark.parametrize(
     ("module", "name", "steps"),
     [
-        (output_module.Writer, "create", 0),
+        (Writer, "create", 0),
         (archive_module, "start", 0),
         (archive_module, "results", 0),
         (runner_module, "encode_matrix", 3),
@@ -145,7 +145,7 @@ def test_while_slots_are_read_again(
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [(archive_module, "_finish"), (publish_module.os, "replace"), (publish_module, "sync_path")],
+    [(archive_module, "_finish"), (os, "replace"), (publish_module, "sync_path")],
     ids=["finishing", "renaming", "renamed"],
 )
 def test_with_all_matrices_done_it_ends_well(

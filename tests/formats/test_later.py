@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,8 @@ def harm(path, *names):
 @pytest.fixture
 def gate(monkeypatch):
     """Checks wait until the gate is set; the thread they run in is noted."""
-    gate, checked = threading.Event(), []
+    gate: Any = threading.Event()
+    checked = []
     gate.threads = checked
 
     def waiting(section, view, progress=None):

@@ -88,8 +88,7 @@ def test_each_expression_is_compiled_once(monkeypatch):
     match._compiled.cache_clear()
     compiled = []
     monkeypatch.setattr(
-        match.re,
-        "compile",
+        "reallm_compiler.recipe.match.re.compile",
         lambda text, *flags, make=re.compile: compiled.append(text) or make(text),
     )
     recipe = load_recipe(rules_of(120))
@@ -132,5 +131,7 @@ def test_rules_for_single_layers_search_their_pattern_once(monkeypatch):
     ]
     decisions = resolve(recipe, found)
     assert len(tried) == 12 * 6
-    bits = {name: decision.plan.quantizer.bits for name, decision in decisions.items()}
+    bits = {
+        name: decision.plan.quantizer.model_dump()["bits"] for name, decision in decisions.items()
+    }
     assert bits == {name: 3 if name.endswith("down_proj") else 4 for name in bits}

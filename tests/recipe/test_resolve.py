@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -111,7 +112,7 @@ def test_keep_with_a_type_works_on_any_tensor():
     assert meet({"match": "*norm", "keep": "fp32"})["model.norm"].keep == "float32"
 
 
-WRONG = {
+WRONG: dict[str, tuple[Any, str]] = {
     "misspelt name": (
         [{"match": "*.q_porj", "keep": "source"}],
         "recipe: rules[0].match: no tensor of this model matches `*.q_porj` "
@@ -312,7 +313,7 @@ def test_many_rules_for_single_matrices_are_looked_up_by_name(monkeypatch):
     patterns = __import__("reallm_compiler.recipe.match", fromlist=["Pattern"])
     monkeypatch.setattr(patterns.Pattern, "matches", lambda *_: pytest.fail("searched"))
     decisions = resolve(recipe, candidates)
-    assert all(decisions[name].plan.quantizer.bits == 1 for name in names)
+    assert all(decisions[name].plan.quantizer.model_dump()["bits"] == 1 for name in names)
 
 
 def test_the_order_of_the_tensors_does_not_matter():

@@ -53,7 +53,7 @@ class Remote(torch.Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, call: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         return across(call, args, kwargs or {})
@@ -69,7 +69,7 @@ class MixedError(RuntimeError):
 class Accelerator(TorchDispatchMode):
     """While it is on, tensors can be made elsewhere and worked with there."""
 
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         self, call: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         return across(call, args, kwargs or {})

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -24,7 +24,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run a script by name; the lines of its table, as lists of cells."""
 
     def call(name: str, *words: object, change=None) -> tuple[list[list[str]], str]:
-        module = importlib.import_module(f"studies.paper.{name}")
+        module: Any = importlib.import_module(f"studies.paper.{name}")
         if change is not None:
             change(module)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
@@ -68,7 +68,7 @@ def test_table_1_has_a_row_for_each_stage(run, small) -> None:
 
 
 def test_table_2_runs_what_a_recipe_can_say(run, small) -> None:
-    def fewer(module: ModuleType) -> None:
+    def fewer(module: Any) -> None:
         whole = module.methods
         module.methods = lambda rank: [
             row for row in whole(rank) if row[0] in ("GPTQ", "AWQ") or row[:2] == ("LoftQ", 2)
@@ -88,7 +88,7 @@ def test_methods_of_table_2_are_recipes(bits: int) -> None:
 
     import reallm_compiler as reallm
 
-    table = importlib.import_module("studies.paper.table_2")
+    table: Any = importlib.import_module("studies.paper.table_2")
     model = {"shapes": {"matrix": [4096, 4096]}}
     for name, width, _, recipe, *_ in table.methods(Fraction(1, 64)):
         if recipe is not None and width == bits:
@@ -110,7 +110,7 @@ def test_table_3_scores_local_tasks(run, small, base_archive: Path, local_task) 
 
 
 def test_the_paper_stands_beside_tasks_of_its_names(tmp_path: Path) -> None:
-    table = importlib.import_module("studies.paper.table_3")
+    table: Any = importlib.import_module("studies.paper.table_3")
     (tmp_path / "two.yaml").write_text("group: g\n---\ntask: piqa_local\n")
     (tmp_path / "one.yml").write_text("task: my-own\ndoc_to_text: 'task: no'\n")
     assert table.local_tasks(tmp_path) == ["my-own", "piqa_local"]
@@ -144,7 +144,7 @@ def test_table_5_needs_no_torch() -> None:
 
 
 def test_table_6_measures_each_method(run, small) -> None:
-    def fewer(module: ModuleType) -> None:
+    def fewer(module: Any) -> None:
         module.METHODS = module.METHODS[:3]
 
     rows, _ = run("table_6", *small, change=fewer)
@@ -156,7 +156,7 @@ def test_table_6_measures_each_method(run, small) -> None:
 def test_methods_of_table_6_are_recipes() -> None:
     import reallm_compiler as reallm
 
-    table = importlib.import_module("studies.paper.table_6")
+    table: Any = importlib.import_module("studies.paper.table_6")
     for name, _, planned, smaller, _ in table.METHODS:
         for recipe in filter(None, (planned, smaller)):
             budget = reallm.plan({"reallm": 1, **recipe}, model=table.SQUARE).budget()
@@ -164,7 +164,7 @@ def test_methods_of_table_6_are_recipes() -> None:
 
 
 def test_table_7_has_the_rows_of_the_paper(run, small) -> None:
-    def fewer(module: ModuleType) -> None:
+    def fewer(module: Any) -> None:
         module.CASES = module.CASES[1:]
 
     rows, _ = run("table_7", *small, *LEAST, change=fewer)
