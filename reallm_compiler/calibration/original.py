@@ -130,6 +130,11 @@ class Original:
                 hook.remove()
             release()
 
+    def kept_tensors(self) -> list[str]:
+        """The checkpoint's tensors that are not read block by block."""
+        streamed = {tensor for tensors in self._streamed for tensor in tensors.values()}
+        return [name for name in self.files.tensors if name not in streamed]
+
     def tensor_of(self, matrix: str) -> str:
         """The checkpoint's tensor that a matrix is, or is a part of."""
         return self._tensor_of[matrix]

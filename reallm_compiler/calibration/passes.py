@@ -167,6 +167,7 @@ class PassRunner:
         return result
 
     def _stem(self, key: str) -> None:
+        self._read_kept()
         first = self._original.blocks[0].module
         model = self._original.model
         states = (hidden_states(model, first, chunk.ids) for _, chunk in self._each(key))
@@ -188,7 +189,7 @@ class PassRunner:
 
     def _tail(self, key: str) -> None:
         count = len(self._original.blocks)
-        self._read_rest()
+        self._read_kept()
 
         def gradients() -> Iterator[Tensor]:
             for index, chunk in self._each(key):
@@ -225,7 +226,7 @@ class PassRunner:
             self._spill.write(_gradient(number), gradients())
 
     def _whole(self, key: str) -> None:
-        self._read_rest()
+        self._read_kept()
         for _, chunk in self._each(key):
             with torch.set_grad_enabled(self._measurement.gradients), self._products():
                 output = self._original.model(input_ids=chunk.ids, use_cache=False)
@@ -259,10 +260,9 @@ class PassRunner:
     def _read(self, name: str, index: int) -> Tensor:
         return self._spill.read(name, index).to(self._device)
 
-    def _read_rest(self) -> None:
-        """Take the digests of tensors outside of the blocks, which were read when it began."""
-        tensors = {self._original.tensor_of(name) for name in self._sums}
-        for tensor in sorted(tensors):
+    def _read_kept(self) -> None:
+        """Take the digests of the tensors outside of the blocks, which stay in memory."""
+        for tensor in self._original.kept_tensors():
             self._original.weights.read(tensor)
 
     def _products(self) -> Products:

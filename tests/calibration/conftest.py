@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import reallm_compiler as reallm
+from reallm_compiler.calibration import sequences
 from tests.conftest import CORPUS
 
 SETTINGS: dict[str, Any] = {"samples": 5, "window": 12, "device": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_chunks() -> Iterator[None]:
+    """Two sequences in a chunk, so that there are several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequences, "CHUNK", 22)
+        yield
 
 
 @pytest.fixture(scope="session")
