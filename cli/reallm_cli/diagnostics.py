@@ -17,9 +17,10 @@ import traceback
 import click
 from rich.text import Text
 
-from reallm_cli.mistakes import CommandLineError, did_you_mean
+from reallm_cli.mistakes import CommandLineError
 from reallm_cli.terminal import Terminal, escape
 from reallm_compiler.errors import Problem, ReallmError, RecipeError
+from reallm_compiler.hints import did_you_mean
 
 _ERROR = "bold red"
 _LOCATION = "cyan"

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from reallm_cli.mistakes import CommandLineError, did_you_mean, nearest
+from reallm_cli.mistakes import CommandLineError
+from reallm_compiler.hints import did_you_mean, nearest
 
 CONTEXT_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

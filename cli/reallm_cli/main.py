@@ -45,7 +45,7 @@ TRACEBACK_VARIABLE = "REALLM_TRACEBACK"
     cls=ExampleGroup,
     invoke_without_command=True,
     examples=[
-        ("reallm demo", "see all of it at work on the model that comes with reallm"),
+        ("reallm demo", "compile, verify and measure the model that comes with reallm"),
         (
             "reallm budget reallm-3bit-lean --model path/to/model",
             "the exact size, before any work is done",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
 from reallm_compiler.errors import EvaluationError, Problem, ReallmError, RecipeError
+from reallm_compiler.hints import did_you_mean, nearest
 
 RECIPE_SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -28,25 +27,6 @@ class SystemRefusalError(ReallmError):
     """The system refused a file or the network, and no package reported it better."""
 
     code: ClassVar[str] = "system"
-
-
-def nearest(word: str, words: Iterable[str], count: int = 3) -> list[str]:
-    """The words most like `word`, best first; part of a word counts as like it."""
-    known = list(dict.fromkeys(words))
-    found = difflib.get_close_matches(word, known, n=count, cutoff=0.6)
-    if len(found) < count and len(word) >= 3:
-        found += [name for name in known if word in name and name not in found]
-    return found[:count]
-
-
-def did_you_mean(words: list[str]) -> str | None:
-    """A hint that names them, or None when there are none."""
-    if not words:
-        return None
-    quoted = [f"`{word}`" for word in words]
-    if len(quoted) == 1:
-        return f"did you mean {quoted[0]}?"
-    return f"did you mean {', '.join(quoted[:-1])} or {quoted[-1]}?"
 
 
 def check_recipe_path(recipe: str) -> None:

@@ -27,13 +27,14 @@ from reallm_compiler.calibration.preflight import check_disk, check_memory, memo
 from reallm_compiler.calibration.probe import TOKENS, Probed, probe
 from reallm_compiler.calibration.sequences import Chunk, chunks_of, predicted
 from reallm_compiler.calibration.spill import Spill
-from reallm_compiler.calibration.text import as_paths, choose_window, draw_sequences
+from reallm_compiler.calibration.text import as_paths, draw_sequences
 from reallm_compiler.checkpoint import Inventory, open_source
 from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.errors import CalibrateError, SourceError
 from reallm_compiler.models.blocks import hidden_states
 from reallm_compiler.models.sequences import read_texts
 from reallm_compiler.models.source import source_files
+from reallm_compiler.models.text import window_of
 from reallm_compiler.models.text_models import check_predicts_text, check_reads, usable_positions
 from reallm_compiler.models.tokenizer import load_tokenizer
 from reallm_compiler.models.weights import Weights, shard_facts
@@ -269,7 +270,7 @@ def _prepare(
     if not facts:
         raise SourceError("this model has no linear layer to measure", location=files.label)
     original = Original(inventory, facts, device)
-    window = choose_window(options, usable_positions(original.model))
+    window = window_of(options.window, [usable_positions(original.model)], CalibrateError)
     sequences = draw_sequences(tokenizer, texts, window, options)
     with original.as_a_whole():
         largest = max(map(max, sequences))

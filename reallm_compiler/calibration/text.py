@@ -10,24 +10,6 @@ from reallm_compiler.calibration.options import CalibrateOptions
 from reallm_compiler.errors import CalibrateError
 from reallm_compiler.models.sequences import cut, permutation
 
-LARGEST_WINDOW = 2048
-"""The window when none is asked for, unless the model takes less."""
-
-
-def choose_window(options: CalibrateOptions, positions: int | None) -> int:
-    """Tokens of a sequence.
-
-    Raises:
-        CalibrateError: the model does not take so many.
-    """
-    window = options.window or min(LARGEST_WINDOW, positions or LARGEST_WINDOW)
-    if positions is not None and window > positions:
-        raise CalibrateError(
-            f"a window of {window} tokens is longer than the model's {positions} positions",
-            hint=f"give a window of at most {positions}",
-        )
-    return window
-
 
 def draw_sequences(
     tokenizer: Any,  # noqa: ANN401

@@ -172,7 +172,7 @@ def model_class(
     first = named[0] if isinstance(named, list | tuple) else named
     if not isinstance(first, str):
         raise SourceError(
-            "architectures is no list of class names",
+            "architectures is not a list of class names",
             location=f"{label}: architectures",
             hint='a config.json of transformers has a line such as "architectures": '
             '["LlamaForCausalLM"]',

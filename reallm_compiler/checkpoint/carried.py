@@ -179,7 +179,7 @@ def _content(folder: Path, name: str) -> bytes:
             "this name cannot be carried in an archive",
             location=str(folder / name),
             note=error.message if isinstance(error, FormatError) else "it is not UTF-8",
-            hint="rename it, or take it out of the folder",
+            hint="rename it, or remove it from the folder",
         ) from error
     try:
         return read_small(resolve_inside(folder, name), name, FILE_LIMIT)

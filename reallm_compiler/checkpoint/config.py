@@ -115,7 +115,7 @@ def tensors_of_shapes(document: Mapping[str, Any], label: str) -> list[TensorSpe
     shapes = document["shapes"]
     if not isinstance(shapes, Mapping) or not shapes:
         raise SourceError(
-            "shapes is no mapping of names to extents",
+            "shapes is not a mapping of names to shapes",
             location=f"{label}: shapes",
             hint="write {shapes: {NAME: [p, q]}}",
         )
@@ -127,9 +127,9 @@ def _shape_entries(shapes: Mapping[Any, Any], dtype: str, label: str) -> Iterato
         extents = check_shape(value)
         if not isinstance(name, str) or extents is None:
             raise SourceError(
-                f"{value!r} is no shape",
+                f"{value!r} is not a shape",
                 location=f"{label}: shapes.{name}",
-                hint="write a list of whole numbers, outputs before inputs, such as [4096, 11008]",
+                hint="write a list of integers, outputs before inputs, such as [4096, 11008]",
             )
         check_name(name, label)
         yield TensorSpec(name=name, dtype=dtype, shape=extents)

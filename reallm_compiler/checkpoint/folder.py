@@ -109,9 +109,9 @@ def weight_files(config: Mapping[str, Any] | None) -> tuple[str, str]:
     if isinstance(named, str) and named.endswith(".safetensors.index.json"):
         return "", named
     raise SourceError(
-        f"{WEIGHTS_FILE} is {ascii(named)[:80]}, no safetensors file and no index of them",
+        f"{WEIGHTS_FILE} is {ascii(named)[:80]}, which is neither a safetensors file nor an index",
         location=f"{CONFIG}: {WEIGHTS_FILE}",
-        hint="take the key out of the config, or name a *.safetensors file of the folder",
+        hint="remove the key from the config, or name a *.safetensors file of the folder",
     )
 
 
@@ -204,7 +204,7 @@ def _join_files(files: Iterable[tuple[str, tuple[TensorSpec, ...]]]) -> tuple[Te
                 raise SourceError(
                     f"tensor {spec.name!r} is in {found[spec.name].shard} and in {name}",
                     location=name,
-                    hint="take one of the two files out of the folder",
+                    hint="remove one of the two files from the folder",
                 )
             found[spec.name] = spec
     return tuple(found.values())

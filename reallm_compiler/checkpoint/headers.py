@@ -177,7 +177,7 @@ def _entry(name: str, value: object, start: int, label: str) -> TensorSpec:
         )
     extents = check_shape(shape)
     if extents is None:
-        raise _broken(label, f"tensor {name!r} has the impossible shape {_short(shape)}", location)
+        raise _broken(label, f"tensor {name!r} has the invalid shape {_short(shape)}", location)
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(map(_is_size, offsets))):
         raise _broken(label, f"tensor {name!r} has no usable data_offsets: {_short(offsets)}")
     begin, end = offsets
@@ -185,7 +185,7 @@ def _entry(name: str, value: object, start: int, label: str) -> TensorSpec:
     if end - begin != needed:
         raise _broken(
             label,
-            f"tensor {name!r} needs {needed:,} bytes for {dtype} {list(extents)}, "
+            f"tensor {name!r} needs {needed:,} bytes for {stated} {list(extents)}, "
             f"but its range {begin}..{end} has {end - begin:,}",
         )
     return TensorSpec(name=name, dtype=dtype, shape=extents, shard=label, begin=start + begin)
@@ -199,15 +199,15 @@ def check_name(name: str, label: str) -> None:
     """
     size = len(name.encode("utf-8", "surrogatepass"))
     if not name.isprintable():
-        reason = "it cannot be shown"
+        reason = "it cannot be printed"
     elif not name.removesuffix(".weight"):
-        reason = "nothing is named"
+        reason = "it is empty"
     elif size > NAME_LIMIT:
         reason = f"it has {size:,} bytes, above {NAME_LIMIT}"
     else:
         return
     raise SourceError(
-        f"{_short(name)} is no usable tensor name: {reason}",
+        f"{_short(name)} is not a valid tensor name: {reason}",
         location=f"{label}: {_short(name)}",
         note="an archive could not hold a tensor of this name",
         hint="rename it in the checkpoint",
@@ -260,9 +260,9 @@ def _early(label: str, count: int) -> SourceError:
 
 def _broken(label: str, message: str, location: str | None = None) -> SourceError:
     return SourceError(
-        f"shard {label} is not a sound safetensors file: {message}",
+        f"shard {label} is not a valid safetensors file: {message}",
         location=location or label,
-        hint=f"{_AGAIN}; if it stays so, the file was made wrongly",
+        hint=f"{_AGAIN}; if the error remains, the file was written incorrectly",
     )
 
 

@@ -94,7 +94,7 @@ def describe(text: str, *, hint: str | None = None) -> tuple[Path, Headers | Non
                 raise
             return folder, None  # a config in the cache, and nobody to ask for more
         except errors.SafetensorsParsingError as error:
-            raise SourceError("a shard is no sound safetensors file", location=text) from error
+            raise SourceError("a shard is not a valid safetensors file", location=text) from error
     return folder, {
         shard: {
             tensor: {
@@ -139,7 +139,7 @@ def _client(text: str, hint: str | None) -> Iterator[tuple[Any, str, str | None]
     """The Hub's client, the repository and its revision; the client's errors become ours."""
     found = _ID.fullmatch(text)
     if found is None:
-        raise SourceError(f"{text!r} names no repository of the Hub", hint=hint)
+        raise SourceError(f"{text!r} is not a repository on the Hub", hint=hint)
     try:
         hub: Any = importlib.import_module("huggingface_hub")
         errors: Any = importlib.import_module("huggingface_hub.errors")
@@ -163,7 +163,7 @@ def _client(text: str, hint: str | None) -> Iterator[tuple[Any, str, str | None]
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise SourceError(
-            "neither a local folder nor a model of the Hub",
+            "neither a local folder nor a model on the Hub",
             location=text,
             hint=hint or "check the spelling; for a private model run `hf auth login`",
         ) from error
@@ -173,14 +173,14 @@ def _client(text: str, hint: str | None) -> Iterator[tuple[Any, str, str | None]
         errors.OfflineModeIsEnabled,
     ) as error:
         raise SourceError(
-            "no such folder, the model is not in the local cache, and the Hub is out of reach",
+            "no such folder, the model is not in the local cache, and the Hub cannot be reached",
             location=text,
             hint=hint or "connect to the network, or give the path of a folder",
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise SourceError(
-            f"the Hub did not deliver the model: {first[0].rstrip('.')}",
+            f"the Hub could not provide the model: {first[0].rstrip('.')}",
             location=text,
             hint=hint or "try again, or give the path of a folder",
         ) from error

@@ -145,7 +145,7 @@ def open_source(
         return _from_document(dict(model), "", (), "the given mapping")
     text = os.fspath(model)
     if not text or "\0" in text:
-        raise SourceError("the model is an empty or impossible path")
+        raise SourceError("the model's path is empty or invalid")
     if text.lstrip().startswith("{"):
         label = "the given text"
         return _from_document(parse_json(text.encode(), label), "", (), label)
@@ -155,7 +155,7 @@ def open_source(
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:
         if path.is_symlink():
-            raise SourceError("this link leads nowhere", location=text) from error
+            raise SourceError("this symbolic link is broken", location=text) from error
         if isinstance(model, str) and hub.is_hub_id(text) and not _is_a_slip(path):
             return _from_hub(text, path, weights=weights)
         raise missing(path) from error
@@ -179,7 +179,7 @@ def _from_hub(text: str, path: Path, *, weights: bool) -> Inventory:
     inventory = _from_folder(folder)
     if inventory.complete:
         return inventory
-    note = f"no safetensors of {text} are to be had: its config alone is used"
+    note = f"no safetensors of {text} can be downloaded: only its config is used"
     return replace(inventory, notes=(*inventory.notes, note))
 
 
@@ -222,7 +222,7 @@ def _from_file(path: Path) -> Inventory:
         )
     if suffix not in (".json", ".yaml", ".yml"):
         raise SourceError(
-            "this file is no checkpoint",
+            "this file is not a checkpoint",
             location=label,
             hint="give a folder, a .safetensors file, a config.json, or a document of shapes",
         )

@@ -16,7 +16,6 @@ Only plain files are opened: a pipe or a device of that name would hang the run.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from reallm_compiler.errors import SourceError
+from reallm_compiler.hints import did_you_mean, nearest
 from reallm_formats.system import CLOEXEC, NONBLOCK
 
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -80,7 +80,7 @@ def _outside(folder: Path, name: str, target: Path | None = None) -> SourceError
     return SourceError(
         f"{how}, outside the checkpoint's folder",
         location=str(folder),
-        note="a checkpoint that reaches for other files of this machine is not read",
+        note="a checkpoint that links to other files of this machine is not read",
         hint="if the file is yours, put a copy (or a hard link) of it into the folder",
     )
 
@@ -188,12 +188,8 @@ def near_miss(path: Path) -> str | None:
             names = sorted(os.listdir(parent))
         except OSError:
             return None
-        by_lower = {name.lower(): name for name in names}
-        close = difflib.get_close_matches(candidate.name.lower(), by_lower, n=1, cutoff=0.6)
-        if close:
-            found = parent / by_lower[close[0]] / whole.relative_to(candidate)
-            if found.exists():
-                return f"did you mean {str(found)!r}?"
-            return f"did you mean {str(parent / by_lower[close[0]])!r}?"
+        for name in nearest(candidate.name, names, 1):
+            found = parent / name / whole.relative_to(candidate)
+            return did_you_mean([str(found if found.exists() else parent / name)])
         return f"{str(parent)!r} exists, but holds no {candidate.name!r}"
     return None

@@ -79,7 +79,7 @@ def already_quantized(method: str, location: str) -> SourceError:
     return SourceError(
         f"the checkpoint is quantised already ({method})",
         location=location,
-        note="coding codes again would only add error",
+        note="quantising it again would only add error",
         hint="start from the full-precision checkpoint that it was made from",
     )
 

@@ -105,7 +105,7 @@ def _is_table(spec: TensorSpec, pattern: re.Pattern[str]) -> bool:
 
 
 def _numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """(key, number) of the whole numbers of a config and of the configs inside it."""
+    """(key, number) of the integers of a config and of the configs inside it."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             yield from _numbers(value)

@@ -41,7 +41,9 @@ def read_shards(folder: Path, index: str) -> Shards:
     targets = {shard: resolve_inside(folder, shard) for shard in shards}
     for shard in targets:
         if not shard.endswith(".safetensors"):
-            raise SourceError(f"the index names {shard!r}, no safetensors file", location=index)
+            raise SourceError(
+                f"the index names {shard!r}, which is not a safetensors file", location=index
+            )
     missing = [shard for shard, target in targets.items() if not os.path.exists(target)]
     if missing:
         many = f"{len(missing)} of {len(shards)} shards are missing"

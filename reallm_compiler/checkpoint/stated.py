@@ -190,7 +190,7 @@ def _bound(path: str, count: int, limit: int, label: str) -> None:
 
 
 def _counts(config: Mapping[Any, Any], path: str) -> Iterator[tuple[str, str, int]]:
-    """(path, key, number) of all whole numbers; of a list the largest, which may be a count."""
+    """(path, key, number) of all integers; of a list the largest, which may be a count."""
     for key, value in config.items():
         location = f"{path}{key}"
         if isinstance(value, Mapping):

@@ -275,9 +275,9 @@ class _Job:
 
 def _check_weight(weight: Tensor, first_row: int = 0) -> None:
     if weight.dim() != 2 or not weight.numel():
-        raise CodecError(f"a matrix is wanted, not a tensor of shape {list(weight.shape)}")
+        raise CodecError(f"expected a matrix, got a tensor of shape {list(weight.shape)}")
     if not weight.is_floating_point():
-        raise CodecError(f"weights are wanted as floating-point numbers, not {weight.dtype}")
+        raise CodecError(f"expected floating-point weights, got {weight.dtype}")
     step = max(1, PANEL // weight.shape[1])
     for first in range(0, weight.shape[0], step):
         rows = weight[first : first + step]
@@ -289,6 +289,6 @@ def _check_weight(weight: Tensor, first_row: int = 0) -> None:
             raise CodecError(
                 f"the weight at row {first_row + first + row}, column {column} is "
                 f"{float(rows[row, column])}",
-                note="a matrix with a NaN or an infinity has no error to minimise",
+                note="the error of a matrix with NaN or infinite values cannot be minimised",
                 hint="repair the checkpoint, or `keep` this tensor",
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from reallm_compiler.checkpoint import open_source
 from reallm_compiler.errors import EvaluationError, SourceError
 from reallm_compiler.evaluate.pictures import check_matplotlib, check_picture, draw_heatmap
+from reallm_compiler.hints import did_you_mean, nearest
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.reader.archive import open_archive
 
@@ -67,11 +67,10 @@ def heatmap(
     short = name.removesuffix(".weight")
     with open_archive(archive, decoder=decoder, allow_cost=allow_cost) as opened:
         if short not in opened.names:
-            near = difflib.get_close_matches(short, opened.names, n=1)
             raise EvaluationError(
                 f"the archive codes no matrix `{short}`",
                 location=str(archive),
-                hint=f"did you mean `{near[0]}`?" if near else None,
+                hint=did_you_mean(nearest(short, opened.names)),
             )
         decoded = opened.matrix(short)
         stored = opened.errors[short]

@@ -32,13 +32,13 @@ from torch import Tensor
 from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate.random_windows import cut_random
 from reallm_compiler.evaluate.text import (
-    LITERATURE_WINDOW,
     Protocol,
     TokenWindows,
     check_same_tokenizer,
     cut_documents,
     cut_windows,
 )
+from reallm_compiler.models.text import LITERATURE_WINDOW, window_of
 from reallm_compiler.models.text_models import check_reads, run, usable_positions
 from reallm_compiler.progress import Progress, progress_callback
 
@@ -126,15 +126,7 @@ def choose_window(window: int | None, models: Sequence[PreTrainedModel]) -> int:
     Raises:
         EvaluationError: the window asked for has more tokens than a model has positions.
     """
-    stated = [count for count in map(usable_positions, models) if count is not None]
-    if window is None:
-        return max(2, min(LITERATURE_WINDOW, *stated)) if stated else LITERATURE_WINDOW
-    if stated and window > min(stated):
-        raise EvaluationError(
-            f"a window of {window} tokens is longer than the model's {min(stated)} positions",
-            hint=f"give a window of at most {min(stated)}",
-        )
-    return window
+    return window_of(window, map(usable_positions, models), EvaluationError)
 
 
 def evaluate(
@@ -176,7 +168,9 @@ def evaluate(
     """
     models = [model] if reference is None else [model, reference]
     if batch is not None and batch < 1:
-        raise EvaluationError(f"a batch of {batch} windows is none", hint="give 1 or more")
+        raise EvaluationError(
+            f"expected a batch of at least 1 window, got {batch}", hint="give 1 or more"
+        )
     if reference_tokenizer is not None:
         check_same_tokenizer(tokenizer, reference_tokenizer, text)
     length = choose_window(window, models)

@@ -59,7 +59,7 @@ def check_picture(path: str | os.PathLike[str]) -> Path:
         raise OutputError("there is no such folder", location=str(file.parent))
     if file.is_dir() or (file.exists() and not _is_picture(file)):
         raise OutputError(
-            "what stands there is no picture, and is not replaced",
+            "the existing file is not a picture, so it is not replaced",
             location=str(path),
             hint="choose another name",
         )

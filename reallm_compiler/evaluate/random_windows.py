@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate.text import TokenWindows, check_window, encode
+from reallm_compiler.models.text import check_separator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,9 +47,9 @@ def cut_random(
     """
     check_window(window)
     if count < 1:
-        raise EvaluationError(f"{count} random windows are none", hint="give 1 or more")
-    if separator is not None and (not separator or separator not in text):
-        raise EvaluationError(f"the separator {separator!r} does not occur in the text")
+        raise EvaluationError(f"cannot draw {count} random windows", hint="give 1 or more")
+    if separator is not None:
+        check_separator([text], separator, EvaluationError)
     parts = [text] if separator is None else text.split(separator)
     documents = [part.strip() for part in parts] if separator is not None else parts
     left = {index for index, document in enumerate(documents) if document}

@@ -141,9 +141,9 @@ def survey_matrix(
     """
     if not weight.numel() or not torch.isfinite(weight.float()).all():
         raise EvaluationError(
-            "a matrix without weights" if not weight.numel() else "a weight is no finite number",
+            "a matrix without weights" if not weight.numel() else "a weight is not a finite number",
             location=fact.name,
-            note="there is nothing to measure in it",
+            note="nothing can be measured in it",
             hint="leave it out with `--only`",
         )
     if weight.element_size() == 1:  # few operations know the types of 8 bits

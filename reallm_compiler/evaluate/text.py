@@ -27,18 +27,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from reallm_compiler.errors import EvaluationError
+from reallm_compiler.models.text import bos_token, check_separator, documents, read_utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Protocol = Literal["windows", "documents", "random windows"]
-
-# The context of the paper's tables and of most of the literature.
-LITERATURE_WINDOW = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,28 +68,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
     Raises:
         EvaluationError: the file is missing, empty, unreadable, or not UTF-8.
     """
-    location = str(path)
-    try:
-        content = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise EvaluationError("there is no such text file", location=location) from None
-    except IsADirectoryError:
-        raise EvaluationError(
-            "the text is a folder", location=location, hint="give one UTF-8 text file"
-        ) from None
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise EvaluationError(f"the text cannot be read: {reason}", location=location) from None
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise EvaluationError(
-            f"the text is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}",
-            location=location,
-            hint="convert it to UTF-8 first",
-        ) from None
+    text, _ = read_utf8(path, EvaluationError)
     if not text:
-        raise EvaluationError("the text is empty", location=location)
+        raise EvaluationError("the text is empty", location=str(path))
     return text
 
 
@@ -131,22 +109,11 @@ def cut_documents(
             document is empty, or the tokenizer has no BOS token.
     """
     check_window(window)
-    if not separator or separator not in text:
-        raise EvaluationError(
-            f"the separator {separator!r} does not occur in the text",
-            hint="without a separator the text is cut into windows of equal length",
-        )
-    bos: int | None = tokenizer.bos_token_id
-    if bos is None:
-        raise EvaluationError(
-            "the tokenizer has no BOS token to put before each document",
-            hint="without a separator the text is cut into windows of equal length",
-        )
+    check_separator([text], separator, EvaluationError)
+    bos = bos_token(tokenizer, EvaluationError)
     sequences: list[tuple[int, ...]] = []
     covered = dropped = 0
-    for document in (part.strip() for part in text.split(separator)):
-        if not document:
-            continue
+    for document in documents(text, separator):
         ids, offsets = encode(tokenizer, document)
         if ids[:1] != [bos]:
             ids = [bos, *ids]

@@ -100,7 +100,7 @@ def zero_shot(
         unknown = [task for task in tasks if task not in set(manager.all_tasks)]
     if unknown or not tasks:
         raise EvaluationError(
-            f"no task is called `{unknown[0]}`" if unknown else "no task is named",
+            f"no task is called `{unknown[0]}`" if unknown else "no task is given",
             hint="`--task-folder DIR` adds the tasks of local YAML files",
         )
     chosen = choose_device(device, EvaluationError)

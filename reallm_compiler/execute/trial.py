@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from contextlib import closing
 from fnmatch import fnmatchcase
 
@@ -15,6 +14,7 @@ from reallm_compiler.execute.preflight import choose_workers, preflight_event
 from reallm_compiler.execute.runner import CompileJob
 from reallm_compiler.execute.statistics import StatisticsInput
 from reallm_compiler.execute.tasks import trial_tasks
+from reallm_compiler.hints import did_you_mean, nearest
 from reallm_compiler.planning.build import KIND
 from reallm_compiler.planning.document import section_blocks, to_document
 from reallm_compiler.planning.model import Plan
@@ -34,10 +34,9 @@ def trial_plan(plan: Plan, pattern: str) -> Plan:
     """
     chosen = tuple(matrix for matrix in plan.matrices if fnmatchcase(matrix.name, pattern))
     if not chosen:
-        near = difflib.get_close_matches(pattern, [m.name for m in plan.matrices], n=1, cutoff=0.3)
         raise CompileError(
             f"`--only {pattern}` matches no coded matrix",
-            hint=f"try `--only '{near[0]}'`" if near else None,
+            hint=did_you_mean(nearest(pattern, [m.name for m in plan.matrices], 1, cutoff=0.3)),
         )
     return Plan(
         recipe=plan.recipe,

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from reallm_compiler.checkpoint import layer_index
+from reallm_compiler.errors import FinetuneError
 from reallm_compiler.finetune.options import FinetuneOptions, Stage
+from reallm_compiler.models.text import window_of
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
 
@@ -93,9 +95,12 @@ def estimate(
         config: the model's config.json.
         options: settings of the run.
         sequences: how many the text gives, with those held out; as many as can be used when None.
+
+    Raises:
+        FinetuneError: the window asked for has more tokens than the model has positions.
     """
     sizes = _sizes(plan, config)
-    window = options.window or min(2048, sizes.positions or 2048)
+    window = window_of(options.window, [sizes.positions], FinetuneError)
     width = 2 if options.precision == "bfloat16" else 4
     numel = sum(matrix.numel for matrix in plan.matrices)
     kept = sum(_count(tensor.shape) for tensor in plan.tensors)

@@ -42,7 +42,7 @@ def options_from(
         problems += wrong
         merged = merge(tree, node)
         if not isinstance(merged, MapNode):
-            raise FinetuneError(f"{name}: a map is wanted")
+            raise FinetuneError(f"{name}: expected a map")
         tree = merged
     options, wrong = check_settings(tree)
     problems += wrong

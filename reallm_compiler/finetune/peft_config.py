@@ -57,7 +57,7 @@ class PeftConfig:
     def __init__(self, content: Any, location: str) -> None:  # noqa: ANN401
         self._location = location
         if not isinstance(content, dict) or content.get("peft_type") != "LORA":
-            raise AdapterError("this is no LoRA adapter", location=location)
+            raise AdapterError("this is not a LoRA adapter", location=location)
         self._content: Mapping[str, Any] = content
         self.dora = bool(content.get("use_dora"))
         self.tied = bool(content.get("ensure_weight_tying"))
@@ -69,9 +69,9 @@ class PeftConfig:
         )
         if used:
             raise AdapterError(
-                f"the adapter uses `{used[0]}`, which an adapter of ours does not have",
+                f"the adapter uses `{used[0]}`, which a reallm adapter cannot represent",
                 location=location,
-                note="factors and magnitudes of whole linear layers and embeddings are all it has"
+                note="a reallm adapter holds factors and magnitudes of linear layers and embeddings"
                 + (f"; it uses also {', '.join(used[1:])}" if used[1:] else ""),
                 hint="merge it into the model with peft, and compile that",
             )
@@ -114,7 +114,7 @@ class PeftConfig:
         raise AdapterError(
             f"the adapter began with `init_lora_weights={word}`, which changes the base",
             location=self._location,
-            note="the saved factors belong to the changed base, and would be wrong over this one",
+            note="the saved factors belong to the changed base, and would be wrong on this one",
             hint="save it as a plain adapter: `save_pretrained(..., "
             "path_initial_model_for_weight_conversion=...)`, as peft's documentation shows"
             if convertible
@@ -133,7 +133,7 @@ def read_config(folder: Path) -> PeftConfig:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(
-            "this is no folder of a peft adapter", location=str(folder), note=str(error)
+            "this is not a PEFT adapter folder", location=str(folder), note=str(error)
         ) from None
     return PeftConfig(content, str(path))
 

@@ -101,7 +101,7 @@ def export_peft(
                         raise AdapterError(
                             f"{name} is an embedding with gains of rows",
                             location=str(archive),
-                            note="peft scales the columns of an embedding, and ours are of rows",
+                            note="peft scales columns of an embedding, a reallm adapter rows",
                         )
                     with_magnitude.add(path)
                     made[LINEAR[2]] = parts["gain"] * _norms(base, name, parts)
@@ -226,7 +226,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         return load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterError(
-            "this is no folder of a peft adapter",
+            "this is not a PEFT adapter folder",
             location=str(folder),
             note=str(error),
             hint=f"it needs {CONFIG} and {WEIGHTS}",

@@ -69,7 +69,7 @@ def from_peft(
         if ends is EMBEDDING:
             raise AdapterError(
                 f"{path} is an embedding with `use_dora`",
-                note="peft scales the columns of an embedding, and an adapter of ours the rows",
+                note="peft scales the columns of an embedding, and a reallm adapter the rows",
             )
         if magnitude is None or magnitude.numel() != p:
             raise AdapterError(f"{path} has no magnitudes for its {p} rows, and `use_dora` is set")
@@ -110,7 +110,7 @@ def strange(names: list[str], folder: str) -> AdapterError:
     whole = [name for name in names if name.startswith(PREFIX) and "lora_" not in name]
     if whole:
         return AdapterError(
-            f"{whole[0]} is no factor, but a weight of the base itself",
+            f"{whole[0]} is not a factor but a weight of the base itself",
             location=folder,
             hint="save it again with `save_embedding_layers=False`",
         )

@@ -29,6 +29,7 @@ from reallm_compiler.finetune.store import write_adapter, write_model
 from reallm_compiler.finetune.text import check_number, split
 from reallm_compiler.models.blocks import Block, UnfitBlocksError, find_blocks
 from reallm_compiler.models.sequences import Sequences, cut, read_texts
+from reallm_compiler.models.text import window_of
 from reallm_compiler.models.text_models import check_predicts_text, check_reads, usable_positions
 from reallm_compiler.planning.document import fixed_text
 from reallm_compiler.progress import Progress, progress_callback
@@ -41,9 +42,6 @@ from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.runs.resume import no_interrupted_run
 from reallm_compiler.runs.stop import catch_signals
 from reallm_compiler.runtime.tunable import TunableModel, open_tunable
-
-LITERATURE_WINDOW = 2048
-"""Tokens of a sequence where the model has as many positions."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -241,13 +239,7 @@ def _sequences(
     """Sequences to tune on and held-out ones."""
     if tunable.tokenizer is None:
         raise FinetuneError("the archive holds no tokenizer, so no text can be read")
-    positions = usable_positions(tunable.model)
-    window = options.window or min(LITERATURE_WINDOW, positions or LITERATURE_WINDOW)
-    if positions is not None and window > positions:
-        raise FinetuneError(
-            f"a window of {window} tokens is longer than the model's {positions} positions",
-            hint=f"give a window of at most {positions}",
-        )
+    window = window_of(options.window, [usable_positions(tunable.model)], FinetuneError)
     sequences = cut(tunable.tokenizer, texts, window, options.separator, FinetuneError)
     check_number(sequences)
     first = sequences.ids[0, : int(sequences.lengths[0])].tolist()

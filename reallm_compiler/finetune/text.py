@@ -20,7 +20,7 @@ def check_number(sequences: Sequences) -> None:
     """
     if len(sequences) < 2:
         raise FinetuneError(
-            f"the text gives {len(sequences)} sequence; 2 are needed at least",
+            f"the text gives {len(sequences)} sequence; at least 2 are needed",
             note="one is held out for early stopping",
             hint="give more text, or a smaller window",
         )

@@ -12,13 +12,13 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from reallm_compiler.errors import ReallmError
+from reallm_compiler.models.text import bos_token, check_separator, documents, read_utf8
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +66,9 @@ def read_texts(
     digest = hashlib.sha256()
     texts = []
     for path in paths:
-        try:
-            data = Path(path).read_bytes()
-        except OSError as found:
-            raise error(f"the text cannot be read: {found.strerror}", location=str(path)) from None
+        text, data = read_utf8(path, error)
         digest.update(len(data).to_bytes(8, "little") + data)
-        try:
-            texts.append(data.decode("utf-8"))
-        except UnicodeDecodeError as found:
-            raise error(
-                f"the text is not UTF-8 at byte {found.start}", location=str(path)
-            ) from None
+        texts.append(text)
     return texts, digest.digest()
 
 
@@ -118,14 +110,11 @@ def _documents(
     separator: str,
     error: type[ReallmError],
 ) -> Iterator[list[int]]:
-    if not separator or not any(separator in text for text in texts):
-        raise error(f"the separator {separator!r} does not occur in the text")
-    bos = tokenizer.bos_token_id
-    if bos is None:
-        raise error("the tokenizer has no BOS token to put before each document")
+    check_separator(texts, separator, error)
+    bos = bos_token(tokenizer, error)
     for text in texts:
-        for document in (part.strip() for part in text.split(separator)):
-            ids = list(tokenizer(document, verbose=False)["input_ids"]) if document else []
+        for document in documents(text, separator):
+            ids = list(tokenizer(document, verbose=False)["input_ids"])
             if ids[:1] != [bos]:
                 ids = [bos, *ids]
             if len(ids) > 1:
@@ -133,7 +122,7 @@ def _documents(
 
 
 def permutation(count: int, seed: int, *labels: object) -> Tensor:
-    """A drawn order of `count` things: int64, of its own generator for each `words`."""
+    """A drawn order of `count` things: int64, of its own generator for each `labels`."""
     text = "/".join(str(label) for label in (seed, *labels))
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
     return torch.randperm(count, generator=torch.Generator().manual_seed(number))

@@ -21,7 +21,7 @@ def write_files(files: Iterable[tuple[str, bytes]], folder: Path) -> None:
         if not is_carried(name):
             raise FormatError(
                 "P7",
-                f"`{name}` is no config or tokenizer file, so it is not written",
+                f"`{name}` is not a config or tokenizer file, so it is not written",
                 location=name,
             )
         target = (root / name).resolve()

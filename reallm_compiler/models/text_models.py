@@ -60,7 +60,7 @@ def check_predicts_text(files: ModelFiles) -> None:
             note="causal language models have one, and vision-language models that read text "
             "alone as such",
             hint="`reallm survey` measures the matrices of any model, and `reallm_compiler.load` "
-            "gives this one to be evaluated in its own way",
+            "gives this one to be evaluated by other means",
         )
 
 
@@ -117,7 +117,7 @@ def check_reads(
     allowed = torch.finfo(logits.dtype).eps ** 0.75 * float(ours.abs().max())
     if float((ours - theirs)[:-1].abs().max()) > allowed:
         raise error(
-            f"{type(model).__name__} has no perplexity as its config has it: what it predicts "
+            f"{type(model).__name__} has no perplexity with this config: what it predicts "
             "for a token depends on that token and later ones",
             note="it reads in both directions",
             hint="a decoder of this family says `is_decoder: true` in config.json",

@@ -54,7 +54,7 @@ def check_names(matrices: Sequence[PlannedMatrix], tensors: Iterable[PlannedTens
     for name in (*(matrix.tensor for matrix in matrices), *(tensor.name for tensor in tensors)):
         if name == RESERVED:
             raise FormatError(
-                "P2", f"`{RESERVED}` is no tensor's name", location="manifest: document"
+                "P2", f"`{RESERVED}` is not a tensor name", location="manifest: document"
             )
 
 
@@ -68,6 +68,6 @@ def check_files(files: Iterable[PlannedFile]) -> None:
         if not is_carried(file.path):
             raise FormatError(
                 "P7",
-                f"`{file.path}` is no config or tokenizer file",
+                f"`{file.path}` is not a config or tokenizer file",
                 location=f"section file:{file.path}",
             )

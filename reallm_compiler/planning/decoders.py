@@ -263,7 +263,7 @@ def _found(written: str, folder: Path) -> DecoderFile:
     try:
         return open_decoder_file(folder / os.path.expanduser(written))
     except (FormatError, OSError) as error:
-        raise _UnfitError(KIND, f"`{written}` is no decoder: {error}") from error
+        raise _UnfitError(KIND, f"`{written}` is not a decoder: {error}") from error
 
 
 def _built(params: AutoencoderStage, file: DecoderFile) -> AutoencoderStage:
@@ -271,7 +271,7 @@ def _built(params: AutoencoderStage, file: DecoderFile) -> AutoencoderStage:
     for field in STRUCTURE:
         if field in params.model_fields_set:
             raise _UnfitError(
-                field, f"leave out `{field}`: a trained decoder says itself how it is built"
+                field, f"leave out `{field}`: a trained decoder has its own structure"
             )
     plain = params.model_dump(mode="json", exclude={*STRUCTURE, "decoder_params", KIND})
     return type(params).model_validate({**plain, **file.structure, KIND: file.digest})

@@ -9,7 +9,6 @@ checked, when they are asked for.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from reallm_compiler.codecs.decoder_file import read_decoder
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.sections import TORCH_DTYPES, read_section
 from reallm_compiler.errors import AdapterError, FormatError, SourceError
+from reallm_compiler.hints import did_you_mean, nearest
 from reallm_compiler.planning.budget import Budget
 from reallm_compiler.planning.cost import check_cost
 from reallm_compiler.planning.decoders import DecoderFile, find_decoder, find_decoders
@@ -389,8 +389,6 @@ def _finite(values: torch.Tensor) -> bool:
 
 
 def _unknown(name: str, known: tuple[str, ...], what: str) -> SourceError:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     return SourceError(
-        f"no {what} is called `{name}`",
-        hint=f"nearest names: {', '.join(near)}" if near else None,
+        f"no {what} is called `{name}`", hint=did_you_mean(nearest(name, known, cutoff=0.4))
     )

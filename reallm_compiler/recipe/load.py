@@ -80,7 +80,7 @@ def _file_of(source: str, folder: Path | None) -> _Found:
         hint = "save it as a file, or give the recipe as plain data"
         raise _refused("recipe", message, hint)
     if "\0" in source:
-        raise _refused("recipe", "this is no name and no path: it holds a zero byte")
+        raise _refused("recipe", "this is neither a name nor a path: it contains a zero byte")
     path = (folder or Path()) / os.path.expanduser(source)
     is_name = os.sep not in source and not source.endswith(_SUFFIXES)
     if is_name and not os.path.exists(path):
@@ -135,7 +135,7 @@ class _Chain:
             start = known.index(os.path.realpath(found.path))
             circle = " -> ".join(path.name for path in (*before[start:], found.path))
             self.complete = False
-            self.problem(node, f"`extends` runs in a circle: {circle}")
+            self.problem(node, f"`extends` is circular: {circle}")
             return
         if not os.path.isfile(found.path):
             self.complete = False

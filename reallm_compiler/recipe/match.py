@@ -119,10 +119,10 @@ def _parse_range(text: str) -> LayerRange:
     if found := _SPAN.fullmatch(text):
         first, last = int(found[1]), int(found[2])
         if (first < 0) == (last < 0) and first > last:
-            raise ValueError(f"`{text}` runs backwards")
+            raise ValueError(f"`{text}` ends before it begins")
         return LayerRange(first, last)
     if found := _FROM.fullmatch(text):
         return LayerRange(int(found[1]), None)
     if found := _TO.fullmatch(text):
         return LayerRange(None, int(found[1]))
-    raise ValueError(f"`{text}` is no layer and no range of layers; {LAYERS_HINT}")
+    raise ValueError(f"`{text}` is not a layer or a range of layers; {LAYERS_HINT}")

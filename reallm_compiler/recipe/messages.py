@@ -23,8 +23,8 @@ UnknownKey = Callable[[Loc, str, MapNode], tuple[str, str | None]]
 """Message and hint for an unknown key: its map's path below the root, the key, the map."""
 
 _WANTED = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
     "float_type": "a number",
     "is_instance_of": "a fraction such as 1/64",
     "bool_type": "`true` or `false`",
@@ -50,7 +50,7 @@ def problems_of(error: ValidationError, root: Node, unknown_key: UnknownKey) -> 
     Args:
         error: what pydantic found.
         root: the tree that was validated as plain data.
-        unknown_key: the words for a key that is not allowed where it stands.
+        unknown_key: message and hint for a key that is not allowed there.
     """
     problems: list[Problem] = []
     missing: list[Loc] = []
@@ -129,9 +129,9 @@ def _message(detail: dict[str, Any], node: Node) -> tuple[str, str | None]:
     if kind == "value_error":
         return str(context["error"]), None
     if kind in _LIMITS:
-        key, words = _LIMITS[kind]
+        key, phrase = _LIMITS[kind]
         limit = context[key]
-        return f"{shown(node)} {words} {limit:{'g' if isinstance(limit, float) else ''}}", None
+        return f"{shown(node)} {phrase} {limit:{'g' if isinstance(limit, float) else ''}}", None
     if kind == "too_long":
         return f"the list is too long: at most {context['max_length']} entries", None
     if kind in _EMPTY:
@@ -145,7 +145,7 @@ def _message(detail: dict[str, Any], node: Node) -> tuple[str, str | None]:
 
 def _no_kind(node: Node, kinds: Sequence[str]) -> tuple[str, str]:
     if not (isinstance(node, ScalarNode) and isinstance(node.value, str)):
-        return f"a kind is wanted, not {shown(node)}", f"kinds: {listed(kinds)}"
+        return f"expected a kind, got {shown(node)}", f"kinds: {listed(kinds)}"
     near = nearest(node.value, kinds)
     hint = f"did you mean `{near}`?" if near else f"kinds: {listed(kinds)}"
     return f"there is no kind {shown(node)} here", hint
@@ -158,26 +158,28 @@ def _field(node: Node, key: str) -> Node:
 def _wanted(details: Sequence[dict[str, Any]], node: Node) -> tuple[str, str | None]:
     """One message for all alternatives that do not fit a value."""
     phrases: list[str] = []
-    words: list[str] = []
+    values: list[str] = []
     for detail in details:
         if detail["type"] == "literal_error":
-            words += re.findall(r"'([^']*)'", detail["ctx"]["expected"])
+            values += re.findall(r"'([^']*)'", detail["ctx"]["expected"])
         else:
             phrases.append(_WANTED[detail["type"]])
-    if words and node.path.endswith(".kind"):
-        return _no_kind(node, words)
+    if values and node.path.endswith(".kind"):
+        return _no_kind(node, values)
     if "`true` or `false`" in phrases:
-        words += ["true", "false"]
+        values += ["true", "false"]
     hint = None
     if isinstance(node, ScalarNode) and node.value is None:
-        hint = "take the key out if nothing is meant"
-    if words and isinstance(node, ScalarNode) and isinstance(node.value, str):
-        near = nearest(node.value, words)
+        hint = "remove the key if it should have no value"
+    if values and isinstance(node, ScalarNode) and isinstance(node.value, str):
+        near = nearest(node.value, values)
         hint = f"did you mean `{near}`?" if near else None
     if details[0]["type"] == "literal_error" and len(details) == 1:
-        return f"{shown(node)} is not one of {listed(words)}", hint
-    options = list(dict.fromkeys(phrases)) + [f"`{w}`" for w in words if w not in ("true", "false")]
-    return f"{' or '.join(options)} is wanted, not {shown(node)}", hint
+        return f"{shown(node)} is not one of {listed(values)}", hint
+    options = list(dict.fromkeys(phrases)) + [
+        f"`{value}`" for value in values if value not in ("true", "false")
+    ]
+    return f"expected {' or '.join(options)}, got {shown(node)}", hint
 
 
 def shown(node: Node) -> str:

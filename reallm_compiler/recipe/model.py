@@ -28,7 +28,7 @@ KEEP_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 def _as_list(value: object) -> object:
     if not isinstance(value, str | list):
-        raise ValueError("a pattern or a list of patterns is wanted")
+        raise ValueError("expected a pattern or a list of patterns")
     return [value] if isinstance(value, str) else value
 
 
@@ -42,7 +42,7 @@ def _canonical_layers(value: object) -> str:
 
 def _positive_fraction(value: int | Fraction) -> int | Fraction:
     if not 0 < value <= 1:
-        raise ValueError("a fraction above 0 and up to 1 is wanted, such as 1/100")
+        raise ValueError("expected a fraction above 0 and up to 1, such as 1/100")
     return value
 
 
@@ -108,7 +108,7 @@ class RuleForm(Form):
         default=None, ge=1, le=2**63 - 1, description="Only matrices of at least so many weights."
     )
     except_: PatternList | None = Field(
-        default=None, alias="except", description="Patterns that are taken out again."
+        default=None, alias="except", description="Patterns that are excluded."
     )
     layers: LayerText | None = Field(
         default=None,

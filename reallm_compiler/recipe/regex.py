@@ -37,14 +37,14 @@ def compile_pattern(text: str) -> re.Pattern[str]:
     choices = sum(_chooses(step) for step in steps) - repeats
     if repeats > MOST_REPEATS or choices > MOST_CHOICES:
         raise ValueError(
-            f"the expression has {repeats} repetitions and {choices} choices, and could take for "
-            f"ever; {MOST_REPEATS} and {MOST_CHOICES} are allowed"
+            f"the expression has {repeats} repetitions and {choices} choices, and could take "
+            f"exponential time; {MOST_REPEATS} and {MOST_CHOICES} are allowed"
         )
     for code, value in steps:
         if code in _REPEATS and value[1] > 1 and any(map(_chooses, _steps(value[2]))):
             raise ValueError(
                 "the expression has a repetition or a choice inside a repetition, and could take "
-                "for ever; write `[ab]*` for `(a|b)*`, and `.*` for `(.*)*`"
+                "exponential time; write `[ab]*` for `(a|b)*`, and `.*` for `(.*)*`"
             )
     return compiled
 

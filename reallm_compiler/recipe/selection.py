@@ -157,7 +157,7 @@ def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
             wanted.update(layers)
             if not layers and by_layer:
                 have = f"layers 0 to {model.layers - 1}" if model.layers else "no layers"
-                message = f"`{span}` is no layer of this model, which has {have}"
+                message = f"`{span}` is not a layer of this model, which has {have}"
                 problems.append(_problem(rule, "layers", message))
     before = {layer: by_layer[layer] for layer in by_layer.keys() & wanted}
     out: set[int] = set()
@@ -165,7 +165,7 @@ def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
         found = model.matching((entry,))
         hit = set(_flat(found, before)).intersection(_flat(before, found))
         if not hit and before:
-            message = f"the exception `{entry.text}` takes nothing out of what `match` takes"
+            message = f"the exception `{entry.text}` excludes nothing of what `match` matches"
             names = [model.candidates[index].name for index in _flat(before)]
             problems.append(_problem(rule, "except", message, _near([entry], names)))
         out |= hit
@@ -176,7 +176,7 @@ def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
         problems.append(_nothing(rule, model, sorted(_flat(by_layer))))
     elif rule.patch is not None and taken and not any(model.is_matrix(p) for p in taken):
         name = model.candidates[taken[0]].name
-        message = f"`set` meets no matrix: `{name}` cannot be coded"
+        message = f"`set` applies to no matrix: `{name}` cannot be coded"
         problems.append(_problem(rule, "set", message, "use `keep`, or match matrices"))
     return taken, problems
 
@@ -184,14 +184,14 @@ def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
 def _no_role(rule: Rule, model: _Model, taken: Sequence[int]) -> Problem:
     roles = dict.fromkeys(model.candidates[index].role for index in taken)
     here = [role for role in roles if role is not None]
-    message = f"no tensor that the rule's names take is for {listed(rule.roles or ())}"
+    message = f"no tensor that the rule matches has the role {listed(rule.roles or ())}"
     return _problem(rule, "role", message, f"roles here: {listed(here)}" if here else None)
 
 
 def _too_small(rule: Rule, model: _Model, taken: Sequence[int]) -> Problem:
     largest = max((model.candidates[index] for index in taken), key=lambda one: one.numel)
     part = 100 * largest.numel / max(model.numel, 1)
-    message = "nothing that the rule takes holds so large a part of the model's weights"
+    message = "no tensor that the rule matches is that large a part of the model's weights"
     hint = f"the largest is `{largest.name}` with {part:.3g} %, {largest.numel:,} weights"
     key = "min_fraction" if rule.min_numel is None else "min_numel"
     return _problem(rule, key, message, hint)
@@ -212,8 +212,8 @@ def _nothing(rule: Rule, model: _Model, by_name: Sequence[int]) -> Problem:
         return _problem(rule, "match", f"no tensor of this model matches {texts}", hint)
     if rule.layers is not None and all(model.candidates[p].layer is None for p in by_name):
         name = model.candidates[by_name[0]].name
-        return _problem(rule, "layers", f"`{name}` is in no layer; take `layers` away")
-    message = "after `layers` and `except` nothing is left of what `match` takes"
+        return _problem(rule, "layers", f"`{name}` is in no layer; remove `layers`")
+    message = "after `layers` and `except` nothing is left of what `match` matches"
     return _problem(rule, "match", message)
 
 

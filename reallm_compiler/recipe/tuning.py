@@ -43,17 +43,22 @@ class _Settings(BaseModel):
 class BlockOptions(_Settings):
     """Block-wise tuning: each block follows the original block on what reaches it."""
 
-    batch: int = Field(default=32, ge=1, le=65536, description="Sequences of one step.")
+    batch: int = Field(default=32, ge=1, le=65536, description="Sequences per step.")
     lr: float = Field(default=1e-5, gt=0, le=1, description="Learning rate of Adam.")
     betas: Betas = Field(default=(0.9, 0.95), description="Adam's betas, below 1.")
-    epochs: int = Field(default=50, ge=1, le=100000, description="Passes over the text at most.")
+    epochs: int = Field(
+        default=50, ge=1, le=100000, description="Largest number of passes over the text."
+    )
     patience: int = Field(
-        default=3, ge=1, le=100000, description="Passes without a better held-out error, at most."
+        default=3,
+        ge=1,
+        le=100000,
+        description="Passes without a better held-out error before it stops.",
     )
     schedule: Literal["constant", "cosine"] = Field(
-        default="constant", description="Course of the learning rate over all passes."
+        default="constant", description="Learning rate schedule over all passes."
     )
-    warmup: float = Field(default=0.0, ge=0, lt=1, description="Share of steps that warm up.")
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="Fraction of warm-up steps.")
     sequences: int = Field(
         default=1024, ge=1, le=MAX_INTEGER, description="Sequences of the text that are used."
     )
@@ -66,8 +71,10 @@ class EndToEndOptions(_Settings):
         default="next_token",
         description="next_token: cross-entropy of the text; distill: KL from the original.",
     )
-    batch: int = Field(default=1, ge=1, le=65536, description="Sequences of one backward pass.")
-    accumulation: int = Field(default=32, ge=1, le=65536, description="Backward passes of a step.")
+    batch: int = Field(default=1, ge=1, le=65536, description="Sequences per backward pass.")
+    accumulation: int = Field(
+        default=32, ge=1, le=65536, description="Backward passes per step (gradient accumulation)."
+    )
     lr: float = Field(default=2e-5, gt=0, le=1, description="Largest learning rate of Adam.")
     betas: Betas = Field(default=(0.9, 0.95), description="Adam's betas, below 1.")
     epochs: float = Field(default=0.5, gt=0, le=100000, description="Passes over the text.")
@@ -75,14 +82,14 @@ class EndToEndOptions(_Settings):
         default=None, ge=1, le=MAX_INTEGER, description="Steps, instead of `epochs`."
     )
     schedule: Literal["constant", "cosine"] = Field(
-        default="cosine", description="Course of the learning rate."
+        default="cosine", description="Learning rate schedule."
     )
-    warmup: float = Field(default=0.03, ge=0, lt=1, description="Share of steps that warm up.")
+    warmup: float = Field(default=0.03, ge=0, lt=1, description="Fraction of warm-up steps.")
     checks: int = Field(
         default=10,
         ge=0,
         le=100000,
-        description="Times that the held-out loss is taken; the best is kept.",
+        description="Evaluations of the held-out loss; the best state is kept.",
     )
 
 
@@ -91,12 +98,12 @@ class FinetuneOptions(_Settings):
 
     stages: Annotated[
         tuple[Stage, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Stage])
-    ] = Field(default=("block", "e2e"), description="What is run; `--stage` on the command line.")
+    ] = Field(default=("block", "e2e"), description="Stages to run; `--stage` on the command line.")
     window: int | None = Field(
         default=None,
         ge=2,
         le=MAX_INTEGER,
-        description="Tokens of a sequence; by default 2048, or the model's positions.",
+        description="Tokens per sequence; by default 2048, or the model's positions.",
     )
     separator: str | None = Field(
         default=None, description="Split the text into documents here, each after one BOS."
@@ -107,18 +114,22 @@ class FinetuneOptions(_Settings):
         le=MAX_INTEGER,
         description="Sequences held out for early stopping; a tenth of all at most.",
     )
-    seed: int = Field(default=0, ge=0, le=MAX_INTEGER, description="Order of the sequences.")
+    seed: int = Field(
+        default=0, ge=0, le=MAX_INTEGER, description="Seed of the order of the sequences."
+    )
     precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Type of the computation; what is tuned is float32."
+        default="float32", description="Type of the computation; tuned parameters are float32."
     )
     threads: int = Field(
         default=1,
         ge=1,
         le=1024,
-        description="Threads on the CPU; part of what decides the bytes.",
+        description="Threads on the CPU; they affect the result.",
     )
     checkpointing: bool = Field(
-        default=False, description="End to end: compute activations again instead of keeping them."
+        default=False,
+        description="End to end: recompute activations instead of keeping them (gradient "
+        "checkpointing).",
     )
     factors: Literal["float32", "float16", "bfloat16", "int8"] | None = Field(
         default=None, description="Stored type of the factors; by default that of the archive."

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
+from reallm_compiler import hints
 from reallm_compiler.stages import KINDS, MatrixPlan, Stage, kinds
 
 SYNONYMS = {
@@ -61,7 +62,7 @@ def nearest(word: object, valid: Iterable[str]) -> str | None:
     text = str(word).lower()
     if SYNONYMS.get(text) in options:
         return SYNONYMS[text]
-    close = difflib.get_close_matches(text, options, n=1, cutoff=0.6)
+    close = hints.nearest(text, options, 1)
     if close:
         return close[0]
     other = difflib.get_close_matches(text, SYNONYMS, n=1, cutoff=0.7)

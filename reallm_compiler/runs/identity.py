@@ -69,8 +69,8 @@ def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], location: st
     raise ResumeError(
         f"the interrupted run of this output had other inputs: {differences}",
         location=location,
-        note="going on would mix the bytes of two different runs",
-        hint="restore what has changed, or start over with `--resume never`",
+        note="continuing would mix the bytes of two different runs",
+        hint="undo the change, or start over with `--resume never`",
     )
 
 

@@ -251,7 +251,7 @@ class Worker:
             "a worker process died",
             note="it was killed from outside, most often because memory ran out"
             if code < 0
-            else f"it ended with code {code}; what it printed stands above",
+            else f"it ended with code {code}; its output is printed above",
             hint="run the same command again to go on, with fewer `--workers` if memory is short",
         )
         error.__cause__ = cause

@@ -31,7 +31,7 @@ def checked_sources(
                 raise SourceError(
                     f"{name.partition('#')[0]} has changed while it was read",
                     location=folder,
-                    note="going on would mix two models",
+                    note="continuing would mix two models",
                     hint="leave the checkpoint alone and start over with `--resume never`",
                 )
         yield result
@@ -60,6 +60,6 @@ def check_digests(
     raise ResumeError(
         f"weights have changed since the interrupted {run} of this output read them: {names}{more}",
         location=folder,
-        note="going on would mix two models",
-        hint="restore what has changed, or start over with `--resume never`",
+        note="continuing would mix two models",
+        hint="undo the change, or start over with `--resume never`",
     )

@@ -81,11 +81,11 @@ class TaskGraph:
         for task in self.tasks:
             for need in task.needs:
                 if need not in self.by_key:
-                    raise ValueError(f"{task.key} needs {need}, which is no task")
+                    raise ValueError(f"{task.key} needs {need}, which is not a task")
         try:
             TopologicalSorter({task.key: task.needs for task in self.tasks}).prepare()
         except CycleError as error:
-            raise ValueError(f"tasks need each other: {' -> '.join(error.args[1])}") from None
+            raise ValueError(f"tasks depend on each other: {' -> '.join(error.args[1])}") from None
 
     def __len__(self) -> int:
         return len(self.tasks)

@@ -105,7 +105,7 @@ def open_files(
     for given, what in ((adapter, "an adapter"), (decoder, "a decoder")):
         if given is not None:
             raise SourceError(
-                f"{what} belongs to an archive, and this is none", location=os.fspath(path)
+                f"{what} is for archives, and this is not one", location=os.fspath(path)
             )
     yield source_files(open_source(path), os.fspath(path))
 

@@ -90,7 +90,7 @@ class TunableModel:
         strange = [name for name in adapter.names if name not in self.layers]
         if strange:
             raise AdapterError(
-                f"the adapter holds {strange[0]}, which is no tuned layer of this model",
+                f"the adapter holds {strange[0]}, which is not a tuned layer of this model",
                 location=str(adapter.path),
             )
         parts = {name: adapter.parts(name) for name in adapter.names}

@@ -96,9 +96,9 @@ class Hnerv(AutoencoderStage):
         "second half of the epochs; false: it is rounded after training.",
     )
     reduce: Rational = Field(
-        default=Fraction(6, 5), description="Each stage has so many times fewer channels."
+        default=Fraction(6, 5), description="Factor by which each stage has fewer channels."
     )
-    min_width: int = Field(default=12, ge=1, le=65536, description="Least channels of a stage.")
+    min_width: int = Field(default=12, ge=1, le=65536, description="Fewest channels of a stage.")
     kernel_min: int = Field(default=1, ge=1, le=15, description="Kernel of the first stage, odd.")
     kernel_max: int = Field(
         default=5, ge=1, le=15, description="Kernels grow by 2 with each stage up to this, odd."
@@ -156,7 +156,7 @@ class Hnerv(AutoencoderStage):
         if self.decoder is not None and self.decoder_params is not None:
             raise ValueError("a trained `decoder` has its size already: leave out `decoder_params`")
         if self.decoder is None and (self.decoder_params is None) == (self.width is None):
-            raise ValueError("the decoder's size is wanted once: `decoder_params` or `width`")
+            raise ValueError("give the decoder's size once: `decoder_params` or `width`")
         if not 1 <= self.reduce <= 16:
             raise ValueError("reduce must lie between 1 and 16")
         if self.kernel_min % 2 == 0 or self.kernel_max % 2 == 0:

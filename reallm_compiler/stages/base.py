@@ -37,16 +37,16 @@ _NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9}| ?/ ?0*[1-9]\d{0,8})?", re.ASCII)
 def as_fraction(value: object) -> object:
     """`1/64` and `2.5` as a Fraction; integers stay integers; all else goes on to validation."""
     if isinstance(value, bool):
-        raise ValueError("a number is wanted, not a truth value")
+        raise ValueError("expected a number, got a boolean")
     if isinstance(value, str):
         # Only short plain forms: Fraction("1e999999999") would fill the memory.
         if not _NUMBER.fullmatch(value):
             short = value if len(value) <= 60 else f"{value[:57]}..."
-            raise ValueError(f"a number or a fraction such as 1/64 is wanted, not `{short}`")
+            raise ValueError(f"expected a number or a fraction such as 1/64, got `{short}`")
         value = Fraction(value.replace(" ", ""))
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise ValueError("a finite number is wanted")
+            raise ValueError("expected a finite number")
         value = Fraction(str(value))
     if isinstance(value, Fraction) and value.denominator == 1:
         return int(value)

@@ -45,15 +45,17 @@ class LowRank(ResidualStage):
     )
     fit: Literal["svd", "alternating", "zero"] = Field(
         default="svd",
-        description="svd: one truncated SVD; alternating: SVD and quantiser in turn until the "
+        description="svd: one truncated SVD; alternating: SVD and quantizer in turn until the "
         "error rises (LQ-LoRA, LoftQ); zero: L1 = 0, L2 random (QLoRA).",
     )
     order: Literal["residual_first", "quantizer_first"] = Field(
         default="residual_first",
-        description="Which part sees the whole matrix first: the residual (LQ-LoRA) or the "
+        description="Which part is fitted to the whole matrix first: the residual (LQ-LoRA) or the "
         "quantiser (LoftQ).",
     )
-    iterations: int = Field(default=100, ge=1, le=1000, description="Cap of the alternating loop.")
+    iterations: int = Field(
+        default=100, ge=1, le=1000, description="Most iterations of the alternating loop."
+    )
     dtype: Literal["float32", "float16", "bfloat16", "int8"] = Field(
         default="float16",
         description="Stored type of the factors; int8 adds one float16 scale for each column of "

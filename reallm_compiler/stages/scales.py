@@ -22,7 +22,7 @@ ScaleType = Annotated[
 ScaleBits = Annotated[
     int | None,
     Field(
-        ge=2, le=8, description="Bits of a second level: scales become codes under a super-scale."
+        ge=2, le=8, description="Bits of a second level: scales are quantized with a super-scale."
     ),
 ]
 Superblock = Annotated[int, Field(ge=2, le=65536, description="Scales that share a super-scale.")]

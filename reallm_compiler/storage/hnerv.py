@@ -63,7 +63,7 @@ class HnervLaw(AutoencoderLaw[Hnerv]):
             return None
         return (
             f"decoder_params counts the latents, {latents} for a matrix of {shape[0]} x "
-            f"{shape[1]}, and {params.decoder_params} leaves too little for a decoder"
+            f"{shape[1]}, and {params.decoder_params} leaves too few for a decoder"
         )
 
     def group_bytes(self, params: Hnerv, shapes: Sequence[Shape]) -> int:

@@ -82,7 +82,7 @@ class Finite:
                 return f"element {first + int(wrong.argmax())} is not a finite number"
             below = piece > sign  # and not the zero with a sign
             if not self.negative and below.any():
-                return f"element {first + int(below.argmax())} is below zero"
+                return f"element {first + int(below.argmax())} is negative"
             nothing = (piece & (sign - 1)) == 0
             if not self.zero and nothing.any():
                 return f"element {first + int(nothing.argmax())} is zero"
@@ -92,7 +92,7 @@ class Finite:
 @dataclass(frozen=True, slots=True)
 class Triangle:
     """Floats [n (n + 1) / 2], the lower triangle of a symmetric matrix row by row: all are finite,
-    and none on the diagonal is below zero.
+    and none on the diagonal is negative.
     """
 
     def problem(self, data: memoryview, dtype: str, shape: Sequence[int]) -> str | None:
@@ -107,7 +107,7 @@ class Triangle:
         values = np.frombuffer(data, dtype=_FLOATS[dtype][0])
         below = values[row * (row + 3) // 2] > 1 << (BITS[dtype] - 1)
         if below.any():
-            return f"element {int(below.argmax())} of the diagonal is below zero"
+            return f"element {int(below.argmax())} of the diagonal is negative"
         return None
 
 
@@ -140,7 +140,8 @@ class Order:
             if not whole.all():
                 row = int(whole.argmin())
                 missing = int(seen[row].argmin())
-                return f"row {first + row} is no order of {count} columns: {missing} is missing"
+                what = f"is not a permutation of {count} columns: {missing} is missing"
+                return f"row {first + row} {what}"
         return None
 
 

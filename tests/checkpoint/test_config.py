@@ -178,13 +178,13 @@ def test_shapes_with_a_dtype():
 
 
 BAD_SHAPES = {
-    "no mapping": ({"shapes": [1]}, "no mapping of names"),
-    "empty": ({"shapes": {}}, "no mapping of names"),
-    "one number": ({"shapes": {"a": 3}}, "no shape"),
-    "fraction": ({"shapes": {"a": [1.5, 2]}}, "no shape"),
-    "negative": ({"shapes": {"a": [-1, 2]}}, "no shape"),
-    "name that is a number": ({"shapes": {1: [1, 2]}}, "no shape"),
-    "bad name": ({"shapes": {"a\n": [1, 2]}}, "no usable tensor name"),
+    "no mapping": ({"shapes": [1]}, "not a mapping of names"),
+    "empty": ({"shapes": {}}, "not a mapping of names"),
+    "one number": ({"shapes": {"a": 3}}, "not a shape"),
+    "fraction": ({"shapes": {"a": [1.5, 2]}}, "not a shape"),
+    "negative": ({"shapes": {"a": [-1, 2]}}, "not a shape"),
+    "name that is a number": ({"shapes": {1: [1, 2]}}, "not a shape"),
+    "bad name": ({"shapes": {"a\n": [1, 2]}}, "not a valid tensor name"),
     "another key": ({"shapes": {"a": [1, 2]}, "shape": 1}, "no key 'shape'"),
     "unknown dtype": ({"shapes": {"a": [1, 2]}, "dtype": "int3"}, "dtype is 'int3'"),
 }

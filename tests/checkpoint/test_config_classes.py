@@ -32,7 +32,7 @@ REFUSED = {
     "refused_another_type_of_value": "cannot build a model from this .*ffn_act_fn.*: TypeError",
     "refused_backbone_by_name": "names a backbone that transformers would look up on the Hub",
     "refused_class_of_another_config": "LlamaForCausalLM, which takes a LlamaConfig, but",
-    "refused_classes_no_words": "architectures is no list of class names",
+    "refused_classes_no_words": "architectures is not a list of class names",
     "refused_inner_backbone_by_name": "names a backbone that transformers would look up",
     "refused_no_depth": r"does not state n_layer(\n|$)",
     "refused_no_sizes": r"does not state hidden_size, num_hidden_layers, vocab_size(\n|$)",

@@ -69,7 +69,7 @@ def test_a_local_folder_wins(cache):
 @pytest.mark.parametrize("text", ["org/other", "other", "org/name@v2"])
 def test_offline_and_not_in_the_cache(cache, text):
     with pytest.raises(
-        SourceError, match="not in the local cache, and the Hub is out of reach"
+        SourceError, match="not in the local cache, and the Hub cannot be reached"
     ) as e:
         open_source(text)
     assert e.value.hint
@@ -127,7 +127,7 @@ def test_errors_of_the_client(cache, monkeypatch):
     assert "neither a local folder nor" in answer(client_error(errors.RepositoryNotFoundError))
     assert "gated" in answer(client_error(errors.GatedRepoError))
     assert "no revision" in answer(client_error(errors.RevisionNotFoundError))
-    assert "did not deliver the model: disk full" in answer(OSError("disk full"))
+    assert "could not provide the model: disk full" in answer(OSError("disk full"))
 
 
 class FakeHub:
@@ -284,7 +284,7 @@ def test_a_config_in_the_cache_is_enough_offline(cache):
     assert not open_source("org/name", weights=False).complete
     index = {"weight_map": {"layers.0.q.weight": "model-00001-of-00001.safetensors"}}
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(SourceError, match="the Hub is out of reach"):
+    with pytest.raises(SourceError, match="the Hub cannot be reached"):
         open_source("org/name", weights=False)
 
 
@@ -296,7 +296,7 @@ def test_a_shard_that_the_client_cannot_parse(fake, monkeypatch):
         raise errors.SafetensorsParsingError("header too large")
 
     monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", refuse)
-    with pytest.raises(SourceError, match="no sound safetensors file"):
+    with pytest.raises(SourceError, match="not a valid safetensors file"):
         open_source("org/name", weights=False)
 
 
@@ -307,5 +307,5 @@ def test_a_connection_that_breaks_between_config_and_headers(fake, monkeypatch):
         raise hub.network_errors()[0]("no route to the host")
 
     monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", refuse)
-    with pytest.raises(SourceError, match="the Hub is out of reach"):
+    with pytest.raises(SourceError, match="the Hub cannot be reached"):
         open_source("org/name", weights=False)

@@ -305,7 +305,7 @@ def test_verify_of_a_forged_archive(run, tmp_path):
     result = run("verify", path)
     assert (result.code, result.out) == (
         1,
-        "section file:run.py: `run.py` is no config or tokenizer file (P7)\n",
+        "section file:run.py: `run.py` is not a config or tokenizer file (P7)\n",
     )
     assert "hint: its digests are right, so it was written like this" in result.err
     assert run("verify", path, "--quick").code == 0

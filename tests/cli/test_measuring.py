@@ -91,8 +91,8 @@ def test_demo_does_the_whole_job(run, bundled, tiny_recipe, tmp_path):
         "original",
         "compressed",
         "prompt\n",
-        "original goes on\n",
-        "compressed goes on\n",
+        "original continuation\n",
+        "compressed continuation\n",
     ):
         assert part in result.out
     assert f"next: `reallm inspect {path}`" in result.err

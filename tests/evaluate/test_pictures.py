@@ -37,12 +37,12 @@ def test_large_matrices_are_thinned():
 def test_pictures_replace_pictures_only(tmp_path):
     text = tmp_path / "notes.png"
     text.write_text("mine")
-    with pytest.raises(OutputError, match="is no picture"):
+    with pytest.raises(OutputError, match="is not a picture"):
         draw_heatmap(text, "m", noise(64, 96), noise(64, 96))
     assert text.read_text() == "mine"
     mine = tmp_path / "mine.svg"
     mine.write_bytes(b"\x89PNG\r\n\x1a\n")
-    with pytest.raises(OutputError, match="is no picture"):
+    with pytest.raises(OutputError, match="is not a picture"):
         draw_heatmap(mine, "m", noise(64, 96), noise(64, 96))
     with pytest.raises(OutputError, match="a PNG or an SVG file"):
         draw_heatmap(tmp_path / "f.jpg", "m", noise(64, 96), noise(64, 96))
@@ -52,7 +52,7 @@ def test_pictures_replace_pictures_only(tmp_path):
 
 def test_a_folder_of_charts_is_checked_before_the_work(tmp_path):
     (tmp_path / "error.png").write_text("mine")
-    with pytest.raises(OutputError, match="is no picture"):
+    with pytest.raises(OutputError, match="is not a picture"):
         check_charts(tmp_path)
     with pytest.raises(OutputError, match="cannot be made"):
         check_charts(tmp_path / "error.png" / "folder")

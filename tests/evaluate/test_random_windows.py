@@ -52,7 +52,7 @@ def test_without_separator_the_text_is_one_document(tokenizer):
     [
         (1000, 2, "<end>", "no document of the text has 1000 tokens"),
         (1, 2, None, "predicts nothing"),
-        (8, 0, None, "are none"),
+        (8, 0, None, "cannot draw 0 random windows"),
         (8, 2, "<nowhere>", "does not occur"),
     ],
     ids=["long", "window", "count", "separator"],

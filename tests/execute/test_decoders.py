@@ -206,7 +206,7 @@ def rewritten(source: Path, target: Path, **structure: object) -> Path:
         ({"patch": 33}, "E1", "cannot come from a latent"),
         ({"colour": "red"}, "E1", "`colour` is missing here, or not known"),
         ({"latent": ...}, "E1", "`latent` is missing here, or not known"),
-        ({"width": None}, "E1", "size is wanted once"),
+        ({"width": None}, "E1", "size once"),
     ],
     ids=["other sections", "no such patch", "unknown key", "missing key", "no width"],
 )
@@ -224,7 +224,7 @@ def test_a_structure_that_does_not_fit_its_sections_is_damage(
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"decoder": "nowhere.reallm"}, "`nowhere.reallm` is no decoder"),
+        ({"decoder": "nowhere.reallm"}, "`nowhere.reallm` is not a decoder"),
         ({"decoder": "first.reallm"}, "holds a `model`, not a `decoder`"),
         ({"decoder": "sha256:00"}, "by its file here"),
         ({"decoder": "decoder.reallm", "patch": 64}, "leave out `patch`"),

@@ -343,8 +343,8 @@ def test_settings_of_a_run_win_over_the_recipe(
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ([], "the recipe's `finetune`: a map is wanted"),
-        ({"e2e": 3}, "the recipe's `finetune`: e2e: a map is wanted, not `3`"),
+        ([], "the recipe's `finetune`: expected a map"),
+        ({"e2e": 3}, "the recipe's `finetune`: e2e: expected a map, got `3`"),
         ({"lr": 3}, r"lr: unknown key `lr` \(it belongs under `finetune.block` or"),
     ],
     ids=["list", "number", "unknown"],

@@ -159,7 +159,7 @@ def test_the_forger_makes_archives_that_mean_something(tmp_path: Path) -> None:
     [
         (0.0, "element 0 is zero"),
         (-0.0, "element 0 is zero"),
-        (-1.0, "element 0 is below zero"),
+        (-1.0, "element 0 is negative"),
         (math.nan, "element 0 is not a finite number"),
     ],
 )

@@ -84,8 +84,8 @@ FILES = {
     ),
     "tuning of nothing": (
         "reallm: 1\nfinetune:\n",
-        "r.yaml:2:10: finetune: a map is wanted, not nothing "
-        "(take the key out if nothing is meant)",
+        "r.yaml:2:10: finetune: expected a map, got nothing "
+        "(remove the key if it should have no value)",
     ),
     "a misspelt setting": (
         "reallm: 1\nfinetune: {e2e: {lrr: 1e-3}}",
@@ -107,7 +107,7 @@ FILES = {
         "r.yaml:5:25: finetune.block.betas: the list is too short: it has 1 entries\n"
         "r.yaml:6:15: finetune.e2e.loss: `distil` is not one of `next_token`, `distill` "
         "(did you mean `distill`?)\n"
-        "r.yaml:6:31: finetune.e2e.epochs: a number is wanted, not `many`",
+        "r.yaml:6:31: finetune.e2e.epochs: expected a number, got `many`",
     ),
     "a stage twice": (
         "reallm: 1\nfinetune: {stages: [e2e, e2e]}",
@@ -128,19 +128,19 @@ FILES = {
     "negative seed": ("reallm: 1\nseed: -1", "r.yaml:2:7: seed: `-1` is too small: at least 0"),
     "true as seed": (
         "reallm: 1\nseed: true",
-        "r.yaml:2:7: seed: a whole number is wanted, not `true`",
+        "r.yaml:2:7: seed: expected an integer, got `true`",
     ),
     "text as seed": (
         "reallm: 1\nseed: '7'",
-        "r.yaml:2:7: seed: a whole number is wanted, not the text `7`",
+        "r.yaml:2:7: seed: expected an integer, got the text `7`",
     ),
     "fraction as seed": (
         "reallm: 1\nseed: 1.5",
-        "r.yaml:2:7: seed: a whole number is wanted, not `1.5`",
+        "r.yaml:2:7: seed: expected an integer, got `1.5`",
     ),
     "model as number": (
         "reallm: 1\nmodel: 3",
-        "r.yaml:2:8: model: text or a map is wanted, not `3`",
+        "r.yaml:2:8: model: expected text or a map, got `3`",
     ),
     "model with a slip": (
         "reallm: 1\nmodel: {shape: {a: [1, 2]}}",
@@ -148,13 +148,14 @@ FILES = {
     ),
     "a shape that is none": (
         "reallm: 1\nmodel: {shapes: {a: [1, x]}}",
-        "r.yaml:2:25: model.shapes.a[1]: a whole number is wanted, not `x`",
+        "r.yaml:2:25: model.shapes.a[1]: expected an integer, got `x`",
     ),
     "empty defaults and rules": (
         "reallm: 1\ndefaults:\nrules:\n",
-        "r.yaml:2:10: defaults: a map is wanted, not nothing "
-        "(take the key out if nothing is meant)\n"
-        "r.yaml:3:7: rules: a list is wanted, not nothing (take the key out if nothing is meant)",
+        "r.yaml:2:10: defaults: expected a map, got nothing "
+        "(remove the key if it should have no value)\n"
+        "r.yaml:3:7: rules: expected a list, got nothing "
+        "(remove the key if it should have no value)",
     ),
 }
 PLANS = {
@@ -178,16 +179,16 @@ PLANS = {
     ),
     "kind that is none": (
         "{scales: {kind: [a]}}",
-        "r.yaml:2:27: defaults.scales.kind: a kind is wanted, not a list "
+        "r.yaml:2:27: defaults.scales.kind: expected a kind, got a list "
         "(kinds: `none`, `rms`, `absmax`, `minmax`)",
     ),
     "a bare kind": (
         "{residual: none}",
-        "r.yaml:2:22: defaults.residual: a map is wanted, not `none` (write `{kind: none}`)",
+        "r.yaml:2:22: defaults.residual: expected a map, got `none` (write `{kind: none}`)",
     ),
     "an emptied stage": (
         "{residual: null}",
-        "r.yaml:2:22: defaults.residual: a map is wanted, not nothing (write `{kind: none}`)",
+        "r.yaml:2:22: defaults.residual: expected a map, got nothing (write `{kind: none}`)",
     ),
     "parameter without its kind": (
         "{residual: {rank: 3}}",
@@ -225,22 +226,22 @@ PLANS = {
     ),
     "rank as word": (
         "{residual: {kind: low_rank, rank: big}}",
-        "r.yaml:2:45: defaults.residual.rank: a number or a fraction such as 1/64 is wanted, "
-        "not `big`",
+        "r.yaml:2:45: defaults.residual.rank: expected a number or a fraction such as 1/64, "
+        "got `big`",
     ),
     "rank by zero": (
         "{residual: {kind: low_rank, rank: 1/0}}",
-        "r.yaml:2:45: defaults.residual.rank: a number or a fraction such as 1/64 is wanted, "
-        "not `1/0`",
+        "r.yaml:2:45: defaults.residual.rank: expected a number or a fraction such as 1/64, "
+        "got `1/0`",
     ),
     "rank as list": (
         "{residual: {kind: low_rank, rank: [1]}}",
-        "r.yaml:2:45: defaults.residual.rank: a whole number or a fraction such as 1/64 "
-        "is wanted, not a list",
+        "r.yaml:2:45: defaults.residual.rank: expected an integer or a fraction such as 1/64, "
+        "got a list",
     ),
     "true as rank": (
         "{residual: {kind: low_rank, rank: true}}",
-        "r.yaml:2:45: defaults.residual.rank: a number is wanted, not a truth value",
+        "r.yaml:2:45: defaults.residual.rank: expected a number, got a boolean",
     ),
     "word of a list": (
         "{residual: {kind: low_rank, rank: 1, fit: svdd}}",
@@ -262,7 +263,7 @@ PLANS = {
     ),
     "rows or a word": (
         "{permutation: {kind: nearest, rows: al}}",
-        "r.yaml:2:47: defaults.permutation.rows: a whole number or `all` is wanted, not `al` "
+        "r.yaml:2:47: defaults.permutation.rows: expected an integer or `all`, got `al` "
         "(did you mean `all`?)",
     ),
     "rows 0": (
@@ -271,11 +272,11 @@ PLANS = {
     ),
     "yes": (
         "{dora: yes}",
-        "r.yaml:2:18: defaults.dora: `true` or `false` is wanted, not `yes` (did you mean `true`?)",
+        "r.yaml:2:18: defaults.dora: expected `true` or `false`, got `yes` (did you mean `true`?)",
     ),
     "one as truth": (
         "{dora: 1}",
-        "r.yaml:2:18: defaults.dora: `true` or `false` is wanted, not `1`",
+        "r.yaml:2:18: defaults.dora: expected `true` or `false`, got `1`",
     ),
     "stages that do not fit": (
         "{quantizer: {kind: normal_float, bits: 4}}",
@@ -287,7 +288,7 @@ PLANS = {
     ),
 }
 RULES = {
-    "no map": ("q_proj", "r.yaml:2:9: rules[0]: a map is wanted, not `q_proj`"),
+    "no map": ("q_proj", "r.yaml:2:9: rules[0]: expected a map, got `q_proj`"),
     "unknown role": (
         "{role: heads, keep: source}",
         "r.yaml:2:16: rules[0].role: `heads` is not one of `linear`, `embedding`, `head`, "
@@ -295,7 +296,7 @@ RULES = {
     ),
     "fraction above one": (
         "{match: a, min_fraction: 5, keep: source}",
-        "r.yaml:2:34: rules[0].min_fraction: a fraction above 0 and up to 1 is wanted, "
+        "r.yaml:2:34: rules[0].min_fraction: expected a fraction above 0 and up to 1, "
         "such as 1/100",
     ),
     "no match": (
@@ -304,7 +305,7 @@ RULES = {
     ),
     "match of a number": (
         "{match: 3, keep: source}",
-        "r.yaml:2:17: rules[0].match: a pattern or a list of patterns is wanted",
+        "r.yaml:2:17: rules[0].match: expected a pattern or a list of patterns",
     ),
     "match of nothing": (
         "{match: [], keep: source}",
@@ -312,7 +313,7 @@ RULES = {
     ),
     "match of numbers": (
         "{match: [a, 3], keep: source}",
-        "r.yaml:2:21: rules[0].match[1]: text is wanted, not `3`",
+        "r.yaml:2:21: rules[0].match[1]: expected text, got `3`",
     ),
     "empty pattern": (
         "{match: '', keep: source}",
@@ -346,11 +347,11 @@ RULES = {
     ),
     "layers backwards": (
         "{match: a, layers: 5-3, keep: source}",
-        "r.yaml:2:28: rules[0].layers: `5-3` runs backwards",
+        "r.yaml:2:28: rules[0].layers: `5-3` ends before it begins",
     ),
     "no layers": (
         "{match: a, layers: first, keep: source}",
-        "r.yaml:2:28: rules[0].layers: `first` is no layer and no range of layers; "
+        "r.yaml:2:28: rules[0].layers: `first` is not a layer or a range of layers; "
         "write layers as `3`, `0-3`, `2..`, `-4..` or a list of these",
     ),
     "a parameter out of range": (
@@ -537,7 +538,7 @@ def test_recipes_that_are_not_there(tmp_path, monkeypatch):
         "mine.yaml": "mine.yaml: there is no such file",
         "a/b": "a/b: there is no such file",
         "": "recipe: no recipe is named",
-        "a\0b": "recipe: this is no name and no path: it holds a zero byte",
+        "a\0b": "recipe: this is neither a name nor a path: it contains a zero byte",
         "~nobody-at-all/x.yaml": "~nobody-at-all/x.yaml: there is no such file",
         "a"
         * 300: f"{'a' * 300}: there is no shipped recipe `{'a' * 300}`, and no file of that name "

@@ -90,10 +90,10 @@ def test_circles_and_missing_bases(write):
     )
     assert complaint("a.yaml") == [
         "b.yaml:3:1: sed: unknown key `sed` (did you mean `seed`?)",
-        "c.yaml:2:10: extends: `extends` runs in a circle: a.yaml -> b.yaml -> c.yaml -> a.yaml",
+        "c.yaml:2:10: extends: `extends` is circular: a.yaml -> b.yaml -> c.yaml -> a.yaml",
     ]
     assert complaint("self.yaml") == [
-        "self.yaml:2:10: extends: `extends` runs in a circle: self.yaml -> self.yaml"
+        "self.yaml:2:10: extends: `extends` is circular: self.yaml -> self.yaml"
     ]
     assert complaint("lost.yaml") == [
         "lost.yaml:2:10: extends: there is no recipe file `nowhere.yaml`",
@@ -105,7 +105,7 @@ def test_circles_and_missing_bases(write):
     ]
     assert complaint("folder.yaml") == ["folder.yaml:2:10: extends: there is no recipe file `.`"]
     assert complaint("zero.yaml") == [
-        "zero.yaml:2:10: extends: this is no name and no path: it holds a zero byte"
+        "zero.yaml:2:10: extends: this is neither a name nor a path: it contains a zero byte"
     ]
     assert complaint("long.yaml")[0].startswith(
         "long.yaml:2:10: extends: there is no shipped recipe"

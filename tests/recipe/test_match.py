@@ -106,7 +106,7 @@ EXPLODING = {
 
 @pytest.mark.parametrize("expression", EXPLODING.values(), ids=EXPLODING.keys())
 def test_an_expression_that_could_take_for_ever(expression):
-    with pytest.raises(ValueError, match="could take for ever"):
+    with pytest.raises(ValueError, match="exponential time"):
         Pattern(f"re:{expression}")
 
 
@@ -125,7 +125,7 @@ def test_expressions_that_cannot(expression):
 
 
 def test_backwards():
-    with pytest.raises(ValueError, match="`5-3` runs backwards"):
+    with pytest.raises(ValueError, match="`5-3` ends before it begins"):
         parse_layers("5-3")
 
 

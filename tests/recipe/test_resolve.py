@@ -143,25 +143,25 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "exception that takes nothing out": (
         [{"match": "*.q_proj", "except": ["*.layers.0.*", "*.k_proj"], "keep": "source"}],
-        "recipe: rules[0].except: the exception `*.k_proj` takes nothing out of what `match` "
-        "takes (did you mean `*.q_proj`? `optional: true` allows it to match nothing)",
+        "recipe: rules[0].except: the exception `*.k_proj` excludes nothing of what `match` "
+        "matches (did you mean `*.q_proj`? `optional: true` allows it to match nothing)",
     ),
     "exception that takes all": (
         [{"match": "*.q_proj", "except": "*proj", "keep": "source"}],
         "recipe: rules[0].match: after `layers` and `except` nothing is left of what `match` "
-        "takes (`optional: true` allows it to match nothing)",
+        "matches (`optional: true` allows it to match nothing)",
     ),
     "layer that is not there": (
         [{"match": "*.q_proj", "layers": "0,7..9", "keep": "source"}],
-        "recipe: rules[0].layers: `7..9` is no layer of this model, which has layers 0 to 3",
+        "recipe: rules[0].layers: `7..9` is not a layer of this model, which has layers 0 to 3",
     ),
     "layers of what is in none": (
         [{"match": "lm_head", "layers": 3, "keep": "source"}],
-        "recipe: rules[0].layers: `lm_head` is in no layer; take `layers` away",
+        "recipe: rules[0].layers: `lm_head` is in no layer; remove `layers`",
     ),
     "set meets no matrix": (
         [{"match": "*norm", "set": {"dora": False}}],
-        "recipe: rules[0].set: `set` meets no matrix: `model.layers.0.norm` cannot be coded "
+        "recipe: rules[0].set: `set` applies to no matrix: `model.layers.0.norm` cannot be coded "
         "(use `keep`, or match matrices)",
     ),
     "rules that do not fit together": (
@@ -377,13 +377,13 @@ def test_a_rule_can_ask_what_a_matrix_is_for_and_how_large_it_is():
     [
         (
             {"role": "head", "match": "model.*"},
-            "recipe: rules[0].role: no tensor that the rule's names take is for `head` (roles "
+            "recipe: rules[0].role: no tensor that the rule matches has the role `head` (roles "
             "here: `embedding`, `linear`, `router`; `optional: true` allows it to match nothing)",
         ),
         (
             {"role": "head", "min_fraction": "1/2"},
-            "recipe: rules[0].min_fraction: nothing that the rule takes holds so large a part of "
-            "the model's weights (the largest is `lm_head` with 19 %, 190 weights; `optional: "
+            "recipe: rules[0].min_fraction: no tensor that the rule matches is that large a part "
+            "of the model's weights (the largest is `lm_head` with 19 %, 190 weights; `optional: "
             "true` allows it to match nothing)",
         ),
     ],

@@ -68,7 +68,7 @@ def long_header(folder: Path) -> None:
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "index: parent": (outside("../part.safetensors"), "outside the checkpoint's folder"),
     "index: absolute": (outside("/etc/x.safetensors"), "outside the checkpoint's folder"),
-    "index: no safetensors": (outside("config.json"), "no safetensors file"),
+    "index: no safetensors": (outside("config.json"), "not a safetensors file"),
     "link: tokenizer": (linked("tokenizer.json"), "outside the checkpoint's folder"),
     "link: vocabulary": (linked("tokenizer.model"), "outside the checkpoint's folder"),
     "shape: past all memory": (shaped([1 << 40, 1 << 40]), "part.safetensors"),

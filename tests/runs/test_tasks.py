@@ -66,9 +66,9 @@ def test_one_at_a_time_the_order_is_that_of_the_list(graph: TaskGraph) -> None:
     ("tasks", "message"),
     [
         ([task("a"), task("b"), task("a")], "two tasks are called a"),
-        ([task("a", "b")], "a needs b, which is no task"),
-        ([task("a", "a")], "tasks need each other: a -> a"),
-        ([task("a", "c"), task("b", "a"), task("c", "b")], "tasks need each other: .* -> "),
+        ([task("a", "b")], "a needs b, which is not a task"),
+        ([task("a", "a")], "tasks depend on each other: a -> a"),
+        ([task("a", "c"), task("b", "a"), task("c", "b")], "tasks depend on each other: .* -> "),
     ],
 )
 def test_a_wrong_graph_is_refused(tasks: list[Task], message: str) -> None:

@@ -27,7 +27,7 @@ def test_the_largest_number_is_finite_and_the_next_is_not(dtype: str) -> None:
         data = memoryview(np.array([0, bits], dtype=kind).tobytes())
         assert Finite().problem(data, dtype, (2,)) is None
         below = Finite(negative=False).problem(data, dtype, (2,))
-        assert below == ("element 1 is below zero" if bits == largest | sign else None)
+        assert below == ("element 1 is negative" if bits == largest | sign else None)
         some = memoryview(np.array([largest, bits], dtype=kind).tobytes())
         nothing = Finite(zero=False).problem(some, dtype, (2,))
         assert nothing == ("element 1 is zero" if bits in (0, sign) else None)
@@ -69,7 +69,7 @@ def test_orders_at_every_row(
     for row in range(rows):
         kept = codes[row].copy()
         codes[row, -1] = codes[row, 0] if columns > 1 else 1
-        assert f"row {row} is no order of {columns} columns" in str(problem())
+        assert f"row {row} is not a permutation of {columns} columns" in str(problem())
         codes[row] = kept
 
 

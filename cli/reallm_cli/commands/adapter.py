@@ -19,11 +19,11 @@ from reallm_cli.terminal import Terminal
     examples=[
         (
             "reallm adapter export model.reallm --adapter tuned.adapter -o peft-folder",
-            "write an adapter as peft has it",
+            "write an adapter in peft's layout",
         ),
         (
             "reallm adapter import model.reallm peft-folder -o tuned.adapter",
-            "take up what peft has trained",
+            "import an adapter that peft has trained",
         ),
     ],
 )
@@ -51,7 +51,7 @@ def adapter() -> None:
     "--adapter", "path", metavar="FILE", help="The adapter; without it the archive's own."
 )
 @click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write.")
-@click.option("--base", default="", metavar="DIR", help="The base folder that peft shall load.")
+@click.option("--base", default="", metavar="DIR", help="The base folder that peft is to load.")
 @click.option(
     "--force",
     is_flag=True,
@@ -76,7 +76,7 @@ def export(
 @adapter.command(
     "import",
     cls=ExampleCommand,
-    short_help="Make an adapter of a peft folder.",
+    short_help="Make an adapter from a peft folder.",
     examples=[
         (
             "reallm adapter import model.reallm peft-folder -o tuned.adapter --factors int8",

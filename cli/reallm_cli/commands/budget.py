@@ -8,19 +8,20 @@ import click
 
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
-from reallm_cli.mistakes import CommandLineError, check_recipe_path, did_you_mean, nearest
+from reallm_cli.mistakes import CommandLineError, check_recipe_path
 from reallm_cli.numbers import counted
 from reallm_cli.opened import Opened, is_archive, open_facts
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import Stored, differences, show_sizes
+from reallm_compiler.hints import did_you_mean, nearest
 from reallm_compiler.planning.model import Plan
 
 
 @click.command(
     "budget",
     cls=ExampleCommand,
-    short_help="Show the exact size, before any work.",
+    short_help="Show the exact size, before any work is done.",
     examples=[
         (
             "reallm budget reallm-2bit-lean --model path/to/config.json",

@@ -33,7 +33,7 @@ TRAINING_SECONDS = 10.0
 @click.command(
     "compile",
     cls=ExampleCommand,
-    short_help="Make an archive of a model.",
+    short_help="Compile a model into an archive.",
     examples=[
         (
             "reallm compile reallm-3bit-lean --model path/to/model -o model.reallm",
@@ -68,7 +68,7 @@ TRAINING_SECONDS = 10.0
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Processes that encode.  [default: by size, cores and memory]",
+    help="Worker processes.  [default: by size, cores and memory]",
 )
 @click.option(
     "--only",

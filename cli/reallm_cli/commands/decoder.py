@@ -14,7 +14,7 @@ from reallm_cli.terminal import Terminal
 @click.command(
     "decoder",
     cls=ExampleCommand,
-    short_help="Take a trained decoder out of an archive.",
+    short_help="Extract a trained decoder from an archive.",
     examples=[
         (
             "reallm decoder model.reallm q -o q-decoder.reallm",

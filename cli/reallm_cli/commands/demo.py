@@ -37,7 +37,7 @@ SHOWN_WIDTH = 96
 @click.command(
     "demo",
     cls=ExampleCommand,
-    short_help="All of it at work on the bundled model.",
+    short_help="Compile, verify and measure the bundled model.",
     examples=[
         ("reallm demo", "compile, verify, measure and try the bundled model"),
         ("reallm demo --recipe reallm-2bit-lean", "the same at fewer bits"),
@@ -150,8 +150,8 @@ def _measure(terminal: Terminal, model: str, archive: str, heldout: Path) -> Non
     prompt = demo_prompt(text)
     terminal.data()
     _show_text(terminal, "prompt", prompt)
-    _show_text(terminal, "original goes on", _continue(before, tokenizer, prompt))
-    _show_text(terminal, "compressed goes on", _continue(after, tokenizer, prompt))
+    _show_text(terminal, "original continuation", _continue(before, tokenizer, prompt))
+    _show_text(terminal, "compressed continuation", _continue(after, tokenizer, prompt))
 
 
 def demo_prompt(text: str) -> str:

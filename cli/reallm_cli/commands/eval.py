@@ -41,12 +41,12 @@ from reallm_compiler.distribution import VERSION
 @click.option(
     "--shots", type=click.IntRange(min=0), default=0, show_default=True, help="For tasks."
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Questions of a task.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Questions per task.")
 @click.option(
     "--window",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Tokens of a window.  [default: the smaller of 2048 and the model's positions]",
+    help="Tokens per window.  [default: the smaller of 2048 and the model's positions]",
 )
 @click.option("--adapter", metavar="FILE", help="An adapter of the archive to evaluate with.")
 @decoder_option
@@ -63,9 +63,12 @@ from reallm_compiler.distribution import VERSION
     metavar="N",
     help="Draw N windows from documents that are long enough, as the literature does for C4.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of that draw.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of that draw.")
 @click.option(
-    "--batch", type=click.IntRange(min=1), metavar="N", help="Windows at once.  [default: by size]"
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Batch size in windows.  [default: by size]",
 )
 @click.option(
     "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu or cuda."

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 @click.option("--adapter", metavar="FILE", help="Begin with this adapter of the archive.")
 @decoder_option
 @cost_option
-@click.option("--window", type=click.IntRange(min=2), metavar="N", help="Tokens of a sequence.")
+@click.option("--window", type=click.IntRange(min=2), metavar="N", help="Tokens per sequence.")
 @click.option(
     "--separator", metavar="TEXT", help="Split the text into documents here. `\\n` is a line end."
 )

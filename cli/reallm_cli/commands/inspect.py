@@ -13,7 +13,7 @@ from reallm_cli.commands.inspect_heatmap import show_heatmap
 from reallm_cli.commands.inspect_statistics import inspect_statistics
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
-from reallm_cli.mistakes import CommandLineError, check_archive_path, did_you_mean, nearest
+from reallm_cli.mistakes import CommandLineError, check_archive_path
 from reallm_cli.numbers import bits_text, error_text, grouped
 from reallm_cli.opened import Opened, open_facts
 from reallm_cli.options import cost_option, decoder_option
@@ -21,6 +21,7 @@ from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.tables import show_facts
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import section_json, show_sections, show_sizes
+from reallm_compiler.hints import did_you_mean, nearest
 from reallm_compiler.planning.budget import MatrixBudget
 from reallm_compiler.stages import MatrixPlan
 from reallm_formats import Archive, names

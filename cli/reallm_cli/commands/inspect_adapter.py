@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from reallm_cli.exit_codes import ExitCode
-from reallm_cli.mistakes import CommandLineError, did_you_mean, nearest
+from reallm_cli.mistakes import CommandLineError
 from reallm_cli.numbers import grouped
 from reallm_cli.opened import provenance_text
 from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
+from reallm_compiler.hints import did_you_mean, nearest
 from reallm_formats import AdapterEntry, Archive, section_bytes
 
 WORDS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i8": "int8"}

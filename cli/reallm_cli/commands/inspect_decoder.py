@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from reallm_cli.exit_codes import ExitCode
-from reallm_cli.mistakes import CommandLineError, did_you_mean, nearest
+from reallm_cli.mistakes import CommandLineError
 from reallm_cli.numbers import amount_text, grouped, share_text
 from reallm_cli.opened import provenance_text
 from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import section_json, show_sections
+from reallm_compiler.hints import did_you_mean, nearest
 from reallm_compiler.planning.decoders import open_decoder_file
 from reallm_compiler.stages import Hnerv
 from reallm_compiler.storage import hnerv_costs as costs

@@ -9,9 +9,10 @@ import click
 
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand, ExampleGroup
-from reallm_cli.mistakes import CommandLineError, did_you_mean, nearest
+from reallm_cli.mistakes import CommandLineError
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
+from reallm_compiler.hints import did_you_mean, nearest
 
 _ALONE = [("reallm recipes", "the same as `reallm recipes list`")]
 _LIST = [("reallm recipes list", "names, purposes and expected bits")]

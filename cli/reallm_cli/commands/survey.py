@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.command(
     "survey",
     cls=ExampleCommand,
-    short_help="Show which matrix wants which recipe.",
+    short_help="Show which recipe fits which matrix.",
     examples=[
         (
             "reallm survey path/to/model",

@@ -134,7 +134,7 @@ class Trainer:
             the latents [n, z, h, w] before they are stored.
 
         Raises:
-            CodecError: the loss is no number any more.
+            CodecError: the loss became NaN or infinite.
         """
         saved = callback.saved_state()
         if saved is not None:
@@ -311,6 +311,6 @@ class _Error:
 
 def _diverged() -> CodecError:
     return CodecError(
-        "the training of an autoencoder has diverged: its numbers are no numbers any more",
+        "the training of an autoencoder has diverged: its loss became NaN or infinite",
         hint="use a smaller `lr`",
     )

@@ -99,7 +99,8 @@ class Decoder(nn.Module):
         hint = "use a smaller `lr`"
         if not (torch.isfinite(plain).all() and torch.isfinite(scales).all()):
             raise CodecError(
-                "the training of a decoder has diverged: a parameter is no number", hint=hint
+                "the training of a decoder has diverged: a parameter became NaN or infinite",
+                hint=hint,
             )
         flat = torch.cat([code.reshape(-1) for code in codes])
         return {
