@@ -230,11 +230,7 @@ def known_role(tensor: str) -> Role | None:
     if name in _WHOLE:
         return _WHOLE[name]
     modules = name.split(".")
-    for module in modules:
-        role = _role_anywhere(module)
-        if role is not None:
-            return role
-    return _role_of_module(modules[-1])
+    return next(filter(None, map(_role_anywhere, modules)), None) or _role_of_module(modules[-1])
 
 
 @lru_cache(1024)

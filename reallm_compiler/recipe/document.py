@@ -8,8 +8,10 @@ the rules of YAML 1.1.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -121,7 +123,7 @@ class _Builder:
 
     def document(self) -> Node:
         # Made here and not in __init__: the loader checks characters as soon as it is made.
-        self.events = iter(yaml.parse(self.text, Loader=yaml.SafeLoader))
+        self.events = iter(yaml.parse(self.text, Loader=_loader(self.text)))
         event = next(self.events)
         while isinstance(event, yaml.StreamStartEvent | yaml.DocumentStartEvent):
             event = next(self.events)
@@ -237,6 +239,22 @@ class _Builder:
                 message = f"`{event.value}` does not fit the tag `!!{name}`"
                 raise _error(self.location(event), message)
         return value
+
+
+def _loader(text: str) -> Any:  # noqa: ANN401 - a class of PyYAML
+    """The loader for a text: that of libyaml for JSON, where it reads what PyYAML's own reads.
+
+    It takes a tenth of the time. At the edges of YAML (tabs, escapes of surrogates) the two differ,
+    so all else is PyYAML's.
+    """
+    plain = text.isascii() and "\t" not in text and "\\u" not in text
+    if plain and hasattr(yaml, "CSafeLoader"):
+        try:
+            json.loads(text)
+        except (ValueError, RecursionError):
+            return yaml.SafeLoader
+        return yaml.CSafeLoader
+    return yaml.SafeLoader
 
 
 def _short(tag: str | None) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reallm_compiler.errors import RecipeError
-from reallm_compiler.recipe.document import MAX_BYTES, read_file, read_text
+from reallm_compiler.recipe.document import MAX_BYTES, _loader, read_file, read_text
 from reallm_compiler.recipe.nodes import MapNode, ScalarNode, find, to_plain
 
 VALUES = {
@@ -218,3 +220,34 @@ def test_no_bytes_break_the_reader(tmp_path_factory, data):
     path.write_bytes(data)
     with contextlib.suppress(RecipeError):
         to_plain(read_file(path)[0])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=12,
+)
+
+
+def outcome(text):
+    try:
+        tree, problems = read_text(text, "r.json")
+    except RecipeError as error:
+        return [(problem.location, problem.message) for problem in error.problems]
+    return repr(tree), problems  # repr, as nan is not itself
+
+
+@pytest.mark.skipif(not hasattr(yaml, "CSafeLoader"), reason="PyYAML is without libyaml")
+@given(st.dictionaries(st.text(), JSON, max_size=4), st.booleans(), st.sampled_from([None, 2]))
+def test_json_is_read_alike_by_libyaml_and_by_pyyaml(value, ascii_only, indent):
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    with_libyaml = outcome(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(yaml, "CSafeLoader")
+        assert outcome(text) == with_libyaml
+
+
+def test_which_loader_reads_what():
+    assert _loader('{"a": [1, "\\n"]}') is getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    for text in ("a: 1", '{"a":\t1}', '{"a": "\\ud83d\\ude00"}', '{"a": "\u00e9"}', "[" * 10**6):
+        assert _loader(text) is yaml.SafeLoader
