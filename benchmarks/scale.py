@@ -253,10 +253,10 @@ def budgets(given: argparse.Namespace, folder: Path) -> bool:
     start = timed_budget(None)[1]
     many = folder / "many.json"
     many.write_text(json.dumps({"shapes": experts(given.matrices), "dtype": "bfloat16"}))
-    models.append((f"{given.matrices:,} matrices", many, 10.0))
+    models.append((f"{given.matrices:,} matrices", many, 5.0))
     rules = folder / "rules.json"
     rules.write_text(json.dumps(expert_rules(given.rules)))
-    models.append((f"{given.matrices:,} matrices by {given.rules:,} rules", many, 10.0))
+    models.append((f"{given.matrices:,} matrices by {given.rules:,} rules", many, 5.0))
     good = True
     for title, model, limit in models:
         recipe = str(rules) if title.endswith("rules") else "reallm-2bit"

@@ -118,8 +118,7 @@ def _numbered(members: Sequence[MatrixBudget]) -> str:
     """The pattern with the numbers that occur, such as `model.layers.0-3,7.mlp.up_proj`."""
     columns = zip(*(member.name.split(".") for member in members), strict=True)
     return ".".join(
-        _ranges(int(part) for part in parts) if parts[0].isdigit() else parts[0]
-        for parts in columns
+        _ranges(map(int, set(parts))) if parts[0].isdigit() else parts[0] for parts in columns
     )
 
 

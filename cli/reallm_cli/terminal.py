@@ -90,11 +90,12 @@ class Terminal:
     def json(self, payload: Any) -> None:  # noqa: ANN401
         """Print one JSON document on stdout; a number that is not finite becomes null."""
         try:
-            text = _json_text(payload)
+            parts = _json_parts(payload)
         except (TypeError, ValueError):  # rare: a copy of all that is printed takes long
-            text = _json_text(_finite(payload))
+            parts = _json_parts(_finite(payload))
         # Past rich: nothing may be wrapped, cropped or coloured. ASCII, for any encoding.
-        self.out.file.write(text + "\n")
+        for part in parts:
+            self.out.file.write(part)
 
     def log(self, text: str | Text = "") -> None:
         """Print a line on stderr."""
@@ -107,29 +108,44 @@ class Terminal:
         return Text(escape(text, target.encoding), style=style)
 
 
-def _json_text(payload: Any) -> str:  # noqa: ANN401
-    """A document with two spaces for each level; of a long list of maps each map is one line.
+def _json_parts(payload: Any) -> list[str]:  # noqa: ANN401
+    """A document with two spaces for each level, in pieces; each map of a long list is one line.
 
     A hundred thousand rows can then be looked through, and take a quarter of the time.
     """
-    if not isinstance(payload, dict):
-        return _indented(payload)
-    parts = []
+    if not isinstance(payload, dict) or not payload:
+        return [_indented(payload), "\n"]
+    parts, before = [], "{\n"
     for key, value in payload.items():
-        if isinstance(value, list) and len(value) > LONG and isinstance(value[0], dict):
-            text = f"[\n    {_one_a_line(value)}\n  ]"
+        parts.append(f"{before}  {json.dumps(str(key))}: ")
+        if isinstance(value, list) and len(value) > LONG and all(map(_is_named, value)):
+            parts += ["[\n    ", _one_a_line(value), "\n  ]"]
         else:
-            text = _indented(value).replace("\n", "\n  ")
-        parts.append(f"  {json.dumps(str(key))}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}" if parts else "{}"
+            parts.append(_indented(value).replace("\n", "\n  "))
+        before = ",\n"
+    return [*parts, "\n}\n"]
 
 
-def _one_a_line(rows: list[Any]) -> str:
-    """Maps of a list, each in a line; written in one go where only the list itself has maps."""
-    text = json.dumps(rows, allow_nan=False)[1:-1]
-    if text.count('}, {"') == len(rows) - 1:  # in a string, `"` is `\\"`
-        return text.replace('}, {"', '},\n    {"')
-    return ",\n    ".join(json.dumps(row, allow_nan=False) for row in rows)
+def _is_named(value: object) -> bool:
+    """Whether a value is a map whose first value is a text."""
+    return isinstance(value, dict) and isinstance(next(iter(value.values()), None), str)
+
+
+def _one_a_line(rows: list[dict[str, Any]]) -> str:
+    """Maps of a list, each in a line; rows that differ only in a name are encoded once."""
+    known: dict[tuple[object, ...], tuple[str, str]] = {}
+    lines = []
+    for row in rows:
+        name, *others = row.values()
+        # Values are compared by identity: all are alive, and most rows share theirs.
+        key = (*map(id, others), *row)
+        around = known.get(key)
+        if around is None:
+            start = f"{{{json.dumps(next(iter(row)))}: "
+            text = json.dumps(row, allow_nan=False)
+            around = known[key] = start, text[len(start) + len(json.dumps(name)) :]
+        lines.append(json.dumps(name).join(around))
+    return ",\n    ".join(lines)
 
 
 def _indented(value: Any) -> str:  # noqa: ANN401

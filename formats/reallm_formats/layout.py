@@ -250,10 +250,11 @@ def _measure(blocks: Iterable[Block]) -> _Table:
         table.count += len(rows)
         table.nbytes += size
         table.values += found.values
-    # One head for each owner: then no two sections have one name if no two heads have.
-    of_owners = sum(name.rpartition("/")[0] in owners for name, _, _ in table.heads)
-    if of_owners == len(owners):
-        check_unique(table.heads)
+    # No two sections of different owners have one name, and those of a block have been compared.
+    plain = [row for block in table.blocks if not block.owner for row in block.sections()]
+    owned = sum(1 for block in table.blocks if block.owner)
+    if owned == len(owners) and not any(name.rpartition("/")[0] in owners for name, _, _ in plain):
+        check_unique(plain)
     else:
         check_unique([row for block in table.blocks for row in block.sections()])
     return table
@@ -305,18 +306,20 @@ def _row_size(dtype: str, shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 def _head(block: Block, owner: int, found: _Rows, index: int) -> Row:
     """The first row of a block, whose rows have been checked under another owner."""
-    where = f"manifest: sections[{index}].name"
     role, dtype, shape = block.rows[0]
     name = f"{block.owner}/{role}"
     space = names.MATRIX if name.startswith(names.MATRIX) else names.SHARE
-    if not block.owner.startswith(space) or block.owner == space:
-        message = f"`{block.owner}` is neither a matrix nor a group"
-        raise FormatError("S3", message, location=where)
-    names.check_name(name, where)
-    if owner + 1 + found.longest > v1.MAX_NAME_BYTES:
-        longest = max((role for role, _, _ in block.rows), key=len)
-        names.check_name(f"{block.owner}/{longest}", where)
-    return name, dtype, tuple(shape)
+    try:
+        if not block.owner.startswith(space) or block.owner == space:
+            raise FormatError("S3", f"`{block.owner}` is neither a matrix nor a group")
+        names.check_name(name, "")
+        if owner + 1 + found.longest > v1.MAX_NAME_BYTES:
+            longest = max((role for role, _, _ in block.rows), key=len)
+            names.check_name(f"{block.owner}/{longest}", "")
+    except FormatError as error:
+        error.location = f"manifest: sections[{index}].name"
+        raise
+    return name, dtype, shape if type(shape) is tuple else tuple(shape)
 
 
 def _settle(rest: int, table: _Table) -> tuple[int, int]:

@@ -82,6 +82,8 @@ def _method(tensor: TensorSpec, names: set[str], scaled_modules: set[str]) -> st
         return None
     if len(tensor.shape) < 2 and tensor.dtype not in _INTEGERS:
         return None
+    if tensor.dtype not in _INTEGERS and not scaled_modules:
+        return None
     weight = _WEIGHT.fullmatch(last) is not None or is_expert_weight(tensor.name)
     if tensor.dtype in _INTEGERS:
         beside = tensor.dtype != "i64" and len(tensor.shape) > 1 and module in scaled_modules

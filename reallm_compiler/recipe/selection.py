@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -69,21 +68,22 @@ class _Model:
         self.layers = 1 + max((c.layer for c in candidates if c.layer is not None), default=-1)
         self.numel = sum(candidate.numel for candidate in candidates if candidate.is_matrix)
         self._found: dict[_Asked, dict[int | None, list[int]]] = {}
+        self._sets: dict[str, set[str]] = {}
 
     @cached_property
-    def _by_part(self) -> Mapping[str, set[str]]:
-        """Names by their parts between the dots; all names for a part that most have."""
-        parts = {name: name.split(".") for name in self.indices}
-        counts = Counter(itertools.chain.from_iterable(parts.values()))
-        everything = set(parts)
-        found = {
-            part: everything if 2 * count > len(parts) else set() for part, count in counts.items()
-        }
-        for name, own in parts.items():
-            for part in own:
-                if found[part] is not everything:
-                    found[part].add(name)
+    def _by_part(self) -> Mapping[str, list[str]]:
+        """Names by their parts between the dots."""
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        for name in self.indices:
+            for part in name.split("."):
+                found[part].append(name)
         return found
+
+    def _with_part(self, part: str) -> set[str]:
+        """Names that have a part between dots."""
+        if part not in self._sets:
+            self._sets[part] = set(self._by_part.get(part, ()))
+        return self._sets[part]
 
     def is_matrix(self, index: int) -> bool:
         """Whether the candidate at `index` can be coded."""
@@ -133,8 +133,9 @@ class _Model:
             return [pattern.exact] if pattern.exact in self.indices else []
         if pattern.text == "*":
             return self.indices
-        have = sorted((self._by_part.get(part, set()) for part in pattern.parts), key=len)
-        return filter(pattern.matches, set.intersection(*have[:3]) if have else self.indices)
+        rare = sorted(pattern.parts, key=lambda part: len(self._by_part.get(part, ())))[:2]
+        names = set.intersection(*map(self._with_part, rare)) if rare else self.indices
+        return filter(pattern.matches, names)
 
 
 def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:

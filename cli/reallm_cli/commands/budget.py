@@ -15,6 +15,7 @@ from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import Stored, differences, show_sizes
 from reallm_compiler.hints import did_you_mean, nearest
+from reallm_compiler.planning.collector import resting_collector
 from reallm_compiler.planning.model import Plan
 
 
@@ -45,6 +46,7 @@ from reallm_compiler.planning.model import Plan
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 @click.option("--explain", metavar="NAME", help="Show which rule set which field of one matrix.")
 @click.pass_obj
+@resting_collector()
 def budget(
     terminal: Terminal, source: str, model: str | None, as_json: bool, explain: str | None
 ) -> int:
