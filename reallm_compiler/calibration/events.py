@@ -22,6 +22,7 @@ class Started:
         memory_bytes: estimated peak memory.
         memory_free_bytes: memory that is free on the machine, or None if that is unknown.
         device: `cpu`, or the name of the GPU.
+        workers: threads that run chunks of tokens at once.
         tasks, tasks_done: passes in all, and those that an interrupted run has finished.
         notes: what the user should know.
     """
@@ -37,6 +38,7 @@ class Started:
     memory_bytes: int
     memory_free_bytes: int | None
     device: str
+    workers: int
     tasks: int
     tasks_done: int
     notes: tuple[str, ...] = ()

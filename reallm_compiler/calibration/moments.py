@@ -1,12 +1,14 @@
 """Sums of the second moments of a matrix's inputs and of the gradients at its outputs.
 
 Products of one chunk of tokens are taken in float32 and summed over chunks in float64, in the
-order of the chunks. Of a symmetric sum the blocks on and below the diagonal are computed.
+order of the chunks. Of a symmetric sum the blocks on and below the diagonal are computed. A sum is
+made of jobs that touch different numbers, so several threads may do them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +20,58 @@ from reallm_formats.kinds.statistics import FULL, NONE
 LARGEST = 1e30
 """A token with a larger |x|^2, |g|^2 or product of both is left out, as is one with a NaN: float32
 holds no sum of such squares."""
+
+Job = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Tokens of one chunk that reached a matrix, without those that are left out.
+
+    Attributes:
+        x: float32 [n, q].
+        left_out: tokens that are left out.
+    """
+
+    x: Tensor
+    left_out: int
+
+    @classmethod
+    def of(cls, inputs: Tensor) -> Inputs:
+        """Of inputs [n, q] of any type."""
+        x = inputs.float()
+        usable = x.square().sum(1) <= LARGEST  # [n]
+        if bool(usable.all()):
+            return cls(x, 0)
+        return cls(x[usable], len(x) - int(usable.sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """The same with gradients at the outputs.
+
+    Attributes:
+        x, g: float32 [n, q] and [n, p].
+        x_energy, g_energy: float32 [n], |x|^2 and |g|^2.
+        left_out: tokens that are left out.
+    """
+
+    x: Tensor
+    g: Tensor
+    x_energy: Tensor
+    g_energy: Tensor
+    left_out: int
+
+    @classmethod
+    def of(cls, inputs: Tensor, gradients: Tensor) -> Gradients:
+        """Of inputs [n, q] and gradients [n, p] of any type."""
+        x, g = inputs.float(), gradients.float()
+        x_energy, g_energy = x.square().sum(1), g.square().sum(1)
+        usable = (x_energy <= LARGEST) & (g_energy <= LARGEST) & (x_energy * g_energy <= LARGEST)
+        if bool(usable.all()):
+            return cls(x, g, x_energy, g_energy, 0)
+        left_out = len(x) - int(usable.sum())
+        return cls(x[usable], g[usable], x_energy[usable], g_energy[usable], left_out)
 
 
 class MatrixSums:
@@ -39,40 +93,35 @@ class MatrixSums:
         self._device = device
         self._sums: dict[str, Tensor] = {}
 
-    def add_inputs(self, inputs: Tensor) -> None:
-        """Count inputs [n, q], and sum what of them does not depend on gradients.
+    @property
+    def owns_inputs(self) -> bool:
+        """Whether moments of its inputs are stored under its name."""
+        return self.row.inputs == self.row.name
 
-        A matrix with gradients leaves tokens out in `add_gradients`.
-        """
-        self.reached += len(inputs)
-        owns = self.row.inputs == self.row.name
-        if not owns and self.row.output_form != NONE:
-            return
-        x = inputs.float()
-        whole = len(x)
-        x = x[x.square().sum(1) <= LARGEST] if not _all_usable(x.square().sum(1)) else x
-        if self.row.output_form == NONE:
-            self.left_out += whole - len(x)
-        if owns:
-            self._add("inputs", x, x)
-            self._sum("mean_abs", (self.row.shape[1],)).add_(x.abs().sum(0, dtype=torch.float64))
+    @property
+    def has_gradients(self) -> bool:
+        """Whether anything of gradients is stored."""
+        return self.row.output_form != NONE
 
-    def add_gradients(self, inputs: Tensor, gradients: Tensor) -> None:
-        """Sum what depends on gradients [n, p] at the outputs of inputs [n, q]."""
-        if self.row.output_form == NONE:
-            return
-        x, g = inputs.float(), gradients.float()
-        x_energy, g_energy = x.square().sum(1), g.square().sum(1)  # [n]
-        energy = x_energy * g_energy
-        if not (_all_usable(x_energy) and _all_usable(g_energy) and _all_usable(energy)):
-            usable = (x_energy <= LARGEST) & (g_energy <= LARGEST) & (energy <= LARGEST)
-            self.left_out += int((~usable).sum())
-            x, g = x[usable], g[usable]
-            x_energy, g_energy, energy = x_energy[usable], g_energy[usable], energy[usable]
-        self._add("weighted_inputs", x * g_energy[:, None], x)
-        self._add("outputs", g, g)
-        self._add("weighted_outputs", g * x_energy[:, None], g)
-        self._sum("energy", ()).add_(energy.sum(dtype=torch.float64))
+    def jobs_of_inputs(self, tokens: Sequence[Inputs]) -> Iterator[Job]:
+        """What sums the inputs of some chunks, in their order."""
+        for one in tokens:
+            self.left_out += 0 if self.has_gradients else one.left_out
+        if tokens and self.owns_inputs:
+            yield from self._symmetric("inputs", [(one.x, one.x, None) for one in tokens])
+            yield from self._mean_abs(tokens)
+
+    def jobs_of_gradients(self, tokens: Sequence[Gradients]) -> Iterator[Job]:
+        """What sums the inputs and gradients of some chunks, in their order."""
+        for one in tokens:
+            self.left_out += one.left_out
+        if tokens and self.has_gradients:
+            weighted = [(one.x, one.x, one.g_energy) for one in tokens]
+            yield from self._symmetric("weighted_inputs", weighted)
+            yield from self._symmetric("outputs", [(one.g, one.g, None) for one in tokens])
+            weighted = [(one.g, one.g, one.x_energy) for one in tokens]
+            yield from self._symmetric("weighted_outputs", weighted)
+            yield from self._energy(tokens)
 
     def parts(self, role: str, tokens: int) -> Iterator[Tensor]:
         """A section of the matrix, piece by piece, on the CPU: means over `tokens`."""
@@ -90,19 +139,49 @@ class MatrixSums:
             for first, last, mask in triangle(len(found), self._device):
                 yield (found[first:last, :last][mask] / tokens).to(dtype).cpu()
 
-    def _add(self, role: str, left: Tensor, right: Tensor) -> None:
-        """Add left^T right [n, n], which is symmetric."""
-        extent = right.shape[1]
-        if self._form(role) != FULL:
-            self._sum(role, (extent,)).add_((left * right).sum(0, dtype=torch.float64))
+    def _symmetric(
+        self, role: str, operands: Sequence[tuple[Tensor, Tensor, Tensor | None]]
+    ) -> Iterator[Job]:
+        """Add a^T diag(w) b [n, n], which are symmetric, for all (a, b, w); no w is ones."""
+        extent = operands[0][0].shape[1]
+        if (self.row.output_form if role.endswith("outputs") else self.row.input_form) != FULL:
+            total = self._sum(role, (extent,))
+
+            def diagonal() -> None:
+                for a, b, weights in operands:
+                    squares = a * b if weights is None else a * b * weights[:, None]
+                    total.add_(squares.sum(0, dtype=torch.float64))
+
+            yield diagonal
             return
         total = self._sum(role, (extent, extent))
         for first in range(0, extent, BLOCK):
-            last = min(extent, first + BLOCK)
-            total[first:last, :last] += left[:, first:last].T @ right[:, :last]
 
-    def _form(self, role: str) -> str:
-        return self.row.output_form if role.endswith("outputs") else self.row.input_form
+            def rows(first: int = first, last: int = min(extent, first + BLOCK)) -> None:
+                for a, b, weights in operands:
+                    left = a[:, first:last]
+                    left = left if weights is None else left * weights[:, None]
+                    total[first:last, :last] += left.T @ b[:, :last]
+
+            yield rows
+
+    def _mean_abs(self, tokens: Sequence[Inputs]) -> Iterator[Job]:
+        total = self._sum("mean_abs", (self.row.shape[1],))
+
+        def job() -> None:
+            for one in tokens:
+                total.add_(one.x.abs().sum(0, dtype=torch.float64))
+
+        yield job
+
+    def _energy(self, tokens: Sequence[Gradients]) -> Iterator[Job]:
+        total = self._sum("energy", ())
+
+        def job() -> None:
+            for one in tokens:
+                total.add_((one.x_energy * one.g_energy).sum(dtype=torch.float64))
+
+        yield job
 
     def _sum(self, role: str, shape: tuple[int, ...]) -> Tensor:
         if role not in self._sums:
@@ -117,7 +196,3 @@ def sums_bytes(row: StatisticsEntry) -> int:
     outputs = p * p if row.output_form == FULL else p
     own = inputs + q if row.inputs == row.name else 0
     return 8 * (own + (inputs + 2 * outputs if row.output_form != NONE else 0))
-
-
-def _all_usable(energy: Tensor) -> bool:
-    return bool((energy <= LARGEST).all())

@@ -14,6 +14,7 @@ on with the first task that was not finished.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,12 @@ from torch import Tensor
 
 from reallm_compiler.calibration.events import ChunkDone
 from reallm_compiler.calibration.labels import gradient_of_logits
-from reallm_compiler.calibration.moments import MatrixSums
+from reallm_compiler.calibration.moments import Job, MatrixSums
 from reallm_compiler.calibration.original import Original
-from reallm_compiler.calibration.products import Product, Products
+from reallm_compiler.calibration.recorder import Recorder, jobs
 from reallm_compiler.calibration.sequences import Chunk
 from reallm_compiler.calibration.spill import Spill
-from reallm_compiler.errors import CalibrateError
-from reallm_compiler.models.blocks import Calls, hidden_states, run_block
+from reallm_compiler.models.blocks import Call, Calls, hidden_states, run_block
 from reallm_compiler.runs.job import Context
 from reallm_compiler.runs.oom import oom_to_error
 from reallm_compiler.runs.sink import Sink
@@ -115,7 +115,8 @@ class PassRunner:
         spill: where hidden states are kept.
         sink: where sections go.
         context: how the run is told of, and stopped.
-        keys: all tasks in order, for progress.
+        pool: threads, each of which runs one chunk at a time.
+        workers: how many they are.
         device: where the work is done.
     """
 
@@ -129,7 +130,8 @@ class PassRunner:
         spill: Spill,
         sink: Sink,
         context: Context,
-        keys: Sequence[str],
+        pool: Executor,
+        workers: int,
         device: torch.device,
     ) -> None:
         self._original = original
@@ -140,7 +142,9 @@ class PassRunner:
         self._spill = spill
         self._sink = sink
         self._context = context
-        self._keys = keys
+        self._keys = [task.key for task in measurement.tasks().tasks]
+        self._pool = pool
+        self._workers = workers
         self._device = device
         self._sums: dict[str, MatrixSums] = {}
 
@@ -168,70 +172,112 @@ class PassRunner:
 
     def _stem(self, key: str) -> None:
         self._read_kept()
-        first = self._original.blocks[0].module
-        model = self._original.model
-        states = (hidden_states(model, first, chunk.ids) for _, chunk in self._each(key))
-        self._spill.write(_hidden(0), states)
+        first, model = self._original.blocks[0].module, self._original.model
+
+        def states() -> Iterator[Tensor]:
+            for wave in self._waves(key):
+                for _, chunk in wave:
+                    yield hidden_states(model, first, chunk.ids)
+
+        self._spill.write(_hidden(0), states())
 
     def _forward(self, key: str, number: int) -> None:
         if not self._measurement.gradients and number:
             self._spill.remove(_hidden(number - 1))
-
-        def states() -> Iterator[Tensor]:
-            for index, chunk in self._each(key):
-                hidden = self._read(_hidden(number), index)
-                call = self._made_calls.of(number, chunk.ids)
-                with torch.no_grad(), self._products():
-                    yield run_block(module, hidden, call)
-
         with self._original.loaded(number) as module:
-            self._spill.write(_hidden(number + 1), states())
+
+            def work(index: int, chunk: Chunk, call: Call, record: Recorder) -> Tensor:
+                with torch.no_grad(), record.products():
+                    return run_block(module, self._read(_hidden(number), index), call)
+
+            self._spill.write(_hidden(number + 1), self._run(key, work, number))
 
     def _tail(self, key: str) -> None:
-        count = len(self._original.blocks)
         self._read_kept()
+        count = len(self._original.blocks)
+        gradients = self._measurement.gradients
+        with self._made_calls.rest() as rest:
 
-        def gradients() -> Iterator[Tensor]:
-            for index, chunk in self._each(key):
-                hidden = self._read(_hidden(count), index).requires_grad_()
-                with self._products():
-                    output = self._made_calls.after(hidden, chunk.ids)
+            def work(index: int, chunk: Chunk, call: None, record: Recorder) -> Tensor:
+                hidden = self._read(_hidden(count), index).requires_grad_(gradients)
+                with torch.set_grad_enabled(gradients), record.products():
+                    output = rest(hidden, chunk.ids)
+                if not gradients:
+                    return hidden
                 self._backward_of(output, chunk)
-                assert hidden.grad is not None  # logits depend on every hidden state
-                yield hidden.grad
+                return _gradient_of(hidden)
 
-        if self._measurement.gradients:
-            self._spill.write(_gradient(count), gradients())
-            return
-        for index, chunk in self._each(key):
-            with torch.no_grad(), self._products():
-                self._made_calls.after(self._read(_hidden(count), index), chunk.ids)
+            made = self._run(key, work)
+            if gradients:
+                self._spill.write(_gradient(count), made)
+            else:
+                _exhaust(made)
 
     def _backward(self, key: str, number: int) -> None:
         self._spill.remove(_hidden(number + 1))
         self._spill.remove(_gradient(number + 2))
+        with self._original.loaded(number) as module:
 
-        def gradients() -> Iterator[Tensor]:
-            for index, chunk in self._each(key):
+            def work(index: int, chunk: Chunk, call: Call, record: Recorder) -> Tensor:
                 hidden = self._read(_hidden(number), index).requires_grad_()
                 above = self._read(_gradient(number + 1), index)
-                call = self._made_calls.of(number, chunk.ids)
-                with self._products():
+                with torch.enable_grad(), record.products():
                     output = run_block(module, hidden.clone(), call)  # it may work in place
                 torch.autograd.backward(output, above)
-                assert hidden.grad is not None
-                yield hidden.grad
+                return _gradient_of(hidden)
 
-        with self._original.loaded(number) as module:
-            self._spill.write(_gradient(number), gradients())
+            self._spill.write(_gradient(number), self._run(key, work, number))
 
     def _whole(self, key: str) -> None:
         self._read_kept()
-        for _, chunk in self._each(key):
-            with torch.set_grad_enabled(self._measurement.gradients), self._products():
+        gradients = self._measurement.gradients
+
+        def work(index: int, chunk: Chunk, call: None, record: Recorder) -> Tensor:
+            with torch.set_grad_enabled(gradients), record.products():
                 output = self._original.model(input_ids=chunk.ids, use_cache=False)
-            if self._measurement.gradients:
+            if gradients:
                 self._backward_of(output, chunk)
+            return chunk.ids
+
+        _exhaust(self._run(key, work))
+
+    def _run(
+        self, key: str, work: Callable[..., Tensor], block: int | None = None
+    ) -> Iterator[Tensor]:
+        """What `work` makes of each chunk, in order; what it records is summed on the way.
+
+        Args:
+            key: the task's.
+            work: called with the index of a chunk, the chunk, the block's call and a recorder.
+            block: whose calls are wanted; None for what is no block.
+        """
+        gradients = self._measurement.gradients
+        for wave in self._waves(key):
+            # Calls are made one after the other, since the model is changed meanwhile.
+            calls = [
+                None if block is None else self._made_calls.of(block, chunk.ids)
+                for _, chunk in wave
+            ]
+            memory = self._original.memory
+            records = [Recorder(memory, self._sums, gradients=gradients) for _ in wave]
+            indices, chunks = [index for index, _ in wave], [chunk for _, chunk in wave]
+            yield from list(self._pool.map(work, indices, chunks, calls, records))
+            _exhaust(self._pool.map(_do, jobs(self._sums, records)))
+
+    def _waves(self, key: str) -> Iterator[list[tuple[int, Chunk]]]:
+        """All chunks, on the device, as many together as there are threads; with progress."""
+        steps = len(self._keys) * len(self._chunks)
+        before = self._keys.index(key) * len(self._chunks)
+        for first in range(0, len(self._chunks), self._workers):
+            if self._context.stop_requested():
+                raise Interrupted(
+                    "stopped: the finished blocks are kept",
+                    hint="run the same command again to go on where it stood",
+                )
+            taken = self._chunks[first : first + self._workers]
+            yield [(first + index, chunk.to(self._device)) for index, chunk in enumerate(taken)]
+            for index in range(len(taken)):
+                self._context.emit(ChunkDone(steps_done=before + first + index + 1, steps=steps))
 
     def _backward_of(self, output: Any, chunk: Chunk) -> None:  # noqa: ANN401
         """Gradients of the loss of labels that are drawn from a model's output."""
@@ -244,19 +290,6 @@ class PassRunner:
         assert self._calls is not None  # there are blocks
         return self._calls
 
-    def _each(self, key: str) -> Iterator[tuple[int, Chunk]]:
-        """All chunks, on the device, with progress."""
-        steps = len(self._keys) * len(self._chunks)
-        before = self._keys.index(key) * len(self._chunks)
-        for index, chunk in enumerate(self._chunks):
-            if self._context.stop_requested():
-                raise Interrupted(
-                    "stopped: the finished blocks are kept",
-                    hint="run the same command again to go on where it stood",
-                )
-            yield index, chunk.to(self._device)
-            self._context.emit(ChunkDone(steps_done=before + index + 1, steps=steps))
-
     def _read(self, name: str, index: int) -> Tensor:
         return self._spill.read(name, index).to(self._device)
 
@@ -264,19 +297,6 @@ class PassRunner:
         """Take the digests of the tensors outside of the blocks, which stay in memory."""
         for tensor in self._original.kept_tensors():
             self._original.weights.read(tensor)
-
-    def _products(self) -> Products:
-        return Products(self._original.memory, self._hear, gradients=self._measurement.gradients)
-
-    def _hear(self, products: Sequence[Product]) -> None:
-        for one in products:
-            sums = self._sums.get(one.name)
-            if sums is None:
-                continue
-            sums.add_inputs(one.inputs)
-            if self._measurement.gradients and one.output.requires_grad:
-                hook = _summed(sums, one, one.inputs._version)
-                one.output.register_hook(hook)  # type: ignore[no-untyped-call]
 
     def _store(self, rows: Iterable[StatisticsEntry], result: TaskResult) -> None:
         for row in rows:
@@ -290,21 +310,18 @@ class PassRunner:
         return sum(chunk.ids.numel() for chunk in self._chunks)
 
 
-def _summed(sums: MatrixSums, product: Product, version: int) -> Callable[[Tensor], None]:
-    """A hook that sums the gradients of a product when they are there."""
-    inputs, part = product.inputs, product.part
+def _gradient_of(hidden: Tensor) -> Tensor:
+    assert hidden.grad is not None  # every output depends on every hidden state
+    return hidden.grad
 
-    def hook(gradient: Tensor) -> None:
-        if inputs._version != version:
-            raise CalibrateError(
-                "the model changes the inputs of a matrix in place before their gradients are "
-                "known",
-                location=sums.row.name,
-                hint="measure the inputs alone with `--no-gradients`",
-            )
-        sums.add_gradients(inputs, part(gradient))
 
-    return hook
+def _do(job: Job) -> None:
+    job()
+
+
+def _exhaust(made: Iterable[object]) -> None:
+    for _ in made:
+        pass
 
 
 def _bytes(piece: Tensor) -> memoryview:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from reallm_compiler.calibration.moments import sums_bytes
 from reallm_compiler.calibration.original import Original
 from reallm_compiler.calibration.passes import Measurement
 from reallm_compiler.calibration.sequences import Chunk
 from reallm_compiler.errors import CalibrateError
-from reallm_compiler.system import free_memory
+from reallm_compiler.system import cores, free_memory
 
 LIBRARIES_BYTES = 450 * 2**20
 """An interpreter with torch and transformers."""
@@ -32,31 +35,48 @@ LOGITS = 4
 """Tensors of the size of a chunk's logits."""
 
 
-def memory_bytes(
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Memory of a calibration.
+
+    Attributes:
+        shared: bytes whatever the number of workers, with the interpreter.
+        each: bytes of each worker.
+    """
+
+    shared: int
+    each: int
+
+    def of(self, workers: int) -> int:
+        """The estimated peak of so many workers."""
+        return self.shared + workers * self.each
+
+
+def memory_need(
     original: Original, measurement: Measurement, chunks: Sequence[Chunk], width: int
-) -> int:
-    """The estimated peak of memory, with the interpreter."""
+) -> MemoryNeed:
+    """The estimated peak of memory."""
     tokens = max(chunk.ids.numel() for chunk in chunks)
+    longest = max(chunk.ids.shape[1] for chunk in chunks)
     parts = [*measurement.parts, measurement.rest] if measurement.parts else [measurement.rows]
     sums = max(sum(map(sums_bytes, part)) for part in parts)
     widths = max(sum(sum(row.shape) for row in part) for part in parts)
-    vocabulary = int(getattr(original.model.config.get_text_config(), "vocab_size", 0))
-    longest = max(chunk.ids.shape[1] for chunk in chunks)
-    activations = 4 * tokens * max(KEPT * widths, LOGITS * vocabulary)
-    heads = int(getattr(original.model.config.get_text_config(), "num_attention_heads", 0) or 0)
-    scores = 4 * 2 * tokens * longest * heads
+    config = original.model.config.get_text_config()
+    vocabulary = int(getattr(config, "vocab_size", 0) or 0)
+    heads = int(getattr(config, "num_attention_heads", 0) or 0)
+    activations = max(KEPT * widths, LOGITS * vocabulary) + 2 * width + 2 * longest * heads
     weights = original.kept_bytes() + 2 * original.block_bytes()
-    largest = max((row.shape[1] * row.shape[1] for row in measurement.rows), default=0)
-    return (
-        LIBRARIES_BYTES
-        + RESERVE_BYTES
-        + weights
-        + sums
-        + activations
-        + scores
-        + 8 * largest
-        + 8 * tokens * width
-    )
+    return MemoryNeed(LIBRARIES_BYTES + RESERVE_BYTES + weights + sums, 4 * tokens * activations)
+
+
+def choose_workers(need: MemoryNeed, asked: int | None, chunks: int, device: torch.device) -> int:
+    """Threads that run chunks at once: what is asked for, or one for each core if memory allows."""
+    if asked is None:
+        free = free_memory()
+        asked = cores() if device.type == "cpu" else 1
+        if free is not None:
+            asked = min(asked, (free + LIBRARIES_BYTES - need.shared) // max(1, need.each))
+    return max(1, min(asked, chunks))
 
 
 def check_memory(needed: int) -> int | None:
@@ -71,7 +91,7 @@ def check_memory(needed: int) -> int | None:
             f"memory is too small: about {needed >> 20:,} MiB are needed and {free >> 20:,} MiB "
             "are free",
             hint="keep diagonals of large matrices with `--diagonal N`, leave gradients out with "
-            "`--no-gradients`, or give a smaller `--window`",
+            "`--no-gradients`, or give fewer `--workers` or a smaller `--window`",
         )
     return free
 

@@ -12,6 +12,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,12 @@ from reallm_compiler.calibration.events import CalibrateReport, ChunkDone, Event
 from reallm_compiler.calibration.options import CalibrateOptions
 from reallm_compiler.calibration.original import Original
 from reallm_compiler.calibration.passes import PassRunner
-from reallm_compiler.calibration.preflight import check_disk, check_memory, memory_bytes
+from reallm_compiler.calibration.preflight import (
+    check_disk,
+    check_memory,
+    choose_workers,
+    memory_need,
+)
 from reallm_compiler.calibration.probe import TOKENS, Probed, probe
 from reallm_compiler.calibration.sequences import Chunk, chunks_of, predicted
 from reallm_compiler.calibration.spill import Spill
@@ -64,7 +70,7 @@ from reallm_compiler.runs.training import StateFiles
 from reallm_formats import Layout, Writer, encode_manifest
 
 THREADS = 1
-"""Threads of torch: fixed, because sums depend on it."""
+"""Threads of torch in each worker: fixed, because sums depend on it."""
 
 DEVICE_TYPES = ("cpu", "cuda")
 
@@ -82,6 +88,7 @@ def calibrate(
     gradients: bool = True,
     diagonal: int | None = None,
     device: str = "auto",
+    workers: int | None = None,
     resume: str = "auto",
     force: bool = False,
     progress: Progress | None = None,
@@ -107,6 +114,8 @@ def calibrate(
         gradients: measure gradients too; without, only the inputs, in half the time.
         diagonal: of matrices [n, n] with n above this keep the diagonal alone; None keeps all.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        workers: threads that run chunks of tokens at once; by cores and memory when None. The
+            bytes do not depend on it.
         resume: `auto` goes on where an interrupted run stood, `required` refuses to start afresh,
             `never` starts over.
         force: overwrite an existing file when the new one is finished.
@@ -142,6 +151,7 @@ def calibrate(
                     resume,
                     emit,
                     stop,
+                    workers=workers,
                     force=force,
                 )
         except KeyboardInterrupt:
@@ -170,6 +180,7 @@ def _calibrate(
     emit: Callable[[Event], None],
     stop: StopRequest,
     *,
+    workers: int | None,
     force: bool,
 ) -> CalibrateReport:
     began = time.monotonic()
@@ -203,8 +214,9 @@ def _calibrate(
         done = found or {}
         reserve = found is None
         disk = (ready.layout.file_bytes if reserve else 0) + _spill_bytes(ready, spill)
-        needed = memory_bytes(ready.probed.original, measurement, ready.chunks, ready.width)
-        free, disk_free = check_memory(needed), check_disk(output.path.parent, disk)
+        need = memory_need(ready.probed.original, measurement, ready.chunks, ready.width)
+        count = choose_workers(need, workers, len(ready.chunks), device)
+        free, disk_free = check_memory(need.of(count)), check_disk(output.path.parent, disk)
         with stop.in_order():
             if reserve:
                 output.reserve(ready.layout)
@@ -222,7 +234,8 @@ def _calibrate(
                     file_bytes=ready.layout.file_bytes,
                     disk_bytes=disk,
                     disk_free_bytes=disk_free,
-                    memory_bytes=needed,
+                    memory_bytes=need.of(count),
+                    workers=count,
                     memory_free_bytes=free,
                     device=device_title(device),
                     tasks=len(graph),
@@ -233,7 +246,7 @@ def _calibrate(
                     ),
                 )
             )
-            job = _Job(ready, output.partial, options.seed, spill, graph, device)
+            job = _Job(ready, output.partial, options.seed, spill, count, device)
             running = results(InProcess(), job, graph, done, stop, emit)
             with closing(running):
                 same = checked_sources(running, done, inventory.path)
@@ -316,13 +329,16 @@ class _Job:
     partial: Path
     seed: int
     spill: Spill
-    graph: TaskGraph
+    workers: int
     device: torch.device
 
     @contextmanager
     def open(self, context: Context) -> Iterator[PassRunner]:
         """A runner in this process."""
-        with closing(FileSink(self.partial, self.ready.layout)) as sink:
+        with (
+            closing(FileSink(self.partial, self.ready.layout)) as sink,
+            ThreadPoolExecutor(self.workers) as pool,
+        ):
             yield PassRunner(
                 self.ready.probed.original,
                 self.ready.probed.calls,
@@ -332,7 +348,8 @@ class _Job:
                 self.spill,
                 sink,
                 context,
-                [task.key for task in self.graph.tasks],
+                pool,
+                self.workers,
                 self.device,
             )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -114,11 +115,22 @@ class Calls:
         with _skipped([(block.module, entries) for block, entries in before]):
             return _catch(self._model, self._blocks[number].module, ids).call
 
-    def after(self, hidden: Tensor, ids: Tensor) -> Any:  # noqa: ANN401
-        """The output of the model for tokens [b, t] if its last block gives `hidden` [b, t, d]."""
+    @contextmanager
+    def rest(self) -> Iterator[Callable[[Tensor, Tensor], Any]]:
+        """What the model does after its blocks, as a function that several threads may call.
+
+        It gives the output of the model for hidden states [b, t, d] of the last block and tokens
+        [b, t].
+        """
+        given = threading.local()
         pairs = zip(self._blocks, self._outputs, strict=True)
-        with _skipped([(block.module, entries) for block, entries in pairs], hidden):
+
+        def run(hidden: Tensor, ids: Tensor) -> Any:  # noqa: ANN401
+            given.hidden = hidden
             return self._model(input_ids=ids, use_cache=False)
+
+        with _skipped([(block.module, entries) for block, entries in pairs], given):
+            yield run
 
 
 def hidden_states(model: Any, first: nn.Module, ids: Tensor) -> Tensor:  # noqa: ANN401
@@ -223,13 +235,13 @@ def _catch(model: Any, module: nn.Module, ids: Tensor) -> _Caught:  # noqa: ANN4
 
 @contextmanager
 def _skipped(
-    modules: Sequence[tuple[nn.Module, int | None]], given: Tensor | None = None
+    modules: Sequence[tuple[nn.Module, int | None]], given: threading.local | None = None
 ) -> Iterator[None]:
-    """Let each of these blocks give back its hidden states as they are, or those that are given."""
+    """Let each of these blocks give back its hidden states as they are, or those of `given`."""
 
     def passing(entries: int | None) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            hidden = _split(args, kwargs)[0] if given is None else given
+            hidden = _split(args, kwargs)[0] if given is None else given.hidden
             # No other entry of a tuple is known; a block that needs one fails, and is refused.
             return hidden if entries is None else (hidden, *(None,) * (entries - 1))
 

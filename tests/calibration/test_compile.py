@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import reallm_compiler as reallm
-from reallm_compiler.codecs import statistics_file
+from reallm_compiler.codecs import encode_matrix, statistics_file
 from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.errors import (
     CalibrateError,
@@ -20,7 +20,6 @@ from reallm_compiler.errors import (
     RecipeError,
     ResumeError,
 )
-from reallm_compiler.execute import runner
 from reallm_formats import Archive, Writer, layout
 from reallm_formats.kinds.statistics import parse_statistics
 
@@ -35,13 +34,12 @@ def test_each_matrix_gets_its_own_statistics(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given: dict[tuple[int, ...], list[Any]] = {}
-    original = runner.encode_matrix
 
     def encode(plan: Any, weight: Any, **options: Any) -> Any:
         given.setdefault(tuple(weight.shape), []).append(options["statistics"])
-        return original(plan, weight, **options)
+        return encode_matrix(plan, weight, **options)
 
-    monkeypatch.setattr(runner, "encode_matrix", encode)
+    monkeypatch.setattr("reallm_compiler.execute.runner.encode_matrix", encode)
     out = tmp_path / "out.reallm"
     reallm.compile(needing(), model=tiny_llama, statistics=measured, output=out, workers=1)
     with StatisticsFile(measured) as file:

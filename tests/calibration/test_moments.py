@@ -150,3 +150,12 @@ def test_labels_have_the_frequencies_of_the_prediction() -> None:
     found = torch.bincount(drawn, minlength=4) / 20_000
     assert found[1] == 0
     assert torch.allclose(found, wanted, atol=0.02)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_bytes_do_not_depend_on_the_workers(
+    tiny_llama: Path, settings: dict[str, Any], measured: Path, tmp_path: Path, workers: int
+) -> None:
+    path = tmp_path / "out.stats"
+    reallm.calibrate(tiny_llama, output=path, workers=workers, **settings)
+    assert path.read_bytes() == measured.read_bytes()

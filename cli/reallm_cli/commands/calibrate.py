@@ -84,6 +84,12 @@ SHOWN = 3
     "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu or cuda."
 )
 @click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads that run parts of the text at once.  [default: by cores and memory]",
+)
+@click.option(
     "--resume",
     type=click.Choice(["auto", "required", "never"]),
     default="auto",
@@ -106,6 +112,7 @@ def calibrate_command(
     no_gradients: bool,
     diagonal: int | None,
     device: str,
+    workers: int | None,
     resume: str,
     as_json: bool,
     force: bool,
@@ -141,6 +148,7 @@ def calibrate_command(
             gradients=not no_gradients,
             diagonal=diagonal,
             device=device,
+            workers=workers,
             resume=resume,
             force=force,
             on_event=reporter.on_event,
@@ -234,7 +242,7 @@ def started_lines(event: Started) -> list[str]:
         f"disk    {size_text(event.disk_bytes)} with hidden states, "
         f"{size_text(event.disk_free_bytes)} free",
         f"memory  about {size_text(event.memory_bytes)} at most with Python and torch, {available}",
-        f"device  {event.device}",
+        f"device  {event.device}, {counted(event.workers, 'worker')}",
     ]
     if event.tasks_done:
         lines.append(
