@@ -141,10 +141,10 @@ def rows(given: argparse.Namespace, words: list[str], work: Path) -> list[str]:
             )
             output.unlink()
             found.append(peak - base)
-        told = memory["peak_bytes"] + memory["host_bytes"]
+        estimated = memory["peak_bytes"] + memory["host_bytes"]
         lines.append(
-            f"| {name} | {title} | {told / MB:.0f} | {found[0] / MB:.0f} | "
-            f"{100 * (told / found[0] - 1):+.0f} % | {found[1] / MB:.0f} |"
+            f"| {name} | {title} | {estimated / MB:.0f} | {found[0] / MB:.0f} | "
+            f"{100 * (estimated / found[0] - 1):+.0f} % | {found[1] / MB:.0f} |"
         )
         print(lines[-1], file=sys.stderr, flush=True)
     return lines

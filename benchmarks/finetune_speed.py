@@ -54,8 +54,8 @@ class Side:
 def ours(folder: Path, rank: int, dora: bool, device: str) -> Side:
     recipe: dict[str, Any] = {**RECIPE, "defaults": {**RECIPE["defaults"], "dora": dora}}
     recipe["defaults"]["residual"] = {**recipe["defaults"]["residual"], "rank": rank}
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "base.reallm"
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "base.reallm"
         reallm.compile(recipe, model=folder, output=path, workers=1)
         tunable = open_tunable(path, dtype=torch.float32, device=device)
     parameters = [value for _, value in tunable.parameters()]

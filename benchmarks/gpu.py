@@ -135,10 +135,10 @@ def small(recipe: str, folder: Path) -> bool:
     write_checkpoint(folder / "small", weights=30_000_000, hidden=1024, inner=2752)
     errors, seconds = {}, {}
     for device in ("cpu", "cuda"):
-        told = reallm.compile(
+        report = reallm.compile(
             recipe, model=folder / "small", output=folder / f"{device}.reallm", device=device
         )
-        errors[device], seconds[device] = told.errors, told.seconds
+        errors[device], seconds[device] = report.errors, report.seconds
     on_cpu, on_cuda = errors["cpu"], errors["cuda"]
     apart = max(abs(on_cuda[name] / on_cpu[name] - 1) for name in on_cpu)
     print(
@@ -166,8 +166,8 @@ class Watch:
     def _look(self) -> None:
         words = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
         while shutil.which(words[0]) and not self._done.wait(0.5):
-            told = subprocess.run(words, capture_output=True, text=True, check=False).stdout
-            numbers = [int(line) for line in told.split() if line.isdigit()]
+            report = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+            numbers = [int(line) for line in report.split() if line.isdigit()]
             self.samples += numbers[:1]
 
     @property

@@ -100,16 +100,16 @@ def write_checkpoint(
     size = sum(p * q for p, q in layer.values())
     # The last shard may hold a part of a layer, so that small checkpoints are possible.
     named = [
-        (place, f"model.layers.{place}.{name}.weight", shape)
-        for place in range(-(-weights // size))
+        (index, f"model.layers.{index}.{name}.weight", shape)
+        for index in range(-(-weights // size))
         for name, shape in layer.items()
     ]
     left = weights
     shards: dict[str, dict[str, tuple[int, int]]] = {}
-    for place, name, shape in named:
+    for index, name, shape in named:
         if left <= 0:
             break
-        shards.setdefault(f"model-{place:05d}.safetensors", {})[name] = shape
+        shards.setdefault(f"model-{index:05d}.safetensors", {})[name] = shape
         left -= shape[0] * shape[1]
     generator = torch.Generator().manual_seed(0)
     for shard, tensors in shards.items():
@@ -166,8 +166,8 @@ def interpreter_bytes() -> int:
         "import torch; torch.ones(64, 64) @ torch.ones(64, 64)\n"
         "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('RssAnon')][0])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    return int(told.stdout) * 1024
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    return int(result.stdout) * 1024
 
 
 def watched(words: list[str]) -> tuple[dict[int, int], float, float]:
@@ -225,8 +225,8 @@ def study(given: argparse.Namespace, folder: Path) -> bool:
         f"+ 6 x {4 * largest / MB:,.0f} + 200"
     )
     print(f"stated      {stated / MB:,.0f} MB by the preflight")
-    for place, peak in enumerate(sorted(peaks.values(), reverse=True)):
-        print(f"process {place}   {peak / MB:,.0f} MB at most")
+    for index, peak in enumerate(sorted(peaks.values(), reverse=True)):
+        print(f"process {index}   {peak / MB:,.0f} MB at most")
     good = max(peaks.values()) < min(limit, stated)
     verified = subprocess.run([*COMMAND, "verify", str(output)], env=ENVIRONMENT, check=False)
     return good and verified.returncode == 0
@@ -234,10 +234,10 @@ def study(given: argparse.Namespace, folder: Path) -> bool:
 
 def budgets(given: argparse.Namespace, folder: Path) -> bool:
     """`budget` on many matrices, rules and layers, as a table and as JSON."""
-    places = range(1000)
-    layers = {f"model.layers.{place}.mlp.up_proj.weight": (64, 64) for place in places}
-    equal = {f"w{place}": (64, 64) for place in places}
-    shapes = {f"w{place}": (64 + 8 * (place % 50), 128 + 8 * (place // 50)) for place in places}
+    indices = range(1000)
+    layers = {f"model.layers.{index}.mlp.up_proj.weight": (64, 64) for index in indices}
+    equal = {f"w{index}": (64, 64) for index in indices}
+    shapes = {f"w{index}": (64 + 8 * (index % 50), 128 + 8 * (index // 50)) for index in indices}
     models = []
     for name, title, tensors in (
         ("layers", "1,000 matrices of one kind", layers),
@@ -291,10 +291,10 @@ def expert_rules(rules: int) -> dict[str, Any]:
         "extends": "rtn-4bit",
         "rules": [
             {
-                "match": f"*layers.{place % LAYERS}.mlp.experts.{place // LAYERS}.*_proj",
-                "set": {"quantizer": {"kind": "uniform", "bits": 2 + place % 7}},
+                "match": f"*layers.{index % LAYERS}.mlp.experts.{index // LAYERS}.*_proj",
+                "set": {"quantizer": {"kind": "uniform", "bits": 2 + index % 7}},
             }
-            for place in range(rules)
+            for index in range(rules)
         ],
     }
 

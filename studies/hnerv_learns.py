@@ -88,8 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group = [matrix[:, :half].contiguous(), matrix[:, half:].contiguous()]
     plan = planned(share="g", epochs=options.epochs)
     shared = fit_shared(plan, group, seed=1)
-    for place, member in enumerate(group):
-        show("shared", f"member {place}", member, shared=shared, plan=plan)
+    for index, member in enumerate(group):
+        show("shared", f"member {index}", member, shared=shared, plan=plan)
     # Made by the same random decoder from other latents: the group's decoder has not seen it.
     fresh = decoded_by_chance(grid, seed=1, latents=2)
     show("reused", "unseen", fresh[:, :half].contiguous(), shared=shared, plan=plan)

@@ -25,10 +25,10 @@ def write_part(path: Path, script: str, text: str) -> None:
             parts.append([])
         parts[-1].append(line)
     new = [mark, "", *text.strip().splitlines(), ""]
-    places = [place for place, part in enumerate(parts) if part[:1] == [mark]]
-    for place in places[:1]:
-        parts[place] = new
-    if not places:
+    indices = [index for index, part in enumerate(parts) if part[:1] == [mark]]
+    for index in indices[:1]:
+        parts[index] = new
+    if not indices:
         parts.append(new)
     page = "\n".join(line for part in parts for line in part)
     path.write_text(page.strip() + "\n", encoding="utf-8")

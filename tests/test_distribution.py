@@ -43,12 +43,12 @@ def test_a_hint_names_this_distribution_and_an_extra_that_exists(extra: str) -> 
 
 
 def test_nothing_tells_to_install_another_project() -> None:
-    told = re.compile(r"pip install [^\n]*?\breallm(?!-compiler)\b")
+    pattern = re.compile(r"pip install [^\n]*?\breallm(?!-compiler)\b")
     found = [
         f"{path.relative_to(ROOT)}: {line.strip()}"
         for path in SHOWN
         if path != Path(__file__)
         for line in path.read_text(encoding="utf-8").splitlines()
-        if told.search(line)
+        if pattern.search(line)
     ]
     assert found == []

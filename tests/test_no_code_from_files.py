@@ -26,8 +26,8 @@ def careless(text: str) -> list[int]:
         if not isinstance(node, ast.Call):
             continue
         name = getattr(node.func, "attr", getattr(node.func, "id", None))
-        said = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
-        if (name in LOADERS and said.get(SWITCH) is not False) or said.get(SWITCH):
+        given = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
+        if (name in LOADERS and given.get(SWITCH) is not False) or given.get(SWITCH):
             found.append(node.lineno)
     return found
 

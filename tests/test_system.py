@@ -26,9 +26,9 @@ def test_windows_is_refused_at_the_command_line(
 ) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     assert main(["recipes", "list"]) == 11
-    told = capsys.readouterr().err
-    assert "does not run on Windows" in told
-    assert "WSL 2" in told
+    err = capsys.readouterr().err
+    assert "does not run on Windows" in err
+    assert "WSL 2" in err
 
 
 def test_windows_is_refused_in_python(monkeypatch: pytest.MonkeyPatch) -> None:

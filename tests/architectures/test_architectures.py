@@ -210,8 +210,8 @@ FAMILIES: dict[str, Family] = {
 
 def noisy(model: Any) -> None:
     """Every parameter moves: norms and biases that begin as ones and zeros could not be lost."""
-    for place, parameter in enumerate(model.parameters()):
-        generator = torch.Generator().manual_seed(place)
+    for index, parameter in enumerate(model.parameters()):
+        generator = torch.Generator().manual_seed(index)
         noise = torch.randn(parameter.shape, generator=generator) * 0.05
         parameter.data.add_(noise.to(parameter.dtype))
 
@@ -225,8 +225,8 @@ def logits(model: Any) -> torch.Tensor:
 
 def from_folder(family: Family, folder: Path) -> Any:
     architecture = getattr(transformers, family.model)
-    model, told = architecture.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    assert not any(told.values()), told  # nothing missing, nothing left over
+    model, info = architecture.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    assert not any(info.values()), info  # nothing missing, nothing left over
     return model
 
 

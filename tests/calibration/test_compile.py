@@ -118,10 +118,11 @@ def changed(path: Path, target: Path, change: Callable[[dict[str, Any]], None]) 
         document = {**archive.document, "matrices": [*map(dict, archive.document["matrices"])]}
     change(document)
     sections = parse_statistics_sections(document)
-    placed = layout(kind="statistics", document=document, sections=sections)
-    with Writer.create(target, placed) as writer:
+    file_layout = layout(kind="statistics", document=document, sections=sections)
+    with Writer.create(target, file_layout) as writer:
         digests = {
-            name: writer.write(name, bytes(entry.nbytes)) for name, entry in placed.sections.items()
+            name: writer.write(name, bytes(entry.nbytes))
+            for name, entry in file_layout.sections.items()
         }
         writer.finish(document, digests)
     return target
@@ -178,8 +179,8 @@ def test_values_without_a_meaning_are_refused_where_they_are_read(
             document, rows = archive.document, archive.manifest.rows
             datas = {row[0]: bytes(archive.read(row[0])) for row in rows}
         datas[section] = value + datas[section][4:]
-        placed = layout(kind="statistics", document=document, sections=rows)
-        with Writer.create(target, placed) as writer:
+        file_layout = layout(kind="statistics", document=document, sections=rows)
+        with Writer.create(target, file_layout) as writer:
             writer.finish(document, {key: writer.write(key, data) for key, data in datas.items()})
         damages = reallm.verify(target)
         assert [damage.rule for damage in damages] == ["P5"]

@@ -180,8 +180,8 @@ def fake(tmp_path, monkeypatch):
     folder.mkdir()
     snapshot.mkdir()
     weight_map = {}
-    for place, names in enumerate((("embed_tokens", "layers.0.mlp.up_proj"), ("norm",)), start=1):
-        shard = f"model-{place:05d}-of-00002.safetensors"
+    for index, names in enumerate((("embed_tokens", "layers.0.mlp.up_proj"), ("norm",)), start=1):
+        shard = f"model-{index:05d}-of-00002.safetensors"
         entries, end = {"__metadata__": {"format": "pt"}}, 0
         for name in names:
             shape = [64] if name == "norm" else [96, 64]

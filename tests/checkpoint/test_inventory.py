@@ -19,7 +19,7 @@ def big_checkpoint(folder, layers, shards):
     weight_map = {}
     for shard in range(shards):
         name = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-        header, place = {}, 0
+        header, offset = {}, 0
         for layer in range(shard, layers, shards):
             for kind in kinds:
                 shape = [256] if "norm" in kind else [256, 256]
@@ -28,14 +28,14 @@ def big_checkpoint(folder, layers, shards):
                 header[tensor] = {
                     "dtype": "BF16",
                     "shape": shape,
-                    "data_offsets": [place, place + size],
+                    "data_offsets": [offset, offset + size],
                 }
                 weight_map[tensor] = name
-                place += size
+                offset += size
         text = json.dumps(header).encode()
         with (folder / name).open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
-            file.truncate(8 + len(text) + place)
+            file.truncate(8 + len(text) + offset)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
 

@@ -15,15 +15,15 @@ from reallm_formats.dtypes import section_bytes
 
 def write(folder, tensors, **config):
     """A checkpoint of zeros: name -> "TYPE 4x6"."""
-    header, place = {}, 0
+    header, offset = {}, 0
     for name, text in tensors.items():
         dtype, _, extents = text.partition(" ")
         shape = [int(extent) for extent in extents.split("x") if extent]
         size = section_bytes(DTYPES[dtype], shape)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [place, place + size]}
-        place += size
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
     text = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(place))
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))
     (folder / "config.json").write_text(json.dumps({"model_type": "x", **config}))
     return folder
 
@@ -54,7 +54,7 @@ STATED = [
     {"quant_method": "compressed-tensors"},
     {},
 ]
-PLACES = {
+LOCATIONS = {
     "quantization_config": lambda stated: {"quantization_config": stated},
     "compression_config": lambda stated: {"compression_config": stated},
     "text_config.quantization_config": lambda stated: {
@@ -67,12 +67,12 @@ PLACES = {
 
 
 @pytest.mark.parametrize("stated", STATED, ids=str)
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("location", LOCATIONS)
 @pytest.mark.parametrize("bare", [False, True])
-def test_quantised_config(tmp_path, stated, place, bare):
-    write(tmp_path, {"w.weight": "BF16 4x4"}, **PLACES[place](stated))
+def test_quantised_config(tmp_path, stated, location, bare):
+    write(tmp_path, {"w.weight": "BF16 4x4"}, **LOCATIONS[location](stated))
     error = refusal(tmp_path / "config.json" if bare else tmp_path)
-    assert error.location == f"config.json: {place}"
+    assert error.location == f"config.json: {location}"
 
 
 def test_quantised_config_of_mlx(tmp_path):

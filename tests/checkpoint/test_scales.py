@@ -16,13 +16,13 @@ SIZES = {"F8_E4M3": "f8_e4m3", "F32": "f32", "BF16": "bf16", "U8": "u8", "I32": 
 
 def write(folder, tensors, **config):
     """A checkpoint of zeros: name -> (type, shape)."""
-    header, place = {}, 0
+    header, offset = {}, 0
     for name, (dtype, shape) in tensors.items():
         size = section_bytes(SIZES[dtype], shape)
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [place, place + size]}
-        place += size
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
     text = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(place))
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(offset))
     (folder / "config.json").write_text(json.dumps({"model_type": "x", **config}))
     return folder
 

@@ -215,7 +215,7 @@ def test_verify_names_what_is_damaged(run, archive, tmp_path):
     assert result.code == 1
     assert f"section matrix:{NAME}/codes, byte {codes['offset']}" in result.out
     assert len(result.out.splitlines()) == 1
-    assert result.err.startswith(f"not intact: 1 place in `{copy}`\n\nhint: ")
+    assert result.err.startswith(f"not intact: 1 damaged range in `{copy}`\n\nhint: ")
     document = run("verify", copy, "--json")
     assert document.code == 1
     assert document.json["ok"] is False
@@ -227,7 +227,7 @@ def test_verify_names_what_is_damaged(run, archive, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "expected"),
     [
         (lambda data: data[:-10], "cut short"),
         (lambda data: data + b"tail", "longer"),
@@ -237,16 +237,16 @@ def test_verify_names_what_is_damaged(run, archive, tmp_path):
     ],
     ids=["cut", "tail", "empty", "text", "manifest"],
 )
-def test_a_broken_file_is_told_without_a_traceback(run, archive, tmp_path, change, said):
+def test_a_broken_file_is_told_without_a_traceback(run, archive, tmp_path, change, expected):
     copy = tmp_path / "copy.reallm"
     copy.write_bytes(change(archive.read_bytes()))
     result = run("verify", copy)
     assert result.code == 1
-    assert said in result.out
+    assert expected in result.out
     for command in ("inspect", "budget"):
         refused = run(command, copy)
         assert (refused.code, refused.out) == (5, "")
-        assert said in refused.err
+        assert expected in refused.err
 
 
 def test_reconstruct_writes_a_folder_and_prints_its_path(run, archive, tmp_path):
@@ -290,12 +290,12 @@ def test_verify_shows_a_bar_on_a_terminal_alone(run, archive, monkeypatch):
 
 
 def test_verify_tells_how_many_bytes_it_has_checked(archive):
-    told = []
-    assert verify(archive, progress=lambda done, total: told.append((done, total))) == []
+    calls = []
+    assert verify(archive, progress=lambda done, total: calls.append((done, total))) == []
     with Archive.open(archive) as opened:
         sections = [entry.nbytes for entry in opened.manifest.sections]
-    assert {total for _, total in told} == {sum(sections)}
-    assert [done for done, _ in told] == list(accumulate(sections))
+    assert {total for _, total in calls} == {sum(sections)}
+    assert [done for done, _ in calls] == list(accumulate(sections))
 
 
 def test_verify_of_a_forged_archive(run, tmp_path):

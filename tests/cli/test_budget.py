@@ -205,9 +205,9 @@ def test_three_typos_are_three_answers(run, tmp_path, tiny_llama, monkeypatch):
     assert result.code == 3
     assert result.out == ""
     lines = result.err.splitlines()
-    places = [line for line in lines if line.startswith("  mine.yaml:")]
-    assert [place.split(":")[1] for place in places[:2]] == ["3", "4"]
-    assert any(place.split(":")[1] in {"6", "7"} for place in places[2:])
+    locations = [line for line in lines if line.startswith("  mine.yaml:")]
+    assert [location.split(":")[1] for location in locations[:2]] == ["3", "4"]
+    assert any(location.split(":")[1] in {"6", "7"} for location in locations[2:])
     for word in ("low_rank", "dim", "set"):
         assert f"    hint: did you mean `{word}`?" in lines
 

@@ -129,8 +129,8 @@ def test_settings_come_from_the_recipe_and_from_options(run, tiny_recipe, tiny_l
         f"reallm: 1\nextends: {tiny_recipe}\nfinetune: {{window: 32, stages: [e2e]}}\n"
     )
     words = ("finetune", recipe, "--model", tiny_llama / "config.json", "--dry-run", "--json")
-    told = run(*words).json
-    assert (told["window"], set(told["stages"])) == (32, {"e2e"})
+    estimate = run(*words).json
+    assert (estimate["window"], set(estimate["stages"])) == (32, {"e2e"})
     given = ("--window", 16, "--stage", "block", "--set", "block.betas=[0.9, 0.95]")
     won = run(*words, *given, "--set", "block.lr=1e-3", "--set", "separator='1'").json
     assert (won["window"], set(won["stages"])) == (16, {"block"})
@@ -138,7 +138,7 @@ def test_settings_come_from_the_recipe_and_from_options(run, tiny_recipe, tiny_l
     assert run("compile", recipe, "--model", tiny_llama, "-o", path, "--workers", 1).code == 0
     shown = run("inspect", path)
     assert "finetune: {stages: [e2e], window: 32}" in shown.out
-    assert run("finetune", path, *words[2:]).json == told
+    assert run("finetune", path, *words[2:]).json == estimate
 
 
 @pytest.mark.parametrize(

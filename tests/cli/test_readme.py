@@ -95,9 +95,9 @@ def test_make_knows_its_targets_and_pip_its_extras() -> None:
         assert done.returncode == 0, done.stderr
         assert done.stdout
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    told = re.findall(r"pip install '\.\[(.*?)\]'", README)
-    assert told
-    for extras in told:
+    named = re.findall(r"pip install '\.\[(.*?)\]'", README)
+    assert named
+    for extras in named:
         assert set(extras.split(",")) <= set(project["optional-dependencies"])
     assert f"`{NAME}`" in README
 

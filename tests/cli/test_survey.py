@@ -65,9 +65,9 @@ def test_json_has_exactly_the_documented_keys(run, words, archive):
 def test_each_documented_key_is_in_the_manual():
     manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     chapter = manual.partition("\n## `survey`\n")[2].partition("\n## ")[0]
-    told = set(re.findall(r"\w+", chapter))
+    documented = set(re.findall(r"\w+", chapter))
     for keys in (KEYS, *INNER.values(), SCALE, SHARE, AXIS, MEASURE, TOTAL):
-        assert keys <= told, keys - told
+        assert keys <= documented, keys - documented
 
 
 def test_tables_and_pictures(run, words, tmp_path):
@@ -95,12 +95,12 @@ def test_mistakes_are_told(run, tiny_llama, tmp_path, monkeypatch):
 
 
 def test_a_heatmap_beside_the_original(run, archive, tiny_llama, tmp_path):
-    place = tmp_path / "f.png"
-    words = ("inspect", archive, "--heatmap", Q_PROJ, "-o", place, "--model", tiny_llama)
+    picture = tmp_path / "f.png"
+    words = ("inspect", archive, "--heatmap", Q_PROJ, "-o", picture, "--model", tiny_llama)
     result = run(*words)
-    assert (result.code, result.out) == (0, f"{place}\n")
+    assert (result.code, result.out) == (0, f"{picture}\n")
     assert "as measured when the archive was made" in result.err
-    assert place.read_bytes().startswith(b"\x89PNG")
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_another_model_is_noticed(run, archive, tiny_llama, tmp_path):
@@ -108,27 +108,27 @@ def test_another_model_is_noticed(run, archive, tiny_llama, tmp_path):
 
     tensors = load_file(tiny_llama / "model.safetensors")
     save_file({name: 2 * one for name, one in tensors.items()}, tmp_path / "other.safetensors")
-    place = tmp_path / "f.png"
+    picture = tmp_path / "f.png"
     other = tmp_path / "other.safetensors"
-    result = run("inspect", archive, "--heatmap", Q_PROJ, "-o", place, "--model", other)
+    result = run("inspect", archive, "--heatmap", Q_PROJ, "-o", picture, "--model", other)
     assert result.code == 0
     assert "is not the model that it was made of" in result.err
 
 
 def test_a_heatmap_says_what_it_needs(run, archive, tiny_llama, tmp_path):
-    place = tmp_path / "f.png"
+    picture = tmp_path / "f.png"
     start = ("inspect", archive, "--heatmap")
-    without = run(*start, Q_PROJ, "-o", place)
+    without = run(*start, Q_PROJ, "-o", picture)
     assert (without.code, without.out) == (2, "")
     assert "an archive does not hold the original weights" in without.err
     assert run(*start, Q_PROJ, "--model", tiny_llama).code == 2
-    full = ("-o", place, "--model", tiny_llama)
+    full = ("-o", picture, "--model", tiny_llama)
     assert run(*start, Q_PROJ, *full, "--json").code == 2
-    assert run("inspect", archive, "-o", place).code == 2
+    assert run("inspect", archive, "-o", picture).code == 2
     unknown = run(*start, Q_PROJ + "x", *full)
     assert unknown.code == 10
     assert f"did you mean `{Q_PROJ}`?" in unknown.err
     (tmp_path / "notes.png").write_text("mine")
     taken = run(*start, Q_PROJ, "-o", tmp_path / "notes.png", "--model", tiny_llama)
     assert taken.code == 6
-    assert not place.exists()
+    assert not picture.exists()

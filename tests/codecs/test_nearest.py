@@ -33,12 +33,12 @@ def params_of(plan_of, rows):
 def test_equals_the_plain_walk(shape, rows, gaussian, plan_of):
     weight = gaussian(*shape)
     params = params_of(plan_of, rows)
-    places = nearest.find_order(params, weight)
+    positions = nearest.find_order(params, weight)
     high = shape[0] if rows == "all" else rows
-    for block, place in zip(weight.split(high), places, strict=True):
-        assert place.argsort().tolist() == slow_walk(block)
+    for block, position in zip(weight.split(high), positions, strict=True):
+        assert position.argsort().tolist() == slow_walk(block)
     together = nearest._visit_together(list(weight.split(high)))
-    assert torch.equal(together, places.argsort(dim=1))
+    assert torch.equal(together, positions.argsort(dim=1))
 
 
 @pytest.mark.parametrize("budget", [4, 400, 4000, 20000])
@@ -54,8 +54,8 @@ def test_columns_come_back(shape, rows, gaussian, plan_of):
     params = params_of(plan_of, rows)
     sections, coded = CODEC.encode(params, weight)
     read = CODEC.decoder(params, shape, sections)
-    places = nearest.find_order(params, weight)
-    assert torch.equal(read._positions, places)
+    positions = nearest.find_order(params, weight)
+    assert torch.equal(read._positions, positions)
     for first in range(0, shape[0], 24):
         part = read.restore(coded[first : first + 24], first)
         assert torch.equal(part, weight[first : first + 24])
@@ -65,9 +65,9 @@ def test_stored_is_the_place_of_each_column(plan_of):
     # Columns on a line: 0 at the left end, walked from left to right.
     weight = torch.tensor([[0.0, 30.0, 10.0, 20.0]])
     params = params_of(plan_of, "all")
-    places = nearest.find_order(params, weight)
-    assert places.tolist() == [[0, 3, 1, 2]]
-    assert nearest.permute(params, weight, places).tolist() == [[0, 10, 20, 30]]
+    positions = nearest.find_order(params, weight)
+    assert positions.tolist() == [[0, 3, 1, 2]]
+    assert nearest.permute(params, weight, positions).tolist() == [[0, 10, 20, 30]]
 
 
 def test_equal_columns_do_not_collide(plan_of):
@@ -75,21 +75,21 @@ def test_equal_columns_do_not_collide(plan_of):
     weight[:, 5] = 1
     weight[:, 9] = 1
     params = params_of(plan_of, 8)
-    places = nearest.find_order(params, weight)
+    positions = nearest.find_order(params, weight)
     # Ties go to the lowest index.
-    assert places.argsort(dim=1).tolist() == [[0, 1, 2, 3, 4, 6, 7, 8, 10, 11, 5, 9]]
+    assert positions.argsort(dim=1).tolist() == [[0, 1, 2, 3, 4, 6, 7, 8, 10, 11, 5, 9]]
 
 
 def test_neighbours_come_nearer_as_in_the_published_measurement(gaussian, plan_of):
     weight = gaussian(128, 4096)
     params = params_of(plan_of, 128)
-    places = nearest.find_order(params, weight)
+    positions = nearest.find_order(params, weight)
 
     def mean_step(x):
         return float((x[:, 1:] - x[:, :-1]).square().sum(0).sqrt().mean())
 
     assert mean_step(weight) == pytest.approx(16.00, abs=0.05)
-    assert mean_step(nearest.permute(params, weight, places)) == pytest.approx(13.63, abs=0.05)
+    assert mean_step(nearest.permute(params, weight, positions)) == pytest.approx(13.63, abs=0.05)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -111,5 +111,5 @@ def test_an_order_alone_is_lossless(gaussian, plan_of, check_codec):
 def test_a_place_outside_is_refused(plan_of):
     params = params_of(plan_of, "all")
     sections = {"order": pack(torch.tensor([0, 1, 2, 3, 7]), 3)}
-    with pytest.raises(CodecError, match="names place 7 of 5"):
+    with pytest.raises(CodecError, match="names position 7 of 5"):
         CODEC.decoder(params, (2, 5), sections)

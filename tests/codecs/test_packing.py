@@ -14,10 +14,10 @@ from reallm_compiler.errors import CodecError
 
 def slow_pack(codes: list[int], bits: int) -> bytes:
     stream = bytearray((len(codes) * bits + 7) // 8)
-    for place, code in enumerate(codes):
+    for index, code in enumerate(codes):
         for bit in range(bits):
             if code >> bit & 1:
-                at = place * bits + bit
+                at = index * bits + bit
                 stream[at // 8] |= 1 << at % 8
     return bytes(stream)
 

@@ -34,7 +34,7 @@ def test_byte_table_holds_the_entries_of_all_codes_of_a_byte(bits, dtype):
     entries = torch.randn(2**bits, 3, dtype=dtype)
     table = byte_table(entries, bits)
     for byte in (0, 1, 37, 255):
-        codes = [byte >> place & (2**bits - 1) for place in range(0, 8, bits)]
+        codes = [byte >> shift & (2**bits - 1) for shift in range(0, 8, bits)]
         assert table[byte].tolist() == torch.cat([entries[code] for code in codes]).tolist()
 
 

@@ -99,15 +99,15 @@ def test_two_levels_by_the_formula(kind, bits, superblock, gaussian, plan_of):
         offset = exact[name].min()
         assert sections[f"{name}_offset"].tolist() == pytest.approx([float(offset)], rel=1e-6)
         codes = unpack(sections[name], bits, 207).tolist()
-        for place, scale in enumerate(exact[name].tolist()):
-            block = exact[name][place // superblock * superblock :][:superblock]
+        for index, scale in enumerate(exact[name].tolist()):
+            block = exact[name][index // superblock * superblock :][:superblock]
             m = float((block - offset).max())
             code = round((scale - float(offset)) * (2**bits - 1) / m)
-            assert abs(codes[place] - code) <= 1  # a tie may round either way
-            assert float(found[name][place]) == pytest.approx(
-                float(offset) + codes[place] * m / (2**bits - 1), abs=1e-5
+            assert abs(codes[index] - code) <= 1  # a tie may round either way
+            assert float(found[name][index]) == pytest.approx(
+                float(offset) + codes[index] * m / (2**bits - 1), abs=1e-5
             )
-            assert abs(float(found[name][place]) - scale) <= m / (2**bits - 1) / 2 + 1e-5
+            assert abs(float(found[name][index]) - scale) <= m / (2**bits - 1) / 2 + 1e-5
 
 
 def test_equal_scales_need_no_second_level(plan_of):

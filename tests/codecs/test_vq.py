@@ -57,11 +57,11 @@ def test_vectors_and_weights_by_plain_loops(shape, axis, dim, per, gaussian, pla
         )
     assert vectors.count == len(expected)
 
-    def check(values, weights, place):
-        assert torch.equal(values, expected[place])
+    def check(values, weights, index):
+        assert torch.equal(values, expected[index])
         found = torch.ones(1) if weights is None else weights
         found = found[:, None] if found.dim() == 1 else found
-        torch.testing.assert_close(found.expand(values.shape), expected_weights[place])
+        torch.testing.assert_close(found.expand(values.shape), expected_weights[index])
 
     seen = 0
     for first, values, weights in vectors.chunks():

@@ -89,8 +89,8 @@ def test_heldout_text_is_what_the_documented_command_makes(generate, heldout):
 
 
 def test_heldout_stories_are_not_among_the_training_stories(generate, heldout):
-    told = set(islice(generate.stories(1), 5000))
-    assert not told & set(heldout.strip().split("\n\n"))
+    training = set(islice(generate.stories(1), 5000))
+    assert not training & set(heldout.strip().split("\n\n"))
 
 
 def test_checkpoint_is_a_small_tied_grouped_query_llama_in_bf16(model):

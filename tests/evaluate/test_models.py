@@ -25,7 +25,7 @@ TEXT = "One fine day a fox met a crow with a cheese. " * 12
 
 def make_tokenizer(extra=()):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<s>": 0} | {letter: place + 1 for place, letter in enumerate(alphabet)}
+    vocabulary = {"<s>": 0} | {letter: index + 1 for index, letter in enumerate(alphabet)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

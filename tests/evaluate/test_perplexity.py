@@ -27,8 +27,8 @@ SENTENCES = (
     "Anna counted seven apples; Ben counted eight. Who was right? Nobody knew until noon. ",
     "A long road goes over the hill, past the old mill, and down to the harbour.\n\n",
 )
-TEXT = "".join(SENTENCES[(place * place) % 3] for place in range(14))
-STORIES = "<|end|>\n".join("".join(SENTENCES[place % 3 :])[: 40 + 25 * place] for place in range(9))
+TEXT = "".join(SENTENCES[(index * index) % 3] for index in range(14))
+STORIES = "<|end|>\n".join("".join(SENTENCES[index % 3 :])[: 40 + 25 * index] for index in range(9))
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def slow_divergence(model, reference, sequences):
     for sequence in sequences:
         ids = torch.tensor([sequence])
         q_rows, p_rows = model(ids).logits[0].double(), reference(ids).logits[0].double()
-        for place in range(len(sequence) - 1):
-            q, p = q_rows[place].softmax(0), p_rows[place].softmax(0)
+        for index in range(len(sequence) - 1):
+            q, p = q_rows[index].softmax(0), p_rows[index].softmax(0)
             kl += sum(float(p[k]) * math.log(float(p[k]) / float(q[k])) for k in range(len(p)))
             agree += int(q.argmax()) == int(p.argmax())
             count += 1
@@ -286,11 +286,11 @@ def test_a_model_in_training_is_measured_without_dropout(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("separator", "place"),
+    ("separator", "location"),
     [(None, "window 2 of 5"), ("<|end|>", "document 2 of 3")],
     ids=["windows", "documents"],
 )
-def test_a_loss_that_is_not_finite_names_its_window(tokenizer, separator, place):
+def test_a_loss_that_is_not_finite_names_its_window(tokenizer, separator, location):
     model = llama(1)
     if separator:
         text = "cat and mice <|end|> Q cat <|end|> and mice"
@@ -305,7 +305,7 @@ def test_a_loss_that_is_not_finite_names_its_window(tokenizer, separator, place)
     for batch in (1, 4):
         with pytest.raises(EvaluationError, match="the model's loss is nan") as caught:
             evaluate(model, tokenizer, text, window=8, separator=separator, batch=batch)
-        assert caught.value.location == place
+        assert caught.value.location == location
 
 
 def test_a_reference_that_is_not_finite_is_told_apart(model, tokenizer):

@@ -19,14 +19,14 @@ def noise(p, q):
 @pytest.mark.parametrize(("name", "start"), [("f.png", b"\x89PNG"), ("f.SVG", b"<?xml")])
 def test_a_heatmap_tells_the_error(name, start, tmp_path):
     whole = noise(64, 96)
-    place = tmp_path / name
-    assert draw_heatmap(place, "m", whole, whole * 0.9) == pytest.approx(0.1, abs=1e-6)
-    before = place.read_bytes()
-    draw_heatmap(place, "m", whole, whole * 0.9)
-    assert place.read_bytes() == before
+    picture = tmp_path / name
+    assert draw_heatmap(picture, "m", whole, whole * 0.9) == pytest.approx(0.1, abs=1e-6)
+    before = picture.read_bytes()
+    draw_heatmap(picture, "m", whole, whole * 0.9)
+    assert picture.read_bytes() == before
     assert before.startswith(start)
     with pytest.raises(EvaluationError, match="96 x 64, the archive's 64 x 96"):
-        draw_heatmap(place, "m", whole.t(), whole)
+        draw_heatmap(picture, "m", whole.t(), whole)
 
 
 def test_large_matrices_are_thinned():

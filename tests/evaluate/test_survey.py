@@ -115,7 +115,7 @@ def tried(model, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "structure", "said"),
+    ("name", "structure", "expected"),
     [
         ("image", "strong", "small latent with a large decoder (`hnerv`) is worth trying"),
         ("faint image", "weak", "weak structure was found"),
@@ -134,9 +134,9 @@ def tried(model, tmp_path_factory):
         ("zeros", "none", "all weights are zero"),
     ],
 )
-def test_structure_is_told_in_words(found, name, structure, said):
+def test_structure_is_told_in_words(found, name, structure, expected):
     assert found[name].structure == structure
-    assert said in found[name].explanation
+    assert expected in found[name].explanation
 
 
 def test_magnitudes_are_told_from_order(found):

@@ -22,7 +22,7 @@ from reallm_compiler.evaluate.text import (
 def byte_tokenizer(*, bos: bool, adds_bos: bool = False) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer without merges: a token is a byte."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<s>": 0} | {letter: place + 1 for place, letter in enumerate(alphabet)}
+    vocabulary = {"<s>": 0} | {letter: index + 1 for index, letter in enumerate(alphabet)}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()

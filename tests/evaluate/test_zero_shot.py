@@ -14,8 +14,8 @@ from reallm_compiler.evaluate.zero_shot import zero_shot
 @pytest.fixture
 def folder(local_task) -> Path:
     rows = [
-        {"question": "Anna has", "choices": ["two apples", "no lamp"], "answer": place % 2}
-        for place in range(6)
+        {"question": "Anna has", "choices": ["two apples", "no lamp"], "answer": index % 2}
+        for index in range(6)
     ]
     return local_task("apples", rows)
 

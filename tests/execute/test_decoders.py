@@ -191,8 +191,8 @@ def rewritten(source: Path, target: Path, **structure: object) -> Path:
         document = dict(archive.document)
     changed = {**document["structure"], **structure}
     document["structure"] = {key: value for key, value in changed.items() if value is not ...}
-    placed = layout(kind="decoder", features=[], document=document, sections=specs)
-    writer = Writer.create(target, placed)
+    file_layout = layout(kind="decoder", features=[], document=document, sections=specs)
+    writer = Writer.create(target, file_layout)
     digests = {name: writer.write(name, data) for name, data in sections.items()}
     writer.finish(document, digests)
     writer.close()

@@ -86,9 +86,9 @@ def test_a_weight_that_a_finished_matrix_read(model: Path, tmp_path: Path, negat
         compiled(model, output)
     assert done in caught.value.message
     negate(model, done)
-    told: list[Any] = []
-    assert compiled(model, output, on_event=told.append).tasks_resumed == 3
-    checked = [event for event in told if isinstance(event, Checked)]
+    events: list[Any] = []
+    assert compiled(model, output, on_event=events.append).tasks_resumed == 3
+    checked = [event for event in events if isinstance(event, Checked)]
     assert [(event.tasks_done, event.tasks) for event in checked] == [(1, 3), (2, 3), (3, 3)]
 
 

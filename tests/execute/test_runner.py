@@ -34,11 +34,11 @@ TRAINED = {
 NAMES = ("layers.0.a", "layers.0.b", "layers.0.c")
 
 
-def checkpoint(folder: Path, places: dict[str, tuple[int, int]], value: float) -> Path:
+def checkpoint(folder: Path, indices: dict[str, tuple[int, int]], value: float) -> Path:
     """Three matrices of random weights, some with `value` at a place."""
     tensors = {f"{name}.weight": torch.randn(16, 24) for name in NAMES}
-    for name, place in places.items():
-        tensors[f"{name}.weight"][place] = value
+    for name, index in indices.items():
+        tensors[f"{name}.weight"][index] = value
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
     return folder

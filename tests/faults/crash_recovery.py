@@ -16,7 +16,7 @@ Phases, and the moments in them that the kills go through in turn:
     training  in the midst of training a matrix's own decoder, or one that a group shares; with two
               workers one of them dies or both do; what one had trained goes on with two
 
-Every kill is SIGKILL from inside, at an exact place: with two workers a slot is written by one of
+Every kill is SIGKILL from inside, at an exact point: with two workers a slot is written by one of
 them, which takes the compile with it. A kill counts as struck only if the files that it left show
 its phase. Prints one line per phase and number of workers, and exits with 1 if a kill did not
 strike or a resumed archive differs from one that was never killed, by one worker.
@@ -337,15 +337,15 @@ class Right:
     """The archive of a run that was never killed."""
 
     data: bytes
-    places: dict[str, slice]
+    ranges: dict[str, slice]
 
     @classmethod
     def read(cls, path: Path) -> Right:
         with Archive.open(path) as archive:
-            places = {
+            ranges = {
                 entry.name: slice(entry.offset, entry.end) for entry in archive.manifest.sections
             }
-        return cls(path.read_bytes(), places)
+        return cls(path.read_bytes(), ranges)
 
 
 def child(
@@ -394,13 +394,13 @@ def shown(phase: str, number: int, facts: dict[str, Any], output: Path, right: R
     if phase == "reserve":
         return not records and len(partial) == (len(right.data) if (number - 1) % 5 > 1 else 0)
     if "section" in facts:  # torn: its start is there, its rest is not
-        place, end = right.places[facts["section"]], facts["end"]
-        rest = partial[end : place.stop]
-        start = slice(place.start, end)
+        slot, end = right.ranges[facts["section"]], facts["end"]
+        rest = partial[end : slot.stop]
+        start = slice(slot.start, end)
         return 0 < len(rest) == rest.count(BLANK) and partial[start] == right.data[start] != b""
     if phase == "journal":
         stored = all(
-            partial[right.places[name]] == right.data[right.places[name]]
+            partial[right.ranges[name]] == right.data[right.ranges[name]]
             for name in facts["sections"]
         )
         return stored and facts["task"] not in {record.get("task") for record in records}
@@ -426,9 +426,9 @@ def study(model: Path, folder: Path, phase: str, times: int, workers: int, right
     numbers = range(1, times + 1)
     rounds = [[number] for number in numbers] if phase in ("renamed", "worker") else [list(numbers)]
     struck = equal = 0
-    places = []
-    for place, kills in enumerate(rounds):
-        output = folder / f"{phase}-{workers}-{place}.reallm"
+    struck_at = []
+    for turn, kills in enumerate(rounds):
+        output = folder / f"{phase}-{workers}-{turn}.reallm"
         for number in kills:
             status = child(model, output, workers, phase, number)
             if phase == "worker":
@@ -440,21 +440,21 @@ def study(model: Path, folder: Path, phase: str, times: int, workers: int, right
             facts = json.loads(witness_of(output).read_text())
             struck += shown(phase, number, facts, output, right)
             if "section" in facts:
-                slot = right.places[facts["section"]]
+                slot = right.ranges[facts["section"]]
                 written = f"{facts['end'] - slot.start} of {slot.stop - slot.start} bytes"
-                places.append(f"{facts['section']}, {written}")
+                struck_at.append(f"{facts['section']}, {written}")
             elif "where" in facts:
-                places.append(facts["where"])
+                struck_at.append(facts["where"])
         status = child(model, output, workers, None, 0)
         left = [path.name for path in folder.iterdir() if path.name.startswith(output.name + ".")]
         equal += status == 0 and output.read_bytes() == right.data and not left
-    tell(phase, workers, struck, times, equal, len(rounds))
-    for text in places:
+    print_line(phase, workers, struck, times, equal, len(rounds))
+    for text in struck_at:
         print(f"          {text}", flush=True)
     return struck == times and equal == len(rounds)
 
 
-def tell(
+def print_line(
     phase: str, workers: int, struck: int, times: int, equal: int, archives: int, more: str = ""
 ) -> None:
     """One line of the study."""
@@ -482,7 +482,7 @@ def in_training(model: Path, folder: Path, times: int, workers: int) -> bool:
         same = child(model, output, 2, None, 0, recipe) == 0
         same = same and output.read_bytes() == right.read_bytes()
         same = same and not list(folder.glob(f"{output.name}.*"))
-        tell("training", workers, min(killed, states), times, int(same), 1, f", {title}")
+        print_line("training", workers, min(killed, states), times, int(same), 1, f", {title}")
         good &= killed == states == times and same
     return good
 

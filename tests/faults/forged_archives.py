@@ -190,8 +190,8 @@ def some_archive(draw: random.Random) -> tuple[Plain, list[Section]]:
                 "relative_error": draw.random(),
             }
         )
-    for place in range(len(plans)):  # each is used
-        rows[place]["method"] = place
+    for index in range(len(plans)):  # each is used
+        rows[index]["method"] = index
     sections: list[Section] = []
     if model:
         text = json.dumps(CONFIG).encode()
@@ -236,7 +236,7 @@ def change_document(draw: random.Random, document: Plain, sections: list[Section
 def change_plan(draw: random.Random, document: Plain, sections: list[Section]) -> None:
     """Another value somewhere in a plan or a row, and sections that fit it where they can."""
     parts = [document.get(key) for key in ("methods", "matrices")]
-    places = [place for part in parts if isinstance(part, dict | list) for place in walk(part)]
+    places = [index for part in parts if isinstance(part, dict | list) for index in walk(part)]
     if not places:
         return
     holder, key = draw.choice(places)
@@ -252,14 +252,14 @@ def change_plan(draw: random.Random, document: Plain, sections: list[Section]) -
 
 def change_values(draw: random.Random, document: Plain, sections: list[Section]) -> None:
     """Some bytes of a section become others."""
-    place = draw.randrange(len(sections))
-    name, dtype, shape, data = sections[place]
+    index = draw.randrange(len(sections))
+    name, dtype, shape, data = sections[index]
     size = min(len(data), draw.choice((1, 2, 4, 8, 1 << 20)))
     at = draw.randrange(len(data) - size + 1)
     nan, most = struct.pack("<f", float("nan")), struct.pack("<f", 3e38)
     filler = draw.choice((b"\0", b"\xff", b"\x00\x7e", b"\x00\x7c", b"\xff\x7b", nan, most))
     value = draw.choice((draw.randbytes(size), (filler * size)[:size]))
-    sections[place] = (name, dtype, shape, data[:at] + value + data[at + size :])
+    sections[index] = (name, dtype, shape, data[:at] + value + data[at + size :])
 
 
 def change_file(draw: random.Random, document: Plain, sections: list[Section]) -> None:
@@ -278,19 +278,19 @@ def change_file(draw: random.Random, document: Plain, sections: list[Section]) -
 
 def change_table(draw: random.Random, document: Plain, sections: list[Section]) -> None:
     """A section goes, comes twice, or changes place, name or shape."""
-    place = draw.randrange(len(sections))
-    name, dtype, shape, data = sections[place]
+    index = draw.randrange(len(sections))
+    name, dtype, shape, data = sections[index]
     way = draw.randrange(5)
     if way == 0:
-        del sections[place]
+        del sections[index]
     elif way == 1:
         sections.insert(draw.randrange(len(sections)), (f"{name}x", dtype, shape, data))
     elif way == 2:
-        sections.insert(draw.randrange(len(sections)), sections.pop(place))
+        sections.insert(draw.randrange(len(sections)), sections.pop(index))
     elif way == 3:
-        sections[place] = (name, dtype, [*reversed(shape)], data)
+        sections[index] = (name, dtype, [*reversed(shape)], data)
     else:
-        sections[place] = (draw.choice(sections)[0], dtype, shape, data)
+        sections[index] = (draw.choice(sections)[0], dtype, shape, data)
 
 
 Change = Callable[[random.Random, Plain, list[Section]], None]

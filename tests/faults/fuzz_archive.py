@@ -63,27 +63,27 @@ def attempt(number: int, path: Path, out: Path, changed: bool, outcome: Outcome)
     """Run every command on one archive."""
     ended: dict[str, int] = {}
     for name, words in [*commands(path, out), ("load", [])]:
-        said = io.StringIO()
+        output = io.StringIO()
         start = time.perf_counter()
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
                 code = command_line(["--traceback", *words]) if words else load(path)
         except Exception:  # any error that is not foreseen is what is looked for
             code = BUG
-            said.write(traceback.format_exc())
+            output.write(traceback.format_exc())
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         outcome.slowest_s = max(outcome.slowest_s, time.perf_counter() - start)
         ended[name] = code
         outcome.counts[f"{name}: {code}"] += 1
         if code == BUG:
-            last = [line for line in said.getvalue().splitlines() if line.strip()]
+            last = [line for line in output.getvalue().splitlines() if line.strip()]
             cause = [
                 line for line in last if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt)", line)
             ]
             outcome.findings.append(f"{number} {name}: {(cause or last[-1:])[-1][:300]}")
-        elif CONTROL.search(said.getvalue()):
+        elif CONTROL.search(output.getvalue()):
             outcome.findings.append(f"{number} {name}: a control character is shown")
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()

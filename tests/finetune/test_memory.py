@@ -82,10 +82,10 @@ def facts(base: Path) -> tuple[Any, dict]:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_block_takes_what_is_said(base: Path, facts: tuple[Any, dict], precision: str) -> None:
     settings = options(window=64, precision=precision, block={"batch": 16}, stages=["block"])
-    said = estimate(*facts, settings).stages["block"]["activations"]
+    estimated = estimate(*facts, settings).stages["block"]["activations"]
     step = Step(base, precision)
     step.block()  # gradients are there from now on
-    assert peak_bytes(step.block) == pytest.approx(said, rel=0.15)
+    assert peak_bytes(step.block) == pytest.approx(estimated, rel=0.15)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "again"])

@@ -88,16 +88,16 @@ PLACES += [("document", "matrices", 0, key) for key in samples.MATRIX]
 
 @given(st.sampled_from(PLACES), VALUES, st.booleans())
 @settings(max_examples=400)
-def test_any_value_at_any_place_of_a_manifest(place, value, newer):
+def test_any_value_at_any_place_of_a_manifest(path_to, value, newer):
     """Whatever stands somewhere is refused by a rule, or the archive opens and is sound."""
     manifest = copy.deepcopy(GOOD)
     data = samples.CODES[3]
     forge.place(manifest, [data])
-    *path, last = place or (None,)
+    *path, last = path_to or (None,)
     holder = manifest
     for key in path:
         holder = holder[key]
-    if place:
+    if path_to:
         holder[last] = value
     else:
         manifest = value
@@ -109,7 +109,7 @@ def test_any_value_at_any_place_of_a_manifest(place, value, newer):
     except FormatError as error:
         refused = error
     if refused is None:
-        assert archive.verify() == [] or place == ("sections", 0, "sha256")
+        assert archive.verify() == [] or path_to == ("sections", 0, "sha256")
         assert archive.model.plain()["methods"] is not None
     else:
         assert refused.rule[0] in "MSD"

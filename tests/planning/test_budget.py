@@ -146,7 +146,7 @@ def test_byte_terms_add_up(
 ) -> None:
     if shared and plan["quantizer"]["kind"] == "vq":  # type: ignore[index]
         plan = {**plan, "share": "all"}
-    model = {"shapes": {f"m{place}.weight": list(shape) for place, shape in enumerate(shapes)}}
+    model = {"shapes": {f"m{index}.weight": list(shape) for index, shape in enumerate(shapes)}}
     made = reallm.plan({"reallm": 1, "defaults": plan}, model=model)
     budget = made.budget()
     for row in budget.matrices:

@@ -51,8 +51,8 @@ def lying(plan: Plan, change: str, value: Any) -> Plan:
     elif change == "row":
         document["matrices"][1].update(value)
     else:
-        place = next(i for i, section in enumerate(sections) if section.name == change)
-        sections[place] = replace(sections[place], **value)
+        index = next(i for i, section in enumerate(sections) if section.name == change)
+        sections[index] = replace(sections[index], **value)
     return from_manifest(
         replace(manifest, document=document, sections=tuple(sections)), plan.layout
     )

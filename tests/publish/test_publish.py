@@ -91,8 +91,8 @@ def test_an_error_leaves_nothing(tmp_path: Path, kind: str) -> None:
     new = new_file if kind == "file" else new_folder
 
     def fail(error: Exception) -> None:
-        with new(tmp_path / "o", force=False) as place:
-            (place if kind == "file" else place / "x").write_text("half")
+        with new(tmp_path / "o", force=False) as partial:
+            (partial if kind == "file" else partial / "x").write_text("half")
             raise error
 
     with pytest.raises(Stopped):
@@ -107,8 +107,8 @@ def test_an_error_leaves_nothing(tmp_path: Path, kind: str) -> None:
 def test_two_writers_of_one_output(tmp_path: Path, kind: str) -> None:
     new = new_file if kind == "file" else new_folder
     path = tmp_path / "o"
-    with new(path, force=False) as place:
-        (place if kind == "file" else place / "x").write_text("first")
+    with new(path, force=False) as partial:
+        (partial if kind == "file" else partial / "x").write_text("first")
         with pytest.raises(OutputError, match="another run"), new(path, force=True):
             pass
     assert names(tmp_path) == ["o"]
@@ -214,7 +214,7 @@ def test_an_output_is_no_input(tmp_path: Path) -> None:
     refuse_inputs(tmp_path / "new.reallm", archive, model, None)
     refuse_inputs(model / "old.reallm", model)
     for path, given in ((archive, archive), (model / "model.safetensors", model)):
-        with pytest.raises(OutputError, match="the place of an input"):
+        with pytest.raises(OutputError, match="would replace an input"):
             refuse_inputs(path, given)
 
 

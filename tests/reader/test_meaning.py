@@ -40,8 +40,8 @@ HNERV: Plain = {
 
 def ordered(columns: int, rows: int, bits: int) -> bytes:
     """Codes of `rows` orders that change nothing."""
-    codes = [place for _ in range(rows) for place in range(columns)]
-    word = sum(code << (bits * place) for place, code in enumerate(codes))
+    codes = [index for _ in range(rows) for index in range(columns)]
+    word = sum(code << (bits * index) for index, code in enumerate(codes))
     return word.to_bytes(math.ceil(bits * len(codes) / 8), "little")
 
 
@@ -94,10 +94,10 @@ def section(role: str, at: int, value: bytes) -> Change:
     """A change of the bytes of one section."""
 
     def edit(_: Plain, sections: list[forge.Section]) -> None:
-        place = next(i for i, one in enumerate(sections) if one[0].endswith(f"/{role}"))
-        name, dtype, shape, data = sections[place]
+        index = next(i for i, one in enumerate(sections) if one[0].endswith(f"/{role}"))
+        name, dtype, shape, data = sections[index]
         assert at + len(value) <= len(data)
-        sections[place] = (name, dtype, shape, data[:at] + value + data[at + len(value) :])
+        sections[index] = (name, dtype, shape, data[:at] + value + data[at + len(value) :])
 
     return edit
 

@@ -234,10 +234,10 @@ def test_damage_of_an_adapter_checked_in_the_background(archive_path: Path, tmp_
         p, q = archive.plan.by_name[name].shape
     row = AdapterEntry(name=name, shape=(p, q), rank=0, dtype="f16", gain=True)
     document = AdapterDocument(base=base, matrices=(row,), settings={}, provenance={})
-    placed = layout(kind="adapter", document=document.plain(), sections=document.sections())
+    file_layout = layout(kind="adapter", document=document.plain(), sections=document.sections())
     path = tmp_path / "adapter"
-    with Writer.create(path, placed) as out:
-        (section,) = placed.sections.values()
+    with Writer.create(path, file_layout) as out:
+        (section,) = file_layout.sections.values()
         digest = out.write(section.name, bytes(section.nbytes))
         out.finish(document.plain(), {section.name: digest})
     data = bytearray(path.read_bytes())

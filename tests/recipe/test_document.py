@@ -160,7 +160,7 @@ def test_problems_that_do_not_stop_the_reading():
 def test_every_key_and_value_has_its_place():
     text = "reallm: 1\ndefaults:\n  scales: {kind: rms,\n    per: row}\nrules:\n  - match: a\n"
     tree, _ = read_text(text, "r.yaml")
-    places = {
+    locations = {
         ("reallm",): "r.yaml:1:9",
         ("defaults",): "r.yaml:3:3",
         ("defaults", "scales"): "r.yaml:3:11",
@@ -168,9 +168,9 @@ def test_every_key_and_value_has_its_place():
         ("rules",): "r.yaml:6:3",
         ("rules", 0, "match"): "r.yaml:6:12",
     }
-    for path, place in places.items():
+    for path, location in locations.items():
         node, rest = find(tree, path)
-        assert (str(node.location), rest) == (place, ())
+        assert (str(node.location), rest) == (location, ())
     node, _ = find(tree, ("rules", 0, "match"))
     assert node.path == "rules[0].match"
     scales, _ = find(tree, ("defaults", "scales"))

@@ -64,7 +64,7 @@ def test_the_search_finds_what_a_look_at_every_name_finds(text):
     rules = load_recipe(base | {"rules": [rule]}).rules
     (found,), _ = select(rules, candidates())
     pattern = Pattern(text)
-    assert found == [place for place, name in enumerate(NAMES) if pattern.matches(name)]
+    assert found == [index for index, name in enumerate(NAMES) if pattern.matches(name)]
     for name in filter(pattern.matches, NAMES):
         assert set(pattern.parts) <= set(name.split("."))
 
@@ -75,11 +75,11 @@ def rules_of(count, **more):
         "defaults": {"scales": {"kind": "absmax"}},
         "rules": [
             {
-                "match": f"*layers.{place % 12}.mlp.experts.{place % 6}.*_proj",
-                "set": {"quantizer": {"kind": "uniform", "bits": 2 + place % 6}},
+                "match": f"*layers.{index % 12}.mlp.experts.{index % 6}.*_proj",
+                "set": {"quantizer": {"kind": "uniform", "bits": 2 + index % 6}},
                 **more,
             }
-            for place in range(count)
+            for index in range(count)
         ],
     }
 

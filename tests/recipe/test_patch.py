@@ -87,5 +87,5 @@ def test_places_come_from_where_the_fields_are_written():
     patch, _ = read_text("scales: {per: tensor}\n", "own.yaml")
     merged = merge(base, patch)
     assert isinstance(merged, MapNode)
-    places = {path: str(leaf.location) for path, leaf in leaves(merged)}
-    assert places == {"scales.kind": "base.yaml:2:9", "scales.per": "own.yaml:1:15"}
+    locations = {path: str(leaf.location) for path, leaf in leaves(merged)}
+    assert locations == {"scales.kind": "base.yaml:2:9", "scales.per": "own.yaml:1:15"}

@@ -96,12 +96,12 @@ def test_hostile_checkpoint(
     before = sorted(os.listdir(folder.parent))
     given = [command, "rtn-4bit", "--model", str(folder)]
     code = main([*given, "-o", "out.reallm"] if command == "compile" else given)
-    told = capsys.readouterr()
-    assert code == 4, told.err
-    assert words in " ".join(told.err.split()), told.err
-    assert "the secret" not in told.err + told.out
-    assert "Traceback" not in told.err
-    assert not told.out
+    captured = capsys.readouterr()
+    assert code == 4, captured.err
+    assert words in " ".join(captured.err.split()), captured.err
+    assert "the secret" not in captured.err + captured.out
+    assert "Traceback" not in captured.err
+    assert not captured.out
     assert sorted(os.listdir(folder.parent)) == before
 
 
@@ -126,10 +126,10 @@ def test_names_that_would_leave_the_folder(
     inside = tmp_path / "inside"
     inside.mkdir()
     code = main(["reconstruct", str(path), "-o", str(inside / "out")])
-    told = capsys.readouterr()
+    captured = capsys.readouterr()
     # Names of tensors become keys in a safetensors file, never paths: they may hold anything.
-    assert code in ((5,) if what == "file" else (0, 5)), told.err
-    assert "Traceback" not in told.err
+    assert code in ((5,) if what == "file" else (0, 5)), captured.err
+    assert "Traceback" not in captured.err
     assert not list(tmp_path.rglob("*stolen*"))
     assert not Path("/tmp/stolen").exists()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["evil.reallm", "inside"]
@@ -191,8 +191,8 @@ def evil_archive(path: Path, what: str, name: str) -> None:
     writer.close()
     raw = bytearray(path.read_bytes())
     if name:
-        place = raw.index(section.encode())
-        raw[place : place + len(section)] = section.replace(plain, name).encode()
+        offset = raw.index(section.encode())
+        raw[offset : offset + len(section)] = section.replace(plain, name).encode()
     else:
         raw = raw.replace(section.encode(), section.replace("x", "\0").encode())
     size = int.from_bytes(raw[16:24], "little")

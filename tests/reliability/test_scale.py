@@ -35,10 +35,10 @@ def run(*words: str) -> str:
 )
 def test_memory_stays_within_the_bound(words: list[str]) -> None:
     small = ["--gigabytes", "0.0006", "--hidden", "128", "--inner", "344", "--workers", "1"]
-    told = run(*small, *words)
-    assert "within the bound" in told
-    assert "intact" in told
-    assert "process 0" in told
+    output = run(*small, *words)
+    assert "within the bound" in output
+    assert "intact" in output
+    assert "process 0" in output
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,8 @@ def learn(values: Tensor, params: LloydMaxQuantizer) -> Tensor:
     """float16 [2^bits], ascending: quantiles, then means of the values nearest to them."""
     count = 2**params.bits
     ordered = values.sort().values
-    place = (2 * torch.arange(count) + 1) * len(ordered) // (2 * count)
-    levels = ordered[place.to(ordered.device)]
+    position = (2 * torch.arange(count) + 1) * len(ordered) // (2 * count)
+    levels = ordered[position.to(ordered.device)]
     for _ in range(params.iterations):
         codes = level_codes(values, levels).to(torch.int64)
         total = torch.zeros_like(levels).index_add_(0, codes, values)
