@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import reallm_compiler as reallm
 from reallm_compiler.evaluate.models import evaluate_files
 from reallm_compiler.evaluate.survey import survey_model
-from reallm_compiler.finetune import finetune
+from reallm_compiler.finetune import Event, TensorsRead, finetune
 from reallm_compiler.progress import LINE_SECONDS, Lines, progress_callback
 from reallm_compiler.reader.verify import verify
 
@@ -89,7 +90,16 @@ def test_every_function_that_takes_long(
     calls.check()
     survey_model(tiny_llama, only="*.layers.0.*q_proj", progress=calls)
     calls.check()
-    evaluate_files(tmp_path / "model", text, window=16, progress=calls)
+    loads = Calls()
+    evaluate_files(tmp_path / "model", text, window=16, progress=calls, load_progress=loads)
+    calls.check()
+    loads.check()
+    for model in (path, tmp_path / "model"):
+        reallm.load(model, progress=calls)
+        tensors = calls[-1][1]
+        assert calls == [(done, tensors) for done in range(tensors + 1)]
+        calls.check()
+    reallm.open_tunable(path, progress=calls)
     calls.check()
     options = {
         "window": 16,
@@ -97,6 +107,7 @@ def test_every_function_that_takes_long(
         "block": {"batch": 4, "epochs": 2},
         "e2e": {"batch": 2, "steps": 2},
     }
+    events: list[Event] = []
     finetune(
         path,
         model=tiny_llama,
@@ -104,10 +115,16 @@ def test_every_function_that_takes_long(
         output=tmp_path / "a.adapter",
         options=options,
         progress=calls,
+        on_event=events.append,
     )
     calls.check()
+    read = [event for event in events if isinstance(event, TensorsRead)]
+    assert {event.model for event in read} == {"archive", "original"}
+    assert all(event.done == event.total for event in (read[-1], read[len(read) // 2 - 1]))
     assert "steps" not in capsys.readouterr().err
     reallm.compile(tiny_recipe, **given, force=True)
     assert capsys.readouterr().err.startswith("compile: 15 of 15 steps in ")
     reallm.compile(tiny_recipe, **given, force=True, on_event=lambda event: None)
     assert capsys.readouterr().err == ""
+    reallm.load(path, progress=True)
+    assert re.fullmatch(r"load: (\d+) of \1 tensors in \d+ s\n", capsys.readouterr().err)

@@ -140,6 +140,7 @@ class Reporter:
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
         self._bar: ProgressBar | None = None
+        self._step: str | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -152,6 +153,44 @@ class Reporter:
     ) -> None:
         if self._bar is not None:
             self._bar.__exit__(kind, error, trace)
+
+    def measure(
+        self,
+        label: str,
+        unit: str,
+        done: int,
+        total: int,
+        *,
+        initial: int = 0,
+        last: bool = False,
+    ) -> None:
+        """Update the progress bar of a step; another label begins another step.
+
+        Args:
+            label, unit, last: as of `ProgressBar`.
+            done, total: units that are done, and of how many.
+            initial: what was done when the step began.
+        """
+        if self._step != label or self._bar is None:
+            self.end_bar()
+            self._step = label
+            self._bar = ProgressBar(
+                self._terminal,
+                label,
+                total=total,
+                unit=unit,
+                work=total,
+                initial=initial,
+                initial_work=initial,
+                last=last,
+            ).__enter__()
+        self._bar.retarget(done, total)
+
+    def end_bar(self) -> None:
+        """Take the progress bar away."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        self._bar = None
 
 
 class BytesReporter(Reporter):

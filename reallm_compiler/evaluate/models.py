@@ -37,6 +37,7 @@ def load_for_evaluation(
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
+    progress: Progress = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model that predicts text and its tokenizer, ready to be evaluated.
 
@@ -49,6 +50,7 @@ def load_for_evaluation(
         decoder: where the trained decoders are that this archive uses but does not hold: a file,
             or a folder; beside the archive when None.
         allow_cost: decode it whatever its plan costs to decode; see `open_archive`.
+        progress: see `reallm_compiler.progress`; counts tensors that are read or decoded.
 
     Raises:
         SourceError: there is no such model, it is not a sound one, or of a class that has no
@@ -62,7 +64,7 @@ def load_for_evaluation(
         path, dtype=chosen, adapter=adapter, decoder=decoder, allow_cost=allow_cost
     ) as files:
         tokenizer = _tokenizer(files)  # before the weights are read
-        return _model(files, where, chosen), tokenizer
+        return _model(files, where, chosen, progress), tokenizer
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -91,12 +93,16 @@ def evaluate_files(
     device: str = "cpu",
     dtype: str | None = None,
     progress: Progress = False,
+    load_progress: Progress | None = None,
 ) -> Evaluation:
     """Measure the model at `model` on the text file `text`: the whole of `reallm eval`.
 
     What is cheap is checked first: the text, then classes and tokenizers, then the weights are
     read. The arguments are those of `load_for_evaluation` and `evaluate`, and so are the errors.
+    `progress` counts windows; `load_progress` counts the tensors of each model before, by default
+    where `progress` is True.
     """
+    loading = progress is True if load_progress is None else load_progress
     where = choose_device(device, EvaluationError)
     chosen = _dtype(dtype, where)
     content = read_text(text)
@@ -110,8 +116,8 @@ def evaluate_files(
             other_files = stack.enter_context(open_files(reference, dtype=chosen))
             other_tokenizer = _tokenizer(other_files)
             check_same_tokenizer(tokenizer, other_tokenizer, content)
-            other = _model(other_files, where, chosen)
-        ours = _model(files, where, chosen)
+            other = _model(other_files, where, chosen, loading)
+        ours = _model(files, where, chosen, loading)
     return evaluate(
         ours,
         tokenizer,
@@ -127,8 +133,10 @@ def evaluate_files(
     )
 
 
-def _model(files: ModelFiles, device: torch.device, dtype: torch.dtype | None) -> PreTrainedModel:
-    model: PreTrainedModel = build_model(files, dtype).to(device)
+def _model(
+    files: ModelFiles, device: torch.device, dtype: torch.dtype | None, progress: Progress
+) -> PreTrainedModel:
+    model: PreTrainedModel = build_model(files, dtype, progress).to(device)
     return model
 
 

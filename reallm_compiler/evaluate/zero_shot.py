@@ -15,6 +15,7 @@ from typing import Any
 from reallm_compiler.distribution import install_command
 from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate.models import load_for_evaluation
+from reallm_compiler.progress import Progress
 from reallm_compiler.runs.devices import choose_device
 
 
@@ -59,6 +60,7 @@ def zero_shot(
     device: str = "cpu",
     dtype: str | None = None,
     bars: bool = False,
+    progress: Progress = False,
 ) -> ZeroShot:
     """Score a model on tasks.
 
@@ -73,6 +75,7 @@ def zero_shot(
         batch: questions at once.
         device, dtype: as for `load_for_evaluation`.
         bars: let the harness show how far it is on stderr.
+        progress: of loading the model; as for `load_for_evaluation`.
 
     Raises:
         EvaluationError: lm-eval is not installed, a task is not known, or none is named.
@@ -105,7 +108,13 @@ def zero_shot(
         )
     chosen = choose_device(device, EvaluationError)
     loaded, tokenizer = load_for_evaluation(
-        model, device=chosen, dtype=dtype, adapter=adapter, decoder=decoder, allow_cost=allow_cost
+        model,
+        device=chosen,
+        dtype=dtype,
+        adapter=adapter,
+        decoder=decoder,
+        allow_cost=allow_cost,
+        progress=progress,
     )
 
     class Handed(HFLM):  # type: ignore[misc]

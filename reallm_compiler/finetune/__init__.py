@@ -11,6 +11,7 @@ from reallm_compiler.finetune.events import (
     FinetuneReport,
     Started,
     StepDone,
+    TensorsRead,
 )
 from reallm_compiler.finetune.memory import MemoryEstimate, estimate
 from reallm_compiler.finetune.options import BlockOptions, EndToEndOptions, FinetuneOptions
@@ -27,6 +28,7 @@ __all__ = [
     "MemoryEstimate",
     "Started",
     "StepDone",
+    "TensorsRead",
     "estimate",
     "finetune",
 ]

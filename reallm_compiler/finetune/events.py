@@ -8,6 +8,20 @@ from reallm_compiler.finetune.memory import MemoryEstimate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TensorsRead:
+    """Tensors of a model have been read or decoded, before anything is tuned.
+
+    Attributes:
+        model: `archive`, or `original` for the model that it was compiled from.
+        done, total: of how many.
+    """
+
+    model: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Started:
     """The run is about to begin.
 
@@ -116,5 +130,5 @@ class FinetuneReport:
     steps_per_second: float | None
 
 
-Event = Started | BatchDone | BlockDone | StepDone
+Event = TensorsRead | Started | BatchDone | BlockDone | StepDone
 """What a callback is called with."""

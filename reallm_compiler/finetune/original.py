@@ -23,6 +23,7 @@ from reallm_compiler.models.build import build_model
 from reallm_compiler.models.names import parameter_names
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.weights import Weights, shard_facts
+from reallm_compiler.progress import Progress
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.runs.sources import check_digests
 
@@ -141,11 +142,11 @@ class Original:
             sources[name] = known
         return sources
 
-    def teacher(self, device: torch.device, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    def teacher(self, device: torch.device, dtype: torch.dtype, progress: Progress) -> Any:  # noqa: ANN401
         """The whole original, frozen."""
         for name in self.weights.by_name:
             self.weights.read(name)
-        teacher = build_model(source_files(self.inventory, str(self.path)), dtype)
+        teacher = build_model(source_files(self.inventory, str(self.path)), dtype, progress)
         return teacher.to(device).requires_grad_(False).eval()
 
     def matrix(self, tensor: str, index: int | None, *, transposed: bool) -> Tensor:

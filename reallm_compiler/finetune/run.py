@@ -20,7 +20,14 @@ from reallm_compiler.checkpoint.paths import parse_json
 from reallm_compiler.errors import FinetuneError
 from reallm_compiler.finetune.blockwise import BlockWise, plain_of
 from reallm_compiler.finetune.end_to_end import EndToEnd, checkpointed, steps_of
-from reallm_compiler.finetune.events import BatchDone, BlockDone, Event, FinetuneReport, Started
+from reallm_compiler.finetune.events import (
+    BatchDone,
+    BlockDone,
+    Event,
+    FinetuneReport,
+    Started,
+    TensorsRead,
+)
 from reallm_compiler.finetune.memory import estimate
 from reallm_compiler.finetune.options import FinetuneOptions, options_from
 from reallm_compiler.finetune.original import Original
@@ -32,7 +39,7 @@ from reallm_compiler.models.sequences import Sequences, cut, read_texts
 from reallm_compiler.models.text import window_of
 from reallm_compiler.models.text_models import check_predicts_text, check_reads, usable_positions
 from reallm_compiler.planning.document import fixed_text
-from reallm_compiler.progress import Progress, progress_callback
+from reallm_compiler.progress import OnProgress, Progress, progress_callback
 from reallm_compiler.publish import check_file, locked_output, refuse_inputs
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.huggingface import archive_files
@@ -113,7 +120,11 @@ def finetune(
         stop = stack.enter_context(catch_signals())
         original = Original(model, base)
         tunable = open_tunable(
-            base, adapter=adapter, device=chosen_device, dtype=_DTYPES[chosen.precision]
+            base,
+            adapter=adapter,
+            device=chosen_device,
+            dtype=_DTYPES[chosen.precision],
+            progress=_reading("archive", emit),
         )
         tunable.forget_own()
         train, held = _sequences(tunable, texts, chosen)
@@ -226,7 +237,11 @@ def _stages(
         return blocks, None
     teacher = None
     if options.e2e.loss == "distill":
-        teacher = original.teacher(torch.device(tunable.model.device), _DTYPES[options.precision])
+        teacher = original.teacher(
+            torch.device(tunable.model.device),
+            _DTYPES[options.precision],
+            _reading("original", emit),
+        )
     end = EndToEnd(tunable, teacher, train, held, options.e2e, options.seed, state, emit)
     with checkpointed(modules, options.checkpointing):
         end.run(position if in_end else {}, tensors, [plain_of(entry) for entry in blocks])
@@ -303,12 +318,18 @@ def _counted(
 ) -> Callable[[Event], None]:
     """What is called with every event, and reports the steps among them as progress."""
     count = progress_callback(progress, "finetune", "steps")
+    loads = {
+        model: progress_callback(progress is True, f"load the {model}", "tensors")
+        for model in ("archive", "original")
+    }
     forward = on_event or _ignore_event
     total = each = 0
 
     def emit(event: Event) -> None:
         nonlocal total, each
-        if isinstance(event, Started):
+        if isinstance(event, TensorsRead):
+            loads[event.model](event.done, event.total)
+        elif isinstance(event, Started):
             total, each = event.steps, event.block_steps
         elif isinstance(event, BatchDone):
             passes = max(0, event.epoch - 1)
@@ -321,6 +342,11 @@ def _counted(
         forward(event)
 
     return emit
+
+
+def _reading(model: str, emit: Callable[[Event], None]) -> OnProgress:
+    """What is called with how many tensors of a model have been read."""
+    return lambda done, total: emit(TensorsRead(model=model, done=done, total=total))
 
 
 def _ignore_event(event: Event) -> None:

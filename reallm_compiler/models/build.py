@@ -22,6 +22,7 @@ from reallm_compiler.checkpoint.architecture import building, model_class, trans
 from reallm_compiler.checkpoint.layers import is_prediction, prediction_layers
 from reallm_compiler.checkpoint.paths import parse_json
 from reallm_compiler.errors import SourceError
+from reallm_compiler.progress import OnProgress, Progress, progress_callback
 
 GENERATION = "generation_config.json"
 OLD_CONSTANT = ".masked_bias"
@@ -60,13 +61,18 @@ class ModelFiles:
     tensors: Mapping[str, Stored]
 
 
-def build_model(files: ModelFiles, dtype: torch.dtype | None = None) -> Any:  # noqa: ANN401
+def build_model(
+    files: ModelFiles,
+    dtype: torch.dtype | None = None,
+    progress: Progress = False,
+) -> Any:  # noqa: ANN401
     """The model, on the CPU, in evaluation mode.
 
     Args:
         files: what it is made of.
         dtype: type of its floating-point tensors; None for what its config states, or else for
             that of the first tensor.
+        progress: see `reallm_compiler.progress`; counts tensors that are read or decoded.
 
     Raises:
         SourceError: transformers has no such model, or its class and its tensors do not fit.
@@ -74,7 +80,7 @@ def build_model(files: ModelFiles, dtype: torch.dtype | None = None) -> Any:  # 
     """
     label = files.label
     config, made = class_of(files)
-    reader = _Reader()
+    reader = _Reader(len(files.tensors), progress_callback(progress, "load", "tensors"))
     chosen: torch.dtype | str | None = dtype
     if chosen is None:
         floats = (tensor.dtype for tensor in files.tensors.values())
@@ -101,6 +107,7 @@ def build_model(files: ModelFiles, dtype: torch.dtype | None = None) -> Any:  # 
     if reader.failed is not None:
         raise reader.failed
     _check_complete(model, found, files)
+    reader.finish()
     return model
 
 
@@ -186,12 +193,19 @@ def _shape(extents: Collection[int]) -> str:
 class _Reader:
     """Reads one tensor at a time, and keeps the first error: the library would hide it.
 
+    Args:
+        total: number of tensors.
+        report: is called with how many have been read.
+
     Attributes:
         failed: that error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, total: int, report: OnProgress) -> None:
         self.failed: BaseException | None = None
+        self._total = total
+        self._read = 0
+        self._report = report
         self._lock = threading.Lock()
 
     def read(self, tensor: Stored) -> Tensor:
@@ -199,10 +213,17 @@ class _Reader:
             if self.failed is not None:  # the model will not be used: no more work for it
                 return torch.empty(0)
             try:
+                if self._read < self._total:  # the last one is reported by `finish`
+                    self._report(self._read, self._total)
+                self._read += 1
                 return tensor.read()
             except BaseException as error:
                 self.failed = error
                 raise
+
+    def finish(self) -> None:
+        """Report that all is done: a class may have no use for some tensors."""
+        self._report(self._total, self._total)
 
 
 class _Lazy:

@@ -17,6 +17,7 @@ from typing import Any
 from reallm_compiler.errors import SourceError
 from reallm_compiler.planning.decoders import KIND
 from reallm_compiler.planning.document import blank_provenance
+from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.publish import check_file, new_file, refuse_inputs
 from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.storage import hnerv_structure as structure
@@ -30,6 +31,7 @@ def extract_decoder(
     output: str | os.PathLike[str],
     *,
     force: bool = False,
+    progress: Progress = False,
 ) -> Path:
     """Write the decoder of a share group, or of one matrix, to a file of its own.
 
@@ -38,6 +40,7 @@ def extract_decoder(
         owner: the group's name, or the matrix's.
         output: the new file.
         force: overwrite it if it exists.
+        progress: see `reallm_compiler.progress`; counts bytes that are read and checked.
 
     Raises:
         SourceError: the archive has no decoder of this owner.
@@ -68,9 +71,13 @@ def extract_decoder(
         width = structure.decoder_width(params, matrix.shape, shared=group is not None)
         specs = structure.decoder_sections(params, width, shared=group is not None)
         name = names.share_section if group is not None else names.matrix_section
-        data = {
-            section_name(spec.role): bytes(opened.section(name(owner, spec.role))) for spec in specs
-        }
+        report = progress_callback(progress, "decoder", "bytes")
+        total = sum(spec.nbytes for spec in specs)
+        data: dict[str, bytes] = {}
+        for spec in specs:
+            report(sum(map(len, data.values())), total)
+            data[section_name(spec.role)] = bytes(opened.section(name(owner, spec.role)))
+        report(total, total)
         stored = opened.manifest.document["provenance"]
     document = {
         "structure": structure.structure(params, width),

@@ -14,6 +14,7 @@ from reallm_compiler.codecs.sections import TORCH_DTYPES
 from reallm_compiler.errors import SourceError
 from reallm_compiler.models.build import ModelFiles, Stored, build_model
 from reallm_compiler.models.tokenizer import load_tokenizer
+from reallm_compiler.progress import Progress
 from reallm_compiler.reader.archive import ModelArchive
 
 
@@ -65,6 +66,7 @@ def build(
     *,
     dtype: torch.dtype | None = None,
     coded_only: Collection[str] = (),
+    progress: Progress = False,
 ) -> tuple[Any, Any]:
     """The model of an open archive, on the CPU, and its tokenizer or None.
 
@@ -72,4 +74,4 @@ def build(
     """
     files = archive_files(archive, dtype=dtype, coded_only=coded_only)
     tokenizer = load_tokenizer(files.small, files.label)  # before the work
-    return build_model(files, dtype), tokenizer
+    return build_model(files, dtype, progress), tokenizer

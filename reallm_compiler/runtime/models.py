@@ -19,6 +19,7 @@ from reallm_compiler.errors import EvaluationError, SourceError
 from reallm_compiler.models.build import ModelFiles, build_model
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.tokenizer import load_tokenizer
+from reallm_compiler.progress import Progress
 from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.reader.huggingface import archive_files
 from reallm_compiler.runs.devices import choose_device
@@ -35,6 +36,7 @@ def load(
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
     verify: Verify = "now",
+    progress: Progress = False,
 ) -> tuple[Any, Any]:
     """A model, in evaluation mode, and its tokenizer.
 
@@ -55,6 +57,7 @@ def load(
         allow_cost: decode an archive whatever its plan costs to decode; see `open_archive`.
         verify: `later` lets an archive's digests be checked in the background while it is decoded;
             the model is given out when all are right.
+        progress: see `reallm_compiler.progress`; counts tensors that are read or decoded.
 
     Returns:
         The model and the tokenizer; None for the tokenizer if the checkpoint had none.
@@ -77,7 +80,7 @@ def load(
         verify=verify,
     ) as files:
         tokenizer = load_tokenizer(files.small, files.label)  # before the work
-        model = build_model(files, chosen)
+        model = build_model(files, chosen, progress)
     return model.to(device).eval(), tokenizer
 
 

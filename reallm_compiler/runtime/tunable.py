@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from reallm_compiler.checkpoint.architecture import meta_model
 from reallm_compiler.errors import AdapterError, EvaluationError
 from reallm_compiler.models.names import is_linear, modules_of
+from reallm_compiler.progress import Progress
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.huggingface import archive_files, build
@@ -111,6 +112,7 @@ def open_tunable(
     allow_cost: bool = False,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
+    progress: Progress = False,
 ) -> TunableModel:
     """The model of an archive with its coded matrices in their parts.
 
@@ -123,6 +125,7 @@ def open_tunable(
         device: where the model will run, as for `load`.
         dtype: type of everything but factors and gains, as for `load`; the checkpoint's own
             when None.
+        progress: as for `load`.
 
     Raises:
         EvaluationError: the device is not there, or the type is none to run in.
@@ -133,10 +136,13 @@ def open_tunable(
     device, dtype = choose_device(device, EvaluationError), resolve_dtype(dtype)
     if not isinstance(path, ModelArchive):
         with open_archive(path, decoder=decoder, allow_cost=allow_cost) as archive:
-            return open_tunable(archive, adapter=adapter, device=device, dtype=dtype)
+            return open_tunable(
+                archive, adapter=adapter, device=device, dtype=dtype, progress=progress
+            )
     paths = _linear_layers(path)
     linear = [matrix for matrix in path.plan.matrices if matrix.name in paths]
-    model, tokenizer = build(path, dtype=dtype, coded_only={matrix.tensor for matrix in linear})
+    coded_only = {matrix.tensor for matrix in linear}
+    model, tokenizer = build(path, dtype=dtype, coded_only=coded_only, progress=progress)
     model.requires_grad_(False)
     layers: dict[str, TunedLinear] = {}
     for matrix in linear:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reallm_cli import numbers
 from reallm_cli.kinds import kinds_of, pattern_of
 from reallm_cli.plain_yaml import to_yaml
-from reallm_cli.progress import ProgressBar
+from reallm_cli.progress import ProgressBar, Reporter
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal, escape
 from reallm_compiler.hints import did_you_mean, nearest
@@ -287,3 +287,14 @@ def test_nearest_words():
     assert nearest("xyz", words) == []
     assert did_you_mean(["a", "b", "c"]) == "did you mean `a`, `b` or `c`?"
     assert did_you_mean([]) is None
+
+
+def test_each_step_of_a_command_has_a_bar_of_its_own() -> None:
+    shown = io.StringIO()
+    with Reporter(Terminal(io.StringIO(), shown)) as reporter:
+        reporter.measure("load", "tensors", 1, 2)
+        reporter.measure("load", "tensors", 2, 2)
+        reporter.measure("eval", "windows", 3, 3, last=True)
+        reporter.end_bar()
+        reporter.measure("eval", "windows", 4, 4, last=True)
+    assert shown.getvalue() == "eval: 3 of 3 windows\neval: 4 of 4 windows\n"

@@ -8,6 +8,7 @@ from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import check_archive_path
 from reallm_cli.numbers import counted
+from reallm_cli.progress import BytesReporter
 from reallm_cli.terminal import Terminal
 
 
@@ -38,7 +39,8 @@ def decoder(terminal: Terminal, archive: str, owner: str, output: str, force: bo
     check_archive_path(archive)
     from reallm_compiler.reader.decoder import extract_decoder
 
-    path = extract_decoder(archive, owner, output, force=force)
+    with BytesReporter(terminal, "decoder") as reporter:
+        path = extract_decoder(archive, owner, output, force=force, progress=reporter.update)
     terminal.log(f"wrote {counted(path.stat().st_size, 'byte')}")
     terminal.data(terminal.text(str(path)))
     return ExitCode.OK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from reallm_cli.libraries import quiet_harness, quiet_libraries
 from reallm_cli.mistakes import CommandLineError, check_archive_path, check_text_path
 from reallm_cli.numbers import counted, grouped
 from reallm_cli.options import cost_option, decoder_option
-from reallm_cli.progress import ProgressBar
+from reallm_cli.progress import Reporter
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.distribution import VERSION
@@ -128,7 +129,7 @@ def eval_command(
     from reallm_compiler.evaluate import evaluate_files
 
     quiet_libraries()
-    with ProgressBar(terminal, "eval", total=1, unit="windows", work=1) as bar:
+    with Reporter(terminal) as reporter:
         result = evaluate_files(
             model,
             text,
@@ -142,7 +143,8 @@ def eval_command(
             seed=seed,
             batch=batch,
             device=device,
-            progress=bar.retarget,
+            progress=partial(reporter.measure, "eval", "windows", last=True),
+            load_progress=partial(reporter.measure, "load", "tensors"),
         )
     if as_json:
         named = {"model": model, "text": text, "version": VERSION}
@@ -178,7 +180,15 @@ def _tasks(
     quiet_harness(bars=bars)
     from reallm_compiler.evaluate.zero_shot import zero_shot
 
-    found = zero_shot(model, [name.strip() for name in names if name.strip()], bars=bars, **options)
+    tasks = [name.strip() for name in names if name.strip()]
+    with Reporter(terminal) as reporter:
+
+        def loading(done: int, total: int) -> None:
+            reporter.measure("load", "tensors", done, total)
+            if done == total:  # the harness has bars of its own
+                reporter.end_bar()
+
+        found = zero_shot(model, tasks, bars=bars, progress=loading, **options)
     if as_json:
         named = {"model": model, "version": VERSION}
         terminal.json(found.to_json() | named)

@@ -14,7 +14,7 @@ from reallm_cli.mistakes import CommandLineError, check_archive_path
 from reallm_cli.numbers import counted, duration_text, grouped, size_text
 from reallm_cli.opened import is_archive
 from reallm_cli.options import cost_option, decoder_option
-from reallm_cli.progress import ProgressBar, Reporter, peak_text
+from reallm_cli.progress import Reporter, peak_text
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.errors import RecipeError
@@ -280,16 +280,15 @@ def _bytes(size: int) -> str:
 class _FinetuneReporter(Reporter):
     """Logs the events of a run on stderr."""
 
-    def __init__(self, terminal: Terminal) -> None:
-        super().__init__(terminal)
-        self._stage: str | None = None
-
     def on_event(self, event: Event) -> None:
         """Log one event."""
-        from reallm_compiler.finetune import BatchDone, BlockDone, Started
+        from reallm_compiler.finetune import BatchDone, BlockDone, Started, TensorsRead
 
         log = self._terminal.log
-        if isinstance(event, Started):
+        if isinstance(event, TensorsRead):
+            self.measure(f"load the {event.model}", "tensors", event.done, event.total)
+        elif isinstance(event, Started):
+            self.end_bar()
             log(f"tuned   {grouped(event.parameters)} parameters of {event.matrices} matrices")
             log(
                 f"text    {counted(event.sequences, 'sequence')}, {grouped(event.tokens)} "
@@ -301,14 +300,14 @@ class _FinetuneReporter(Reporter):
         elif isinstance(event, BatchDone):
             self._on_batch(event)
         elif isinstance(event, BlockDone):
-            self._end_bar()
+            self.end_bar()
             passes = counted(event.epochs, "pass", "passes")
             log(
                 f"block {event.block + 1} of {event.blocks}: held-out error "
                 f"{event.before:.5g} -> {event.after:.5g} in {passes}"
             )
         else:
-            self._measure("end to end", "steps", event.step, event.steps)
+            self._measure("end to end", "steps", event.step, event.steps, last=True)
             if event.held_out is not None:
                 log(f"step {event.step} of {event.steps}: held-out loss {event.held_out:.4f}")
 
@@ -322,24 +321,5 @@ class _FinetuneReporter(Reporter):
         label = f"{title}, {event.epochs} passes at most"
         self._measure(label, "batches", done, event.epochs * event.batches)
 
-    def _measure(self, label: str, unit: str, done: int, total: int) -> None:
-        """Update the progress bar of a step; another label begins another step."""
-        if self._stage != label or self._bar is None:
-            self._end_bar()
-            self._stage = label
-            self._bar = ProgressBar(
-                self._terminal,
-                label,
-                total=total,
-                unit=unit,
-                work=total,
-                initial=done - 1,
-                initial_work=done - 1,
-                last=label == "end to end",
-            ).__enter__()
-        self._bar.update(done, done)
-
-    def _end_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-        self._bar = None
+    def _measure(self, label: str, unit: str, done: int, total: int, *, last: bool = False) -> None:
+        self.measure(label, unit, done, total, initial=done - 1, last=last)
