@@ -70,7 +70,7 @@ def heatmap(
             raise EvaluationError(
                 f"the archive codes no matrix `{short}`",
                 location=str(archive),
-                hint=did_you_mean(nearest(short, opened.names)),
+                hint=did_you_mean(nearest(short, opened.names, 1)),
             )
         decoded = opened.matrix(short)
         stored = opened.errors[short]

@@ -205,4 +205,4 @@ def test_a_decoder_for_what_needs_none(run, family, tiny_llama, text, tmp_path):
     assert "leave out `--decoder`" in refused.err
     folder = run("eval", tiny_llama, "--text", text, "--decoder", decoder)
     assert folder.code == 4
-    assert "a decoder belongs to an archive" in folder.err
+    assert "a decoder is for archives" in folder.err

@@ -185,5 +185,5 @@ def test_what_does_not_fit_is_refused(
 
 
 def test_no_folder_of_peft(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(AdapterError, match="no folder of a peft adapter"):
+    with pytest.raises(AdapterError, match="not a PEFT adapter folder"):
         import_peft(base, tmp_path, tmp_path / "in.adapter")

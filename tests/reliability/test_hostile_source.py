@@ -155,7 +155,7 @@ def test_files_that_no_compile_embeds_are_not_written(
     evil_archive(tmp_path / "evil.reallm", "file", name)
     code = main(["reconstruct", str(tmp_path / "evil.reallm"), "-o", str(tmp_path / "out")])
     assert code == 5
-    assert "no config or tokenizer file" in capsys.readouterr().err
+    assert "not a config or tokenizer file" in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["evil.reallm"]
 
 

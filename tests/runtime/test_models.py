@@ -265,7 +265,7 @@ def test_unsound_sources_are_refused(tmp_path: Path) -> None:
         reallm.load(tmp_path / "nowhere.reallm")
     folder = tmp_path / "model"
     transformers.LlamaModel(config("LlamaConfig", **TINY)).save_pretrained(folder)
-    with pytest.raises(SourceError, match="an adapter belongs to an archive"):
+    with pytest.raises(SourceError, match="an adapter is for archives"):
         reallm.load(folder, adapter="tuned.adapter")
     (folder / "model.safetensors").unlink()
     with pytest.raises(SourceError, match="its config alone is there"):
