@@ -105,7 +105,7 @@ def test_every_function_that_takes_long(
         "window": 16,
         "held_out": 2,
         "block": {"batch": 4, "epochs": 2},
-        "e2e": {"batch": 2, "steps": 2},
+        "e2e": {"batch": 2, "steps": 2, "loss": "distill"},
     }
     events: list[Event] = []
     finetune(

@@ -54,13 +54,12 @@ from reallm_compiler.planning.statistics import (
 from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.publish import refuse_inputs
 from reallm_compiler.runs.backends import InProcess, results
+from reallm_compiler.runs.counter import TaskCounter, record
 from reallm_compiler.runs.devices import choose_device, device_title
 from reallm_compiler.runs.identity import digest_of, machine_fields
 from reallm_compiler.runs.job import Context
 from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.runs.output import Output
-from reallm_compiler.runs.progress import Progress as Count
-from reallm_compiler.runs.progress import record
 from reallm_compiler.runs.resume import finished_tasks, start
 from reallm_compiler.runs.sink import FileSink
 from reallm_compiler.runs.sources import check_digests, checked_sources
@@ -250,7 +249,7 @@ def _calibrate(
             running = results(InProcess(), job, graph, done, stop, emit)
             with closing(running):
                 same = checked_sources(running, done, inventory.path)
-                record(same, done, journal, states, Count(graph, done, emit))
+                record(same, done, journal, states, TaskCounter(graph, done, emit))
             _finish(ready, output, done, identity)
             output.publish()
             states.remove_all()

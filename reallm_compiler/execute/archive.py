@@ -26,9 +26,9 @@ from reallm_compiler.execute.tasks import compile_tasks
 from reallm_compiler.planning.document import to_document
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.runs.backends import backend_for, results
+from reallm_compiler.runs.counter import TaskCounter, record
 from reallm_compiler.runs.identity import digest_of
 from reallm_compiler.runs.output import Output
-from reallm_compiler.runs.progress import Progress, record
 from reallm_compiler.runs.resume import finished_tasks, start
 from reallm_compiler.runs.sources import checked_sources
 from reallm_compiler.runs.stop import StopRequest
@@ -75,13 +75,13 @@ def compile_archive(
                 start(journal, identity)
             stop.kept = True
             resumed = len(done)
-            progress = Progress(graph, done, options.on_event)
+            counter = TaskCounter(graph, done, options.on_event)
             options.on_event(
                 preflight_event(
                     workers,
                     device,
                     graph,
-                    progress,
+                    counter,
                     file_bytes=plan.layout.file_bytes,
                     disk_bytes=0 if done else plan.layout.file_bytes,
                     disk_free_bytes=disk,
@@ -99,7 +99,7 @@ def compile_archive(
             running = results(backend_for(workers.count), job, graph, done, stop, options.on_event)
             with closing(running):
                 same = checked_sources(running, done, inventory.path)
-                record(same, done, journal, states, progress)
+                record(same, done, journal, states, counter)
             _finish(plan, output, done, identity)
             output.publish()
             states.remove_all()

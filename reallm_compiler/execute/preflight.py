@@ -22,8 +22,8 @@ from reallm_compiler.execute.bands import numel_in_memory
 from reallm_compiler.execute.events import Preflight
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
+from reallm_compiler.runs.counter import TaskCounter
 from reallm_compiler.runs.devices import device_title
-from reallm_compiler.runs.progress import Progress
 from reallm_compiler.runs.tasks import TaskGraph
 from reallm_compiler.storage.matrix import group_bytes
 from reallm_compiler.system import cores, free_memory
@@ -195,7 +195,7 @@ def preflight_event(
     workers: Workers,
     device: torch.device,
     graph: TaskGraph,
-    progress: Progress,
+    counter: TaskCounter,
     *,
     file_bytes: int,
     disk_bytes: int,
@@ -215,9 +215,9 @@ def preflight_event(
         device_free_bytes=workers.device_free_bytes,
         workers=workers.count,
         tasks=len(graph),
-        tasks_done=progress.tasks,
+        tasks_done=counter.tasks,
         numel=sum(task.numel for task in graph.tasks),
-        numel_done=progress.numel,
+        numel_done=counter.numel,
         operations=operations,
         notes=notes,
     )

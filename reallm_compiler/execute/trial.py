@@ -19,7 +19,7 @@ from reallm_compiler.planning.build import KIND
 from reallm_compiler.planning.document import section_blocks, to_document
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.runs.backends import backend_for, results
-from reallm_compiler.runs.progress import Progress
+from reallm_compiler.runs.counter import TaskCounter
 from reallm_compiler.runs.stop import StopRequest
 from reallm_formats import layout
 
@@ -77,13 +77,13 @@ def run_trial(
     """
     graph = trial_tasks(plan)
     workers = choose_workers(plan, options.workers, len(graph), device)
-    progress = Progress(graph, {}, options.on_event)
+    counter = TaskCounter(graph, {}, options.on_event)
     options.on_event(
         preflight_event(
             workers,
             device,
             graph,
-            progress,
+            counter,
             file_bytes=0,
             disk_bytes=0,
             disk_free_bytes=0,
@@ -100,5 +100,5 @@ def run_trial(
     ) as running:
         for result in running:
             errors.update(result.errors)
-            progress.finished(result)
+            counter.finished(result)
     return {matrix.name: errors[matrix.name] for matrix in plan.matrices}

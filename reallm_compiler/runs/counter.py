@@ -1,4 +1,4 @@
-"""How far a run is: finished tasks are counted, journalled and reported."""
+"""Finished tasks of a run are counted, written to the journal and reported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reallm_compiler.runs.tasks import TaskGraph, TaskResult
 from reallm_compiler.runs.training import StateFiles
 
 
-class Progress:
+class TaskCounter:
     """Counts finished tasks and reports each.
 
     Attributes:
@@ -46,7 +46,7 @@ def record(
     done: dict[str, TaskResult],
     journal: Journal,
     states: StateFiles,
-    progress: Progress,
+    counter: TaskCounter,
 ) -> None:
     """Put each result into the journal as soon as it is there, then into `done`.
 
@@ -57,4 +57,4 @@ def record(
         journal.append(result.to_record())
         states.remove(result.task)
         done[result.task] = result
-        progress.finished(result)
+        counter.finished(result)
