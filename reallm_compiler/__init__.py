@@ -8,7 +8,8 @@
     model, tokenizer = reallm.load("out.reallm")
 
 Commands of the command line have their functions: `calibrate`, `compile`, `verify`,
-`reconstruct`, `eval`, `survey`, `tune` (for `finetune`). All mistakes are raised as `ReallmError`.
+`reconstruct`, `eval`, `survey`, `tune` (for `finetune`). What they return, what they raise (always
+a `ReallmError`) and the events that they report have their names here too.
 
 Importing this package imports neither torch nor transformers: each name brings what it needs
 when it is first used.
@@ -23,23 +24,109 @@ from reallm_compiler import distribution
 from reallm_compiler.system import check_system
 
 if TYPE_CHECKING:
+    from reallm_compiler.calibration.events import CalibrateReport, ChunkDone, Sampled
+    from reallm_compiler.calibration.events import Event as CalibrateEvent
+    from reallm_compiler.calibration.events import Started as CalibrateStarted
     from reallm_compiler.calibration.run import calibrate
-    from reallm_compiler.errors import ReallmError
+    from reallm_compiler.errors import (
+        AdapterError,
+        CalibrateError,
+        CodecError,
+        CompileError,
+        EvaluationError,
+        FinetuneError,
+        FormatError,
+        OutputError,
+        Problem,
+        ReallmError,
+        RecipeError,
+        RegistryError,
+        ResumeError,
+        SourceError,
+    )
     from reallm_compiler.evaluate.models import evaluate_files as eval
+    from reallm_compiler.evaluate.perplexity import Evaluation
     from reallm_compiler.evaluate.survey import survey_model as survey
+    from reallm_compiler.evaluate.survey_report import Survey
+    from reallm_compiler.execute.events import Checked, CompileReport, Preflight
+    from reallm_compiler.execute.events import Event as CompileEvent
     from reallm_compiler.execute.run import compile_model as compile
+    from reallm_compiler.finetune.events import (
+        BatchDone,
+        BlockDone,
+        FinetuneReport,
+        StepDone,
+        TensorsRead,
+    )
+    from reallm_compiler.finetune.events import Event as FinetuneEvent
+    from reallm_compiler.finetune.events import Started as FinetuneStarted
+    from reallm_compiler.finetune.options import FinetuneOptions
     from reallm_compiler.finetune.run import finetune as tune
+    from reallm_compiler.planning.budget import Budget, MatrixBudget, Totals
     from reallm_compiler.planning.build import plan
+    from reallm_compiler.planning.model import Plan
+    from reallm_compiler.progress import OnProgress, Progress
+    from reallm_compiler.reader.archive import ModelArchive
     from reallm_compiler.reader.archive import open_archive as open
     from reallm_compiler.reader.reconstruct import reconstruct
     from reallm_compiler.reader.verify import verify
-    from reallm_compiler.recipe import load_recipe
-    from reallm_compiler.runtime import load, open_tunable
+    from reallm_compiler.recipe.load import load_recipe
+    from reallm_compiler.recipe.model import Recipe
+    from reallm_compiler.runs.events import TaskDone, Training
+    from reallm_compiler.runs.stop import Interrupted
+    from reallm_compiler.runtime.models import load
+    from reallm_compiler.runtime.tunable import TunableModel, open_tunable
+    from reallm_formats import Damage
 
 __version__ = distribution.VERSION
 
 __all__ = [
+    "AdapterError",
+    "BatchDone",
+    "BlockDone",
+    "Budget",
+    "CalibrateError",
+    "CalibrateEvent",
+    "CalibrateReport",
+    "CalibrateStarted",
+    "Checked",
+    "ChunkDone",
+    "CodecError",
+    "CompileError",
+    "CompileEvent",
+    "CompileReport",
+    "Damage",
+    "Evaluation",
+    "EvaluationError",
+    "FinetuneError",
+    "FinetuneEvent",
+    "FinetuneOptions",
+    "FinetuneReport",
+    "FinetuneStarted",
+    "FormatError",
+    "Interrupted",
+    "MatrixBudget",
+    "ModelArchive",
+    "OnProgress",
+    "OutputError",
+    "Plan",
+    "Preflight",
+    "Problem",
+    "Progress",
     "ReallmError",
+    "Recipe",
+    "RecipeError",
+    "RegistryError",
+    "ResumeError",
+    "Sampled",
+    "SourceError",
+    "StepDone",
+    "Survey",
+    "TaskDone",
+    "TensorsRead",
+    "Totals",
+    "Training",
+    "TunableModel",
     "__version__",
     "calibrate",
     "compile",
@@ -56,12 +143,57 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AdapterError": ("reallm_compiler.errors", "AdapterError"),
+    "BatchDone": ("reallm_compiler.finetune.events", "BatchDone"),
+    "BlockDone": ("reallm_compiler.finetune.events", "BlockDone"),
+    "Budget": ("reallm_compiler.planning.budget", "Budget"),
+    "CalibrateError": ("reallm_compiler.errors", "CalibrateError"),
+    "CalibrateEvent": ("reallm_compiler.calibration.events", "Event"),
+    "CalibrateReport": ("reallm_compiler.calibration.events", "CalibrateReport"),
+    "CalibrateStarted": ("reallm_compiler.calibration.events", "Started"),
+    "Checked": ("reallm_compiler.execute.events", "Checked"),
+    "ChunkDone": ("reallm_compiler.calibration.events", "ChunkDone"),
+    "CodecError": ("reallm_compiler.errors", "CodecError"),
+    "CompileError": ("reallm_compiler.errors", "CompileError"),
+    "CompileEvent": ("reallm_compiler.execute.events", "Event"),
+    "CompileReport": ("reallm_compiler.execute.events", "CompileReport"),
+    "Damage": ("reallm_formats", "Damage"),
+    "Evaluation": ("reallm_compiler.evaluate.perplexity", "Evaluation"),
+    "EvaluationError": ("reallm_compiler.errors", "EvaluationError"),
+    "FinetuneError": ("reallm_compiler.errors", "FinetuneError"),
+    "FinetuneEvent": ("reallm_compiler.finetune.events", "Event"),
+    "FinetuneOptions": ("reallm_compiler.finetune.options", "FinetuneOptions"),
+    "FinetuneReport": ("reallm_compiler.finetune.events", "FinetuneReport"),
+    "FinetuneStarted": ("reallm_compiler.finetune.events", "Started"),
+    "FormatError": ("reallm_compiler.errors", "FormatError"),
+    "Interrupted": ("reallm_compiler.runs.stop", "Interrupted"),
+    "MatrixBudget": ("reallm_compiler.planning.budget", "MatrixBudget"),
+    "ModelArchive": ("reallm_compiler.reader.archive", "ModelArchive"),
+    "OnProgress": ("reallm_compiler.progress", "OnProgress"),
+    "OutputError": ("reallm_compiler.errors", "OutputError"),
+    "Plan": ("reallm_compiler.planning.model", "Plan"),
+    "Preflight": ("reallm_compiler.execute.events", "Preflight"),
+    "Problem": ("reallm_compiler.errors", "Problem"),
+    "Progress": ("reallm_compiler.progress", "Progress"),
     "ReallmError": ("reallm_compiler.errors", "ReallmError"),
+    "Recipe": ("reallm_compiler.recipe.model", "Recipe"),
+    "RecipeError": ("reallm_compiler.errors", "RecipeError"),
+    "RegistryError": ("reallm_compiler.errors", "RegistryError"),
+    "ResumeError": ("reallm_compiler.errors", "ResumeError"),
+    "Sampled": ("reallm_compiler.calibration.events", "Sampled"),
+    "SourceError": ("reallm_compiler.errors", "SourceError"),
+    "StepDone": ("reallm_compiler.finetune.events", "StepDone"),
+    "Survey": ("reallm_compiler.evaluate.survey_report", "Survey"),
+    "TaskDone": ("reallm_compiler.runs.events", "TaskDone"),
+    "TensorsRead": ("reallm_compiler.finetune.events", "TensorsRead"),
+    "Totals": ("reallm_compiler.planning.budget", "Totals"),
+    "Training": ("reallm_compiler.runs.events", "Training"),
+    "TunableModel": ("reallm_compiler.runtime.tunable", "TunableModel"),
     "calibrate": ("reallm_compiler.calibration.run", "calibrate"),
     "compile": ("reallm_compiler.execute.run", "compile_model"),
     "eval": ("reallm_compiler.evaluate.models", "evaluate_files"),
     "load": ("reallm_compiler.runtime.models", "load"),
-    "load_recipe": ("reallm_compiler.recipe", "load_recipe"),
+    "load_recipe": ("reallm_compiler.recipe.load", "load_recipe"),
     "open": ("reallm_compiler.reader.archive", "open_archive"),
     "open_tunable": ("reallm_compiler.runtime.tunable", "open_tunable"),
     "plan": ("reallm_compiler.planning.build", "plan"),
@@ -70,6 +202,7 @@ _HOMES = {
     "tune": ("reallm_compiler.finetune.run", "finetune"),
     "verify": ("reallm_compiler.reader.verify", "verify"),
 }
+"""Where each name is: a module, and the name there."""
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

@@ -2,30 +2,89 @@
 
 from __future__ import annotations
 
+import ast
 import pickle
 import pydoc
 import re
 import subprocess
 import sys
 import traceback
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import reallm_compiler
 import reallm_formats
+from reallm_compiler import errors
 from reallm_compiler.checkpoint import open_source
 
-NAMES = (
-    *("ReallmError", "calibrate", "compile", "eval", "load", "load_recipe", "open"),
-    *("open_tunable", "plan", "reconstruct", "survey", "tune", "verify"),
+ROOT = Path(__file__).parent.parent
+FUNCTIONS = (
+    *("calibrate", "compile", "eval", "load", "load_recipe", "open", "open_tunable", "plan"),
+    *("reconstruct", "survey", "tune", "verify"),
 )
+ERRORS = (
+    *("AdapterError", "CalibrateError", "CodecError", "CompileError", "EvaluationError"),
+    *("FinetuneError", "FormatError", "Interrupted", "OutputError", "ReallmError", "RecipeError"),
+    *("RegistryError", "ResumeError", "SourceError"),
+)
+EVENTS = (
+    *("BatchDone", "BlockDone", "CalibrateStarted", "Checked", "ChunkDone", "FinetuneStarted"),
+    *("Preflight", "Sampled", "StepDone", "TaskDone", "TensorsRead", "Training"),
+)
+UNIONS = ("CalibrateEvent", "CompileEvent", "FinetuneEvent", "OnProgress", "Progress")
+VALUES = (
+    *("Budget", "CalibrateReport", "CompileReport", "Damage", "Evaluation", "FinetuneOptions"),
+    *("FinetuneReport", "MatrixBudget", "ModelArchive", "Plan", "Problem", "Recipe", "Survey"),
+    *("Totals", "TunableModel"),
+)
+NAMES = (*FUNCTIONS, *ERRORS, *EVENTS, *UNIONS, *VALUES)
 
 
 def test_names_of_the_package() -> None:
     assert sorted(reallm_compiler.__all__) == sorted([*NAMES, "__version__"])
-    for name in NAMES:
+    for name in FUNCTIONS:
         assert callable(getattr(reallm_compiler, name)), name
+    for name in (*ERRORS, *EVENTS, *VALUES):
+        assert isinstance(getattr(reallm_compiler, name), type), name
+    for name in ERRORS:
+        assert issubclass(getattr(reallm_compiler, name), reallm_compiler.ReallmError), name
     assert re.fullmatch(r"\d+\.\d+\.\d+", reallm_compiler.__version__)
+
+
+def test_every_error_and_event_has_a_name() -> None:
+    raised = {name for name in vars(errors) if name.endswith("Error")}
+    assert raised <= set(ERRORS)
+    events = {
+        event
+        for union in ("CalibrateEvent", "CompileEvent", "FinetuneEvent")
+        for event in get_args(getattr(reallm_compiler, union))
+    }
+    assert events == {getattr(reallm_compiler, name) for name in EVENTS}
+
+
+def test_a_type_checker_sees_what_is_imported_when_it_is_used() -> None:
+    tree = ast.parse((ROOT / "reallm_compiler" / "__init__.py").read_text())
+    seen = next(node for node in tree.body if isinstance(node, ast.If))
+    homes = {
+        alias.asname or alias.name: (node.module, alias.name)
+        for node in seen.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert homes == reallm_compiler._HOMES
+    assert set(homes) == set(NAMES)
+
+
+def test_the_api_page_shows_every_name() -> None:
+    shown = set(re.findall(r"^::: (\S+)", (ROOT / "docs" / "api.md").read_text(), re.M))
+    missing = [
+        f"{module}.{name}"
+        for module, name in reallm_compiler._HOMES.values()
+        if f"{module}.{name}" not in shown and module not in shown
+    ]
+    assert missing == []
 
 
 def test_dir_and_help_show_them_and_nothing_else() -> None:
