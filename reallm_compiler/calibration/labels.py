@@ -32,18 +32,22 @@ def gradient_of_logits(logits: Tensor, chunk: Chunk, seed: int) -> Tensor:
 
 
 def draw(probabilities: Tensor, seed: int, name: str) -> Tensor:
-    """int64 [n]: a label for each row of probabilities [n, v], drawn by inverting their sums.
+    """int64 [n]: a label for each row of probabilities [n, v].
 
     The uniform numbers come from a generator on the CPU, so they are the same on every device.
     """
     generator = torch.Generator().manual_seed(seed_for(seed, name))
     uniform = torch.rand(len(probabilities), dtype=torch.float64, generator=generator)
+    return inverted(probabilities, uniform)
+
+
+def inverted(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """int64 [n]: where the sums of probabilities [n, v] pass uniform numbers [n], float64."""
     labels = torch.empty(len(probabilities), dtype=torch.int64)
     step = max(1, PIECE // probabilities.shape[1])
     for first in range(0, len(labels), step):
         sums = probabilities[first : first + step].cpu().cumsum(1, dtype=torch.float64)  # [n, v]
         threshold = uniform[first : first + step] * sums[:, -1]
-        labels[first : first + step] = torch.searchsorted(sums, threshold[:, None], right=True)[
-            :, 0
-        ]
+        found = torch.searchsorted(sums, threshold[:, None], right=True)  # [n, 1]
+        labels[first : first + step] = found[:, 0]
     return labels.clamp_(max=probabilities.shape[1] - 1).to(probabilities.device)

@@ -23,6 +23,7 @@ import torch
 from reallm_compiler.calibration.events import CalibrateReport, ChunkDone, Event, Started
 from reallm_compiler.calibration.options import CalibrateOptions
 from reallm_compiler.calibration.original import Original
+from reallm_compiler.calibration.own_text import OwnText
 from reallm_compiler.calibration.passes import PassRunner
 from reallm_compiler.calibration.preflight import (
     check_disk,
@@ -166,6 +167,7 @@ class _Prepared:
     layout: Layout
     settings: Mapping[str, Any]
     text: bytes
+    own_text: OwnText | None
     width: int
 
 
@@ -188,7 +190,7 @@ def _calibrate(
     output.check(force=force or output.journal.exists())
     with output.open_journal() as journal, fixed_numerics(THREADS, device):
         stop.kept = bool(journal.records)
-        ready = _prepare(inventory, paths, options, device)
+        ready = _prepare(inventory, paths, options, device, output, emit)
         measurement = ready.probed.measurement
         graph = measurement.tasks()
         identity = {
@@ -220,6 +222,8 @@ def _calibrate(
             if reserve:
                 output.reserve(ready.layout)
                 states.remove_all()
+                if ready.own_text is not None:
+                    ready.own_text.keep()
                 start(journal, identity)
             stop.kept = True
             resumed = len(done)
@@ -262,6 +266,8 @@ def _prepare(
     paths: tuple[str | os.PathLike[str], ...],
     options: CalibrateOptions,
     device: torch.device,
+    output: Output,
+    emit: Callable[[Event], None],
 ) -> _Prepared:
     """The model, the sequences and the layout.
 
@@ -277,13 +283,26 @@ def _prepare(
             location=files.label,
             hint="put its tokenizer.json beside config.json",
         )
-    texts, digest = read_texts(paths, CalibrateError)
+    if options.own_text and paths:
+        raise CalibrateError(
+            "a text is given, and the model was to write one itself",
+            hint="leave out `--text` or `--own-text`",
+        )
+    texts, digest = ([], b"") if options.own_text else read_texts(paths, CalibrateError)
     facts = measured_matrices(inventory)
     if not facts:
         raise SourceError("this model has no linear layer to measure", location=files.label)
     original = Original(inventory, facts, device)
     window = window_of(options.window, [usable_positions(original.model)], CalibrateError)
-    sequences = draw_sequences(tokenizer, texts, window, options)
+    own_text = None
+    if options.own_text:
+        own_text = _own_text(inventory, output, options, window, device)
+        sequences = own_text.sequences(
+            files, tokenizer, options.samples, window, options.seed, device, emit
+        )
+        digest = hashlib.sha256(torch.tensor(sequences).numpy().tobytes()).digest()
+    else:
+        sequences = draw_sequences(tokenizer, texts, window, options)
     with original.as_a_whole():
         largest = max(map(max, sequences))
         check_reads(original.model, sequences[0], largest, CalibrateError)
@@ -308,8 +327,27 @@ def _prepare(
         layout=statistics_layout(document),
         settings=settings,
         text=digest,
+        own_text=own_text,
         width=width,
     )
+
+
+def _own_text(
+    inventory: Inventory,
+    output: Output,
+    options: CalibrateOptions,
+    window: int,
+    device: torch.device,
+) -> OwnText:
+    """The text that the model writes, with what an interrupted run has drawn of it."""
+    identity = {
+        "window": str(window),
+        "seed": str(options.seed),
+        "source": digest_of(shard_facts(inventory)),
+        **machine_fields(device),
+    }
+    path = StateFiles(output.partial, digest_of(identity)).path("own text")
+    return OwnText(path, identity)
 
 
 def _spill_bytes(ready: _Prepared, spill: Spill) -> int:
