@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -102,6 +104,22 @@ def test_its_sections_keep_its_size_law(share: str | None) -> None:
     error = float((decoded - weight).norm() / weight.norm())
     assert error == pytest.approx(coded.relative_error, rel=1e-5)
     assert error < 0.12
+
+
+@pytest.mark.usefixtures("lloyd_max")
+def test_the_property_tests_draw_it_and_its_plans_keep_the_size_law() -> None:
+    from reallm_compiler.stages import MatrixPlan
+    from tests.codecs.size_law import check_plan
+    from tests.plans import some_fields
+
+    coded = 0
+    for number in range(60):
+        fields = some_fields(random.Random(number))
+        if fields["quantizer"]["kind"] != "lloyd_max":
+            continue
+        with contextlib.suppress(ValidationError):  # kinds that do not go together
+            coded += check_plan(MatrixPlan.model_validate(fields), (8, 16), number)
+    assert coded > 1
 
 
 @pytest.mark.usefixtures("lloyd_max")

@@ -12,11 +12,10 @@ import copy
 import json
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage.base import SectionSpec
@@ -24,6 +23,7 @@ from reallm_compiler.storage.matrix import layout_of
 from reallm_compiler.storage.values import Ones, Order
 from reallm_formats.dtypes import BITS, CODES, FLOATS, section_bytes
 from tests.faults.fuzzing import HOSTILE, edit, walk
+from tests.plans import some_plan
 from vectors import forge
 
 Plain = dict[str, Any]
@@ -60,76 +60,6 @@ LINEAR = {
     f"{LAYER}mlp.up_proj": (24, 16),
     f"{LAYER}mlp.down_proj": (16, 24),
 }
-TYPES = ("float32", "float16", "bfloat16")
-
-
-def some_plan(draw: random.Random, share: str) -> MatrixPlan:
-    """A plan of any kinds that go together, perhaps of the group `share`."""
-    pick = draw.choice
-    while True:
-        scales = {
-            "per": pick(("tensor", "row", "column", "block")),
-            "block": pick((2, 16, 64)),
-            "dtype": pick(TYPES),
-            "bits": pick((None, 2, 8)),
-            "superblock": pick((2, 256)),
-        }
-        plain: Plain = {
-            "residual": pick(
-                (
-                    {"kind": "none"},
-                    {"kind": "low_rank", "rank": pick((1, 3, "1/2")), "dtype": pick(TYPES)},
-                    {"kind": "low_rank", "rank": 2, "dtype": "int8"},
-                )
-            ),
-            "transform": pick(
-                (
-                    [],
-                    [{"kind": "hadamard", "block": pick((2, 64)), "sides": pick(("both", "rows"))}],
-                    [{"kind": "normalize", "by": pick(("absmax", "rms")), **scales}],
-                )
-            ),
-            "autoencoder": pick(
-                (
-                    {"kind": "identity"},
-                    {"kind": "identity"},
-                    {
-                        "kind": "hnerv",
-                        "patch": pick((4, 8)),
-                        "latent": [pick((1, 3)), 2, 2],
-                        "width": pick((1, 3)),
-                        "decoder_bits": pick((2, 6)),
-                    },
-                )
-            ),
-            "permutation": pick(
-                ({"kind": "none"}, {"kind": "nearest", "rows": pick((1, 5, "all"))})
-            ),
-            "scales": pick(
-                ({"kind": "none"}, {"kind": pick(("rms", "absmax", "minmax")), **scales})
-            ),
-            "quantizer": pick(
-                (
-                    {"kind": "none", "dtype": pick(("source", *TYPES))},
-                    {"kind": "uniform", "bits": pick((1, 3, 8))},
-                    {"kind": "normal_float", "bits": pick((2, 4))},
-                    {
-                        "kind": "vq",
-                        "bits": pick(("1/2", 1, 2)),
-                        "dim": pick((2, 4)),
-                        "axis": pick(("rows", "cols")),
-                        "dtype": pick(TYPES),
-                    },
-                    {"kind": "trellis", "bits": pick((1, "9/4", 3)), "memory": pick((4, 6))},
-                )
-            ),
-            "dora": pick((False, True)),
-            "share": pick((None, None, share)),
-        }
-        try:
-            return MatrixPlan.model_validate(plain)
-        except ValidationError:
-            continue
 
 
 def meaningful(draw: random.Random, spec: SectionSpec) -> bytes:
@@ -164,8 +94,6 @@ def floats(values: Any, dtype: str) -> bytes:
 
 def some_archive(draw: random.Random) -> tuple[Plain, list[Section]]:
     """Document and sections of an archive that means something."""
-    plans = [some_plan(draw, f"g/../{n}") for n in range(draw.choice((1, 1, 3)))]
-    plain = [plan.plain() for plan in plans]
     dtype = draw.choice(("f32", "f32", "bf16", "f16", "f64"))
     model = draw.random() < 0.6
     shapes: dict[str, tuple[int, int]] = dict(LINEAR)
@@ -176,6 +104,9 @@ def some_archive(draw: random.Random) -> tuple[Plain, list[Section]]:
     if not model:
         stack = draw.choice(((3, 4), (8, 8)))
         named += [(f"e.{n}", "e", n, stack) for n in range(2)]
+    extents = {shape for *_, shape in named}
+    groups = [f"g/../{n}" for n in range(draw.choice((1, 1, 3)))]
+    plain = [fitting_plan(draw, group, extents, dtype).plain() for group in groups]
     turned = not model and draw.random() < 0.3
     for name, tensor, index, shape in named:
         rows.append(
@@ -186,11 +117,11 @@ def some_archive(draw: random.Random) -> tuple[Plain, list[Section]]:
                 "tensor": tensor,
                 "index": index,
                 "transposed": turned,
-                "method": draw.randrange(len(plans)),
+                "method": draw.randrange(len(plain)),
                 "relative_error": draw.random(),
             }
         )
-    for index in range(len(plans)):  # each is used
+    for index in range(len(plain)):  # each is used
         rows[index]["method"] = index
     sections: list[Section] = []
     if model:
@@ -208,6 +139,16 @@ def some_archive(draw: random.Random) -> tuple[Plain, list[Section]]:
     }
     fill(draw, document, sections)
     return document, sections
+
+
+def fitting_plan(
+    draw: random.Random, share: str, shapes: Iterable[tuple[int, int]], dtype: str
+) -> MatrixPlan:
+    """A plan that can code matrices of all these shapes."""
+    while True:
+        plan = some_plan(draw, share)
+        if all(layout_of(plan, shape, dtype).refusal is None for shape in shapes):
+            return plan
 
 
 def fill(draw: random.Random, document: Plain, sections: list[Section]) -> None:
