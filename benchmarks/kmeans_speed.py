@@ -93,7 +93,7 @@ def main() -> None:
         f"faiss {faiss.__version__}\n"
     )
     print(
-        "| bits, dim | words | vectors | faiss (s) | reach (s) | reach / faiss | reached "
+        "| bits, dim | codewords | vectors | faiss (s) | reach (s) | reach / faiss | reached "
         "| whole (s) | our error | faiss's error |\n|---|---|---|---|---|---|---|---|---|---|"
     )
     few = torch.randn(4096, 2)

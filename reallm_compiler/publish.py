@@ -92,7 +92,7 @@ def locked_output(path: Path) -> Iterator[None]:
             interrupted = b"\n" in file.read()  # a torn first line is no record
         if interrupted:
             raise OutputError(
-                "an interrupted compile of this output can still go on",
+                "an interrupted compile of this output can still be resumed",
                 location=str(path),
                 hint=f"finish it, choose another output, or delete `{journal.name}`",
             )

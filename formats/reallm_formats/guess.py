@@ -62,7 +62,7 @@ def check_magic(head: bytes) -> None:
             "H1",
             "the file starts with zeros: it was reserved and never finished",
             location="header, byte 0",
-            hint="run the same compile again; it goes on where it stopped",
+            hint="run the same compile again; it resumes where it stopped",
         )
     kind, hint = _other_format(head)
     raise FormatError(

@@ -272,7 +272,7 @@ class PassRunner:
             if self._context.stop_requested():
                 raise Interrupted(
                     "stopped: the finished blocks are kept",
-                    hint="run the same command again to go on where it stood",
+                    hint="run the same command again to resume where it stopped",
                 )
             taken = self._chunks[first : first + self._workers]
             yield [(first + index, chunk.to(self._device)) for index, chunk in enumerate(taken)]

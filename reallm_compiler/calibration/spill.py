@@ -91,5 +91,5 @@ class Spill:
         return CalibrateError(
             f"hidden states cannot be {verb}: {error.strerror or error}",
             location=str(self._path(name)),
-            hint="make room and run the same command again: finished blocks are kept",
+            hint="free disk space and run the same command again: finished blocks are kept",
         )

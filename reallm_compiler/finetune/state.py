@@ -102,7 +102,7 @@ class State:
             raise Interrupted(
                 "stopped: what was tuned so far is kept",
                 location=str(self.path),
-                hint="run the same command again to go on where it stood",
+                hint="run the same command again to resume where it stopped",
             )
 
     def remove(self) -> None:

@@ -252,7 +252,7 @@ class Worker:
             note="it was killed from outside, most often because memory ran out"
             if code < 0
             else f"it ended with code {code}; its output is printed above",
-            hint="run the same command again to go on, with fewer `--workers` if memory is short",
+            hint="run the same command again to resume, with fewer `--workers` if memory is short",
         )
         error.__cause__ = cause
         return error

@@ -63,7 +63,7 @@ class StopRequest:
         if self.kept:
             return Interrupted(
                 "stopped: the finished matrices are kept",
-                hint="run the same command again to go on where it stood",
+                hint="run the same command again to resume where it stopped",
             )
         return Interrupted("stopped: nothing was written", hint="run the same command again")
 

@@ -165,5 +165,5 @@ class TaskCallback:
                 "stopped: the finished matrices are kept, and the training under way"
                 if self._states is not None
                 else "stopped",
-                hint="run the same command again to go on where it stood",
+                hint="run the same command again to resume where it stopped",
             )

@@ -105,7 +105,7 @@ def test_from_the_reservation_on_it_can_go_on(
         struck(patch, module, name, number)
         with pytest.raises(Interrupted, match="finished matrices are kept") as caught:
             compiled(tiny_recipe, tiny_llama, path)
-    assert caught.value.hint == "run the same command again to go on where it stood"
+    assert caught.value.hint == "run the same command again to resume where it stopped"
     report = reallm.compile(
         tiny_recipe, model=tiny_llama, output=path, resume="required", device="cpu"
     )
@@ -166,7 +166,7 @@ def test_a_run_that_starts_over_goes_on_only_without_that(
     tiny_llama: Path, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     error = stopped(tiny_recipe, tiny_llama, tmp_path / "o.reallm", 2, resume="never")
-    assert "again without `--resume never` to go on" in str(error.hint)
+    assert "again without `--resume never` to resume" in str(error.hint)
 
 
 def test_a_trial_keeps_nothing_and_stops_at_once(

@@ -45,7 +45,7 @@ TRAINING_SECONDS = 10.0
         ),
         (
             "reallm compile mine.yaml --resume required",
-            "go on with an interrupted compile, and never start over by mistake",
+            "resume an interrupted compile, and never start over by mistake",
         ),
     ],
 )
@@ -98,8 +98,8 @@ def compile_command(
 ) -> int:
     """Compile a model by a recipe into one verified archive.
 
-    RECIPE is a shipped recipe's name or a YAML file. A compile that was interrupted goes on where
-    it stood when the same command is given again, and ends with the same bytes.
+    RECIPE is a shipped recipe's name or a YAML file. An interrupted compile resumes
+    where it stopped when the same command is given again, and ends with the same bytes.
     """
     check_recipe_path(recipe)
     from reallm_compiler.execute.run import compile_model
