@@ -128,6 +128,23 @@ def adapters() -> Iterator[tuple[str, str, bytes]]:
     yield "A5", "other-rank", row(rank=2)
     yield "A5", "one-more", file([*PARTS, KEPT])
     yield "A5", "no-scales", row(dtype="i8")
+    one = {"name": "tensor:norm.weight", "dtype": "f16", "shape": [3]}
+
+    def other(**changes: Any) -> bytes:  # noqa: ANN401
+        return file(replaced=[{**one, **changes}])
+
+    yield "A1", "replaced-map", file(replaced={})
+    yield "A5", "replaced-missing", other()
+    yield "A6", "replaced-text", file(replaced=["up"])
+    yield "A6", "replaced-no-shape", file(replaced=[{"name": "tensor:x", "dtype": "f16"}])
+    yield "A6", "replaced-name-number", other(name=1)
+    yield "A6", "replaced-codes", other(name="matrix:up/codes", dtype="b3")
+    yield "A6", "replaced-type-number", other(dtype=16)
+    yield "A6", "replaced-file", other(name="file:config.json", dtype="u8")
+    yield "A6", "replaced-shape-text", other(shape="3")
+    yield "A6", "replaced-extent-float", other(shape=[3.0])
+    yield "S3", "replaced-no-form", other(name="norm.weight")
+    yield "M2", "replaced-key", other(later=1)
     yield "D7", "adapter-float", file(provenance={"time": 1.5})
     yield "M2", "adapter-key", file(later=1)
     yield "M2", "adapter-row-key", row(later=1)

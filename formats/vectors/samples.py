@@ -67,7 +67,8 @@ def model(**changes: Any) -> Plain:  # noqa: ANN401 (plain data)
 def adapter(**changes: Any) -> Plain:  # noqa: ANN401 (plain data)
     """The document of an adapter of one matrix."""
     base = bytes(range(32))
-    return {"base": base, "matrices": [ROW], "provenance": {}, "settings": {}, **changes}
+    empty = {"provenance": {}, "replaced": [], "settings": {}}
+    return {"base": base, "matrices": [ROW], **empty, **changes}
 
 
 def decoder(**changes: Any) -> Plain:  # noqa: ANN401 (plain data)

@@ -1,12 +1,13 @@
-"""The document of kind `adapter`: other factors and gains for the matrices of one base.
+"""The document of kind `adapter`: what was tuned, to be used in place of the parts of one base.
 
     base        digest of the model archive that it belongs to
     matrices    one row for each matrix whose factors or gains it replaces
+    replaced    other sections of the base that it replaces: scales, codebooks, norms, biases
     settings    how it was made; open
     provenance  what made it: text, bytes or integers by name
 
 An adapter holds nothing but these parts, so its sections follow from its rows: which, of what
-type and shape, and in what order.
+type and shape, and in what order. Codes are never replaced.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from typing import Any, Final
 
 from reallm_formats import names, v1
 from reallm_formats.checks import closed_map, describe, typed
+from reallm_formats.dtypes import NUMBERS
 from reallm_formats.errors import FormatError
 from reallm_formats.sections import Row
 
-KEYS: Final = ("base", "matrices", "provenance", "settings")
+KEYS: Final = ("base", "matrices", "provenance", "replaced", "settings")
 ROW_KEYS: Final = ("dtype", "gain", "name", "rank", "rounding_error", "shape")
+REPLACED_KEYS: Final = ("dtype", "name", "shape")
 DTYPES: Final = ("bf16", "f16", "f32", "i8")
 """Types of factors; those of type i8 have a scale of type f16 for each column and row."""
 
@@ -80,10 +83,12 @@ class AdapterDocument:
     matrices: tuple[AdapterEntry, ...]
     settings: Mapping[str, Any]
     provenance: Mapping[str, str | bytes | int]
+    replaced: tuple[Row, ...] = ()
 
-    def sections(self) -> list[tuple[str, str, tuple[int, ...]]]:
+    def sections(self) -> list[Row]:
         """(name, dtype, shape) of all sections, in the order of the file."""
-        return [section for row in self.matrices for section in row.sections()]
+        own = [section for row in self.matrices for section in row.sections()]
+        return [*own, *self.replaced]
 
     def plain(self) -> dict[str, Any]:
         """The document as the manifest stores it."""
@@ -92,6 +97,10 @@ class AdapterDocument:
             "matrices": [row.plain() for row in self.matrices],
             "settings": dict(self.settings),
             "provenance": dict(self.provenance),
+            "replaced": [
+                {"name": name, "dtype": dtype, "shape": list(shape)}
+                for name, dtype, shape in self.replaced
+            ],
         }
 
 
@@ -101,7 +110,7 @@ def parse_adapter(
     """The document of kind `adapter` from plain data, checked by itself and against the sections.
 
     Raises:
-        FormatError: rules A1 to A5, D7, M2.
+        FormatError: rules A1 to A6, D7, M2.
     """
     where = "manifest: document"
     items = closed_map(document, KEYS, "A1", where, newer=newer)
@@ -125,7 +134,18 @@ def parse_adapter(
         if type(value) not in (str, bytes, int):
             message = f"this must be text, bytes or an integer, not {describe(value)}"
             raise FormatError("D7", message, location=f"{where}.provenance.{key}")
-    parsed = AdapterDocument(base=base, matrices=matrices, settings=settings, provenance=provenance)
+    others = typed(items["replaced"], list, "A1", f"{where}.replaced")
+    replaced = tuple(
+        _parse_replaced(row, f"{where}.replaced[{index}]", newer=newer)
+        for index, row in enumerate(others)
+    )
+    parsed = AdapterDocument(
+        base=base,
+        matrices=matrices,
+        settings=settings,
+        provenance=provenance,
+        replaced=replaced,
+    )
     _check_sections(sections, parsed.sections())
     return parsed
 
@@ -162,6 +182,22 @@ def _parse_row(value: object, where: str, *, newer: bool) -> AdapterEntry:
         gain=gain,
         rounding_error=error,
     )
+
+
+def _parse_replaced(value: object, where: str, *, newer: bool) -> Row:
+    """A row of `replaced` by itself (rule A6)."""
+    items = closed_map(value, REPLACED_KEYS, "A6", where, newer=newer)
+    name = typed(items["name"], str, "A6", f"{where}.name")
+    if names.parse_name(name, f"{where}.name").space == names.FILE:
+        raise FormatError("A6", "a file is not replaced", location=f"{where}.name")
+    dtype = typed(items["dtype"], str, "A6", f"{where}.dtype")
+    if dtype not in NUMBERS:
+        message = f"a replaced section has a type of numbers, not `{dtype}`"
+        raise FormatError("A6", message, location=f"{where}.dtype")
+    shape = typed(items["shape"], list, "A6", f"{where}.shape")
+    for extent in shape:
+        typed(extent, int, "A6", f"{where}.shape")
+    return name, dtype, tuple(shape)
 
 
 def _check_sections(found: Sequence[Row], wanted: Sequence[Row]) -> None:
