@@ -78,7 +78,7 @@ class NearestOrder(ColumnOrder):
         while start < len(rows):
             block = (first + start) // size
             stop = min((block + 1) * size - first, len(rows))
-            torch.index_select(rows[start:stop], 1, self._positions[block], out=result[start:stop])
+            result[start:stop] = rows[start:stop].index_select(1, self._positions[block])
             start = stop
         return result
 

@@ -1,4 +1,4 @@
-"""An open adapter: the tuned factors and gains of one base, one matrix at a time.
+"""An open adapter: what was tuned of one base, one matrix at a time.
 
     with open_adapter("legal.adapter") as adapter:
         adapter.check_base(base.digest)
@@ -22,6 +22,7 @@ from reallm_compiler.codecs.sections import read_section
 from reallm_compiler.errors import AdapterError
 from reallm_compiler.stages import MatrixPlan, NoResidual
 from reallm_compiler.storage import adapter as adapter_storage
+from reallm_compiler.storage.base import SectionSpec
 from reallm_formats import AdapterEntry, Archive, Closing, Manifest, Verify, names
 
 
@@ -30,7 +31,8 @@ class AdapterArchive(Closing):
 
     Attributes:
         path: the file.
-        rows: what it holds for each matrix, by name.
+        rows: factors and gains that it holds for each matrix, by name.
+        replaced: (type, extents) of the sections that it replaces, by name.
     """
 
     def __init__(self, archive: Archive, path: Path) -> None:
@@ -38,6 +40,9 @@ class AdapterArchive(Closing):
         self.path = path
         self._document = archive.adapter
         self.rows: Mapping[str, AdapterEntry] = {row.name: row for row in self._document.matrices}
+        self.replaced: Mapping[str, tuple[str, tuple[int, ...]]] = {
+            name: (dtype, tuple(shape)) for name, dtype, shape in self._document.replaced
+        }
 
     def __repr__(self) -> str:
         return f"AdapterArchive({str(self.path)!r}, {len(self.rows)} matrices)"
@@ -109,6 +114,14 @@ class AdapterArchive(Closing):
         if row.gain:
             parts["gain"] = sections["gain"].to(torch.float32)
         return parts
+
+    def section(self, name: str, spec: SectionSpec) -> Tensor:
+        """The tensor of a section that it replaces.
+
+        Raises:
+            FormatError: the section is damaged, or holds what it cannot mean.
+        """
+        return read_section(self._archive, name, spec)
 
     def check(self) -> None:
         """Wait until all that was read is checked; see `ModelArchive.check`."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from reallm_compiler.codecs import decode_matrix, from_bytes
+from reallm_compiler.codecs import decode_matrix
 from reallm_compiler.codecs.decoder_file import read_decoder
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.sections import TORCH_DTYPES, read_section
@@ -27,13 +27,14 @@ from reallm_compiler.planning.budget import Budget
 from reallm_compiler.planning.cost import check_cost
 from reallm_compiler.planning.decoders import DecoderFile, find_decoder, find_decoders
 from reallm_compiler.planning.document import from_manifest
+from reallm_compiler.planning.learnable import LearnableSection, learnable_sections
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
 from reallm_compiler.stages import MatrixPlan, NoResidual
 from reallm_compiler.storage import dora as dora_storage
 from reallm_compiler.storage.base import SectionSpec
-from reallm_compiler.storage.matrix import layout_of
+from reallm_compiler.storage.matrix import MatrixLayout, layout_of
 from reallm_formats import Archive, Closing, Manifest, SectionEntry, Verify, names
 
 
@@ -50,6 +51,7 @@ class ModelArchive(Closing):
         self._archive = archive
         self.path = path
         self.adapter: AdapterArchive | None = None
+        self._replacing: Mapping[str, torch.Tensor] = {}
         self._decoder = decoder
         self._reused: dict[str, dict[str, torch.Tensor]] = {}
         self.plan: Plan = from_manifest(archive.manifest, archive.layout)
@@ -198,8 +200,7 @@ class ModelArchive(Closing):
             kept = self._kept.get(name)
             if kept is None:
                 raise _unknown(name, self.tensor_names, "tensor")
-            data = self._archive.read(names.tensor_section(name))
-            values = from_bytes(data, kept.spec).to(device)
+            values = self._values(names.tensor_section(name), kept.spec).to(device)
             return values.to(dtype) if dtype is not None and values.is_floating_point() else values
         decoded = []
         for matrix in sorted(parts, key=lambda part: part.index or 0):
@@ -224,13 +225,28 @@ class ModelArchive(Closing):
         for file in self.plan.files:
             yield file.path, bytes(self._archive.read(names.file_section(file.path)))
 
+    def values(self, section: LearnableSection) -> torch.Tensor:
+        """The stored numbers of a section that tuning may change, those of the adapter in use."""
+        return self._values(section.name, section.spec)
+
+    def coded_sections(self, name: str) -> tuple[MatrixLayout, dict[str, torch.Tensor]]:
+        """Layout and section tensors of the coded part alone of a matrix, by role."""
+        matrix = self._matrix_named(name)
+        layout = layout_of(frozen_plan(matrix.plan), matrix.shape, matrix.dtype)
+        sections = {spec.role: self._section(matrix, spec) for spec in layout.sections}
+        return layout, sections | self._reused_sections(matrix)
+
+    def replace(self, sections: Mapping[str, torch.Tensor]) -> None:
+        """Let these tensors stand for sections of the same names, in their stored types."""
+        self._replacing = dict(sections)
+
     def use(self, adapter: AdapterArchive | None) -> None:
         """Let `matrix` and all that rests on it take the parts of an adapter; None: its own.
 
         The adapter is closed together with the archive.
 
         Raises:
-            AdapterError: the adapter belongs to another base, or holds a matrix of another shape.
+            AdapterError: the adapter belongs to another base, or holds what the base has not.
         """
         if adapter is not None:
             adapter.check_base(self.digest)
@@ -239,6 +255,15 @@ class ModelArchive(Closing):
                 if matrix is None or matrix.shape != row.shape:
                     raise AdapterError(
                         f"the base has no matrix {row.name} of {row.shape[0]} x {row.shape[1]}",
+                        location=str(adapter.path),
+                    )
+            known = learnable_sections(self.plan) if adapter.replaced else {}
+            for name, (dtype, shape) in adapter.replaced.items():
+                one = known.get(name)
+                if one is None or (one.spec.dtype, one.spec.shape) != (dtype, shape):
+                    raise AdapterError(
+                        f"the base has no section {name} of type {dtype} and extents "
+                        f"{list(shape)} that an adapter may replace",
                         location=str(adapter.path),
                     )
         self.adapter = adapter
@@ -308,7 +333,15 @@ class ModelArchive(Closing):
         return self._reused[digest]
 
     def _section(self, matrix: PlannedMatrix, spec: SectionSpec) -> torch.Tensor:
-        return read_section(self._archive, matrix.section_name(spec), spec)
+        return self._values(matrix.section_name(spec), spec)
+
+    def _values(self, name: str, spec: SectionSpec) -> torch.Tensor:
+        """The tensor of a section: what replaces it, else its own."""
+        if name in self._replacing:
+            return self._replacing[name]
+        if self.adapter is not None and name in self.adapter.replaced:
+            return self.adapter.section(name, spec)
+        return read_section(self._archive, name, spec)
 
     def _matrix_named(self, name: str) -> PlannedMatrix:
         by_name = self.plan.by_name

@@ -148,7 +148,7 @@ def look_up(table: Tensor, codes: Tensor) -> Tensor:
     index = index.to(torch.int64)
     if table.shape[1] == 1:
         return torch.index_select(table.view(-1), 0, index)[:, None]
-    if whole is None or table.device.type != "cpu":
+    if whole is None or table.device.type != "cpu" or table.requires_grad:
         return torch.index_select(table, 0, index)
     flat = table.contiguous().view(whole).view(-1)
     return torch.index_select(flat, 0, index).view(table.dtype).view(-1, table.shape[1])

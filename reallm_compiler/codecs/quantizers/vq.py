@@ -211,7 +211,7 @@ def codewords(sections: Mapping[str, Tensor], like: Tensor, dtype: torch.dtype) 
     """The stored codewords [2^(b d), d] in the precision `dtype`, on the device of `like`."""
     codebook = sections["codebook"].to(like.device, dtype)
     scale = sections.get("codebook_scale")
-    return codebook if scale is None else codebook.mul_(scale.to(like.device, dtype))
+    return codebook if scale is None else codebook * scale.to(like.device, dtype)
 
 
 def as_rows(vectors: Tensor, axis: str, shape: Shape) -> Tensor:
