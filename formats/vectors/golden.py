@@ -73,18 +73,18 @@ def accepted() -> Iterator[tuple[str, bytes]]:
         ("matrix:bare/gain", "f16", [2], struct.pack("<2e", 1, 2)),
     ]
     settings = {"stages": ["block", "e2e"], "lr": 1e-05}
-    others: list[forge.Section] = [
+    replaced: list[forge.Section] = [
         ("share:model/codebook", "i8", [2, 1], b"\x7f\x80"),
         ("matrix:up/scales", "f32", [2], struct.pack("<2f", 0.5, 2)),
         KEPT,
     ]
     tuned = adapter(
         matrices=rows,
-        replaced=[dict(zip(("name", "dtype", "shape"), one[:3], strict=True)) for one in others],
+        replaced=[dict(zip(("name", "dtype", "shape"), one[:3], strict=True)) for one in replaced],
         settings=settings,
         provenance={"reallm": "0.1.0"},
     )
-    yield "adapter", archive([*PARTS, *coded, *others], tuned, kind="adapter")
+    yield "adapter", archive([*PARTS, *coded, *replaced], tuned, kind="adapter")
 
     yield "decoder", archive(DECODER, decoder(), kind="decoder")
 

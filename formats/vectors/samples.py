@@ -67,7 +67,7 @@ def model(**changes: Any) -> Plain:  # noqa: ANN401 (plain data)
 def adapter(**changes: Any) -> Plain:  # noqa: ANN401 (plain data)
     """The document of an adapter of one matrix."""
     base = bytes(range(32))
-    empty = {"provenance": {}, "replaced": [], "settings": {}}
+    empty: Plain = {"provenance": {}, "replaced": [], "settings": {}}
     return {"base": base, "matrices": [ROW], **empty, **changes}
 
 

@@ -43,6 +43,7 @@ class BlockWise:
         held: held-out sequences.
         options: settings.
         seed: of the order of sequences.
+        dtype: type of the computation.
         state: where to keep how far it is.
         emit: is called with each finished block.
 
@@ -59,6 +60,7 @@ class BlockWise:
         held: Sequences,
         options: BlockOptions,
         seed: int,
+        dtype: torch.dtype,
         state: State,
         emit: Callable[[BatchDone | BlockDone], None],
     ) -> None:
@@ -72,7 +74,7 @@ class BlockWise:
         self.state = state
         self.emit = emit
         self.device = torch.device(tunable.model.device)
-        self.dtype = next(iter(tunable.layers.values())).coded.dtype
+        self.dtype = dtype
         original.check_blocks(blocks, tunable.model)
         self.calls = calls_of(tunable.model, blocks, self.train.ids[:2].to(self.device))
 
@@ -172,7 +174,9 @@ class BlockWise:
         done: list[BlockDone],
     ) -> BlockDone:
         options = self.options
-        parameters = dict(parameters_of(block))
+        parameters = self.tunable.parameters_in(block.path, block.layers)
+        for name, parameter in self.tunable.parameters():
+            parameter.requires_grad_(name in parameters)
         if not parameters:
             return BlockDone(block=number, blocks=len(self.blocks), before=0, after=0, epochs=0)
         adam = Adam(parameters, options.betas)
@@ -276,13 +280,6 @@ class BlockWise:
 
     def _batches(self, count: int) -> list[slice]:
         return [slice(at, at + self.options.batch) for at in range(0, count, self.options.batch)]
-
-
-def parameters_of(block: Block) -> Iterator[tuple[str, nn.Parameter]]:
-    """What tuning changes in a block, as (`MATRIX/part`, parameter)."""
-    for name, layer in block.layers.items():
-        for part, value in layer.tuned():
-            yield f"{name}/{part}", value
 
 
 def plain_of(entry: BlockDone) -> dict[str, Any]:

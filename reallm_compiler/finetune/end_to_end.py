@@ -1,4 +1,4 @@
-"""End-to-end tuning: all factors and gains at once, against the text or the original.
+"""End-to-end tuning: all that is learned at once, against the text or the original.
 
 `next_token` lowers the cross-entropy of the text, `distill` the divergence KL(original || model)
 of the predictions, which needs the whole original in memory as well. The held-out loss is taken
@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from reallm_compiler.errors import FinetuneError
 from reallm_compiler.finetune.events import StepDone
+from reallm_compiler.finetune.loss import VocabularyLoss
 from reallm_compiler.finetune.optimizer import Adam, rate, restore
 from reallm_compiler.finetune.options import EndToEndOptions
 from reallm_compiler.finetune.state import State
@@ -27,6 +27,9 @@ from reallm_compiler.finetune.text import batch_indices
 from reallm_compiler.models.blocks import Block
 from reallm_compiler.models.sequences import Sequences
 from reallm_compiler.runtime.tunable import TunableModel
+
+PROBE = 16
+"""Tokens of the sequences on which it is tried whether a model runs in two parts."""
 
 
 def steps_of(options: EndToEndOptions, sequences: int) -> int:
@@ -68,7 +71,6 @@ class EndToEnd:
         emit: Callable[[StepDone], None],
     ) -> None:
         self.tunable = tunable
-        self.teacher = teacher
         self.train = train
         self.held = held
         self.options = options
@@ -81,6 +83,10 @@ class EndToEnd:
         self.speed: float | None = None
         self._best: dict[str, Tensor] = {}
         self._adam = Adam(self.parameters, options.betas)
+        for value in self.parameters.values():
+            value.requires_grad_(True)
+        probe = train.ids[:2, :PROBE].to(self.device)
+        self._loss = VocabularyLoss(tunable.model, teacher, probe)
 
     @property
     def steps(self) -> int:
@@ -136,33 +142,23 @@ class EndToEnd:
         total = 0.0
         for start in range(0, batch, options.batch):
             part = group.take(range(start, start + options.batch))
-            loss = self._summed(part) / tokens
-            value = float(loss.detach())
+            value = self._loss(*self._batch(part), backward=1 / tokens) / tokens
             if not math.isfinite(value):
                 restore(self.parameters, self._best)
                 self._adam = Adam(self.parameters, options.betas)
                 self._save(step, blocks)
             self._check_finite(value, step)
-            loss.backward()  # type: ignore[no-untyped-call]
             total += value
         self._adam.step(
             rate(step, self.steps, lr=options.lr, warmup=options.warmup, schedule=options.schedule)
         )
         return total
 
-    def _summed(self, part: Sequences) -> Tensor:
-        """Summed loss of the predicted tokens, in nats."""
+    def _batch(self, part: Sequences) -> tuple[Tensor, Tensor]:
+        """Tokens [b, t], and bool [b, t - 1]: whether each next token counts."""
         longest = int(part.lengths.max())
-        ids = part.ids[:, :longest].to(self.device)  # [b, t]
-        real = part.mask[:, 1:longest].to(self.device)  # [b, t - 1]
-        log_q = _log_probabilities(self.tunable.model, ids, real)
-        if self.teacher is None:
-            chosen: Tensor = log_q.gather(1, ids[:, 1:][real][:, None])
-            return -chosen.sum()
-        with torch.no_grad():
-            log_p = _log_probabilities(self.teacher, ids, real)
-        kl: Tensor = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
-        return kl
+        ids = part.ids[:, :longest].to(self.device)
+        return ids, part.mask[:, 1:longest].to(self.device)
 
     def _held_out(self, step: int) -> float:
         total = 0.0
@@ -170,7 +166,7 @@ class EndToEnd:
         with torch.no_grad():
             for at in range(0, len(self.held), 8):
                 part = self.held.take(range(at, min(at + 8, len(self.held))))
-                total += float(self._summed(part))
+                total += self._loss(*self._batch(part))
         loss = total / self.held.predicted
         self._check_finite(loss, step)
         return loss
@@ -205,13 +201,6 @@ class EndToEnd:
                 note=f"the last good state is kept in {self.state.path}",
                 hint="give a smaller learning rate",
             )
-
-
-def _log_probabilities(model: Any, ids: Tensor, real: Tensor) -> Tensor:  # noqa: ANN401
-    """Of each real next token: float32 [tokens, v]; the logits are gone on return."""
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    chosen: Tensor = logits[real].float().log_softmax(-1)
-    return chosen
 
 
 @contextmanager

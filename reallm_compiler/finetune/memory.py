@@ -13,7 +13,7 @@ freed memory that an allocator keeps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,16 @@ from reallm_compiler.checkpoint import layer_index
 from reallm_compiler.errors import FinetuneError
 from reallm_compiler.finetune.options import FinetuneOptions, Stage
 from reallm_compiler.models.text import window_of
+from reallm_compiler.planning.learnable import learnable_sections
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
+from reallm_compiler.recipe.tuning import DEFAULT_LEARN
 
 LIBRARIES_BYTES = 420_000_000
 """What Python with torch and transformers holds before any model, about (measured on Linux)."""
+
+CHUNK_BYTES = 1 << 26
+"""Bytes of one float32 array of the log-probabilities that are worked on at once."""
 
 FLOAT = 4
 """Bytes of what is tuned, its gradients and its moments."""
@@ -108,7 +113,19 @@ def estimate(
         "coded weights": numel * width,
         "kept weights": kept * width,
     }
-    tuned = {matrix.name: tuned_parameters(matrix) for matrix in plan.matrices}
+    tuned = {matrix.name: tuned_parameters(matrix, options.learn) for matrix in plan.matrices}
+    shared = 0
+    for one in learnable_sections(plan).values():
+        if one.group in options.learn:
+            size = _count(one.spec.shape)
+            if one.owner in tuned:
+                tuned[one.owner] += size
+            else:
+                shared += size
+    tuned[""] = shared
+    if {"scales", "tables"} & set(options.learn):  # decoded in each pass, and its gradient
+        largest = max((matrix.numel for matrix in plan.matrices), default=0)
+        frozen["one matrix and its gradient"] = 2 * largest * FLOAT
     stages: dict[Stage, Mapping[str, int]] = {}
     host = 0
     if "block" in options.stages:
@@ -121,9 +138,11 @@ def estimate(
     return MemoryEstimate(stages=stages, host=host, tuned=sum(tuned.values()), window=window)
 
 
-def tuned_parameters(matrix: PlannedMatrix) -> int:
-    """Numbers of a matrix that are tuned: factors and gains."""
-    return matrix.layout.low_rank_parameters + matrix.plan.dora * matrix.shape[0]
+def tuned_parameters(matrix: PlannedMatrix, learn: Collection[str] = DEFAULT_LEARN) -> int:
+    """Numbers of a matrix's factors and gains that are tuned."""
+    gains = "rows" in learn or ("gains" in learn and matrix.plan.dora)
+    factors = matrix.layout.low_rank_parameters if "factors" in learn else 0
+    return factors + gains * matrix.shape[0]
 
 
 def _block_terms(
@@ -170,8 +189,9 @@ def _end_terms(
             + sum(_count(tensor.shape) for tensor in plan.tensors)
         )
     # Float32 log-probabilities, their gradient, and the gradient of the logits; distilled: both
-    # models' log-probabilities, and three that the divergence makes of them.
-    ends = tokens * sizes.vocabulary * (5 if teacher else 3) * FLOAT
+    # models' log-probabilities, and three that the divergence makes of them. A chunk at a time.
+    chunk = min(tokens * sizes.vocabulary * FLOAT, CHUNK_BYTES)
+    ends = chunk * (5 if teacher else 3)
     if options.checkpointing:
         inner = sizes.layers * tokens * sizes.width * width
         again = one + tokens * _passing(sizes, width)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from reallm_compiler.checkpoint.paths import parse_json
 from reallm_compiler.errors import FinetuneError
@@ -39,8 +40,10 @@ from reallm_compiler.models.sequences import Sequences, cut, read_texts
 from reallm_compiler.models.text import window_of
 from reallm_compiler.models.text_models import check_predicts_text, check_reads, usable_positions
 from reallm_compiler.planning.document import fixed_text
+from reallm_compiler.planning.learnable import learnable_sections
 from reallm_compiler.progress import OnProgress, Progress, progress_callback
 from reallm_compiler.publish import check_file, locked_output, refuse_inputs
+from reallm_compiler.reader.adapter import open_adapter
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.huggingface import archive_files
 from reallm_compiler.runs.devices import choose_device
@@ -70,7 +73,7 @@ def finetune(
     progress: Progress | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> FinetuneReport:
-    """Tune the factors and gains of an archive.
+    """Tune the factors and gains of an archive, and what else of its numbers is to be learned.
 
     Args:
         archive: the archive; it is not changed.
@@ -119,12 +122,14 @@ def finetune(
         stack.enter_context(fixed_numerics(chosen.threads, chosen_device))
         stop = stack.enter_context(catch_signals())
         original = Original(model, base)
+        carried = _replaced_by(adapter, base)
         tunable = open_tunable(
             base,
             adapter=adapter,
             device=chosen_device,
             dtype=_DTYPES[chosen.precision],
             progress=_reading("archive", emit),
+            learn=chosen.learn,
         )
         tunable.forget_own()
         train, held = _sequences(tunable, texts, chosen)
@@ -132,9 +137,10 @@ def finetune(
             parameter.requires_grad_(True)
         if not list(tunable.parameters()):
             raise FinetuneError(
-                "this archive has no factors and no gains, so nothing can be tuned",
+                f"this archive has no {' and no '.join(chosen.learn)}, so nothing can be tuned",
                 location=str(archive),
-                hint="compile with a `low_rank` residual, or with `dora: true`",
+                hint="compile with a `low_rank` residual or with `dora: true`, or learn what any "
+                "archive has: `--set learn=[scales,tables,norms]`",
             )
         identity = {
             "base": base.digest.hex() + (tunable.adapter or b"").hex(),
@@ -156,14 +162,18 @@ def finetune(
         modules = find_blocks(tunable.model, tunable.layers) if wanted else []
         _start(emit, base, tunable, modules, train, held, chosen, found)
         blocks, end = _stages(tunable, modules, original, train, held, chosen, state, found, emit)
-        tuned = {name: layer.parts() for name, layer in tunable.layers.items()}
+        parts = {name: layer.parts() for name, layer in tunable.layers.items()}
+        own = adapter is None and not {"factors", "gains", "rows"} & tunable.learn
+        tuned = {} if own else {name: part for name, part in parts.items() if part}
+        replaced = carried | {name: one.stored() for name, one in tunable.learned.items()}
         if into:
-            size, error = write_model(target, base, tuned, original, force=force)
+            size, error = write_model(target, base, tuned, replaced, original, force=force)
         else:
             size, error = write_adapter(
                 target,
                 base,
                 tuned,
+                replaced=replaced,
                 factors=chosen.factors,
                 settings=chosen.plain(),
                 provenance={
@@ -201,6 +211,19 @@ def _blocks_as_refusals() -> Iterator[None]:
         ) from error
 
 
+def _replaced_by(adapter: str | PathLike[str] | None, base: ModelArchive) -> dict[str, Tensor]:
+    """Sections of the base that an adapter replaces, as they are stored."""
+    if adapter is None:
+        return {}
+    known = learnable_sections(base.plan)
+    with open_adapter(adapter) as opened:
+        base.use(opened)
+        try:
+            return {name: base.values(known[name]).clone() for name in opened.replaced}
+        finally:
+            base.use(None)
+
+
 def _stages(
     tunable: TunableModel,
     modules: list[Block],
@@ -229,6 +252,7 @@ def _stages(
             held,
             options.block,
             options.seed,
+            _DTYPES[options.precision],
             state,
             emit,
         )

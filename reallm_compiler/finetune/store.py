@@ -1,14 +1,16 @@
 """What was tuned, as a file: an adapter bound to its base, or a whole new model archive.
 
 Both are laid out, reserved and filled like any archive and appear under their name when they are
-complete. In a new model archive every section but factors and gains is copied as it is.
+complete. In a new model archive every section but those that were learned is copied as it is.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,10 +22,11 @@ from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import AdapterError
 from reallm_compiler.finetune.original import Original
 from reallm_compiler.planning.document import section_blocks, to_document
+from reallm_compiler.planning.learnable import learnable_sections, sections_of
 from reallm_compiler.publish import whole_file
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.storage import adapter as adapter_storage
-from reallm_compiler.storage.base import DTYPES
+from reallm_compiler.storage.base import DTYPES, SectionSpec
 from reallm_formats import AdapterDocument, AdapterEntry, Layout, Writer, layout, names
 
 Parts = Mapping[str, Tensor]
@@ -75,6 +78,7 @@ def write_adapter(
     factors: str | None,
     settings: Mapping[str, Any],
     provenance: Mapping[str, Any],
+    replaced: Mapping[str, Tensor] = MappingProxyType({}),
     force: bool = False,
 ) -> tuple[int, float]:
     """Write an adapter of `archive`.
@@ -86,6 +90,7 @@ def write_adapter(
         factors: stored type of the factors; that of the base when None.
         settings: how it was made, plain data.
         provenance: text, bytes or integers by name.
+        replaced: tensors of sections of the base that it replaces, in their stored types.
         force: replace an existing file.
 
     Returns:
@@ -112,11 +117,14 @@ def write_adapter(
                 rounding_error=error,
             )
         )
+    others = _specs(archive, replaced)
+    sections |= {name: to_bytes(replaced[name], spec) for name, spec in others.items()}
     document = AdapterDocument(
         base=archive.digest,
         matrices=tuple(rows),
         settings=settings,
         provenance=dict(provenance),
+        replaced=tuple((name, spec.dtype, spec.shape) for name, spec in others.items()),
     )
     file_layout = layout(kind="adapter", document=document.plain(), sections=document.sections())
     with _new_file(path, file_layout, force=force) as writer:
@@ -129,20 +137,26 @@ def write_model(
     path: Path,
     archive: ModelArchive,
     tuned: Mapping[str, Parts],
+    replaced: Mapping[str, Tensor],
     original: Original,
     *,
     force: bool = False,
 ) -> tuple[int, float]:
     """Write a model archive with tuned parts; all other sections are those of `archive`.
 
-    Factors get the types of the archive's plan, and relative errors are measured again. Returns
-    and raises as `write_adapter`.
+    Factors get the types of the archive's plan, and relative errors are measured again. Arguments,
+    results and errors are those of `write_adapter`.
     """
     plan = archive.plan
     for name, parts in tuned.items():
         rank = parts["l1"].shape[1] if "l1" in parts else 0
         if rank != plan.by_name[name].layout.rank:
             raise AdapterError(f"the factors of {name} have another rank than its plan")
+        if "gain" in parts and not plan.by_name[name].plan.dora:
+            raise AdapterError(
+                f"the plan of {name} has no gains of rows, so a new archive cannot hold them",
+                hint="write an adapter, or leave `rows` out of what is learned",
+            )
     provenance = {**archive.manifest.document["provenance"], "tuned_from": archive.digest}
     errors = dict(archive.errors)
     file_layout = layout(
@@ -154,9 +168,19 @@ def write_model(
     )
     worst = 0.0
     with _new_file(path, file_layout, force=force) as writer:
-        digests: dict[str, bytes] = {}
+        digests = {
+            name: writer.write(name, to_bytes(replaced[name], spec))
+            for name, spec in _specs(archive, replaced).items()
+        }
+        archive.replace(replaced)
         for matrix in plan.matrices:
+            weight = partial(
+                original.matrix, matrix.tensor, matrix.index, transposed=matrix.transposed
+            )
             if matrix.name not in tuned:
+                if any(one.name in replaced for one in sections_of(matrix)):
+                    decoded = archive.matrix(matrix.name, dtype=torch.float64)
+                    errors[matrix.name] = _relative(weight(), decoded)
                 continue
             row = row_of(archive, matrix.name, tuned[matrix.name], None)
             made, error = packed(row, tuned[matrix.name])
@@ -164,9 +188,8 @@ def write_model(
             for spec in adapter_storage.sections(row):
                 name = names.matrix_section(matrix.name, spec.role)
                 digests[name] = writer.write(name, to_bytes(made[spec.role], spec))
-            weight = original.matrix(matrix.tensor, matrix.index, transposed=matrix.transposed)
             errors[matrix.name] = _relative_error(
-                weight, archive.coded(matrix.name, dtype=torch.float64), row, made
+                weight(), archive.coded(matrix.name, dtype=torch.float64), row, made
             )
         for entry in archive.manifest.sections:
             if entry.name not in digests:
@@ -176,6 +199,12 @@ def write_model(
         )
         writer.finish(document, digests)
     return file_layout.file_bytes, worst
+
+
+def _specs(archive: ModelArchive, replaced: Mapping[str, Tensor]) -> dict[str, SectionSpec]:
+    """The specs of replaced sections by name, in storage order."""
+    known = learnable_sections(archive.plan)
+    return {name: one.spec for name, one in known.items() if name in replaced}
 
 
 @contextlib.contextmanager
@@ -203,6 +232,11 @@ def _relative_error(
         coded.addmm_(*low_rank.decode(adapter_storage.residual(row), made, torch.float64))
     if row.gain:
         coded.mul_(made["gain"].to(coded.dtype)[:, None])
+    return _relative(weight, coded)
+
+
+def _relative(weight: Tensor, decoded: Tensor) -> float:
+    """||W - W^|| / ||W|| in float64."""
     exact = weight.double()
     norm = float(torch.linalg.vector_norm(exact))
-    return float(torch.linalg.vector_norm(exact - coded)) / norm if norm else 0.0
+    return float(torch.linalg.vector_norm(exact - decoded)) / norm if norm else 0.0

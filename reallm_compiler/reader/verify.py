@@ -72,11 +72,13 @@ def _model(archive: Archive, allow_cost: bool) -> Specs:
 
 
 def _adapter(archive: Archive, allow_cost: bool) -> Specs:
-    return [
+    document = archive.adapter
+    rows = [
         (names.matrix_section(row.name, spec.role), spec)
-        for row in archive.adapter.matrices
+        for row in document.matrices
         for spec in adapter_storage.sections(row)
     ]
+    return rows + [(row[0], adapter_storage.replaced_section(row)) for row in document.replaced]
 
 
 def _decoder(archive: Archive, allow_cost: bool) -> Specs:

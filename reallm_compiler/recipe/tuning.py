@@ -8,7 +8,7 @@ same models check the settings that a command or a program gives for one run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
     BaseModel,
@@ -29,6 +29,10 @@ SECTION = "finetune"
 """The section's key in a recipe."""
 
 Stage: TypeAlias = Literal["block", "e2e"]
+
+Learn: TypeAlias = Literal["factors", "gains", "rows", "scales", "tables", "norms", "biases"]
+
+DEFAULT_LEARN: tuple[Learn, ...] = ("factors", "gains")
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Betas = Annotated[
@@ -134,6 +138,13 @@ class FinetuneOptions(_Settings):
     factors: Literal["float32", "float16", "bfloat16", "int8"] | None = Field(
         default=None, description="Stored type of the factors; by default that of the archive."
     )
+    learn: Annotated[
+        tuple[Learn, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Learn])
+    ] = Field(
+        default=DEFAULT_LEARN,
+        description="What is tuned: low-rank factors and gains that are there, `rows` (a gain for "
+        "each output row of every matrix), scales, tables (codebooks), norms, biases.",
+    )
     block: BlockOptions = Field(
         default=BlockOptions(), description="Settings of block-wise tuning."
     )
@@ -147,6 +158,13 @@ class FinetuneOptions(_Settings):
         if not stages or len(set(stages)) < len(stages):
             raise ValueError("give `block`, `e2e` or both, each once")
         return tuple(stage for stage in ("block", "e2e") if stage in stages)
+
+    @field_validator("learn")
+    @classmethod
+    def _learn_in_order(cls, learn: tuple[Learn, ...]) -> tuple[Learn, ...]:
+        if not learn or len(set(learn)) < len(learn):
+            raise ValueError("give what is to be learned, each word once")
+        return tuple(word for word in get_args(Learn) if word in learn)
 
     def plain(self) -> dict[str, Any]:
         """All settings as plain data: what an adapter stores."""

@@ -1,8 +1,11 @@
 """A model whose coded matrices stay in their parts: what is tuned, and what adapters change.
 
     with the archive's coded parts decoded once,
-    tunable.use("legal.reallm-adapter")     # other factors and gains, nothing decoded again
+    tunable.use("legal.reallm-adapter")   # other factors and gains, nothing decoded again
     tunable.use(None)                     # those of the archive itself
+
+`learn` says what of it is to be tuned: factors and gains by default. Scales and tables that are
+learned are decoded anew in each pass, norms and biases take their values from what is learned.
 
 The model is an ordinary transformers model; the linear layers of coded matrices are
 `TunedLinear`. Matrices that are no linear layer of their own (experts stacked in one tensor, a
@@ -12,7 +15,8 @@ coded embedding) are decoded whole and stay as they are.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,13 +24,17 @@ from torch import Tensor, nn
 
 from reallm_compiler.checkpoint.architecture import meta_model
 from reallm_compiler.errors import AdapterError, EvaluationError
-from reallm_compiler.models.names import is_linear, modules_of
+from reallm_compiler.models.names import is_linear, modules_of, parameter_names
+from reallm_compiler.planning.learnable import learnable_sections, sections_of
+from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.progress import Progress
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.huggingface import archive_files, build
+from reallm_compiler.recipe.tuning import DEFAULT_LEARN, Learn
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
+from reallm_compiler.runtime.learned import LearnedSection, TrackedMatrix, learn_parameter
 from reallm_compiler.runtime.linear import TunedLinear
 
 
@@ -36,6 +44,9 @@ class TunableModel:
     Attributes:
         model: the transformers model, in evaluation mode; every parameter is frozen but the
             factors and gains of its tuned layers.
+        learn: what `parameters` gives.
+        learned: sections that are learned, by name in the archive.
+        replaced: sections that the adapter replaced with which the model was opened.
         tokenizer: its tokenizer, or None.
         layers: the tuned layers by matrix name, in storage order.
         untuned: coded matrices that are no linear layer of their own.
@@ -50,12 +61,18 @@ class TunableModel:
         layers: Mapping[str, TunedLinear],
         untuned: tuple[str, ...],
         base: bytes,
+        learn: Collection[Learn] = DEFAULT_LEARN,
+        learned: Mapping[str, LearnedSection] = MappingProxyType({}),
+        replaced: frozenset[str] = frozenset(),
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.layers = dict(layers)
         self.untuned = untuned
         self.base = base
+        self.learn = frozenset(learn)
+        self.learned = dict(learned)
+        self.replaced = replaced
         self.adapter: bytes | None = None
         self._own = {name: layer.parts() for name, layer in layers.items()}
 
@@ -65,7 +82,30 @@ class TunableModel:
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What tuning changes, as (`MATRIX/part`, parameter), in storage order."""
         for name, layer in self.layers.items():
-            for part, value in layer.tuned():
+            yield from self._parts_of(name, layer)
+        for name, one in self.learned.items():
+            yield name, one.theta
+
+    def parameters_in(self, path: str, layers: Collection[str]) -> dict[str, nn.Parameter]:
+        """What tuning changes in a module and nowhere else, by name.
+
+        Args:
+            path: of the module in the model, such as `model.layers.3`.
+            layers: names of its matrices.
+        """
+        found: dict[str, nn.Parameter] = {}
+        for name in layers:
+            found.update(self._parts_of(name, self.layers[name]))
+        for name, one in self.learned.items():
+            inside = one.module is not None and one.module.startswith(f"{path}.")
+            if inside or one.section.owner in layers:
+                found[name] = one.theta
+        return found
+
+    def _parts_of(self, name: str, layer: TunedLinear) -> Iterator[tuple[str, nn.Parameter]]:
+        for part, value in layer.tuned():
+            group: Learn = "gains" if part == "magnitude" else "factors"
+            if group in self.learn or (part == "magnitude" and "rows" in self.learn):
                 yield f"{name}/{part}", value
 
     def use(self, adapter: str | os.PathLike[str] | AdapterArchive | None) -> None:
@@ -75,9 +115,12 @@ class TunableModel:
 
         Raises:
             AdapterError: the adapter belongs to another base, or to matrices that this model
-                has not.
+                has not; or it, or the one with which the model was opened, replaces scales or
+                other numbers of the archive, so that matrices would have to be decoded again.
             FormatError: the adapter is damaged.
         """
+        if self.replaced and adapter is None:
+            raise _decoded_anew("the adapter with which this model was opened", None)
         if adapter is None:
             for name, layer in self.layers.items():
                 _set(layer, self._own[name])
@@ -88,6 +131,8 @@ class TunableModel:
                 self.use(opened)
             return
         adapter.check_base(self.base)
+        if adapter.digest != self.adapter and (adapter.replaced or self.replaced):
+            raise _decoded_anew("this adapter, or the one in use,", str(adapter.path))
         strange = [name for name in adapter.names if name not in self.layers]
         if strange:
             raise AdapterError(
@@ -113,6 +158,7 @@ def open_tunable(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     progress: Progress = False,
+    learn: Collection[Learn] = DEFAULT_LEARN,
 ) -> TunableModel:
     """The model of an archive with its coded matrices in their parts.
 
@@ -126,6 +172,9 @@ def open_tunable(
         dtype: type of everything but factors and gains, as for `load`; the checkpoint's own
             when None.
         progress: as for `load`.
+        learn: what is to be tuned: `factors` and `gains` that are there, `scales`, `tables`
+            (codebooks), `norms`, `biases`, and `rows`: a gain of each output row where the archive
+            has none.
 
     Raises:
         EvaluationError: the device is not there, or the type is none to run in.
@@ -137,32 +186,120 @@ def open_tunable(
     if not isinstance(path, ModelArchive):
         with open_archive(path, decoder=decoder, allow_cost=allow_cost) as archive:
             return open_tunable(
-                archive, adapter=adapter, device=device, dtype=dtype, progress=progress
+                archive,
+                adapter=adapter,
+                device=device,
+                dtype=dtype,
+                progress=progress,
+                learn=learn,
             )
+    if adapter is not None:
+        before = path.adapter
+        with open_adapter(adapter) as opened:
+            path.use(opened)
+            try:
+                return open_tunable(
+                    path, device=device, dtype=dtype, progress=progress, learn=learn
+                )
+            finally:
+                path.use(before)
+    tunable = _opened(path, device, dtype, progress, learn)
+    if path.adapter is not None:
+        tunable.use(path.adapter)
+    return tunable
+
+
+def _opened(
+    path: ModelArchive,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    progress: Progress,
+    learn: Collection[Learn],
+) -> TunableModel:
+    """The model of an archive, or of the adapter that it uses, without the adapter's factors."""
     paths = _linear_layers(path)
     linear = [matrix for matrix in path.plan.matrices if matrix.name in paths]
     coded_only = {matrix.tensor for matrix in linear}
     model, tokenizer = build(path, dtype=dtype, coded_only=coded_only, progress=progress)
     model.requires_grad_(False)
+    learned = _learned_sections(path, model, paths, learn)
     layers: dict[str, TunedLinear] = {}
     for matrix in linear:
         module = model.get_submodule(paths[matrix.name][0])
         left, right = path.factors(matrix.name) or (None, None)
+        gain = path.gain(matrix.name)
+        if gain is None and "rows" in learn:
+            gain = torch.ones(matrix.shape[0])
         layers[matrix.name] = TunedLinear(
-            module.weight.t() if matrix.transposed else module.weight,
+            _tracked(path, matrix, learned)
+            or (module.weight.t() if matrix.transposed else module.weight),
             left=left,
             right=right,
-            gain=path.gain(matrix.name),
+            gain=gain,
+            fixed_gain=not {"gains", "rows"} & set(learn),
             bias=module.bias,
         )
         for target in paths[matrix.name]:
             model.set_submodule(target, layers[matrix.name])
+    for one in learned.values():
+        if one.module is not None:
+            owner, _, name = one.module.rpartition(".")
+            learn_parameter(model.get_submodule(owner), name, one)
     model.to(device).eval()
     untuned = tuple(name for name in path.names if name not in layers)
-    tunable = TunableModel(model, tokenizer, layers, untuned, path.digest)
-    if adapter is not None:
-        tunable.use(adapter)
+    replaced = frozenset() if path.adapter is None else frozenset(path.adapter.replaced)
+    tunable = TunableModel(model, tokenizer, layers, untuned, path.digest, learn, learned, replaced)
+    if path.adapter is not None:
+        tunable.adapter = path.adapter.digest
     return tunable
+
+
+def _learned_sections(
+    archive: ModelArchive,
+    model: Any,  # noqa: ANN401
+    paths: Mapping[str, tuple[str, ...]],
+    learn: Collection[Learn],
+) -> dict[str, LearnedSection]:
+    """What is to be learned beside factors and gains, by section.
+
+    A table that also decodes a matrix which is no linear layer of its own stays as it is.
+    """
+    kept = {tensor.name for tensor in archive.plan.tensors}
+    modules = parameter_names(model, kept)
+    fixed = {
+        one.name
+        for matrix in archive.plan.matrices
+        if matrix.name not in paths
+        for one in sections_of(matrix)
+    }
+    learned = {}
+    for name, one in learnable_sections(archive.plan).items():
+        of_tensor = one.owner in kept
+        if one.group not in learn or name in fixed or (of_tensor and one.owner not in modules):
+            continue
+        module = modules[one.owner] if of_tensor and one.owner is not None else None
+        learned[name] = LearnedSection(one, archive.values(one), module)
+    return learned
+
+
+def _tracked(
+    archive: ModelArchive, matrix: PlannedMatrix, learned: Mapping[str, LearnedSection]
+) -> TrackedMatrix | None:
+    """What decodes a matrix from learned sections; None if it has none."""
+    own = {one.spec.role: learned[one.name] for one in sections_of(matrix) if one.name in learned}
+    if not own:
+        return None
+    layout, sections = archive.coded_sections(matrix.name)
+    fixed = {role: value for role, value in sections.items() if role not in own}
+    return TrackedMatrix(layout, fixed, own)
+
+
+def _decoded_anew(what: str, location: str | None) -> AdapterError:
+    return AdapterError(
+        f"{what} replaces scales, tables or norms, which an open model cannot switch",
+        location=location,
+        hint="open the model again with `open_tunable(PATH, adapter=...)`",
+    )
 
 
 def empty_model(archive: ModelArchive) -> Any:  # noqa: ANN401 (transformers has no types)

@@ -1,11 +1,12 @@
-"""Size law of a row of an adapter: factors and gains, as of a low-rank residual and DoRA."""
+"""Size law of an adapter: factors, gains, and sections that replace those of its base."""
 
 from __future__ import annotations
 
 from reallm_compiler.stages import LowRank
 from reallm_compiler.storage import dora, low_rank
 from reallm_compiler.storage.base import DTYPES, SectionSpec
-from reallm_formats import AdapterEntry
+from reallm_compiler.storage.values import Finite
+from reallm_formats import AdapterEntry, names
 
 _RECIPE_DTYPES = {section: name for name, section in DTYPES.items()}
 """Recipe names of the section types of factors."""
@@ -24,3 +25,10 @@ def sections(row: AdapterEntry) -> list[SectionSpec]:
     if row.gain:
         specs += dora.sections(row.shape)
     return specs
+
+
+def replaced_section(row: tuple[str, str, tuple[int, ...]]) -> SectionSpec:
+    """A section (name, type, extents) that an adapter replaces, without knowing its base."""
+    name, dtype, shape = row
+    role = names.parse_name(name).role
+    return SectionSpec(role=role, dtype=dtype, shape=tuple(shape), term="", values=Finite())

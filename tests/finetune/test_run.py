@@ -21,8 +21,8 @@ from reallm_compiler.finetune import (
     Started,
     StepDone,
     blockwise,
-    end_to_end,
     finetune,
+    loss,
     state,
 )
 from reallm_compiler.finetune.options import options_from
@@ -199,7 +199,7 @@ def test_resume_required_needs_something(run: Any) -> None:
     ("module", "name", "words"),
     [
         (blockwise, "_squared", r"the loss is nan in block 0, pass 0, step 2"),
-        (end_to_end.EndToEnd, "_summed", r"the loss is nan at step 0 of 4"),
+        (loss, "_summed", r"the loss is nan at step 0 of 4"),
     ],
     ids=["block", "e2e"],
 )

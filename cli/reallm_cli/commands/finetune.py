@@ -44,6 +44,11 @@ if TYPE_CHECKING:
             "--set precision=bfloat16",
             "the memory that it would take, for any config",
         ),
+        (
+            "reallm finetune a.reallm --model original --text t.txt -o a.adapter "
+            "--learn scales,tables,norms",
+            "what any archive has: its numbers that are no codes",
+        ),
     ],
 )
 @click.argument("archive", metavar="ARCHIVE")
@@ -56,6 +61,12 @@ if TYPE_CHECKING:
     "stages",
     metavar="STAGES",
     help="block (block by block), e2e (end to end), or both: block,e2e.",
+)
+@click.option(
+    "--learn",
+    metavar="NAMES",
+    help="What is tuned, such as factors,gains,scales,tables,norms,biases; factors,gains if not "
+    "given.",
 )
 @click.option("--adapter", metavar="FILE", help="Begin with this adapter of the archive.")
 @decoder_option
@@ -93,6 +104,7 @@ def finetune_command(
     output: str | None,
     into: bool,
     stages: str | None,
+    learn: str | None,
     adapter: str | None,
     decoder: str | None,
     allow_cost: bool,
@@ -105,9 +117,10 @@ def finetune_command(
     as_json: bool,
     force: bool,
 ) -> int:
-    """Tune the factors and gains of an archive; its codes never change.
+    """Tune the factors and gains of an archive, and with --learn its scales, tables and norms; its
+    codes never change.
 
-    First each block follows the original block, then all factors are tuned at once on the text.
+    First each block follows the original block, then all is tuned at once on the text.
     The result is an adapter, bound to the archive by its digest. A run that was interrupted goes
     on where it stood when the same command is given again, and ends with the same bytes.
     Settings are the paper's, over them those of the recipe's `finetune` section, over them the
@@ -120,6 +133,8 @@ def finetune_command(
     plain = _settings(settings)
     if stages is not None:
         plain["stages"] = [stage.strip() for stage in stages.split(",") if stage.strip()]
+    if learn is not None:
+        plain["learn"] = [name.strip() for name in learn.split(",") if name.strip()]
     if window is not None:
         plain["window"] = window
     if separator is not None:

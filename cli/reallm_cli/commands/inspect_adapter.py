@@ -63,7 +63,16 @@ def inspect_adapter(
             for row in rows
         ],
     )
-    show_sheet(terminal, sheet)
+    if rows or not document.replaced:
+        show_sheet(terminal, sheet)
+    if document.replaced and name is None:
+        terminal.data()
+        others = [
+            (section, dtype, " x ".join(map(str, shape)), grouped(section_bytes(dtype, shape)))
+            for section, dtype, shape in document.replaced
+        ]
+        columns = ["<replaced section", "<type", "extents", "bytes"]
+        show_sheet(terminal, Sheet(columns=columns, rows=[*others]))
     return ExitCode.OK
 
 
@@ -77,6 +86,15 @@ def _whole_json(archive: Archive, rows: list[dict[str, Any]]) -> dict[str, Any]:
         "provenance": provenance_text(archive.adapter.provenance),
         "settings": dict(archive.adapter.settings),
         "matrices": rows,
+        "replaced": [
+            {
+                "name": name,
+                "dtype": dtype,
+                "shape": list(shape),
+                "bytes": section_bytes(dtype, shape),
+            }
+            for name, dtype, shape in archive.adapter.replaced
+        ],
         "file_bytes": archive.file_bytes,
     }
 
