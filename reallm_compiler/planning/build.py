@@ -23,6 +23,7 @@ from reallm_compiler.planning.decoders import DecoderFile, resolve_decoders, wit
 from reallm_compiler.planning.document import blank_provenance, section_blocks, to_document
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
+from reallm_compiler.planning.statistics import StatisticsForm, statistics_bytes
 from reallm_compiler.recipe import Candidate, Decision, Recipe, load_recipe, resolve
 from reallm_compiler.storage.base import DTYPES
 from reallm_compiler.storage.matrix import LayoutTable
@@ -149,7 +150,12 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         files=tuple(files),
         ties=inventory.ties,
         layout=file_layout,
-        notes=inventory.notes + _unknown_note(inventory) + _decoder_notes(decoders),
+        notes=(
+            *inventory.notes,
+            *_unknown_note(inventory),
+            *_decoder_notes(decoders),
+            *_statistics_note(recipe, inventory),
+        ),
         decoders={file.digest: file.path for file in decoders.values()},
         traces={name: decision.trace for name, decision in decisions.items()},
         tensor_bytes=sum(
@@ -170,6 +176,16 @@ def _decoder_notes(decoders: Mapping[str, DecoderFile]) -> tuple[str, ...]:
         f"the decoder {file.digest} is used as it is: its file of {file.nbytes} bytes is not "
         "counted here and must be there, beside the archive or by `--decoder`, when it is read"
         for file in decoders.values()
+    )
+
+
+def _statistics_note(recipe: Recipe, inventory: Inventory) -> tuple[str, ...]:
+    if recipe.statistics != "required":
+        return ()
+    size = statistics_bytes(inventory, StatisticsForm())
+    return (
+        f"the statistics that this recipe needs take about {size:,} bytes in a file of their own "
+        "(`reallm calibrate`; less with `--diagonal N`)",
     )
 
 

@@ -112,6 +112,18 @@ def test_statistics_of_other_weights_are_refused_by_name(
     )
 
 
+def test_the_budget_says_how_large_statistics_are(
+    tiny_llama: Path, measured: Path, needing: Needing
+) -> None:
+    plan = reallm.plan(needing(), model=tiny_llama)
+    (note,) = (note for note in plan.budget().notes if "reallm calibrate" in note)
+    size = int(note.split("about ")[1].split(" bytes")[0].replace(",", ""))
+    settings = 200  # what the settings take in the manifest, at most
+    assert 0 <= measured.stat().st_size - size <= settings
+    plan = reallm.plan({"reallm": 1}, model=tiny_llama)
+    assert not any("calibrate" in note for note in plan.budget().notes)
+
+
 def changed(path: Path, target: Path, change: Callable[[dict[str, Any]], None]) -> Path:
     """Statistics with other rows, whose sections hold zeros."""
     with Archive.open(path) as archive:
