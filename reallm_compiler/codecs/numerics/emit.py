@@ -1,0 +1,178 @@
+"""Writes LLVM's language for compiled kernels, and compiles it for this processor.
+
+llvmlite's builder knows instructions; here are loops, variables and vectors on top of it. No
+fast-math flags are set, so a product and a sum are never fused, and a kernel's results are those
+of the same operations in torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+LEAST_LLVM = 20
+"""The oldest LLVM whose language is written here."""
+
+
+@cache
+def available() -> bool:
+    """Whether llvmlite is installed, loads and is new enough."""
+    try:
+        import llvmlite.binding as llvm
+    except (ImportError, OSError):  # its import loads LLVM, which may not fit the system
+        return False
+    if llvm.llvm_version_info[0] < LEAST_LLVM:
+        return False
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return True
+
+
+class Function:
+    """A function that is being written.
+
+    Args:
+        module: the module that it belongs to.
+        name: its name.
+        arguments: types of its arguments.
+    """
+
+    def __init__(self, module: Any, name: str, arguments: list[Any]) -> None:  # noqa: ANN401
+        from llvmlite import ir
+
+        self.ir = ir
+        kind = ir.FunctionType(ir.VoidType(), arguments)
+        self.function = ir.Function(module, kind, name)
+        self.entry = self.function.append_basic_block("entry")
+        self.build = ir.IRBuilder(self.function.append_basic_block("start"))
+        self.arguments = self.function.args
+
+    def finish(self) -> Any:  # noqa: ANN401
+        """Ends the function."""
+        self.build.ret_void()
+        self.ir.IRBuilder(self.entry).branch(self.function.basic_blocks[1])
+        return self.function
+
+    # ---- values
+
+    def integer(self, value: int, bits: int = 64) -> Any:  # noqa: ANN401
+        """A constant integer."""
+        return self.ir.Constant(self.ir.IntType(bits), value)
+
+    def number(self, value: float) -> Any:  # noqa: ANN401
+        """A constant of float32."""
+        return self.ir.Constant(self.ir.FloatType(), value)
+
+    def splat(self, value: Any, lanes: int) -> Any:  # noqa: ANN401
+        """A vector of equal lanes."""
+        ir, build = self.ir, self.build
+        kind = ir.VectorType(value.type, lanes)
+        one = build.insert_element(ir.Constant(kind, ir.Undefined), value, self.integer(0, 32))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+        return build.shuffle_vector(one, one, zeros)
+
+    def variable(self, initial: Any) -> Variable:  # noqa: ANN401
+        """A variable that holds a value of the type of `initial`."""
+        build = self.ir.IRBuilder(self.entry)
+        return Variable(self, build.alloca(initial.type), initial)
+
+    # ---- memory
+
+    def at(self, pointer: Any, index: Any) -> Any:  # noqa: ANN401
+        """The address of an element."""
+        return self.build.gep(pointer, [index], inbounds=True)
+
+    def load(self, pointer: Any, index: Any) -> Any:  # noqa: ANN401
+        """An element."""
+        return self.build.load(self.at(pointer, index))
+
+    def store(self, value: Any, pointer: Any, index: Any) -> None:  # noqa: ANN401
+        """Writes an element."""
+        self.build.store(value, self.at(pointer, index))
+
+    def load_vector(self, pointer: Any, index: Any, lanes: int) -> Any:  # noqa: ANN401
+        """Consecutive elements."""
+        return self.build.load(self._vector(pointer, index, lanes), align=4)
+
+    def store_vector(self, value: Any, pointer: Any, index: Any) -> None:  # noqa: ANN401
+        """Writes consecutive elements."""
+        self.build.store(value, self._vector(pointer, index, value.type.count), align=4)
+
+    def _vector(self, pointer: Any, index: Any, lanes: int) -> Any:  # noqa: ANN401
+        kind = self.ir.VectorType(pointer.type.pointee, lanes).as_pointer()
+        return self.build.bitcast(self.at(pointer, index), kind)
+
+    # ---- control
+
+    @contextmanager
+    def loop(self, first: Any, last: Any, step: int = 1) -> Iterator[Any]:  # noqa: ANN401
+        """The body for each index from `first` below `last`."""
+        index = self.variable(first)
+        with self.loop_while(lambda: self.build.icmp_signed("<", index.value, last)):
+            yield index.value
+            index.value = self.build.add(index.value, self.ir.Constant(first.type, step))
+
+    @contextmanager
+    def loop_while(self, condition: Any) -> Iterator[None]:  # noqa: ANN401
+        """The body as long as `condition()` writes a true value."""
+        function = self.function
+        head = function.append_basic_block("head")
+        body = function.append_basic_block("body")
+        after = function.append_basic_block("after")
+        self.build.branch(head)
+        self.build.position_at_end(head)
+        self.build.cbranch(condition(), body, after)
+        self.build.position_at_end(body)
+        yield
+        self.build.branch(head)
+        self.build.position_at_end(after)
+
+
+class Variable:
+    """A variable of a function; LLVM keeps it in a register."""
+
+    def __init__(self, function: Function, address: Any, initial: Any) -> None:  # noqa: ANN401
+        self._function = function
+        self._address = address
+        self.value = initial
+
+    @property
+    def value(self) -> Any:  # noqa: ANN401
+        """What it holds now."""
+        return self._function.build.load(self._address)
+
+    @value.setter
+    def value(self, value: Any) -> None:  # noqa: ANN401
+        self._function.build.store(value, self._address)
+
+
+class Program:
+    """Compiled functions; it owns their code.
+
+    Args:
+        text: a module in LLVM's language.
+    """
+
+    def __init__(self, text: str) -> None:
+        if not available():
+            raise RuntimeError("llvmlite is not installed, or too old")
+        import llvmlite.binding as llvm
+
+        features = llvm.get_host_cpu_features().flatten()
+        machine = llvm.Target.from_default_triple().create_target_machine(
+            cpu=llvm.get_host_cpu_name(), features=features, opt=3
+        )
+        module = llvm.parse_assembly(text)
+        options = llvm.create_pipeline_tuning_options(speed_level=3)
+        passes = llvm.create_pass_builder(machine, options)
+        passes.getModulePassManager().run(module, passes)
+        self.module = module
+        self._machine = machine
+        self._engine = llvm.create_mcjit_compiler(module, machine)
+        self._engine.finalize_object()
+
+    def address(self, name: str) -> int:
+        """The address of a function."""
+        return int(self._engine.get_function_address(name))
