@@ -29,6 +29,9 @@ from reallm_compiler.stages import (
 
 Shape = tuple[int, int]
 
+PANEL = 1 << 18
+"""Weights of a panel of rows, about: a megabyte of float32."""
+
 
 class RowDecoder:
     """Decodes rows of a matrix or a latent.
@@ -231,6 +234,30 @@ class Latent:
     generator: torch.Generator
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowFeedback:
+    """How errors of a row's columns move the targets of its later columns, in the coded order.
+
+    target_t = w_t + sum_{s<t} U[s, t] (w_s - v_s), and an error of that target costs D_t times its
+    square; the costs of a row e add up to e H e^T for H = U diag(D) U^T.
+
+    Attributes:
+        upper: float32 [q, q], the strictly upper triangle of U; where a coder takes `step` columns
+            at once, zero within them too.
+        importance: float32 [q], D.
+        scales: float32 [n, q] or [1, q], what normalised values are multiplied by before errors
+            are compared.
+    """
+
+    upper: Tensor
+    importance: Tensor
+    scales: Tensor
+
+
+LAZY = 128
+"""Columns whose errors are moved to the columns behind them by one product of matrices."""
+
+
 class ColumnCoder:
     """Codes the columns of one latent [p, q] from left to right, a block at a time.
 
@@ -239,27 +266,67 @@ class ColumnCoder:
 
     Attributes:
         step: columns at a multiple of which a block must begin.
+        row_step: rows at a multiple of which a block must begin.
+        order: int64 [q], the columns in the order in which they are coded; None for their own.
     """
 
     step: int = 1
+    row_step: int = 1
+    order: Tensor | None = None
 
     def quantize(
-        self, block: Tensor, columns: slice, *, decode: bool = True
+        self, block: Tensor, columns: slice, *, rows: slice = slice(None), decode: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Codes of a block [p, n] of normalised values, given the columns that were coded before.
+        """Codes of a block [n, m] of normalised values, given the columns that were coded before.
 
         Args:
             block: values for the columns, which may differ from the latent's own.
-            columns: first and last of them; the first is where the last block ended.
+            columns: first and last of them in the coded order; the first is where the last block
+                of these rows ended.
+            rows: first and last row of the block; all rows by default.
             decode: whether the decoded values are wanted.
 
         Returns:
-            the codes, in the quantizer's own form, and the decoded normalised values [p, n].
+            the codes, in the quantizer's own form, and the decoded normalised values [n, m].
         """
         raise NotImplementedError
 
+    def quantize_rows(self, values: Tensor, rows: slice, feedback: RowFeedback) -> Tensor:
+        """Codes whole rows with the errors of earlier columns carried into later ones.
+
+        Args:
+            values: float32 [n, q], normalised, in the coded order.
+            rows: first and last of them.
+            feedback: how errors are carried.
+
+        Returns:
+            the decoded normalised values [n, q].
+        """
+        columns, upper = values.shape[1], feedback.upper
+        scales = feedback.scales.expand_as(values)
+        wanted = values * scales
+        targets, decoded = wanted.clone(), torch.empty_like(values)
+        block = max(LAZY // self.step, 1) * self.step
+        for first in range(0, columns, block):
+            last = min(first + block, columns)
+            errors = values.new_zeros(len(values), last - first)
+            for column in range(first, last, self.step):
+                end = min(column + self.step, last)
+                target = targets[:, column:end]
+                if column > first:
+                    before = errors[:, : column - first]
+                    target = target + before @ upper[first:column, column:end]
+                scale = scales[:, column:end]
+                normalised = torch.where(scale > 0, target / scale, 0.0)
+                _, level = self.quantize(normalised, slice(column, end), rows=rows)
+                assert level is not None
+                decoded[:, column:end] = level
+                errors[:, column - first : end - first] = wanted[:, column:end] - level * scale
+            targets[:, last:] += errors @ upper[first:last, last:]
+        return decoded
+
     def sections(self) -> Sections:
-        """Sections of the codes, once every column was coded."""
+        """Sections of the codes, once every column of every row was coded."""
         raise NotImplementedError
 
 
@@ -286,8 +353,22 @@ class QuantizerCodec(Generic[Q]):
         """Tables learned from `count` latents, each used up; empty if the kind learns none."""
         return {}
 
-    def coder(self, params: Q, latent: Latent, tables: Mapping[str, Tensor]) -> ColumnCoder:
-        """A coder of a latent [p, q] with the tables as stored."""
+    def coder(
+        self,
+        params: Q,
+        latent: Latent,
+        tables: Mapping[str, Tensor],
+        importance: Tensor | None = None,
+    ) -> ColumnCoder:
+        """A coder of a latent [p, q] with the tables as stored.
+
+        Args:
+            params: the stage.
+            latent: the latent.
+            tables: sections of the quantizer's tables.
+            importance: float64 [q], what the square of an error in each column costs; None for
+                ones.
+        """
         raise NotImplementedError
 
     def decoder(
@@ -318,24 +399,46 @@ class Metric:
     outputs: Tensor | None = None
 
 
+class LatentStages(Protocol):
+    """The stages of one latent [p, q] before its codes are chosen."""
+
+    @property
+    def metric(self) -> Metric | None:
+        """What errors of the latent cost; given if the rounding needs statistics."""
+        ...
+
+    def scaled(self, stretch: float = 1.0) -> Latent:
+        """The latent with its scales, which are kept for the archive.
+
+        Args:
+            stretch: what the scales are multiplied by, where `ScalesStage.stretches`.
+        """
+        ...
+
+    def coder(self, latent: Latent, importance: Tensor | None = None) -> ColumnCoder:
+        """A coder of a scaled latent; the first call learns the tables if there are none."""
+        ...
+
+
 U = TypeVar("U", bound=RoundingStage)
 
 
 class RoundingCodec(Generic[U]):
     """The codec of a kind of rounding; this one takes the nearest codes."""
 
-    def quantize(
-        self, params: U, coder: ColumnCoder, latent: Latent, metric: Metric | None
-    ) -> None:
-        """Codes a latent [p, q] with its coder.
-
-        Args:
-            params: the stage.
-            coder: of the latent; it holds the codes afterwards.
-            latent: the latent.
-            metric: of the latent; given if the stage needs statistics.
-        """
-        coder.quantize(latent.values, slice(0, latent.values.shape[1]), decode=False)
+    def encode(self, params: U, stages: LatentStages) -> ColumnCoder:
+        """Chooses the codes of a latent: the coder that holds them."""
+        latent = stages.scaled()
+        coder = stages.coder(latent)
+        columns = slice(0, latent.values.shape[1])
+        if coder.order is None:
+            coder.quantize(latent.values, columns, decode=False)
+            return coder
+        step = max(PANEL // latent.values.shape[1] // coder.row_step, 1) * coder.row_step
+        for first in range(0, len(latent.values), step):
+            rows = slice(first, min(first + step, len(latent.values)))
+            coder.quantize(latent.values[rows][:, coder.order], columns, rows=rows, decode=False)
+        return coder
 
 
 # ---- autoencoder -----------------------------------------------------------------------------
@@ -366,8 +469,8 @@ class LatentCoder(Protocol):
         """A decoder of coded latents."""
         ...
 
-    def prepare(self, latent: Tensor) -> tuple[Sections, Latent]:
-        """Orders and normalises a latent, which is used up: sections, and what is quantised."""
+    def prepare(self, latent: Tensor) -> Latent:
+        """Orders and normalises a latent, which is used up: what is quantised."""
         ...
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from reallm_compiler.codecs import dora
 from reallm_compiler.codecs.callback import NoCallback, TrainingCallback
-from reallm_compiler.codecs.contract import Coding
+from reallm_compiler.codecs.contract import PANEL, Coding
 from reallm_compiler.codecs.decode import MatrixDecoder, relative_error, work_dtype
-from reallm_compiler.codecs.latent import PANEL, StagesCoder, fit_tables
+from reallm_compiler.codecs.latent import StagesCoder, fit_tables
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.sections import Sections, check_sections
 from reallm_compiler.codecs.statistics import MatrixStatistics

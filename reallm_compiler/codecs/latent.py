@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.contract import (
+    PANEL,
+    ColumnCoder,
     Latent,
     LatentCoder,
     LatentDecoder,
@@ -29,9 +31,6 @@ from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import MatrixPlan, QuantizerStage
-
-PANEL = 1 << 18
-"""Weights of a panel of rows, about: a megabyte of float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,42 +61,87 @@ class StagesCoder:
             shared: sections of the share group; where they hold the quantizer's tables, these are
                 used, else its own are learned.
         """
-        sections, given = self.prepare(latent)
-        params = self.plan.quantizer
-        codec = codec_of(params)
         tables = {role: shared[role] for role in self.tables if role in shared}
-        learned: Sections = {} if tables else codec.fit(params, given)
-        coder = codec.coder(params, given, tables or learned)
+        stages = _Stages(self, latent, tables)
+        del latent
         rounding = self.plan.rounding
-        codec_of(rounding).quantize(rounding, coder, given, self.metric)
-        return {**sections, **coder.sections(), **learned}
+        coder: ColumnCoder = codec_of(rounding).encode(rounding, stages)
+        return {**stages.sections, **coder.sections(), **stages.learned}
 
     def decoder(self, sections: Mapping[str, Tensor], dtype: torch.dtype) -> StagesDecoder:
         """A decoder of coded latents."""
         return StagesDecoder(self.plan, self.shape, sections, dtype)
 
-    def prepare(self, latent: Tensor) -> tuple[Sections, Latent]:
-        """Orders and normalises a latent, which is used up: sections, and what is quantised."""
-        plan = self.plan
-        sections, ordered = codec_of(plan.permutation).encode(plan.permutation, latent)
-        if plan.scales.range == "free" and plan.quantizer.coarse and unit(ordered) != 1:
+    def prepare(self, latent: Tensor) -> Latent:
+        """Orders and normalises a latent, which is used up: what is quantised."""
+        return _Stages(self, latent, {}).scaled()
+
+
+class _Stages:
+    """The stages of one latent before its codes are chosen (`contract.LatentStages`).
+
+    Args:
+        given: the plan and what belongs to it.
+        latent: [p, q], which is used up.
+        tables: the quantizer's tables where they are given.
+
+    Attributes:
+        learned: sections of the tables that were learned.
+    """
+
+    def __init__(self, given: StagesCoder, latent: Tensor, tables: Mapping[str, Tensor]) -> None:
+        plan = given.plan
+        self._given = given
+        self._tables = tables
+        self.learned: Sections = {}
+        self._ordered, self._latent = codec_of(plan.permutation).encode(plan.permutation, latent)
+        self._scales: Sections = {}
+        self._applied: ScaleField | None = None
+        if plan.scales.range == "free" and plan.quantizer.coarse and unit(self._latent) != 1:
             raise CodecError(
-                f"numbers up to {float(ordered.abs().max()):.6g} are coded without scales, and "
-                "float32 does not hold their squares, by which codes are chosen",
+                f"numbers up to {float(self._latent.abs().max()):.6g} are coded without scales, "
+                "and float32 does not hold their squares, by which codes are chosen",
                 hint="give the matrix `scales`, such as `{kind: rms, per: tensor}`",
             )
+
+    @property
+    def metric(self) -> Metric | None:
+        """What errors of the latent cost."""
+        return self._given.metric
+
+    @property
+    def sections(self) -> Sections:
+        """Sections of the order and of the scales that were applied last."""
+        return {**self._ordered, **self._scales}
+
+    def scaled(self, stretch: float = 1.0) -> Latent:
+        """The latent with its scales; one tensor, normalised anew by each call."""
+        plan, latent = self._given.plan, self._latent
+        if self._applied is not None:
+            self._applied.restore_(latent, 0)
         codec = codec_of(plan.scales)
-        reach = codec_of(plan.quantizer).reach(plan.quantizer)
-        sections = sections | codec.encode(plan.scales, ordered, reach=reach)
-        field: ScaleField | None = codec.decoder(plan.scales, self.shape, sections, ordered.dtype)
-        values = ordered if field is None else field.normalise_(ordered)
-        return sections, Latent(
-            values=values,
+        reach = codec_of(plan.quantizer).reach(plan.quantizer) * stretch
+        self._scales = codec.encode(plan.scales, latent, reach=reach)
+        field: ScaleField | None = codec.decoder(
+            plan.scales, self._given.shape, self._scales, latent.dtype
+        )
+        self._applied = field
+        return Latent(
+            values=latent if field is None else field.normalise_(latent),
             scales=field,
             unit_range=plan.scales.range == "unit",
-            source_dtype=self.source_dtype,
-            generator=self.generator,
+            source_dtype=self._given.source_dtype,
+            generator=self._given.generator,
         )
+
+    def coder(self, latent: Latent, importance: Tensor | None = None) -> ColumnCoder:
+        """A coder of a scaled latent; the first call learns the tables if there are none."""
+        params = self._given.plan.quantizer
+        codec = codec_of(params)
+        if not self._tables:
+            self._tables = self.learned = codec.fit(params, latent)
+        coder: ColumnCoder = codec.coder(params, latent, self._tables, importance)
+        return coder
 
 
 class StagesDecoder(LatentDecoder):
@@ -173,4 +217,4 @@ def fit_tables(
 
 def _prepared(member: tuple[LatentCoder, Tensor]) -> Latent:
     coder, latent = member
-    return coder.prepare(latent)[1]
+    return coder.prepare(latent)

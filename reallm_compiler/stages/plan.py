@@ -104,7 +104,7 @@ class MatrixPlan(Stage):
     @model_validator(mode="after")
     def _stages_fit(self) -> MatrixPlan:
         quantizer, scales = self.quantizer, self.scales
-        if self.share is not None and not (quantizer.shares or self.autoencoder.shares):
+        if self.share is not None and not (quantizer.learns_tables or self.autoencoder.shares):
             raise ValueError(
                 "`share` needs something to share: "
                 f"{_with_shares('quantizer')} quantizer or a decoder"

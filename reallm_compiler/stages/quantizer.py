@@ -27,6 +27,11 @@ class QuantizerStage(Stage):
     codes_latents: ClassVar[bool] = True
     coarse: ClassVar[bool] = True
 
+    @property
+    def learns_tables(self) -> bool:
+        """Whether it has tables that a share group can store once."""
+        return self.shares is not None
+
 
 class NoQuantizer(QuantizerStage):
     """Latents stored as numbers."""
@@ -110,11 +115,11 @@ class VectorQuantizer(QuantizerStage):
 
 
 class TrellisQuantizer(QuantizerStage):
-    """Trellis-coded quantiser: a weight's value is looked up by its own code and those before it.
+    """Trellis-coded quantizer: a weight's value is looked up by its own code and those before it.
 
-    A row is one sequence; the last `memory` bits of its codes are the state that picks the value
-    from a learned table, and the codes of a row are chosen together (Viterbi; QTIP's bit-shift
-    trellis). Of all quantisers here it has the least error at equal bits.
+    A row is one sequence; the last `state_bits` bits of its codes are the state that picks the
+    value from a table, and the codes of a row are chosen together (QTIP's bit-shift trellis). Of
+    all quantizers here it has the least error at equal bits.
     """
 
     shares: ClassVar[str | None] = "a table"
@@ -122,24 +127,41 @@ class TrellisQuantizer(QuantizerStage):
 
     kind: Literal["trellis"]
     bits: Rational = Field(
-        description="Bits per weight, 1 to 8; with a fraction such as 9/4 that share of the "
-        "columns, those with most energy, gets one bit more than the others."
+        description="Bits per weight, 1 to 8, a multiple of 1/16; with a fraction such as 35/16 "
+        "that share of the columns, those whose errors cost most, has one bit more than the others."
     )
-    memory: int = Field(
-        default=10,
-        ge=2,
-        le=16,
-        description="Bits of the state; the table has 2^memory values. Time to encode grows with "
-        "2^memory.",
+    state_bits: int = Field(
+        default=10, ge=2, le=16, description="Bits of the state; the table has 2^state_bits values."
     )
-    dtype: FloatType = Field(default="float16", description="Stored type of the table.")
+    table: Literal["learned", "computed"] = Field(
+        default="learned",
+        description="learned: the table is fitted to the weights and stored. computed: it is a "
+        "hash of the state, nearly normal, and nothing is stored; meant for 12 state bits and more "
+        "and normal weights (`hadamard` and `rms` scales).",
+    )
+    dtype: Literal["int8", FloatType] = Field(
+        default="int8",
+        description="Stored type of a learned table; int8 has one scale for the whole table.",
+    )
+    paths: int = Field(
+        default=64,
+        ge=1,
+        le=65536,
+        description="Paths that the search keeps, 2^state_bits at most. Time to encode grows with "
+        "them.",
+    )
     iterations: int = Field(
         default=10, ge=1, le=1000, description="Passes in which the table is learned."
     )
 
     @property
+    def learns_tables(self) -> bool:
+        """Whether the table is learned."""
+        return self.table == "learned"
+
+    @property
     def widths(self) -> tuple[int, ...]:
-        """Bits of a code: of narrow columns, and of wide ones where there are any."""
+        """Bits of a code: of most columns, and of high-rate columns where there are any."""
         low = int(self.bits)
         return (low,) if low == self.bits else (low, low + 1)
 
@@ -148,13 +170,15 @@ class TrellisQuantizer(QuantizerStage):
     def _bits_in_range(cls, bits: int | Fraction) -> int | Fraction:
         if not 1 <= bits <= 8:
             raise ValueError("bits must lie between 1 and 8")
+        if 16 % Fraction(bits).denominator:
+            raise ValueError("bits must be a multiple of 1/16")
         return bits
 
     @model_validator(mode="after")
-    def _memory_holds_a_code(self) -> TrellisQuantizer:
-        if self.memory <= self.widths[-1]:
+    def _state_holds_a_code(self) -> TrellisQuantizer:
+        if self.state_bits <= self.widths[-1]:
             raise ValueError(
-                f"a memory of {self.memory} bits has no room for codes of {self.widths[-1]} bits "
-                "and what came before them"
+                f"a state of {self.state_bits} bits must be longer than a code of "
+                f"{self.widths[-1]} bits"
             )
         return self

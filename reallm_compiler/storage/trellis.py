@@ -1,14 +1,19 @@
-"""Size law of the trellis quantizer: codes of b bits and one table of 2^memory values.
+"""Size law of the trellis quantizer: a stream of codes for each row, and one table.
 
-With bits = b + f, b whole, ceil(f q) of the q columns are wide: their codes have one bit more,
-which is stored in a section of its own beside a mask of the wide columns, and they have a table
-of their own. For 9/4 bits at 4096 x 4096: 2 + 1/4 + 1/4096 (mask) and 16 x 2 x 2^memory bits once.
+With bits = b + f, b whole, ceil(f q) of the q columns have codes of one bit more: which ones is
+the data's choice and is stored as a mask, with one factor for their values. In the stream they lie
+evenly spread between the others, so that widths have a fixed pattern, of period 16 where q is a
+multiple of 16. A table of type int8
+costs 8 x 2^state_bits bits and 32 for its scale, and matrices of one share group store it once.
+For 35/16 bits at 4096 x 4096: 35/16 + 1/4096 (mask), 32 bits (factor), and 8 x 1024 + 32 bits
+once for the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 from reallm_compiler.stages import TrellisQuantizer
 from reallm_compiler.storage.base import DTYPES, Context, Cost, SectionSpec, Shape, SizeLaw
@@ -16,78 +21,119 @@ from reallm_compiler.storage.values import Finite, Ones
 from reallm_compiler.units import ceil_div
 
 SEGMENT = 128
-"""Values of a sequence that a table is learned from."""
+"""Columns of a piece of a row that a table is learned from, a multiple of 16."""
 
-SAMPLES = 64
+SAMPLES = 128
 """Values for each entry of a table that it is learned from, and at least `LEAST_SEGMENTS`."""
 
 LEAST_SEGMENTS = 128
 
-DECIDED = 256
-"""Steps that a window of the search decides."""
+WINDOW = 96
+"""Columns that the paths of a search remember."""
 
-AHEAD = 48
-"""Steps that a window looks beyond: several times the memory of any trellis."""
+DEVICE_ROWS = 4096
+"""Rows that are searched side by side on an accelerator."""
 
-DEVICE_LANES = 1 << 22
-"""States times sequences that are searched side by side on an accelerator."""
+WORD = 4
+"""Bytes of a word; a row is padded to words where that adds little."""
+
+PADDING = 128
+"""A row is padded to words if at most one in so many of its bits is padding, else to bytes."""
 
 
-def wide_columns(params: TrellisQuantizer, columns: int) -> int:
+def high_rate_columns(params: TrellisQuantizer, columns: int) -> int:
     """How many of `columns` columns have codes of one bit more."""
     numerator, denominator = params.bits.numerator, params.bits.denominator
     return ceil_div(numerator % denominator * columns, denominator)
 
 
+@lru_cache(maxsize=256)
+def column_widths(params: TrellisQuantizer, columns: int) -> tuple[int, ...]:
+    """Bits of each code of a row, in the coded order: high-rate columns are evenly spread."""
+    low, high = params.widths[0], high_rate_columns(params, columns)
+    return tuple(
+        low + (high * (index + 1) // columns - high * index // columns) for index in range(columns)
+    )
+
+
+def row_bytes(params: TrellisQuantizer, columns: int) -> int:
+    """Bytes of the stream of one row.
+
+    Rows begin at whole words, which GPUs load at once. Only where rows are so short that the
+    padding would weigh (`PADDING`) they begin at whole bytes.
+    """
+    bits = params.widths[0] * columns + high_rate_columns(params, columns)
+    words = ceil_div(bits, 8 * WORD)
+    if (8 * WORD * words - bits) * PADDING <= bits:
+        return WORD * words
+    return ceil_div(bits, 8)
+
+
 def sample_segments(params: TrellisQuantizer, sharers: int) -> int:
-    """Segments that are sampled of each of so many latents, for each width."""
-    wanted = max(LEAST_SEGMENTS, SAMPLES * 2**params.memory // SEGMENT)
+    """Segments that are sampled of each of so many latents."""
+    wanted = max(LEAST_SEGMENTS, SAMPLES * 2**params.state_bits // SEGMENT)
     return ceil_div(wanted, sharers)
 
 
 class TrellisLaw(SizeLaw[TrellisQuantizer]):
-    """Codes of one or two widths, and a table for each."""
+    """A stream for each row, a mask of high-rate columns, and a table."""
 
     def sections(
         self, params: TrellisQuantizer, shape: Shape, context: Context
     ) -> list[SectionSpec]:
-        """Codes and tables for a latent [p, q]."""
+        """Codes and table for a latent [p, q]."""
         p, q = shape
-        low = params.widths[0]
-        specs = [SectionSpec(role="codes", dtype=f"b{low}", shape=(p, q), term="codes")]
+        specs = [
+            SectionSpec(role="codes", dtype="u8", shape=(p, row_bytes(params, q)), term="codes")
+        ]
         if len(params.widths) > 1:
-            wide = wide_columns(params, q)
+            values = Ones(high_rate_columns(params, q))
+            positive = Finite(negative=False, zero=False)
             specs += [
-                SectionSpec(role="high_bits", dtype="b1", shape=(p, wide), term="codes"),
-                SectionSpec(role="wide", dtype="b1", shape=(q,), term="codes", values=Ones(wide)),
+                SectionSpec(role="high_rate", dtype="b1", shape=(q,), term="codes", values=values),
+                SectionSpec(
+                    role="high_rate_scale", dtype="f32", shape=(1,), term="scales", values=positive
+                ),
             ]
-        specs.append(
-            SectionSpec(
-                role="codebook",
-                dtype=DTYPES[params.dtype],
-                shape=(len(params.widths), 2**params.memory),
-                term="codebook",
-                shared=context.shared,
-                values=Finite(),
+        if params.learns_tables:
+            specs.append(
+                SectionSpec(
+                    role="codebook",
+                    dtype=DTYPES[params.dtype],
+                    shape=(2**params.state_bits,),
+                    term="codebook",
+                    shared=context.shared,
+                    values=Finite(),
+                )
             )
-        )
+        if params.learns_tables and params.dtype == "int8":
+            specs.append(
+                SectionSpec(
+                    role="codebook_scale",
+                    dtype="f32",
+                    shape=(1,),
+                    term="codebook",
+                    shared=context.shared,
+                    values=Finite(negative=False, zero=False),
+                )
+            )
         return specs
 
     def paper_bits(
         self, params: TrellisQuantizer, shape: Shape, context: Context
     ) -> dict[str, Fraction]:
-        """b for each weight, and 16 2^memory for each table."""
-        return {
-            "codes": Fraction(params.bits) * shape[0] * shape[1],
-            "codebook": Fraction(16 * len(params.widths) * 2**params.memory),
-        }
+        """b for each weight, and 16 2^state_bits for a table that is learned."""
+        terms = {"codes": Fraction(params.bits) * shape[0] * shape[1]}
+        if params.learns_tables:
+            terms["codebook"] = Fraction(16 * 2**params.state_bits)
+        return terms
 
     def cost(self, params: TrellisQuantizer, shape: Shape, context: Context) -> Cost:
-        """The costs of a window of the search on a GPU."""
-        window = min(DECIDED + AHEAD, shape[1])
-        return Cost(device_bytes=window * 4 * DEVICE_LANES >> min(params.widths))
+        """The memory of a search on a GPU: of each path its past, and costs of all its codes."""
+        paths = min(params.paths, 2**params.state_bits)
+        each = WINDOW * (8 + 1 + 2 * 4) + 40 * 2 ** params.widths[-1]
+        return Cost(device_bytes=min(DEVICE_ROWS, shape[0]) * paths * each)
 
     def group_bytes(self, params: TrellisQuantizer, shapes: Sequence[Shape]) -> int:
-        """Sampled segments and their weights in float32, gathered and joined."""
-        joined = 2 * sample_segments(params, len(shapes)) * len(shapes)
-        return joined * len(params.widths) * 8 * SEGMENT
+        """Sampled segments with their scales in float32, gathered and joined."""
+        return 2 * sample_segments(params, len(shapes)) * len(shapes) * 8 * SEGMENT

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from reallm_compiler.codecs import decode_matrix, encode_matrix
+from reallm_compiler.codecs.numerics.codebooks import read_codebook, store_codebook
 from reallm_compiler.codecs.numerics.packing import unpack
 from reallm_compiler.codecs.quantizers import vq
 from reallm_compiler.codecs.registry import codec_of
@@ -148,7 +149,7 @@ def test_a_given_codebook_is_used_as_it_is(gaussian, plan_of):
 
 def test_overflow_of_the_codebook_is_refused(plan_of):
     plan = plan_of(quantizer=quantizer(1, 1))
-    with pytest.raises(CodecError, match="codewords up to 100000 overflow float16"):
+    with pytest.raises(CodecError, match="codebook values up to 100000 overflow float16"):
         encode_matrix(plan, torch.full((2, 2), 1e5), seed=0, source_dtype="f32")
 
 
@@ -156,13 +157,13 @@ def test_overflow_of_the_codebook_is_refused(plan_of):
 def test_int8_codewords_are_integers_times_one_scale(size, gaussian, plan_of):
     params = plan_of(quantizer=quantizer(2, 2, dtype="int8")).quantizer
     words = gaussian(16, 2).clamp(-1, 1) * size
-    sections = vq.store_codebook(params, words)
+    sections = store_codebook(params.dtype, words)
     codes, scale = sections["codebook"], sections["codebook_scale"]
     assert (codes.dtype, scale.dtype, scale.shape) == (torch.int8, torch.float32, (1,))
     largest = float(words.abs().max())
     assert int(codes.abs().max()) == 127
     assert float(scale) * 127 == pytest.approx(largest)
-    back = vq.codewords(sections, words, torch.float32)
+    back = read_codebook(sections, words, torch.float32)
     assert torch.equal(back, codes.float() * scale)
     assert float((back - words).abs().max()) <= largest / 254 * (1 + 1e-6)
 
@@ -170,7 +171,7 @@ def test_int8_codewords_are_integers_times_one_scale(size, gaussian, plan_of):
 def test_vectors_are_assigned_to_the_codewords_as_rounded(plan_of):
     """Rounding moves 0.6 to 1 and -0.1 to 0: so 0.4 is nearer to 0."""
     params = plan_of(quantizer=quantizer(2, 1, dtype="int8")).quantizer
-    sections = vq.store_codebook(params, torch.tensor([[-127.0], [-0.1], [0.6], [127.0]]))
+    sections = store_codebook(params.dtype, torch.tensor([[-127.0], [-0.1], [0.6], [127.0]]))
     assert sections["codebook"].flatten().tolist() == [-127, 0, 1, 127]
     plan = plan_of(quantizer=quantizer(2, 1, dtype="int8"), share="all")
     weight = torch.tensor([[0.4, 0.9, 127.0, -100.0]])  # by the words before rounding: 2, 2, 3, 0
@@ -180,7 +181,7 @@ def test_vectors_are_assigned_to_the_codewords_as_rounded(plan_of):
 
 def test_a_codebook_of_zeros_has_a_scale(plan_of):
     params = plan_of(quantizer=quantizer(2, 2, dtype="int8")).quantizer
-    sections = vq.store_codebook(params, torch.zeros(16, 2))
+    sections = store_codebook(params.dtype, torch.zeros(16, 2))
     assert float(sections["codebook_scale"]) == 1
     assert not sections["codebook"].any()
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
+
+Value: TypeAlias = Any
+"""A value, a type or a function of llvmlite, which has no type information."""
 
 LEAST_LLVM = 20
 """The oldest LLVM whose language is written here."""
@@ -39,7 +42,7 @@ class Function:
         arguments: types of its arguments.
     """
 
-    def __init__(self, module: Any, name: str, arguments: list[Any]) -> None:  # noqa: ANN401
+    def __init__(self, module: Value, name: str, arguments: list[Value]) -> None:
         from llvmlite import ir
 
         self.ir = ir
@@ -49,7 +52,7 @@ class Function:
         self.build = ir.IRBuilder(self.function.append_basic_block("start"))
         self.arguments = self.function.args
 
-    def finish(self) -> Any:  # noqa: ANN401
+    def finish(self) -> Value:
         """Ends the function."""
         self.build.ret_void()
         self.ir.IRBuilder(self.entry).branch(self.function.basic_blocks[1])
@@ -57,15 +60,15 @@ class Function:
 
     # ---- values
 
-    def integer(self, value: int, bits: int = 64) -> Any:  # noqa: ANN401
+    def integer(self, value: int, bits: int = 64) -> Value:
         """A constant integer."""
         return self.ir.Constant(self.ir.IntType(bits), value)
 
-    def number(self, value: float) -> Any:  # noqa: ANN401
+    def number(self, value: float) -> Value:
         """A constant of float32."""
         return self.ir.Constant(self.ir.FloatType(), value)
 
-    def splat(self, value: Any, lanes: int) -> Any:  # noqa: ANN401
+    def splat(self, value: Value, lanes: int) -> Value:
         """A vector of equal lanes."""
         ir, build = self.ir, self.build
         kind = ir.VectorType(value.type, lanes)
@@ -73,41 +76,41 @@ class Function:
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
         return build.shuffle_vector(one, one, zeros)
 
-    def variable(self, initial: Any) -> Variable:  # noqa: ANN401
+    def variable(self, initial: Value) -> Variable:
         """A variable that holds a value of the type of `initial`."""
         build = self.ir.IRBuilder(self.entry)
         return Variable(self, build.alloca(initial.type), initial)
 
     # ---- memory
 
-    def at(self, pointer: Any, index: Any) -> Any:  # noqa: ANN401
+    def at(self, pointer: Value, index: Value) -> Value:
         """The address of an element."""
         return self.build.gep(pointer, [index], inbounds=True)
 
-    def load(self, pointer: Any, index: Any) -> Any:  # noqa: ANN401
+    def load(self, pointer: Value, index: Value) -> Value:
         """An element."""
         return self.build.load(self.at(pointer, index))
 
-    def store(self, value: Any, pointer: Any, index: Any) -> None:  # noqa: ANN401
+    def store(self, value: Value, pointer: Value, index: Value) -> None:
         """Writes an element."""
         self.build.store(value, self.at(pointer, index))
 
-    def load_vector(self, pointer: Any, index: Any, lanes: int) -> Any:  # noqa: ANN401
+    def load_vector(self, pointer: Value, index: Value, lanes: int) -> Value:
         """Consecutive elements."""
         return self.build.load(self._vector(pointer, index, lanes), align=4)
 
-    def store_vector(self, value: Any, pointer: Any, index: Any) -> None:  # noqa: ANN401
+    def store_vector(self, value: Value, pointer: Value, index: Value) -> None:
         """Writes consecutive elements."""
         self.build.store(value, self._vector(pointer, index, value.type.count), align=4)
 
-    def _vector(self, pointer: Any, index: Any, lanes: int) -> Any:  # noqa: ANN401
+    def _vector(self, pointer: Value, index: Value, lanes: int) -> Value:
         kind = self.ir.VectorType(pointer.type.pointee, lanes).as_pointer()
         return self.build.bitcast(self.at(pointer, index), kind)
 
     # ---- control
 
     @contextmanager
-    def loop(self, first: Any, last: Any, step: int = 1) -> Iterator[Any]:  # noqa: ANN401
+    def loop(self, first: Value, last: Value, step: int = 1) -> Iterator[Value]:
         """The body for each index from `first` below `last`."""
         index = self.variable(first)
         with self.loop_while(lambda: self.build.icmp_signed("<", index.value, last)):
@@ -115,7 +118,7 @@ class Function:
             index.value = self.build.add(index.value, self.ir.Constant(first.type, step))
 
     @contextmanager
-    def loop_while(self, condition: Any) -> Iterator[None]:  # noqa: ANN401
+    def loop_while(self, condition: Value) -> Iterator[None]:
         """The body as long as `condition()` writes a true value."""
         function = self.function
         head = function.append_basic_block("head")
@@ -133,18 +136,18 @@ class Function:
 class Variable:
     """A variable of a function; LLVM keeps it in a register."""
 
-    def __init__(self, function: Function, address: Any, initial: Any) -> None:  # noqa: ANN401
+    def __init__(self, function: Function, address: Value, initial: Value) -> None:
         self._function = function
         self._address = address
         self.value = initial
 
     @property
-    def value(self) -> Any:  # noqa: ANN401
+    def value(self) -> Value:
         """What it holds now."""
         return self._function.build.load(self._address)
 
     @value.setter
-    def value(self, value: Any) -> None:  # noqa: ANN401
+    def value(self, value: Value) -> None:
         self._function.build.store(value, self._address)
 
 

@@ -9,15 +9,16 @@ form, in its order, so the codes are the same.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from ctypes import CFUNCTYPE, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.numerics import emit
+from reallm_compiler.codecs.numerics.emit import Value
 from reallm_compiler.codecs.numerics.list_search import DECIDED, LANES, WINDOW, SearchProblem
 
 TILE = 8
@@ -100,11 +101,6 @@ class _Scratch:
         return offset
 
 
-def search(problem: SearchProblem, values: Tensor, scales: Tensor) -> Tensor:
-    """As `list_search.search`, for rows on the CPU."""
-    return CompiledSearch(problem)(values, scales)
-
-
 class CompiledSearch:
     """A search problem in the form that the program reads; it may be used by several threads.
 
@@ -132,10 +128,12 @@ class CompiledSearch:
             self._by_target = problem.feedback.new_zeros(columns, self._stride)
             self._by_target[:, :columns] = problem.feedback.t()
 
-    def __call__(self, values: Tensor, scales: Tensor) -> Tensor:
-        """Codes uint8 [n, q] of rows [n, q]; `scales` are [n, q] or [1, q]."""
+    def __call__(self, values: Tensor, scales: Tensor, start: Tensor | None = None) -> Tensor:
+        """Codes uint8 [n, q] of rows [n, q]; see `list_search.search`."""
         count = len(values)
-        assert values.shape[1] == self._columns and values.dtype == scales.dtype == torch.float32
+        states = torch.zeros(count, dtype=torch.int64) if start is None else start.contiguous()
+        assert values.shape[1] == self._columns
+        assert values.dtype == scales.dtype == torch.float32
         values, scales = values.contiguous(), scales.contiguous()
         codes = torch.empty(values.shape, dtype=torch.uint8)
         memory = torch.empty(count * row_bytes(self._shape, self._columns), dtype=torch.uint8)
@@ -152,6 +150,7 @@ class CompiledSearch:
             self._by_target.data_ptr(),
             self._by_source.data_ptr(),
             self._stride,
+            states.data_ptr(),
             codes.data_ptr(),
             memory.data_ptr(),
             row_bytes(self._shape, self._columns),
@@ -161,12 +160,12 @@ class CompiledSearch:
 
 
 @lru_cache(maxsize=32)
-def compiled(shape: Shape) -> Any:  # noqa: ANN401 - a function of ctypes, which releases the GIL
-    """The program for a shape; `emit.available` must be true."""
+def compiled(shape: Shape) -> Callable[..., None]:
+    """The program for a shape, which runs without the GIL; `emit.available` must be true."""
     program = emit.Program(source(shape))
     pointer, integer = c_void_p, c_int64
     kinds = [integer, integer, pointer, pointer, integer, pointer, pointer, pointer, pointer]
-    kinds += [pointer, integer, pointer, pointer, integer, pointer]
+    kinds += [pointer, integer, pointer, pointer, pointer, integer, pointer]
     function = CFUNCTYPE(None, *kinds)(program.address("search"))
 
     def run(*arguments: int) -> None:
@@ -187,7 +186,7 @@ def source(shape: Shape) -> str:
 class _Writer:
     """Writes the program of one shape."""
 
-    def __init__(self, ir: Any, shape: Shape) -> None:  # noqa: ANN401
+    def __init__(self, ir: Value, shape: Shape) -> None:
         self.ir = ir
         self.shape = shape
         self.row = _Row(shape, 0)
@@ -197,7 +196,7 @@ class _Writer:
         self.f32 = ir.FloatType()
         self.lanes = ir.VectorType(self.f32, LANES)
 
-    def write(self) -> Any:  # noqa: ANN401
+    def write(self) -> Value:
         """The module."""
         steps = [self._step(number, width) for number, width in enumerate(self.shape.widths)]
         decide = self._decide()
@@ -212,18 +211,18 @@ class _Writer:
 
     # ---- memory of a row
 
-    def _array(self, f: emit.Function, memory: Any, offset: int, kind: Any) -> Any:  # noqa: ANN401
+    def _array(self, f: emit.Function, memory: Value, offset: int, kind: Value) -> Value:
         return f.build.bitcast(f.at(memory, f.integer(offset)), kind.as_pointer())
 
     def _halves(
         self,
         f: emit.Function,
-        memory: Any,  # noqa: ANN401
+        memory: Value,
         offset: int,
-        kind: Any,  # noqa: ANN401
+        kind: Value,
         size: int,
-        turn: Any,  # noqa: ANN401
-    ) -> tuple[Any, Any]:
+        turn: Value,
+    ) -> tuple[Value, Value]:
         """The array of paths before a column, and that after it; they change places."""
         array = self._array(f, memory, offset, kind)
         before = f.build.mul(turn, f.integer(size))
@@ -232,7 +231,7 @@ class _Writer:
 
     # ---- one column of one row
 
-    def _step(self, number: int, width: int) -> Any:  # noqa: ANN401
+    def _step(self, number: int, width: int) -> Value:
         """The function that extends all paths of a row by one column of a width.
 
         Its arguments: memory of the row and of all rows; the column modulo 2; the number of
@@ -358,7 +357,7 @@ class _Writer:
                 f.store(build.fsub(value, level), target_at, offset)
         return f.finish()
 
-    def _dot(self, f: emit.Function, left: Any, right: Any, parts: Any) -> Any:  # noqa: ANN401
+    def _dot(self, f: emit.Function, left: Value, right: Value, parts: Value) -> Value:
         """The sum of products of `parts` vectors, in the order that `list_search` has."""
         build = f.build
         total = f.variable(f.splat(f.number(0.0), LANES))
@@ -368,7 +367,7 @@ class _Writer:
             total.value = build.fadd(total.value, product)
         return self._folded(f, total.value, build.fadd)
 
-    def _folded(self, f: emit.Function, vector: Any, combine: Any) -> Any:  # noqa: ANN401
+    def _folded(self, f: emit.Function, vector: Value, combine: Value) -> Value:
         """A vector's lanes combined, one half with the other until one is left."""
         ir, build = self.ir, f.build
         size = vector.type.count
@@ -387,11 +386,11 @@ class _Writer:
             vector = combine(low, high)
         return build.extract_element(vector, f.integer(0, 32))
 
-    def _least(self, f: emit.Function, costs: Any, count: Any) -> Any:  # noqa: ANN401
+    def _least(self, f: emit.Function, costs: Value, count: Value) -> Value:
         """The least of `count` costs, which are padded with large ones."""
         build = f.build
 
-        def smaller(a: Any, b: Any) -> Any:  # noqa: ANN401
+        def smaller(a: Value, b: Value) -> Value:
             return build.select(build.fcmp_ordered("<", a, b), a, b)
 
         least = f.variable(f.load_vector(costs, f.integer(0), LANES))
@@ -402,10 +401,10 @@ class _Writer:
     def _limit(
         self,
         f: emit.Function,
-        costs: Any,
-        count: Any,
-        least: Any,  # noqa: ANN401
-    ) -> tuple[Any, Any]:
+        costs: Value,
+        count: Value,
+        least: Value,
+    ) -> tuple[Value, Value]:
         """The bits of the largest cost that is kept, and how many of exactly that cost.
 
         Floats above 0 are in the order of their bits. The number of costs up to a limit is made
@@ -417,7 +416,7 @@ class _Writer:
         limit = f.variable(f.integer(LARGEST, 32))
         ties = f.variable(count)
 
-        def up_to(bits: Any) -> Any:  # noqa: ANN401
+        def up_to(bits: Value) -> Value:
             total = f.variable(f.integer(0))
             with f.loop(f.integer(0), count, LANES) as first:
                 each = build.bitcast(f.load_vector(costs, first, LANES), vector)
@@ -478,7 +477,7 @@ class _Writer:
 
     # ---- every few columns of one row
 
-    def _decide(self) -> Any:
+    def _decide(self) -> Value:
         """The function that takes the oldest columns from the best path.
 
         Its arguments: memory of the row and of all rows; the last column modulo 2 plus 1; where
@@ -542,7 +541,7 @@ class _Writer:
                 f.store_vector(values, array, first)
         return f.finish()
 
-    def _cheapest(self, f: emit.Function, cost: Any, count: Any) -> Any:  # noqa: ANN401
+    def _cheapest(self, f: emit.Function, cost: Value, count: Value) -> Value:
         """The path of least cost; of equal ones the first."""
         build = f.build
         best = f.variable(f.integer(0))
@@ -551,7 +550,7 @@ class _Writer:
             best.value = build.select(better, path, best.value)
         return best.value
 
-    def _trace(self) -> Any:
+    def _trace(self) -> Value:
         """The function that takes all undecided columns from the best path.
 
         Its arguments: memory of the row; the last column modulo 2 plus 1; the number of columns;
@@ -575,7 +574,7 @@ class _Writer:
             at.value = build.zext(f.load(parent, index), i64)
         return f.finish()
 
-    def _add_decided(self, rows: int) -> Any:
+    def _add_decided(self, rows: int) -> Value:
         """The function that adds decided errors of some rows to the targets of later columns.
 
         Its arguments: memory of the rows and its size for one; the first row of U; its stride; the
@@ -604,25 +603,30 @@ class _Writer:
 
     # ---- all columns of all rows
 
-    def _search(self, steps: list[Any], decide: Any, trace: Any, add: dict[int, Any]) -> None:
+    def _search(
+        self, steps: list[Value], decide: Value, trace: Value, add: dict[int, Value]
+    ) -> None:
         """The function that `CompiledSearch` calls, with its arguments."""
-        ir, i64, f32 = self.ir, self.i64, self.f32
+        i64, f32 = self.i64, self.f32
         memory, floats = self.i8.as_pointer(), f32.as_pointer()
         kinds = [i64, i64, floats, floats, i64, floats, memory, floats, floats, floats, i64]
-        f = emit.Function(self.module, "search", [*kinds, memory, memory, i64, memory])
+        kinds += [i64.as_pointer(), memory, memory, i64, memory]
+        f = emit.Function(self.module, "search", kinds)
         build = f.build
         (rows, columns, values, scales, scale_stride, importance, width, tables) = f.arguments[:8]
-        (by_target, by_source, stride, codes, row_memory, size, scratch) = f.arguments[8:]
+        (by_target, by_source, stride, start_states, codes) = f.arguments[8:13]
+        (row_memory, size, scratch) = f.arguments[13:]
         one = f.integer(1)
 
-        def row_at(number: Any) -> Any:  # noqa: ANN401
+        def row_at(number: Value) -> Value:
             return f.at(row_memory, build.mul(number, size))
 
         with f.loop(f.integer(0), rows) as number:
             row = row_at(number)
             f.store(one, self._array(f, row, self.row.count, i64), f.integer(0))
             f.store(f.number(0.0), self._array(f, row, self.row.cost, f32), f.integer(0))
-            f.store(f.integer(0, 32), self._array(f, row, self.row.state, self.i32), f.integer(0))
+            state = build.trunc(f.load(start_states, number), self.i32)
+            f.store(state, self._array(f, row, self.row.state, self.i32), f.integer(0))
             decided = self._array(f, row, self.row.decided, f32)
             with f.loop(f.integer(0), columns, LANES) as column:
                 f.store_vector(f.splat(f.number(0.0), LANES), decided, column)

@@ -65,18 +65,21 @@ class SearchProblem:
         return {width: self.table.view(2**width, -1).t().contiguous() for width in set(self.widths)}
 
 
-def search(problem: SearchProblem, values: Tensor, scales: Tensor) -> Tensor:
+def search(
+    problem: SearchProblem, values: Tensor, scales: Tensor, start: Tensor | None = None
+) -> Tensor:
     """The codes of rows.
 
     Args:
         problem: what is common to the rows.
         values: float32 [n, q], the rows w.
         scales: float32 [n, q] or [1, q], what table values are multiplied by.
+        start: int64 [n], the states before the first column; zeros when None.
 
     Returns:
         uint8 [n, q].
     """
-    return _Search(problem, values, scales).run()
+    return _Search(problem, values, scales, start).run()
 
 
 class _Search:
@@ -85,7 +88,9 @@ class _Search:
     A path that does not exist has the cost infinity.
     """
 
-    def __init__(self, problem: SearchProblem, values: Tensor, scales: Tensor) -> None:
+    def __init__(
+        self, problem: SearchProblem, values: Tensor, scales: Tensor, start: Tensor | None
+    ) -> None:
         count, columns = values.shape
         paths, device = problem.paths, values.device
         self.problem = problem
@@ -95,6 +100,8 @@ class _Search:
         self.cost = torch.full((count, paths), torch.inf, device=device)
         self.cost[:, 0] = 0
         self.state = torch.zeros(count, paths, dtype=torch.int64, device=device)
+        if start is not None:
+            self.state[:, 0] = start
         self.parent = torch.zeros(count, WINDOW, paths, dtype=torch.int64, device=device)
         self.code = torch.zeros(count, WINDOW, paths, dtype=torch.uint8, device=device)
         self.codes = torch.empty(count, columns, dtype=torch.uint8, device=device)
@@ -153,8 +160,8 @@ class _Search:
         assert self.problem.feedback is not None
         row = self.problem.feedback[base : base + WINDOW, column]
         row = torch.nn.functional.pad(row, (0, WINDOW - len(row)))
-        products = (self.error * row).unflatten(2, (-1, LANES))
-        total = products[:, :, 0]
+        products = (self.error * row).view(*self.cost.shape, -1, LANES)
+        total: Tensor = products[:, :, 0]
         for part in range(1, products.shape[2]):
             total = total + products[:, :, part]
         while total.shape[2] > 1:

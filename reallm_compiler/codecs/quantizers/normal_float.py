@@ -54,7 +54,11 @@ class NormalFloatCodec(QuantizerCodec[NormalFloatQuantizer]):
         return normal_reach(tuple(levels(params.bits).tolist()))
 
     def coder(
-        self, params: NormalFloatQuantizer, latent: Latent, tables: Mapping[str, Tensor]
+        self,
+        params: NormalFloatQuantizer,
+        latent: Latent,
+        tables: Mapping[str, Tensor],
+        importance: Tensor | None = None,
     ) -> LevelCoder:
         """Each weight by itself; a tie goes to the lower level."""
         table = levels(params.bits).to(latent.values.device)

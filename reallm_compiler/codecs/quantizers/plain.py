@@ -20,7 +20,11 @@ class PlainCodec(QuantizerCodec[NoQuantizer]):
     """Numbers."""
 
     def coder(
-        self, params: NoQuantizer, latent: Latent, tables: Mapping[str, Tensor]
+        self,
+        params: NoQuantizer,
+        latent: Latent,
+        tables: Mapping[str, Tensor],
+        importance: Tensor | None = None,
     ) -> ColumnCoder:
         """Rounds to the stored type."""
         name = latent.source_dtype if params.dtype == "source" else DTYPES[params.dtype]
@@ -50,9 +54,9 @@ class PlainCoder(ColumnCoder):
         self._stored = torch.empty(values.shape, dtype=TORCH_DTYPES[name], device=values.device)
 
     def quantize(
-        self, block: Tensor, columns: slice, *, decode: bool = True
+        self, block: Tensor, columns: slice, *, rows: slice = slice(None), decode: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """The stored numbers [p, n], and the same in the precision of the work.
+        """The stored numbers [n, m], and the same in the precision of the work.
 
         Raises:
             CodecError: the stored type is too narrow for the values.
@@ -61,7 +65,7 @@ class PlainCoder(ColumnCoder):
         if values.shape == self._stored.shape:
             self._stored = values
         else:
-            self._stored[:, columns] = values
+            self._stored[rows, columns] = values
         return values, values.to(block.dtype) if decode else None
 
     def sections(self) -> Sections:

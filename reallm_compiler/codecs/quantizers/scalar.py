@@ -49,16 +49,16 @@ class LevelCoder(ColumnCoder):
         self._codes: Tensor | None = None
 
     def quantize(
-        self, block: Tensor, columns: slice, *, decode: bool = True
+        self, block: Tensor, columns: slice, *, rows: slice = slice(None), decode: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """uint8 [p, n], and the levels."""
+        """uint8 [n, m], and the levels."""
         codes = self._nearest(block)
         if codes.shape == self._shape:
             self._codes = codes
         else:
             if self._codes is None:
                 self._codes = torch.empty(self._shape, dtype=torch.uint8, device=block.device)
-            self._codes[:, columns] = codes
+            self._codes[rows, columns] = codes
         if not decode:
             return codes, None
         return codes, self._levels.to(block.device, block.dtype)[codes.to(torch.int64)]

@@ -1,257 +1,205 @@
 """Trellis-coded quantizer: rows as paths through a bit-shift trellis (QTIP; Marcellin and Fischer).
 
-A row is one sequence of codes c_0, c_1, ... with k_t bits each. The state is the last `memory` bits
-of the codes written one after the other, zeros before the first,
+A row is one sequence of codes c_0, c_1, ... with k_t bits each. The state is the last `state_bits`
+bits of the codes written one after the other, the newest on top, zeros before the first,
 
-    s_t = (s_{t-1} 2^{k_t} + c_t) mod 2^memory,   decoded value = table[s_t]
+    s_t = s_{t-1} >> k_t | c_t << (state_bits - k_t),      decoded value = table[s_t]
 
-so that a value can be looked up at any place of a row without decoding what is before it. The
-codes of a row are those of the path of least error (`trellis_search`). The table starts as
-quantiles of the values in random order and is moved to the means of the values that meet each
-state, as in k-means. Errors are measured in weight space: a value that will be multiplied by a
-scale s counts s^2.
+so that a value can be looked up anywhere in a row without decoding what is before it. The codes of
+a row are those of the path of least error (`numerics.list_search`).
 
-With a fractional rate the columns with most energy have codes of one bit more and a table of
-their own.
+With a fractional rate the columns whose errors cost most have codes of one bit more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import ColumnCoder, Latent, QuantizerCodec, RowDecoder, Shape
-from reallm_compiler.codecs.numerics.assignment import sums_by_codeword
-from reallm_compiler.codecs.numerics.numbers import stored, unit
-from reallm_compiler.codecs.numerics.packing import CODES_PER_GROUP, pack, unpack
-from reallm_compiler.codecs.quantizers.trellis_search import best_codes, states_of
+from reallm_compiler.codecs.contract import (
+    ColumnCoder,
+    Latent,
+    QuantizerCodec,
+    RowDecoder,
+    RowFeedback,
+    Shape,
+)
+from reallm_compiler.codecs.numerics.codebooks import read_codebook, store_codebook
+from reallm_compiler.codecs.numerics.list_search import SearchProblem
+from reallm_compiler.codecs.quantizers.trellis_search import Searcher, states_of
+from reallm_compiler.codecs.quantizers.trellis_stream import HighRate, RowStream
+from reallm_compiler.codecs.quantizers.trellis_table import (
+    Segments,
+    computed_table,
+    fit_table,
+    sample,
+)
 from reallm_compiler.codecs.scale_field import ScaleField
-from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
+from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import TrellisQuantizer
-from reallm_compiler.storage.base import DTYPES
-from reallm_compiler.storage.trellis import SEGMENT, sample_segments, wide_columns
-from reallm_compiler.units import bytes_of_bits
-
-FEWEST = 4
-"""An entry that met fewer values than this stays where it is."""
+from reallm_compiler.storage.trellis import high_rate_columns
 
 ROWS = 256
-"""Rows that are coded in one step."""
+"""Rows whose energy is added up, or whose codes are chosen, in one step."""
+
+LEAST_RATIO = 1 / 64
+"""Columns that differ by more have no common table, whatever their scale."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Segments:
-    """Pieces of sequences from columns of one width.
+def choose_high_rate(
+    params: TrellisQuantizer,
+    values: Tensor,
+    scales: ScaleField | None,
+    importance: Tensor | None = None,
+) -> HighRate | None:
+    """The columns with most energy in weight space, as many as the size law says.
 
-    Attributes:
-        values: [n, SEGMENT], padded with zeros.
-        weights: of the same shape; 0 for padding.
+    Their scale is their root mean square in terms of that of all other columns, so that one table
+    fits both.
+
+    Args:
+        params: the quantizer.
+        values: the normalised latent [p, q].
+        scales: of the latent.
+        importance: float64 [q], what the square of an error in each column costs; None for ones.
+
+    Returns:
+        None where all columns have the same width.
     """
-
-    values: Tensor
-    weights: Tensor
-
-    @staticmethod
-    def joined(parts: Sequence[Segments]) -> Segments:
-        """The segments of all parts."""
-        return Segments(
-            values=torch.cat([part.values for part in parts]),
-            weights=torch.cat([part.weights for part in parts]),
-        )
+    if len(params.widths) == 1:
+        return None
+    p, q = values.shape
+    energy = torch.zeros(q, dtype=torch.float64, device=values.device)
+    for first in range(0, p, ROWS):
+        last = min(first + ROWS, p)
+        squares = values[first:last].square()
+        if scales is not None:
+            largest = float(scales.scale.max()) or 1.0
+            squares *= scales.rows(first, last).div_(largest).square_()
+        energy += squares.sum(0, dtype=torch.float64)
+    cost = energy if importance is None else energy * importance.to(energy.device)
+    mask = torch.zeros(q, dtype=torch.bool, device=values.device)
+    count = high_rate_columns(params, q)
+    mask[cost.sort(descending=True, stable=True).indices[:count]] = True
+    ratio = (energy[mask].mean() / energy[~mask].mean()).sqrt() if not mask.all() else energy[0]
+    usable = LEAST_RATIO < float(ratio) < 1 / LEAST_RATIO
+    scale = ratio if usable and not mask.all() else torch.ones_like(ratio)
+    return HighRate(mask=mask, scale=scale.to(torch.float32).view(1))
 
 
 class TrellisCoder(ColumnCoder):
-    """Codes the rows of a latent as paths, from left to right.
+    """Codes the rows of a latent as paths, in an order that spreads its high-rate columns.
 
     A block of columns is searched by itself, from the states in which the last block ended.
 
     Args:
         params: the quantizer.
         latent: the latent.
-        tables: [widths, 2^memory] as stored, in the precision of the work.
+        table: float32 [2^state_bits] as stored.
+        importance: float64 [q], what the square of an error in each column costs; None for ones.
     """
 
-    def __init__(self, params: TrellisQuantizer, latent: Latent, tables: Tensor) -> None:
+    def __init__(
+        self,
+        params: TrellisQuantizer,
+        latent: Latent,
+        table: Tensor,
+        importance: Tensor | None = None,
+    ) -> None:
         values = latent.values
         self._params = params
+        self._table = table
+        self._high_rate = choose_high_rate(params, values, latent.scales, importance)
+        self._stream = RowStream(params, values.shape[1], self._high_rate)
+        self._inner = torch.ones(1, values.shape[1], device=values.device)  # in the coded order
+        if self._stream.order is not None and self._high_rate is not None:
+            self.order = self._stream.order.to(values.device)
+            self._inner = self._high_rate.factors()[None, self.order]
         self._scales = latent.scales
-        self._tables = tables
-        self._mask = choose_wide(params, values, latent.scales)
-        self._widths = [params.widths[wide] for wide in self._mask.tolist()]
+        if self._scales is not None and self._scales.per in ("tensor", "row"):
+            self._scales = None  # a row's codes do not depend on its scale
         self._codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
+        self._states = torch.zeros(len(values), dtype=torch.int64, device=values.device)
+        self._searchers: dict[tuple[int, int], Searcher] = {}
 
     def quantize(
-        self, block: Tensor, columns: slice, *, decode: bool = True
+        self, block: Tensor, columns: slice, *, rows: slice = slice(None), decode: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """uint8 [p, n]: the path of least error from where the last block ended, and its values."""
-        p, n = block.shape
-        first = int(columns.start or 0)
-        span = slice(first, first + n)
-        widths = self._widths[span]
-        start = None if first == 0 else self._states(first - 1, first)[:, -1]
-        for top in range(0, p, ROWS):
-            end = min(top + ROWS, p)
-            weights = None
-            if self._scales is not None and self._scales.per not in ("tensor", "row"):
-                weights = _importance(self._scales, top, end)[:, span]
-            self._codes[top:end, span] = best_codes(
-                block[top:end],
-                weights,
-                self._tables,
-                widths,
-                self._params.memory,
-                least=self._params.widths[0],
-                start=None if start is None else start[top:end],
-            )
-        codes = self._codes[:, span]
+        """uint8 [n, m]: the paths of least error from where the last block ended; their values."""
+        first, last = int(columns.start or 0), int(columns.start or 0) + block.shape[1]
+        top, bottom, _ = rows.indices(len(self._codes))
+        searcher = self._searchers.get((first, last))
+        if searcher is None:
+            problem = self._problem(first, last, None, None)
+            searcher = self._searchers[first, last] = Searcher(problem)
+        whole = (first, last) == (0, self._codes.shape[1])
+        start = None if first == 0 else self._states[top:bottom]
+        for one in range(top, bottom, ROWS):
+            end = min(one + ROWS, bottom)
+            scales = self._factors(one, end)[:, first:last]
+            values = block[one - top : end - top].to(torch.float32) * scales
+            begin = None if start is None else start[one - top : end - top]
+            scales = scales * self._inner[:, first:last]
+            self._codes[one:end, first:last] = searcher.codes(values, scales, begin)
+        codes = self._codes[top:bottom, first:last]
+        if whole and not decode:
+            return codes, None
+        if not block.numel():
+            return codes, block
+        states = states_of(codes, self._problem(first, last, None, None), start)
+        self._states[top:bottom] = states[:, -1].to(torch.int64)
         if not decode:
             return codes, None
-        state = self._states(first, first + n)
-        if len(self._params.widths) > 1:
-            state = state + (self._mask[span].to(state.dtype) << self._params.memory)
-        return codes, self._tables.view(-1)[state]
+        return codes, (self._table[states] * self._inner[:, first:last]).to(block.dtype)
+
+    def quantize_rows(self, values: Tensor, rows: slice, feedback: RowFeedback) -> Tensor:
+        """Codes whole rows by a search that carries the errors of each path."""
+        key = (0, id(feedback.upper))
+        columns = values.shape[1]
+        searcher = self._searchers.get(key)
+        if searcher is None:
+            problem = self._problem(0, columns, feedback.upper, feedback.importance)
+            searcher = self._searchers[key] = Searcher(problem)
+        codes = searcher.codes(values * feedback.scales, feedback.scales * self._inner)
+        self._codes[rows] = codes
+        states = states_of(codes, self._problem(0, columns, None, None))
+        return self._table[states] * self._inner
 
     def sections(self) -> Sections:
-        """The packed codes; of wide columns the highest bit by itself, and which they are."""
-        low = self._params.widths[0]
-        sections = {"codes": pack(self._codes & (2**low - 1), low)}
-        if len(self._params.widths) > 1:
-            sections["high_bits"] = pack(self._codes[:, self._mask] >> low, 1)
-            sections["wide"] = pack(self._mask.to(torch.uint8), 1)
-        return sections
+        """The streams of the rows, and which columns have the higher rate."""
+        high_rate = {} if self._high_rate is None else self._high_rate.sections()
+        return {"codes": self._stream.pack(self._codes), **high_rate}
 
-    def _states(self, first: int, last: int) -> Tensor:
-        """States [p, last - first] after the codes of columns [first, last)."""
-        begin = max(0, first - self._params.memory)  # a code of a bit or more a column
-        span = slice(begin, last)
-        states = states_of(self._codes[:, span], self._widths[span], self._params.memory)
-        return states[:, first - begin :]
-
-
-def choose_wide(params: TrellisQuantizer, values: Tensor, scales: ScaleField | None) -> Tensor:
-    """bool [q]: the columns with most energy in weight space, as many as the size law says."""
-    p, q = values.shape
-    mask = torch.zeros(q, dtype=torch.bool, device=values.device)
-    count = wide_columns(params, q)
-    if not count:
-        return mask
-    energy = torch.zeros(q, dtype=torch.float64, device=values.device)
-    for first in range(0, p, ROWS):
-        last = min(first + ROWS, p)
-        squares = values[first:last].square()
-        if scales is not None:
-            squares *= _importance(scales, first, last)
-        energy += squares.sum(0, dtype=torch.float64)
-    mask[energy.sort(descending=True, stable=True).indices[:count]] = True
-    return mask
-
-
-def sample(
-    params: TrellisQuantizer,
-    values: Tensor,
-    scales: ScaleField | None,
-    sharers: int,
-    generator: torch.Generator,
-) -> list[Segments]:
-    """Random segments of a latent [p, q] for the table of each width, shared by `sharers` latents.
-
-    The weights of a segment stand for its share of the latent, relative to the latent's energy,
-    so that a matrix counts by its number of weights.
-    """
-    p = len(values)
-    mask = choose_wide(params, values, scales)
-    count = sample_segments(params, sharers)
-    one = 1.0 if scales is None else unit(scales.scale)
-    if scales is None:
-        mean_square = float(values.square().mean(dtype=torch.float64))
-    else:
-        mean_square = scales.mean_square(one)
-    pieces = []
-    for wide in range(len(params.widths)):
-        columns = (mask == bool(wide)).nonzero()[:, 0]
-        if not len(columns):  # of a single column that is wide, or that cannot be
-            nothing = values.new_zeros(count, SEGMENT)
-            pieces.append(Segments(values=nothing, weights=nothing))
-            continue
-        length = min(SEGMENT, len(columns))
-        row = torch.randint(p, (count, 1), generator=generator)
-        start = torch.randint(len(columns) - length + 1, (count, 1), generator=generator)
-        place = (start + torch.arange(length)).to(values.device)
-        row, column = row.to(values.device), columns[place]
-        part = values[row, column]
-        weights = torch.ones_like(part)
-        if scales is not None:
-            weights = (scales.at(row.expand_as(column), column) / one).square()
-        weights = weights * (p * len(columns) / part.numel() / (mean_square or 1.0))
-        padding = (0, SEGMENT - length)
-        pieces.append(
-            Segments(
-                values=torch.nn.functional.pad(part, padding),
-                weights=torch.nn.functional.pad(weights, padding),
-            )
+    def _problem(
+        self, first: int, last: int, feedback: Tensor | None, importance: Tensor | None
+    ) -> SearchProblem:
+        if importance is None:
+            importance = torch.ones(last - first, device=self._table.device)
+        return SearchProblem(
+            table=self._table,
+            state_bits=self._params.state_bits,
+            widths=self._stream.widths[first:last],
+            importance=importance,
+            feedback=feedback,
+            paths=min(self._params.paths, len(self._table)),
         )
-    return pieces
 
-
-def fit_tables(
-    params: TrellisQuantizer, pieces: Sequence[Segments], generator: torch.Generator
-) -> Tensor:
-    """Tables [widths, 2^memory] for segments of each width, in their stored type.
-
-    Raises:
-        CodecError: the stored type is too narrow for the values.
-    """
-    tables = torch.stack(
-        [
-            _fit_table(params, width, part, generator)
-            for width, part in zip(params.widths, pieces, strict=True)
-        ]
-    )
-    return stored(
-        tables,
-        TORCH_DTYPES[DTYPES[params.dtype]],
-        "table values",
-        "give the matrix `scales`, or store the codebook with `dtype: float32`",
-    )
-
-
-def _fit_table(
-    params: TrellisQuantizer, width: int, part: Segments, generator: torch.Generator
-) -> Tensor:
-    """A table [2^memory] for segments of codes of `width` bits."""
-    size = 2**params.memory
-    known = part.values[part.weights > 0]
-    if not len(known):
-        return part.values.new_zeros(size)
-    ordered = known.sort().values
-    quantile = (torch.arange(size) * 2 + 1) * len(ordered) // (2 * size)
-    order = torch.randperm(size, generator=generator)
-    table = ordered[quantile[order].to(ordered.device)]
-    widths = [width] * SEGMENT
-    # Only ratios of weights matter: the largest is made 1, far from any overflow.
-    weights = part.weights / part.weights.max()
-    mass = torch.stack([part.values * weights, weights, (weights > 0).to(weights)], dim=-1)
-    flat = mass.view(-1, 3)
-    for _ in range(params.iterations):
-        codes = best_codes(part.values, weights, table[None, :], widths, params.memory)
-        state = states_of(codes, widths, params.memory).view(-1)
-        total = sums_by_codeword(flat, state, size)  # [2^memory, 3]
-        mean = (total[:, 0] / total[:, 1].clamp(min=1e-300)).to(table.dtype)
-        table = torch.where(total[:, 2] >= FEWEST, mean, table)
-    return table
-
-
-def _importance(scales: ScaleField, first: int, last: int) -> Tensor:
-    """[last - first, q]: squares of the scales of rows, in terms of the largest scale."""
-    return scales.rows(first, last).div_(float(scales.scale.max()) or 1.0).square_()
+    def _factors(self, first: int, last: int) -> Tensor:
+        """float32 [n, q] or [1, q]: scales of rows, in terms of the largest, in the coded order."""
+        if self._scales is None:
+            return torch.ones(1, self._codes.shape[1], device=self._codes.device)
+        largest = float(self._scales.scale.max()) or 1.0
+        if self._scales.per == "column":
+            last = first + 1
+        factors = self._scales.rows(first, last).div_(largest).to(torch.float32)
+        return factors if self.order is None else factors[:, self.order]
 
 
 class TrellisDecoder(RowDecoder):
-    """Rows of trellis codes of a latent [p, q]."""
+    """Rows of trellis codes of a latent [p, q]; each can be decoded by itself."""
 
     def __init__(
         self,
@@ -260,51 +208,36 @@ class TrellisDecoder(RowDecoder):
         sections: Mapping[str, Tensor],
         dtype: torch.dtype,
     ) -> None:
-        self.step = CODES_PER_GROUP
-        self._params = params
-        self._columns = shape[1]
         self._codes = sections["codes"]
-        self._tables = sections["codebook"].to(self._codes.device, dtype)
-        self._high: Tensor | None = None
-        self._mask = torch.zeros(shape[1], dtype=torch.bool, device=self._codes.device)
-        if len(params.widths) > 1:
-            self._high = sections["high_bits"]
-            self._mask = unpack(sections["wide"], 1, shape[1]).to(torch.bool)
-            if int(self._mask.sum()) != wide_columns(params, shape[1]):
-                raise CodecError("the mask of wide columns has not as many as the plan says")
-        self._widths = [params.widths[wide] for wide in self._mask.tolist()]
+        self._table = stored_table(params, sections, self._codes, dtype)
+        high_rate = HighRate.read(sections, shape[1])
+        self._stream = RowStream(params, shape[1], high_rate)
+        self._factors = None if high_rate is None else high_rate.factors().to(dtype)
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last) of the normalised latent."""
-        low, q, count = self._params.widths[0], self._columns, last - first
-        codes = _rows_of(self._codes, low, first, count, q)
-        if self._high is not None:
-            wide = _rows_of(self._high, 1, first, count, wide_columns(self._params, q))
-            codes = codes.clone()
-            codes[:, self._mask] |= wide << low
-        state = states_of(codes, self._widths, self._params.memory)
-        if self._high is not None:
-            # The table of wide columns follows that of the narrow ones.
-            state += self._mask.to(state.dtype) << self._params.memory
-        values = torch.index_select(self._tables.view(-1), 0, state.view(-1))
-        return values.view(count, q)
+        states = self._stream.states(self._codes[first:last])
+        values = torch.index_select(self._table, 0, states.view(-1)).view(states.shape)
+        return values if self._factors is None else values.mul_(self._factors)
 
 
-def _rows_of(stream: Tensor, bits: int, first: int, count: int, columns: int) -> Tensor:
-    """Codes [count, columns] of rows from `first`, a multiple of 8, on."""
-    start = first * columns * bits // 8
-    total = count * columns
-    data = stream[start : start + bytes_of_bits(total * bits)]
-    return unpack(data, bits, total).view(count, columns)
+def stored_table(
+    params: TrellisQuantizer, sections: Mapping[str, Tensor], like: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The table [2^state_bits] that a reader sees, on the device of `like`."""
+    if params.learns_tables:
+        return read_codebook(sections, like, dtype)
+    return computed_table(params.state_bits).to(like.device, dtype)
 
 
 class TrellisCodec(QuantizerCodec[TrellisQuantizer]):
     """Rows as paths through a trellis."""
 
     def fit(self, params: TrellisQuantizer, latent: Latent) -> Sections:
-        """The tables of one latent."""
-        pieces = sample(params, latent.values, latent.scales, 1, latent.generator)
-        return {"codebook": fit_tables(params, pieces, latent.generator)}
+        """The table of one latent; nothing where it is computed."""
+        if not params.learns_tables:
+            return {}
+        return self._fit(params, [_sampled(params, latent, 1)], latent.generator)
 
     def fit_group(
         self,
@@ -313,22 +246,30 @@ class TrellisCodec(QuantizerCodec[TrellisQuantizer]):
         count: int,
         generator: torch.Generator,
     ) -> Sections:
-        """The common tables of several latents; each counts by its number of weights."""
-        pieces: list[list[Segments]] = []
+        """The common table of several latents; each counts by its number of weights."""
+        pieces: list[Segments] = []
         for latent in latents:
-            pieces.append(sample(params, latent.values, latent.scales, count, generator))
+            pieces.append(_sampled(params, latent, count))
             del latent  # before the next one is made
         if not pieces:
             raise CodecError("a table needs at least one matrix")
-        joined = [Segments.joined(parts) for parts in zip(*pieces, strict=True)]
-        return {"codebook": fit_tables(params, joined, generator)}
+        return self._fit(params, pieces, generator)
+
+    def _fit(
+        self, params: TrellisQuantizer, pieces: list[Segments], generator: torch.Generator
+    ) -> Sections:
+        return store_codebook(params.dtype, fit_table(params, Segments.joined(pieces), generator))
 
     def coder(
-        self, params: TrellisQuantizer, latent: Latent, tables: Mapping[str, Tensor]
+        self,
+        params: TrellisQuantizer,
+        latent: Latent,
+        tables: Mapping[str, Tensor],
+        importance: Tensor | None = None,
     ) -> TrellisCoder:
-        """By the tables as stored."""
-        values = latent.values
-        return TrellisCoder(params, latent, tables["codebook"].to(values.device, values.dtype))
+        """By the table as stored."""
+        table = stored_table(params, tables, latent.values, torch.float32)
+        return TrellisCoder(params, latent, table, importance)
 
     def decoder(
         self,
@@ -340,3 +281,8 @@ class TrellisCodec(QuantizerCodec[TrellisQuantizer]):
     ) -> TrellisDecoder:
         """Values by their states."""
         return TrellisDecoder(params, shape, sections, dtype)
+
+
+def _sampled(params: TrellisQuantizer, latent: Latent, sharers: int) -> Segments:
+    high_rate = choose_high_rate(params, latent.values, latent.scales)
+    return sample(params, latent.values, latent.scales, high_rate, sharers, latent.generator)

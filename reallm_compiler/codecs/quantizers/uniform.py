@@ -45,7 +45,11 @@ class UniformCodec(QuantizerCodec[UniformQuantizer]):
         return normal_reach(tuple(levels(params.bits, unit_range=False).tolist()))
 
     def coder(
-        self, params: UniformQuantizer, latent: Latent, tables: Mapping[str, Tensor]
+        self,
+        params: UniformQuantizer,
+        latent: Latent,
+        tables: Mapping[str, Tensor],
+        importance: Tensor | None = None,
     ) -> LevelCoder:
         """Each weight by itself."""
         nearest = partial(nearest_codes, bits=params.bits, unit_range=latent.unit_range)

@@ -17,15 +17,14 @@ from torch import Tensor
 from reallm_compiler.codecs.contract import ColumnCoder, Latent, QuantizerCodec, RowDecoder, Shape
 from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign
-from reallm_compiler.codecs.numerics.numbers import stored
+from reallm_compiler.codecs.numerics.codebooks import read_codebook, store_codebook
 from reallm_compiler.codecs.numerics.packing import code_dtype, pack, rows_per_byte, unpack
 from reallm_compiler.codecs.numerics.vectors import DenseVectors, Vectors, sampled_indices
 from reallm_compiler.codecs.quantizers.scalar import byte_table, look_up
 from reallm_compiler.codecs.scale_field import ScaleField
-from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
+from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import VectorQuantizer
-from reallm_compiler.storage.base import DTYPES
 from reallm_compiler.storage.vq import code_shape, vectors_of_each
 from reallm_compiler.units import bytes_of_bits, ceil_div
 
@@ -36,12 +35,6 @@ DEVICE_CHUNK = 1 << 24
 PICKED = 1 << 16
 """Vectors that are picked from a latent at once."""
 
-INT8_LEVELS = 127
-"""The largest entry of a codebook of type int8."""
-
-HINT = "give the matrix `scales`, or store the codebook with `dtype: float32`"
-"""What to do if a stored type is too narrow for codewords."""
-
 
 class MatrixVectors:
     """The vectors of a latent [p, q], in the order of its grid of codes (`vectors.Vectors`).
@@ -51,6 +44,7 @@ class MatrixVectors:
         values: the normalised latent, or a block of its columns [p, q].
         scales: the decoded scales of the latent, or None.
         column: the first of the latent's columns that `values` hold.
+        row: the first of the latent's rows that they hold.
     """
 
     def __init__(
@@ -59,11 +53,13 @@ class MatrixVectors:
         values: Tensor,
         scales: ScaleField | None,
         column: int = 0,
+        row: int = 0,
     ) -> None:
         self.dim = params.dim
         self._axis = params.axis
         self._values = values
         self._column = column
+        self._row = row
         self._grid = code_shape(params, (values.shape[0], values.shape[1]))
         self.count = self._grid[0] * self._grid[1]
         along = values.shape[0] if params.axis == "rows" else values.shape[1]
@@ -104,7 +100,9 @@ class MatrixVectors:
         values = self._values[row, column] * inside
         weights: Tensor | None = None
         if self._scales is not None:
-            weights = (self._scales.at(row, column + self._column) / self._unit).square()
+            weights = (
+                self._scales.at(row + self._row, column + self._column) / self._unit
+            ).square()
         if self._ragged:
             ones = inside.to(values.dtype)
             weights = ones if weights is None else weights * ones
@@ -119,7 +117,7 @@ class MatrixVectors:
             q = self._values.shape[1]
             square = self._values.new_ones(end - top, q)
         else:
-            square = self._scales.rows(top, end).div_(self._unit).square_()
+            square = self._scales.rows(self._row + top, self._row + end).div_(self._unit).square_()
             square = square[:, self._column : self._column + self._values.shape[1]]
         weights = self._cut(square)
         return weights if self._per_element else weights[:, 0].contiguous()
@@ -146,6 +144,7 @@ class VectorCoder(ColumnCoder):
 
     def __init__(self, params: VectorQuantizer, latent: Latent, codebook: Tensor) -> None:
         self.step = params.dim if params.axis == "cols" else 1
+        self.row_step = params.dim if params.axis == "rows" else 1
         self._params = params
         self._latent = latent
         self._codebook = codebook
@@ -155,11 +154,12 @@ class VectorCoder(ColumnCoder):
         )
 
     def quantize(
-        self, block: Tensor, columns: slice, *, decode: bool = True
+        self, block: Tensor, columns: slice, *, rows: slice = slice(None), decode: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Codes of the grid of vectors in the block, and its codewords as [p, n]."""
-        first = int(columns.start or 0)
-        vectors = MatrixVectors(self._params, block.contiguous(), self._latent.scales, first)
+        """Codes of the grid of vectors in the block, and its codewords as [n, m]."""
+        first, top = int(columns.start or 0), int(rows.start or 0)
+        scales = self._latent.scales
+        vectors = MatrixVectors(self._params, block.contiguous(), scales, first, top)
         shape = (block.shape[0], block.shape[1])
         grid = code_shape(self._params, shape)
         codes = self._codes.view(-1)
@@ -169,8 +169,8 @@ class VectorCoder(ColumnCoder):
         for start, values, weights in vectors.chunks():
             codes[start : start + len(values)] = assign(values, weights, self._codebook)
         if not whole:
-            left = first // self.step
-            self._codes[:, left : left + grid[1]] = codes.view(grid)
+            left, line = first // self.step, top // self.row_step
+            self._codes[line : line + grid[0], left : left + grid[1]] = codes.view(grid)
         if not decode:
             return codes.view(grid), None
         return codes.view(grid), as_rows(look_up(self._codebook, codes), self._params.axis, shape)
@@ -187,31 +187,7 @@ def fit_codebook(params: VectorQuantizer, vectors: Vectors, generator: torch.Gen
         CodecError: the stored type is too narrow for the codewords.
     """
     codebook = k_means.fit(vectors, 2**params.index_bits, params.iterations, generator)
-    return store_codebook(params, codebook)
-
-
-def store_codebook(params: VectorQuantizer, codebook: Tensor) -> Sections:
-    """Sections of the codewords [2^(b d), d], rounded to their stored type.
-
-    Raises:
-        CodecError: that type is too narrow for them.
-    """
-    if params.dtype != "int8":
-        dtype = TORCH_DTYPES[DTYPES[params.dtype]]
-        return {"codebook": stored(codebook, dtype, "codewords", HINT)}
-    largest = codebook.abs().amax() / INT8_LEVELS
-    if not largest:  # codewords of zeros have any scale
-        largest = torch.ones_like(largest)
-    scale = stored(largest.view(1), torch.float32, "the scale of codewords", HINT)
-    codes = (codebook / scale.to(codebook.dtype)).round_().clamp_(-INT8_LEVELS, INT8_LEVELS)
-    return {"codebook": codes.to(torch.int8).contiguous(), "codebook_scale": scale}
-
-
-def codewords(sections: Mapping[str, Tensor], like: Tensor, dtype: torch.dtype) -> Tensor:
-    """The stored codewords [2^(b d), d] in the precision `dtype`, on the device of `like`."""
-    codebook = sections["codebook"].to(like.device, dtype)
-    scale = sections.get("codebook_scale")
-    return codebook if scale is None else codebook * scale.to(like.device, dtype)
+    return store_codebook(params.dtype, codebook)
 
 
 def as_rows(vectors: Tensor, axis: str, shape: Shape) -> Tensor:
@@ -292,11 +268,15 @@ class VectorCodec(QuantizerCodec[VectorQuantizer]):
         return fit_codebook(params, sample.vectors(), generator)
 
     def coder(
-        self, params: VectorQuantizer, latent: Latent, tables: Mapping[str, Tensor]
+        self,
+        params: VectorQuantizer,
+        latent: Latent,
+        tables: Mapping[str, Tensor],
+        importance: Tensor | None = None,
     ) -> VectorCoder:
         """By the codebook as stored."""
         values = latent.values
-        return VectorCoder(params, latent, codewords(tables, values, values.dtype))
+        return VectorCoder(params, latent, read_codebook(tables, values, values.dtype))
 
     def decoder(
         self,
@@ -308,7 +288,7 @@ class VectorCodec(QuantizerCodec[VectorQuantizer]):
     ) -> VectorDecoder:
         """Codewords by their codes."""
         codes = sections["codes"]
-        return VectorDecoder(params, shape, codes, codewords(sections, codes, dtype))
+        return VectorDecoder(params, shape, codes, read_codebook(sections, codes, dtype))
 
 
 class _Sample:

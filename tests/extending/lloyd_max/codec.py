@@ -30,7 +30,11 @@ class LloydMaxCodec(QuantizerCodec[LloydMaxQuantizer]):
         return {"levels": learn(torch.cat([one.values.reshape(-1) for one in latents]), params)}
 
     def coder(
-        self, params: LloydMaxQuantizer, latent: Latent, tables: Mapping[str, Tensor]
+        self,
+        params: LloydMaxQuantizer,
+        latent: Latent,
+        tables: Mapping[str, Tensor],
+        importance: Tensor | None = None,
     ) -> ColumnCoder:
         """Each weight by itself."""
         levels = tables["levels"].to(latent.values.device, latent.values.dtype)
