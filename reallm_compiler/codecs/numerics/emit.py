@@ -168,7 +168,7 @@ class Program:
             cpu=llvm.get_host_cpu_name(), features=features, opt=3
         )
         module = llvm.parse_assembly(text)
-        options = llvm.create_pipeline_tuning_options(speed_level=3)
+        options = llvm.create_pipeline_tuning_options(speed_level=2)
         passes = llvm.create_pass_builder(machine, options)
         passes.getModulePassManager().run(module, passes)
         self.module = module

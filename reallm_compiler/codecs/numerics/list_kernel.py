@@ -500,17 +500,14 @@ class _Writer:
         best = self._cheapest(f, cost, count)
         with f.loop(f.integer(0), count) as path:
             f.store(build.trunc(path, i32), ancestor, path)
-        for offset in range(WINDOW - 1, DECIDED - 1, -1):
-            links = f.at(parent, f.integer(offset * stride))
+        with f.loop(f.integer(0), f.integer(WINDOW - DECIDED)) as back:
+            offset = build.sub(f.integer(WINDOW - 1), back)
+            links = f.at(parent, build.mul(offset, f.integer(stride)))
             with f.loop(f.integer(0), count) as path:
                 before = f.load(links, build.zext(f.load(ancestor, path), i64))
                 f.store(build.zext(before, i32), ancestor, path)
         chosen = f.load(ancestor, best)
-        at = f.variable(build.zext(chosen, i64))
-        for offset in range(DECIDED - 1, -1, -1):
-            index = build.add(at.value, f.integer(offset * stride))
-            f.store(f.load(code, index), codes, f.integer(offset))
-            at.value = build.zext(f.load(parent, index), i64)
+        self._take_codes(f, parent, code, build.zext(chosen, i64), f.integer(DECIDED), codes)
         if self._feeds:
             own = f.at(error, build.mul(best, f.integer(WINDOW)))
             decided = self._array(f, row, self.row.best, f32)
@@ -559,20 +556,33 @@ class _Writer:
         i64 = self.i64
         memory = self.i8.as_pointer()
         f = emit.Function(self.module, "trace", [memory, i64, i64, memory])
-        build = f.build
         row, turn, length, codes = f.arguments
         stride = self.shape.stride
         count = f.load(self._array(f, row, self.row.count, i64), f.integer(0))
         cost, _ = self._halves(f, row, self.row.cost, self.f32, stride, turn)
         parent = self._array(f, row, self.row.parent, self.i16)
         code = self._array(f, row, self.row.code, self.i8)
-        at = f.variable(self._cheapest(f, cost, count))
+        best = self._cheapest(f, cost, count)
+        self._take_codes(f, parent, code, best, length, codes)
+        return f.finish()
+
+    def _take_codes(
+        self,
+        f: emit.Function,
+        parent: Value,
+        code: Value,
+        path: Value,
+        length: Value,
+        codes: Value,
+    ) -> None:
+        """Writes the codes of the oldest `length` columns along the past of a path."""
+        build = f.build
+        at = f.variable(path)
         with f.loop(f.integer(0), length) as back:
             offset = build.sub(build.sub(length, f.integer(1)), back)
-            index = build.add(at.value, build.mul(offset, f.integer(stride)))
+            index = build.add(at.value, build.mul(offset, f.integer(self.shape.stride)))
             f.store(f.load(code, index), codes, offset)
-            at.value = build.zext(f.load(parent, index), i64)
-        return f.finish()
+            at.value = build.zext(f.load(parent, index), self.i64)
 
     def _add_decided(self, rows: int) -> Value:
         """The function that adds decided errors of some rows to the targets of later columns.
