@@ -33,7 +33,7 @@ RECIPES = ("nf4", "qlora", "lq-lora", "rtn-4bit", "reallm-2bit", "reallm-2bit-tu
 def test_a_shipped_recipe_codes_weights_of_any_size_alike_or_refuses_them(name, gaussian):
     plan = load_recipe(name).plan
     if name == LEAN:  # the same way with fewer states, which take less time
-        quick = plan.quantizer.model_copy(update={"memory": 6, "iterations": 2})
+        quick = plan.quantizer.model_copy(update={"state_bits": 6, "iterations": 2})
         plan = plan.model_copy(update={"quantizer": quick})
     weight = gaussian(*SHAPE)
     ordinary = coded(plan, weight).relative_error
@@ -54,7 +54,7 @@ TENSOR = {"kind": "rms", "per": "tensor"}
 ABSMAX = {"kind": "absmax", "block": 32}
 UNIFORM = {"kind": "uniform", "bits": 4}
 VQ = {"kind": "vq", "bits": 2, "dim": 2}
-TRELLIS = {"kind": "trellis", "bits": 2, "memory": 6}
+TRELLIS = {"kind": "trellis", "bits": 2, "state_bits": 6}
 BF16 = "bfloat16"
 
 NARROW = {
@@ -101,7 +101,11 @@ NARROW = {
         {"quantizer": {"dtype": "float32"}},
         "`dtype: float32`",
     ),
-    "table": ({"quantizer": TRELLIS}, {"quantizer": {"dtype": "float32"}}, "`dtype: float32`"),
+    "table": (
+        {"quantizer": {**TRELLIS, "dtype": "float16"}},
+        {"quantizer": {"dtype": "float32"}},
+        "`dtype: float32`",
+    ),
     "values": (
         {"quantizer": {"kind": "none", "dtype": "float16"}},
         {"quantizer": {"dtype": BF16}},

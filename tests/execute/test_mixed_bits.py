@@ -11,7 +11,7 @@ import pytest
 import reallm_compiler as reallm
 from reallm_compiler.reader.verify import verify
 
-QUICK = {"quantizer": {"memory": 6, "iterations": 2}}
+QUICK = {"quantizer": {"state_bits": 6, "iterations": 2}}
 EMBEDDINGS = ["*.embed_tokens", "lm_head"]
 RULES: dict[str, list[dict[str, Any]]] = {
     "all fields of an embedding": [

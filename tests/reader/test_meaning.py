@@ -28,7 +28,7 @@ METHOD: Plain = {
     "residual": {"kind": "low_rank", "rank": 1, "dtype": "int8"},
     "permutation": {"kind": "nearest", "rows": 4},
     "scales": {"kind": "minmax", "per": "row"},
-    "quantizer": {"kind": "trellis", "bits": "3/2", "memory": 3, "dtype": "float32"},
+    "quantizer": {"kind": "trellis", "bits": "3/2", "state_bits": 3, "dtype": "float32"},
     "dora": True,
 }
 VECTORS: Plain = {"quantizer": {"kind": "vq", "bits": 1, "dim": 2}}
@@ -52,9 +52,9 @@ def parts(name: str, method: Plain, shape: tuple[int, int] = SHAPE) -> list[forg
         data = bytes(section_bytes(spec.dtype, spec.shape))
         if spec.role == "order":
             data = ordered(spec.shape[1], spec.shape[0], int(spec.dtype[1:]))
-        elif spec.role == "wide":
+        elif spec.role == "high_rate":
             data = b"\x07"
-        elif spec.role == "codebook_scale":
+        elif spec.role in ("codebook_scale", "high_rate_scale"):
             data = struct.pack("<f", 1)
         made.append((f"matrix:{name}/{spec.role}", spec.dtype, list(spec.shape), data))
     return made

@@ -76,7 +76,7 @@ FILES = {
     "unknown key, nothing near": (
         "reallm: 1\nzzz: {}",
         "r.yaml:2:1: zzz: unknown key `zzz` (valid here: `reallm`, `model`, `output`, `seed`, "
-        "`extends`, `defaults`, `rules`, `finetune`)",
+        "`extends`, `defaults`, `rules`, `statistics`, `finetune`)",
     ),
     "a setting of tuning at the top": (
         "reallm: 1\ne2e: {lr: 1e-3}",
@@ -563,9 +563,9 @@ def test_recipes_that_are_not_there(tmp_path, monkeypatch):
         ),
         (
             "reallm-3bit-lean",
-            "{quantizer: {memory: 3}}",
-            "r.yaml:5:22: rules[0].set.quantizer: a memory of 3 bits has no room for codes of 4 "
-            "bits and what came before them",
+            "{quantizer: {state_bits: 3}}",
+            "r.yaml:5:22: rules[0].set.quantizer: a state of 3 bits must be longer than a code "
+            "of 4 bits",
         ),
         (
             "reallm-hnerv",

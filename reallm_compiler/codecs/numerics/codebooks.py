@@ -38,7 +38,7 @@ def store_codebook(dtype: str, values: Tensor) -> Sections:
 
 
 def read_codebook(sections: Mapping[str, Tensor], like: Tensor, dtype: torch.dtype) -> Tensor:
-    """The stored values in the precision `dtype`, on the device of `like`; a fresh tensor."""
-    values = sections["codebook"].to(like.device, dtype, copy=True)
+    """The stored values in the precision `dtype`, on the device of `like`."""
+    values = sections["codebook"].to(like.device, dtype)
     scale = sections.get("codebook_scale")
-    return values if scale is None else values.mul_(scale.to(like.device, dtype))
+    return values if scale is None else values * scale.to(like.device, dtype)
