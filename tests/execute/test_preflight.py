@@ -100,7 +100,7 @@ def test_more_workers_than_fit_are_refused(machine: dict[str, int | None]) -> No
             {"permutation": {"kind": "nearest", "rows": "all"}}, 8 * 4096**2, id="one walk"
         ),
         pytest.param(
-            {"quantizer": {"kind": "trellis", "bits": 2, "state_bits": 10}}, 1 << 30, id="paths"
+            {"quantizer": {"kind": "trellis", "bits": 2, "state_bits": 10}}, 1 << 28, id="paths"
         ),
         pytest.param(
             {"autoencoder": {"kind": "hnerv", "width": 32}, "quantizer": {"kind": "none"}},
@@ -138,13 +138,13 @@ def of_group(recipe: Mapping[str, Any], shapes: dict[str, list[int]] = SHAPES) -
         pytest.param(
             {"quantizer": {"kind": "trellis", "bits": 2, "state_bits": 10}},
             SHAPES,
-            2 * 512 * 128 * 8,
+            2 * 1024 * 128 * 8,
             id="segments",
         ),
         pytest.param(
             {"quantizer": {"kind": "trellis", "bits": "9/4", "state_bits": 10}},
             SHAPES,
-            4 * 512 * 128 * 8,
+            2 * 1024 * 128 * 8,
             id="segments of two widths",
         ),
     ],

@@ -126,8 +126,8 @@ VALUES = {
     "factor-scale-below-zero": section("l1_scales", 0, BELOW),
     "nan-in-a-factor-scale": section("l2_scales", 0, NAN),
     "infinite-gain": section("gain", 2, INFINITE),
-    "mask-of-two": section("wide", 0, b"\x03"),
-    "mask-of-four": section("wide", 0, b"\x0f"),
+    "mask-of-two": section("high_rate", 0, b"\x03"),
+    "mask-of-four": section("high_rate", 0, b"\x0f"),
 }
 DOCUMENTS: dict[str, tuple[str, Change]] = {
     "unknown-plan": ("P1", lambda d, s: d["methods"][0].update(dora="yes")),
@@ -204,7 +204,7 @@ def test_finite_parts_of_an_infinite_matrix(tmp_path: Path) -> None:
 
     def change(_: Plain, sections: list[forge.Section]) -> None:
         section("scales", 0, struct.pack("<f", 3e38))(_, sections)
-        section("codebook", 0, struct.pack("<16f", *[3e38] * 16))(_, sections)
+        section("codebook", 0, struct.pack("<8f", *[3e38] * 8))(_, sections)
 
     path = forged(tmp_path / "bad.reallm", change)
     assert verify(path) == []
