@@ -17,11 +17,11 @@ from typing import Any
 from reallm_cli.mistakes import check_archive_path
 from reallm_cli.views import Stored
 from reallm_compiler.errors import FormatError, SourceError
+from reallm_compiler.planning.budget import shared_parts
 from reallm_compiler.planning.decoders import PREFIX, find_decoder, find_decoders, used_decoders
 from reallm_compiler.planning.document import from_manifest
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
-from reallm_compiler.units import split_evenly
 from reallm_formats import Archive, Manifest, SectionEntry, layout, names
 from reallm_formats.errors import printable
 
@@ -162,11 +162,9 @@ def _stored(plan: Plan, manifest: Manifest, header: int, manifest_bytes: int, pa
         )
         for matrix in plan.matrices
     }
-    for members in plan.groups.values():
-        for spec in (spec for spec in members[0].specs if spec.shared):
-            shared = table[members[0].section_name(spec)].nbytes
-            for member, part in zip(members, split_evenly(shared, len(members)), strict=True):
-                matrices[member.name] += part
+    parts = shared_parts(plan, lambda matrix, spec: table[matrix.section_name(spec)].nbytes)
+    for name, own in parts.items():
+        matrices[name] += sum(own)
     kept = sum(entry.nbytes for entry in table.values() if entry.name.startswith(names.TENSOR))
     other = sum(entry.nbytes for entry in table.values() if entry.name.startswith(names.FILE))
     # The rest of the table, not what the matrices add up to: a section that belongs to no

@@ -7,13 +7,14 @@ that the parts are integers and add up. The byte terms of the totals add up to t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Protocol
 
 from reallm_compiler.planning.collector import resting_collector
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
+from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.matrix import TERMS, MatrixLayout
 from reallm_compiler.units import bits_per_weight, split_evenly
 from reallm_formats import BITS, Layout
@@ -211,7 +212,7 @@ class Budget:
 def budget_of(plan: PlanParts) -> Budget:
     """The budget of a plan."""
     kinds: dict[int, _Kind] = {}
-    shares = _shared_parts(plan)
+    shares = shared_parts(plan, lambda _, spec: spec.nbytes)
     rows = []
     for matrix in plan.matrices:
         layout = matrix.layout
@@ -349,11 +350,18 @@ def _transposed_note(plan: PlanParts) -> tuple[str, ...]:
     )
 
 
-def _shared_parts(plan: PlanParts) -> dict[str, tuple[int, ...]]:
-    """For each matrix of a group, its bytes of each shared section, in order."""
+def shared_parts(
+    plan: PlanParts, nbytes: Callable[[PlannedMatrix, SectionSpec], int]
+) -> dict[str, tuple[int, ...]]:
+    """For each matrix of a group, its part of the bytes of each shared section, in order.
+
+    Args:
+        plan: the plan.
+        nbytes: bytes of a shared section, given the first matrix of its group.
+    """
     parts: dict[str, tuple[int, ...]] = {}
     for members in plan.groups.values():
-        shared = [spec.nbytes for spec in members[0].specs if spec.shared]
+        shared = [nbytes(members[0], spec) for spec in members[0].specs if spec.shared]
         split = [split_evenly(size, len(members)) for size in shared]
         for member, own in zip(members, zip(*split, strict=True), strict=True):
             parts[member.name] = own
