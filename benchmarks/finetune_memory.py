@@ -63,9 +63,9 @@ def warm_up() -> None:
     model(input_ids=ids, labels=ids).loss.backward()
 
 
-def child(words: list[str]) -> None:
+def child(args: list[str]) -> None:
     """One run, in a process of its own; tells its memory before and the estimate."""
-    archive, folder, text, output, settings = words
+    archive, folder, text, output, settings = args
     warm_up()
     from reallm_compiler.finetune import Started, finetune
 
@@ -85,11 +85,11 @@ def child(words: list[str]) -> None:
     )
 
 
-def measured(words: list[str], *, trim: bool) -> tuple[int, int, dict[str, Any]]:
+def measured(args: list[str], *, trim: bool) -> tuple[int, int, dict[str, Any]]:
     """Run a child: bytes before, bytes at the peak, and the estimate."""
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, __file__, "--child", *words],
+        [sys.executable, __file__, "--child", *args],
         env={**environment, **(TRIM if trim else {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -123,11 +123,11 @@ def settings_of(given: argparse.Namespace, case: dict[str, Any]) -> dict[str, An
     }
 
 
-def rows(given: argparse.Namespace, words: list[str], work: Path) -> list[str]:
+def rows(given: argparse.Namespace, args: list[str], work: Path) -> list[str]:
     """The rows of one model."""
     import reallm_compiler as reallm
 
-    name, folder, text = words
+    name, folder, text = args
     archive = work / f"{name}.reallm"
     reallm.compile(given.recipe, model=folder, output=archive, device="cpu", workers=1)
     lines = []
@@ -167,8 +167,8 @@ def main() -> None:
     print("| model | stage | estimate, MB | in use, MB | estimate off by | as it is, MB |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="memory-") as work:
-        for words in given.model:
-            print("\n".join(rows(given, words, Path(work))), flush=True)
+        for args in given.model:
+            print("\n".join(rows(given, args, Path(work))), flush=True)
 
 
 if __name__ == "__main__":

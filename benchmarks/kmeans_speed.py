@@ -29,11 +29,11 @@ SETTINGS = ((2, 2), (3, 2), (2, 4))
 """Bits per weight and dimension."""
 
 
-def error(values: torch.Tensor, words: torch.Tensor) -> float:
+def error(values: torch.Tensor, count: torch.Tensor) -> float:
     total = 0.0
     for part in values.split(1 << 16):
-        index = assign(part, None, words)
-        total += float((part - words[index]).square().sum(dtype=torch.float64))
+        index = assign(part, None, count)
+        total += float((part - count[index]).square().sum(dtype=torch.float64))
     return total / values.numel()
 
 
@@ -41,12 +41,12 @@ class ReachedError(Exception):
     """The wanted error was met."""
 
 
-def ours(values: torch.Tensor, words: int, seed: int) -> torch.Tensor:
+def ours(values: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return k_means.fit(DenseVectors(values=values), words, 25, generator)
+    return k_means.fit(DenseVectors(values=values), count, 25, generator)
 
 
-def reach(values: torch.Tensor, words: int, seed: int, wanted: float) -> bool:
+def reach(values: torch.Tensor, count: int, seed: int, wanted: float) -> bool:
     """Run ours until a pass over all vectors has an error of at most `wanted`; whether one had."""
     statistics_of = k_means._statistics
 
@@ -60,7 +60,7 @@ def reach(values: torch.Tensor, words: int, seed: int, wanted: float) -> bool:
 
     k_means._statistics = watched
     try:
-        ours(values, words, seed)
+        ours(values, count, seed)
     except ReachedError:
         return True
     finally:
@@ -68,11 +68,11 @@ def reach(values: torch.Tensor, words: int, seed: int, wanted: float) -> bool:
     return False
 
 
-def faiss_run(values: torch.Tensor, words: int, seed: int) -> torch.Tensor:
+def faiss_run(values: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     import faiss
 
     model = faiss.Kmeans(
-        values.shape[1], words, niter=25, seed=seed, max_points_per_centroid=len(values)
+        values.shape[1], count, niter=25, seed=seed, max_points_per_centroid=len(values)
     )
     model.train(values.numpy())
     return torch.from_numpy(model.centroids)
@@ -101,19 +101,19 @@ def main() -> None:
     for bits, dim in SETTINGS:
         generator = torch.Generator().manual_seed(0)
         everything = torch.randn(given.rows * given.columns // dim, dim, generator=generator)
-        words = 2 ** (bits * dim)
-        for values in (everything[: 256 * words], everything):
+        count = 2 ** (bits * dim)
+        for values in (everything[: 256 * count], everything):
             timer = Timer(given.clock)
             errors: tuple[list[float], list[float]] = ([], [])
             reached = 0
             for seed in range(given.rounds):
-                theirs = timer.run("faiss", partial(faiss_run, values, words, seed))
+                theirs = timer.run("faiss", partial(faiss_run, values, count, seed))
                 errors[1].append(error(values, theirs))
-                reached += timer.run("reach", partial(reach, values, words, seed, errors[1][-1]))
-                found = timer.run("whole", partial(ours, values, words, seed))
+                reached += timer.run("reach", partial(reach, values, count, seed, errors[1][-1]))
+                found = timer.run("whole", partial(ours, values, count, seed))
                 errors[0].append(error(values, found))
             print(
-                f"| {bits}, {dim} | {words} | {len(values):,} | {timer.median('faiss'):.3f} "
+                f"| {bits}, {dim} | {count} | {len(values):,} | {timer.median('faiss'):.3f} "
                 f"| {timer.median('reach'):.3f} | {timer.ratio('reach', 'faiss'):.2f} "
                 f"| {reached}/{given.rounds} | {timer.median('whole'):.3f} "
                 f"| {statistics.median(errors[0]):.6f} | {statistics.median(errors[1]):.6f} |",

@@ -170,12 +170,12 @@ def interpreter_bytes() -> int:
     return int(result.stdout) * 1024
 
 
-def watched(words: list[str]) -> tuple[dict[int, int], float, float]:
+def watched(args: list[str]) -> tuple[dict[int, int], float, float]:
     """Run the command line: peak anonymous bytes by process, seconds, processor seconds."""
     peaks: dict[int, int] = {}
 
     def sampled() -> int:
-        process = subprocess.Popen([*COMMAND, *words], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([*COMMAND, *args], env=ENVIRONMENT, stdout=subprocess.DEVNULL)
         while process.poll() is None:
             for pid in family(process.pid):
                 peaks[pid] = max(peaks.get(pid, 0), anonymous_bytes(pid))
@@ -210,9 +210,9 @@ def study(given: argparse.Namespace, folder: Path) -> bool:
         f"{time.monotonic() - began:.0f} s",
         flush=True,
     )
-    words = ["compile", recipe, "--model", str(model), "-o", str(output)]
-    words += ["--device", "cpu", "--workers", str(given.workers)]
-    peaks, seconds, used = watched(words)
+    args = ["compile", recipe, "--model", str(model), "-o", str(output)]
+    args += ["--device", "cpu", "--workers", str(given.workers)]
+    peaks, seconds, used = watched(args)
     largest = max(p * q for p, q in shapes_of_layer(given.hidden, given.inner).values())
     interpreter = interpreter_bytes()
     limit = interpreter + 6 * 4 * largest + 200 * MB
@@ -312,11 +312,11 @@ def timed_budget(
         f"code = main({argv!r})\n"
         "print(' '.join(sys.modules), file=sys.stderr)\nsys.exit(code)"
     )
-    words = [sys.executable, "-c", code if model is not None else "pass"]
+    args = [sys.executable, "-c", code if model is not None else "pass"]
     timer = Timer()
     done = timer.run(
         "budget",
-        lambda: subprocess.run(words, env=ENVIRONMENT, capture_output=True, check=True, text=True),
+        lambda: subprocess.run(args, env=ENVIRONMENT, capture_output=True, check=True, text=True),
     )
     return timer.median("budget", "wall"), timer.median("budget", "cpu"), done.stderr.split()
 

@@ -50,13 +50,13 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize(("shapes", "config", "words"), TABLES.values(), ids=TABLES.keys())
-def test_tables_and_config(shapes, config, words):
+@pytest.mark.parametrize(("shapes", "config", "message"), TABLES.values(), ids=TABLES.keys())
+def test_tables_and_config(shapes, config, message):
     notes = said(shapes, config)
-    if words is None:
+    if message is None:
         assert notes == ()
     else:
-        assert words in notes[0]
+        assert message in notes[0]
         assert "correct the config" in notes[0]
 
 

@@ -30,9 +30,9 @@ class Result:
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """Run the command line with these words."""
 
-    def call(*words: object) -> Result:
+    def call(*args: object) -> Result:
         capsys.readouterr()
-        code = main([str(word) for word in words])
+        code = main([str(word) for word in args])
         captured = capsys.readouterr()
         return Result(code, captured.out, captured.err)
 

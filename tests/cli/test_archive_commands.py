@@ -74,8 +74,8 @@ def test_compile_talks_on_stderr_and_shows_the_archive_on_stdout(
 def test_compile_does_not_replace_without_force(run, tiny_recipe, tiny_llama, tmp_path):
     path = tmp_path / "out.reallm"
     path.write_text("precious")
-    words = ("compile", tiny_recipe, "--model", tiny_llama, "-o", path)
-    result = run(*words)
+    args = ("compile", tiny_recipe, "--model", tiny_llama, "-o", path)
+    result = run(*args)
     assert result.code == 6
     assert result.out == ""
     assert result.err == (
@@ -83,7 +83,7 @@ def test_compile_does_not_replace_without_force(run, tiny_recipe, tiny_llama, tm
         "hint: choose another name with `-o`, or overwrite it with `--force`\n"
     )
     assert path.read_text() == "precious"
-    assert run(*words, "--force").code == 0
+    assert run(*args, "--force").code == 0
     assert run("verify", path).code == 0
 
 
@@ -315,8 +315,8 @@ def test_verify_of_a_forged_archive(run, tmp_path):
     assert f"at: {path}: section file:run.py" in refused.err
 
 
-@pytest.mark.parametrize("words", [(), ("--json",)])
-def test_what_an_archive_says_steers_no_terminal(run, tmp_path, words):
+@pytest.mark.parametrize("args", [(), ("--json",)])
+def test_what_an_archive_says_steers_no_terminal(run, tmp_path, args):
     path = tmp_path / "forged.reallm"
     evil = "x\x1b]0;title\x07\x1b[2J\x9b5m\u202e\nintact: 1 section\r"
     document = {
@@ -324,7 +324,7 @@ def test_what_an_archive_says_steers_no_terminal(run, tmp_path, words):
         "recipe": {evil: [evil], "rules": [{"match": evil, "note": evil}]},
     }
     path.write_bytes(forge.archive([], document))
-    result = run("inspect", path, *words)
+    result = run("inspect", path, *args)
     assert result.code == 0
     assert not fuzzer.CONTROL.search(result.out + result.err)
     assert not any(line.strip().startswith("intact") for line in result.out.splitlines())

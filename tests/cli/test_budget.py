@@ -100,14 +100,14 @@ def test_a_bare_config_says_that_the_tokenizer_is_unknown(run, tiny_llama, tmp_p
 
 
 def test_explain_names_the_line_of_each_field(run, tiny_recipe, tiny_llama):
-    words = ("budget", tiny_recipe, "--model", tiny_llama, "--explain")
-    result = run(*words, "model.layers.1.mlp.down_proj")
+    args = ("budget", tiny_recipe, "--model", tiny_llama, "--explain")
+    result = run(*args, "model.layers.1.mlp.down_proj")
     assert result.code == 0
     rows = {line.split()[0]: line.split()[1:] for line in result.out.splitlines() if line.strip()}
     assert rows["quantizer.bits"] == ["4", f"{tiny_recipe}:12"]
     assert rows["dora"] == ["true", f"{tiny_recipe}:8"]
     assert rows["rounding"][1] == "default"
-    fields = run(*words, "model.layers.1.mlp.down_proj.weight", "--json").json
+    fields = run(*args, "model.layers.1.mlp.down_proj.weight", "--json").json
     assert fields["name"] == "model.layers.1.mlp.down_proj"
     assert all(set(field) == {"path", "value", "location"} for field in fields["fields"])
     assert {"path": "quantizer.bits", "value": 4} in [
@@ -121,14 +121,14 @@ def test_explain_tells_the_group(run, tmp_path, tiny_llama):
         "reallm: 1\nextends: reallm-3bit-lean\nrules:\n"
         "  - {match: '*.down_proj', layers: '0,-1', set: {quantizer: {bits: 5}}}\n"
     )
-    words = ("budget", recipe, "--model", tiny_llama, "--explain")
-    divided = run(*words, "model.layers.0.mlp.down_proj")
+    args = ("budget", recipe, "--model", tiny_llama, "--explain")
+    divided = run(*args, "model.layers.0.mlp.down_proj")
     assert divided.out.splitlines()[-1] == (
         "group `model.2`: shared with 1 matrix of the same plan"
     )
     share = next(line for line in divided.out.splitlines() if line.startswith("share"))
     assert share.split()[:2] == ["share", "model.2"]
-    rest = run(*words, "model.layers.0.mlp.up_proj")
+    rest = run(*args, "model.layers.0.mlp.up_proj")
     assert rest.out.splitlines()[-1].startswith("group `model`: shared with 11 matrices")
 
 
@@ -155,30 +155,30 @@ def conv1d(tmp_path):
 
 
 def test_what_is_stored_transposed_is_said(run, conv1d):
-    words = ("budget", "rtn-4bit", "--model", conv1d)
+    args = ("budget", "rtn-4bit", "--model", conv1d)
     note = (
         "2 matrices are stored transposed in the checkpoint, as [inputs, outputs] (Conv1D): "
         "the shapes here are [outputs, inputs]"
     )
-    assert f"note: {note}" in run(*words).out.splitlines()
-    document = run(*words, "--json").json
+    assert f"note: {note}" in run(*args).out.splitlines()
+    document = run(*args, "--json").json
     assert note in document["notes"]
     rows = {row["name"]: (row["shape"], row["transposed"]) for row in document["matrices"]}
     assert rows == {
         "h.0.attn.c_attn": ([96, 32], True),
         "h.0.mlp.c_fc": ([128, 32], True),
     }
-    explain = (*words, "--explain", "h.0.mlp.c_fc")
+    explain = (*args, "--explain", "h.0.mlp.c_fc")
     line = "stored transposed in the checkpoint: 32 x 128 there, 128 x 32 here"
     assert run(*explain).out.splitlines()[-1] == line
     assert run(*explain, "--json").json["transposed"] is True
 
 
 def test_what_is_stored_as_it_is_used_is_not_said(run, tiny_recipe, tiny_llama):
-    words = ("budget", tiny_recipe, "--model", tiny_llama)
-    assert "transposed" not in run(*words).out
-    assert not any(row["transposed"] for row in run(*words, "--json").json["matrices"])
-    assert "transposed" not in run(*words, "--explain", "model.layers.1.mlp.down_proj").out
+    args = ("budget", tiny_recipe, "--model", tiny_llama)
+    assert "transposed" not in run(*args).out
+    assert not any(row["transposed"] for row in run(*args, "--json").json["matrices"])
+    assert "transposed" not in run(*args, "--explain", "model.layers.1.mlp.down_proj").out
 
 
 def test_stacked_experts_that_are_stored_transposed_are_said(run, tmp_path):
@@ -315,6 +315,6 @@ def test_kept_embeddings_that_weigh_are_said(run, tmp_path, tiny_llama):
         "reallm: 1\nextends: nf4\n"
         "rules: [{role: embedding, set: {quantizer: {kind: uniform, bits: 8}}}]\n"
     )
-    words = " % of the file, `model.embed_tokens` the largest: a rule can code them"
-    assert words in run("budget", recipe, "--model", tiny_llama).out
-    assert words not in run("budget", coded, "--model", tiny_llama).out
+    message = " % of the file, `model.embed_tokens` the largest: a rule can code them"
+    assert message in run("budget", recipe, "--model", tiny_llama).out
+    assert message not in run("budget", coded, "--model", tiny_llama).out

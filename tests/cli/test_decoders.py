@@ -65,12 +65,12 @@ def family(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "second.yaml").write_text(RECIPE + "    decoder: q.decoder\n" + KEEP)
     (folder / "away").mkdir()
     first, second = folder / "first.reallm", folder / "away" / "second.reallm"
-    for words in (
+    for args in (
         ["compile", folder / "first.yaml", "--model", tiny_llama, "-o", first, "--device", "cpu"],
         ["decoder", first, "q", "-o", folder / "q.decoder"],
         ["compile", folder / "second.yaml", "--model", tiny_llama, "-o", second],
     ):
-        assert main(list(map(str, words))) == 0
+        assert main(list(map(str, args))) == 0
     return folder
 
 
@@ -175,24 +175,24 @@ def test_each_command_takes_the_decoder_that_is_named(
     if command == "heatmap":
         pytest.importorskip("matplotlib")
     second, decoder = family / "away" / "second.reallm", family / "q.decoder"
-    words = words_for(command, second, tiny_llama, text, tmp_path / "out")
-    lonely = run(*words)
+    args = words_for(command, second, tiny_llama, text, tmp_path / "out")
+    lonely = run(*args)
     assert lonely.code == 4
     assert "is not beside the archive" in lonely.err
     assert "`--decoder PATH`" in lonely.err
     assert list(tmp_path.iterdir()) == []
-    wrong = run(*words, "--decoder", family / "first.reallm")
+    wrong = run(*args, "--decoder", family / "first.reallm")
     assert wrong.code == 5
     assert "not a `decoder`" in wrong.err
-    named = run(*words, "--decoder", decoder)
+    named = run(*args, "--decoder", decoder)
     assert named.code == 0, named.err
     shutil.copy(decoder, second.with_name("beside.decoder"))
     try:
         if command == "eval":
-            assert run(*words).out == named.out
+            assert run(*args).out == named.out
         else:
-            words = words_for(command, second, tiny_llama, text, tmp_path / "again")
-            assert run(*words).code == 0
+            args = words_for(command, second, tiny_llama, text, tmp_path / "again")
+            assert run(*args).code == 0
     finally:
         second.with_name("beside.decoder").unlink()
 

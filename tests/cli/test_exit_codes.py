@@ -114,10 +114,10 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("words", "code", "expected"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_in_full(run, tmp_path, monkeypatch, words, code, expected):
+@pytest.mark.parametrize(("args", "code", "expected"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_told_in_full(run, tmp_path, monkeypatch, args, code, expected):
     monkeypatch.chdir(tmp_path)
-    result = run(*words)
+    result = run(*args)
     assert result.code == code
     assert result.out == ""
     assert "Traceback" not in result.err
@@ -126,7 +126,7 @@ def test_a_mistake_is_told_in_full(run, tmp_path, monkeypatch, words, code, expe
 
 
 def raising(error):
-    def command(*words, **options):
+    def command(*args, **options):
         raise error
 
     return command
@@ -188,8 +188,8 @@ class Closed(io.StringIO):
 
 def test_a_closed_pipe_is_no_bug(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", Closed())
-    for words in (["recipes", "list"], ["recipes", "show", "nf4"]):
-        assert main(words) == ExitCode.BROKEN_PIPE
+    for args in (["recipes", "list"], ["recipes", "show", "nf4"]):
+        assert main(args) == ExitCode.BROKEN_PIPE
     assert capsys.readouterr().err == ""
 
 

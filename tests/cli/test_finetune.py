@@ -20,8 +20,8 @@ def adapter(archive: Path, tiny_llama: Path, text: Path, tmp_path_factory) -> Pa
     from reallm_cli.main import main
 
     path = tmp_path_factory.mktemp("adapters") / "one.adapter"
-    words = ["finetune", archive, "--model", tiny_llama, "--text", text, "-o", path, *FAST]
-    assert main([str(word) for word in words]) == 0
+    args = ["finetune", archive, "--model", tiny_llama, "--text", text, "-o", path, *FAST]
+    assert main([str(word) for word in args]) == 0
     return path
 
 
@@ -38,10 +38,10 @@ def test_tuning_tells_and_writes(run, archive, tiny_llama, text, tmp_path):
 
 
 def test_tuning_as_json(run, archive, tiny_llama, text, tmp_path):
-    words = ("--stage", "e2e", "--into", "--json")
+    args = ("--stage", "e2e", "--into", "--json")
     path = tmp_path / "new.reallm"
     result = run(
-        "finetune", archive, "--model", tiny_llama, "--text", text, "-o", path, *FAST, *words
+        "finetune", archive, "--model", tiny_llama, "--text", text, "-o", path, *FAST, *args
     )
     assert result.code == 0
     assert result.json["path"] == str(path)
@@ -103,12 +103,12 @@ def test_to_peft_and_back(run, archive, adapter, tmp_path):
 def test_memory_before(run, archive, tiny_recipe, tiny_llama, subject):
     what = archive if subject == "archive" else tiny_recipe
     model = tiny_llama / "config.json" if subject == "recipe" else tiny_llama
-    words = ("--dry-run", "--set", "e2e.loss=distill")
-    table = run("finetune", what, "--model", model, *words)
+    args = ("--dry-run", "--set", "e2e.loss=distill")
+    table = run("finetune", what, "--model", model, *args)
     assert table.code == 0
     for word in ("coded weights", "optimiser states", "one original block", "logits", "all"):
         assert word in table.out
-    found = run("finetune", what, "--model", model, *words, "--json").json
+    found = run("finetune", what, "--model", model, *args, "--json").json
     for terms in found["stages"].values():
         assert sum(size for name, size in terms.items() if name != "total") == terms["total"]
     assert found["peak_bytes"] == max(terms["total"] for terms in found["stages"].values())
@@ -128,21 +128,21 @@ def test_settings_come_from_the_recipe_and_from_options(run, tiny_recipe, tiny_l
     recipe.write_text(
         f"reallm: 1\nextends: {tiny_recipe}\nfinetune: {{window: 32, stages: [e2e]}}\n"
     )
-    words = ("finetune", recipe, "--model", tiny_llama / "config.json", "--dry-run", "--json")
-    estimate = run(*words).json
+    args = ("finetune", recipe, "--model", tiny_llama / "config.json", "--dry-run", "--json")
+    estimate = run(*args).json
     assert (estimate["window"], set(estimate["stages"])) == (32, {"e2e"})
     given = ("--window", 16, "--stage", "block", "--set", "block.betas=[0.9, 0.95]")
-    won = run(*words, *given, "--set", "block.lr=1e-3", "--set", "separator='1'").json
+    won = run(*args, *given, "--set", "block.lr=1e-3", "--set", "separator='1'").json
     assert (won["window"], set(won["stages"])) == (16, {"block"})
     path = tmp_path / "told.reallm"
     assert run("compile", recipe, "--model", tiny_llama, "-o", path, "--workers", 1).code == 0
     shown = run("inspect", path)
     assert "finetune: {stages: [e2e], window: 32}" in shown.out
-    assert run("finetune", path, *words[2:]).json == estimate
+    assert run("finetune", path, *args[2:]).json == estimate
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("args", "code", "message"),
     [
         ([], ExitCode.USAGE, "no output is named"),
         (["-o", "x", "--set", "lr"], ExitCode.USAGE, "has no value"),
@@ -155,9 +155,9 @@ def test_settings_come_from_the_recipe_and_from_options(run, tiny_recipe, tiny_l
     ],
     ids=["output", "value", "yaml", "number", "home", "setting", "stage", "text"],
 )
-def test_mistakes(run, archive, tiny_llama, tmp_path, monkeypatch, words, code, message):
+def test_mistakes(run, archive, tiny_llama, tmp_path, monkeypatch, args, code, message):
     monkeypatch.chdir(tmp_path)
-    result = run("finetune", archive, "--model", tiny_llama, *words)
+    result = run("finetune", archive, "--model", tiny_llama, *args)
     assert result.code == code
     assert message in result.err
     assert result.out == ""

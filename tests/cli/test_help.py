@@ -63,7 +63,7 @@ def test_version(run):
     assert result.out.startswith("reallm ")
 
 
-def quiet_words(kind: str, recipe: Path, model: Path, archive: Path) -> list[str]:
+def quiet_args(kind: str, recipe: Path, model: Path, archive: Path) -> list[str]:
     return {
         "help": ["--help"],
         "recipes list": ["recipes", "list"],
@@ -90,7 +90,7 @@ def quiet_words(kind: str, recipe: Path, model: Path, archive: Path) -> list[str
     ],
 )
 def test_no_torch_where_no_weight_is_read(kind, tiny_recipe, tiny_llama, archive):
-    words = quiet_words(kind, tiny_recipe, tiny_llama, archive)
+    args = quiet_args(kind, tiny_recipe, tiny_llama, archive)
     program = (
         "import sys; from reallm_cli.main import main; code = main(sys.argv[1:]); "
         "loaded = {'torch', 'transformers', 'numpy'} & set(sys.modules); "
@@ -98,7 +98,7 @@ def test_no_torch_where_no_weight_is_read(kind, tiny_recipe, tiny_llama, archive
     )
     paths = [str(ROOT), str(ROOT / "formats"), str(ROOT / "cli")]
     done = subprocess.run(
-        [sys.executable, "-c", program, *words],
+        [sys.executable, "-c", program, *args],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,

@@ -37,12 +37,12 @@ def test_eval_json_has_exactly_the_documented_keys(run, archive, text):
 
 
 def test_eval_with_a_reference_and_documents(run, archive, tiny_llama, text):
-    words = ("eval", archive, "--text", text, "--reference", tiny_llama, "--separator", "\\n\\n")
-    result = run(*words, "--json")
+    args = ("eval", archive, "--text", text, "--reference", tiny_llama, "--separator", "\\n\\n")
+    result = run(*args, "--json")
     assert result.code == 0
     assert set(result.json) == EVAL_KEYS | REFERENCE_KEYS
     assert result.json["protocol"] == "documents"
-    shown = run(*words)
+    shown = run(*args)
     assert shown.code == 0
     assert f"  perplexity      {result.json['perplexity']:.4f}\n" in shown.out
     assert f"{result.json['kl']:.6f} nats per token" in shown.out
@@ -50,8 +50,8 @@ def test_eval_with_a_reference_and_documents(run, archive, tiny_llama, text):
 
 
 def test_eval_of_a_model_with_itself_has_no_divergence(run, tiny_llama, text):
-    words = ("eval", tiny_llama, "--text", text, "--reference", tiny_llama, "--window", 32)
-    result = run(*words, "--json").json
+    args = ("eval", tiny_llama, "--text", text, "--reference", tiny_llama, "--window", 32)
+    result = run(*args, "--json").json
     assert result["kl"] == pytest.approx(0, abs=1e-9)
     assert result["top1_agreement"] == 1
     assert result["perplexity"] == result["reference_perplexity"]
@@ -154,8 +154,8 @@ def test_a_shown_recipe_is_the_file(run, tmp_path, tiny_llama):
     assert shown.code == 0
     mine = tmp_path / "mine.yaml"
     mine.write_text(shown.out)
-    words = ("--model", tiny_llama, "--json")
-    assert run("budget", mine, *words).json == run("budget", "reallm-2bit", *words).json
+    args = ("--model", tiny_llama, "--json")
+    assert run("budget", mine, *args).json == run("budget", "reallm-2bit", *args).json
     wrong = run("recipes", "show", "reallm-2bti")
     assert wrong.code == 2
     assert "`reallm-2bit`" in wrong.err
@@ -175,15 +175,15 @@ def test_head_comments_are_read():
 
 
 def test_eval_wants_a_text_or_tasks(run, archive, text):
-    for words in ([], ["--text", text, "--tasks", "apples"]):
-        result = run("eval", archive, *words)
+    for args in ([], ["--text", text, "--tasks", "apples"]):
+        result = run("eval", archive, *args)
         assert result.code == ExitCode.USAGE
         assert "--tasks NAMES" in result.err
 
 
 def test_random_windows(run, archive, text):
-    words = ("eval", archive, "--text", text, "--window", 32, "--random-windows", 5, "--json")
-    first, again, other = run(*words), run(*words), run(*words, "--seed", 1)
+    args = ("eval", archive, "--text", text, "--window", 32, "--random-windows", 5, "--json")
+    first, again, other = run(*args), run(*args), run(*args, "--seed", 1)
     assert first.json == again.json
     assert first.json["perplexity"] != other.json["perplexity"]
     assert (first.json["protocol"], first.json["windows"]) == ("random windows", 5)

@@ -31,7 +31,7 @@ def lines(*, of: str) -> list[list[str]]:
     """The lines of all sh blocks whose first word this is, as a shell splits them."""
     shown = "\n".join(blocks("sh")).split("\n")
     split = [shlex.split(line, comments=True) for line in shown]
-    return [words for words in split if words[:1] == [of]]
+    return [args for args in split if args[:1] == [of]]
 
 
 def test_every_line_of_a_shell_block_is_a_command_that_is_tried_here() -> None:
@@ -51,10 +51,10 @@ def folder(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_commands_do_what_they_say(run: Any, folder: Path) -> None:
     results = {}
-    for words in lines(of="reallm"):
-        result = run(*words[1:])
-        assert result.code == 0, (words, result.err)
-        results[words[1]] = result
+    for args in lines(of="reallm"):
+        result = run(*args[1:])
+        assert result.code == 0, (args, result.err)
+        results[args[1]] = result
     assert "reallm-3bit-lean" in results["recipes"].out
     assert "perplexity" in results["eval"].out
     assert verify("model.reallm") == []
@@ -88,9 +88,9 @@ def test_the_recipe_compiles(folder: Path) -> None:
 
 
 def test_make_knows_its_targets_and_pip_its_extras() -> None:
-    for words in lines(of="make"):
+    for args in lines(of="make"):
         done = subprocess.run(
-            ["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+            ["make", "--dry-run", *args[1:]], cwd=ROOT, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout

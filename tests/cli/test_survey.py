@@ -30,14 +30,14 @@ Q_PROJ = "model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture(scope="module")
-def words(tiny_llama, tiny_recipe):
+def args(tiny_llama, tiny_recipe):
     only = ("--only", "model.layers.*.self_attn.q_proj")
     # The recipe's rule for another matrix matches the model, though not what is surveyed.
     return ("survey", tiny_llama, *only, "--recipe", tiny_recipe, "--recipe", "nf3")
 
 
-def test_json_has_exactly_the_documented_keys(run, words, archive):
-    result = run(*words, "--json")
+def test_json_has_exactly_the_documented_keys(run, args, archive):
+    result = run(*args, "--json")
     assert result.code == 0
     assert set(result.json) == {"matrices", "recipes", "advice"}
     assert set(result.json["advice"]) == {"recipe", "measured", "explanation"}
@@ -70,8 +70,8 @@ def test_each_documented_key_is_in_the_manual():
         assert keys <= documented, keys - documented
 
 
-def test_tables_and_pictures(run, words, tmp_path):
-    result = run(*words, "--plots", tmp_path / "pictures")
+def test_tables_and_pictures(run, args, tmp_path):
+    result = run(*args, "--plots", tmp_path / "pictures")
     assert result.code == 0
     for part in (Q_PROJ, "exact bits", "best at equal bits", "what fits", "nf3", "none"):
         assert part in result.out
@@ -96,8 +96,8 @@ def test_mistakes_are_told(run, tiny_llama, tmp_path, monkeypatch):
 
 def test_a_heatmap_beside_the_original(run, archive, tiny_llama, tmp_path):
     picture = tmp_path / "f.png"
-    words = ("inspect", archive, "--heatmap", Q_PROJ, "-o", picture, "--model", tiny_llama)
-    result = run(*words)
+    args = ("inspect", archive, "--heatmap", Q_PROJ, "-o", picture, "--model", tiny_llama)
+    result = run(*args)
     assert (result.code, result.out) == (0, f"{picture}\n")
     assert "as measured when the archive was made" in result.err
     assert picture.read_bytes().startswith(b"\x89PNG")

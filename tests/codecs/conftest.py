@@ -43,7 +43,7 @@ def gaussian() -> Callable[..., Tensor]:
 @pytest.fixture
 def plan_of() -> Callable[..., MatrixPlan]:
     """plan_of(residual={...}, ...): a matrix plan from plain words."""
-    return lambda **words: MatrixPlan.model_validate(words)
+    return lambda **fields: MatrixPlan.model_validate(fields)
 
 
 @pytest.fixture

@@ -27,10 +27,10 @@ def weights_of(kind, n, d):
 
 
 @pytest.mark.parametrize("kind", ["none", "vector", "element"])
-@pytest.mark.parametrize(("dim", "words"), [(1, 4), (1, 256), (2, 16), (4, 256), (5, 2), (2, 4096)])
-def test_assignment_is_the_nearest_codeword(kind, dim, words):
+@pytest.mark.parametrize(("dim", "count"), [(1, 4), (1, 256), (2, 16), (4, 256), (5, 2), (2, 4096)])
+def test_assignment_is_the_nearest_codeword(kind, dim, count):
     values = torch.randn(500, dim, generator=generator())
-    codebook = torch.randn(words, dim, generator=generator(1))
+    codebook = torch.randn(count, dim, generator=generator(1))
     if dim == 1:
         codebook = codebook.sort(dim=0).values
     weights = weights_of(kind, 500, dim)
@@ -48,10 +48,10 @@ def test_blocks_of_words_join_without_a_seam(monkeypatch):
     assert torch.equal(assignment.assign(values, None, codebook), whole)
 
 
-@pytest.mark.parametrize("words", [3, 16])
-def test_ties_go_to_the_lowest_index(words, monkeypatch):
+@pytest.mark.parametrize("count", [3, 16])
+def test_ties_go_to_the_lowest_index(count, monkeypatch):
     monkeypatch.setattr(assignment, "CODEWORD_BLOCK", 4)
-    codebook = torch.ones(words, 2)
+    codebook = torch.ones(count, 2)
     assert assignment.assign(torch.randn(5, 2), None, codebook).tolist() == [0] * 5
 
 

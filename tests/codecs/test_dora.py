@@ -48,13 +48,13 @@ def test_the_formula():
             [{"kind": "normal_float", "bits": 2}, {"kind": "vq", "bits": 1, "dim": 4}],
         )
     ),
-    ids=lambda words: words["kind"],
+    ids=lambda fields: fields["kind"],
 )
 def test_battery(shape, residual, quantizer, gaussian, plan_of, check_codec):
-    words = {"residual": residual, "scales": {"kind": "absmax"}, "quantizer": quantizer}
+    fields = {"residual": residual, "scales": {"kind": "absmax"}, "quantizer": quantizer}
     weight = gaussian(*shape)
-    plain = check_codec(plan_of(**words), weight).relative_error
-    tuned = check_codec(plan_of(**words, dora=True), weight).relative_error
+    plain = check_codec(plan_of(**fields), weight).relative_error
+    tuned = check_codec(plan_of(**fields, dora=True), weight).relative_error
     assert tuned <= plain * (1 + 1e-6) + 2**-11
 
 

@@ -19,8 +19,8 @@ SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64), (256, 24)]
 CODEC = hadamard.HadamardCodec()
 
 
-def transform(**words):
-    return [{"kind": "hadamard"} | words]
+def transform(**fields):
+    return [{"kind": "hadamard"} | fields]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -67,10 +67,10 @@ def test_outliers_are_spread(gaussian, plan_of):
     weight = gaussian(64, 128)
     weight[5, 9] = 500
     by_row = {"kind": "absmax", "per": "row"}
-    words = {"scales": by_row, "quantizer": {"kind": "uniform", "bits": 4}}
-    plain = encode_matrix(plan_of(**words), weight, seed=0, source_dtype="f32")
+    fields = {"scales": by_row, "quantizer": {"kind": "uniform", "bits": 4}}
+    plain = encode_matrix(plan_of(**fields), weight, seed=0, source_dtype="f32")
     spread = encode_matrix(
-        plan_of(transform=transform(), **words), weight, seed=0, source_dtype="f32"
+        plan_of(transform=transform(), **fields), weight, seed=0, source_dtype="f32"
     )
     inside = (weight.abs() < 10).float()
 
@@ -78,7 +78,7 @@ def test_outliers_are_spread(gaussian, plan_of):
         decoded = decode_matrix(plan, (64, 128), "f32", encoded.sections, dtype=torch.float32)
         return float(((decoded - weight) * inside)[5].norm())
 
-    assert error(plan_of(transform=transform(), **words), spread) < error(plan_of(**words), plain)
+    assert error(plan_of(transform=transform(), **fields), spread) < error(plan_of(**fields), plain)
 
 
 def test_it_stores_nothing(plan_of):

@@ -44,12 +44,12 @@ SMALL = {
 }
 
 
-def stage(words: dict[str, object], **fields: object) -> Hnerv:
-    return Hnerv.model_validate({**words, **fields})
+def stage(base: dict[str, object], **fields: object) -> Hnerv:
+    return Hnerv.model_validate({**base, **fields})
 
 
-def plan(words: dict[str, object], *, fields: dict[str, object] | None = None, **other: object):
-    return MatrixPlan.model_validate({"autoencoder": {**words, **(fields or {})}, **other})
+def plan(base: dict[str, object], *, fields: dict[str, object] | None = None, **other: object):
+    return MatrixPlan.model_validate({"autoencoder": {**base, **(fields or {})}, **other})
 
 
 def decoded_by_chance(params: Hnerv, grid: tuple[int, int], *, seed: int = 1) -> Tensor:
@@ -65,9 +65,9 @@ def decoded_by_chance(params: Hnerv, grid: tuple[int, int], *, seed: int = 1) ->
     return (matrix - matrix.mean()) / matrix.std(correction=0)
 
 
-@pytest.mark.parametrize("words", [TINY, SMALL], ids=["tiny", "small"])
-def test_modules_have_the_parameters_of_the_size_law(words: dict[str, object]) -> None:
-    params = stage(words)
+@pytest.mark.parametrize("settings", [TINY, SMALL], ids=["tiny", "small"])
+def test_modules_have_the_parameters_of_the_size_law(settings: dict[str, object]) -> None:
+    params = stage(settings)
     generator = torch.Generator()
     decoder = weights.Decoder(params, params.width or 0, generator)
     counted = sum(p.numel() for p in [*decoder.plain, *decoder.stages])
@@ -154,11 +154,11 @@ def test_patches_and_latents_there_and_back(shape: tuple[int, int], gaussian) ->
 
 
 def test_it_learns_what_a_decoder_of_its_shape_can_say() -> None:
-    words = plan(SMALL, quantizer={"kind": "none", "dtype": "float16"})
-    matrix = decoded_by_chance(words.autoencoder, (2, 4))
-    encoded = encode_matrix(words, matrix, seed=1, source_dtype="f32")
+    chosen = plan(SMALL, quantizer={"kind": "none", "dtype": "float16"})
+    matrix = decoded_by_chance(chosen.autoencoder, (2, 4))
+    encoded = encode_matrix(chosen, matrix, seed=1, source_dtype="f32")
     assert encoded.relative_error < 0.1
-    decoded = decode_matrix(words, (32, 64), "f32", encoded.sections, dtype=torch.float32)
+    decoded = decode_matrix(chosen, (32, 64), "f32", encoded.sections, dtype=torch.float32)
     measured = float((decoded - matrix).norm() / matrix.norm())
     assert measured == pytest.approx(encoded.relative_error, rel=1e-5)
 
@@ -167,8 +167,8 @@ def test_training_with_quantised_weights_beats_rounding_after_it() -> None:
     matrix = decoded_by_chance(stage(SMALL), (2, 2))
     errors = {}
     for qat in (True, False):
-        words = plan(SMALL, fields={"decoder_bits": 3, "qat": qat, "epochs": 80})
-        errors[qat] = encode_matrix(words, matrix, seed=1, source_dtype="f32").relative_error
+        chosen = plan(SMALL, fields={"decoder_bits": 3, "qat": qat, "epochs": 80})
+        errors[qat] = encode_matrix(chosen, matrix, seed=1, source_dtype="f32").relative_error
     assert errors[True] < 0.7 * errors[False]
 
 
@@ -191,9 +191,9 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("words", PLANS.values(), ids=PLANS)
-def test_each_pipeline_keeps_its_size_law(words: MatrixPlan, gaussian, check_codec) -> None:
-    check_codec(words, gaussian(20, 17))
+@pytest.mark.parametrize("chosen", PLANS.values(), ids=PLANS)
+def test_each_pipeline_keeps_its_size_law(chosen: MatrixPlan, gaussian, check_codec) -> None:
+    check_codec(chosen, gaussian(20, 17))
 
 
 class InterruptionError(Exception):
@@ -220,13 +220,13 @@ class Keeper:
 @pytest.mark.parametrize("stop", [1, 5, 6, 7], ids=lambda epoch: f"after {epoch}")
 @pytest.mark.parametrize("name", ["plain", "vq"])
 def test_an_interrupted_training_ends_with_the_same_bytes(name: str, stop: int, gaussian) -> None:
-    words, matrix = PLANS[name], gaussian(20, 17)
-    whole = encode_matrix(words, matrix, seed=1, source_dtype="f32")
+    chosen, matrix = PLANS[name], gaussian(20, 17)
+    whole = encode_matrix(chosen, matrix, seed=1, source_dtype="f32")
     first = Keeper(stop)
     with pytest.raises(InterruptionError):
-        encode_matrix(words, matrix, seed=1, source_dtype="f32", callback=first)
+        encode_matrix(chosen, matrix, seed=1, source_dtype="f32", callback=first)
     second = Keeper(state=first.state)
-    resumed = encode_matrix(words, matrix, seed=1, source_dtype="f32", callback=second)
+    resumed = encode_matrix(chosen, matrix, seed=1, source_dtype="f32", callback=second)
     assert len(first.errors) + len(second.errors) == 8
     assert resumed.relative_error == whole.relative_error
     for role, values in whole.sections.items():
@@ -235,19 +235,19 @@ def test_an_interrupted_training_ends_with_the_same_bytes(name: str, stop: int, 
 
 def test_one_decoder_for_a_group(gaussian) -> None:
     group = [gaussian(16, 24, seed=1), gaussian(9, 8, seed=2)]
-    words = plan(TINY, share="g", quantizer={"kind": "vq", "bits": 2, "dim": 2})
-    shared = fit_shared(words, group, seed=4)
+    chosen = plan(TINY, share="g", quantizer={"kind": "vq", "bits": 2, "dim": 2})
+    shared = fit_shared(chosen, group, seed=4)
     assert set(shared) == {
         *("decoder_codes", "decoder_scales", "decoder_values"),
         *("codebook", "codebook_scale"),
     }
-    again = fit_shared(words, group, seed=4)
+    again = fit_shared(chosen, group, seed=4)
     assert all(torch.equal(shared[role], again[role]) for role in shared)
     for matrix in group:
         shape = (matrix.shape[0], matrix.shape[1])
-        own = encode_matrix(words, matrix, seed=1, source_dtype="f32", shared=shared)
+        own = encode_matrix(chosen, matrix, seed=1, source_dtype="f32", shared=shared)
         assert set(own.sections) == {"level", "codes"}
-        decoded = decode_matrix(words, shape, "f32", own.sections | shared, dtype=torch.float32)
+        decoded = decode_matrix(chosen, shape, "f32", own.sections | shared, dtype=torch.float32)
         measured = float((decoded - matrix).norm() / matrix.norm())
         assert measured == pytest.approx(own.relative_error, rel=1e-5)
 
@@ -255,15 +255,15 @@ def test_one_decoder_for_a_group(gaussian) -> None:
 def test_a_group_learns_together_and_its_members_from_it() -> None:
     whole = decoded_by_chance(stage(SMALL), (2, 4))
     group = [whole[:, :32].contiguous(), 3 * whole[:, 32:] + 1]
-    words = plan(
+    chosen = plan(
         SMALL,
         fields={"epochs": 80},
         share="g",
         quantizer={"kind": "none", "dtype": "float16"},
     )
-    shared = fit_shared(words, group, seed=4)
+    shared = fit_shared(chosen, group, seed=4)
     for matrix in group:
-        own = encode_matrix(words, matrix, seed=1, source_dtype="f32", shared=shared)
+        own = encode_matrix(chosen, matrix, seed=1, source_dtype="f32", shared=shared)
         assert own.relative_error < 0.2
 
 

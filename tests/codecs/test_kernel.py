@@ -108,7 +108,7 @@ def test_any_matrix_decodes_to_the_same_bits(kind, bits, scales, shape, source, 
 
 @needs_kernel
 @pytest.mark.parametrize(
-    ("words", "runs"),
+    ("stages", "runs"),
     [
         pytest.param({"scales": {"kind": "absmax"}}, True, id="one level"),
         pytest.param({"scales": {"kind": "absmax", "bits": 8}}, True, id="two levels"),
@@ -134,9 +134,9 @@ def test_any_matrix_decodes_to_the_same_bits(kind, bits, scales, shape, source, 
     ],
 )
 @pytest.mark.parametrize("bits", [3, 4, 8])
-def test_when_it_is_taken(looked_up, gaussian, words, runs, bits):
+def test_when_it_is_taken(looked_up, gaussian, stages, runs, bits):
     quantizer = {"kind": "uniform", "bits": bits}
-    plan = MatrixPlan.model_validate({"quantizer": quantizer, **words})
+    plan = MatrixPlan.model_validate({"quantizer": quantizer, **stages})
     encoded = encode_matrix(plan, gaussian(16, 128), seed=0, source_dtype="bf16")
     assert not looked_up, "measuring the error takes torch's way: it needs no 16-bit results"
     decode_matrix(plan, (16, 128), "bf16", encoded.sections, dtype=torch.bfloat16)

@@ -67,8 +67,8 @@ def test_battery(shape, dtype, rank, gaussian, plan_of, check_codec):
 
 def test_the_quantiser_sees_the_stored_factors(gaussian, plan_of, check_codec):
     weight = gaussian(48, 64)
-    words = {"kind": "low_rank", "rank": 40, "dtype": "int8"}
-    plan = plan_of(residual=words, quantizer={"kind": "none", "dtype": "float32"})
+    residual = {"kind": "low_rank", "rank": 40, "dtype": "int8"}
+    plan = plan_of(residual=residual, quantizer={"kind": "none", "dtype": "float32"})
     # 8-bit factors are far off, and float32 values of what they leave repair it.
     assert check_codec(plan, weight).relative_error < 1e-6
 
@@ -114,9 +114,9 @@ def test_alternating_is_never_worse_than_one_round(order, gaussian, plan_of, che
     weight = gaussian(96, 128) + 3 * gaussian(96, 2, seed=1) @ gaussian(2, 128, seed=2)
     errors = {}
     for fit in ("svd", "alternating"):
-        words = {"kind": "low_rank", "rank": 4, "dtype": "float32"}
+        residual = {"kind": "low_rank", "rank": 4, "dtype": "float32"}
         plan = plan_of(
-            residual=words | {"fit": fit, "order": order},
+            residual=residual | {"fit": fit, "order": order},
             scales={"kind": "absmax"},
             quantizer={"kind": "normal_float", "bits": 2},
         )

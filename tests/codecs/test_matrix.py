@@ -58,7 +58,7 @@ def test_panels_join_without_a_seam(panel, gaussian, plan_of, monkeypatch):
         {"kind": "vq", "bits": 1, "dim": 3, "axis": "cols"},
         {"kind": "vq", "bits": 1, "dim": 3, "axis": "rows"},
     ],
-    ids=lambda words: "-".join(str(word) for word in words.values()),
+    ids=lambda fields: "-".join(str(value) for value in fields.values()),
 )
 def test_panels_of_odd_width_begin_at_whole_bytes(quantizer, gaussian, plan_of, monkeypatch):
     plan = plan_of(scales={"kind": "absmax", "block": 9}, quantizer=quantizer)
@@ -138,12 +138,12 @@ def test_sections_that_break_the_size_law_are_refused(gaussian, plan_of):
 
 
 class TestShared:
-    def plan(self, plan_of, **words):
+    def plan(self, plan_of, **fields):
         return plan_of(
             scales={"kind": "absmax", "block": 64},
             quantizer={"kind": "vq", "bits": 2, "dim": 4},
             share="mlp",
-            **words,
+            **fields,
         )
 
     def test_a_shared_codebook_serves_all_members(self, gaussian, plan_of):
@@ -173,20 +173,20 @@ class TestShared:
         )
         signs = 1000 * gaussian(64, 256).sign()
         normal = gaussian(128, 256, seed=1)
-        words = fit_shared(plan, [signs, normal], seed=0)["codebook"]
+        codewords = fit_shared(plan, [signs, normal], seed=0)["codebook"]
         # Alone the first wants +-1 and the second +-sqrt(2/pi); it has twice as many weights.
         expected = (1 + 2 * (2 / math.pi) ** 0.5) / 3
-        assert words.flatten().tolist() == pytest.approx([-expected, expected], abs=0.01)
+        assert codewords.flatten().tolist() == pytest.approx([-expected, expected], abs=0.01)
 
     def test_without_scales_large_members_do_not_take_the_codebook(self, gaussian, plan_of):
         plan = plan_of(
             quantizer={"kind": "vq", "bits": 1, "dim": 1, "dtype": "float32"}, share="all"
         )
         signs, normal = 3 * gaussian(64, 256).sign(), gaussian(128, 256, seed=1)
-        words = fit_shared(plan, [signs, normal], seed=0)["codebook"]
+        codewords = fit_shared(plan, [signs, normal], seed=0)["codebook"]
         # The least of (3 - c)^2 / 9 + 2 E(|x| - c)^2.
         expected = (3 / 9 + 2 * (2 / math.pi) ** 0.5) / (1 / 9 + 2)
-        assert words.flatten().tolist() == pytest.approx([-expected, expected], abs=0.01)
+        assert codewords.flatten().tolist() == pytest.approx([-expected, expected], abs=0.01)
 
     def test_a_missing_group_is_refused(self, gaussian, plan_of):
         with pytest.raises(CodecError, match="share group `mlp` are missing"):

@@ -48,8 +48,8 @@ PLANS = {
 
 @pytest.mark.parametrize("name", PLANS)
 def test_a_row_alone_is_that_of_the_whole(name, gaussian, plan_of):
-    words, q, step = PLANS[name]
-    plan, shape = plan_of(**words), (21, q)
+    stages, q, step = PLANS[name]
+    plan, shape = plan_of(**stages), (21, q)
     sections = encode_matrix(plan, gaussian(*shape), seed=0, source_dtype="f32").sections
     decoder = MatrixDecoder(layout_of(plan, shape, "f32"), sections, torch.float32)
     assert decoder.step == step
@@ -57,7 +57,7 @@ def test_a_row_alone_is_that_of_the_whole(name, gaussian, plan_of):
     for index in range(21):
         # A product of one row of factors may be summed in another order.
         torch.testing.assert_close(decoder.row(index), whole[index], rtol=1e-6, atol=1e-6)
-    if "residual" not in words and "transform" not in words:
+    if "residual" not in stages and "transform" not in stages:
         assert torch.equal(torch.stack([decoder.row(index) for index in range(21)]), whole)
 
 

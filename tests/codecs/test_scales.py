@@ -16,8 +16,8 @@ from reallm_compiler.storage.scales import group_count
 SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (12, 128)]
 
 
-def params_of(plan_of, **words):
-    return plan_of(scales=words).scales
+def params_of(plan_of, **scales):
+    return plan_of(scales=scales).scales
 
 
 def groups_of(params, weight):
@@ -118,7 +118,7 @@ def test_equal_scales_need_no_second_level(plan_of):
     assert field.scale.tolist() == [1.0] * 5
 
 
-WORDS = [
+SCALES = [
     {"kind": kind, "per": per, "block": 64, "bits": bits, "dtype": dtype}
     for kind, per, bits, dtype in itertools.product(
         ["rms", "absmax", "minmax"], ["tensor", "row", "column", "block"], [None, 4], ["float16"]
@@ -126,29 +126,29 @@ WORDS = [
 ]
 
 
-@pytest.mark.parametrize("words", WORDS, ids=lambda w: f"{w['kind']}-{w['per']}-{w['bits']}")
+@pytest.mark.parametrize("scales", SCALES, ids=lambda w: f"{w['kind']}-{w['per']}-{w['bits']}")
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)])
-def test_battery(words, shape, gaussian, plan_of, check_codec):
-    plan = plan_of(scales=words, quantizer={"kind": "uniform", "bits": 8})
+def test_battery(scales, shape, gaussian, plan_of, check_codec):
+    plan = plan_of(scales=scales, quantizer={"kind": "uniform", "bits": 8})
     assert check_codec(plan, gaussian(*shape)).relative_error < 0.9
 
 
 PAIRS = [
-    (words, quantizer)
-    for words in WORDS
+    (scales, quantizer)
+    for scales in SCALES
     for quantizer in (
         {"kind": "none", "dtype": "bfloat16"},
         {"kind": "uniform", "bits": 3},
         {"kind": "normal_float", "bits": 2},
         {"kind": "vq", "bits": 2, "dim": 2},
     )
-    if (words["kind"], quantizer["kind"]) != ("minmax", "normal_float")
+    if (scales["kind"], quantizer["kind"]) != ("minmax", "normal_float")
 ]
 
 
-@pytest.mark.parametrize(("words", "quantizer"), PAIRS)
-def test_zeros_decode_to_zeros(words, quantizer, plan_of, check_codec):
-    plan = plan_of(scales=words, quantizer=quantizer)
+@pytest.mark.parametrize(("scales", "quantizer"), PAIRS)
+def test_zeros_decode_to_zeros(scales, quantizer, plan_of, check_codec):
+    plan = plan_of(scales=scales, quantizer=quantizer)
     encoded = check_codec(plan, torch.zeros(10, 64))
     assert encoded.relative_error == 0
     back = decode_matrix(plan, (10, 64), "f32", encoded.sections, dtype=torch.float32)
@@ -194,6 +194,6 @@ def test_scales_that_round_to_almost_nothing_stay_finite(plan_of, check_codec):
     weight = torch.full((64, 64), 1e-3)
     weight[0] = 1e-30
     weight[1] = 1.0
-    words = {"kind": "absmax", "per": "row", "bits": 2, "superblock": 64}
+    scales = {"kind": "absmax", "per": "row", "bits": 2, "superblock": 64}
     for quantizer in ({"kind": "none", "dtype": "float16"}, {"kind": "vq", "bits": 2, "dim": 2}):
-        check_codec(plan_of(scales=words, quantizer=quantizer), weight)
+        check_codec(plan_of(scales=scales, quantizer=quantizer), weight)

@@ -21,9 +21,9 @@ def test_seeding_prefers_what_is_far():
         assert codebook.max() > 8
 
 
-def mean_error(values, words, seeds):
+def mean_error(values, count, seeds):
     sample = DenseVectors(values=values)
-    books = (seed_codebook(sample, words, generator(seed)) for seed in range(seeds))
+    books = (seed_codebook(sample, count, generator(seed)) for seed in range(seeds))
     return sum(float(assignment.errors(values, None, book).mean()) for book in books) / seeds
 
 
@@ -35,14 +35,14 @@ def test_the_best_of_a_few_is_better_than_the_first(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["none", "vector", "element"])
-@pytest.mark.parametrize("words", [16, 600])
-def test_words_are_distinct_vectors_of_the_sample(kind, words):
+@pytest.mark.parametrize("count", [16, 600])
+def test_words_are_distinct_vectors_of_the_sample(kind, count):
     values = torch.randn(2000, 3, generator=generator())
     shape = {"none": None, "vector": (2000,), "element": (2000, 3)}[kind]
     weights = None if shape is None else torch.rand(shape, generator=generator(1))
-    codebook = seed_codebook(DenseVectors(values=values, weights=weights), words, generator(2))
-    assert codebook.shape == (words, 3)
-    assert len(codebook.unique(dim=0)) == words
+    codebook = seed_codebook(DenseVectors(values=values, weights=weights), count, generator(2))
+    assert codebook.shape == (count, 3)
+    assert len(codebook.unique(dim=0)) == count
     assert {tuple(word) for word in codebook.tolist()} <= {tuple(one) for one in values.tolist()}
 
 
@@ -50,9 +50,9 @@ def test_words_are_distinct_vectors_of_the_sample(kind, words):
 def test_errors_across_words_are_those_of_the_slow_way(kind):
     values = torch.randn(50, 3, generator=generator())
     weights = torch.rand((50,) if kind == "vector" else (50, 3), generator=generator(1))
-    words = torch.randn(4, 3, generator=generator(2))
+    codewords = torch.randn(4, 3, generator=generator(2))
     wide = weights if kind == "element" else weights[:, None]
-    expected = [((values - word).square() * wide).sum(1) for word in words]
+    expected = [((values - word).square() * wide).sum(1) for word in codewords]
     torch.testing.assert_close(
-        seeding._Across(values, weights).errors(words), torch.stack(expected)
+        seeding._Across(values, weights).errors(codewords), torch.stack(expected)
     )

@@ -176,7 +176,7 @@ def test_a_run_killed_after_the_rename_is_finished(
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ("seed", "recipe"),
         ("compute", "processor"),
@@ -189,7 +189,7 @@ def test_resume_refuses_other_inputs_and_names_them(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     change: str,
-    words: str,
+    message: str,
 ) -> None:
     model = shutil.copytree(tiny_llama, tmp_path / "model")
     path = tmp_path / "out.reallm"
@@ -204,7 +204,7 @@ def test_resume_refuses_other_inputs_and_names_them(
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
     else:
         monkeypatch.setattr(torch, "__version__", "9.9.9")
-    with pytest.raises(ResumeError, match=words):
+    with pytest.raises(ResumeError, match=message):
         compiled(recipe, model, path)
     compiled(recipe, model, path, resume="never")
     assert verify(path) == []
@@ -364,7 +364,7 @@ def test_a_bare_config_cannot_be_compiled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "kind", "words"),
+    ("options", "kind", "message"),
     [
         ({"device": "cuda"}, CompileError, "no usable CUDA device"),
         ({"device": "tpu9"}, CompileError, "is not a device"),
@@ -380,12 +380,12 @@ def test_what_cannot_start_says_why(
     monkeypatch: pytest.MonkeyPatch,
     options: dict[str, Any],
     kind: type[ReallmError],
-    words: str,
+    message: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
     given: dict[str, Any] = {"model": tiny_llama, "output": "o.reallm", "device": "cpu", **options}
-    with pytest.raises(kind, match=words):
+    with pytest.raises(kind, match=message):
         reallm.compile(tiny_recipe, **given)
     assert list(tmp_path.iterdir()) == []
 

@@ -75,10 +75,10 @@ def test_the_file_of_a_decoder(family: Path) -> None:
 
 def test_another_checkpoint_of_the_family(family: Path) -> None:
     output = family / "second.reallm"
-    words = recipe({"decoder": str(family / "decoder.reallm"), **TRAINING})
-    planned = plan(words, model=family / "other")
+    source = recipe({"decoder": str(family / "decoder.reallm"), **TRAINING})
+    planned = plan(source, model=family / "other")
     assert any("beside the archive or by `--decoder`" in note for note in planned.notes)
-    report = compile_model(words, model=family / "other", output=output, device="cpu")
+    report = compile_model(source, model=family / "other", output=output, device="cpu")
     assert verify(output) == []
     data = output.read_bytes()
     assert str(family).encode() not in data, "no path goes into the file"
@@ -97,14 +97,14 @@ def test_another_checkpoint_of_the_family(family: Path) -> None:
         extract_decoder(output, "q", family / "k.reallm")
     assert "of its own" in caught.value.hint
     again = family / "again.reallm"
-    compile_model(words, model=family / "other", output=again, device="cpu")
+    compile_model(source, model=family / "other", output=again, device="cpu")
     assert again.read_bytes() == data
 
 
 def test_an_archive_without_its_decoder_says_what_is_missing(family: Path, tmp_path: Path) -> None:
-    words = recipe({"decoder": str(family / "decoder.reallm"), **TRAINING})
+    source = recipe({"decoder": str(family / "decoder.reallm"), **TRAINING})
     lonely = tmp_path / "lonely.reallm"
-    compile_model(words, model=family / "other", output=lonely, device="cpu")
+    compile_model(source, model=family / "other", output=lonely, device="cpu")
     (tmp_path / "broken.reallm").write_bytes(b"no archive")
     missing = pytest.raises(SourceError, match="was made with is not beside the archive")
     with open_archive(lonely) as archive, missing as caught:
@@ -137,8 +137,8 @@ def test_a_folder_of_decoders_that_cannot_be_read(
 def lonely(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive in a folder of its own, far from the decoder that it needs."""
     path = tmp_path_factory.mktemp("lonely") / "lonely.reallm"
-    words = recipe({"decoder": str(family / "decoder.reallm"), **TRAINING})
-    compile_model(words, model=family / "other", output=path, device="cpu")
+    source = recipe({"decoder": str(family / "decoder.reallm"), **TRAINING})
+    compile_model(source, model=family / "other", output=path, device="cpu")
     return path
 
 
@@ -200,7 +200,7 @@ def rewritten(source: Path, target: Path, **structure: object) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("structure", "rule", "words"),
+    ("structure", "rule", "message"),
     [
         ({"width": 7}, "E2", "the structure asks for share:decoder/decoder_codes"),
         ({"patch": 33}, "E1", "cannot come from a latent"),
@@ -211,18 +211,18 @@ def rewritten(source: Path, target: Path, **structure: object) -> Path:
     ids=["other sections", "no such patch", "unknown key", "missing key", "no width"],
 )
 def test_a_structure_that_does_not_fit_its_sections_is_damage(
-    structure: dict[str, object], rule: str, words: str, family: Path, tmp_path: Path
+    structure: dict[str, object], rule: str, message: str, family: Path, tmp_path: Path
 ) -> None:
     path = rewritten(family / "decoder.reallm", tmp_path / "odd.reallm", **structure)
     (damage,) = verify(path)
     assert damage.rule == rule
-    assert words in damage.message
-    with pytest.raises(FormatError, match=re.escape(words)):
+    assert message in damage.message
+    with pytest.raises(FormatError, match=re.escape(message)):
         open_decoder_file(path)
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [
         ({"decoder": "nowhere.reallm"}, "`nowhere.reallm` is not a decoder"),
         ({"decoder": "first.reallm"}, "holds a `model`, not a `decoder`"),
@@ -233,7 +233,7 @@ def test_a_structure_that_does_not_fit_its_sections_is_damage(
     ids=["missing", "another kind", "digest", "structure", "size"],
 )
 def test_a_decoder_that_cannot_be_used_is_refused_at_its_line(
-    fields: dict[str, object], words: str, family: Path
+    fields: dict[str, object], message: str, family: Path
 ) -> None:
     path = family / "wrong.yaml"
     path.write_text(
@@ -243,7 +243,7 @@ def test_a_decoder_that_cannot_be_used_is_refused_at_its_line(
     with pytest.raises(RecipeError) as caught:
         plan(path, model=family / "other")
     (problem,) = caught.value.problems
-    assert words in problem.message
+    assert message in problem.message
     assert problem.location.startswith(f"{path}:")
 
 

@@ -34,9 +34,9 @@ def test_a_script_without_a_main_guard(
     script.write_text(text)
     # A file that would stand in for the standard library's in workers that look beside the script.
     (tmp_path / "pickle.py").write_text("raise SystemExit('the wrong pickle')")
-    words = [str(script)] if way == "script" else ["-i"]
+    args = [str(script)] if way == "script" else ["-i"]
     done = subprocess.run(
-        [sys.executable, "-P", *words],
+        [sys.executable, "-P", *args],
         cwd=tmp_path,
         input=None if way == "script" else text,
         capture_output=True,

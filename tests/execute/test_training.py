@@ -67,9 +67,9 @@ def states(folder: Path) -> list[Path]:
 def test_stopped_in_every_training_and_gone_on_with(
     share: str | None, recipe, tiny_llama: Path, tmp_path: Path
 ) -> None:
-    words = recipe(share=share)
+    source = recipe(share=share)
     whole = tmp_path / "whole.reallm"
-    report = compile_model(words, model=tiny_llama, output=whole, device="cpu")
+    report = compile_model(source, model=tiny_llama, output=whole, device="cpu")
     assert verify(whole) == []
     with open_archive(whole) as archive:
         assert archive.path.stat().st_size == report.budget.totals.file_bytes
@@ -87,7 +87,9 @@ def test_stopped_in_every_training_and_gone_on_with(
             os.kill(os.getpid(), signal.SIGINT)
 
     def go_on() -> None:
-        compile_model(words, model=tiny_llama, output=output, device="cpu", on_event=stop_once_each)
+        compile_model(
+            source, model=tiny_llama, output=output, device="cpu", on_event=stop_once_each
+        )
 
     for _ in range(6 if share else 4):
         with pytest.raises(Interrupted, match="training under way"):

@@ -27,11 +27,11 @@ defaults:
 """
 
 
-def reallm(site: Path | None, words: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+def reallm(site: Path | None, args: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
     """The command line, with the made-up package installed in `site`, or without."""
     paths = [*([str(site)] if site else []), *sys.path]
     return subprocess.run(
-        [sys.executable, "-c", RUN, *map(str, words)],
+        [sys.executable, "-c", RUN, *map(str, args)],
         capture_output=True,
         text=True,
         check=False,
@@ -54,9 +54,9 @@ def test_the_kind_goes_through_every_command(
         ["reconstruct", archive, "-o", tmp_path / "model"],
         ["survey", tiny_llama, "--recipe", recipe],
     ]
-    for words in commands:
-        done = reallm(installed, words)
-        assert done.returncode == 0, (words, done.stderr)
+    for args in commands:
+        done = reallm(installed, args)
+        assert done.returncode == 0, (args, done.stderr)
     assert archive.stat().st_size == planned
 
 
@@ -67,8 +67,8 @@ def test_without_the_package_its_recipe_and_its_archive_are_refused_by_name(
     recipe.write_text(RECIPE)
     done = reallm(installed, ["compile", recipe, "--model", tiny_llama, "-o", archive])
     assert done.returncode == 0, done.stderr
-    for words in (["budget", recipe, "--model", tiny_llama], ["verify", archive]):
-        done = reallm(None, words)
+    for args in (["budget", recipe, "--model", tiny_llama], ["verify", archive]):
+        done = reallm(None, args)
         assert done.returncode not in (0, 70)
         assert "lloyd_max" in done.stderr + done.stdout
 

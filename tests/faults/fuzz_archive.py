@@ -62,13 +62,13 @@ def load(path: Path) -> int:
 def attempt(number: int, path: Path, out: Path, changed: bool, outcome: Outcome) -> None:
     """Run every command on one archive."""
     ended: dict[str, int] = {}
-    for name, words in [*commands(path, out), ("load", [])]:
+    for name, args in [*commands(path, out), ("load", [])]:
         output = io.StringIO()
         start = time.perf_counter()
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-                code = command_line(["--traceback", *words]) if words else load(path)
+                code = command_line(["--traceback", *args]) if args else load(path)
         except Exception:  # any error that is not foreseen is what is looked for
             code = BUG
             output.write(traceback.format_exc())

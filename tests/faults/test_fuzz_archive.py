@@ -29,9 +29,9 @@ def test_whatever_was_changed_before_something_else_can_be() -> None:
 @pytest.mark.parametrize(
     ("says", "found"),
     [
-        (lambda words: 1 // 0, "verify: ZeroDivisionError"),
-        (lambda words: print("\x1b[2J") or 0, "a control character is shown"),
-        (lambda words: 5, "nothing was changed, and verify refuses it"),
+        (lambda args: 1 // 0, "verify: ZeroDivisionError"),
+        (lambda args: print("\x1b[2J") or 0, "a control character is shown"),
+        (lambda args: 5, "nothing was changed, and verify refuses it"),
     ],
     ids=["a bug", "an escape", "a refusal"],
 )

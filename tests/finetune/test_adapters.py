@@ -153,7 +153,7 @@ def test_what_peft_trained_is_taken_up(base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (lambda config, tensors: config.update(peft_type="IA3"), "no LoRA adapter"),
         (lambda config, tensors: config.update(bias="all"), "uses `bias`"),
@@ -171,7 +171,7 @@ def test_what_peft_trained_is_taken_up(base: Path, tmp_path: Path) -> None:
     ids=["kind", "bias", "strange", "shape"],
 )
 def test_what_does_not_fit_is_refused(
-    base: Path, adapter: Path, tmp_path: Path, change: object, words: str
+    base: Path, adapter: Path, tmp_path: Path, change: object, message: str
 ) -> None:
     folder = export_peft(base, tmp_path / "peft", adapter=adapter)
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_refused(
     (folder / "adapter_config.json").write_text(json.dumps(config))
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
-    with pytest.raises(AdapterError, match=words):
+    with pytest.raises(AdapterError, match=message):
         import_peft(base, folder, tmp_path / "in.adapter")
 
 

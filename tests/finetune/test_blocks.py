@@ -141,12 +141,12 @@ def test_other_sequences_get_arguments_of_their_own(name: str, settings: dict) -
     assert all("forward" not in vars(block.module) for block in blocks)
 
 
-@pytest.mark.parametrize(("name", "settings", "words"), UNFIT.values(), ids=UNFIT)
-def test_what_cannot_be_run_one_by_one_is_refused(name: str, settings: dict, words: str) -> None:
+@pytest.mark.parametrize(("name", "settings", "message"), UNFIT.values(), ids=UNFIT)
+def test_what_cannot_be_run_one_by_one_is_refused(name: str, settings: dict, message: str) -> None:
     model = make(name, settings)
     with pytest.raises(UnfitBlocksError, match="cannot be run one by one") as caught:
         calls_of(model, blocks_of(model), tokens(1, 2))
-    assert words in str(caught.value.note)
+    assert message in str(caught.value.note)
 
 
 class Odd(nn.Module):
@@ -191,7 +191,7 @@ class Leaky(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("case", "words"),
+    ("case", "message"),
     [
         ("changes between blocks", "not the output of the block before"),
         ("calls a block twice", "once and in order"),
@@ -199,14 +199,14 @@ class Leaky(nn.Module):
         ("leaves its output in the class", "other values than in the model"),
     ],
 )
-def test_a_model_of_another_kind_is_noticed(case: str, words: str) -> None:
+def test_a_model_of_another_kind_is_noticed(case: str, message: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Odd(case)
     Leaky.kept = torch.zeros(())
     with pytest.raises(UnfitBlocksError) as caught:
         calls_of(model, blocks_of_odd(model), tokens(1, 2))
-    assert words in str(caught.value.note)
+    assert message in str(caught.value.note)
     plain = Odd("")
     calls_of(plain, blocks_of_odd(plain), tokens(1, 2))
 
@@ -259,13 +259,13 @@ def test_blocks_of_other_architectures_are_tuned(
 def test_a_refusal_comes_before_any_work(
     saved: Any, prose: Any, options: dict, tmp_path: Any
 ) -> None:
-    name, settings, words = UNFIT["gemma4: keys of an earlier block"]
+    name, settings, message = UNFIT["gemma4: keys of an earlier block"]
     archive, folder = saved(name, settings)
     given = {"model": folder, "text": [prose], "output": tmp_path / "a"}
     events: list[Any] = []
     with pytest.raises(FinetuneError, match="cannot be tuned one by one") as caught:
         finetune(archive, **given, options=options, on_event=events.append)
-    assert words in str(caught.value.note)
+    assert message in str(caught.value.note)
     assert "--stage e2e" in str(caught.value.hint)
     assert len(events) == 1
     report = finetune(archive, **given, options={**options, "stages": ["e2e"]})

@@ -209,7 +209,7 @@ def test_what_peft_trained_is_taken_up(case: Case, settings: dict, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [
         ({"init_lora_weights": "pissa"}, "path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
@@ -224,18 +224,18 @@ def test_what_peft_trained_is_taken_up(case: Case, settings: dict, tmp_path: Pat
     ids=lambda value: shown(value) if isinstance(value, dict) else "",
 )
 def test_what_an_adapter_cannot_hold_is_refused(
-    case: Case, settings: dict, words: str, tmp_path: Path
+    case: Case, settings: dict, message: str, tmp_path: Path
 ) -> None:
     case.folder = tmp_path
     folder = case.trained(**settings)
     with pytest.raises(AdapterError) as caught:
         import_peft(case.archive, folder, tmp_path / "a")
-    assert words in f"{caught.value} {caught.value.hint}"
+    assert message in f"{caught.value} {caught.value.hint}"
     assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"init_lora_weights": "corda"}, "path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "lora_ga"}, "path_initial_model_for_weight_conversion"),
@@ -251,7 +251,7 @@ def test_what_an_adapter_cannot_hold_is_refused(
     ids=lambda value: shown(value) if isinstance(value, dict) else "",
 )
 def test_a_config_that_says_more_is_refused(
-    case: Case, changes: dict, words: str, tmp_path: Path
+    case: Case, changes: dict, message: str, tmp_path: Path
 ) -> None:
     case.folder = tmp_path
     folder = case.trained()
@@ -259,7 +259,7 @@ def test_a_config_that_says_more_is_refused(
     config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
     with pytest.raises(AdapterError) as caught:
         import_peft(case.archive, folder, tmp_path / "a")
-    assert words in f"{caught.value} {caught.value.hint}"
+    assert message in f"{caught.value} {caught.value.hint}"
 
 
 def test_pissa_converted_by_peft_is_taken_up(case: Case, tmp_path: Path) -> None:

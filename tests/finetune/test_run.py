@@ -139,7 +139,7 @@ def test_a_run_killed_within_a_block_ends_with_the_same_bytes(
 
 
 @pytest.mark.parametrize(
-    ("changes", "more", "words"),
+    ("changes", "more", "message"),
     [
         ({"seed": 1}, {}, "the settings"),
         ({}, {"text": "other"}, "the text"),
@@ -147,7 +147,7 @@ def test_a_run_killed_within_a_block_ends_with_the_same_bytes(
     ids=["settings", "text"],
 )
 def test_other_inputs_do_not_go_on(
-    run: Any, tmp_path: Path, changes: dict, more: dict, words: str
+    run: Any, tmp_path: Path, changes: dict, more: dict, message: str
 ) -> None:
     def stop(event: Any) -> None:
         if isinstance(event, Started):
@@ -159,7 +159,7 @@ def test_other_inputs_do_not_go_on(
         other = tmp_path / "other.txt"
         other.write_text("Tom has two apples and no table. " * 60)
         more = {"text": [other]}
-    with pytest.raises(ResumeError, match=words):
+    with pytest.raises(ResumeError, match=message):
         run(changes=changes, **more)
 
 
@@ -196,7 +196,7 @@ def test_resume_required_needs_something(run: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "words"),
+    ("module", "name", "message"),
     [
         (blockwise, "_squared", r"the loss is nan in block 0, pass 0, step 2"),
         (loss, "_summed", r"the loss is nan at step 0 of 4"),
@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_a_number_stops(
     monkeypatch: pytest.MonkeyPatch,
     module: Any,
     name: str,
-    words: str,
+    message: str,
 ) -> None:
     original, calls = getattr(module, name), []
 
@@ -220,7 +220,7 @@ def test_a_loss_that_is_not_a_number_stops(
         return result * float("nan") if len(calls) == (3 if module is blockwise else 2) else result
 
     monkeypatch.setattr(module, name, broken)
-    with pytest.raises(FinetuneError, match=words) as caught:
+    with pytest.raises(FinetuneError, match=message) as caught:
         run()
     assert "last good state" in str(caught.value.note)
     kept = state.State(tmp_path / "out.adapter", {}, dict, None)  # type: ignore[arg-type]
@@ -341,7 +341,7 @@ def test_settings_of_a_run_win_over_the_recipe(
 
 
 @pytest.mark.parametrize(
-    ("section", "words"),
+    ("section", "message"),
     [
         ([], "the recipe's `finetune`: expected a map"),
         ({"e2e": 3}, "the recipe's `finetune`: e2e: expected a map, got `3`"),
@@ -349,13 +349,13 @@ def test_settings_of_a_run_win_over_the_recipe(
     ],
     ids=["list", "number", "unknown"],
 )
-def test_a_hostile_archive_sets_nothing_wrong(section: object, words: str) -> None:
-    with pytest.raises(FinetuneError, match=words):
+def test_a_hostile_archive_sets_nothing_wrong(section: object, message: str) -> None:
+    with pytest.raises(FinetuneError, match=message):
         options_from({}, {"finetune": section})
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"block": {"learning": 1}}, r"block\.learning"),
         ({"e2e": {"lr": 0}}, r"e2e\.lr"),
@@ -366,11 +366,11 @@ def test_a_hostile_archive_sets_nothing_wrong(section: object, words: str) -> No
     ],
     ids=["unknown", "range", "no-stage", "window", "separator", "fits"],
 )
-def test_settings_that_do_not_fit(run: Any, changes: dict, words: str | None) -> None:
-    if words is None:
+def test_settings_that_do_not_fit(run: Any, changes: dict, message: str | None) -> None:
+    if message is None:
         run(changes={**changes, "stages": ["e2e"]})
         return
-    with pytest.raises(FinetuneError, match=words):
+    with pytest.raises(FinetuneError, match=message):
         run(changes=changes)
 
 

@@ -121,7 +121,7 @@ def test_nothing_waits_where_nothing_was_put_off(path):
         archive.check()
 
 
-@pytest.mark.parametrize("words", ["Later", "", None, True])
-def test_there_are_two_times(path, words):
+@pytest.mark.parametrize("verify", ["Later", "", None, True])
+def test_there_are_two_times(path, verify):
     with pytest.raises(ValueError, match="`now` or `later`"):
-        Archive.open(path, verify=words)
+        Archive.open(path, verify=verify)

@@ -105,8 +105,8 @@ def test_words_for_lengths_and_versions():
         whole + b"\0": "longer than it was written",
         b"": "the file is empty",
     }
-    for data, words in cases.items():
-        with pytest.raises(FormatError, match=words):
+    for data, message in cases.items():
+        with pytest.raises(FormatError, match=message):
             Archive(memoryview(data))
     for major, hint in ((0, None), (2, "install a newer reallm")):
         with pytest.raises(FormatError, match=f"major version {major}") as caught:

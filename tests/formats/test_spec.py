@@ -61,7 +61,7 @@ def test_the_table_of_the_header():
 
 
 @pytest.mark.parametrize(
-    ("words", "value"),
+    ("sentence", "value"),
     [
         ("1 to 2^28 bytes", v1.MAX_MANIFEST_BYTES == 1 << 28),
         ("at most 2^20 maps", v1.MAX_SECTIONS == 1 << 20),
@@ -75,8 +75,8 @@ def test_the_table_of_the_header():
         ("first multiple of 64", v1.ALIGNMENT == 64),
     ],
 )
-def test_limits(words, value):
-    assert words in " ".join(SPEC.split())
+def test_limits(sentence, value):
+    assert sentence in " ".join(SPEC.split())
     assert value
 
 

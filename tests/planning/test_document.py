@@ -59,7 +59,7 @@ def lying(plan: Plan, change: str, value: Any) -> Plan:
 
 
 @pytest.mark.parametrize(
-    ("change", "value", "words"),
+    ("change", "value", "message"),
     [
         ("method", {"quantizer": {"kind": "vq", "bits": 3, "dim": 2}}, "asks for"),
         ("method", {"quantizer": {"kind": "vq", "bits": 30, "dim": 2}}, "does not know"),
@@ -71,8 +71,8 @@ def lying(plan: Plan, change: str, value: Any) -> Plan:
         ("matrix:b/codes", {"shape": (7, 6)}, "asks for"),
     ],
 )
-def test_a_manifest_that_lies_is_refused(plan: Plan, change: str, value: Any, words: str) -> None:
-    with pytest.raises(FormatError, match=words):
+def test_a_manifest_that_lies_is_refused(plan: Plan, change: str, value: Any, message: str) -> None:
+    with pytest.raises(FormatError, match=message):
         lying(plan, change, value)
 
 

@@ -438,7 +438,7 @@ def test_a_rule_may_build_on_an_earlier_one(tmp_path):
     assert len(load_recipe(path).rules) == 4
 
 
-words = st.sampled_from(
+names = st.sampled_from(
     [
         "reallm",
         "defaults",
@@ -461,9 +461,9 @@ words = st.sampled_from(
         "keep",
     ]
 )
-leaf = words | st.integers(-2, 70) | st.booleans() | st.none() | st.floats(allow_nan=True)
+leaf = names | st.integers(-2, 70) | st.booleans() | st.none() | st.floats(allow_nan=True)
 anything = st.recursive(
-    leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=4)
+    leaf, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4)
 )
 JARGON = re.compile(r"pydantic|Input should|valid (integer|string|dict)|https?:|Error|tuple|_type")
 
@@ -484,7 +484,7 @@ def problems(document) -> list[Problem]:
     return found
 
 
-@given(anything, anything, st.dictionaries(words, anything, max_size=4))
+@given(anything, anything, st.dictionaries(names, anything, max_size=4))
 def test_whatever_is_wrong_is_said_in_plain_words(defaults, rules, rest):
     problems({**rest, "reallm": 1, "defaults": defaults, "rules": rules})
 

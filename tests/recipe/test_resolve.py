@@ -423,12 +423,12 @@ def test_a_group_divides_by_plan_and_its_first_part_keeps_the_name():
 
 @pytest.mark.parametrize("kind", ["uniform", "normal_float", "none"])
 def test_what_shares_nothing_leaves_its_group(kind):
-    words = {"kind": kind} if kind == "none" else {"kind": kind, "bits": 8}
+    quantizer = {"kind": kind} if kind == "none" else {"kind": kind, "bits": 8}
     recipe = load_recipe(
         {
             "reallm": 1,
             "extends": "reallm-3bit-lean",
-            "rules": [{"match": "*.down_proj", "set": {"quantizer": words}}],
+            "rules": [{"match": "*.down_proj", "set": {"quantizer": quantizer}}],
         }
     )
     decisions = resolve(recipe, model())

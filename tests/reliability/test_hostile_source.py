@@ -81,14 +81,14 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-@pytest.mark.parametrize(("spoil", "words"), HOSTILE.values(), ids=HOSTILE.keys())
+@pytest.mark.parametrize(("spoil", "message"), HOSTILE.values(), ids=HOSTILE.keys())
 @pytest.mark.parametrize("command", ["compile", "budget"])
 def test_hostile_checkpoint(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     spoil: Callable[[Path], None],
-    words: str,
+    message: str,
     command: str,
 ) -> None:
     monkeypatch.chdir(folder.parent)
@@ -98,7 +98,7 @@ def test_hostile_checkpoint(
     code = main([*given, "-o", "out.reallm"] if command == "compile" else given)
     captured = capsys.readouterr()
     assert code == 4, captured.err
-    assert words in " ".join(captured.err.split()), captured.err
+    assert message in " ".join(captured.err.split()), captured.err
     assert "the secret" not in captured.err + captured.out
     assert "Traceback" not in captured.err
     assert not captured.out

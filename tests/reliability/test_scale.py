@@ -12,9 +12,9 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scale.py"
 
 
-def run(*words: str) -> str:
+def run(*args: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), *words],
+        [sys.executable, str(SCRIPT), *args],
         capture_output=True,
         text=True,
         check=False,
@@ -26,32 +26,32 @@ def run(*words: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         pytest.param([], id="as it is"),
         # An embedding of 0.5 GB, which is cast to half of it.
         pytest.param(["--vocabulary", "1000000", "--recipe", "rtn-4bit"], id="kept"),
     ],
 )
-def test_memory_stays_within_the_bound(words: list[str]) -> None:
+def test_memory_stays_within_the_bound(args: list[str]) -> None:
     small = ["--gigabytes", "0.0006", "--hidden", "128", "--inner", "344", "--workers", "1"]
-    output = run(*small, *words)
+    output = run(*small, *args)
     assert "within the bound" in output
     assert "intact" in output
     assert "process 0" in output
 
 
 @pytest.mark.parametrize(
-    "words",
+    "args",
     [
         pytest.param(["--matrices", "1680", "--rules", "56"], id="a draw"),
         pytest.param([], id="as it is", marks=pytest.mark.slow),
     ],
 )
-def test_sizes_of_many_matrices_without_torch(words: list[str]) -> None:
+def test_sizes_of_many_matrices_without_torch(args: list[str]) -> None:
     """The limits themselves are held by the script; a busy machine may take longer here."""
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--budget", *words],
+        [sys.executable, str(SCRIPT), "--budget", *args],
         capture_output=True,
         text=True,
         check=False,

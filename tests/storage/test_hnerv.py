@@ -115,7 +115,7 @@ def test_strides_are_the_primes_of_patch_over_latent_largest_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "words"),
+    ("fields", "message"),
     [
         ({"width": 8, "patch": 100}, "100 x 100 cannot come from a latent of 16 x 16"),
         ({"width": 8, "patch": [32, 64], "latent": [4, 8, 8]}, "the same whole factor"),
@@ -140,14 +140,14 @@ def test_strides_are_the_primes_of_patch_over_latent_largest_first() -> None:
     ],
 )
 def test_impossible_decoders_are_refused_with_a_reason(
-    fields: dict[str, object], words: str
+    fields: dict[str, object], message: str
 ) -> None:
-    with pytest.raises(ValidationError, match=words):
+    with pytest.raises(ValidationError, match=message):
         stage(**fields)
 
 
 @pytest.mark.parametrize(
-    ("plan", "words"),
+    ("plan", "message"),
     [
         ({"residual": {"kind": "low_rank", "rank": 2, "fit": "alternating"}}, "trained once"),
         ({"residual": {"kind": "low_rank", "rank": 2, "order": "quantizer_first"}}, "trained once"),
@@ -156,8 +156,8 @@ def test_impossible_decoders_are_refused_with_a_reason(
     ],
     ids=["alternating", "quantizer first", "transform twice", "no scales"],
 )
-def test_impossible_plans_are_refused_with_a_reason(plan: dict[str, object], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
+def test_impossible_plans_are_refused_with_a_reason(plan: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         MatrixPlan.model_validate({"autoencoder": {"kind": "hnerv", "width": 8}, **plan})
 
 

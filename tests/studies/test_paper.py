@@ -23,11 +23,11 @@ LEAST = (
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run a script by name; the lines of its table, as lists of cells."""
 
-    def call(name: str, *words: object, change=None) -> tuple[list[list[str]], str]:
+    def call(name: str, *args: object, change=None) -> tuple[list[list[str]], str]:
         module: Any = importlib.import_module(f"studies.paper.{name}")
         if change is not None:
             change(module)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
         module.main()
         out = capsys.readouterr().out
         lines = [line for line in out.splitlines() if line.startswith("| ")]
