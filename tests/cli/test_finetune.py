@@ -75,6 +75,25 @@ def test_adapters_are_inspected_verified_and_evaluated(run, archive, adapter, te
     assert again["perplexity"] == pytest.approx(tuned.json["perplexity"], rel=0.02)
 
 
+def test_learning_what_is_no_factor(run, archive, tiny_llama, text, tmp_path):
+    path = tmp_path / "norms.adapter"
+    words = ("--stage", "e2e", "--learn", "norms, scales")
+    given = ("finetune", archive, "--model", tiny_llama, "--text", text, "-o", path)
+    assert run(*given, *FAST, *words).code == 0
+    shown = run("inspect", path).out
+    assert "replaced section" in shown
+    assert "tensor:model.norm.weight" in shown
+    whole = run("inspect", path, "--json").json
+    assert whole["settings"]["learn"] == ["scales", "norms"]
+    assert whole["matrices"] == []
+    norm = next(one for one in whole["replaced"] if one["name"] == "tensor:model.norm.weight")
+    assert norm["bytes"] == 2 * norm["shape"][0]
+    assert run("eval", archive, "--adapter", path, "--text", text, "--window", "16").code == 0
+    wrong = run(*given, "--learn", "magic", "--force")
+    assert wrong.code == ExitCode.CANNOT_FINETUNE
+    assert "learn" in wrong.err
+
+
 def test_an_adapter_of_another_base(run, archive, adapter, tiny_recipe, tiny_llama, tmp_path, text):
     other = tmp_path / "other.reallm"
     recipe = tmp_path / "other.yaml"

@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from reallm_compiler.codecs import decode_matrix, encode_matrix
+from reallm_compiler.planning.learnable import LearnableSection
 from reallm_compiler.runtime import TunedLinear
+from reallm_compiler.runtime.learned import LearnedSection, TrackedMatrix
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage.matrix import layout_of
 
 
 def parts(p: int = 12, q: int = 20, r: int = 3) -> dict[str, torch.Tensor]:
@@ -108,3 +113,50 @@ def test_it_computes_in_the_type_of_its_inputs() -> None:
     layer = TunedLinear(**parts())
     assert layer(torch.ones(1, 20, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert layer.l1.dtype == torch.float32
+
+
+@pytest.mark.parametrize("factors", [False, True])
+def test_gains_that_are_not_learned_are_constants(factors: bool) -> None:
+    given = parts()
+    if not factors:
+        del given["left"], given["right"]
+    layer = TunedLinear(**given, fixed_gain=True)
+    assert "magnitude" not in dict(layer.tuned())
+    assert torch.allclose(layer.weight.double(), obvious(given), atol=1e-5)
+    if factors:
+        with torch.no_grad():
+            layer.l1.mul_(2)
+        given["left"] = 2 * given["left"]
+        assert torch.allclose(layer.weight.double(), obvious(given), atol=1e-5)
+    assert torch.equal(layer.parts()["gain"], given["gain"])
+
+
+def test_a_coded_part_that_is_learned() -> None:
+    """Scales of rows and factors of one layer, by plain autograd."""
+    params = MatrixPlan.model_validate(
+        {"scales": {"kind": "rms", "per": "row"}, "quantizer": {"kind": "vq", "bits": 2, "dim": 2}}
+    )
+    sections = encode_matrix(params, parts()["coded"], seed=0, source_dtype="f32").sections
+    layout = layout_of(params, (12, 20), "f32")
+    spec = next(one for one in layout.sections if one.role == "scales")
+    known = LearnableSection(name="matrix:m/scales", spec=spec, group="scales", owner="m")
+    scales = sections.pop("scales")
+    learned = LearnedSection(known, scales, None)
+    learned.theta.requires_grad_(True)
+    given = parts()
+    given["coded"] = TrackedMatrix(layout, sections, {"scales": learned})
+    layer = TunedLinear(**given)
+    inputs = torch.randn(7, 20, generator=torch.Generator().manual_seed(2))
+    layer(inputs).square().sum().backward()
+
+    plain = decode_matrix(
+        params, (12, 20), "f32", {**sections, "scales": scales}, dtype=torch.float32
+    )
+    theta = (scales / learned.unit).requires_grad_()
+    left, right = (given[name].clone().requires_grad_() for name in ("left", "right"))
+    coded = plain / scales[:, None] * (theta * learned.unit)[:, None]
+    weight = given["gain"][:, None] * (coded + left @ right)
+    functional.linear(inputs, weight, given["bias"]).square().sum().backward()
+    assert torch.allclose(layer.weight, weight.detach(), atol=1e-5)
+    for mine, wanted in ((learned.theta, theta), (layer.l1, left), (layer.l2, right)):
+        assert torch.allclose(mine.grad, wanted.grad, rtol=1e-3, atol=1e-3)
