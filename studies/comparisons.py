@@ -6,7 +6,7 @@
 
 Every method is data-free and codes the same matrices of the same model; all are evaluated on the
 CPU in float32 on the same windows. Bits are counted from what a method really stores for these
-matrices: packed weights, scales, zero points and tables. Rivals get their weights as float16, so
+matrices: packed weights, scales, zero points and tables. The others get float16 weights, so
 that they store 16-bit scales. `pip install '.[comparisons,plots]'` brings them; one that is not
 installed, or that fails here, is named below the table. The options of `--model` are those of
 `studies/results.py`.
@@ -14,8 +14,8 @@ installed, or that fails here, is named below the table. The options of `--model
 bitsandbytes gets a matrix as one list of blocks: its CPU version decodes matrices wrongly whose
 rows are no whole number of blocks.
 
-Beside a rival stands the best of ours (by divergence) that has no more bits, with two ratios,
-rival / ours, of divergence and of perplexity: above 1 ours is better.
+Beside a method stands the best of ours (by divergence) that has no more bits, with two ratios,
+theirs / ours, of divergence and of perplexity: above 1 ours is better.
 
 With `--mirror` every method is measured a second time with its errors turned round, W - E for
 W + E. Part of what an error does to the loss changes its sign with it: that part is luck, better or

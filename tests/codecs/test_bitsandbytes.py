@@ -18,7 +18,7 @@ with warnings.catch_warnings():
     )
 
 
-def rival_codes(weight, block):
+def their_codes(weight, block):
     packed, state = bitsandbytes.quantize_4bit(
         weight.reshape(-1, block), blocksize=block, compress_statistics=False, quant_type="nf4"
     )
@@ -38,7 +38,7 @@ def test_codes_and_scales_of_nf4_are_equal(block, shape, scale, gaussian, plan_o
         quantizer={"kind": "normal_float", "bits": 4},
     )
     sections = encode_matrix(plan, weight, seed=0, source_dtype="f32").sections
-    codes, absmax = rival_codes(weight, block)
+    codes, absmax = their_codes(weight, block)
     assert torch.equal(sections["scales"], absmax)
     ours = unpack(sections["codes"], 4, weight.numel())
     differing = (ours != codes).nonzero()[:, 0]
