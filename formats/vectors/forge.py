@@ -33,7 +33,7 @@ def pack(value: object) -> bytes:
     return bytes(msgpack.packb(ordered(value), use_bin_type=True))
 
 
-def place(manifest: Plain, datas: Iterable[bytes]) -> None:
+def set_offsets(manifest: Plain, datas: Iterable[bytes]) -> None:
     """Fill in offsets and digests of the manifest's sections, in place."""
     contents = list(datas)
     for row, data in zip(manifest["sections"], contents, strict=True):
@@ -115,7 +115,7 @@ def archive(
         ],
         "document": {**(MODEL if kind == "model" else {}), **(document or {})},
     }
-    place(manifest, datas)
+    set_offsets(manifest, datas)
     body = body_of(manifest["sections"], datas, 128 + len(pack(manifest)))
     if edit is not None:
         edit(manifest)

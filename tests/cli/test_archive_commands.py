@@ -102,7 +102,7 @@ def test_only_tries_some_matrices_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_without_a_match_is_told(run, tiny_recipe, tiny_llama):
+def test_only_without_a_match_is_reported(run, tiny_recipe, tiny_llama):
     result = run("compile", tiny_recipe, "--model", tiny_llama, "--only", "*.q_prj")
     assert result.code == 7
     assert "matches no coded matrix" in result.err
@@ -174,7 +174,7 @@ def test_inspect_of_a_kept_tensor_or_a_file(run, archive, name, section):
     assert section in run("inspect", archive, name).out
 
 
-def test_inspect_of_an_unknown_name_tells_the_nearest(run, archive):
+def test_inspect_of_an_unknown_name_shows_the_nearest(run, archive):
     result = run("inspect", archive, "model.layers.0.self_attn.q_prj")
     assert result.code == 2
     assert f"did you mean `{NAME}`" in result.err
@@ -237,7 +237,7 @@ def test_verify_names_what_is_damaged(run, archive, tmp_path):
     ],
     ids=["cut", "tail", "empty", "text", "manifest"],
 )
-def test_a_broken_file_is_told_without_a_traceback(run, archive, tmp_path, change, expected):
+def test_a_broken_file_is_reported_without_a_traceback(run, archive, tmp_path, change, expected):
     copy = tmp_path / "copy.reallm"
     copy.write_bytes(change(archive.read_bytes()))
     result = run("verify", copy)

@@ -115,7 +115,7 @@ def test_explain_names_the_line_of_each_field(run, tiny_recipe, tiny_llama):
     ]
 
 
-def test_explain_tells_the_group(run, tmp_path, tiny_llama):
+def test_explain_shows_the_group(run, tmp_path, tiny_llama):
     recipe = tmp_path / "mixed.yaml"
     recipe.write_text(
         "reallm: 1\nextends: reallm-3bit-lean\nrules:\n"
@@ -154,7 +154,7 @@ def conv1d(tmp_path):
     return tmp_path
 
 
-def test_what_is_stored_transposed_is_said(run, conv1d):
+def test_what_is_stored_transposed_is_noted(run, conv1d):
     args = ("budget", "rtn-4bit", "--model", conv1d)
     note = (
         "2 matrices are stored transposed in the checkpoint, as [inputs, outputs] (Conv1D): "
@@ -181,7 +181,7 @@ def test_what_is_stored_as_it_is_used_is_not_said(run, tiny_recipe, tiny_llama):
     assert "transposed" not in run(*args, "--explain", "model.layers.1.mlp.down_proj").out
 
 
-def test_stacked_experts_that_are_stored_transposed_are_said(run, tmp_path):
+def test_stacked_experts_that_are_stored_transposed_are_noted(run, tmp_path):
     name = "model.layers.0.mlp.experts.gate_up_proj"
     save_file({name: np.zeros((2, 32, 64), np.float32)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "gpt_oss", "hidden_size": 32}')
@@ -307,7 +307,7 @@ def test_a_file_that_grows_is_warned_of(run, tmp_path, tiny_llama):
     assert run("budget", "nf4", "--model", tiny_llama, "--json").json["warnings"] == []
 
 
-def test_kept_embeddings_that_weigh_are_said(run, tmp_path, tiny_llama):
+def test_kept_embeddings_that_weigh_are_noted(run, tmp_path, tiny_llama):
     recipe = tmp_path / "kept.yaml"
     recipe.write_text("reallm: 1\nextends: nf4\nrules: [{role: [embedding, head], keep: source}]\n")
     coded = tmp_path / "coded.yaml"

@@ -115,7 +115,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("args", "code", "expected"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_in_full(run, tmp_path, monkeypatch, args, code, expected):
+def test_a_mistake_is_reported_in_full(run, tmp_path, monkeypatch, args, code, expected):
     monkeypatch.chdir(tmp_path)
     result = run(*args)
     assert result.code == code

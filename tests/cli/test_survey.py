@@ -81,7 +81,7 @@ def test_tables_and_pictures(run, args, tmp_path):
     assert "survey: 2 of 2 matrices" in result.err
 
 
-def test_mistakes_are_told(run, tiny_llama, tmp_path, monkeypatch):
+def test_mistakes_are_reported(run, tiny_llama, tmp_path, monkeypatch):
     assert run("survey", tmp_path / "none").code == 4
     assert run("survey", tiny_llama, "--recipe", tmp_path / "no.yaml").code == 3
     nothing = run("survey", tiny_llama, "--only", "*.nothing")

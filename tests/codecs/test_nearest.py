@@ -61,7 +61,7 @@ def test_columns_come_back(shape, rows, gaussian, plan_of):
         assert torch.equal(part, weight[first : first + 24])
 
 
-def test_stored_is_the_place_of_each_column(plan_of):
+def test_stored_is_the_position_of_each_column(plan_of):
     # Columns on a line: 0 at the left end, walked from left to right.
     weight = torch.tensor([[0.0, 30.0, 10.0, 20.0]])
     params = params_of(plan_of, "all")
@@ -108,7 +108,7 @@ def test_an_order_alone_is_lossless(gaussian, plan_of, check_codec):
     assert check_codec(plan, gaussian(33, 100)).relative_error == 0
 
 
-def test_a_place_outside_is_refused(plan_of):
+def test_a_position_outside_is_refused(plan_of):
     params = params_of(plan_of, "all")
     sections = {"order": pack(torch.tensor([0, 1, 2, 3, 7]), 3)}
     with pytest.raises(CodecError, match="names position 7 of 5"):

@@ -167,7 +167,7 @@ def remove_tokenizer(folder):
         ),
     ],
 )
-def test_an_unsound_folder_is_told(folder, damage, message):
+def test_an_unsound_folder_is_reported(folder, damage, message):
     damage(folder)
     with pytest.raises(SourceError, match=message) as caught:
         load_for_evaluation(folder)
@@ -175,7 +175,7 @@ def test_an_unsound_folder_is_told(folder, damage, message):
 
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./model", "a/b/c", "model.reallm", "~/model"])
-def test_a_path_to_nothing_is_told_without_asking_the_hub(path):
+def test_a_path_to_nothing_is_reported_without_asking_the_hub(path):
     for load in (load_for_evaluation, load_tokenizer):
         with pytest.raises((SourceError, FormatError), match="no such file"):
             load(path)
@@ -188,7 +188,7 @@ def test_a_path_in_a_folder_that_exists_is_no_hub_id(tmp_path, monkeypatch):
         load_for_evaluation("models/nothing")
 
 
-def test_an_archive_without_a_tokenizer_is_told(folder, tmp_path):
+def test_an_archive_without_a_tokenizer_is_reported(folder, tmp_path):
     remove_tokenizer(folder)
     reallm.compile({"reallm": 1}, model=folder, output=tmp_path / "model.reallm", workers=1)
     with pytest.raises(SourceError, match="the model has no tokenizer"):

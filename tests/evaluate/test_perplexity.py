@@ -308,7 +308,7 @@ def test_a_loss_that_is_not_finite_names_its_window(tokenizer, separator, locati
         assert caught.value.location == location
 
 
-def test_a_reference_that_is_not_finite_is_told_apart(model, tokenizer):
+def test_a_reference_that_is_not_finite_is_distinguished(model, tokenizer):
     broken = llama(1)
     with torch.no_grad():
         broken.lm_head.weight[5] = math.inf
@@ -316,7 +316,7 @@ def test_a_reference_that_is_not_finite_is_told_apart(model, tokenizer):
         evaluate(model, tokenizer, TEXT, reference=broken)
 
 
-def test_a_loss_beyond_float64_is_told(tokenizer):
+def test_a_loss_beyond_float64_is_reported(tokenizer):
     model = llama(1)
     with torch.no_grad():
         model.model.norm.weight.mul_(1e4)
@@ -324,7 +324,7 @@ def test_a_loss_beyond_float64_is_told(tokenizer):
         evaluate(model, tokenizer, TEXT)
 
 
-def test_unfit_models_are_told(model, tokenizer):
+def test_unfit_models_are_reported(model, tokenizer):
     with pytest.raises(EvaluationError, match="and the model knows 200 tokens"):
         evaluate(llama(1, vocabulary=200), tokenizer, TEXT)
     with pytest.raises(EvaluationError, match="different vocabularies: 300 and 320 logits"):
@@ -344,7 +344,7 @@ def test_other_tokenizers_are_refused_before_any_work(model, tokenizer):
         evaluate(Untouched(), tokenizer, TEXT, reference=Untouched(), reference_tokenizer=larger)
 
 
-def test_memory_that_runs_out_is_told(model, tokenizer, monkeypatch):
+def test_memory_that_runs_out_is_reported(model, tokenizer, monkeypatch):
     def exhausted(**_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 

@@ -17,7 +17,7 @@ def noise(p, q):
 
 
 @pytest.mark.parametrize(("name", "start"), [("f.png", b"\x89PNG"), ("f.SVG", b"<?xml")])
-def test_a_heatmap_tells_the_error(name, start, tmp_path):
+def test_a_heatmap_shows_the_error(name, start, tmp_path):
     whole = noise(64, 96)
     picture = tmp_path / name
     assert draw_heatmap(picture, "m", whole, whole * 0.9) == pytest.approx(0.1, abs=1e-6)
@@ -58,7 +58,7 @@ def test_a_folder_of_charts_is_checked_before_the_work(tmp_path):
         check_charts(tmp_path / "error.png" / "folder")
 
 
-def test_without_matplotlib_the_way_out_is_told(tmp_path, monkeypatch):
+def test_without_matplotlib_the_way_out_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(EvaluationError, match="matplotlib") as caught:
         draw_heatmap(tmp_path / "f.png", "m", noise(64, 96), noise(64, 96))

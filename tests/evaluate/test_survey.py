@@ -134,12 +134,12 @@ def tried(model, tmp_path_factory):
         ("zeros", "none", "all weights are zero"),
     ],
 )
-def test_structure_is_told_in_words(found, name, structure, expected):
+def test_structure_is_reported_in_words(found, name, structure, expected):
     assert found[name].structure == structure
     assert expected in found[name].explanation
 
 
-def test_magnitudes_are_told_from_order(found):
+def test_magnitudes_are_distinguished_from_order(found):
     for name in ("smooth rows", "smooth columns", "smooth both", "smooth field"):
         assert found[name].structure_bits == 0
         assert "in the magnitudes alone, not in the signs" in found[name].explanation
@@ -148,7 +148,7 @@ def test_magnitudes_are_told_from_order(found):
         assert "scale" not in found[name].explanation
 
 
-def test_a_trained_decoder_on_noise_is_said_to_be_behind(found):
+def test_a_trained_decoder_on_noise_is_reported_behind(found):
     row = found["noise"]
     tried = measures([("vq", sizes(2), 0.3), ("hnerv", sizes(2, decoder=3), 0.45)])
     text = explain(0.0, row.spectrum, (), (), tried)
@@ -284,7 +284,7 @@ def test_without_a_trial_a_shipped_recipe_is_named(model, only, recipe):
     assert (advice.recipe, advice.measured) == (recipe, False)
 
 
-def test_what_cannot_be_surveyed_is_told(model, tmp_path):
+def test_what_cannot_be_surveyed_is_reported(model, tmp_path):
     with pytest.raises(EvaluationError, match="matches no matrix"):
         survey_model(model, only="*nothing*")
     with pytest.raises(SourceError, match="no weights"):

@@ -186,7 +186,7 @@ def test_a_long_text_raises_no_warning_about_the_models_context(caplog, monkeypa
         ),
     ],
 )
-def test_unfit_texts_are_told(call, message, hint):
+def test_unfit_texts_are_reported(call, message, hint):
     with pytest.raises(EvaluationError) as caught:
         call()
     assert (caught.value.message, caught.value.hint) == (message, hint)

@@ -391,7 +391,7 @@ def test_what_cannot_start_says_why(
 
 
 @pytest.mark.parametrize("what", ["memory", "disk"])
-def test_too_little_room_is_known_before_the_start(
+def test_too_little_space_is_known_before_the_start(
     tiny_llama: Path,
     tiny_recipe: Path,
     tmp_path: Path,

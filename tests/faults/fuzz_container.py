@@ -90,7 +90,7 @@ def replace(
         end = next((s["offset"] for s in before["sections"] if s["offset"] > old["offset"]), None)
         datas.append(body[old["offset"] - start : None if end is None else end - start][:64])
     try:
-        forge.place(manifest, datas)
+        forge.set_offsets(manifest, datas)
         encoded = forge.pack(manifest)
         rest = forge.body_of(manifest["sections"], datas, 128 + len(encoded))
     except (KeyError, TypeError, ValueError, AttributeError):

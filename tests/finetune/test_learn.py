@@ -271,7 +271,7 @@ def test_damage_of_what_is_replaced_is_found(
         reallm.load(base, adapter=path)
 
 
-def test_nothing_to_learn_is_said(tune: Callable[..., Any], shared: Path) -> None:
+def test_nothing_to_learn_is_noted(tune: Callable[..., Any], shared: Path) -> None:
     with pytest.raises(FinetuneError, match="no factors and no gains") as caught:
         tune("out.adapter", ["factors", "gains"], shared)
     assert "learn=[scales,tables,norms]" in str(caught.value.hint)

@@ -80,7 +80,9 @@ def facts(base: Path) -> tuple[Any, dict]:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_block_takes_what_is_said(base: Path, facts: tuple[Any, dict], precision: str) -> None:
+def test_a_block_takes_what_is_estimated(
+    base: Path, facts: tuple[Any, dict], precision: str
+) -> None:
     settings = options(window=64, precision=precision, block={"batch": 16}, stages=["block"])
     estimated = estimate(*facts, settings).stages["block"]["activations"]
     step = Step(base, precision)
@@ -91,7 +93,7 @@ def test_a_block_takes_what_is_said(base: Path, facts: tuple[Any, dict], precisi
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "again"])
 @pytest.mark.parametrize("loss", ["next_token", "distill"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_whole_takes_what_is_said(
+def test_the_whole_takes_what_is_estimated(
     base: Path, facts: tuple[Any, dict], precision: str, loss: str, checkpointing: bool
 ) -> None:
     settings = options(

@@ -263,7 +263,7 @@ def test_documents_by_a_separator(run: Any, tmp_path: Path) -> None:
     assert report.after < report.before
 
 
-def test_factors_in_8_bits_bring_an_error_that_is_told(run: Any, tmp_path: Path) -> None:
+def test_factors_in_8_bits_bring_an_error_that_is_reported(run: Any, tmp_path: Path) -> None:
     exact = run("exact.adapter", {"stages": ["e2e"], "factors": "float32"})
     rough = run("rough.adapter", {"stages": ["e2e"], "factors": "int8"})
     assert exact.rounding_error == 0

@@ -212,7 +212,7 @@ def test_only_text_is_a_key():
         assert caught.value.rule == "C3"
 
 
-def test_places_count_from_the_base():
+def test_locations_count_from_the_base():
     with pytest.raises(FormatError, match=r"^manifest, byte 129: .* shortest form$"):
         canonical.decode(b"\x91\xcc\x01", base=128)
 

@@ -88,11 +88,11 @@ PLACES += [("document", "matrices", 0, key) for key in samples.MATRIX]
 
 @given(st.sampled_from(PLACES), VALUES, st.booleans())
 @settings(max_examples=400)
-def test_any_value_at_any_place_of_a_manifest(path_to, value, newer):
+def test_any_value_at_any_position_of_a_manifest(path_to, value, newer):
     """Whatever stands somewhere is refused by a rule, or the archive opens and is sound."""
     manifest = copy.deepcopy(GOOD)
     data = samples.CODES[3]
-    forge.place(manifest, [data])
+    forge.set_offsets(manifest, [data])
     *path, last = path_to or (None,)
     holder = manifest
     for key in path:

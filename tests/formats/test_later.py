@@ -82,7 +82,7 @@ def test_damage_is_raised_by_the_next_call_and_by_all_after_it(path, gate):
             assert "given out before" in caught.value.note
 
 
-def test_damage_that_nobody_heard_of_is_raised_on_closing(path):
+def test_damage_that_nobody_knows_of_is_raised_on_closing(path):
     harm(path, "file:part-1", "file:part-3")
     archive = Archive.open(path, verify="later")
     for name, _, _ in ROWS:

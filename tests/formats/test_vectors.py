@@ -137,7 +137,7 @@ def with_keys(sections, document, change):
     }
     change(manifest)
     datas = [data for *_, data in sections]
-    forge.place(manifest, datas)
+    forge.set_offsets(manifest, datas)
     encoded = forge.pack(manifest)
     body = forge.body_of(manifest["sections"], datas, 128 + len(encoded))
     return forge.join(encoded, body, header={"minor": 1})

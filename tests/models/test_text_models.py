@@ -81,12 +81,12 @@ def test_what_does_not_is_let_through(name: str, settings: dict[str, Any], dtype
     check_reads(made(name, **settings).to(dtype), [7] * 20, 7)
 
 
-def test_a_token_beyond_the_vocabulary_is_told() -> None:
+def test_a_token_beyond_the_vocabulary_is_reported() -> None:
     with pytest.raises(FinetuneError, match="gives token 48, and the model knows 48 tokens"):
         check_reads(made("LlamaForCausalLM"), [5, 6], 48, FinetuneError)
 
 
-def test_a_class_that_takes_no_text_alone_is_told() -> None:
+def test_a_class_that_takes_no_text_alone_is_reported() -> None:
     vision = transformers.CLIPVisionConfig(
         hidden_size=32, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2
     )

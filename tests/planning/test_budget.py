@@ -151,7 +151,7 @@ def test_a_shared_codebook_is_counted_once_and_divided() -> None:
 
 
 @pytest.mark.parametrize("as_file", [True, False])
-def test_what_fits_no_matrix_is_told_at_the_users_own_line(
+def test_what_fits_no_matrix_is_reported_at_the_users_own_line(
     as_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rule = {"match": "*.q_proj", "set": {"autoencoder": {"decoder_params": 10}}}

@@ -123,7 +123,7 @@ def test_the_original_is_never_replaced(
         reallm.reconstruct(archive_path, folder, force=True)
 
 
-def test_a_disk_that_refuses_is_told_and_leaves_nothing(
+def test_a_disk_that_refuses_is_reported_and_leaves_nothing(
     archive_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: object, **kwargs: object) -> None:

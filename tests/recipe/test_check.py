@@ -485,7 +485,7 @@ def problems(document) -> list[Problem]:
 
 
 @given(anything, anything, st.dictionaries(names, anything, max_size=4))
-def test_whatever_is_wrong_is_said_in_plain_words(defaults, rules, rest):
+def test_whatever_is_wrong_is_reported_in_plain_words(defaults, rules, rest):
     problems({**rest, "reallm": 1, "defaults": defaults, "rules": rules})
 
 

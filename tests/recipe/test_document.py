@@ -157,7 +157,7 @@ def test_problems_that_do_not_stop_the_reading():
     assert to_plain(tree) == {"a": 1, "b": {"c": 1}}
 
 
-def test_every_key_and_value_has_its_place():
+def test_every_key_and_value_has_its_location():
     text = "reallm: 1\ndefaults:\n  scales: {kind: rms,\n    per: row}\nrules:\n  - match: a\n"
     tree, _ = read_text(text, "r.yaml")
     locations = {
@@ -178,7 +178,7 @@ def test_every_key_and_value_has_its_place():
     assert str(scales.key_location("per")) == "r.yaml:4:5"
 
 
-def test_an_alias_keeps_its_place_and_gets_its_path():
+def test_an_alias_keeps_its_location_and_gets_its_path():
     tree, _ = read_text("a: &x {b: 1}\nc: *x", "r.yaml")
     node, _ = find(tree, ("c", "b"))
     assert isinstance(node, ScalarNode)

@@ -248,7 +248,7 @@ def test_a_broken_document_is_refused_by_path():
     )
 
 
-def test_a_slip_in_the_defaults_is_told_once(tmp_path):
+def test_a_slip_in_the_defaults_is_reported_once(tmp_path):
     path = tmp_path / "slip.yaml"
     path.write_text(
         "reallm: 1\n"

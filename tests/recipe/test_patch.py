@@ -82,7 +82,7 @@ def test_parameters_of_another_kind_do_not_survive():
     assert to_plain(merge(base, patch)) == {"q": {"kind": "uniform", "bits": 3}}
 
 
-def test_places_come_from_where_the_fields_are_written():
+def test_locations_come_from_where_the_fields_are_written():
     base, _ = read_text("scales:\n  kind: rms\n  per: row\n", "base.yaml")
     patch, _ = read_text("scales: {per: tensor}\n", "own.yaml")
     merged = merge(base, patch)

@@ -110,7 +110,7 @@ def test_what_is_generated_is_current(reference):
         assert path.read_text(encoding="utf-8") == text, stale
 
 
-def test_every_stage_has_its_place_in_the_page():
+def test_every_stage_has_its_location_in_the_page():
     page = (DOCS / "recipe.md").read_text(encoding="utf-8")
     tuning = (DOCS / "finetune.md").read_text(encoding="utf-8")
     for name in ("finetune", "block", "e2e"):

@@ -1,4 +1,4 @@
-"""Memory that runs out in a unit is told with its place; other errors pass."""
+"""Memory that runs out in a task is reported with its name; other errors pass."""
 
 from __future__ import annotations
 

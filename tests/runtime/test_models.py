@@ -272,7 +272,9 @@ def test_unsound_sources_are_refused(tmp_path: Path) -> None:
         reallm.load(folder)
 
 
-def test_a_damaged_section_is_told_as_that(tiny_llama: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_damaged_section_is_reported_as_that(
+    tiny_llama: Path, tmp_path: Path, monkeypatch
+) -> None:
     archive = tmp_path / "model.reallm"
     reallm.compile({"reallm": 1}, model=tiny_llama, output=archive, workers=1)
 
