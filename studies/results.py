@@ -13,7 +13,10 @@ Each `--model` takes a name, a checkpoint folder, a text, and options:
     documents=N    only the last N documents (of the rest)
     bytes=N        only the first N bytes of the text
 
-Compile times are seconds of wall time on this machine in this run; all else is exact.
+Compile times are seconds of wall time on this machine; all else is exact. With `--rows FILE` each
+row is kept as soon as it is measured, and the same command goes on after an interruption. Rows of
+archives of another length are measured again; after a change of code that leaves the lengths as
+they are, begin with another file.
 """
 
 from __future__ import annotations
@@ -94,7 +97,7 @@ class Measured:
         outside: exact bits per weight of the embeddings and heads; None if they are kept.
         file_bytes: length of the archive.
         result: what was measured on the text.
-        seconds: time of the compile; None where it was not kept.
+        seconds: time of the compile.
     """
 
     exact_bits: float
@@ -102,7 +105,7 @@ class Measured:
     outside: float | None
     file_bytes: int
     result: Evaluation
-    seconds: float | None
+    seconds: float
 
 
 class Study:
@@ -121,9 +124,10 @@ class Study:
         self.totals = plain.totals
         self.known: dict[str, dict[str, Any]] = {}
         if rows is not None and rows.exists():
-            found = map(json.loads, rows.read_text(encoding="utf-8").splitlines())
             self.known = {
-                self._key(row["recipe"]): row for row in found if row["model"] == self.name
+                self._key(row["recipe"], row["file_bytes"]): row
+                for row in read_rows(rows)
+                if row["model"] == self.name and "file_bytes" in row
             }
 
     @property
@@ -139,12 +143,13 @@ class Study:
     @cached_property
     def base(self) -> Evaluation:
         """The original on the text."""
-        return self._row("(original)", self._measure_original)[0]
+        return self._row("(original)", 0, self._measure_original)[0]
 
     def compiled(self, recipe: str | dict[str, Any]) -> Measured:
         """An archive of the model by a recipe, measured and let go."""
         budget = reallm.plan(recipe, model=self.subject.folder).budget()
-        found, seconds = self._row(recipe, lambda: self._measure(recipe, budget.totals.file_bytes))
+        planned = budget.totals.file_bytes
+        found, seconds = self._row(recipe, planned, lambda: self._measure(recipe, planned))
         inside = [row for row in budget.matrices if row.name in self.linear]
         outside = [row for row in budget.matrices if row.name not in self.linear]
         weights = sum(row.numel for row in inside)
@@ -152,7 +157,7 @@ class Study:
             exact_bits=_bits(inside),
             paper_bits=float(sum(row.paper_bits * row.numel for row in inside) / weights),
             outside=_bits(outside) if outside else None,
-            file_bytes=budget.totals.file_bytes,
+            file_bytes=planned,
             result=found,
             seconds=seconds,
         )
@@ -179,16 +184,20 @@ class Study:
             )
 
     def _row(
-        self, recipe: str | dict[str, Any], measure: Callable[[], tuple[Evaluation, float]]
-    ) -> tuple[Evaluation, float | None]:
-        """What was measured before, or is now."""
-        known = self.known.get(self._key(recipe))
+        self,
+        recipe: str | dict[str, Any],
+        planned: int,
+        measure: Callable[[], tuple[Evaluation, float]],
+    ) -> tuple[Evaluation, float]:
+        """What was measured before of an archive of this length, or is now."""
+        known = self.known.get(self._key(recipe, planned))
         if known is not None:
             return Evaluation(**known["evaluation"]), known["seconds"]
         found, seconds = measure()
         row = {
             "model": self.name,
             "recipe": recipe,
+            "file_bytes": planned,
             "evaluation": asdict(found),
             "seconds": seconds,
         }
@@ -199,8 +208,21 @@ class Study:
         return found, seconds
 
     @staticmethod
-    def _key(recipe: str | dict[str, Any]) -> str:
-        return json.dumps(recipe, sort_keys=True)
+    def _key(recipe: str | dict[str, Any], planned: int) -> str:
+        return json.dumps([recipe, planned], sort_keys=True)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier run; the last line may be half a row, which is cut off."""
+    rows, good = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            with path.open("r+b") as file:
+                file.truncate(good)
+            break
+        rows.append(json.loads(line))
+        good += len(line)
+    return rows
 
 
 def _bits(rows: list[MatrixBudget]) -> float:
@@ -226,7 +248,7 @@ def recipes_table(study: Study, recipes: list[str]) -> list[str]:
         rows.append(
             f"| `{recipe}` | {one.exact_bits:.4f} | {one.paper_bits:.4f} | {_outside(one)} "
             f"| {one.file_bytes:,} | {one.result.perplexity:.3f} | {one.result.bits_per_byte:.4f} "
-            f"| {one.result.kl:.4f} | {'' if one.seconds is None else f'{one.seconds:.1f}'} |"
+            f"| {one.result.kl:.4f} | {one.seconds:.1f} |"
         )
     return [
         f"## {subject.name}",
@@ -298,8 +320,7 @@ def main() -> None:
         "Printed by `python studies/results.py` (its first lines say how to call it). Bits are "
         "per weight of the linear layers, and under `embeddings` (heads too) exact bits per weight "
         "of these; file bytes count everything. KL is the mean over predicted tokens of "
-        "KL(original || compressed). Smaller is better everywhere. A time that is empty was not "
-        "kept.",
+        "KL(original || compressed). Smaller is better everywhere.",
         "",
         f"torch {torch.__version__}, {os.cpu_count()} cores, "
         f"{torch.backends.cpu.get_cpu_capability()}, Python {platform.python_version()}, "
