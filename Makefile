@@ -13,7 +13,7 @@ QUICK := tests/test_layers.py tests/test_distribution.py tests/formats tests/rec
   --ignore tests/formats/test_hostile.py --ignore tests/codecs/test_vq.py \
   --ignore tests/codecs/test_trellis.py --ignore tests/codecs/test_hnerv.py
 
-.PHONY: demo test quick slow faults check coverage lint types format docs clean
+.PHONY: demo test quick slow faults check coverage wheel lint types format docs clean
 
 # The main job on the bundled model: compile, verify, size, perplexity, a few generated lines.
 demo: $(VENV)/.runtime
@@ -42,6 +42,17 @@ check: lint types test coverage
 coverage: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS) --quiet tests/formats \
 	  --cov=reallm_formats --cov-branch --cov-fail-under=100
+
+# The wheel is built and installed into a clean environment, and the demo runs from it there.
+wheel: $(VENV)/.dev
+	rm -rf build/wheel
+	$(BIN)/python -m pip --disable-pip-version-check --quiet wheel --no-deps \
+	  --no-build-isolation --wheel-dir build/wheel .
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/python -m pip --disable-pip-version-check --quiet install \
+	  --constraint constraints.txt build/wheel/*.whl
+	cd build/wheel && env -u PYTHONPATH venv/bin/reallm demo
+	rm -rf build/wheel
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -76,4 +87,4 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@ $(VENV)/.runtime
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

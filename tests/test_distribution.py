@@ -27,6 +27,12 @@ def test_the_name_and_the_version_stand_once() -> None:
     assert PROJECT["scripts"] == {"reallm": "reallm_cli.main:run"}
 
 
+def test_every_address_is_one_that_the_citation_names() -> None:
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert PROJECT["urls"]
+    assert all(f'url: "{url}"' in cited for url in PROJECT["urls"].values())
+
+
 def test_the_build_takes_the_version_from_the_code() -> None:
     pytest.importorskip("hatchling")
     from hatchling.metadata.core import ProjectMetadata
