@@ -1,7 +1,7 @@
 """The distribution: its name on the package index, its version, and how an extra is installed.
 
 The index has another project under the name `reallm`. So no hint writes a name of its own, and
-the version is not looked up under a name that a stranger's package may have in this environment.
+the version is not looked up under a name that another project may have installed.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ clears them, or puts back what stood under the name.
 
 A file is replaced only when asked for. A folder is replaced only when asked for and if everything
 in it was written by reallm: each folder holds a list of its files (`.reallm.json`), and whatever is
-not in the list, has another length or was changed later than the list belongs to somebody else.
+not in the list, has another length or was changed later than the list was not written by reallm.
 """
 
 from __future__ import annotations

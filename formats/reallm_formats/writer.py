@@ -174,7 +174,7 @@ class Writer(Closing):
             self._descriptor = -1
 
     def _parts(self, name: str) -> Iterator[bytes]:
-        """A section's bytes, chunk by chunk; OSError if somebody cut the file short meanwhile."""
+        """A section's bytes, chunk by chunk; OSError if the file was truncated meanwhile."""
         section = self._section(name)
         start = section.offset
         while start < section.end:

@@ -1,4 +1,4 @@
-"""A text that the model writes itself, so that nobody needs data.
+"""A text that the model writes itself, so that no data is needed.
 
 Each sequence begins with one BOS (or EOS, or a drawn token where there is neither) and goes on with
 tokens drawn from the model's own prediction. The whole model is in memory meanwhile. What is drawn

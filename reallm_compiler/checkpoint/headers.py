@@ -1,7 +1,7 @@
 """The header of a safetensors file, read by ourselves.
 
 The file is an 8-byte little-endian length, that many bytes of JSON, then the data. The JSON maps
-each tensor's name to its type, shape and byte range. All of it is a stranger's claim and is
+each tensor's name to its type, shape and byte range. All of it is untrusted input and is
 checked before anything is allocated for it: the length against the file, types and shapes
 against the byte ranges, and the ranges against each other, so that they cover the data without
 a hole and without an overlap.

@@ -92,7 +92,7 @@ def describe(text: str, *, hint: str | None = None) -> tuple[Path, Headers | Non
         except (*network_errors(), errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
             if (folder / INDEX).exists():
                 raise
-            return folder, None  # a config in the cache, and nobody to ask for more
+            return folder, None  # a config in the cache, and no network
         except errors.SafetensorsParsingError as error:
             raise SourceError("a shard is not a valid safetensors file", location=text) from error
     return folder, {

@@ -1,6 +1,6 @@
 """Files of a checkpoint, opened with suspicion.
 
-A checkpoint comes from a stranger. A name in its index, or a symbolic link in its folder, may
+A checkpoint is untrusted input. A name in its index, or a symbolic link in its folder, may
 point at any file of this machine, and what it points at could end up inside an archive that is
 passed on. So a file belongs to a checkpoint only if, with all links followed, it lies
 

@@ -1,6 +1,6 @@
 """What a config states, checked before anything is done with it.
 
-A config is a stranger's claim. Its words are looked up in tables, so they must be words; and
+A config is untrusted input. Its strings are looked up in tables, so they must be strings; and
 `transformers` builds a layer and an expert for each that the config counts, so the counts must be
 such that this ends, and fits in memory. The bounds are above what the models of today have.
 """

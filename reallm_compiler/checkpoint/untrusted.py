@@ -1,4 +1,4 @@
-"""What keeps files of strangers from running code, or from fetching anything, inside transformers.
+"""What keeps untrusted files from running code, or from fetching anything, inside transformers.
 
 Every call of `from_pretrained` and `from_config` says `trust_remote_code=False` (a test holds it):
 without it the library asks on the terminal, and runs the code on a `y`. A config has two more ways

@@ -1,6 +1,6 @@
 """Regular expressions whose matching cannot take for ever.
 
-A recipe may come from a stranger, inside an archive too, and Python's matching tries every way: a
+A recipe may be untrusted, inside an archive too, and Python's matching tries every way: a
 few words such as `(a|a)*b` take years on a name of forty letters. Refused is what makes the ways
 multiply: a repetition or a choice inside a repetition, and too many of either.
 """

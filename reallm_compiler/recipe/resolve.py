@@ -37,9 +37,9 @@ class FieldSource:
     Attributes:
         path: the field, such as `residual.rank`, or `keep`.
         value: its value as plain data.
-        location: `file:line` of the last writer; `default` if nobody wrote it.
+        location: `file:line` of the last writer; `default` if no recipe wrote it.
         origin: the last writer's path in its document, such as `rules[2].set.residual.rank` or
-            `defaults.residual.rank`; empty if nobody wrote it.
+            `defaults.residual.rank`; empty if no recipe wrote it.
         overridden: `file:line` of earlier writers of the same field, the first one first.
     """
 

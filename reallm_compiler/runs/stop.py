@@ -1,4 +1,4 @@
-"""Stopping in good order: the first SIGINT or SIGTERM lets the task under way finish.
+"""Orderly stop: the first SIGINT or SIGTERM lets the task under way finish.
 
 A task that trains stops at the end of its epoch instead, and its state is kept. A second signal
 ends the process at once, and so does the first while nothing is being written; what the journal
