@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -24,6 +24,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 @given(draw=SEEDS, shape=SHAPES, seed=st.integers(0, 3))
 def test_what_the_schema_admits_keeps_its_size_law(draw, shape, seed) -> None:
     fields = some_fields(random.Random(draw))
+    note(f"plan: {fields}")
     try:
         plan = MatrixPlan.model_validate(fields)
     except ValidationError as error:
