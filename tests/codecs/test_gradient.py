@@ -17,7 +17,7 @@ ROTATED = [{"kind": "hadamard", "block": 8}]
 ORDER = {"kind": "nearest", "rows": 5}
 NF = {"kind": "normal_float", "bits": 3}
 VQ = {"kind": "vq", "bits": 2, "dim": 2}
-TRELLIS = {"kind": "trellis", "bits": "9/4", "memory": 6}
+TRELLIS = {"kind": "trellis", "bits": "9/4", "state_bits": 6}
 PLANS = {
     "uniform": {"scales": ROW, "quantizer": {"kind": "uniform", "bits": 4}},
     "minmax": {"scales": {"kind": "minmax"}, "quantizer": {"kind": "uniform", "bits": 3}},
