@@ -7,26 +7,49 @@ model is read and stays.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from reallm_compiler.calibration.products import Location, Memory, locations
+from reallm_compiler.calibration.products import Memory
 from reallm_compiler.checkpoint import Inventory, MatrixFact
 from reallm_compiler.checkpoint.architecture import meta_model
 from reallm_compiler.models.blocks import Block, UnfitBlocksError, find_blocks
 from reallm_compiler.models.build import ModelFiles, Stored, build_model
+from reallm_compiler.models.joined import Conversion, Location, conversions, plain_locations
 from reallm_compiler.models.names import modules_of, parameter_names
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.weights import Weights
 
-_Tensors = Mapping[str, str]
-"""The checkpoint's tensor of each parameter."""
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """How some parameters are read.
+
+    Attributes:
+        plain: the checkpoint's tensor of each parameter that is one as it is.
+        joined: conversions, each with the parameters that it makes.
+    """
+
+    plain: Mapping[str, str]
+    joined: Sequence[tuple[Conversion, Sequence[str]]]
+
+    @property
+    def parameters(self) -> list[str]:
+        """The parameters that it fills."""
+        return [*self.plain, *(name for _, made in self.joined for name in made)]
+
+    @property
+    def tensors(self) -> list[str]:
+        """The tensors that it reads."""
+        joined = [tensor for one, _ in self.joined for tensor, _ in one.tensors]
+        return [*self.plain.values(), *joined]
 
 
 class Original:
@@ -64,27 +87,36 @@ class Original:
         empty = meta_model(self.files.config, inventory.path)
         parameter_of = parameter_names(empty, self.files.tensors)
         shapes = {name: tuple(value.shape) for name, value in empty.named_parameters()}
-        inside = {
-            tensor: list(locations(group))
-            for tensor, group in groupby(facts, key=lambda fact: fact.tensor)
+        self._tensor_of = {fact.name: fact.tensor for fact in facts}
+        of_tensor = {
+            tensor: list(group) for tensor, group in groupby(facts, key=lambda fact: fact.tensor)
+        }
+        self._inside = {
+            parameter_of[tensor]: plain_locations(group)
+            for tensor, group in of_tensor.items()
             if shapes.get(parameter_of.get(tensor, "")) == self.weights.by_name[tensor].shape
         }
-        self._tensor_of = {fact.name: fact.tensor for fact in facts}
-        self._inside = {parameter_of[tensor]: found for tensor, found in inside.items()}
-        self.unknown = tuple(fact.name for fact in facts if fact.tensor not in inside)
+        stored = {name: spec.shape for name, spec in self.weights.by_name.items()}
+        joined: list[tuple[Conversion, list[str]]] = []
+        for one in conversions(empty, self.files.tensors):
+            found = one.locations(stored, of_tensor, shapes)
+            if found is not None:
+                self._inside |= found
+                joined.append((one, list(found)))
+        known = {one.name for inside in self._inside.values() for one in inside}
+        self.unknown = tuple(fact.name for fact in facts if fact.name not in known)
         tensor_of = {parameter: tensor for tensor, parameter in parameter_of.items()}
         paths = [] if whole else _find_block_paths(empty, facts)
-        self._streamed = _streamed(empty, paths, tensor_of, self.weights)
-        self.model: Any = build_model(self._without(self._streamed), torch.float32)
+        self._streamed = _streamed(empty, paths, tensor_of, joined, self.weights)
+        self.model: Any = build_model(self._without(shapes), torch.float32)
         self.model.requires_grad_(False).eval()
         if hasattr(self.model, "set_experts_implementation"):
             # Experts one after the other: each product is that of one matrix.
             self.model.set_experts_implementation("eager")
         self.blocks = [Block(path, self.model.get_submodule(path), {}) for path in paths]
         self._parameters = dict(self.model.named_parameters())
-        self._blank = {
-            name: self._parameters[name].data for part in self._streamed for name in part
-        }
+        streamed = [name for part in self._streamed for name in part.parameters]
+        self._blank = {name: self._parameters[name].data for name in streamed}
         self.memory = Memory()
         self._to_device()
 
@@ -95,17 +127,19 @@ class Original:
         Raises:
             SourceError: a tensor cannot be read.
         """
-        tensors = self._streamed[number] if self._streamed else {}
-        self._fill(tensors)
+        parts = self._streamed[number : number + 1]
+        for part in parts:
+            self._fill(part)
         try:
             yield self.blocks[number].module
         finally:
-            self._empty(tensors)
+            for part in parts:
+                self._empty(part)
 
     @contextmanager
     def as_a_whole(self) -> Iterator[None]:
         """Meanwhile the model can be called: each block is read when it is reached."""
-        held: list[_Tensors] = []
+        held: list[_Part] = []
 
         def release() -> None:
             while held:
@@ -132,7 +166,7 @@ class Original:
 
     def kept_tensors(self) -> list[str]:
         """The checkpoint's tensors that are not read block by block."""
-        streamed = {tensor for tensors in self._streamed for tensor in tensors.values()}
+        streamed = {tensor for part in self._streamed for tensor in part.tensors}
         return [name for name in self.files.tensors if name not in streamed]
 
     def tensor_of(self, matrix: str) -> str:
@@ -141,11 +175,11 @@ class Original:
 
     def block_bytes(self) -> int:
         """The most bytes of weights that are in memory at once in a block."""
-        return max((self._bytes(tensors) for tensors in self._streamed), default=0)
+        return max((self._bytes(part) for part in self._streamed), default=0)
 
     def kept_bytes(self) -> int:
         """Bytes of the weights that stay in memory."""
-        streamed = {name for tensors in self._streamed for name in tensors}
+        streamed = {name for part in self._streamed for name in part.parameters}
         return sum(
             4 * value.numel() for name, value in self._parameters.items() if name not in streamed
         )
@@ -160,23 +194,24 @@ class Original:
             for one in found
         ]
 
-    def _bytes(self, tensors: _Tensors) -> int:
-        return sum(4 * self.weights.by_name[tensor].count for tensor in tensors.values())
+    def _bytes(self, part: _Part) -> int:
+        return sum(4 * self.weights.by_name[tensor].count for tensor in part.tensors)
 
-    def _without(self, streamed: Sequence[_Tensors]) -> ModelFiles:
+    def _without(self, shapes: Mapping[str, tuple[int, ...]]) -> ModelFiles:
         """The files with placeholders, which take no memory, for what is read block by block."""
-        named = {tensor for tensors in streamed for tensor in tensors.values()}
-        return replace(
-            self.files,
-            tensors={
-                name: _placeholder(self.weights.by_name[name].shape) if name in named else stored
-                for name, stored in self.files.tensors.items()
-            },
-        )
+        tensors = dict(self.files.tensors)
+        for part in self._streamed:
+            for tensor in part.plain.values():
+                tensors[tensor] = _placeholder(self.weights.by_name[tensor].shape)
+            for one, made in part.joined:
+                for tensor, _ in one.tensors:
+                    del tensors[tensor]
+                tensors |= {name: _placeholder(shapes[name]) for name in made}
+        return replace(self.files, tensors=tensors)
 
     def _to_device(self) -> None:
         """Move all that stays, and remember where matrices lie in it."""
-        streamed = {name for tensors in self._streamed for name in tensors}
+        streamed = {name for part in self._streamed for name in part.parameters}
         for name, value in self._parameters.items():
             if name not in streamed:
                 value.data = value.data.to(self._device).contiguous()
@@ -186,14 +221,23 @@ class Original:
                 if buffer is not None:
                     module._buffers[name] = buffer.to(self._device)
 
-    def _fill(self, tensors: _Tensors) -> None:
-        for parameter, tensor in tensors.items():
-            values = self.weights.tensor(tensor, "f32")
-            self._parameters[parameter].data = values.to(self._device)
-            self._remember(parameter)
+    def _fill(self, part: _Part) -> None:
+        for parameter, tensor in part.plain.items():
+            self._set(parameter, self._read(tensor))
+        for one, made in part.joined:
+            values = one.run(self._read)
+            for parameter in made:
+                self._set(parameter, values.pop(parameter))
 
-    def _empty(self, tensors: _Tensors) -> None:
-        for parameter in tensors:
+    def _read(self, tensor: str) -> Tensor:
+        return self.weights.tensor(tensor, "f32")
+
+    def _set(self, parameter: str, values: Tensor) -> None:
+        self._parameters[parameter].data = values.to(self._device).contiguous()
+        self._remember(parameter)
+
+    def _empty(self, part: _Part) -> None:
+        for parameter in part.parameters:
             self.memory.remove(self._parameters[parameter].data)
             self._parameters[parameter].data = self._blank[parameter]
 
@@ -217,23 +261,32 @@ def _find_block_paths(model: nn.Module, facts: Sequence[MatrixFact]) -> list[str
 
 
 def _streamed(
-    model: nn.Module, paths: Sequence[str], tensor_of: _Tensors, weights: Weights
-) -> list[_Tensors]:
-    """The tensors of each block, if each parameter of every block is one that no other shares."""
-    places: dict[int, int] = {}
-    for _, value in model.named_parameters(remove_duplicate=False):
-        places[id(value)] = places.get(id(value), 0) + 1
-    found: list[_Tensors] = []
+    model: nn.Module,
+    paths: Sequence[str],
+    tensor_of: Mapping[str, str],
+    joined: Sequence[tuple[Conversion, Sequence[str]]],
+    weights: Weights,
+) -> list[_Part]:
+    """How each block is read, if no parameter of any block is also one of another module."""
+    places = Counter(id(value) for _, value in model.named_parameters(remove_duplicate=False))
+    made_by = {name: number for number, (_, made) in enumerate(joined) for name in made}
+    found = []
     for path in paths:
-        tensors = {}
+        plain, numbers = {}, set()
         for name, value in model.get_submodule(path).named_parameters(path):
             tensor = tensor_of.get(name)
-            if tensor is None or places[id(value)] > 1:
+            if places[id(value)] > 1:
                 return []
-            if weights.by_name[tensor].shape != tuple(value.shape):
+            if tensor is not None and weights.by_name[tensor].shape == tuple(value.shape):
+                plain[name] = tensor
+            elif name in made_by:
+                numbers.add(made_by[name])
+            else:
                 return []
-            tensors[name] = tensor
-        found.append(tensors)
+        chosen = [joined[number] for number in sorted(numbers)]
+        if not all(name.startswith(f"{path}.") for _, made in chosen for name in made):
+            return []
+        found.append(_Part(plain, chosen))
     return found
 
 

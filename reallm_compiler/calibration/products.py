@@ -6,7 +6,7 @@ multiplies by it, an expert of a stack, or a function of a library that is hande
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,34 +14,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from reallm_compiler.checkpoint import MatrixFact
+from reallm_compiler.models.joined import Location
 
 Rows = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Location:
-    """Where a matrix [p, q] lies in a parameter.
-
-    Attributes:
-        name: the matrix.
-        shape: (p, q).
-        offset: of its first element, in elements.
-        strides: of its rows and columns, in elements.
-    """
-
-    name: str
-    shape: tuple[int, int]
-    offset: int
-    strides: tuple[int, int]
-
-
-def locations(facts: Iterable[MatrixFact]) -> Iterator[Location]:
-    """Where the matrices of one tensor lie in a contiguous parameter of the tensor's shape."""
-    for fact in facts:
-        p, q = fact.shape
-        strides = (1, p) if fact.transposed else (q, 1)
-        yield Location(fact.name, fact.shape, (fact.index or 0) * p * q, strides)
 
 
 class Memory:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -312,7 +312,8 @@ def _prepare(
     ids = torch.tensor(rows, device=device)
     probed = probe(original, facts, options.form, ids)
     if probed.calls is None and original.blocks:
-        probed = probe(Original(inventory, facts, device, whole=True), facts, options.form, ids)
+        whole = Original(inventory, facts, device, whole=True)
+        probed = replace(probe(whole, facts, options.form, ids), note=probed.note)
     width = 0
     if probed.calls is not None:
         first = probed.original.blocks[0].module

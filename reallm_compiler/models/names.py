@@ -30,10 +30,7 @@ def parameter_names(
             left out.
     """
     loading: Any = importlib.import_module("transformers.core_model_loading")
-    mapping: Any = importlib.import_module("transformers.conversion_mapping")
-    steps = mapping.get_model_conversion_mapping(model)
-    renamings = [one for one in steps if isinstance(one, loading.WeightRenaming)]
-    converters = [one for one in steps if isinstance(one, loading.WeightConverter)]
+    renamings, converters = conversion_steps(model)
     known = model.state_dict()
     found = {}
     for tensor in tensors:
@@ -43,6 +40,17 @@ def parameter_names(
         if joined is None and name in known:
             found[tensor] = name
     return found
+
+
+def conversion_steps(model: Any) -> tuple[list[Any], list[Any]]:  # noqa: ANN401
+    """What transformers does to the tensors of a checkpoint on loading: renamings, conversions."""
+    loading: Any = importlib.import_module("transformers.core_model_loading")
+    mapping: Any = importlib.import_module("transformers.conversion_mapping")
+    steps = mapping.get_model_conversion_mapping(model)
+    return (
+        [one for one in steps if isinstance(one, loading.WeightRenaming)],
+        [one for one in steps if isinstance(one, loading.WeightConverter)],
+    )
 
 
 def modules_of(
