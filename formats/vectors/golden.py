@@ -62,7 +62,7 @@ def accepted() -> Iterator[tuple[str, bytes]]:
     rows = [
         ROW,
         {**ROW, "name": "e/0", "dtype": "i8", "gain": False, "rounding_error": 0.0},
-        {**ROW, "name": "bare", "rank": 0},
+        {**ROW, "name": "bare", "rank": 0, "column_gain": True},
         {**ROW, "name": "none", "rank": 0, "gain": False},
     ]
     coded: list[forge.Section] = [
@@ -71,6 +71,7 @@ def accepted() -> Iterator[tuple[str, bytes]]:
         ("matrix:e/0/l1_scales", "f16", [1], struct.pack("<e", 0.25)),
         ("matrix:e/0/l2_scales", "f16", [1], struct.pack("<e", 2)),
         ("matrix:bare/gain", "f16", [2], struct.pack("<2e", 1, 2)),
+        ("matrix:bare/column_gain", "f16", [3], struct.pack("<3e", 1, -1, 0.5)),
     ]
     settings = {"stages": ["block", "e2e"], "lr": 1e-05}
     replaced: list[forge.Section] = [

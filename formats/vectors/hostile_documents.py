@@ -118,6 +118,7 @@ def adapters() -> Iterator[tuple[str, str, bytes]]:
     yield "A3", "no-columns", row(shape=[2, 0])
     yield "A3", "codes-as-dtype", row(dtype="b4")
     yield "A3", "gain-number", row(gain=1)
+    yield "A3", "column-gain-number", row(column_gain=0)
     yield "A3", "integer-error", row(rounding_error=0)
     yield "A3", "negative-error", row(rounding_error=-0.5)
     yield "A4", "twice", file(matrices=[ROW, ROW])

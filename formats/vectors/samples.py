@@ -28,6 +28,7 @@ ROW: Plain = {
     "rank": 1,
     "dtype": "f16",
     "gain": True,
+    "column_gain": False,
     "rounding_error": 0.125,
 }
 PARTS: list[forge.Section] = [

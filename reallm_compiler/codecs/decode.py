@@ -1,6 +1,7 @@
 """A coded matrix back to weights: the one way back, for readers and for measuring.
 
-    latent -> decode -> transforms undone -> + R -> (rows times their gains)
+    latent -> decode -> transforms undone -> (columns times their gains) -> + R
+           -> (rows times their gains)
 
 Decoding goes by panels of rows that stay in cache; with the identity autoencoder nothing of full
 size is made but the result.
@@ -9,7 +10,7 @@ size is made but the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.sections import TORCH_DTYPES, check_sections
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.matrix import MatrixLayout, layout_of
 
 ALIGNMENT = 64
@@ -35,6 +37,7 @@ def decode_matrix(
     sections: Mapping[str, Tensor],
     *,
     dtype: torch.dtype,
+    tuned: Sequence[SectionSpec] = (),
 ) -> Tensor:
     """Decodes a matrix [p, q].
 
@@ -44,13 +47,14 @@ def decode_matrix(
         source_dtype: type of the checkpoint's tensor, a name of the container.
         sections: all section tensors by role, those of its share group and of a reused decoder
             too, on one device.
+        tuned: sections that tuning adds to those of the plan: gains of columns.
         dtype: type of the result; the work is done in float32 (float64 for a float64 source).
 
     Raises:
         CodecError: the sections are not those of the size law, or an index is out of range.
     """
     layout = layout_of(plan, shape, source_dtype)
-    check_sections(sections, [*layout.sections, *layout.reused_sections])
+    check_sections(sections, [*layout.sections, *layout.reused_sections, *tuned])
     decoder = MatrixDecoder(layout, sections, work_dtype(source_dtype))
     device = next(iter(sections.values())).device
     result = _fresh(shape, dtype, device)
@@ -92,6 +96,7 @@ class MatrixDecoder:
             plan.residual, sections, dtype
         )
         self._gains = sections.get("gain")
+        self._column_gains = sections.get("column_gain")
 
     def panels(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows that may be decoded by themselves and fill the matrix."""
@@ -107,6 +112,8 @@ class MatrixDecoder:
         rows = self._coded.rows(first, last)
         for transform in self._transforms:
             transform.restore_(rows, first)
+        if self._column_gains is not None:
+            rows.mul_(self._column_gains.to(rows.dtype))
         if self._residual is not None:
             self._residual.add_(rows, first)
         if self._gains is not None:
@@ -119,7 +126,8 @@ class MatrixDecoder:
         The range of float16 is so small that weights near its end, a little off, would come back
         as infinities: they become its largest number.
         """
-        later = self._transforms or self._residual is not None or self._gains is not None
+        parts = (self._residual, self._gains, self._column_gains)
+        later = self._transforms or any(part is not None for part in parts)
         if later or not self._coded.fill(out, first, None):
             out.copy_(self.rows(first, first + len(out)))
         if out.dtype == torch.float16:

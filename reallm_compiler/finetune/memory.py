@@ -140,9 +140,10 @@ def estimate(
 
 def tuned_parameters(matrix: PlannedMatrix, learn: Collection[str] = DEFAULT_LEARN) -> int:
     """Numbers of a matrix's factors and gains that are tuned."""
+    p, q = matrix.shape
     gains = "rows" in learn or ("gains" in learn and matrix.plan.dora)
     factors = matrix.layout.low_rank_parameters if "factors" in learn else 0
-    return factors + gains * matrix.shape[0]
+    return factors + gains * p + ("columns" in learn) * q
 
 
 def _block_terms(

@@ -85,6 +85,10 @@ def export_peft(
             parts = _parts(base, name)
             if not parts:
                 continue
+            if "column_gain" in parts:
+                raise AdapterError(
+                    f"{name} has gains of columns, which peft has not", location=str(archive)
+                )
             kinds = [names_of(empty.get_submodule(path)) for path in paths.get(name, ())]
             if "l1" not in parts or not kinds or None in kinds:
                 raise AdapterError(

@@ -163,7 +163,7 @@ def finetune(
         _start(emit, base, tunable, modules, train, held, chosen, found)
         blocks, end = _stages(tunable, modules, original, train, held, chosen, state, found, emit)
         parts = {name: layer.parts() for name, layer in tunable.layers.items()}
-        own = adapter is None and not {"factors", "gains", "rows"} & tunable.learn
+        own = adapter is None and not {"factors", "gains", "rows", "columns"} & tunable.learn
         tuned = {} if own else {name: part for name, part in parts.items() if part}
         replaced = carried | {name: one.stored() for name, one in tunable.learned.items()}
         if into:

@@ -30,9 +30,9 @@ from reallm_compiler.storage.base import DTYPES, SectionSpec
 from reallm_formats import AdapterDocument, AdapterEntry, Layout, Writer, layout, names
 
 Parts = Mapping[str, Tensor]
-"""`l1`, `l2`, `gain` of one matrix, as far as they are there."""
+"""`l1`, `l2`, `gain`, `column_gain` of one matrix, as far as they are there."""
 
-TUNED_ROLES = frozenset({"l1", "l2", "l1_scales", "l2_scales", "gain"})
+TUNED_ROLES = frozenset({"l1", "l2", "l1_scales", "l2_scales", "gain", "column_gain"})
 """Roles of the sections that tuning changes."""
 
 
@@ -53,6 +53,7 @@ def row_of(archive: ModelArchive, name: str, parts: Parts, factors: str | None) 
         rank=parts["l1"].shape[1] if "l1" in parts else 0,
         dtype=DTYPES[factors if factors is not None else base],
         gain="gain" in parts,
+        column_gain="column_gain" in parts,
     )
 
 
@@ -67,6 +68,8 @@ def packed(row: AdapterEntry, parts: Parts) -> tuple[Sections, float]:
         error = _product_error((left, right), low_rank.decode(residual, sections, torch.float32))
     if row.gain:
         sections["gain"] = dora.stored(parts["gain"].detach().cpu())
+    if row.column_gain:
+        sections["column_gain"] = dora.stored(parts["column_gain"].detach().cpu())
     return sections, error
 
 
@@ -114,6 +117,7 @@ def write_adapter(
                 rank=row.rank,
                 dtype=row.dtype,
                 gain=row.gain,
+                column_gain=row.column_gain,
                 rounding_error=error,
             )
         )
@@ -152,10 +156,11 @@ def write_model(
         rank = parts["l1"].shape[1] if "l1" in parts else 0
         if rank != plan.by_name[name].layout.rank:
             raise AdapterError(f"the factors of {name} have another rank than its plan")
-        if "gain" in parts and not plan.by_name[name].plan.dora:
+        known = {"gain"} if plan.by_name[name].plan.dora else set()
+        if {"gain", "column_gain"} & set(parts) - known:
             raise AdapterError(
-                f"the plan of {name} has no gains of rows, so a new archive cannot hold them",
-                hint="write an adapter, or leave `rows` out of what is learned",
+                f"the plan of {name} has no such gains, so a new archive cannot hold them",
+                hint="write an adapter, or leave `rows` and `columns` out of what is learned",
             )
     provenance = {**archive.manifest.document["provenance"], "tuned_from": archive.digest}
     errors = dict(archive.errors)

@@ -2,7 +2,7 @@
 
     with open_adapter("legal.adapter") as adapter:
         adapter.check_base(base.digest)
-        parts = adapter.parts("model.layers.0.self_attn.q_proj")    # l1, l2, gain
+        parts = adapter.parts("model.layers.0.self_attn.q_proj")    # l1, l2, gain, column_gain
 
 An adapter is bound to the bytes of its base: the same factors over other codes are another model.
 """
@@ -104,7 +104,7 @@ class AdapterArchive(Closing):
         }
 
     def parts(self, name: str) -> dict[str, Tensor]:
-        """`l1` [p, r], `l2` [r, q] and `gain` [p] as float32, as far as they are there."""
+        """float32 `l1` [p, r], `l2` [r, q], `gain` [p], `column_gain` [q], as far as there are."""
         row, sections = self.rows[name], self.sections(name)
         parts: dict[str, Tensor] = {}
         if row.rank:
@@ -113,6 +113,8 @@ class AdapterArchive(Closing):
             )
         if row.gain:
             parts["gain"] = sections["gain"].to(torch.float32)
+        if row.column_gain:
+            parts["column_gain"] = sections["column_gain"].to(torch.float32)
         return parts
 
     def section(self, name: str, spec: SectionSpec) -> Tensor:

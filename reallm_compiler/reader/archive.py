@@ -306,12 +306,17 @@ class ModelArchive(Closing):
             sections[spec.role] = values.to(device)
         for role, values in self._reused_sections(matrix).items():
             sections[role] = values.to(device)
+        tuned = []
+        if "column_gain" in others:
+            tuned = dora_storage.column_sections(matrix.shape)
+            sections["column_gain"] = others["column_gain"].to(device)
         decoded = decode_matrix(
             plan,
             matrix.shape,
             matrix.dtype,
             sections,
             dtype=dtype if dtype is not None else TORCH_DTYPES[matrix.dtype],
+            tuned=tuned,
         )
         if not _finite(decoded):
             raise FormatError(

@@ -30,7 +30,9 @@ SECTION = "finetune"
 
 Stage: TypeAlias = Literal["block", "e2e"]
 
-Learn: TypeAlias = Literal["factors", "gains", "rows", "scales", "tables", "norms", "biases"]
+Learn: TypeAlias = Literal[
+    "factors", "gains", "rows", "columns", "scales", "tables", "norms", "biases"
+]
 
 DEFAULT_LEARN: tuple[Learn, ...] = ("factors", "gains")
 
@@ -142,8 +144,8 @@ class FinetuneOptions(_Settings):
         tuple[Learn, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Learn])
     ] = Field(
         default=DEFAULT_LEARN,
-        description="What is tuned: low-rank factors and gains that are there, `rows` (a gain for "
-        "each output row of every matrix), scales, tables (codebooks), norms, biases.",
+        description="What is tuned: low-rank factors and gains that are there, `rows` and "
+        "`columns` (a gain for each, in every matrix), scales, tables (codebooks), norms, biases.",
     )
     block: BlockOptions = Field(
         default=BlockOptions(), description="Settings of block-wise tuning."

@@ -37,6 +37,14 @@ from reallm_compiler.runtime.dtypes import resolve_dtype
 from reallm_compiler.runtime.learned import LearnedSection, TrackedMatrix, learn_parameter
 from reallm_compiler.runtime.linear import TunedLinear
 
+_LEARNED_BY: dict[str, frozenset[Learn]] = {
+    "l1": frozenset({"factors"}),
+    "l2": frozenset({"factors"}),
+    "magnitude": frozenset({"gains", "rows"}),
+    "column_gain": frozenset({"columns"}),
+}
+"""What of a layer is tuned under which words."""
+
 
 class TunableModel:
     """A model with `TunedLinear` layers. Use `open_tunable`.
@@ -104,8 +112,7 @@ class TunableModel:
 
     def _parts_of(self, name: str, layer: TunedLinear) -> Iterator[tuple[str, nn.Parameter]]:
         for part, value in layer.tuned():
-            group: Learn = "gains" if part == "magnitude" else "factors"
-            if group in self.learn or (part == "magnitude" and "rows" in self.learn):
+            if self.learn & _LEARNED_BY[part]:
                 yield f"{name}/{part}", value
 
     def use(self, adapter: str | os.PathLike[str] | AdapterArchive | None) -> None:
@@ -123,7 +130,7 @@ class TunableModel:
             raise _decoded_anew("the adapter with which this model was opened", None)
         if adapter is None:
             for name, layer in self.layers.items():
-                _set(layer, self._own[name])
+                self._set(layer, self._own[name])
             self.adapter = None
             return
         if not isinstance(adapter, AdapterArchive):
@@ -141,8 +148,19 @@ class TunableModel:
             )
         parts = {name: adapter.parts(name) for name in adapter.names}
         for name, layer in self.layers.items():
-            _set(layer, parts.get(name, self._own[name]))
+            self._set(layer, parts.get(name, self._own[name]))
         self.adapter = adapter.digest
+
+    def _set(self, layer: TunedLinear, parts: Mapping[str, Tensor]) -> None:
+        """Replace the parts of a layer; gains that are learned begin at 1 where there are none."""
+        given = dict(parts)
+        for word, part, count in (
+            ("rows", "gain", layer.out_features),
+            ("columns", "column_gain", layer.in_features),
+        ):
+            if word in self.learn:
+                given.setdefault(part, torch.ones(count))
+        layer.set_parts(*(given.get(part) for part in ("l1", "l2", "gain", "column_gain")))
 
     def forget_own(self) -> None:
         """Give the memory of the archive's own parts back; `use` works no more."""
@@ -173,8 +191,8 @@ def open_tunable(
             when None.
         progress: as for `load`.
         learn: what is to be tuned: `factors` and `gains` that are there, `scales`, `tables`
-            (codebooks), `norms`, `biases`, and `rows`: a gain of each output row where the archive
-            has none.
+            (codebooks), `norms`, `biases`, and `rows` and `columns`: a gain for each where there is
+            none.
 
     Raises:
         EvaluationError: the device is not there, or the type is none to run in.
@@ -230,12 +248,14 @@ def _opened(
         gain = path.gain(matrix.name)
         if gain is None and "rows" in learn:
             gain = torch.ones(matrix.shape[0])
+        column_gain = torch.ones(matrix.shape[1]) if "columns" in learn else None
         layers[matrix.name] = TunedLinear(
             _tracked(path, matrix, learned)
             or (module.weight.t() if matrix.transposed else module.weight),
             left=left,
             right=right,
             gain=gain,
+            column_gain=column_gain,
             fixed_gain=not {"gains", "rows"} & set(learn),
             bias=module.bias,
         )
@@ -323,7 +343,3 @@ def _linear_layers(archive: ModelArchive) -> dict[str, tuple[str, ...]]:
         if all(map(is_linear, modules)) and len({id(module.bias) for module in modules}) == 1:
             found[name] = paths
     return found
-
-
-def _set(layer: TunedLinear, parts: Mapping[str, Tensor]) -> None:
-    layer.set_parts(parts.get("l1"), parts.get("l2"), parts.get("gain"))

@@ -24,6 +24,8 @@ def sections(row: AdapterEntry) -> list[SectionSpec]:
     specs = low_rank.factor_sections(residual(row), row.shape) if row.rank else []
     if row.gain:
         specs += dora.sections(row.shape)
+    if row.column_gain:
+        specs += dora.column_sections(row.shape)
     return specs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import AdapterError, FinetuneError, FormatError
-from reallm_compiler.finetune import FinetuneOptions, estimate, finetune
+from reallm_compiler.finetune import BlockDone, FinetuneOptions, StepDone, estimate, finetune
+from reallm_compiler.finetune.peft_layout import export_peft
 from reallm_compiler.finetune.run import config_of
 from reallm_compiler.finetune.store import write_adapter
 from reallm_compiler.reader.adapter import open_adapter
@@ -158,36 +160,45 @@ def test_a_shared_table_is_not_learned_block_by_block(
             assert (bytes(archive.read(section)) == before) == same
 
 
-def test_rows_get_a_gain_that_the_archive_has_not(
+def test_rows_and_columns_get_gains_that_the_archive_has_not(
     tune: Callable[..., Any], shared: Path, tmp_path: Path
 ) -> None:
-    report = tune("rows.adapter", ["rows"], shared)
+    for learn in (["rows"], ["columns"]):
+        report = tune("one.adapter", learn, shared, changes={"stages": ["e2e"]}, force=True)
+        assert report.after < report.before
+    report = tune("rows.adapter", ["rows", "columns"], shared, adapter=tmp_path / "one.adapter")
     assert report.after < report.before
     with open_adapter(tmp_path / "rows.adapter") as adapter:
         assert adapter.replaced == {}
-        assert all(row.gain and not row.rank for row in adapter.rows.values())
+        assert len(adapter.rows) == 14
+        assert all(row.gain and row.column_gain for row in adapter.rows.values())
+        assert all(not row.rank for row in adapter.rows.values())
+        for name in adapter.names:
+            parts = adapter.parts(name)
+            assert all(bool((parts[part] != 1).any()) for part in ("gain", "column_gain"))
     tuned, _ = reallm.load(shared, adapter=tmp_path / "rows.adapter", dtype=torch.float32)
     tunable = open_tunable(shared, adapter=tmp_path / "rows.adapter", dtype=torch.float32)
     assert torch.allclose(logits(tuned), logits(tunable.model), atol=1e-4)
-    with pytest.raises(AdapterError, match="no gains of rows"):
+    with pytest.raises(AdapterError, match="gains of columns, which peft has not"):
+        export_peft(shared, tmp_path / "peft", adapter=tmp_path / "rows.adapter")
+    with pytest.raises(AdapterError, match="no such gains"):
         tune("rows.reallm", ["rows"], shared, into=True, changes={"stages": ["e2e"]})
 
 
-@pytest.mark.parametrize("count", [2, 4, 6], ids=lambda count: f"after-event-{count}")
-def test_a_stopped_run_ends_with_the_same_bytes(
-    tune: Callable[..., Any], shared: Path, tmp_path: Path, count: int
+def test_a_run_that_is_stopped_twice_ends_with_the_same_bytes(
+    tune: Callable[..., Any], shared: Path, tmp_path: Path
 ) -> None:
-    learn = ["rows", *ALL]
+    """Within a block, and between two steps of the second stage."""
+    learn = ["rows", "columns", *ALL]
     tune("whole.adapter", learn, shared)
-    events = []
 
-    def stop(event: Any) -> None:
-        events.append(event)
-        if len(events) == count:
+    def stop(kind: type, event: Any) -> None:
+        if isinstance(event, kind):
             signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(Interrupted):
-        tune("cut.adapter", learn, shared, on_event=stop)
+    for kind in (BlockDone, StepDone):
+        with pytest.raises(Interrupted):
+            tune("cut.adapter", learn, shared, on_event=partial(stop, kind))
     tune("cut.adapter", learn, shared, resume="required")
     whole, cut = ((tmp_path / f"{name}.adapter").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
@@ -284,7 +295,11 @@ def test_nothing_to_learn_is_noted(tune: Callable[..., Any], shared: Path) -> No
 
 def test_the_estimate_counts_what_is_learned(base: Path, shared: Path) -> None:
     for path in (base, shared):
-        for learn in (["scales", "tables"], ["rows", "norms"], ["factors", "gains", *ALL]):
+        for learn in (
+            ["scales", "tables"],
+            ["rows", "columns", "norms"],
+            ["factors", "gains", *ALL],
+        ):
             tunable = open_tunable(path, learn=learn)
             settings = FinetuneOptions.model_validate({"stages": ["e2e"], "learn": learn})
             with reallm.open(path) as archive:

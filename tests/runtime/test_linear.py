@@ -21,6 +21,7 @@ def parts(p: int = 12, q: int = 20, r: int = 3) -> dict[str, torch.Tensor]:
         "left": torch.randn(p, r, generator=generator),
         "right": torch.randn(r, q, generator=generator),
         "gain": torch.rand(p, generator=generator) + 0.5,
+        "column_gain": torch.rand(q, generator=generator) + 0.5,
         "bias": torch.randn(p, generator=generator),
     }
 
@@ -28,6 +29,8 @@ def parts(p: int = 12, q: int = 20, r: int = 3) -> dict[str, torch.Tensor]:
 def obvious(given: dict[str, torch.Tensor]) -> torch.Tensor:
     """The weight as the formula has it, in float64."""
     weight = given["coded"].double()
+    if "column_gain" in given:
+        weight = weight * given["column_gain"].double()
     if "left" in given:
         weight = weight + given["left"].double() @ given["right"].double()
     if "gain" in given:
@@ -43,6 +46,8 @@ def obvious(given: dict[str, torch.Tensor]) -> torch.Tensor:
         ("coded", "left", "right"),
         ("coded", "gain"),
         ("coded", "left", "right", "gain", "bias"),
+        ("coded", "column_gain"),
+        ("coded", "left", "right", "gain", "column_gain", "bias"),
     ],
     ids=lambda names: "+".join(names),
 )
@@ -62,17 +67,21 @@ def test_gradients_are_those_with_norms_held_fixed() -> None:
     inputs = torch.randn(7, 20, generator=torch.Generator().manual_seed(2))
     layer(inputs).square().sum().backward()
     left, right = (given[name].double().requires_grad_() for name in ("left", "right"))
-    total = given["coded"].double() + left @ right
+    columns = given["column_gain"].double().requires_grad_()
+    total = given["coded"].double() * columns + left @ right
     magnitude = (given["gain"].double() * total.norm(dim=1)).detach().requires_grad_()
     weight = (magnitude / total.norm(dim=1).detach())[:, None] * total
     functional.linear(inputs.double(), weight, given["bias"].double()).square().sum().backward()
-    for mine, wanted in ((layer.l1, left), (layer.l2, right), (layer.magnitude, magnitude)):
+    pairs = ((layer.l1, left), (layer.l2, right), (layer.magnitude, magnitude))
+    for mine, wanted in (*pairs, (layer.column_gain, columns)):
         assert torch.allclose(mine.grad.double(), wanted.grad, rtol=1e-3, atol=1e-3)
 
 
 def test_only_the_parts_are_parameters() -> None:
     layer = TunedLinear(**parts())
-    assert {name for name, _ in layer.named_parameters()} == {"l1", "l2", "magnitude"}
+    assert {name for name, _ in layer.named_parameters()} == {
+        *("l1", "l2", "magnitude", "column_gain")
+    }
     assert not layer.coded.requires_grad
     assert not layer.bias.requires_grad
 
@@ -92,6 +101,7 @@ def test_a_row_keeps_its_magnitude_when_the_factors_change() -> None:
     again = obvious(
         {
             "coded": given["coded"],
+            "column_gain": stored["column_gain"],
             "left": stored["l1"],
             "right": stored["l2"],
             "gain": stored["gain"],
@@ -155,7 +165,7 @@ def test_a_coded_part_that_is_learned() -> None:
     theta = (scales / learned.unit).requires_grad_()
     left, right = (given[name].clone().requires_grad_() for name in ("left", "right"))
     coded = plain / scales[:, None] * (theta * learned.unit)[:, None]
-    weight = given["gain"][:, None] * (coded + left @ right)
+    weight = given["gain"][:, None] * (coded * given["column_gain"] + left @ right)
     functional.linear(inputs, weight, given["bias"]).square().sum().backward()
     assert torch.allclose(layer.weight, weight.detach(), atol=1e-5)
     for mine, wanted in ((learned.theta, theta), (layer.l1, left), (layer.l2, right)):

@@ -56,7 +56,7 @@ def inspect_adapter(
                 f"{row.shape[0]} x {row.shape[1]}",
                 str(row.rank),
                 WORDS[row.dtype] if row.rank else "none",
-                "float16" if row.gain else "none",
+                _gains(row),
                 grouped(_bytes(row)),
                 f"{100 * row.rounding_error:.3f} %",
             )
@@ -97,6 +97,12 @@ def _whole_json(archive: Archive, rows: list[dict[str, Any]]) -> dict[str, Any]:
         ],
         "file_bytes": archive.file_bytes,
     }
+
+
+def _gains(row: AdapterEntry) -> str:
+    """Which gains a row has."""
+    known = [name for name, has in (("rows", row.gain), ("columns", row.column_gain)) if has]
+    return ", ".join(known) or "none"
 
 
 def _row_json(row: AdapterEntry) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from reallm_formats.errors import FormatError
 from reallm_formats.sections import Row
 
 KEYS: Final = ("base", "matrices", "provenance", "replaced", "settings")
-ROW_KEYS: Final = ("dtype", "gain", "name", "rank", "rounding_error", "shape")
+ROW_KEYS: Final = ("column_gain", "dtype", "gain", "name", "rank", "rounding_error", "shape")
 REPLACED_KEYS: Final = ("dtype", "name", "shape")
 DTYPES: Final = ("bf16", "f16", "f32", "i8")
 """Types of factors; those of type i8 have a scale of type f16 for each column and row."""
@@ -40,6 +40,7 @@ class AdapterEntry:
         rank: columns r of L1 and rows of L2; 0 if there are no factors.
         dtype: type of the factors as stored.
         gain: whether there is a gain for each row.
+        column_gain: whether there is a gain for each column of the coded part.
         rounding_error: ||R - R'|| / ||R|| (Frobenius) of the factors' product R as it was tuned
             and R' as it is stored.
     """
@@ -49,6 +50,7 @@ class AdapterEntry:
     rank: int
     dtype: str
     gain: bool
+    column_gain: bool = False
     rounding_error: float = 0.0
 
     def sections(self) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -62,6 +64,8 @@ class AdapterEntry:
                 yield names.matrix_section(self.name, "l2_scales"), "f16", (self.rank,)
         if self.gain:
             yield names.matrix_section(self.name, "gain"), "f16", (p,)
+        if self.column_gain:
+            yield names.matrix_section(self.name, "column_gain"), "f16", (q,)
 
     def plain(self) -> dict[str, Any]:
         """The row as the manifest stores it."""
@@ -71,6 +75,7 @@ class AdapterEntry:
             "rank": self.rank,
             "dtype": self.dtype,
             "gain": self.gain,
+            "column_gain": self.column_gain,
             "rounding_error": self.rounding_error,
         }
 
@@ -170,6 +175,7 @@ def _parse_row(value: object, where: str, *, newer: bool) -> AdapterEntry:
         message = f"factors have one of the types {', '.join(DTYPES)}, not `{dtype}`"
         raise FormatError("A3", message, location=f"{where}.dtype")
     gain = typed(items["gain"], bool, "A3", f"{where}.gain")
+    column_gain = typed(items["column_gain"], bool, "A3", f"{where}.column_gain")
     error = typed(items["rounding_error"], float, "A3", f"{where}.rounding_error")
     if not (math.isfinite(error) and error >= 0):
         message = f"{error} is not an error: it is a number of at least 0"
@@ -180,6 +186,7 @@ def _parse_row(value: object, where: str, *, newer: bool) -> AdapterEntry:
         rank=rank,
         dtype=dtype,
         gain=gain,
+        column_gain=column_gain,
         rounding_error=error,
     )
 
