@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from reallm_compiler.planning.collector import resting_collector
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
-from reallm_compiler.storage.base import SectionSpec
+from reallm_compiler.storage.base import Cost, SectionSpec
 from reallm_compiler.storage.matrix import TERMS, MatrixLayout
 from reallm_compiler.units import bits_per_weight, split_evenly
 from reallm_formats import BITS, Layout
@@ -235,8 +235,8 @@ def budget_of(plan: PlanParts) -> Budget:
                 nbytes=size,
                 terms=terms,
                 paper_terms=kind.paper_terms,
-                decode_macs=layout.cost.decode_macs,
-                training_operations=layout.cost.training_operations,
+                decode_macs=kind.cost.decode_macs,
+                training_operations=kind.cost.training_operations,
             )
         )
     numel = sum(matrix.numel for matrix in plan.matrices)
@@ -311,6 +311,7 @@ class _Kind:
 
     Attributes:
         paper_bits: bits per weight as the paper counts them.
+        cost: of one of them.
         sizes: terms, bytes and exact bits, by the matrix's parts of what its group shares.
         count: how many there are.
     """
@@ -318,6 +319,7 @@ class _Kind:
     layout: MatrixLayout
     paper_terms: Mapping[str, Fraction]
     paper_bits: Fraction = field(init=False)
+    cost: Cost = field(init=False)
     sizes: dict[tuple[int, ...], tuple[Mapping[str, int], int, Fraction]] = field(
         default_factory=dict
     )
@@ -325,6 +327,7 @@ class _Kind:
 
     def __post_init__(self) -> None:
         self.paper_bits = sum(self.paper_terms.values(), Fraction(0))
+        self.cost = self.layout.cost
 
 
 def _sizes(layout: MatrixLayout, parts: tuple[int, ...]) -> tuple[Mapping[str, int], int, Fraction]:

@@ -34,7 +34,7 @@ class Pattern:
     """
 
     text: str
-    _compiled: re.Pattern[str] | None = field(init=False, repr=False, compare=False)
+    _compiled: re.Pattern[str] | _Stars | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.text.removeprefix("re:"):
@@ -65,12 +65,39 @@ class Pattern:
         return name == self.text if self._compiled is None else bool(self._compiled.fullmatch(name))
 
 
+@dataclass(frozen=True, slots=True)
+class _Stars:
+    """A glob whose only wildcards are `*`: a thousand of them need no expression compiled.
+
+    Attributes:
+        parts: what stands before, between and after the stars.
+    """
+
+    parts: tuple[str, ...]
+
+    def fullmatch(self, name: str) -> bool:
+        """Whether the glob matches the whole name; each part is taken where it comes first."""
+        first, *middle, last = self.parts
+        position, end = len(first), len(name) - len(last)
+        if position > end or not (name.startswith(first) and name.endswith(last)):
+            return False
+        for part in middle:
+            found = name.find(part, position, end)
+            if found < 0:
+                return False
+            position = found + len(part)
+        return True
+
+
 @lru_cache(maxsize=1 << 14)
-def _compiled(text: str) -> re.Pattern[str] | None:
-    """The expression of a pattern; None for a name without wildcards, which needs no search."""
+def _compiled(text: str) -> re.Pattern[str] | _Stars | None:
+    """What finds a pattern; None for a name without wildcards, which needs no search."""
     if text.startswith("re:"):
         return compile_pattern(text[3:])
-    return re.compile(fnmatch.translate(text)) if set(text) & set("*?[") else None
+    wildcards = set(text) & set("*?[")
+    if wildcards == {"*"}:
+        return _Stars(tuple(text.split("*")))
+    return re.compile(fnmatch.translate(text)) if wildcards else None
 
 
 @dataclass(frozen=True, slots=True)

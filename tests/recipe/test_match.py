@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,3 +147,8 @@ def _inside(layer, first, last, count):
     low = first if first >= 0 else count + first
     high = last if last >= 0 else count + last
     return low <= layer <= high
+
+
+@given(st.text("ab.*", min_size=1, max_size=8), st.text("ab.\n", max_size=10))
+def test_stars_match_as_an_expression_would(glob: str, name: str) -> None:
+    assert Pattern(glob).matches(name) == bool(re.fullmatch(fnmatch.translate(glob), name))

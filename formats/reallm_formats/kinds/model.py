@@ -186,22 +186,27 @@ def _parse_matrix(value: object, methods: int, *, newer: bool) -> MatrixEntry:
 def _check_names(matrices: Sequence[MatrixEntry], where: str) -> None:
     """Each name once, each index of a tensor once, no tensor both whole and in parts (D3)."""
     seen: set[str] = set()
-    parts: dict[str, set[int | None]] = {}
+    whole: set[str] = set()
+    parts: dict[str, set[int]] = {}
     for index, matrix in enumerate(matrices):
         if matrix.name in seen:
             message = f"the matrix `{matrix.name}` stands twice"
             raise FormatError("D3", message, location=f"{where}[{index}].name")
         seen.add(matrix.name)
-        taken = parts.setdefault(matrix.tensor, set())
-        if matrix.index in taken or (taken and (matrix.index is None or None in taken)):
+        taken = parts.get(matrix.tensor)
+        full = matrix.tensor in whole
+        if full or (taken and (matrix.index is None or matrix.index in taken)):
             message = f"the tensor `{matrix.tensor}` is filled twice"
             raise FormatError("D3", message, location=f"{where}[{index}].tensor")
-        taken.add(matrix.index)
+        if matrix.index is None:
+            whole.add(matrix.tensor)
+        else:
+            parts.setdefault(matrix.tensor, set()).add(matrix.index)
     _check_stacks(matrices, parts, where)
 
 
 def _check_stacks(
-    matrices: Sequence[MatrixEntry], parts: Mapping[str, set[int | None]], where: str
+    matrices: Sequence[MatrixEntry], parts: Mapping[str, set[int]], where: str
 ) -> None:
     """The matrices of a stack are alike and fill it (D8)."""
     first: dict[str, MatrixEntry] = {}
