@@ -106,7 +106,7 @@ def test_explain_names_the_line_of_each_field(run, tiny_recipe, tiny_llama):
     rows = {line.split()[0]: line.split()[1:] for line in result.out.splitlines() if line.strip()}
     assert rows["quantizer.bits"] == ["4", f"{tiny_recipe}:12"]
     assert rows["dora"] == ["true", f"{tiny_recipe}:8"]
-    assert rows["rounding"][1] == "default"
+    assert rows["rounding.kind"][1] == "default"
     fields = run(*args, "model.layers.1.mlp.down_proj.weight", "--json").json
     assert fields["name"] == "model.layers.1.mlp.down_proj"
     assert all(set(field) == {"path", "value", "location"} for field in fields["fields"])
