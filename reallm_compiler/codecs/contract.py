@@ -16,6 +16,7 @@ from torch import Tensor
 from reallm_compiler.codecs.callback import NoCallback, TrainingCallback
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import (
     AutoencoderStage,
@@ -141,6 +142,22 @@ class MatrixTransform:
         """
         return self.inputs(self.inputs(gram).transpose(-1, -2)).transpose(-1, -2)
 
+    def gradients(self, g: Tensor) -> Tensor:
+        """B^T g of gradients g [..., p] at the outputs of W; see `outputs`.
+
+        Raises:
+            CodecError: T does not act on rows and columns separately.
+        """
+        raise CodecError("this transform does not act on inputs and outputs separately")
+
+    def gradient_gram(self, gram: Tensor) -> Tensor:
+        """B^T G B of G = E[g g^T] [p, p]: the same of the gradients at the outputs of T(W).
+
+        Raises:
+            CodecError: T does not act on rows and columns separately.
+        """
+        return self.gradients(self.gradients(gram).transpose(-1, -2)).transpose(-1, -2)
+
 
 T = TypeVar("T", bound=TransformStage)
 
@@ -167,6 +184,12 @@ class ColumnOrder:
 
     def restore(self, rows: Tensor, first: int) -> Tensor:
         """Decoded rows first, first + 1, ... [n, q] with their columns back where they belong."""
+        raise NotImplementedError
+
+    def coded(self, first: int) -> tuple[Tensor, int | None]:
+        """int64 [q], the columns of row `first` in the order that is coded; and the row from which
+        on another order holds, None if this one holds to the end.
+        """
         raise NotImplementedError
 
 
@@ -404,7 +427,19 @@ class LatentStages(Protocol):
 
     @property
     def metric(self) -> Metric | None:
-        """What errors of the latent cost; given if the rounding needs statistics."""
+        """What errors of the latent cost, its columns not yet permuted; given if the rounding
+        needs statistics.
+        """
+        ...
+
+    @property
+    def order(self) -> ColumnOrder | None:
+        """How the columns are permuted."""
+        ...
+
+    @property
+    def stretches(self) -> bool:
+        """Whether the scales can be multiplied by a factor of the rounding's choice."""
         ...
 
     def scaled(self, stretch: float = 1.0) -> Latent:
@@ -425,6 +460,10 @@ U = TypeVar("U", bound=RoundingStage)
 
 class RoundingCodec(Generic[U]):
     """The codec of a kind of rounding; this one takes the nearest codes."""
+
+    def metric(self, params: U, statistics: MatrixStatistics) -> Metric | None:
+        """What errors of the matrix cost, in float64; None if that does not matter."""
+        return None
 
     def encode(self, params: U, stages: LatentStages) -> ColumnCoder:
         """Chooses the codes of a latent: the coder that holds them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs import dora
 from reallm_compiler.codecs.callback import NoCallback, TrainingCallback
-from reallm_compiler.codecs.contract import PANEL, Coding
+from reallm_compiler.codecs.contract import PANEL, Coding, Metric
 from reallm_compiler.codecs.decode import MatrixDecoder, relative_error, work_dtype
 from reallm_compiler.codecs.latent import StagesCoder, fit_tables
 from reallm_compiler.codecs.registry import codec_of
@@ -91,6 +91,7 @@ def encode_matrix(
         seed=seed,
         shared=common,
         callback=callback or NoCallback(),
+        statistics=statistics if plan.needs_statistics else None,
     )
     sections = job.fit()
     if plan.dora:
@@ -157,6 +158,7 @@ class _Job:
         seed: that it was made of.
         shared: sections of the share group or of a reused decoder.
         callback: called while an autoencoder is trained.
+        statistics: of the matrix, if the plan needs them.
     """
 
     def __init__(
@@ -168,13 +170,15 @@ class _Job:
         seed: int,
         shared: Mapping[str, Tensor],
         callback: TrainingCallback,
+        statistics: MatrixStatistics | None = None,
     ) -> None:
         plan = layout.plan
         self.layout = layout
         self.plan = plan
         self.weight = weight
         self.generator = generator
-        coder = StagesCoder(
+        self.statistics = statistics
+        self.coder = StagesCoder(
             plan=plan,
             shape=layout.latent_shape,
             source_dtype=layout.source_dtype,
@@ -182,7 +186,7 @@ class _Job:
             generator=generator,
         )
         self.coding = Coding(
-            coder=coder,
+            coder=self.coder,
             shape=layout.shape,
             seed=seed,
             coarse=plan.quantizer.coarse,
@@ -252,8 +256,26 @@ class _Job:
         sections, target = self._transform(target)
         learn = partial(fit_tables, self.plan.quantizer)
         codec = codec_of(self.plan.autoencoder)
-        made: Sections = codec.encode(self.plan.autoencoder, target, self.coding, learn)
+        coding = self.coding
+        if self.statistics is not None:
+            coding = replace(coding, coder=replace(self.coder, metric=self._metric(sections)))
+        made: Sections = codec.encode(self.plan.autoencoder, target, coding, learn)
         return sections | made
+
+    def _metric(self, sections: Sections) -> Metric | None:
+        """What errors of the transformed matrix cost."""
+        assert self.statistics is not None
+        rounding = self.plan.rounding
+        metric: Metric | None = codec_of(rounding).metric(rounding, self.statistics)
+        if metric is None:
+            return None
+        inputs, outputs = metric.inputs, metric.outputs
+        for params in self.plan.transform:
+            codec = codec_of(params)
+            transform = codec.decoder(params, self.layout.shape, sections, torch.float64)
+            inputs = transform.gram(inputs)
+            outputs = None if outputs is None else transform.gradient_gram(outputs)
+        return Metric(inputs=inputs, outputs=outputs)
 
     def _without_residual(self, residual: Sections) -> Tensor:
         """W less the residual as stored, a fresh tensor."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from reallm_compiler.codecs.contract import (
     PANEL,
     ColumnCoder,
+    ColumnOrder,
     Latent,
     LatentCoder,
     LatentDecoder,
@@ -108,6 +109,21 @@ class _Stages:
     def metric(self) -> Metric | None:
         """What errors of the latent cost."""
         return self._given.metric
+
+    @property
+    def order(self) -> ColumnOrder | None:
+        """How the columns are permuted."""
+        plan = self._given.plan
+        codec = codec_of(plan.permutation)
+        order: ColumnOrder | None = codec.decoder(
+            plan.permutation, self._given.shape, self._ordered
+        )
+        return order
+
+    @property
+    def stretches(self) -> bool:
+        """Whether the scales can be multiplied by a factor."""
+        return self._given.plan.scales.stretches
 
     @property
     def sections(self) -> Sections:

@@ -82,6 +82,15 @@ class NearestOrder(ColumnOrder):
             start = stop
         return result
 
+    def coded(self, first: int) -> tuple[Tensor, int | None]:
+        """The columns of row `first` in the coded order, and where the next order begins."""
+        size = self._params.rows
+        if size == "all":
+            return self._positions[0].argsort(), None
+        block = first // size
+        last = None if block + 1 == len(self._positions) else (block + 1) * size
+        return self._positions[block].argsort(), last
+
 
 def find_order(params: NearestPermutation, latent: Tensor) -> Tensor:
     """int64 [blocks, q]: the position of each column of a latent [p, q] in the coded order."""

@@ -13,6 +13,7 @@ from reallm_compiler.codecs.contract import (
     RoundingCodec,
     ScalesCodec,
 )
+from reallm_compiler.codecs.feedback import FeedbackCodec
 from reallm_compiler.codecs.nearest import NearestCodec
 from reallm_compiler.codecs.quantizers.normal_float import NormalFloatCodec
 from reallm_compiler.codecs.quantizers.plain import PlainCodec
@@ -25,6 +26,7 @@ from reallm_compiler.codecs.transforms.hadamard import HadamardCodec
 from reallm_compiler.codecs.transforms.normalize import NormalizeCodec
 from reallm_compiler.stages import (
     AbsmaxScales,
+    FeedbackRounding,
     Hadamard,
     Hnerv,
     Identity,
@@ -65,6 +67,7 @@ CODECS: dict[type[Stage], Any] = {
     VectorQuantizer: VectorCodec(),
     TrellisQuantizer: TrellisCodec(),
     NearestRounding: RoundingCodec[NearestRounding](),
+    FeedbackRounding: FeedbackCodec(),
 }
 
 check_complete(CODECS, "codec")

@@ -27,7 +27,7 @@ from reallm_compiler.stages.quantizer import (
     VectorQuantizer,
 )
 from reallm_compiler.stages.residual import LowRank, NoResidual
-from reallm_compiler.stages.rounding import NearestRounding
+from reallm_compiler.stages.rounding import FeedbackRounding, NearestRounding
 from reallm_compiler.stages.scales import AbsmaxScales, MinmaxScales, NoScales, RmsScales
 from reallm_compiler.stages.transform import Hadamard, Normalize
 
@@ -47,7 +47,7 @@ KINDS: Mapping[str, tuple[type[Stage], ...]] = {
         VectorQuantizer,
         TrellisQuantizer,
     ),
-    "rounding": (NearestRounding,),
+    "rounding": (NearestRounding, FeedbackRounding),
 }
 """The stages of a matrix plan, in the order of the plan, and the kinds of this package."""
 

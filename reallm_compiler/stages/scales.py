@@ -37,9 +37,11 @@ class ScalesStage(Stage):
 
     Attributes:
         range: where they put the weights.
+        stretches: they can be multiplied by a factor that the rounding finds best.
     """
 
     range: ClassVar[Range] = "signed"
+    stretches: ClassVar[bool] = False
 
 
 class NoScales(ScalesStage):
@@ -71,6 +73,8 @@ class GroupScales(ScalesStage):
 
 class RmsScales(GroupScales):
     """s = root mean square of the group."""
+
+    stretches: ClassVar[bool] = True
 
     kind: Literal["rms"]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from reallm_compiler.stages import (
     AbsmaxScales,
+    FeedbackRounding,
     Hadamard,
     Hnerv,
     Identity,
@@ -27,6 +28,7 @@ from reallm_compiler.stages import (
 )
 from reallm_compiler.stages.registry import check_complete, implementation
 from reallm_compiler.storage.base import AutoencoderLaw, ResidualLaw, SizeLaw
+from reallm_compiler.storage.feedback import FeedbackLaw
 from reallm_compiler.storage.hadamard import HadamardLaw
 from reallm_compiler.storage.hnerv import HnervLaw
 from reallm_compiler.storage.low_rank import LowRankLaw
@@ -58,6 +60,7 @@ SIZE_LAWS: dict[type[Stage], SizeLaw[Any]] = {
     VectorQuantizer: VectorLaw(),
     TrellisQuantizer: TrellisLaw(),
     NearestRounding: SizeLaw[NearestRounding](),
+    FeedbackRounding: FeedbackLaw(),
 }
 
 check_complete(SIZE_LAWS, "size law")

@@ -88,6 +88,11 @@ class Rotation(MatrixTransform):
         """S_p H_p y of outputs y [..., p]."""
         return _blocks(y, self._left.to(y.device, y.dtype)) * self._row_signs.to(y.device, y.dtype)
 
+    def gradients(self, g: Tensor) -> Tensor:
+        """H_p S_p g of gradients g [..., p]."""
+        signed = g * self._row_signs.to(g.device, g.dtype)
+        return _blocks(signed, self._left.to(g.device, g.dtype))
+
 
 def _blocks(values: Tensor, matrix: Tensor) -> Tensor:
     """Blocks of the last dimension times a symmetric matrix."""

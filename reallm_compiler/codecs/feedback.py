@@ -1,0 +1,291 @@
+"""Rounding with feedback: errors are carried into what is not coded yet.
+
+The error E of a latent costs tr(G E H E^T). With H = U diag(D) U^T, U unit upper triangular, the
+cost of a row is a sum over its columns of D_t (target_t - v_t)^2, where the target of a column is
+moved by the errors of the columns before it (`contract.RowFeedback`). With G factored alike, and
+its factor made the identity within blocks of rows, the targets of a block are moved by the errors
+of all rows above:
+
+    target_b = w_b + sum_{a<b} U_G[a, b]^T E_a
+
+Input side alone and a scalar quantizer: GPTQ (Frantar et al. 2022), LDLQ (QuIP, Chee et al. 2023).
+
+Feedback spreads the targets, so the best scales are larger than without it: where the kind of
+scales allows, a factor is searched on a sample of the rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs.contract import (
+    ColumnCoder,
+    Latent,
+    LatentStages,
+    Metric,
+    RoundingCodec,
+    RowFeedback,
+)
+from reallm_compiler.codecs.scale_field import ScaleField
+from reallm_compiler.codecs.statistics import MatrixStatistics
+from reallm_compiler.errors import CodecError
+from reallm_compiler.stages import FeedbackRounding
+from reallm_compiler.units import ceil_div
+
+STRETCHES = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
+"""Factors of the scales that are tried in order, until one is worse than the one before."""
+
+SAMPLE = 16
+"""Rows that a factor is tried on: at least so many, and one in `SAMPLE_SHARE`."""
+
+SAMPLE_SHARE = 64
+
+REPAIRS = 12
+"""How often the damping is raised tenfold for a matrix that is not positive definite."""
+
+
+class FeedbackCodec(RoundingCodec[FeedbackRounding]):
+    """Rows in blocks, from the first to the last."""
+
+    def metric(self, params: FeedbackRounding, statistics: MatrixStatistics) -> Metric:
+        """Plain moments for the input side alone; for both sides, each weighted by the other's.
+
+        Raises:
+            CodecError: the statistics have no gradients and both sides are wanted.
+        """
+        if params.sides == "input":
+            return Metric(inputs=_full(statistics.inputs))
+        if statistics.weighted_inputs is None or statistics.weighted_outputs is None:
+            raise CodecError(
+                "rounding with `sides: both` needs gradients, and the statistics hold none",
+                hint="measure them without `--no-gradients`, or use `sides: input`",
+            )
+        return Metric(
+            inputs=_full(statistics.weighted_inputs), outputs=_full(statistics.weighted_outputs)
+        )
+
+    def encode(self, params: FeedbackRounding, stages: LatentStages) -> ColumnCoder:
+        """Chooses the codes of a latent block by block: the coder that holds them."""
+        latent, metric, order = stages.scaled(), stages.metric, stages.order
+        if metric is None:
+            raise CodecError("rounding with feedback needs statistics")
+        inputs = damped(metric.inputs, float(params.damping))
+        if order is not None:  # one importance for all rows: that of the first order
+            columns, _ = order.coded(0)
+            importance = inputs.diagonal()[columns]
+        else:
+            importance = inputs.diagonal()
+        coder = stages.coder(latent, importance)
+        rows = ceil_div(params.rows, coder.row_step) * coder.row_step
+        above = None
+        if metric.outputs is not None:
+            outputs = damped(metric.outputs, float(params.damping_output))
+            above = block_unit(factor(outputs)[0], rows).to(torch.float32)
+        bands = _bands(stages, inputs, coder, latent)
+        if stages.stretches:
+            stretch = _stretch(latent, coder, bands[0].feedback, above)
+            if stretch != 1:
+                latent = stages.scaled(stretch)
+                coder = stages.coder(latent, importance)
+        _encode(latent, coder, bands, above, rows)
+        return coder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Band:
+    """Rows whose columns have one order.
+
+    Attributes:
+        first: the first row.
+        last: the row after the last one.
+        feedback: along these rows, with scales of one.
+    """
+
+    first: int
+    last: int
+    feedback: RowFeedback
+
+
+def _bands(stages: LatentStages, inputs: Tensor, coder: ColumnCoder, latent: Latent) -> list[_Band]:
+    """The bands of a latent, each with its factor of the metric."""
+    bands: list[_Band] = []
+    first, count = 0, len(latent.values)
+    ones = torch.ones(1, len(inputs), device=latent.values.device)
+    while first < count:
+        last: int | None = None
+        columns = coder.order
+        if stages.order is not None:
+            permuted, last = stages.order.coded(first)
+            columns = permuted if columns is None else permuted[columns]
+        own = inputs if columns is None else inputs[columns][:, columns]
+        upper, importance = factor(own)
+        if coder.step > 1:
+            upper = block_unit(upper, coder.step)
+        feedback = RowFeedback(
+            upper=upper.triu(1).to(torch.float32),
+            importance=importance.to(torch.float32),
+            scales=ones,
+        )
+        bands.append(_Band(first=first, last=last or count, feedback=feedback))
+        first = last or count
+    return bands
+
+
+def _encode(
+    latent: Latent, coder: ColumnCoder, bands: list[_Band], above: Tensor | None, rows: int
+) -> None:
+    """Codes all rows of a latent [p, q].
+
+    Args:
+        latent: the latent.
+        coder: of it.
+        bands: of it.
+        above: float32 [p, p], U_G with blocks of the identity; None without an output side.
+        rows: rows of a block.
+    """
+    p, q = latent.values.shape
+    errors = latent.values.new_empty(p, q, dtype=torch.float32) if above is not None else None
+    for band in bands:
+        step = rows if above is not None else band.last - band.first
+        for first in range(band.first, band.last, step):
+            span = slice(first, min(first + step, band.last))
+            values = latent.values[span]
+            if coder.order is not None:
+                values = values[:, coder.order]
+            values = values.to(torch.float32)
+            scales = _scales(latent.scales, span, coder.order, values)
+            feedback = RowFeedback(
+                upper=band.feedback.upper, importance=band.feedback.importance, scales=scales
+            )
+            if above is None or errors is None:
+                coder.quantize_rows(values, span, feedback)
+                continue
+            wanted = values * scales
+            target = wanted
+            if first:
+                target = wanted + above[:first, span].t() @ errors[:first]
+            normalised = torch.where(scales > 0, target / scales, 0.0)
+            decoded = coder.quantize_rows(normalised, span, feedback)
+            errors[span] = wanted - decoded * scales
+
+
+def _scales(scales: ScaleField | None, rows: slice, order: Tensor | None, like: Tensor) -> Tensor:
+    """float32 [n, q] or [1, q]: the scales of rows in terms of the largest, in the coded order."""
+    if scales is None or scales.per == "tensor":
+        return torch.ones(1, like.shape[1], device=like.device)
+    largest = float(scales.scale.max()) or 1.0
+    last = rows.start + 1 if scales.per == "column" else rows.stop
+    factors = scales.rows(rows.start, last).div_(largest).to(torch.float32)
+    return factors if order is None else factors[:, order]
+
+
+def _stretch(
+    latent: Latent, coder: ColumnCoder, feedback: RowFeedback, above: Tensor | None
+) -> float:
+    """The factor of the scales that makes the cost of a sample of rows least.
+
+    What rows above would add to the targets of the sample is drawn at random, of the variance that
+    their errors have.
+    """
+    p, q = latent.values.shape
+    count = min(p, max(SAMPLE, p // SAMPLE_SHARE) // coder.row_step * coder.row_step)
+    count = max(count, min(p, coder.row_step))
+    first = (p - count) // 2 // coder.row_step * coder.row_step
+    span = slice(first, first + count)
+    values = latent.values[span].to(torch.float32)
+    if coder.order is not None:
+        values = values[:, coder.order]
+    scales = _scales(latent.scales, span, coder.order, values)
+    generator = torch.Generator().manual_seed(latent.generator.initial_seed())
+    noise = torch.randn(count, q, generator=generator).to(values.device)
+    moved = torch.zeros_like(values)
+
+    def cost(factor: float) -> tuple[float, float]:
+        """What the sample costs, and the mean square of its errors."""
+        given = RowFeedback(
+            upper=feedback.upper, importance=feedback.importance, scales=scales * factor
+        )
+        targets = values * scales + moved
+        normalised = torch.where(scales > 0, targets / (scales * factor), 0.0)
+        decoded = coder.quantize_rows(normalised, span, given)
+        error = targets - decoded * scales * factor
+        total = (error + error @ feedback.upper).square() @ feedback.importance
+        return float(total.sum(dtype=torch.float64)), float(error.square().mean())
+
+    if above is not None:
+        inverse = torch.linalg.inv(above.to(torch.float64))
+        share = float((inverse.square().sum() - len(inverse)) / len(inverse))
+        moved = noise * (share * cost(STRETCHES[1])[1]) ** 0.5
+    best, least = STRETCHES[0], cost(STRETCHES[0])[0]
+    for factor_ in STRETCHES[1:]:
+        found = cost(factor_)[0]
+        if found >= least:
+            break
+        best, least = factor_, found
+    return best
+
+
+def damped(gram: Tensor, damping: float) -> Tensor:
+    """float64 [n, n]: a Gram matrix with damping on its diagonal, scaled to a mean diagonal of 1.
+
+    Args:
+        gram: [n, n], symmetric.
+        damping: what is added to each element of the diagonal, relative to their mean.
+    """
+    gram = gram.to(torch.float64)
+    mean = gram.diagonal().mean()
+    if not float(mean) > 0:
+        return torch.eye(len(gram), dtype=torch.float64, device=gram.device)
+    gram = gram / mean
+    gram.diagonal().add_(damping)
+    return gram / (1 + damping)
+
+
+def factor(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """U [n, n], unit upper triangular, and D [n] of H = U diag(D) U^T, in float64.
+
+    Args:
+        gram: H [n, n], symmetric; where it is not positive definite its damping is raised.
+
+    Raises:
+        CodecError: no damping helps, as with numbers that are not finite.
+    """
+    reversed_ = gram.flip(0, 1)
+    extra = 0.0
+    for attempt in range(REPAIRS):
+        lower, info = torch.linalg.cholesky_ex(reversed_)
+        if not int(info):
+            upper = lower.flip(0, 1)  # H = C C^T with C upper triangular
+            diagonal = upper.diagonal()
+            return upper / diagonal, diagonal.square()
+        reversed_ = reversed_.clone()
+        added = 10.0 ** (attempt - 8)
+        reversed_.diagonal().add_(added - extra)
+        extra = added
+    raise CodecError("the statistics are no positive definite matrix")
+
+
+def block_unit(upper: Tensor, size: int) -> Tensor:
+    """U with the identity in its diagonal blocks [size, size]: U[:, b] U[b, b]^-1.
+
+    Args:
+        upper: [n, n], unit upper triangular.
+        size: rows of a block.
+    """
+    if size == 1:
+        return upper
+    result = upper.clone()
+    for first in range(0, len(upper), size):
+        block = slice(first, min(first + size, len(upper)))
+        result[:, block] = torch.linalg.solve_triangular(
+            upper[block, block], upper[:, block], upper=True, left=False
+        )
+    return result
+
+
+def _full(moment: Tensor) -> Tensor:
+    """A moment [n, n], also where only its diagonal [n] was kept."""
+    return torch.diag(moment) if moment.dim() == 1 else moment

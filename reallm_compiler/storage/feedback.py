@@ -1,0 +1,17 @@
+"""Size law of rounding with feedback: nothing is stored, and its matrices take memory."""
+
+from __future__ import annotations
+
+from reallm_compiler.stages import FeedbackRounding
+from reallm_compiler.storage.base import Context, Cost, Shape, SizeLaw
+
+
+class FeedbackLaw(SizeLaw[FeedbackRounding]):
+    """The memory of the metric, its factors, and the errors of all rows."""
+
+    def cost(self, params: FeedbackRounding, shape: Shape, context: Context) -> Cost:
+        """Four matrices [q, q] and [p, p] in float64, and the latent twice in float32."""
+        p, q = shape
+        outputs = p * p if params.sides == "both" else 0
+        size = 4 * 8 * (q * q + outputs) + 2 * 4 * p * q
+        return Cost(host_bytes=size, device_bytes=size)
