@@ -101,11 +101,13 @@ class _Band:
     Attributes:
         first: the first row.
         last: the row after the last one.
+        columns: int64 [q], the columns of the matrix in the coded order; None for their own.
         feedback: along these rows, with scales of one.
     """
 
     first: int
     last: int
+    columns: Tensor | None
     feedback: RowFeedback
 
 
@@ -129,7 +131,7 @@ def _bands(stages: LatentStages, inputs: Tensor, coder: ColumnCoder, latent: Lat
             importance=importance.to(torch.float32),
             scales=ones,
         )
-        bands.append(_Band(first=first, last=last or count, feedback=feedback))
+        bands.append(_Band(first=first, last=last or count, columns=columns, feedback=feedback))
         first = last or count
     return bands
 
@@ -165,11 +167,16 @@ def _encode(
                 continue
             wanted = values * scales
             target = wanted
-            if first:
-                target = wanted + above[:first, span].t() @ errors[:first]
+            if first:  # errors stand in the order of the matrix, which bands do not share
+                moved = above[:first, span].t() @ errors[:first]
+                target = wanted + (moved if band.columns is None else moved[:, band.columns])
             normalised = torch.where(scales > 0, target / scales, 0.0)
             decoded = coder.quantize_rows(normalised, span, feedback)
-            errors[span] = wanted - decoded * scales
+            error = wanted - decoded * scales
+            if band.columns is None:
+                errors[span] = error
+            else:
+                errors[span, band.columns] = error
 
 
 def _scales(scales: ScaleField | None, rows: slice, order: Tensor | None, like: Tensor) -> Tensor:

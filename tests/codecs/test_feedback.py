@@ -1,0 +1,214 @@
+"""Rounding with feedback: its identities, GPTQ by its own formulas, and that it pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from reallm_compiler.codecs import decode_matrix, encode_matrix
+from reallm_compiler.codecs.feedback import block_unit, damped, factor
+from reallm_compiler.codecs.registry import codec_of
+from reallm_compiler.codecs.statistics import MatrixStatistics
+from reallm_compiler.errors import CodecError
+from reallm_compiler.stages import MatrixPlan
+
+P, Q = 24, 40
+ABSMAX = {"kind": "absmax", "per": "row"}
+RMS = {"kind": "rms", "per": "tensor"}
+UNIFORM: dict[str, Any] = {"scales": ABSMAX, "quantizer": {"kind": "uniform", "bits": 3}}
+TRELLIS = {"kind": "trellis", "bits": "9/4", "state_bits": 6, "iterations": 3, "paths": 16}
+PLANS: dict[str, dict[str, Any]] = {
+    "uniform": UNIFORM,
+    "normal_float": {
+        "scales": {"kind": "absmax", "block": 20},
+        "quantizer": {"kind": "normal_float", "bits": 3},
+    },
+    "minmax": {"scales": {"kind": "minmax", "per": "column"}, "quantizer": UNIFORM["quantizer"]},
+    "vq rows": {"scales": RMS, "quantizer": {"kind": "vq", "bits": 2, "dim": 2}},
+    "vq cols": {"scales": RMS, "quantizer": {"kind": "vq", "bits": 2, "dim": 2, "axis": "cols"}},
+    "trellis": {"scales": RMS, "quantizer": TRELLIS},
+    "trellis, scales of columns": {
+        "scales": {"kind": "rms", "per": "column"},
+        "quantizer": TRELLIS,
+    },
+    "rotated": {
+        "transform": [{"kind": "hadamard", "block": 8}],
+        "scales": RMS,
+        "quantizer": TRELLIS,
+    },
+    "ordered": {**UNIFORM, "permutation": {"kind": "nearest", "rows": 10}},
+    "with factors": {**UNIFORM, "residual": {"kind": "low_rank", "rank": 2}},
+    "numbers": {"quantizer": {"kind": "none", "dtype": "bfloat16"}},
+}
+
+
+def correlated(extent: int, seed: int) -> Tensor:
+    """A Gram matrix [extent, extent] whose rows depend on each other."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(extent, extent, generator=generator, dtype=torch.float64)
+    mixing *= torch.logspace(0, -1.5, extent, dtype=torch.float64)
+    return mixing @ mixing.t()
+
+
+def statistics(
+    inputs: Tensor | None = None, outputs: Tensor | None = None, gradients: bool = True
+) -> MatrixStatistics:
+    h = correlated(Q, 1) if inputs is None else inputs
+    g = correlated(P, 2) if outputs is None else outputs
+    return MatrixStatistics(
+        inputs=h,
+        weighted_inputs=h if gradients else None,
+        outputs=g if gradients else None,
+        weighted_outputs=g if gradients else None,
+        energy=1.0 if gradients else None,
+        mean_abs=torch.ones(Q),
+        count=100,
+    )
+
+
+def planned(name: str, **rounding: Any) -> MatrixPlan:
+    kind = {"rounding": {"kind": "feedback", **rounding}} if rounding else {}
+    return MatrixPlan.model_validate({**PLANS[name], **kind})
+
+
+def coded(plan: MatrixPlan, weight: Tensor, given: MatrixStatistics | None) -> Tensor:
+    """The matrix as decoded."""
+    encoded = encode_matrix(plan, weight, seed=1, source_dtype="f32", statistics=given)
+    shape = (weight.shape[0], weight.shape[1])
+    return decode_matrix(plan, shape, "f32", encoded.sections, dtype=torch.float32)
+
+
+def cost(error: Tensor, given: MatrixStatistics, *, both: bool) -> float:
+    error = error.double()
+    h = damped(given.inputs, 0.03)
+    g = damped(given.weighted_outputs, 0.1) if both else torch.eye(P).double()  # type: ignore[arg-type]
+    return float(((g @ error) * (error @ h)).sum())
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_without_correlations_it_is_the_nearest(name, gaussian):
+    weight = gaussian(P, Q)
+    given = statistics(inputs=torch.eye(Q))
+    plan = planned(name, sides="input", damping=0)
+    assert torch.equal(coded(plan, weight, given), coded(planned(name), weight, None))
+
+
+@pytest.mark.parametrize("name", ["uniform", "normal_float", "numbers"])
+def test_a_diagonal_metric_changes_nothing_for_single_weights(name, gaussian):
+    weight = gaussian(P, Q)
+    given = statistics(torch.rand(Q) + 0.1, torch.rand(P) + 0.1)  # diagonals alone
+    plan = planned(name, sides="both")
+    assert torch.equal(coded(plan, weight, given), coded(planned(name), weight, None))
+
+
+@pytest.mark.parametrize("sides", ["input", "both"])
+@pytest.mark.parametrize("name", [name for name in PLANS if name != "numbers"])
+def test_the_cost_falls(name, sides, gaussian):
+    weight = gaussian(P, Q)
+    given = statistics()
+    both = sides == "both"
+    nearest = cost(weight - coded(planned(name), weight, None), given, both=both)
+    found = cost(weight - coded(planned(name, sides=sides), weight, given), given, both=both)
+    assert found < 0.9 * nearest
+
+
+def test_a_scalar_grid_with_the_input_side_is_gptq(gaussian):
+    """By the formulas of the paper: columns in turn, with the Cholesky factor of the inverse."""
+    weight, given = gaussian(P, Q).double(), statistics()
+    h = damped(given.inputs, 0.03)
+    upper = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+    scale = weight.abs().amax(1)
+    rest, expected = weight.clone(), torch.empty_like(weight)
+    for column in range(Q):
+        level = ((rest[:, column] / scale + 1) * 3.5).round().clamp(0, 7) / 3.5 - 1
+        expected[:, column] = level * scale
+        error = (rest[:, column] - expected[:, column]) / upper[column, column]
+        rest[:, column:] -= error[:, None] * upper[column, column:]
+    found = coded(planned("uniform", sides="input"), weight.float(), given)
+    assert torch.allclose(found, expected.float(), atol=1e-5)
+
+
+def test_the_factor_is_unit_upper_triangular():
+    h = correlated(30, 3)
+    upper, diagonal = factor(h)
+    assert torch.allclose((upper * diagonal) @ upper.t(), h)
+    assert torch.equal(upper.triu(), upper)
+    assert torch.equal(upper.diagonal(), torch.ones(30).double())
+    blocks = block_unit(upper, 8)
+    for first in range(0, 30, 8):
+        block = blocks[first : first + 8, first : first + 8]
+        assert torch.allclose(block, torch.eye(len(block)).double(), atol=1e-12)
+
+
+def test_a_metric_that_is_not_positive_definite_is_damped_more():
+    singular = torch.ones(6, 6).double()
+    upper, diagonal = factor(singular)
+    assert torch.allclose((upper * diagonal) @ upper.t(), singular, atol=1e-2)
+    with pytest.raises(CodecError, match="positive definite"):
+        factor(torch.full((3, 3), torch.nan).double())
+
+
+def test_dead_inputs_and_no_inputs_at_all(gaussian):
+    weight = gaussian(P, Q)
+    some = correlated(Q, 1)
+    some[:, :5] = some[:5] = 0
+    for inputs in (some, torch.zeros(Q, Q)):
+        decoded = coded(planned("trellis", sides="both"), weight, statistics(inputs))
+        assert torch.isfinite(decoded).all()
+        assert float((decoded - weight).norm() / weight.norm()) < 1
+
+
+def test_transformed_statistics_are_those_of_the_transformed_matrix(gaussian):
+    """Of x and g by hand: the inputs and gradients that the rotated matrix sees."""
+    plan = planned("rotated")
+    (params,) = plan.transform
+    weight, x, g = (
+        gaussian(P, Q).double(),
+        gaussian(90, Q, seed=1).double(),
+        gaussian(90, P).double(),
+    )
+    rotated = codec_of(params).encode(params, weight.clone())[1]
+    transform = codec_of(params).decoder(params, (P, Q), {}, torch.float64)
+    assert torch.allclose(transform.outputs(transform.inputs(x) @ rotated.t()), x @ weight.t())
+    inner_x, inner_g = transform.inputs(x), transform.gradients(g)
+    assert torch.allclose(transform.gram(x.t() @ x), inner_x.t() @ inner_x)
+    assert torch.allclose(transform.gradient_gram(g.t() @ g), inner_g.t() @ inner_g)
+    # The gradient of W is g x^T, and the same in the rotated basis.
+    outer = torch.einsum("np,nq->pq", g, x)
+    inner = codec_of(params).encode(params, outer)[1]
+    assert torch.allclose(inner, torch.einsum("np,nq->pq", inner_g, inner_x))
+
+
+def test_statistics_without_gradients_serve_one_side(gaussian):
+    weight, given = gaussian(P, Q), statistics(gradients=False)
+    coded(planned("trellis", sides="input"), weight, given)
+    with pytest.raises(CodecError, match="needs gradients") as caught:
+        coded(planned("trellis", sides="both"), weight, given)
+    assert "--no-gradients" in (caught.value.hint or "")
+
+
+def test_statistics_are_needed(gaussian):
+    with pytest.raises(CodecError, match="needs the statistics"):
+        coded(planned("uniform", sides="input"), gaussian(P, Q), None)
+
+
+@pytest.mark.parametrize(
+    ("stages", "reason"),
+    [
+        ({**UNIFORM, "transform": [{"kind": "normalize"}]}, "does not fit the transform"),
+        (
+            {
+                "autoencoder": {"kind": "hnerv", "patch": 4, "latent": [1, 2, 2], "width": 1},
+                "quantizer": {"kind": "vq", "bits": 2, "dim": 2},
+            },
+            "needs the matrix itself",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(stages, reason):
+    with pytest.raises(ValidationError, match=reason):
+        MatrixPlan.model_validate({**stages, "rounding": {"kind": "feedback"}})
