@@ -110,6 +110,8 @@ class Original:
         self._streamed = _streamed(empty, paths, tensor_of, joined, self.weights)
         self.model: Any = build_model(self._without(shapes), torch.float32)
         self.model.requires_grad_(False).eval()
+        if device.type == "cuda":  # fused kernels there sum in any order on the way back
+            self.model.set_attn_implementation("eager")
         if hasattr(self.model, "set_experts_implementation"):
             # Experts one after the other: each product is that of one matrix.
             self.model.set_experts_implementation("eager")

@@ -16,7 +16,7 @@ import torch
 
 from reallm_compiler.calibration.moments import sums_bytes
 from reallm_compiler.calibration.original import Original
-from reallm_compiler.calibration.passes import Measurement
+from reallm_compiler.calibration.schedule import Measurement
 from reallm_compiler.calibration.sequences import Chunk
 from reallm_compiler.errors import CalibrateError
 from reallm_compiler.system import cores, free_memory
@@ -58,7 +58,8 @@ def memory_need(
     """The estimated peak of memory."""
     tokens = max(chunk.ids.numel() for chunk in chunks)
     longest = max(chunk.ids.shape[1] for chunk in chunks)
-    parts = [*measurement.parts, measurement.rest] if measurement.parts else [measurement.rows]
+    around = [measurement.stem, measurement.tail]
+    parts = [*measurement.parts, *around] if measurement.parts else [measurement.rows]
     sums = max(sum(map(sums_bytes, part)) for part in parts)
     widths = max(sum(sum(row.shape) for row in part) for part in parts)
     config = original.model.config.get_text_config()

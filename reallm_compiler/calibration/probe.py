@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from reallm_compiler.calibration.original import Original
-from reallm_compiler.calibration.passes import Measurement
 from reallm_compiler.calibration.products import Product, Products
+from reallm_compiler.calibration.schedule import Measurement
 from reallm_compiler.checkpoint import MatrixFact
-from reallm_compiler.models.blocks import Calls, UnfitBlocksError, calls_of
+from reallm_compiler.models.blocks import Calls, UnfitBlocksError, calls_of, hidden_states
 from reallm_compiler.planning.statistics import StatisticsForm, same_inputs, statistics_rows
+from reallm_formats.kinds.statistics import NONE
 
 TOKENS = 16
 """Tokens of a sequence that the model is tried on."""
@@ -55,10 +56,12 @@ def probe(
         for one in products:
             met.setdefault(one.name, one.inputs)  # held, so that no other gets its memory
 
-    calls, note = None, None
+    calls, note, before = None, None, set()
     with original.as_a_whole(), Products(original.memory, hear):
         try:
             if original.blocks:
+                hidden_states(original.model, original.blocks[0].module, ids)
+                before = set(met)
                 calls = calls_of(original.model, original.blocks, ids)
         except UnfitBlocksError as error:
             at = f"{error.location}: " if error.location else ""
@@ -74,16 +77,21 @@ def probe(
     # An expert that these few tokens do not reach may be reached by others.
     possible = set(met).union(*inside) if inside else set(met) | _stacked(facts)
     chosen = [fact for fact in facts if fact.name in possible - set(original.unknown)]
-    rows = statistics_rows(chosen, _inputs(chosen, met), form)
+    before = before if calls is not None else set()
+    rows = tuple(
+        replace(row, output_form=NONE) if row.name in before else row
+        for row in statistics_rows(chosen, _inputs(chosen, met), form)
+    )
     parts = tuple(tuple(row for row in rows if row.name in names) for names in inside)
-    measured = {row.name for part in parts for row in part}
+    measured = before | {row.name for part in parts for row in part}
     return Probed(
         original=original,
         calls=calls,
         measurement=Measurement(
             rows=rows,
+            stem=tuple(row for row in rows if row.name in before),
             parts=parts,
-            rest=tuple(row for row in rows if row.name not in measured),
+            tail=tuple(row for row in rows if row.name not in measured),
             gradients=form.gradients,
         ),
         left_out=tuple(fact.name for fact in facts if fact not in chosen),

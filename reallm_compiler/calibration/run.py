@@ -32,8 +32,9 @@ from reallm_compiler.calibration.preflight import (
     memory_need,
 )
 from reallm_compiler.calibration.probe import TOKENS, Probed, probe
+from reallm_compiler.calibration.schedule import Schedule
 from reallm_compiler.calibration.sequences import Chunk, chunks_of, predicted
-from reallm_compiler.calibration.spill import Spill
+from reallm_compiler.calibration.spill import Spill, hidden_bytes
 from reallm_compiler.calibration.text import as_paths, draw_sequences
 from reallm_compiler.checkpoint import Inventory, open_source
 from reallm_compiler.codecs.statistics_file import StatisticsFile
@@ -192,7 +193,9 @@ def _calibrate(
         stop.kept = bool(journal.records)
         ready = _prepare(inventory, paths, options, device, output, emit)
         measurement = ready.probed.measurement
-        graph = measurement.tasks()
+        shapes = [(chunk.ids.shape[0], chunk.ids.shape[1]) for chunk in ready.chunks]
+        schedule = Schedule(measurement, hidden_bytes(shapes, ready.width))
+        graph = schedule.tasks()
         identity = {
             "plan": hashlib.sha256(encode_manifest(ready.layout.manifest)).hexdigest(),
             "text": ready.text.hex(),
@@ -201,7 +204,6 @@ def _calibrate(
             **machine_fields(device),
         }
         states = StateFiles(output.partial, digest_of(identity))
-        shapes = [(chunk.ids.shape[0], chunk.ids.shape[1]) for chunk in ready.chunks]
         spill = Spill(states, shapes, ready.width)
         found = finished_tasks(journal, graph, identity, output, ready.layout, resume=resume)
         if found is not None:
@@ -209,12 +211,12 @@ def _calibrate(
             if output.is_finished(found):
                 journal.remove()
                 return _report(output, ready, graph, began, resumed=len(graph))
-            if not all(spill.has(name) for name in measurement.needed(found)):
+            if not all(spill.has(name) for name in schedule.needed(found)):
                 found = {}  # hidden states are gone: what needs them is made again
         output.check(force=force)
         done = found or {}
         reserve = found is None
-        disk = (ready.layout.file_bytes if reserve else 0) + _spill_bytes(ready, spill)
+        disk = (ready.layout.file_bytes if reserve else 0) + schedule.disk_bytes()
         need = memory_need(ready.probed.original, measurement, ready.chunks, ready.width)
         count = choose_workers(need, workers, len(ready.chunks), device)
         free, disk_free = check_memory(need.of(count)), check_disk(output.path.parent, disk)
@@ -249,7 +251,7 @@ def _calibrate(
                     ),
                 )
             )
-            job = _Job(ready, output.partial, options.seed, spill, count, device)
+            job = _Job(ready, schedule, output.partial, options.seed, spill, count, device)
             running = results(InProcess(), job, graph, done, stop, emit)
             with closing(running):
                 same = checked_sources(running, done, inventory.path)
@@ -351,19 +353,12 @@ def _own_text(
     return OwnText(path, identity)
 
 
-def _spill_bytes(ready: _Prepared, spill: Spill) -> int:
-    """Bytes on disk of hidden states and gradients, at the peak."""
-    count = len(ready.probed.measurement.parts)
-    if not count:
-        return 0
-    return spill.nbytes * (count + 3 if ready.probed.measurement.gradients else 3)
-
-
 @dataclass(frozen=True, slots=True)
 class _Job:
     """What the passes of one calibration have in common (`runs.job.Job`)."""
 
     ready: _Prepared
+    schedule: Schedule
     partial: Path
     seed: int
     spill: Spill
@@ -381,6 +376,7 @@ class _Job:
                 self.ready.probed.original,
                 self.ready.probed.calls,
                 self.ready.probed.measurement,
+                self.schedule,
                 self.ready.chunks,
                 self.seed,
                 self.spill,

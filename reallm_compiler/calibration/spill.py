@@ -19,6 +19,11 @@ from reallm_compiler.runs.training import StateFiles
 from reallm_formats.system import sync
 
 
+def hidden_bytes(shapes: Sequence[tuple[int, int]], width: int) -> int:
+    """Bytes of the hidden states [b, t, width] of chunks [b, t]."""
+    return sum(4 * rows * columns * width for rows, columns in shapes)
+
+
 class Spill:
     """The files of one run.
 
