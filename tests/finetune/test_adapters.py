@@ -155,7 +155,7 @@ def test_what_peft_trained_is_taken_up(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda config, tensors: config.update(peft_type="IA3"), "no LoRA adapter"),
+        (lambda config, tensors: config.update(peft_type="IA3"), "not a LoRA adapter"),
         (lambda config, tensors: config.update(bias="all"), "uses `bias`"),
         (
             lambda config, tensors: tensors.update(x=torch.zeros(1)),
