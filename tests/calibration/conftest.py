@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +48,14 @@ def measured(
 
 
 @pytest.fixture
-def needing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]]:
-    """A recipe whose quantizer needs statistics, which the codec does not look at."""
-    from reallm_compiler.stages.quantizer import UniformQuantizer
-
-    def recipe() -> dict[str, Any]:
-        monkeypatch.setattr(UniformQuantizer, "needs_statistics", property(lambda stage: True))
-        return {
-            "reallm": 1,
-            "statistics": "required",
-            "defaults": {
-                "scales": {"kind": "absmax", "per": "row"},
-                "quantizer": {"kind": "uniform", "bits": 4},
-            },
-        }
-
-    return recipe
+def needing() -> dict[str, Any]:
+    """A recipe that needs statistics."""
+    return {
+        "reallm": 1,
+        "statistics": "required",
+        "defaults": {
+            "scales": {"kind": "absmax", "per": "row"},
+            "quantizer": {"kind": "uniform", "bits": 4},
+            "rounding": {"kind": "feedback"},
+        },
+    }

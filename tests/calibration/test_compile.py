@@ -23,7 +23,7 @@ from reallm_compiler.errors import (
 from reallm_formats import Archive, Writer, layout
 from reallm_formats.kinds.statistics import parse_statistics
 
-Needing = Callable[[], dict[str, Any]]
+Needing = dict[str, Any]
 
 
 def test_each_matrix_gets_its_own_statistics(
@@ -41,7 +41,7 @@ def test_each_matrix_gets_its_own_statistics(
 
     monkeypatch.setattr("reallm_compiler.execute.runner.encode_matrix", encode)
     out = tmp_path / "out.reallm"
-    reallm.compile(needing(), model=tiny_llama, statistics=measured, output=out, workers=1)
+    reallm.compile(needing, model=tiny_llama, statistics=measured, output=out, workers=1)
     with StatisticsFile(measured) as file:
         wanted = file.read("model.layers.0.mlp.down_proj")
         digest = file.digest
@@ -56,20 +56,14 @@ def test_each_matrix_gets_its_own_statistics(
     assert reallm.verify(out) == []
 
 
-def test_workers_read_the_file_themselves(tiny_llama: Path, measured: Path, tmp_path: Path) -> None:
-    """With two workers the bytes are those of one; the kind is the real one."""
-    recipe = {
-        "reallm": 1,
-        "statistics": "required",
-        "defaults": {
-            "scales": {"kind": "absmax", "per": "row"},
-            "quantizer": {"kind": "uniform", "bits": 4},
-        },
-    }
+def test_workers_read_the_file_themselves(
+    tiny_llama: Path, measured: Path, needing: Needing, tmp_path: Path
+) -> None:
     made = []
     for workers in (1, 2):
         out = tmp_path / f"{workers}.reallm"
-        reallm.compile(recipe, model=tiny_llama, statistics=measured, output=out, workers=workers)
+        options = {"statistics": measured, "output": out, "workers": workers}
+        reallm.compile(needing, model=tiny_llama, **options)
         made.append(out.read_bytes())
     assert made[0] == made[1]
 
@@ -77,15 +71,15 @@ def test_workers_read_the_file_themselves(tiny_llama: Path, measured: Path, tmp_
 def test_a_recipe_that_needs_statistics_names_the_command(
     tiny_llama: Path, needing: Needing, measured: Path, tmp_path: Path
 ) -> None:
-    recipe = needing()
+    recipe = needing
     out = tmp_path / "out.reallm"
     with pytest.raises(CompileError, match="needs statistics") as caught:
         reallm.compile(recipe, model=tiny_llama, output=out)
     assert f"reallm calibrate {tiny_llama} --text FILE -o model.stats" in str(caught.value.hint)
     with pytest.raises(RecipeError, match="asks for none") as wrong:
         reallm.compile({**recipe, "statistics": "none"}, model=tiny_llama, output=out)
-    assert "defaults.quantizer" in str(wrong.value)
-    plain = {"reallm": 1, "extends": "nf3"}
+    assert "defaults.rounding" in str(wrong.value)
+    plain = {"reallm": 1, "extends": "rtn-4bit"}
     with pytest.raises(CompileError, match="the recipe uses none"):
         reallm.compile(plain, model=tiny_llama, statistics=measured, output=out)
     assert not list(tmp_path.iterdir())
@@ -101,7 +95,7 @@ def test_statistics_of_other_weights_are_refused_by_name(
     other = tmp_path / "other"
     shutil.copytree(tiny_llama, other)
     negate(other, "model.layers.1.self_attn.o_proj.weight")
-    recipe = needing()
+    recipe = needing
     with pytest.raises(CalibrateError, match=r"layers\.1\.self_attn\.o_proj are of other weights"):
         reallm.compile(recipe, model=other, statistics=measured, output=tmp_path / "o.reallm")
     reallm.compile(
@@ -115,7 +109,7 @@ def test_statistics_of_other_weights_are_refused_by_name(
 def test_the_budget_says_how_large_statistics_are(
     tiny_llama: Path, measured: Path, needing: Needing
 ) -> None:
-    plan = reallm.plan(needing(), model=tiny_llama)
+    plan = reallm.plan(needing, model=tiny_llama)
     (note,) = (note for note in plan.budget().notes if "reallm calibrate" in note)
     size = int(note.split("about ")[1].split(" bytes")[0].replace(",", ""))
     settings = 200  # what the settings take in the manifest, at most
@@ -159,7 +153,7 @@ def test_statistics_of_another_shape_or_without_a_matrix_are_refused_by_name(
             row for row in document["matrices"] if not row["name"].endswith("1.mlp.down_proj")
         ]
 
-    recipe, out = needing(), tmp_path / "o.reallm"
+    recipe, out = needing, tmp_path / "o.reallm"
     bad = changed(measured, tmp_path / "narrow.stats", narrow)
     with pytest.raises(CalibrateError, match=r"0\.mlp\.down_proj are of a matrix 64 x 88"):
         reallm.compile(recipe, model=tiny_llama, statistics=bad, output=out)
@@ -199,7 +193,7 @@ def test_values_without_a_meaning_are_refused_where_they_are_read(
         assert section in damages[0].location
         with pytest.raises(FormatError, match=r"finite|negative"):
             reallm.compile(
-                needing(),
+                needing,
                 model=tiny_llama,
                 statistics=target,
                 output=tmp_path / f"{name}.reallm",
@@ -217,7 +211,7 @@ def test_a_compile_does_not_go_on_with_other_statistics(
 ) -> None:
     other = tmp_path / "other.stats"
     reallm.calibrate(tiny_llama, output=other, **{**settings, "seed": 5})
-    recipe, out = needing(), tmp_path / "o.reallm"
+    recipe, out = needing, tmp_path / "o.reallm"
 
     def fail(event: Any) -> None:
         if type(event).__name__ == "TaskDone" and event.tasks_done == 2:
