@@ -268,6 +268,38 @@ def test_an_adapter_replaces_what_is_learnable_and_nothing_else(
     assert name in caught.value.message
 
 
+def test_numbers_without_a_meaning_are_refused(shared: Path, tmp_path: Path) -> None:
+    """Finite or not is seen in the adapter alone, the rest by whoever uses it with its base."""
+    facts = {"factors": None, "settings": {}, "provenance": {}}
+    for value, known in ((float("nan"), True), (-1.0, False)):
+        path = tmp_path / f"{value}.adapter"
+        with reallm.open(shared) as archive:
+            name = names.matrix_section(archive.names[0], "scales")
+            rows = archive.plan.matrices[0].shape[0]
+            replaced = {name: torch.full((rows,), value)}
+            write_adapter(path, archive, {}, replaced=replaced, **facts)
+        assert [damage.rule for damage in verify(path)] == (["P5"] if known else [])
+        with pytest.raises(FormatError) as caught:
+            reallm.load(shared, adapter=path)
+        assert caught.value.rule == "P5"
+        assert name in str(caught.value.location)
+        assert str(path) in str(caught.value.location)
+
+
+def test_bfloat16_and_activations_that_are_computed_again(
+    tune: Callable[..., Any], base: Path
+) -> None:
+    learn = ["factors", *ALL]
+    e2e = {"lr": 1e-2, "batch": 4, "accumulation": 1, "steps": 4, "loss": "distill"}
+    changes = {"stages": ["e2e"], "e2e": e2e}
+    plain = tune("plain.adapter", learn, changes=changes)
+    again = tune("again.adapter", learn, changes={**changes, "checkpointing": True})
+    assert again.after == pytest.approx(plain.after, rel=1e-5)
+    half = tune("half.adapter", learn, changes={**changes, "precision": "bfloat16"})
+    assert half.after < half.before
+    assert half.after == pytest.approx(plain.after, rel=0.2)
+
+
 def test_damage_of_what_is_replaced_is_found(
     tune: Callable[..., Any], base: Path, tmp_path: Path
 ) -> None:
