@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from reallm_compiler.calibration.products import Memory
 from reallm_compiler.checkpoint import Inventory, MatrixFact
 from reallm_compiler.checkpoint.architecture import meta_model
+from reallm_compiler.errors import CalibrateError
 from reallm_compiler.models.blocks import Block, UnfitBlocksError, find_blocks
 from reallm_compiler.models.build import ModelFiles, Stored, build_model
 from reallm_compiler.models.joined import Conversion, Location, conversions, plain_locations
 from reallm_compiler.models.names import modules_of, parameter_names
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.weights import Weights
+from reallm_compiler.system import free_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Original:
 
     Raises:
         SourceError: the checkpoint is no model that transformers knows, or does not fit it.
+        CalibrateError: memory is too small for what stays in it.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Original:
         tensor_of = {parameter: tensor for tensor, parameter in parameter_of.items()}
         paths = [] if whole else _find_block_paths(empty, facts)
         self._streamed = _streamed(empty, paths, tensor_of, joined, self.weights)
+        self._check_memory()
         self.model: Any = build_model(self._without(shapes), torch.float32)
         self.model.requires_grad_(False).eval()
         if device.type == "cuda":  # fused kernels there sum in any order on the way back
@@ -195,6 +199,25 @@ class Original:
             if parameter.startswith(prefix)
             for one in found
         ]
+
+    def _check_memory(self) -> None:
+        """Refuse a model of which more would stay in memory than is free.
+
+        Raises:
+            CalibrateError: as said.
+        """
+        kept = sum(4 * self.weights.by_name[tensor].count for tensor in self.kept_tensors())
+        free = free_memory()
+        if free is not None and kept > free:
+            raise CalibrateError(
+                f"memory is too small: {kept >> 20:,} MiB of weights stay in memory and "
+                f"{free >> 20:,} MiB are free",
+                location=self.files.label,
+                note=None
+                if self._streamed
+                else "the blocks of this model cannot be read one by one",
+                hint="use a machine with more memory",
+            )
 
     def _bytes(self, part: _Part) -> int:
         return sum(4 * self.weights.by_name[tensor].count for tensor in part.tensors)

@@ -14,16 +14,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from reallm_compiler.calibration.events import CalibrateReport, ChunkDone, Event, Started
+from reallm_compiler.calibration.finish import finish, report_of
 from reallm_compiler.calibration.options import CalibrateOptions
-from reallm_compiler.calibration.original import Original
-from reallm_compiler.calibration.own_text import OwnText
 from reallm_compiler.calibration.passes import PassRunner
 from reallm_compiler.calibration.preflight import (
     check_disk,
@@ -31,27 +29,16 @@ from reallm_compiler.calibration.preflight import (
     choose_workers,
     memory_need,
 )
-from reallm_compiler.calibration.probe import TOKENS, Probed, probe
+from reallm_compiler.calibration.prepare import Prepared, prepare
 from reallm_compiler.calibration.schedule import Schedule
-from reallm_compiler.calibration.sequences import Chunk, chunks_of, predicted
+from reallm_compiler.calibration.sequences import predicted
 from reallm_compiler.calibration.spill import Spill, hidden_bytes
-from reallm_compiler.calibration.text import as_paths, draw_sequences
+from reallm_compiler.calibration.text import as_paths
 from reallm_compiler.checkpoint import Inventory, open_source
-from reallm_compiler.codecs.statistics_file import StatisticsFile
-from reallm_compiler.errors import CalibrateError, SourceError
-from reallm_compiler.models.blocks import hidden_states
-from reallm_compiler.models.sequences import read_texts
-from reallm_compiler.models.source import source_files
-from reallm_compiler.models.text import window_of
-from reallm_compiler.models.text_models import check_predicts_text, check_reads, usable_positions
-from reallm_compiler.models.tokenizer import load_tokenizer
+from reallm_compiler.errors import CalibrateError
 from reallm_compiler.models.weights import Weights, shard_facts
-from reallm_compiler.planning.document import fixed_text
 from reallm_compiler.planning.statistics import (
     StatisticsForm,
-    measured_matrices,
-    statistics_document,
-    statistics_layout,
 )
 from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.publish import refuse_inputs
@@ -66,9 +53,9 @@ from reallm_compiler.runs.resume import finished_tasks, start
 from reallm_compiler.runs.sink import FileSink
 from reallm_compiler.runs.sources import check_digests, checked_sources
 from reallm_compiler.runs.stop import StopRequest, catch_signals
-from reallm_compiler.runs.tasks import TaskGraph, TaskResult
+from reallm_compiler.runs.tasks import TaskResult
 from reallm_compiler.runs.training import StateFiles
-from reallm_formats import Layout, Writer, encode_manifest
+from reallm_formats import encode_manifest
 
 THREADS = 1
 """Threads of torch in each worker: fixed, because sums depend on it."""
@@ -159,19 +146,6 @@ def calibrate(
             raise stop.interrupted() from None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Prepared:
-    """Everything that is known before the first pass."""
-
-    probed: Probed
-    chunks: list[Chunk]
-    layout: Layout
-    settings: Mapping[str, Any]
-    text: bytes
-    own_text: OwnText | None
-    width: int
-
-
 def _calibrate(
     model: str | os.PathLike[str] | Inventory,
     paths: tuple[str | os.PathLike[str], ...],
@@ -191,7 +165,7 @@ def _calibrate(
     output.check(force=force or output.journal.exists())
     with output.open_journal() as journal, fixed_numerics(THREADS, device):
         stop.kept = bool(journal.records)
-        ready = _prepare(inventory, paths, options, device, output, emit)
+        ready = prepare(inventory, paths, options, device, output, emit)
         measurement = ready.probed.measurement
         shapes = [(chunk.ids.shape[0], chunk.ids.shape[1]) for chunk in ready.chunks]
         schedule = Schedule(measurement, hidden_bytes(shapes, ready.width))
@@ -210,7 +184,7 @@ def _calibrate(
             _check_weights(inventory, found)
             if output.is_finished(found):
                 journal.remove()
-                return _report(output, ready, graph, began, resumed=len(graph))
+                return report_of(output, ready, began, resumed=len(graph))
             if not all(spill.has(name) for name in schedule.needed(found)):
                 found = {}  # hidden states are gone: what needs them is made again
         output.check(force=force)
@@ -256,108 +230,18 @@ def _calibrate(
             with closing(running):
                 same = checked_sources(running, done, inventory.path)
                 record(same, done, journal, states, TaskCounter(graph, done, emit))
-            _finish(ready, output, done, identity)
+            finish(ready, output, done, identity)
             output.publish()
             states.remove_all()
             journal.remove()
-    return _report(output, ready, graph, began, resumed=resumed)
-
-
-def _prepare(
-    inventory: Inventory,
-    paths: tuple[str | os.PathLike[str], ...],
-    options: CalibrateOptions,
-    device: torch.device,
-    output: Output,
-    emit: Callable[[Event], None],
-) -> _Prepared:
-    """The model, the sequences and the layout.
-
-    Raises:
-        CalibrateError, SourceError: as `calibrate` does.
-    """
-    files = source_files(inventory, inventory.path)
-    check_predicts_text(files)
-    tokenizer = load_tokenizer(files.small, files.label)
-    if tokenizer is None:
-        raise SourceError(
-            "the model has no tokenizer, so no text can be read",
-            location=files.label,
-            hint="put its tokenizer.json beside config.json",
-        )
-    if options.own_text and paths:
-        raise CalibrateError(
-            "a text is given, and the model was to write one itself",
-            hint="leave out `--text` or `--own-text`",
-        )
-    texts, digest = ([], b"") if options.own_text else read_texts(paths, CalibrateError)
-    facts = measured_matrices(inventory)
-    if not facts:
-        raise SourceError("this model has no linear layer to measure", location=files.label)
-    original = Original(inventory, facts, device)
-    window = window_of(options.window, [usable_positions(original.model)], CalibrateError)
-    own_text = None
-    if options.own_text:
-        own_text = _own_text(inventory, output, options, window, device)
-        sequences = own_text.sequences(
-            files, tokenizer, options.samples, window, options.seed, device, emit
-        )
-        digest = hashlib.sha256(torch.tensor(sequences).numpy().tobytes()).digest()
-    else:
-        sequences = draw_sequences(tokenizer, texts, window, options)
-    with original.as_a_whole():
-        largest = max(map(max, sequences))
-        check_reads(original.model, sequences[0], largest, CalibrateError)
-    chunks = chunks_of(sequences)
-    count = min(TOKENS, window)
-    rows = [(sequence * count)[:count] for sequence in (sequences[0], sequences[-1])]
-    ids = torch.tensor(rows, device=device)
-    probed = probe(original, facts, options.form, ids)
-    if probed.calls is None and original.blocks:
-        whole = Original(inventory, facts, device, whole=True)
-        probed = replace(probe(whole, facts, options.form, ids), note=probed.note)
-    width = 0
-    if probed.calls is not None:
-        first = probed.original.blocks[0].module
-        width = hidden_states(probed.original.model, first, ids).shape[-1]
-    settings = options.plain(sequences=len(sequences), window=window)
-    document = statistics_document(
-        probed.measurement.rows, tokens=predicted(chunks), settings=settings
-    )
-    return _Prepared(
-        probed=probed,
-        chunks=chunks,
-        layout=statistics_layout(document),
-        settings=settings,
-        text=digest,
-        own_text=own_text,
-        width=width,
-    )
-
-
-def _own_text(
-    inventory: Inventory,
-    output: Output,
-    options: CalibrateOptions,
-    window: int,
-    device: torch.device,
-) -> OwnText:
-    """The text that the model writes, with what an interrupted run has drawn of it."""
-    identity = {
-        "window": str(window),
-        "seed": str(options.seed),
-        "source": digest_of(shard_facts(inventory)),
-        **machine_fields(device),
-    }
-    path = StateFiles(output.partial, digest_of(identity)).path("own text")
-    return OwnText(path, identity)
+    return report_of(output, ready, began, resumed=resumed)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
     """What the passes of one calibration have in common (`runs.job.Job`)."""
 
-    ready: _Prepared
+    ready: Prepared
     schedule: Schedule
     partial: Path
     seed: int
@@ -398,59 +282,9 @@ def _check_weights(inventory: Inventory, done: Mapping[str, TaskResult]) -> None
     weights = Weights(inventory)
     wanted = {name: hexes for result in done.values() for name, hexes in result.source.items()}
     for name in wanted:
-        weights.read(name)
+        if name in weights.by_name:  # scales are read with their weights
+            weights.read(name)
     check_digests(inventory.path, wanted, weights.digests, "calibration")
-
-
-def _finish(
-    ready: _Prepared,
-    output: Output,
-    done: Mapping[str, TaskResult],
-    identity: Mapping[str, Any],
-) -> None:
-    """Write the manifest and the header: from now on the file is an archive."""
-    source = {name: hexes for result in done.values() for name, hexes in result.source.items()}
-    rows = ready.probed.measurement.rows
-    tensor_of = ready.probed.original.tensor_of
-    texts = {key: fixed_text(str(identity[key])) for key in ("compute", "reallm", "torch")}
-    document = statistics_document(
-        rows,
-        tokens=predicted(ready.chunks),
-        settings=ready.settings,
-        digests={row.name: bytes.fromhex(source[tensor_of(row.name)]) for row in rows},
-        provenance={**texts, "text": ready.text},
-    )
-    digests = {
-        name: bytes.fromhex(hexes)
-        for result in done.values()
-        for name, hexes in result.sections.items()
-    }
-    with Writer.open(output.partial, ready.layout) as writer:
-        writer.finish(document.plain(), digests)
-
-
-def _report(
-    output: Output, ready: _Prepared, graph: TaskGraph, began: float, *, resumed: int
-) -> CalibrateReport:
-    """What the finished file says of tokens that did not reach a matrix, or were left out."""
-    with StatisticsFile(output.path) as file:
-        facts = {name: file.facts(name) for name in file.rows}
-        shapes = {name: row.shape for name, row in file.rows.items()}
-        nbytes = file.nbytes
-    return CalibrateReport(
-        path=str(output.path),
-        file_bytes=nbytes,
-        matrices=len(facts),
-        sequences=sum(len(chunk.numbers) for chunk in ready.chunks),
-        tokens=predicted(ready.chunks),
-        left_out=ready.probed.left_out,
-        unreached=tuple(name for name, one in facts.items() if not one.reached),
-        few={name: one.reached for name, one in facts.items() if 0 < one.reached < shapes[name][1]},
-        not_finite={name: one.left_out for name, one in facts.items() if one.left_out},
-        dead={name: one.dead for name, one in facts.items() if one.reached and one.dead},
-        seconds=time.monotonic() - began,
-        tasks_resumed=resumed,
-    )
 
 
 def _counted(
