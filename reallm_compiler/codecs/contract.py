@@ -270,11 +270,18 @@ class RowFeedback:
         importance: float32 [q], D.
         scales: float32 [n, q] or [1, q], what normalised values are multiplied by before errors
             are compared.
+        zeros: of the same shape, what is added to them then; None for zeros.
+        rescale: (targets [n, m] of the columns of a group, first column) -> scales and zeros, each
+            [n, 1], for these columns from now on; None where scales stay as they are.
+        group: columns of a group.
     """
 
     upper: Tensor
     importance: Tensor
     scales: Tensor
+    zeros: Tensor | None = None
+    rescale: Callable[[Tensor, int], tuple[Tensor, Tensor]] | None = None
+    group: int = 1
 
 
 LAZY = 128
@@ -323,11 +330,16 @@ class ColumnCoder:
             feedback: how errors are carried.
 
         Returns:
-            the decoded normalised values [n, q].
+            the decoded values [n, q], scaled.
         """
         columns, upper = values.shape[1], feedback.upper
         scales = feedback.scales.expand_as(values)
-        wanted = values * scales
+        zeros = torch.zeros_like(values)
+        if feedback.zeros is not None:
+            zeros = feedback.zeros.expand_as(values)
+        if feedback.rescale is not None:
+            scales, zeros = scales.clone(), zeros.clone()
+        wanted = values * scales + zeros
         targets, decoded = wanted.clone(), torch.empty_like(values)
         block = max(LAZY // self.step, 1) * self.step
         for first in range(0, columns, block):
@@ -335,16 +347,26 @@ class ColumnCoder:
             errors = values.new_zeros(len(values), last - first)
             for column in range(first, last, self.step):
                 end = min(column + self.step, last)
+                before = errors[:, : column - first]
+                if feedback.rescale is not None and column % feedback.group == 0:
+                    stop = column + feedback.group
+                    group = targets[:, column:stop].clone()
+                    inner = min(stop, last)
+                    group[:, : inner - column] += before @ upper[first:column, column:inner]
+                    if not torch.equal(group, wanted[:, column:stop]):
+                        fresh = feedback.rescale(group, column)
+                        scales[:, column:stop], zeros[:, column:stop] = fresh
                 target = targets[:, column:end]
                 if column > first:
-                    before = errors[:, : column - first]
                     target = target + before @ upper[first:column, column:end]
-                scale = scales[:, column:end]
-                normalised = torch.where(scale > 0, target / scale, 0.0)
+                scale, zero = scales[:, column:end], zeros[:, column:end]
+                normalised = torch.where(scale > 0, (target - zero) / scale, 0.0)
                 _, level = self.quantize(normalised, slice(column, end), rows=rows)
                 assert level is not None
-                decoded[:, column:end] = level
-                errors[:, column - first : end - first] = wanted[:, column:end] - level * scale
+                decoded[:, column:end] = level * scale + zero
+                errors[:, column - first : end - first] = (
+                    wanted[:, column:end] - (decoded[:, column:end])
+                )
             targets[:, last:] += errors @ upper[first:last, last:]
         return decoded
 
@@ -440,6 +462,23 @@ class LatentStages(Protocol):
     @property
     def stretches(self) -> bool:
         """Whether the scales can be multiplied by a factor of the rounding's choice."""
+        ...
+
+    @property
+    def group(self) -> int | None:
+        """Consecutive columns of a row that have a scale of their own, which `rescale` can choose
+        anew; None where scales lie or are stored otherwise.
+        """
+        ...
+
+    def rescale(self, targets: Tensor, rows: slice, column: int) -> tuple[Tensor, Tensor]:
+        """Scales and zeros [n, 1] for what rows of a group of columns have become, as stored.
+
+        Args:
+            targets: [n, group], in the units of the latent.
+            rows: first and last row.
+            column: the first column of the group.
+        """
         ...
 
     def scaled(self, stretch: float = 1.0) -> Latent:

@@ -16,7 +16,8 @@ scales allows, a factor is searched on a sample of the rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class FeedbackCodec(RoundingCodec[FeedbackRounding]):
             if stretch != 1:
                 latent = stages.scaled(stretch)
                 coder = stages.coder(latent, importance)
-        _encode(latent, coder, bands, above, rows)
+        _encode(stages, latent, coder, bands, above, rows)
         return coder
 
 
@@ -137,11 +138,17 @@ def _bands(stages: LatentStages, inputs: Tensor, coder: ColumnCoder, latent: Lat
 
 
 def _encode(
-    latent: Latent, coder: ColumnCoder, bands: list[_Band], above: Tensor | None, rows: int
+    stages: LatentStages,
+    latent: Latent,
+    coder: ColumnCoder,
+    bands: list[_Band],
+    above: Tensor | None,
+    rows: int,
 ) -> None:
     """Codes all rows of a latent [p, q].
 
     Args:
+        stages: of the latent.
         latent: the latent.
         coder: of it.
         bands: of it.
@@ -150,6 +157,10 @@ def _encode(
     """
     p, q = latent.values.shape
     errors = latent.values.new_empty(p, q, dtype=torch.float32) if above is not None else None
+    largest = 1.0 if latent.scales is None else float(latent.scales.scale.max()) or 1.0
+    group = stages.group if coder.order is None else None
+    if group is not None and group % coder.step:
+        group = None
     for band in bands:
         step = rows if above is not None else band.last - band.first
         for first in range(band.first, band.last, step):
@@ -158,35 +169,59 @@ def _encode(
             if coder.order is not None:
                 values = values[:, coder.order]
             values = values.to(torch.float32)
-            scales = _scales(latent.scales, span, coder.order, values)
-            feedback = RowFeedback(
-                upper=band.feedback.upper, importance=band.feedback.importance, scales=scales
+            scales, zeros = _scales(latent.scales, span, coder.order, values)
+            feedback = replace(
+                band.feedback,
+                scales=scales,
+                zeros=zeros,
+                rescale=None if group is None else _rescaler(stages, span, largest),
+                group=group or 1,
             )
             if above is None or errors is None:
                 coder.quantize_rows(values, span, feedback)
                 continue
-            wanted = values * scales
-            target = wanted
+            wanted = values * scales if zeros is None else values * scales + zeros
             if first:  # errors stand in the order of the matrix, which bands do not share
                 moved = above[:first, span].t() @ errors[:first]
-                target = wanted + (moved if band.columns is None else moved[:, band.columns])
-            normalised = torch.where(scales > 0, target / scales, 0.0)
-            decoded = coder.quantize_rows(normalised, span, feedback)
-            error = wanted - decoded * scales
+                moved = moved if band.columns is None else moved[:, band.columns]
+                values = torch.where(scales > 0, values + moved / scales, 0.0)
+            error = wanted - coder.quantize_rows(values, span, feedback)
             if band.columns is None:
                 errors[span] = error
             else:
                 errors[span, band.columns] = error
 
 
-def _scales(scales: ScaleField | None, rows: slice, order: Tensor | None, like: Tensor) -> Tensor:
-    """float32 [n, q] or [1, q]: the scales of rows in terms of the largest, in the coded order."""
-    if scales is None or scales.per == "tensor":
-        return torch.ones(1, like.shape[1], device=like.device)
+def _rescaler(
+    stages: LatentStages, rows: slice, largest: float
+) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+    """`RowFeedback.rescale` for rows, in terms of the largest scale."""
+
+    def rescale(targets: Tensor, column: int) -> tuple[Tensor, Tensor]:
+        scale, zero = stages.rescale(targets * largest, rows, column)
+        return scale / largest, zero / largest
+
+    return rescale
+
+
+def _scales(
+    scales: ScaleField | None, rows: slice, order: Tensor | None, like: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Scales and zeros of rows in terms of the largest scale, in the coded order.
+
+    Each is float32 [n, q] or [1, q].
+    """
+    if scales is None:
+        return torch.ones(1, like.shape[1], device=like.device), None
     largest = float(scales.scale.max()) or 1.0
-    last = rows.start + 1 if scales.per == "column" else rows.stop
+    last = rows.start + 1 if scales.per in ("column", "tensor") else rows.stop
     factors = scales.rows(rows.start, last).div_(largest).to(torch.float32)
-    return factors if order is None else factors[:, order]
+    zeros = scales.zero_rows(rows.start, last)
+    if zeros is not None:
+        zeros = zeros.div_(largest).to(torch.float32)
+    if order is None:
+        return factors, zeros
+    return factors[:, order], None if zeros is None else zeros[:, order]
 
 
 def _stretch(
@@ -205,20 +240,18 @@ def _stretch(
     values = latent.values[span].to(torch.float32)
     if coder.order is not None:
         values = values[:, coder.order]
-    scales = _scales(latent.scales, span, coder.order, values)
+    scales, _ = _scales(latent.scales, span, coder.order, values)
     generator = torch.Generator().manual_seed(latent.generator.initial_seed())
     noise = torch.randn(count, q, generator=generator).to(values.device)
     moved = torch.zeros_like(values)
 
     def cost(factor: float) -> tuple[float, float]:
         """What the sample costs, and the mean square of its errors."""
-        given = RowFeedback(
-            upper=feedback.upper, importance=feedback.importance, scales=scales * factor
-        )
+        given = replace(feedback, scales=scales * factor)
         targets = values * scales + moved
         normalised = torch.where(scales > 0, targets / (scales * factor), 0.0)
         decoded = coder.quantize_rows(normalised, span, given)
-        error = targets - decoded * scales * factor
+        error = targets - decoded
         total = (error + error @ feedback.upper).square() @ feedback.importance
         return float(total.sum(dtype=torch.float64)), float(error.square().mean())
 

@@ -126,6 +126,33 @@ class _Stages:
         return self._given.plan.scales.stretches
 
     @property
+    def group(self) -> int | None:
+        """Consecutive columns of a row that `rescale` can choose a scale for."""
+        plan, columns = self._given.plan, self._given.shape[1]
+        if plan.scales.grouped(columns) and self.order is None:
+            return plan.scales.grouped(columns)
+        return None
+
+    def rescale(self, targets: Tensor, rows: slice, column: int) -> tuple[Tensor, Tensor]:
+        """Scales and zeros [n, 1] for what a group of columns has become, as stored."""
+        params, field = self._given.plan.scales, self._applied
+        assert field is not None
+        codec = codec_of(params)
+        each = params.model_copy(update={"per": "row"})
+        reach = codec_of(self._given.plan.quantizer).reach(self._given.plan.quantizer)
+        sections: Sections = codec.encode(each, targets, reach=reach)
+        shape = (targets.shape[0], targets.shape[1])
+        found: ScaleField = codec.decoder(each, shape, sections, field.scale.dtype)
+        index = column // params.grouped(self._given.shape[1])
+        for role, values in sections.items():
+            self._scales[role].view(self._given.shape[0], -1)[rows, index] = values
+        field.scale.view(self._given.shape[0], -1)[rows, index] = found.scale
+        zero = torch.zeros_like(found.scale) if found.zero is None else found.zero
+        if field.zero is not None:
+            field.zero.view(self._given.shape[0], -1)[rows, index] = zero
+        return found.scale[:, None], zero[:, None]
+
+    @property
     def sections(self) -> Sections:
         """Sections of the order and of the scales that were applied last."""
         return {**self._ordered, **self._scales}

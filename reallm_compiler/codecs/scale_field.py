@@ -102,6 +102,17 @@ class ScaleField:
         view.mul_(scale)
         return wide
 
+    def zero_rows(self, first: int, last: int) -> Tensor | None:
+        """Zero points of the weights of rows [first, last): [last - first, q]; None for zeros."""
+        if self.zero is None:
+            return None
+        wide = torch.zeros(
+            last - first, self.shape[1], dtype=self.zero.dtype, device=self.zero.device
+        )
+        view, zero = self._aligned(wide, self.zero, first)
+        view.add_(zero)
+        return wide
+
     def at(self, row: Tensor, column: Tensor) -> Tensor:
         """The scale of the weights at (row, column), index tensors of one shape."""
         group = {

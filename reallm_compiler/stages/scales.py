@@ -43,6 +43,12 @@ class ScalesStage(Stage):
     range: ClassVar[Range] = "signed"
     stretches: ClassVar[bool] = False
 
+    def grouped(self, columns: int) -> int:
+        """Consecutive columns of a row that have a scale of their own, stored as a number; 0 where
+        scales of a latent with so many columns lie or are stored otherwise.
+        """
+        return 0
+
 
 class NoScales(ScalesStage):
     """The quantiser sees the latent as it is."""
@@ -61,6 +67,11 @@ class GroupScales(ScalesStage):
     dtype: ScaleType = "float32"
     bits: ScaleBits = None
     superblock: Superblock = 256
+
+    def grouped(self, columns: int) -> int:
+        """The block, where blocks divide the rows and scales have one level."""
+        whole = self.per == "block" and columns % self.block == 0
+        return self.block if whole and self.bits is None else 0
 
     @property
     def by_rows(self) -> bool:

@@ -166,7 +166,8 @@ class TrellisCoder(ColumnCoder):
         codes = searcher.codes(values * feedback.scales, feedback.scales * self._inner)
         self._codes[rows] = codes
         states = states_of(codes, self._problem(0, columns, None, None))
-        return self._table[states] * self._inner
+        decoded = self._table[states] * self._inner * feedback.scales
+        return decoded if feedback.zeros is None else decoded + feedback.zeros
 
     def sections(self) -> Sections:
         """The streams of the rows, and which columns have the higher rate."""
