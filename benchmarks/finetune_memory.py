@@ -49,7 +49,7 @@ def warm_up() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import reallm_compiler.finetune
-    import reallm_compiler.runtime.tunable  # noqa: F401
+    import reallm_compiler.runtime.opening  # noqa: F401
 
     torch.set_num_threads(1)
     small: dict[str, Any] = {

@@ -75,7 +75,8 @@ if TYPE_CHECKING:
     from reallm_compiler.runs.events import TaskDone, Training
     from reallm_compiler.runs.stop import Interrupted
     from reallm_compiler.runtime.models import load
-    from reallm_compiler.runtime.tunable import TunableModel, open_tunable
+    from reallm_compiler.runtime.opening import open_tunable
+    from reallm_compiler.runtime.tunable import TunableModel
     from reallm_formats import Damage
 
 __version__ = distribution.VERSION
@@ -195,7 +196,7 @@ _HOMES = {
     "load": ("reallm_compiler.runtime.models", "load"),
     "load_recipe": ("reallm_compiler.recipe.load", "load_recipe"),
     "open": ("reallm_compiler.reader.archive", "open_archive"),
-    "open_tunable": ("reallm_compiler.runtime.tunable", "open_tunable"),
+    "open_tunable": ("reallm_compiler.runtime.opening", "open_tunable"),
     "plan": ("reallm_compiler.planning.build", "plan"),
     "reconstruct": ("reallm_compiler.reader.reconstruct", "reconstruct"),
     "survey": ("reallm_compiler.evaluate.survey", "survey_model"),

@@ -47,7 +47,7 @@ from reallm_compiler.publish import check_file, locked_output, new_folder, refus
 from reallm_compiler.reader.adapter import AdapterArchive
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.reconstruct import save_tensors
-from reallm_compiler.runtime.tunable import empty_model
+from reallm_compiler.runtime.opening import empty_model
 
 WEIGHTS = "adapter_model.safetensors"
 

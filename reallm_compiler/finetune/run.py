@@ -51,7 +51,8 @@ from reallm_compiler.runs.identity import machine_fields
 from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.runs.resume import no_interrupted_run
 from reallm_compiler.runs.stop import catch_signals
-from reallm_compiler.runtime.tunable import TunableModel, open_tunable
+from reallm_compiler.runtime.opening import open_tunable
+from reallm_compiler.runtime.tunable import TunableModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
