@@ -83,7 +83,12 @@ class ResidualCodec(Generic[R]):
     """The codec of a kind of residual; this one keeps nothing."""
 
     def encode(
-        self, params: R, weight: Tensor, generator: torch.Generator, whole: Tensor
+        self,
+        params: R,
+        weight: Tensor,
+        generator: torch.Generator,
+        whole: Tensor,
+        gram: Tensor | None = None,
     ) -> Sections:
         """Sections of the residual that follows `weight` best.
 
@@ -92,6 +97,8 @@ class ResidualCodec(Generic[R]):
             weight: [p, q], the matrix or what the coded part leaves of it.
             generator: of the matrix, on the CPU.
             whole: the matrix itself, against which losses by the stored type are held.
+            gram: [q, q], E[x x^T] of the inputs, or its diagonal [q]; for a kind that needs
+                statistics.
         """
         return {}
 

@@ -209,18 +209,39 @@ class _Job:
             if not self.plan.residual.first:
                 coded = self._code(self._without_residual(residual))
             rest = self._without_coded(coded)
-            residual = codec.encode(self.plan.residual, rest, self.generator, self.weight)
+            residual = codec.encode(
+                self.plan.residual, rest, self.generator, self.weight, self._gram
+            )
             del rest
             if self.plan.residual.first:
                 coded = self._code(self._without_residual(residual))
             sections = residual | coded
             if rounds == 1:
                 return sections
-            error = relative_error(self.weight, self.decoder(sections))
+            error = self._error(sections)
             if error >= best_error:
                 break
             best, best_error = sections, error
         return best
+
+    @property
+    def _gram(self) -> Tensor | None:
+        """The metric in which the residual is fitted; None for that of weights."""
+        if self.statistics is None or not self.plan.residual.needs_statistics:
+            return None
+        return self.statistics.inputs
+
+    def _error(self, sections: Sections) -> float:
+        """What fitting in turn makes small: the relative error, in the residual's metric."""
+        decoder, gram = self.decoder(sections), self._gram
+        if gram is None:
+            return relative_error(self.weight, decoder)
+        total = 0.0
+        for first, last in decoder.panels():
+            error = (self.weight[first:last] - decoder.rows(first, last)).to(torch.float64)
+            moved = error * gram if gram.dim() == 1 else error @ gram.to(torch.float64)
+            total += float((moved * error).sum())
+        return math.sqrt(max(total, 0.0))
 
     def target(self) -> Tensor:
         """What the autoencoder would see after one residual, a fresh tensor."""

@@ -30,6 +30,7 @@ from reallm_compiler.codecs.contract import (
     RoundingCodec,
     RowFeedback,
 )
+from reallm_compiler.codecs.numerics.gram import block_unit, damped, factor
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.errors import CodecError
@@ -43,9 +44,6 @@ SAMPLE = 16
 """Rows that a factor is tried on: at least so many, and one in `SAMPLE_SHARE`."""
 
 SAMPLE_SHARE = 64
-
-REPAIRS = 12
-"""How often the damping is raised tenfold for a matrix that is not positive definite."""
 
 
 class FeedbackCodec(RoundingCodec[FeedbackRounding]):
@@ -266,64 +264,6 @@ def _stretch(
             break
         best, least = factor_, found
     return best
-
-
-def damped(gram: Tensor, damping: float) -> Tensor:
-    """float64 [n, n]: a Gram matrix with damping on its diagonal, scaled to a mean diagonal of 1.
-
-    Args:
-        gram: [n, n], symmetric.
-        damping: what is added to each element of the diagonal, relative to their mean.
-    """
-    gram = gram.to(torch.float64)
-    mean = gram.diagonal().mean()
-    if not float(mean) > 0:
-        return torch.eye(len(gram), dtype=torch.float64, device=gram.device)
-    gram = gram / mean
-    gram.diagonal().add_(damping)
-    return gram / (1 + damping)
-
-
-def factor(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """U [n, n], unit upper triangular, and D [n] of H = U diag(D) U^T, in float64.
-
-    Args:
-        gram: H [n, n], symmetric; where it is not positive definite its damping is raised.
-
-    Raises:
-        CodecError: no damping helps, as with numbers that are not finite.
-    """
-    reversed_ = gram.flip(0, 1)
-    extra = 0.0
-    for attempt in range(REPAIRS):
-        lower, info = torch.linalg.cholesky_ex(reversed_)
-        if not int(info):
-            upper = lower.flip(0, 1)  # H = C C^T with C upper triangular
-            diagonal = upper.diagonal()
-            return upper / diagonal, diagonal.square()
-        reversed_ = reversed_.clone()
-        added = 10.0 ** (attempt - 8)
-        reversed_.diagonal().add_(added - extra)
-        extra = added
-    raise CodecError("the statistics are no positive definite matrix")
-
-
-def block_unit(upper: Tensor, size: int) -> Tensor:
-    """U with the identity in its diagonal blocks [size, size]: U[:, b] U[b, b]^-1.
-
-    Args:
-        upper: [n, n], unit upper triangular.
-        size: rows of a block.
-    """
-    if size == 1:
-        return upper
-    result = upper.clone()
-    for first in range(0, len(upper), size):
-        block = slice(first, min(first + size, len(upper)))
-        result[:, block] = torch.linalg.solve_triangular(
-            upper[block, block], upper[:, block], upper=True, left=False
-        )
-    return result
 
 
 def _full(moment: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from reallm_compiler.stages.base import Rational, Stage
 
@@ -62,6 +62,17 @@ class LowRank(ResidualStage):
         "L1 and each row of L2.",
     )
 
+    metric: Literal["weights", "inputs"] = Field(
+        default="weights",
+        description="What the factors make small: weights: the error of the weights; inputs: that "
+        "of the outputs W x, by measured statistics of the inputs.",
+    )
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the factors are fitted in the metric of the inputs."""
+        return self.metric == "inputs"
+
     @property
     def first(self) -> bool:
         """Whether the residual sees the matrix before the quantizer does."""
@@ -71,6 +82,12 @@ class LowRank(ResidualStage):
     def rounds(self) -> int:
         """How often residual and coded part are fitted in turn, at most."""
         return self.iterations if self.fit == "alternating" else 1
+
+    @model_validator(mode="after")
+    def _fit_follows_the_metric(self) -> LowRank:
+        if self.fit == "zero" and self.metric != "weights":
+            raise ValueError("`fit: zero` fits nothing: leave out `metric`")
+        return self
 
     @field_validator("rank")
     @classmethod

@@ -10,7 +10,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 from reallm_compiler.stages import LowRank
-from reallm_compiler.storage.base import DTYPES, Context, ResidualLaw, SectionSpec, Shape
+from reallm_compiler.storage.base import DTYPES, Context, Cost, ResidualLaw, SectionSpec, Shape
 from reallm_compiler.storage.values import Finite
 
 
@@ -51,6 +51,14 @@ class LowRankLaw(ResidualLaw[LowRank]):
     def paper_bits(self, params: LowRank, shape: Shape, context: Context) -> dict[str, Fraction]:
         """32 r min(p, q), which is right for squares only."""
         return {"low_rank": Fraction(32 * rank_of(params, shape) * min(shape))}
+
+    def cost(self, params: LowRank, shape: Shape, context: Context) -> Cost:
+        """In the metric of the inputs: that and its factor in float64, and the matrix moved."""
+        if not params.needs_statistics:
+            return Cost()
+        p, q = shape
+        size = 8 * (3 * q * q + 2 * p * q)
+        return Cost(host_bytes=size, device_bytes=size)
 
     def rank(self, params: LowRank, shape: Shape) -> int:
         """r."""

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from reallm_compiler.codecs import decode_matrix, encode_matrix
-from reallm_compiler.codecs.feedback import block_unit, damped, factor
+from reallm_compiler.codecs.numerics.gram import block_unit, damped, factor
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.errors import CodecError

@@ -7,7 +7,10 @@ import math
 import pytest
 import torch
 
+from reallm_compiler.codecs import decode_matrix, encode_matrix
+from reallm_compiler.codecs.numerics.gram import damped
 from reallm_compiler.codecs.residuals import low_rank
+from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.errors import CodecError
 
 SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)]
@@ -143,3 +146,45 @@ def test_the_loop_ends_when_the_error_rises_and_keeps_the_best(gaussian, plan_of
     encode_matrix(plan, gaussian(16, 64), seed=0, source_dtype="f32")
     # Three rounds, the last one worse; the fourth number is the final measurement.
     assert measured == [0.5, 0.4, 0.45, 0.1]
+
+
+def test_factors_in_the_metric_of_the_inputs_make_the_outputs_best(gaussian):
+    """By the singular values of W C: the sum of squares that a rank of r leaves."""
+    weight = gaussian(30, 20).double()
+    x = gaussian(200, 20, seed=1).double() * torch.logspace(0, -2, 20)
+    gram = x.t() @ x / 200
+    left, right = low_rank.weighted_svd(weight, 5, gram, generator())
+    error = weight - left @ right
+    plain = torch.sub(weight, torch.matmul(*low_rank.truncated_svd(weight, 5, generator())))
+    root = torch.linalg.cholesky(damped(gram, low_rank.DAMPING))
+    least = torch.linalg.svdvals(weight @ root)[5:].square().sum()
+    metric = root @ root.t()
+    assert ((error @ metric) * error).sum() == pytest.approx(float(least))
+    assert ((error @ gram) * error).sum() < 0.5 * ((plain @ gram) * plain).sum()
+
+
+@pytest.mark.parametrize("fit", ["svd", "alternating"])
+def test_a_plan_in_the_metric_of_the_inputs(fit, gaussian, plan_of):
+    weight = gaussian(16, 24)
+    x = gaussian(100, 24, seed=1) * torch.logspace(0, -1.5, 24)
+    given = MatrixStatistics(
+        inputs=x.t() @ x / 100,
+        weighted_inputs=None,
+        outputs=None,
+        weighted_outputs=None,
+        energy=None,
+        mean_abs=x.abs().mean(0),
+        count=100,
+    )
+    costs = {}
+    for metric in ("weights", "inputs"):
+        plan = plan_of(
+            residual={"kind": "low_rank", "rank": 4, "metric": metric, "fit": fit},
+            scales={"kind": "absmax", "per": "column"},
+            quantizer={"kind": "uniform", "bits": 2},
+        )
+        assert plan.needs_statistics == (metric == "inputs")
+        encoded = encode_matrix(plan, weight, seed=1, source_dtype="f32", statistics=given)
+        decoded = decode_matrix(plan, (16, 24), "f32", encoded.sections, dtype=torch.float32)
+        costs[metric] = float(((weight - decoded) @ x.t()).square().sum())
+    assert costs["inputs"] < 0.8 * costs["weights"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.contract import ResidualCodec, ResidualTerm
+from reallm_compiler.codecs.numerics.gram import cholesky, damped
 from reallm_compiler.codecs.numerics.numbers import norm, stored, unit
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
 from reallm_compiler.stages import LowRank
@@ -36,9 +37,16 @@ HINT = "store the residual with `dtype: float32` or `bfloat16`"
 
 TINY = 1e-300
 
+DAMPING = 0.01
+"""What is added to the diagonal of the metric of the inputs, relative to its mean."""
+
 
 def encode(
-    params: LowRank, weight: Tensor, generator: torch.Generator, size: float | None = None
+    params: LowRank,
+    weight: Tensor,
+    generator: torch.Generator,
+    size: float | None = None,
+    gram: Tensor | None = None,
 ) -> Sections:
     """Sections of the factors of a matrix [p, q].
 
@@ -47,6 +55,7 @@ def encode(
         weight: what the residual is to follow.
         generator: on the CPU; draws the sketch, or L2 of `fit: zero`.
         size: norm of the whole matrix, of which `weight` may be a small rest.
+        gram: [q, q], E[x x^T] of the inputs, or its diagonal [q]; None for the metric of weights.
 
     Raises:
         CodecError: the stored type is too narrow for a factor.
@@ -58,8 +67,10 @@ def encode(
         left = weight.new_zeros(p, rank)
         right = torch.randn(rank, q, generator=generator, dtype=torch.float32)
         right = right.to(weight).div_(math.sqrt(3 * q))
-    else:
+    elif gram is None:
         left, right = truncated_svd(weight, rank, generator)
+    else:
+        left, right = weighted_svd(weight, rank, gram, generator)
     return store(params, left, right, size)
 
 
@@ -129,10 +140,15 @@ class LowRankCodec(ResidualCodec[LowRank]):
     """Factors L1 and L2."""
 
     def encode(
-        self, params: LowRank, weight: Tensor, generator: torch.Generator, whole: Tensor
+        self,
+        params: LowRank,
+        weight: Tensor,
+        generator: torch.Generator,
+        whole: Tensor,
+        gram: Tensor | None = None,
     ) -> Sections:
         """Sections of the factors; see `encode`."""
-        return encode(params, weight, generator, norm(whole))
+        return encode(params, weight, generator, norm(whole), gram)
 
     def decoder(
         self, params: LowRank, sections: Mapping[str, Tensor], dtype: torch.dtype
@@ -162,6 +178,27 @@ def truncated_svd(weight: Tensor, rank: int, generator: torch.Generator) -> tupl
     peak = u.gather(0, u.abs().argmax(dim=0, keepdim=True))  # [1, r]
     root = s.clamp(min=0).sqrt() * math.sqrt(one) * torch.where(peak < 0, -1.0, 1.0)[0]
     return u * root, root.abs()[:, None] * (vt * root.sign()[:, None])
+
+
+def weighted_svd(
+    weight: Tensor, rank: int, gram: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The factors L1 [p, r], L2 [r, q] that make tr((W - L1 L2) H (W - L1 L2)^T) least.
+
+    With H = C C^T these are the factors of W C, the second one times C^-1.
+
+    Args:
+        weight: [p, q], finite.
+        rank: r, at most min(p, q).
+        gram: H [q, q], symmetric, or its diagonal [q]; it is damped by `DAMPING`.
+        generator: draws the sketch of the randomised method, on the CPU.
+    """
+    moment = torch.diag(gram) if gram.dim() == 1 else gram
+    root = cholesky(damped(moment, DAMPING)).to(weight.device)  # C [q, q], lower triangular
+    moved = (weight.to(torch.float64) @ root).to(weight.dtype)
+    left, right = truncated_svd(moved, rank, generator)
+    back = torch.linalg.solve_triangular(root, right.to(torch.float64), upper=False, left=False)
+    return left, back.to(weight.dtype)
 
 
 def _randomised_svd(
