@@ -20,7 +20,7 @@ def gradient_of_logits(logits: Tensor, chunk: Chunk, seed: int) -> Tensor:
     """The gradient [b, t, v] of the summed negative log likelihood of drawn labels.
 
     Args:
-        logits: [b, t, v]; where they are not finite the gradient is NaN.
+        logits: [b, t, v]; a token whose logits are not finite has no loss.
         chunk: the sequences.
         seed: of the labels.
     """
@@ -28,7 +28,8 @@ def gradient_of_logits(logits: Tensor, chunk: Chunk, seed: int) -> Tensor:
     for row, number in enumerate(chunk.numbers):
         labels = draw(gradient[row], seed, f"labels/{number}")
         gradient[row, torch.arange(len(labels), device=labels.device), labels] -= 1
-    return gradient.to(logits.dtype)
+    finite = torch.isfinite(gradient.sum(-1, keepdim=True))  # [b, t, 1]
+    return torch.where(finite, gradient, 0.0).to(logits.dtype)
 
 
 def draw(probabilities: Tensor, seed: int, name: str) -> Tensor:

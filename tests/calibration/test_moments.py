@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import reallm_compiler as reallm
 from reallm_compiler.calibration.labels import draw
+from reallm_compiler.calibration.moments import Gradients, Inputs, MatrixSums
 from reallm_compiler.calibration.options import CalibrateOptions
 from reallm_compiler.calibration.text import draw_sequences
+from reallm_compiler.codecs import statistics_file
 from reallm_compiler.codecs.statistics_file import StatisticsFile
+from reallm_formats import StatisticsEntry
 
 
 def sequences_of(model: Path, words: Path, settings: dict[str, Any]) -> list[list[int]]:
@@ -159,3 +164,45 @@ def test_the_bytes_do_not_depend_on_the_workers(
     path = tmp_path / "out.stats"
     reallm.calibrate(tiny_llama, output=path, workers=workers, **settings)
     assert path.read_bytes() == measured.read_bytes()
+
+
+def test_tokens_that_are_not_finite_are_left_out_and_counted() -> None:
+    row = StatisticsEntry(
+        name="w",
+        shape=(2, 3),
+        sha256=bytes(32),
+        inputs="w",
+        input_form="full",
+        output_form="full",
+    )
+    generator = torch.Generator().manual_seed(0)
+    x, g = (torch.randn(6, n, generator=generator) for n in (3, 2))
+    good = [0, 2, 5]
+    x[1, 0], g[3, 1], x[4, 2] = float("nan"), float("inf"), 1e20
+    sums = MatrixSums(row, torch.device("cpu"))
+    for job in sums.jobs_of_inputs([Inputs.of(x)]):
+        job()
+    for job in sums.jobs_of_gradients([Gradients.of(x, g)]):
+        job()
+    (outputs,) = sums.parts("weighted_outputs", 1)
+    x, g = x[good].double(), g[good].double()
+    wanted = (g * x.square().sum(1, keepdim=True)).T @ g
+    assert torch.allclose(statistics_file.symmetric(outputs, 2).double(), wanted, rtol=1e-5)
+    (counts,) = sums.parts("counts", 1)
+    assert counts.view(torch.int64).tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_model_of_infinities_is_no_failure(
+    tiny_llama: Path, settings: dict[str, Any], tmp_path: Path, gradients: bool
+) -> None:
+    model, path = tmp_path / "m", tmp_path / "o.stats"
+    shutil.copytree(tiny_llama, model)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3] = float("inf")
+    tensors["model.layers.0.mlp.up_proj.weight"][5] = 0
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    report = reallm.calibrate(model, output=path, gradients=gradients, **settings)
+    assert report.not_finite["model.layers.1.mlp.down_proj"] == 55
+    assert report.dead["model.layers.0.mlp.down_proj"] == 1
+    assert reallm.verify(path) == []
