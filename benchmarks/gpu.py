@@ -7,7 +7,7 @@
    on cuda, which must give the same bytes.
 2. A small random checkpoint compiled on both: the errors of each of its matrices side by side.
 3. A random checkpoint of a billion parameters (2 GB of bf16, Llama's shapes) compiled with
-   `reallm-2bit` on cuda by several workers: weights per second, and the share of the time in which
+   `paper-2bit` on cuda by several workers: weights per second, and the share of the time in which
    the device was at work, as `nvidia-smi` samples it.
 4. The same checkpoint again with other workers: the same bytes.
 
@@ -117,7 +117,7 @@ def matrix(recipe: str, device: str) -> Made:
 def compare() -> bool:
     """Part 1."""
     studies = {"k-means, 256 words of 4": codebook, "column order": order}
-    for recipe in ("rtn-4bit", "nf4", "lq-lora", "reallm-2bit"):
+    for recipe in ("rtn-4bit", "nf4", "lq-lora", "paper-2bit"):
         studies[recipe] = partial(matrix, recipe)
     good = True
     for title, function in studies.items():
@@ -216,7 +216,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--recipe", default="reallm-2bit")
+    parser.add_argument("--recipe", default="paper-2bit")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         print(

@@ -8,7 +8,7 @@
     python benchmarks/scale.py --profile              where the time goes, one matrix
 
 A sharded checkpoint with the shapes of Llama-2-7B (random numbers, written as they are drawn) is
-compiled with `reallm-2bit` by the command line in processes of its own. Their anonymous memory is
+compiled with `paper-2bit` by the command line in processes of its own. Their anonymous memory is
 sampled; each process that codes must stay under
 
     an interpreter with torch + 6 x the largest matrix in float32 + 200 MB
@@ -259,7 +259,7 @@ def budgets(given: argparse.Namespace, folder: Path) -> bool:
     models.append((f"{given.matrices:,} matrices by {given.rules:,} rules", many, 5.0))
     good = True
     for title, model, limit in models:
-        recipe = str(rules) if title.endswith("rules") else "reallm-2bit"
+        recipe = str(rules) if title.endswith("rules") else "paper-2bit"
         for form in ((), ("--json",)):
             seconds, used, modules = timed_budget(model, *form, recipe=recipe)
             fits = used < limit and ("torch" not in modules or model.name == "70b.json")
@@ -300,7 +300,7 @@ def expert_rules(rules: int) -> dict[str, Any]:
 
 
 def timed_budget(
-    model: Path | None, *form: str, recipe: str = "reallm-2bit"
+    model: Path | None, *form: str, recipe: str = "paper-2bit"
 ) -> tuple[float, float, list[str]]:
     """Seconds and processor seconds of a `budget` process, and the modules it imported.
 
@@ -354,7 +354,7 @@ def main() -> int:
     parser.add_argument("--inner", type=int, default=11008)
     parser.add_argument("--vocabulary", type=int, default=0, help="rows of a kept embedding")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--recipe", default="reallm-2bit")
+    parser.add_argument("--recipe", default="paper-2bit")
     parser.add_argument("--budget", action="store_true")
     parser.add_argument("--matrices", type=int, default=99_960, help="of the largest budget")
     parser.add_argument("--rules", type=int, default=1_400, help="of the largest budget")

@@ -45,7 +45,9 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe", default="reallm-3bit-lean", help="shipped name or YAML file")
+    parser.add_argument(
+        "--recipe", default="reallm-3bit-data-free", help="shipped name or YAML file"
+    )
     parser.add_argument("--model", type=Path, help="a Hugging Face folder; the bundled model")
     parser.add_argument("--text", type=Path, help="a UTF-8 file that the model never saw")
     parser.add_argument("--output", type=Path, help="folder for the archive; a temporary one")

@@ -2,9 +2,9 @@
 
     import reallm_compiler as reallm
 
-    plan = reallm.plan("reallm-2bit", model="path/to/checkpoint")
+    plan = reallm.plan("paper-2bit", model="path/to/checkpoint")
     print(plan.budget().totals.file_bytes)
-    reallm.compile("reallm-2bit", model="path/to/checkpoint", output="out.reallm")
+    reallm.compile("paper-2bit", model="path/to/checkpoint", output="out.reallm")
     model, tokenizer = reallm.load("out.reallm")
 
 Commands of the command line have their functions: `calibrate`, `compile`, `verify`,

@@ -48,8 +48,8 @@ from reallm_compiler.evaluate import evaluate, load_for_evaluation
 from studies.pages import LINEAR_ONLY
 from studies.results import Subject
 
-LEAN = tuple(f"reallm-{bits}bit-lean" for bits in ("2", "3", "4", "4.5", "5"))
-OURS = (*LEAN, "nf4", "rtn-4bit")
+DATA_FREE = tuple(f"reallm-{bits}bit-data-free" for bits in ("2", "3", "4", "4.5", "5"))
+OURS = (*DATA_FREE, "nf4", "rtn-4bit")
 
 Quantise = Callable[[Tensor], tuple[Tensor, int]]
 """A matrix [p, q] -> the matrix that the library gives back, and the bits that it stores."""
@@ -321,7 +321,9 @@ def versions() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", nargs="+", required=True)
-    parser.add_argument("--recipe", action="append", help="of ours (default: the lean ones, nf4)")
+    parser.add_argument(
+        "--recipe", action="append", help="of ours (default: the data-free ones, nf4)"
+    )
     parser.add_argument("--only", action="append", help="glob on the names of the other methods")
     parser.add_argument(
         "--mirror", action="store_true", help="measure with errors turned round too"

@@ -3,7 +3,7 @@
     python studies/results.py --write docs/results.md \\
         --model demo demo/model demo/heldout.txt window=256 \\
         --model my-model PATH/TO/FOLDER PATH/TO/text.txt window=256 bytes=200000 \\
-        --embeddings reallm-2bit-lean reallm-4bit-lean
+        --embeddings reallm-2bit-data-free reallm-4bit-data-free
 
 Each `--model` takes a name, a checkpoint folder, a text, and options:
 
@@ -12,6 +12,7 @@ Each `--model` takes a name, a checkpoint folder, a text, and options:
     drop=N         leave out the last N documents, such as one that is cut
     documents=N    only the last N documents (of the rest)
     bytes=N        only the first N bytes of the text
+    stats=FILE     what `reallm calibrate` measured, for the recipes that need it
 
 Compile times are seconds of wall time on this machine; all else is exact. With `--rows FILE` each
 row is kept as soon as it is measured, and the same command goes on after an interruption. Rows of
@@ -39,7 +40,7 @@ import torch
 import reallm_compiler as reallm
 from reallm_compiler.evaluate import Evaluation, evaluate, load_for_evaluation
 from reallm_compiler.planning.budget import MatrixBudget
-from reallm_compiler.recipe import list_shipped
+from reallm_compiler.recipe import list_shipped, load_recipe
 from studies.pages import write_part
 
 SHIPPED: dict[str, Any] = {}
@@ -68,12 +69,13 @@ class Subject:
     text: str
     window: int | None
     separator: str | None
+    statistics: Path | None
 
     @classmethod
     def parse(cls, words: list[str]) -> Subject:
         name, folder, text_path, *rest = words
         options = dict(word.split("=", 1) for word in rest)
-        unknown = set(options) - {"window", "separator", "drop", "documents", "bytes"}
+        unknown = set(options) - {"window", "separator", "drop", "documents", "bytes", "stats"}
         if unknown:
             raise SystemExit(f"unknown option: {sorted(unknown)[0]}")
         text = Path(text_path).read_text(encoding="utf-8")
@@ -85,7 +87,8 @@ class Subject:
         if "bytes" in options:
             text = text.encode()[: int(options["bytes"])].decode(errors="ignore")
         window = int(options["window"]) if "window" in options else None
-        return cls(name, Path(folder), text, window, separator)
+        statistics = Path(options["stats"]) if "stats" in options else None
+        return cls(name, Path(folder), text, window, separator, statistics)
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,12 @@ class Study:
             path = Path(folder) / "out.reallm"
             began = time.perf_counter()
             reallm.compile(
-                recipe, model=self.subject.folder, output=path, device="cpu", workers=self.workers
+                recipe,
+                model=self.subject.folder,
+                output=path,
+                statistics=self.subject.statistics if needs_statistics(recipe) else None,
+                device="cpu",
+                workers=self.workers,
             )
             seconds = time.perf_counter() - began
             stored = path.stat().st_size
@@ -212,6 +220,11 @@ class Study:
         return json.dumps([recipe, planned], sort_keys=True)
 
 
+def needs_statistics(recipe: str | dict[str, Any]) -> bool:
+    """Whether a compile by this recipe needs what `reallm calibrate` measured."""
+    return load_recipe(recipe).statistics == "required"
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of an earlier run; the last line may be half a row, which is cut off."""
     rows, good = [], 0
@@ -243,6 +256,9 @@ def recipes_table(study: Study, recipes: list[str]) -> list[str]:
         if training > MOST_TRAINING:
             why = f"not run: {training:.1e} operations of training"
             rows.append(f"| `{recipe}` | {why} | | | | | | | |")
+            continue
+        if needs_statistics(recipe) and subject.statistics is None:
+            rows.append(f"| `{recipe}` | not run: no `stats=FILE` for this model | | | | | | | |")
             continue
         one = study.compiled(recipe)
         rows.append(

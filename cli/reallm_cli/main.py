@@ -47,11 +47,11 @@ TRACEBACK_VARIABLE = "REALLM_TRACEBACK"
     examples=[
         ("reallm demo", "compile, verify and measure the model that comes with reallm"),
         (
-            "reallm budget reallm-3bit-lean --model path/to/model",
+            "reallm budget reallm-3bit-data-free --model path/to/model",
             "the exact size, before any work is done",
         ),
         (
-            "reallm compile reallm-3bit-lean --model path/to/model -o model.reallm",
+            "reallm compile reallm-3bit-data-free --model path/to/model -o model.reallm",
             "make the archive",
         ),
     ],

@@ -43,6 +43,7 @@ from reallm_compiler.execute.run import compile_model
 from reallm_compiler.planning.budget import MatrixBudget
 from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.recipe import Recipe, load_recipe
+from reallm_compiler.recipe.shipped import DATA_FREE
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.units import bits_per_weight
 
@@ -104,6 +105,14 @@ def _survey(
                 "a recipe is tried on a checkpoint, and this is an archive",
                 location=source.path,
                 hint="leave `--recipe` out, or give the checkpoint that it was compiled from",
+            )
+        if recipe.statistics == "required":
+            raise EvaluationError(
+                "a survey compares the errors of weights, and this recipe chooses codes by what "
+                "errors cost the model's predictions",
+                location=name,
+                hint="compile it with `--stats` and measure it with `reallm eval ... --reference "
+                f"MODEL`; here try one that needs no statistics, such as `{DATA_FREE[0]}`",
             )
         trials[name] = compile_model(
             recipe,

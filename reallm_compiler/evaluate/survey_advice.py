@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reallm_compiler.evaluate.survey_report import Advice, MatrixSurvey, RecipeSurvey
-from reallm_compiler.recipe.shipped import BEST, FIRST_CHOICE
+from reallm_compiler.recipe.shipped import BEST, DATA_FREE, FIRST_CHOICE, measured_kl
 
-TRAINED = "reallm-hnerv"
+TRAINED = "paper-hnerv"
 """The recipe for matrices with strongly correlated neighbours."""
 
 
@@ -26,13 +26,15 @@ def advise(rows: Sequence[MatrixSurvey], tried: Sequence[RecipeSurvey]) -> Advic
             f"the weights, which a trained decoder can use; see what it costs with "
             f"`reallm budget`, and what it gains with `--recipe {TRAINED} --only NAME`",
         )
-    sizes = ", ".join(f"`{name}`" for name in BEST if name != FIRST_CHOICE)
+    larger = ", ".join(f"`{name}`" for name in BEST if name != FIRST_CHOICE)
     return Advice(
         recipe=FIRST_CHOICE,
         measured=False,
         explanation="the shipped recipe with the least loss at its size where matrices have no "
-        f"strong structure, as here; smaller and larger: {sizes}; "
-        f"`--recipe {FIRST_CHOICE}` measures it",
+        f"strong structure, as here: KL {measured_kl(FIRST_CHOICE)} nats on the largest model of "
+        "docs/results.md; it needs statistics of the model, which `reallm calibrate` measures; "
+        f"larger: {larger}; without statistics `{DATA_FREE[0]}` (KL {measured_kl(DATA_FREE[0])}), "
+        f"which `--recipe {DATA_FREE[0]}` tries on these matrices",
     )
 
 
@@ -45,6 +47,9 @@ def _measured(tried: Sequence[RecipeSurvey]) -> Advice:
         f"{many}: {best.relative_error:.4f} with {float(best.exact_bits):.4f} exact bits, "
         f"{best.gap_bits:+.3f} bits from the best coder of noise"
     )
-    if not {one.recipe for one in tried} & set(BEST):
-        explanation += f"; not tried: `{FIRST_CHOICE}`, the best of the shipped ones at its size"
+    if not {one.recipe for one in tried} & set(DATA_FREE):
+        explanation += f"; not tried: `{DATA_FREE[0]}`, which needs no statistics either"
+    explanation += (
+        f"; with statistics of the model (`reallm calibrate`) `{FIRST_CHOICE}` loses less"
+    )
     return Advice(recipe=best.recipe, measured=True, explanation=explanation)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-BEST = (
-    "reallm-2bit-lean",
-    "reallm-3bit-lean",
-    "reallm-4bit-lean",
-    "reallm-4.5bit-lean",
-    "reallm-5bit-lean",
-)
-"""The recipes that lose least at their size, the smallest first; docs/results.md measures it."""
+BEST = ("reallm-2bit", "reallm-2.5bit", "reallm-3bit", "reallm-4bit")
+"""The recipes that lose least at their size, the smallest first; docs/results.md measures it.
 
-FIRST_CHOICE = "reallm-3bit-lean"
-"""What a user who knows nothing else should take: a fifth of bfloat16, at little loss."""
+They need statistics of the model, which `reallm calibrate` measures.
+"""
+
+DATA_FREE = (
+    "reallm-2bit-data-free",
+    "reallm-3bit-data-free",
+    "reallm-4bit-data-free",
+    "reallm-4.5bit-data-free",
+    "reallm-5bit-data-free",
+)
+"""Of the recipes that need no statistics those that lose least at their size, likewise."""
+
+FIRST_CHOICE = "reallm-2bit"
+"""What a user who knows nothing else should take: a seventh of bfloat16, at little loss."""
 
 _PACKAGE = Path(__file__).resolve().parent
 _FOLDERS = (_PACKAGE.parent / "_recipes", _PACKAGE.parent.parent / "recipes")
@@ -54,3 +61,9 @@ def head_comment(text: str) -> str:
             break
         lines.append(line.removeprefix("#").removeprefix(" ").rstrip())
     return "\n".join(lines).strip()
+
+
+def measured_kl(name: str) -> str:
+    """The KL divergence in nats that a recipe's head says was measured; empty if none was."""
+    found = re.search(r"KL (\d+\.\d+)", head_comment(read_shipped(name)))
+    return found[1] if found else ""

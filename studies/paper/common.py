@@ -149,4 +149,4 @@ def exact_bits(archive: Path) -> str:
 def reallm_recipe(bits: int, dim: int, rank: Fraction) -> dict[str, Any]:
     """ReALLM as in the paper: shipped recipe, with this width, dimension and rank."""
     changes = {"residual": {"rank": str(rank)}, "quantizer": {"bits": bits, "dim": dim}}
-    return {"reallm": 1, "extends": "reallm-2bit", "defaults": changes}
+    return {"reallm": 1, "extends": "paper-2bit", "defaults": changes}

@@ -67,9 +67,9 @@ METHODS: list[tuple[Any, ...]] = [
     (
         "ReALLM",
         "64, (e0, e1, e2), 4, 2; trainable",
-        {"extends": "reallm-2bit"},
+        {"extends": "paper-2bit"},
         None,
-        "identity autoencoder; `reallm-hnerv` trains one, for hours",
+        "identity autoencoder; `paper-hnerv` trains one, for hours",
     ),
 ]
 

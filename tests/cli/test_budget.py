@@ -85,7 +85,7 @@ def test_the_printed_bytes_add_up_to_the_file(run, tiny_recipe, tiny_llama):
 def test_a_matrix_of_4096_shows_the_papers_bits(run, tmp_path):
     shapes = tmp_path / "shapes.json"
     shapes.write_text(json.dumps({"shapes": {"layers.0.q_proj": [4096, 4096]}}))
-    out = run("budget", "reallm-2bit", "--model", shapes).out
+    out = run("budget", "paper-2bit", "--model", shapes).out
     row = next(line for line in out.splitlines() if line.startswith("layers.*.q_proj")).split()
     terms = ["2", "0.00049", "0.126955", "0.09375", "0.5", "0.003906"]
     assert row[1:] == ["1", "4096", "x", "4096", *terms, "2.500977", "2.725101", "5,714,952"]
@@ -118,7 +118,7 @@ def test_explain_names_the_line_of_each_field(run, tiny_recipe, tiny_llama):
 def test_explain_shows_the_group(run, tmp_path, tiny_llama):
     recipe = tmp_path / "mixed.yaml"
     recipe.write_text(
-        "reallm: 1\nextends: reallm-3bit-lean\nrules:\n"
+        "reallm: 1\nextends: reallm-3bit-data-free\nrules:\n"
         "  - {match: '*.down_proj', layers: '0,-1', set: {quantizer: {bits: 5}}}\n"
     )
     args = ("budget", recipe, "--model", tiny_llama, "--explain")
@@ -253,7 +253,7 @@ def test_explain_of_an_archive_says_what_it_cannot(run, archive):
     assert f"`reallm inspect {archive} model.layers.0.mlp.up_proj`" in result.err
 
 
-@pytest.mark.parametrize("recipe", ["nf4", "reallm-3bit"])
+@pytest.mark.parametrize("recipe", ["nf4", "paper-3bit"])
 def test_budget_and_planner_say_the_same(run, recipe, tiny_llama):
     from reallm_compiler.planning.build import plan
 
@@ -263,14 +263,14 @@ def test_budget_and_planner_say_the_same(run, recipe, tiny_llama):
 
 def test_the_papers_worked_example_term_by_term(run):
     shapes = '{"shapes": {"q_proj": [4096, 4096]}}'
-    out = run("budget", "reallm-hnerv", "--model", shapes).out
+    out = run("budget", "paper-hnerv", "--model", shapes).out
     rows = [line.split() for line in out.splitlines() if line.startswith("q_proj")]
     sizes, paper, costs = rows
     # codes, decoder, scales; paper bits, exact bits: all that is stored, so that scales count.
     assert sizes[5:10] == ["0.25", "2.451859", "0.126959", "2.824921", "2.828818"]
     assert paper[1:] == ["0.25", "2.574921", "2.824921"]
     assert costs[2:] == ["7.47", "TMAC", "92.4", "PFLOP", "92.4", "PFLOP"]
-    document = run("budget", "reallm-hnerv", "--model", shapes, "--json").json
+    document = run("budget", "paper-hnerv", "--model", shapes, "--json").json
     assert round(document["matrices"][0]["paper_bits"], 6) == 2.824921
     assert document["totals"]["training_operations"] == 92_358_721_929_216_000
 

@@ -67,7 +67,7 @@ def quiet_args(kind: str, recipe: Path, model: Path, archive: Path) -> list[str]
     return {
         "help": ["--help"],
         "recipes list": ["recipes", "list"],
-        "recipes show": ["recipes", "show", "reallm-3bit"],
+        "recipes show": ["recipes", "show", "paper-3bit"],
         "recipes schema": ["recipes", "schema"],
         "budget": ["budget", str(recipe), "--model", str(model)],
         "budget of an archive": ["budget", str(archive)],

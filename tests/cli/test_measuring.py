@@ -119,12 +119,12 @@ def test_demo_prompt_is_the_first_lines_of_the_text():
 
 
 def test_recipes_are_listed_with_their_purpose(run):
-    names = {"reallm-2bit", "reallm-3bit", "reallm-2bit-lean", "lq-lora", "qlora", "nf4", "nf3"}
+    names = {"paper-2bit", "paper-3bit", "reallm-2bit-data-free", "lq-lora", "qlora", "nf4", "nf3"}
     rows = run("recipes", "list", "--json").json
     assert names | {"rtn-4bit", "rtn-2bit"} <= {row["name"] for row in rows}
     shown = run("recipes", "list").out
     for row in rows:
-        assert set(row) == {"name", "bits", "kl", "best", "purpose"}
+        assert set(row) == {"name", "bits", "kl", "best", "statistics", "purpose"}
         assert row["purpose"]
         assert float(row["bits"]) > 1
         assert row["name"] in shown
@@ -135,8 +135,12 @@ def test_recipes_alone_is_the_list_and_the_best_lead(run):
     assert alone == run("recipes", "list")
     assert alone.code == 0
     rows = run("recipes", "list", "--json").json
-    assert [row["best"] for row in rows] == sorted((row["best"] for row in rows), reverse=True)
-    assert rows[0]["name"] == "reallm-2bit-lean"
+    order = [(row["best"], row["statistics"] == "required") for row in rows]
+    assert order == sorted(order, reverse=True)
+    assert len(set(order)) == 3
+    assert rows[0]["name"] == "reallm-2bit"
+    titles = ("`reallm calibrate` first", "best without data", "other methods")
+    assert sorted(titles, key=alone.out.index) == list(titles)
 
 
 def test_a_listed_rate_is_the_planned_one(run, tmp_path):
@@ -150,12 +154,12 @@ def test_a_listed_rate_is_the_planned_one(run, tmp_path):
 
 
 def test_a_shown_recipe_is_the_file(run, tmp_path, tiny_llama):
-    shown = run("recipes", "show", "reallm-2bit")
+    shown = run("recipes", "show", "paper-2bit")
     assert shown.code == 0
     mine = tmp_path / "mine.yaml"
     mine.write_text(shown.out)
     args = ("--model", tiny_llama, "--json")
-    assert run("budget", mine, *args).json == run("budget", "reallm-2bit", *args).json
+    assert run("budget", mine, *args).json == run("budget", "paper-2bit", *args).json
     wrong = run("recipes", "show", "reallm-2bti")
     assert wrong.code == 2
     assert "`reallm-2bit`" in wrong.err

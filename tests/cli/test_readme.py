@@ -55,7 +55,7 @@ def test_the_commands_do_what_they_say(run: Any, folder: Path) -> None:
         result = run(*args[1:])
         assert result.code == 0, (args, result.err)
         results[args[1]] = result
-    assert "reallm-3bit-lean" in results["recipes"].out
+    assert "reallm-3bit-data-free" in results["recipes"].out
     assert "perplexity" in results["eval"].out
     assert verify("model.reallm") == []
     assert verify("tuned.adapter") == []

@@ -276,7 +276,7 @@ def test_the_json_is_plain_and_whole(tried):
 
 @pytest.mark.parametrize(
     ("only", "recipe"),
-    [("*", "reallm-3bit-lean"), (NAMES["image"], "reallm-hnerv")],
+    [("*", "reallm-2bit"), (NAMES["image"], "paper-hnerv")],
     ids=["mostly noise", "structure"],
 )
 def test_without_a_trial_a_shipped_recipe_is_named(model, only, recipe):

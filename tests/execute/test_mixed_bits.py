@@ -49,7 +49,12 @@ RULES: dict[str, list[dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", RULES)
 def test_bits_are_what_the_rule_says(case: str, tiny_llama: Path, tmp_path: Path) -> None:
-    recipe = {"reallm": 1, "extends": "reallm-3bit-lean", "defaults": QUICK, "rules": RULES[case]}
+    recipe = {
+        "reallm": 1,
+        "extends": "reallm-3bit-data-free",
+        "defaults": QUICK,
+        "rules": RULES[case],
+    }
     output = tmp_path / "mixed.reallm"
     report = reallm.compile(recipe, model=tiny_llama, output=output, device="cpu")
     assert output.stat().st_size == report.budget.totals.file_bytes

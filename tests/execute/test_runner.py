@@ -60,7 +60,7 @@ def test_the_name_comes_from_a_worker_too(tmp_path: Path) -> None:
     model = checkpoint(tmp_path / "model", {NAMES[1]: (3, 5)}, math.inf)
     with pytest.raises(CodecError, match="row 3, column 5 is inf") as caught:
         reallm.compile(
-            "reallm-2bit-lean",
+            "reallm-2bit-data-free",
             model=model,
             output=tmp_path / "o.reallm",
             device="cpu",
@@ -91,7 +91,7 @@ def test_what_is_wrong_with_all_of_a_group_names_the_group(
     assert caught.value.location == "share group all"
 
 
-@pytest.mark.parametrize("recipe", ["reallm-2bit-lean", "nf4", SHARED])
+@pytest.mark.parametrize("recipe", ["reallm-2bit-data-free", "nf4", SHARED])
 def test_float16_weights_at_the_end_of_its_range_come_back_finite(
     tmp_path: Path, recipe: Any
 ) -> None:
@@ -108,7 +108,7 @@ def test_float16_weights_at_the_end_of_its_range_come_back_finite(
         error = archive.errors["layers.0.a"]
     assert decoded.dtype == torch.float16
     assert torch.isfinite(decoded).all()
-    assert (exact.abs() > largest).any() or recipe != "reallm-2bit-lean"
+    assert (exact.abs() > largest).any() or recipe != "reallm-2bit-data-free"
     assert torch.equal(decoded, exact.clamp(-largest, largest).to(torch.float16))
     wrong = (decoded.double() - weight.double()).norm() / weight.double().norm()
     assert wrong <= error * 1.01

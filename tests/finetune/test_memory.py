@@ -132,7 +132,7 @@ def test_what_is_counted_is_exact(base: Path, adapter: Path) -> None:
 def test_13_billion_weights_fit_40_gigabytes(tmp_path: Path) -> None:
     """The paper's claim, with activations computed again and sequences of 2048 tokens."""
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_13B))
-    plan = reallm.plan("reallm-2bit", model=tmp_path / "config.json")
+    plan = reallm.plan("paper-2bit", model=tmp_path / "config.json")
     settings = options(precision="bfloat16", checkpointing=True, block={"batch": 1})
     found = estimate(plan, LLAMA_13B, settings)
     assert found.tuned > 200_000_000

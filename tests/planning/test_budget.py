@@ -20,7 +20,7 @@ SQUARE = {"shapes": {"layers.0.q_proj.weight": [4096, 4096]}}
 
 
 def test_the_papers_setting_at_4096() -> None:
-    (row,) = reallm.plan("reallm-2bit", model=SQUARE).budget().matrices
+    (row,) = reallm.plan("paper-2bit", model=SQUARE).budget().matrices
     weights = 4096 * 4096
     bits = {term: Fraction(8 * size, weights) for term, size in row.terms.items()}
     assert row.paper_bits == Fraction("2.5009765625")
@@ -38,7 +38,7 @@ def test_llama_2_7b_from_its_bare_config() -> None:
     pytest.importorskip("transformers")
     sizes = {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000}
     papers = {"role": ["embedding", "head"], "keep": "source"}
-    recipe = {"reallm": 1, "extends": "reallm-2bit", "rules": [papers]}
+    recipe = {"reallm": 1, "extends": "paper-2bit", "rules": [papers]}
     plan = reallm.plan(recipe, model={"model_type": "llama", **sizes})
     totals = plan.budget().totals
     assert totals.numel == 6_476_005_376
@@ -62,7 +62,7 @@ LLAMA_3_8B = {
 def test_what_weighs_outside_the_layers_is_coded() -> None:
     """Embedding and head of Llama-3-8B were 48 % of its file at 2 bits."""
     pytest.importorskip("transformers")
-    budget = reallm.plan("reallm-2bit", model=LLAMA_3_8B).budget()
+    budget = reallm.plan("paper-2bit", model=LLAMA_3_8B).budget()
     rows = {row.name: row for row in budget.matrices}
     for name in ("model.embed_tokens", "lm_head"):
         assert rows[name].exact_bits == 8 + Fraction(32, 4096)
@@ -155,7 +155,7 @@ def test_what_fits_no_matrix_is_reported_at_the_users_own_line(
     as_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rule = {"match": "*.q_proj", "set": {"autoencoder": {"decoder_params": 10}}}
-    recipe: object = {"reallm": 1, "extends": "reallm-hnerv", "rules": [rule]}
+    recipe: object = {"reallm": 1, "extends": "paper-hnerv", "rules": [rule]}
     where = "recipe: rules[0].set.autoencoder.decoder_params"
     if as_file:
         monkeypatch.chdir(tmp_path)

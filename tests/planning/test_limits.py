@@ -17,7 +17,7 @@ LARGEST = {
 }
 
 
-@pytest.mark.parametrize("recipe", ["reallm-2bit", "reallm-hnerv"])
+@pytest.mark.parametrize("recipe", ["paper-2bit", "paper-hnerv"])
 @pytest.mark.parametrize(("name", "shape"), LARGEST.values(), ids=LARGEST.keys())
 def test_an_archive_holds_whatever_is_read(name, shape, recipe):
     assert plan(recipe, model={"shapes": {name: shape}}).layout.file_bytes

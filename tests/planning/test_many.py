@@ -20,7 +20,7 @@ SHAPES = {
     for layer in range(LAYERS)
     for name, shape in (("up_proj", [96, 64]), ("down_proj", [64, 96]))
 }
-RECIPES = ("reallm-2bit", "reallm-2bit-tunable", "nf4", "rtn-4bit", "reallm-4bit-lean")
+RECIPES = ("paper-2bit", "reallm-2bit-tunable", "nf4", "rtn-4bit", "reallm-4bit-data-free")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -66,7 +66,7 @@ def test_the_budget_is_that_of_each_matrix_by_itself(recipe):
 
 
 def test_the_length_of_the_manifest_needs_no_manifest():
-    made = plan("reallm-2bit", model={"shapes": SHAPES})
+    made = plan("paper-2bit", model={"shapes": SHAPES})
     assert "manifest" not in vars(made.layout)
     assert made.budget().totals.manifest_bytes == len(encode_manifest(made.layout.manifest))
 

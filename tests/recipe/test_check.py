@@ -66,8 +66,8 @@ FILES = {
         "r.yaml:1:1: a recipe is a map that starts with `reallm: 1`, not a list",
     ),
     "no map but text": (
-        "reallm-2bit",
-        "r.yaml:1:1: a recipe is a map that starts with `reallm: 1`, not `reallm-2bit`",
+        "paper-2bit",
+        "r.yaml:1:1: a recipe is a map that starts with `reallm: 1`, not `paper-2bit`",
     ),
     "unknown key": (
         "reallm: 1\ndefualts: {}",
@@ -557,18 +557,18 @@ def test_recipes_that_are_not_there(tmp_path, monkeypatch):
     ("base", "patch", "expected"),
     [
         (
-            "reallm-3bit-lean",
+            "reallm-3bit-data-free",
             "{quantizer: {bits: 9}}",
             "r.yaml:5:29: rules[0].set.quantizer.bits: bits must lie between 1 and 8",
         ),
         (
-            "reallm-3bit-lean",
+            "reallm-3bit-data-free",
             "{quantizer: {state_bits: 3}}",
             "r.yaml:5:22: rules[0].set.quantizer: a state of 3 bits must be longer than a code "
             "of 4 bits",
         ),
         (
-            "reallm-hnerv",
+            "paper-hnerv",
             "{autoencoder: {latent: [16, 3, 3]}}",
             "r.yaml:5:24: rules[0].set.autoencoder: a patch of 512 x 512 cannot come from a latent "
             "of 3 x 3: rows and columns must grow by the same whole factor above 1",

@@ -34,11 +34,11 @@ def complaint(source: str) -> list[str]:
 
 def test_a_shipped_recipe_is_patched(write):
     write(
-        own="reallm: 1\nextends: reallm-2bit\nseed: 5\nmodel: m\noutput: o.reallm\n"
+        own="reallm: 1\nextends: paper-2bit\nseed: 5\nmodel: m\noutput: o.reallm\n"
         "defaults: {quantizer: {bits: 3, dim: 2}, permutation: {kind: none}}\n"
     )
     recipe = load_recipe("own.yaml")
-    base = load_recipe("reallm-2bit")
+    base = load_recipe("paper-2bit")
     assert (recipe.name, recipe.seed, recipe.model, recipe.output) == ("own", 5, "m", "o.reallm")
     assert recipe.plan.permutation == NoPermutation()
     assert isinstance(recipe.plan.quantizer, VectorQuantizer)
@@ -195,10 +195,10 @@ def test_equal_recipes_have_equal_documents(write):
 
 
 def test_the_document_of_a_base_is_the_whole_recipe(write):
-    write(own="reallm: 1\nextends: reallm-2bit\nrules: [{match: a, set: {dora: false}}]\n")
+    write(own="reallm: 1\nextends: paper-2bit\nrules: [{match: a, set: {dora: false}}]\n")
     recipe = load_recipe("own.yaml")
     assert "extends" not in recipe.document
-    assert recipe.document["defaults"] == load_recipe("reallm-2bit").plan.plain()
+    assert recipe.document["defaults"] == load_recipe("paper-2bit").plan.plain()
 
 
 rules = st.fixed_dictionaries(
@@ -252,7 +252,7 @@ def test_a_slip_in_the_defaults_is_reported_once(tmp_path):
     path = tmp_path / "slip.yaml"
     path.write_text(
         "reallm: 1\n"
-        "extends: reallm-2bit\n"
+        "extends: paper-2bit\n"
         "defaults:\n"
         "  residul: {kind: none}\n"
         "rules:\n"

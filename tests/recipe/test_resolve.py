@@ -37,7 +37,7 @@ def model(layers: int = 4) -> list[Candidate]:
 
 def meet(*rules, layers=4, defaults=None):
     recipe = load_recipe(
-        {"reallm": 1, "extends": "reallm-2bit", "defaults": defaults or {}, "rules": list(rules)}
+        {"reallm": 1, "extends": "paper-2bit", "defaults": defaults or {}, "rules": list(rules)}
     )
     return resolve(recipe, model(layers))
 
@@ -50,7 +50,7 @@ def complaint(*rules, **options) -> list[str]:
 
 def test_without_rules_linear_layers_are_coded_and_all_else_is_kept():
     decisions = meet()
-    plan = load_recipe("reallm-2bit").plan
+    plan = load_recipe("paper-2bit").plan
     assert set(decisions) == {candidate.name for candidate in model()}
     for candidate in model():
         decision = decisions[candidate.name]
@@ -84,7 +84,7 @@ def test_set_codes_an_embedding_or_head_and_keep_keeps_a_matrix():
         {"match": ["lm_head", "*.embed_tokens"], "set": {}},
         {"match": "*.down_proj", "keep": "float32"},
     )
-    plan = load_recipe("reallm-2bit").plan
+    plan = load_recipe("paper-2bit").plan
     assert decisions["lm_head"].plan == decisions["model.embed_tokens"].plan == plan
     assert decisions["model.layers.0.mlp.down_proj"].keep == "float32"
     assert decisions["model.layers.0.mlp.down_proj"].plan is None
@@ -287,7 +287,7 @@ def test_plans_are_made_once_for_each_set_of_rules(monkeypatch):
     recipe = load_recipe(
         {
             "reallm": 1,
-            "extends": "reallm-2bit",
+            "extends": "paper-2bit",
             "rules": [
                 {"match": "*.q_proj", "set": {"dora": False}},
                 {"match": "*", "layers": "0-9", "set": {"quantizer": {"bits": 3, "dim": 2}}},
@@ -309,7 +309,7 @@ def test_many_rules_for_single_matrices_are_looked_up_by_name(monkeypatch):
     candidates = model(layers=50)
     names = [candidate.name for candidate in candidates if candidate.coded_by_default]
     rules = [{"match": name, "set": {"quantizer": {"bits": 1}}} for name in names]
-    recipe = load_recipe({"reallm": 1, "extends": "reallm-2bit", "rules": rules})
+    recipe = load_recipe({"reallm": 1, "extends": "paper-2bit", "rules": rules})
     patterns = __import__("reallm_compiler.recipe.match", fromlist=["Pattern"])
     monkeypatch.setattr(patterns.Pattern, "matches", lambda *_: pytest.fail("searched"))
     decisions = resolve(recipe, candidates)
@@ -417,7 +417,7 @@ def test_a_group_divides_by_plan_and_its_first_part_keeps_the_name():
     assert found["model.layers.0.self_attn.q_proj"] == "all"
     candidates = model()
     candidates.reverse()  # the names do not hang on the order of the tensors
-    recipe = load_recipe({"reallm": 1, "extends": "reallm-2bit", "rules": rules})
+    recipe = load_recipe({"reallm": 1, "extends": "paper-2bit", "rules": rules})
     assert shares(resolve(recipe, candidates)) == found
 
 
@@ -427,7 +427,7 @@ def test_what_shares_nothing_leaves_its_group(kind):
     recipe = load_recipe(
         {
             "reallm": 1,
-            "extends": "reallm-3bit-lean",
+            "extends": "reallm-3bit-data-free",
             "rules": [{"match": "*.down_proj", "set": {"quantizer": quantizer}}],
         }
     )
@@ -445,7 +445,7 @@ def test_share_beside_what_shares_nothing_is_a_mistake():
         "set": {"quantizer": {"kind": "uniform", "bits": 4}, "share": "q"},
     }
     with pytest.raises(RecipeError, match=r"rules\[0\].set: `share` needs something to share"):
-        load_recipe({"reallm": 1, "extends": "reallm-2bit", "rules": [rule]})
+        load_recipe({"reallm": 1, "extends": "paper-2bit", "rules": [rule]})
 
 
 def test_no_plan_is_no_coding():

@@ -178,7 +178,7 @@ FITS = [
     "{reallm: 1, defaults: {residual: {kind: low_rank, rank: 1/64}}}",
     "{reallm: 1, defaults: {residual: {kind: low_rank, rank: 0.5}}}",
     "{reallm: 1, defaults: {quantizer: {kind: vq, bits: 2, dim: 4}, dora: true, share: g}}",
-    "{reallm: 1, extends: reallm-2bit, defaults: {quantizer: {bits: 1}}}",
+    "{reallm: 1, extends: paper-2bit, defaults: {quantizer: {bits: 1}}}",
     "{reallm: 1, rules: [{match: a, set: {quantizer: {kind: vq, bits: 2, dim: 4}}}]}",
     "{reallm: 1, rules: [{match: [a, 're:b'], except: c, layers: 0-3, keep: bf16}]}",
     "{reallm: 1, rules: [{match: a, layers: [0, -4..], keep: source, optional: true, note: n}]}",

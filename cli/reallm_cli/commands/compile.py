@@ -36,7 +36,7 @@ TRAINING_SECONDS = 10.0
     short_help="Compile a model into an archive.",
     examples=[
         (
-            "reallm compile reallm-3bit-lean --model path/to/model -o model.reallm",
+            "reallm compile reallm-3bit-data-free --model path/to/model -o model.reallm",
             "compile a checkpoint by a shipped recipe",
         ),
         (

@@ -26,7 +26,7 @@ from reallm_cli.terminal import Terminal
 from reallm_cli.views import differences, show_sizes
 from reallm_formats import BITS
 
-RECIPE = "reallm-3bit-lean"
+RECIPE = "reallm-3bit-data-free"
 NEW_TOKENS = 64
 PROMPT_WORDS = 24
 """Words of the prompt, at least: its last line is whole."""
@@ -40,7 +40,7 @@ SHOWN_WIDTH = 96
     short_help="Compile, verify and measure the bundled model.",
     examples=[
         ("reallm demo", "compile, verify, measure and try the bundled model"),
-        ("reallm demo --recipe reallm-2bit-lean", "the same at fewer bits"),
+        ("reallm demo --recipe reallm-2bit-data-free", "the same at fewer bits"),
         ("reallm demo -o demo.reallm", "keep the archive, to `inspect` it afterwards"),
     ],
 )

@@ -17,8 +17,8 @@ from reallm_compiler.hints import did_you_mean, nearest
 _ALONE = [("reallm recipes", "the same as `reallm recipes list`")]
 _LIST = [("reallm recipes list", "names, purposes and expected bits")]
 _SHOW = [
-    ("reallm recipes show reallm-3bit-lean", "print the recipe's YAML"),
-    ("reallm recipes show reallm-3bit-lean > mine.yaml", "a recipe of your own to start from"),
+    ("reallm recipes show reallm-3bit-data-free", "print the recipe's YAML"),
+    ("reallm recipes show reallm-3bit-data-free > mine.yaml", "a recipe of your own to start from"),
 ]
 _SCHEMA = [
     ("reallm recipes schema > recipe.schema.json", "for an editor that completes and checks YAML")
@@ -39,37 +39,51 @@ def recipes(context: click.Context) -> None:
 
 
 @recipes.command("list", cls=ExampleCommand, examples=_LIST)
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print `name`, `purpose`, `bits`, `kl`, `best` as JSON."
-)
+@click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 @click.pass_obj
 def list_recipes(terminal: Terminal, as_json: bool) -> int:
     """List the shipped recipes, the best first: expected bits, measured loss, purpose."""
-    from reallm_compiler.recipe.shipped import BEST, head_comment, list_shipped, read_shipped
+    from reallm_compiler.recipe import load_recipe
+    from reallm_compiler.recipe.shipped import (
+        BEST,
+        DATA_FREE,
+        head_comment,
+        list_shipped,
+        measured_kl,
+        read_shipped,
+    )
 
     rows: list[dict[str, Any]] = []
-    for name in sorted(list_shipped(), key=[*BEST, *list_shipped()].index):
+    for name in sorted(list_shipped(), key=[*BEST, *DATA_FREE, *list_shipped()].index):
         comment = head_comment(read_shipped(name))
         rows.append(
             {
                 "name": name,
                 "bits": expected_bits(comment),
-                "kl": measured_kl(comment),
-                "best": name in BEST,
+                "kl": measured_kl(name),
+                "best": name in (*BEST, *DATA_FREE),
+                "statistics": load_recipe(name).statistics,
                 "purpose": purpose(comment),
             }
         )
     if as_json:
         terminal.json(rows)
         return ExitCode.OK
-    titles = ("best at their size", "other methods: to compare with, or to tune")
-    for title, best in zip(titles, (True, False), strict=True):
+    for title, best, statistics in (
+        (
+            "best at their size: `reallm calibrate` first, then compile with `--stats`",
+            True,
+            "required",
+        ),
+        ("best without data", True, "none"),
+        ("other methods: to compare with, or to tune", False, "none"),
+    ):
         sheet = Sheet(
             columns=["<recipe", "exact bits*", "KL**", "<purpose"],
             rows=[
                 (row["name"], row["bits"], row["kl"], row["purpose"])
                 for row in rows
-                if row["best"] == best
+                if (row["best"], row["statistics"]) == (best, statistics)
             ],
             wrap="<purpose",
         )
@@ -120,10 +134,4 @@ def purpose(comment: str) -> str:
 def expected_bits(comment: str) -> str:
     """The exact bits that a head comment promises, or nothing when it does not."""
     found = re.search(r"exact(?: bits)?\D{0,20}?(\d+\.\d+)", comment)
-    return found[1] if found else ""
-
-
-def measured_kl(comment: str) -> str:
-    """The divergence that a head comment says was measured, or nothing when it does not."""
-    found = re.search(r"KL (\d+\.\d+)", comment)
     return found[1] if found else ""
