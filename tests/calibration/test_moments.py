@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,22 @@ def test_shared_inputs_are_stored_once(measured: Path) -> None:
         shared = file.read(f"{layer}q_proj"), file.read(f"{layer}v_proj")
         assert torch.equal(shared[0].inputs, shared[1].inputs)
         assert not torch.equal(shared[0].weighted_inputs, shared[1].weighted_inputs)
+
+
+def test_text_settings_and_software_are_told(
+    words: Path, settings: dict[str, Any], measured: Path
+) -> None:
+    data = words.read_bytes()
+    digest = hashlib.sha256(len(data).to_bytes(8, "little") + data).digest()
+    with StatisticsFile(measured) as file:
+        provenance, told = file.document.provenance, file.document.settings
+        assert provenance["text"] == digest
+        assert str(provenance["torch"]).strip() == torch.__version__
+        assert told["window"] == settings["window"]
+        assert told["sequences"] == settings["samples"]
+        assert told["seed"] == 0
+        assert (told["separator"], told["diagonal"]) == (None, None)
+        assert (told["gradients"], told["own_text"]) == (True, False)
 
 
 def test_without_gradients_only_inputs_are_there(
