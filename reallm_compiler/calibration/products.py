@@ -6,6 +6,7 @@ multiplies by it, an expert of a stack, or a function of a library that is hande
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ class Memory:
 
     def add(self, values: Tensor, inside: Sequence[Location]) -> None:
         """The matrices `inside` lie in the contiguous tensor `values`, which is held meanwhile."""
-        self._known[_storage(values)] = (values, inside)
+        self._known[_storage(values)] = (values, sorted(inside, key=_offset))
 
     def remove(self, values: Tensor) -> None:
         """Forget what lies in `values`."""
@@ -38,13 +39,18 @@ class Memory:
         entry = self._known.get(_storage(weight))
         if entry is None or weight.dim() != 2:
             return []
-        start = int(weight.storage_offset()) - int(entry[0].storage_offset())
-        row, column = weight.stride()
+        values, inside = entry
+        start = int(weight.storage_offset()) - int(values.storage_offset())
+        outputs, inputs = weight.shape
+        row, column = (int(stride) for stride in weight.stride())
         found = []
-        for one in entry[1]:
-            first, odd = divmod(one.offset - start, row) if row else (0, 1)
-            inside = 0 <= first <= weight.shape[0] - one.shape[0] and not odd
-            if inside and one.strides == (row, column) and one.shape[1] == weight.shape[1]:
+        for index in range(bisect_left(inside, start, key=_offset), len(inside)):
+            one = inside[index]
+            if one.offset > start + row * (outputs - 1):
+                break
+            first, odd = divmod(one.offset - start, row or 1)
+            fits = one.strides == (row, column) and one.shape[1] == inputs
+            if fits and not odd and first + one.shape[0] <= outputs:
                 found.append((one.name, (first, first + one.shape[0])))
         return found
 
@@ -130,6 +136,10 @@ def _rows_of(index: int | None, rows: Rows) -> Callable[[Tensor], Tensor]:
         return one.reshape(-1, one.shape[-1])[:, rows[0] : rows[1]]
 
     return part
+
+
+def _offset(location: Location) -> int:
+    return location.offset
 
 
 def _storage(tensor: Tensor) -> int:
