@@ -2,9 +2,10 @@
 
     import reallm_compiler as reallm
 
-    plan = reallm.plan("paper-2bit", model="path/to/checkpoint")
-    print(plan.budget().totals.file_bytes)
-    reallm.compile("paper-2bit", model="path/to/checkpoint", output="out.reallm")
+    source = "path/to/checkpoint"
+    print(reallm.plan("reallm-2bit", model=source).budget().totals.file_bytes)
+    reallm.calibrate(source, text="text.txt", output="model.stats")
+    reallm.compile("reallm-2bit", model=source, statistics="model.stats", output="out.reallm")
     model, tokenizer = reallm.load("out.reallm")
 
 Commands of the command line have their functions: `calibrate`, `compile`, `verify`,

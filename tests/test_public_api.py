@@ -112,7 +112,7 @@ def test_note_and_hint_are_shown_in_a_traceback() -> None:
     with pytest.raises(reallm_compiler.ReallmError) as caught:
         reallm_compiler.plan("reallm-2bti", model={"shapes": {"a.weight": [4, 8]}})
     shown = "".join(traceback.format_exception(caught.value))
-    assert "paper-2bit" in shown
+    assert "reallm-2bit" in shown
     error = reallm_compiler.ReallmError("wrong", note="why", hint="what to do")
     assert error.__notes__ == ["note: why", "hint: what to do"]
     assert pickle.loads(pickle.dumps(error)).__notes__ == error.__notes__

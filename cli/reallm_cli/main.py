@@ -47,11 +47,15 @@ TRACEBACK_VARIABLE = "REALLM_TRACEBACK"
     examples=[
         ("reallm demo", "compile, verify and measure the model that comes with reallm"),
         (
-            "reallm budget reallm-3bit-data-free --model path/to/model",
+            "reallm budget reallm-2bit --model path/to/model",
             "the exact size, before any work is done",
         ),
         (
-            "reallm compile reallm-3bit-data-free --model path/to/model -o model.reallm",
+            "reallm calibrate path/to/model --text text.txt -o model.stats",
+            "measure once what errors cost",
+        ),
+        (
+            "reallm compile reallm-2bit --model path/to/model --stats model.stats -o model.reallm",
             "make the archive",
         ),
     ],

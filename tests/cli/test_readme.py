@@ -55,7 +55,7 @@ def test_the_commands_do_what_they_say(run: Any, folder: Path) -> None:
         result = run(*args[1:])
         assert result.code == 0, (args, result.err)
         results[args[1]] = result
-    assert "reallm-3bit-data-free" in results["recipes"].out
+    assert "reallm-2bit" in results["recipes"].out
     assert "perplexity" in results["eval"].out
     assert verify("model.reallm") == []
     assert verify("tuned.adapter") == []
@@ -83,7 +83,17 @@ def test_the_recipe_compiles(folder: Path) -> None:
         path = folder / f"recipe-{number}.yaml"
         path.write_text(block)
         plan = reallm.plan(path, model="path/to/checkpoint")
-        reallm.compile(path, model="path/to/checkpoint", output=f"{number}.reallm", workers=1)
+        statistics = None
+        if reallm.load_recipe(path).statistics == "required":
+            statistics = "model.stats"
+            reallm.calibrate("path/to/checkpoint", text="text.txt", output=statistics, force=True)
+        reallm.compile(
+            path,
+            model="path/to/checkpoint",
+            output=f"{number}.reallm",
+            statistics=statistics,
+            workers=1,
+        )
         assert (folder / f"{number}.reallm").stat().st_size == plan.layout.file_bytes
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from pydantic import ValidationError
 from reallm_compiler.codecs import decode_matrix, encode_matrix, fit_shared
 from reallm_compiler.codecs.contract import Latent
 from reallm_compiler.codecs.numerics.packing import unpack
-from reallm_compiler.codecs.quantizers.trellis_stream import RowStream
+from reallm_compiler.codecs.quantizers.trellis_stream import HighRate, RowStream
 from reallm_compiler.codecs.quantizers.trellis_table import computed_table
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.errors import CodecError
@@ -237,3 +239,25 @@ def test_a_block_of_columns_goes_on_where_the_last_one_ended(gaussian, plan_of):
 def test_what_cannot_be_is_refused(words, reason, plan_of):
     with pytest.raises(ValidationError, match=reason):
         plan_of(quantizer=words)
+
+
+def test_a_row_is_that_of_the_specification():
+    text = (Path(__file__).parents[2] / "formats" / "SPEC.md").read_text(encoding="utf-8")
+    shown = re.search(r" codes +([\d ]+)\n +row +([\da-f ]+)\n +states +([\d ]+)\n", text)
+    assert shown is not None
+    codes, states = (torch.tensor([int(one) for one in shown[part].split()]) for part in (1, 3))
+    mask = torch.zeros(16, dtype=torch.bool)
+    mask[[1, 4, 6]] = True
+    high_rate = HighRate(mask=mask, scale=torch.ones(1))
+    stream = RowStream(parameters("35/16", state_bits=10), 16, high_rate)
+    assert stream.order is not None
+    row = stream.pack(codes.to(torch.uint8)[None])
+    assert bytes(row[0].tolist()) == bytes.fromhex(shown[2])
+    assert stream.states(row)[0, stream.order].tolist() == states.tolist()
+    # The formula of the page, from the bits of the row.
+    bits = "".join(f"{byte:08b}"[::-1] for byte in bytes.fromhex(shown[2]))
+    end, found = 0, []
+    for t in range(16):
+        end += 2 + 3 * (t + 1) // 16 - 3 * t // 16
+        found.append(int(("0" * 10 + bits)[end : end + 10][::-1], 2))
+    assert found == states.tolist()

@@ -25,7 +25,7 @@ from reallm_compiler.planning.model import Plan
     short_help="Show the exact size, before any work is done.",
     examples=[
         (
-            "reallm budget reallm-2bit-data-free --model path/to/config.json",
+            "reallm budget reallm-2bit --model path/to/config.json",
             "a shipped recipe on a model of which only the config is here",
         ),
         ("reallm budget mine.yaml --json", "the same for scripts; `mine.yaml` names its model"),

@@ -133,7 +133,7 @@ def calibrate_command(
     from reallm_compiler.calibration.run import calibrate
 
     quiet_libraries()
-    with _CalibrateReporter(terminal) as reporter:
+    with CalibrateReporter(terminal) as reporter:
         report = calibrate(
             model,
             output=output,
@@ -195,7 +195,7 @@ def _listed(found: Sequence[str] | Mapping[str, int]) -> str:
     return ", ".join(shown) + (", ..." if len(found) > SHOWN else "")
 
 
-class _CalibrateReporter(Reporter):
+class CalibrateReporter(Reporter):
     """Logs the events of a calibration on stderr."""
 
     def on_event(self, event: Event) -> None:

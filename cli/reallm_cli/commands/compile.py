@@ -36,8 +36,12 @@ TRAINING_SECONDS = 10.0
     short_help="Compile a model into an archive.",
     examples=[
         (
-            "reallm compile reallm-3bit-data-free --model path/to/model -o model.reallm",
-            "compile a checkpoint by a shipped recipe",
+            "reallm compile reallm-2bit --model path/to/model --stats model.stats -o model.reallm",
+            "compile a checkpoint by a shipped recipe, with its statistics",
+        ),
+        (
+            "reallm compile reallm-2bit-data-free --model path/to/model -o model.reallm",
+            "the same bits without statistics, with a larger loss",
         ),
         (
             "reallm compile mine.yaml --only '*.q_proj'",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import click
 
+from reallm_cli.commands.calibrate import CalibrateReporter, report_lines
 from reallm_cli.commands.compile import CompileReporter
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
@@ -26,7 +24,11 @@ from reallm_cli.terminal import Terminal
 from reallm_cli.views import differences, show_sizes
 from reallm_formats import BITS
 
-RECIPE = "reallm-3bit-data-free"
+RECIPE = "reallm-2bit"
+SAMPLES = 128
+WINDOW = 256
+"""Sequences that statistics are measured on, and tokens of each."""
+
 NEW_TOKENS = 64
 PROMPT_WORDS = 24
 """Words of the prompt, at least: its last line is whole."""
@@ -39,8 +41,8 @@ SHOWN_WIDTH = 96
     cls=ExampleCommand,
     short_help="Compile, verify and measure the bundled model.",
     examples=[
-        ("reallm demo", "compile, verify, measure and try the bundled model"),
-        ("reallm demo --recipe reallm-2bit-data-free", "the same at fewer bits"),
+        ("reallm demo", "calibrate, compile, verify, measure and try the bundled model"),
+        ("reallm demo --recipe reallm-2bit-data-free", "the same bits without statistics"),
         ("reallm demo -o demo.reallm", "keep the archive, to `inspect` it afterwards"),
     ],
 )
@@ -53,19 +55,22 @@ SHOWN_WIDTH = 96
 def demo(terminal: Terminal, recipe: str, output: str | None, force: bool) -> int:
     """Compile the bundled model, verify the file, and show what it lost.
 
-    Prints the budget beside the stored bytes, the perplexity on held-out text before and after,
-    and a few lines that the original and the compressed model write. Takes about a minute.
+    A recipe that needs statistics gets them from text that the model writes itself. Prints the
+    budget beside the stored bytes, the perplexity on held-out text before and after, and a few
+    lines that the original and the compressed model write. Takes about a minute.
     """
     check_recipe_path(recipe)
     from reallm_compiler.demo import find_demo
 
     bundled = find_demo()
-    with _place(output) as archive:
+    model = str(bundled.model)
+    with tempfile.TemporaryDirectory(prefix="reallm-demo-", ignore_cleanup_errors=True) as folder:
+        archive = output if output is not None else str(Path(folder) / "demo.reallm")
+        statistics = _calibrate(terminal, recipe, model, Path(folder) / "demo.stats")
         terminal.log(f"compiling the bundled model with `{recipe}`")
-        damaged = _compile_and_check(terminal, recipe, str(bundled.model), archive, force=force)
-        if damaged:
+        if _compile_and_check(terminal, recipe, model, archive, statistics, force=force):
             return ExitCode.DAMAGED
-        _measure(terminal, str(bundled.model), archive, bundled.heldout)
+        _measure(terminal, model, archive, bundled.heldout)
         if output is not None:
             terminal.log()
             terminal.log(f"the archive is `{output}`; next: `reallm inspect {output}`")
@@ -75,21 +80,39 @@ def demo(terminal: Terminal, recipe: str, output: str | None, force: bool) -> in
     return ExitCode.OK
 
 
-@contextmanager
-def _place(output: str | None) -> Iterator[str]:
-    """The archive's path; a temporary one goes away at the end."""
-    if output is not None:
-        yield output
-        return
-    folder = tempfile.mkdtemp(prefix="reallm-demo-")
-    try:
-        yield str(Path(folder) / "demo.reallm")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _calibrate(terminal: Terminal, recipe: str, model: str, output: Path) -> Path | None:
+    """The statistics that a recipe needs, on the model's own text; None if it needs none."""
+    from reallm_compiler.recipe import load_recipe
+
+    if load_recipe(recipe).statistics != "required":
+        return None
+    from reallm_compiler.calibration.run import calibrate
+
+    quiet_libraries()
+    terminal.log("measuring the bundled model's statistics on text that it writes itself")
+    with CalibrateReporter(terminal) as reporter:
+        report = calibrate(
+            model,
+            output=output,
+            own_text=True,
+            samples=SAMPLES,
+            window=WINDOW,
+            on_event=reporter.on_event,
+        )
+    for line in report_lines(report):
+        terminal.data(line)
+    terminal.log(f"measured in {duration_text(report.seconds)}")
+    return output
 
 
 def _compile_and_check(
-    terminal: Terminal, recipe: str, model: str, archive: str, *, force: bool
+    terminal: Terminal,
+    recipe: str,
+    model: str,
+    archive: str,
+    statistics: Path | None,
+    *,
+    force: bool,
 ) -> bool:
     """Compile and verify; whether the file is damaged."""
     from reallm_compiler.execute.run import compile_model
@@ -97,7 +120,12 @@ def _compile_and_check(
 
     with CompileReporter(terminal) as reporter:
         report = compile_model(
-            recipe, model=model, output=archive, force=force, on_event=reporter.on_event
+            recipe,
+            model=model,
+            output=archive,
+            statistics=statistics,
+            force=force,
+            on_event=reporter.on_event,
         )
     terminal.log(f"compiled in {duration_text(report.seconds)}")
     damages = verify(archive)

@@ -17,8 +17,8 @@ from reallm_compiler.hints import did_you_mean, nearest
 _ALONE = [("reallm recipes", "the same as `reallm recipes list`")]
 _LIST = [("reallm recipes list", "names, purposes and expected bits")]
 _SHOW = [
-    ("reallm recipes show reallm-3bit-data-free", "print the recipe's YAML"),
-    ("reallm recipes show reallm-3bit-data-free > mine.yaml", "a recipe of your own to start from"),
+    ("reallm recipes show reallm-2bit", "print the recipe's YAML"),
+    ("reallm recipes show reallm-2bit > mine.yaml", "a recipe of your own to start from"),
 ]
 _SCHEMA = [
     ("reallm recipes schema > recipe.schema.json", "for an editor that completes and checks YAML")
