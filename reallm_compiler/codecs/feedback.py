@@ -45,6 +45,9 @@ SAMPLE = 16
 
 SAMPLE_SHARE = 64
 
+PROBES = 16
+"""Random vectors by which the norm of a large matrix is estimated."""
+
 
 class FeedbackCodec(RoundingCodec[FeedbackRounding]):
     """Rows in blocks, from the first to the last."""
@@ -254,8 +257,10 @@ def _stretch(
         return float(total.sum(dtype=torch.float64)), float(error.square().mean())
 
     if above is not None:
-        inverse = torch.linalg.inv(above.to(torch.float64))
-        share = float((inverse.square().sum() - len(inverse)) / len(inverse))
+        # |U_G^-1 - I|^2 by its effect on random signs: what errors of rows above add to a row.
+        signs = torch.randint(0, 2, (p, PROBES), generator=generator).to(above) * 2 - 1
+        solved = torch.linalg.solve_triangular(above.t(), signs, upper=False)
+        share = float((solved - signs).square().mean())
         moved = noise * (share * cost(STRETCHES[1])[1]) ** 0.5
     best, least = STRETCHES[0], cost(STRETCHES[0])[0]
     for factor_ in STRETCHES[1:]:

@@ -7,6 +7,7 @@ number of threads changes no code.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -81,20 +82,32 @@ def states_of(codes: Tensor, problem: SearchProblem, start: Tensor | None = None
         problem: which says the widths.
         start: int64 [n], the states before the first column; zeros when None.
     """
-    bits = problem.state_bits
-    ends = torch.tensor(problem.widths).cumsum(0)  # bits up to and with each code
+    ends, shifts = _shifts(tuple(problem.widths), problem.state_bits)
     wide = codes.to(torch.int32)
     states = torch.zeros_like(wide)
-    for back in range(codes.shape[1]):
-        later = ends[back:] - ends[: len(ends) - back]  # bits after the code `back` columns before
-        if int(later.min()) >= bits:
-            break
-        width = torch.tensor(problem.widths)[: len(ends) - back]
-        shift = (bits - later - width).to(codes.device, torch.int32)  # below 0: partly gone
+    for back, (left, right) in enumerate(shifts):
         part = wide[:, : codes.shape[1] - back]
-        part = torch.where(shift >= 0, part << shift.clamp(min=0), part >> (-shift).clamp(0, 31))
-        states[:, back:] |= part
+        states[:, back:] |= (part << left.to(part.device)) >> right.to(part.device)
     if start is not None:
-        gone = ends.clamp(max=31).to(codes.device, torch.int32)
+        gone = ends.clamp(max=31).to(codes.device)
         states |= start.to(torch.int32)[:, None] >> gone
     return states
+
+
+@lru_cache(maxsize=64)
+def _shifts(widths: tuple[int, ...], bits: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Bits up to and with each code, int32 [q]; and how far codes are shifted into later states.
+
+    For each number of columns before, as long as a code reaches so far: shifts to the left and to
+    the right, int32, of which one is 0.
+    """
+    width = torch.tensor(widths, dtype=torch.int32)
+    ends = width.cumsum(0, dtype=torch.int32)
+    shifts = []
+    for back in range(len(widths)):
+        later = ends[back:] - ends[: len(ends) - back]  # bits after the code
+        if int(later.min()) >= bits:
+            break
+        shift = bits - later - width[: len(ends) - back]
+        shifts.append((shift.clamp(min=0), (-shift).clamp(0, 31)))
+    return ends, shifts
