@@ -28,7 +28,7 @@ SAMPLES = 128
 
 LEAST_SEGMENTS = 128
 
-WINDOW = 96
+WINDOW = 64
 """Columns that the paths of a search remember."""
 
 DEVICE_ROWS = 4096

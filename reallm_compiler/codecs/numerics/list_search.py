@@ -34,7 +34,7 @@ LANES = 16
 DECIDED = 32
 """Columns that are decided at once, a multiple of `LANES`."""
 
-WINDOW = 96
+WINDOW = 64
 """Columns that paths remember, a multiple of `LANES`."""
 
 LARGEST = torch.finfo(torch.float32).max
