@@ -16,7 +16,7 @@ from reallm_compiler.reader.verify import verify
 
 
 def main() -> None:
-    """Plan, compile, verify, read, measure."""
+    """Plan, calibrate, compile, verify, read, measure."""
     arguments = parse_arguments()
     bundled = find_demo()
     model = arguments.model or bundled.model
@@ -28,7 +28,13 @@ def main() -> None:
         planned = reallm.plan(arguments.recipe, model=model).budget().totals.file_bytes
         print(f"planned: {planned:,} bytes")
 
-        reallm.compile(arguments.recipe, model=model, output=archive)
+        # What errors cost the model, measured on text that it writes itself.
+        statistics = None
+        if reallm.load_recipe(arguments.recipe).statistics == "required":
+            statistics = Path(scratch) / "model.stats"
+            reallm.calibrate(model, output=statistics, own_text=True, samples=128, window=256)
+
+        reallm.compile(arguments.recipe, model=model, output=archive, statistics=statistics)
         print(f"written: {archive.stat().st_size:,} bytes")
         print(f"damages: {len(verify(archive))}")
 
@@ -45,9 +51,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--recipe", default="reallm-3bit-data-free", help="shipped name or YAML file"
-    )
+    parser.add_argument("--recipe", default="reallm-2bit", help="shipped name or YAML file")
     parser.add_argument("--model", type=Path, help="a Hugging Face folder; the bundled model")
     parser.add_argument("--text", type=Path, help="a UTF-8 file that the model never saw")
     parser.add_argument("--output", type=Path, help="folder for the archive; a temporary one")

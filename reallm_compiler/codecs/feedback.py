@@ -63,7 +63,8 @@ class FeedbackCodec(RoundingCodec[FeedbackRounding]):
         if statistics.weighted_inputs is None or statistics.weighted_outputs is None:
             raise CodecError(
                 "rounding with `sides: both` needs gradients, and the statistics hold none",
-                hint="measure them without `--no-gradients`, or use `sides: input`",
+                hint="measure them without `--no-gradients`, or use `sides: input`; embeddings "
+                "and heads never have any: give them `rounding: {kind: nearest}` by a rule",
             )
         return Metric(
             inputs=_full(statistics.weighted_inputs), outputs=_full(statistics.weighted_outputs)

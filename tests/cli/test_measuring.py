@@ -99,6 +99,21 @@ def test_demo_does_the_whole_job(run, bundled, tiny_recipe, tmp_path):
     assert run("demo", "--recipe", tiny_recipe, "-o", path).code == 6
 
 
+def test_demo_measures_the_statistics_that_its_recipe_needs(run, bundled, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(demo_module, "SAMPLES", 4)
+    monkeypatch.setattr(demo_module, "WINDOW", 16)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "reallm: 1\nextends: rtn-4bit\nstatistics: required\n"
+        "defaults: {rounding: {kind: feedback}}\n"
+    )
+    result = run("demo", "--recipe", recipe)
+    assert result.code == 0, result.err
+    assert "measured on 60 predicted tokens of 4 sequences" in result.out
+    assert list(tmp_path.iterdir()) == [recipe]
+
+
 def test_demo_leaves_nothing_behind(run, bundled, tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert run("demo", "--recipe", tiny_recipe).code == 0

@@ -284,6 +284,12 @@ def test_without_a_trial_a_shipped_recipe_is_named(model, only, recipe):
     assert (advice.recipe, advice.measured) == (recipe, False)
 
 
+def test_a_recipe_that_needs_statistics_is_not_tried(model):
+    with pytest.raises(EvaluationError, match="compares the errors of weights") as caught:
+        survey_model(model, recipes=["reallm-2bit"])
+    assert "`reallm-2bit-data-free`" in (caught.value.hint or "")
+
+
 def test_what_cannot_be_surveyed_is_reported(model, tmp_path):
     with pytest.raises(EvaluationError, match="matches no matrix"):
         survey_model(model, only="*nothing*")

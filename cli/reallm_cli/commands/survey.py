@@ -35,7 +35,7 @@ if TYPE_CHECKING:
             "the same for one layer, with the measured error of two recipes",
         ),
         (
-            "reallm survey path/to/model --recipe reallm-3bit-data-free --plots pictures --json",
+            "reallm survey path/to/model --recipe reallm-2bit-data-free --plots pictures --json",
             "for scripts, with spectrum.png, structure.png and error.png in a folder",
         ),
     ],
