@@ -280,7 +280,7 @@ class RowFeedback:
         zeros: of the same shape, what is added to them then; None for zeros.
         rescale: (targets [n, m] of the columns of a group, first column) -> scales and zeros, each
             [n, 1], for these columns from now on; None where scales stay as they are.
-        group: columns of a group.
+        group: columns of a group, whose scales in a row are equal.
     """
 
     upper: Tensor
@@ -293,6 +293,11 @@ class RowFeedback:
 
 LAZY = 128
 """Columns whose errors are moved to the columns behind them by one product of matrices."""
+
+
+def _by_columns(values: Tensor) -> Tensor:
+    """A copy of a matrix [n, m] whose columns lie together in memory, as they are worked on."""
+    return values.t().clone(memory_format=torch.contiguous_format).t()
 
 
 class ColumnCoder:
@@ -339,42 +344,46 @@ class ColumnCoder:
         Returns:
             the decoded values [n, q], scaled.
         """
-        columns, upper = values.shape[1], feedback.upper
-        scales = feedback.scales.expand_as(values)
-        zeros = torch.zeros_like(values)
-        if feedback.zeros is not None:
-            zeros = feedback.zeros.expand_as(values)
-        if feedback.rescale is not None:
-            scales, zeros = scales.clone(), zeros.clone()
-        wanted = values * scales + zeros
-        targets, decoded = wanted.clone(), torch.empty_like(values)
-        block = max(LAZY // self.step, 1) * self.step
+        columns, upper, step = values.shape[1], feedback.upper, self.step
+        scales, zeros, rescale = feedback.scales, feedback.zeros, feedback.rescale
+        wanted = _by_columns(values * scales if zeros is None else values * scales + zeros)
+        targets, decoded = wanted.clone(), torch.empty_like(wanted)
+        # Views [n, step] of all steps at once: making them one by one costs as much as the work.
+        by_step = [each.split(step, 1) for each in (targets, wanted, decoded, _by_columns(upper))]
+        block = max(LAZY // step, 1) * step
+        scale, zero, divisor = scales, zeros, scales
         for first in range(0, columns, block):
             last = min(first + block, columns)
-            errors = values.new_zeros(len(values), last - first)
-            for column in range(first, last, self.step):
-                end = min(column + self.step, last)
+            errors = values.new_zeros(last - first, len(values)).t()
+            for column in range(first, last, step):
+                span = slice(column, min(column + step, last))
+                target, original, value, carry = (views[column // step] for views in by_step)
                 before = errors[:, : column - first]
-                if feedback.rescale is not None and column % feedback.group == 0:
-                    stop = column + feedback.group
-                    group = targets[:, column:stop].clone()
-                    inner = min(stop, last)
-                    group[:, : inner - column] += before @ upper[first:column, column:inner]
-                    if not torch.equal(group, wanted[:, column:stop]):
-                        fresh = feedback.rescale(group, column)
-                        scales[:, column:stop], zeros[:, column:stop] = fresh
-                target = targets[:, column:end]
+                if rescale is None or column % feedback.group == 0:
+                    scale = scales[:, span]
+                    zero = None if zeros is None else zeros[:, span]
+                    if rescale is not None:
+                        stop = column + feedback.group
+                        group = targets[:, column:stop].contiguous()
+                        inner = min(stop, last)
+                        group[:, : inner - column] += before @ upper[first:column, column:inner]
+                        if torch.equal(group, wanted[:, column:stop]):
+                            scale = scale[:, :1].contiguous()
+                            zero = None if zero is None else zero[:, :1].contiguous()
+                        else:
+                            scale, zero = rescale(group, column)
+                    divisor = torch.where(scale > 0, scale, torch.inf)
                 if column > first:
-                    target = target + before @ upper[first:column, column:end]
-                scale, zero = scales[:, column:end], zeros[:, column:end]
-                normalised = torch.where(scale > 0, (target - zero) / scale, 0.0)
-                _, level = self.quantize(normalised, slice(column, end), rows=rows)
+                    target = torch.addmm(target, before, carry[first:column])
+                if zero is not None:
+                    target = target - zero
+                _, level = self.quantize(target / divisor, span, rows=rows)
                 assert level is not None
-                decoded[:, column:end] = level * scale + zero
-                errors[:, column - first : end - first] = (
-                    wanted[:, column:end] - (decoded[:, column:end])
-                )
-            targets[:, last:] += errors @ upper[first:last, last:]
+                torch.mul(level, scale, out=value)
+                if zero is not None:
+                    value += zero
+                errors[:, column - first : span.stop - first] = original - value
+            targets[:, last:].addmm_(errors, upper[first:last, last:])
         return decoded
 
     def sections(self) -> Sections:

@@ -56,12 +56,15 @@ class LevelCoder(ColumnCoder):
         if codes.shape == self._shape:
             self._codes = codes
         else:
-            if self._codes is None:
-                self._codes = torch.empty(self._shape, dtype=torch.uint8, device=block.device)
+            if self._codes is None:  # columns lie together: they come one by one
+                p, q = self._shape
+                self._codes = torch.empty(q, p, dtype=torch.uint8, device=block.device).t()
             self._codes[rows, columns] = codes
         if not decode:
             return codes, None
-        return codes, self._levels.to(block.device, block.dtype)[codes.to(torch.int64)]
+        self._levels = self._levels.to(block.device, block.dtype)
+        indices = codes.to(torch.int32).view(-1)
+        return codes, self._levels.index_select(0, indices).view(codes.shape)
 
     def sections(self) -> Sections:
         """The packed codes."""

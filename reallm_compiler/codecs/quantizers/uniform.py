@@ -28,6 +28,9 @@ def nearest_codes(values: Tensor, bits: int, *, unit_range: bool) -> Tensor:
     steps = 2**bits - 1
     factor, shift = (steps, 0.0) if unit_range else (steps / 2, steps / 2)
     flat = values.reshape(-1)
+    if len(flat) <= BLOCK:
+        rounded = flat.mul(factor).add_(shift).round_().clamp_(0, steps)
+        return rounded.to(torch.uint8).view(values.shape)
     codes = torch.empty(flat.shape, dtype=torch.uint8, device=flat.device)
     for first in range(0, len(flat), BLOCK):
         part = flat[first : first + BLOCK]
