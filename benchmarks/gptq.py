@@ -1,4 +1,4 @@
-"""Feedback with a scalar grid beside the GPTQ of llm-compressor: error and time on the same matrices.
+"""Feedback with a scalar grid beside the GPTQ of llm-compressor: error and time.
 
     python benchmarks/gptq.py [--shape 1024x1024 ...] [--threads 1] [--rounds 3]
     python benchmarks/gptq.py --model FOLDER --stats FILE [--matrix GLOB ...]
@@ -8,19 +8,19 @@ that depend on each other, with a few channels far larger than the rest. With on
 checkpoint's own, and their statistics those that `reallm calibrate` measured.
 
 Both get the same W and H, blocks of 128 columns with a scale each, the same damping, the columns in
-their own order, and the same threads. The error is tr(E H E^T) of the undamped H, in float64, for E
-from the decoded matrix of ours and from the matrix that theirs returns. Times are of `encode_matrix`
-(packed sections, the measured error and the check of the sections included) and of their
-`quantize_weight` (which packs nothing); ratios are ours / theirs, those of time pair by pair.
+their own order, and the same threads. The error is tr(E H E^T) of the undamped H, in float64; ours
+is that of the matrix as decoded, theirs that of the matrix that they return. Times are of
+`encode_matrix` (the measured error, packing and decoding included) and of their observer and
+`quantize_weight` (which pack nothing). Ratios are ours / theirs, those of time pair by pair.
 
-The grids differ a little. `asymmetric`: ours are 2^bits levels from the least to the largest weight
-of a block, both stored as float16; theirs reach to zero at least, with an integer zero point and a
-scale in float32. `symmetric`: ours are 2^bits levels from -absmax to absmax, without zero; theirs
-have zero and one level fewer above it. Ours choose the scales of a block anew once the columns
-before it are coded; theirs take them from the matrix as it was.
+The grids differ. `asymmetric`: ours are 2^bits levels between two numbers that are both stored;
+theirs have an integer zero point, so that zero is a level. `symmetric`: ours are 2^bits levels from
+-s to s, without zero; theirs have zero and one level fewer above it. Scales are float32 on both
+sides. Theirs reach to the largest weights of a block of the matrix as it was; ours to a share of
+them that is searched, of a block as the errors of the columns before it have made it.
 
-llm-compressor is not part of `.[comparisons]`: it holds versions of transformers that ours does not.
-Install it and this project into an environment of their own.
+llm-compressor is not part of `.[comparisons]`: it wants certain versions of transformers. Install
+it and this project into an environment of their own.
 """
 
 from __future__ import annotations
@@ -128,6 +128,7 @@ def theirs(subject: Subject, bits: int, grid: str) -> Callable[[], Tensor]:
         symmetric=grid == "symmetric",
     )
 
+    @torch.no_grad()
     def run() -> Tensor:
         weight, inputs = subject.weight[None].clone(), subject.inputs[None].clone()  # used up
         observer = Observer.load_from_registry("memoryless_minmax", base_name="weight", args=args)
@@ -172,7 +173,7 @@ def main() -> None:
     else:
         subjects = of_model(given.model, given.stats, given.matrix or ["*"])
     print(f"Blocks of {BLOCK}, damping {DAMPING}, {conditions(given)}\n")
-    print("| matrix | grid | bits | tr(E H E^T), ours | theirs | ratio | ms, ours | theirs | ratio |")
+    print("| matrix | grid | bits | error, ours | theirs | ratio | ms, ours | theirs | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
     ratios: list[tuple[float, float]] = []
     for subject in subjects:

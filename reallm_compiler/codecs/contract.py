@@ -225,13 +225,22 @@ S = TypeVar("S", bound=ScalesStage)
 class ScalesCodec(Generic[S]):
     """The codec of a kind of scales; this one has none."""
 
-    def encode(self, params: S, latent: Tensor, *, reach: float = 1.0) -> Sections:
+    def encode(
+        self,
+        params: S,
+        latent: Tensor,
+        *,
+        reach: float = 1.0,
+        stretch: float | Tensor = 1.0,
+    ) -> Sections:
         """Sections of the scales of a latent [p, q].
 
         Args:
             params: the stage.
             latent: the latent.
             reach: how many deviations of a normal latent the quantizer's levels shall span.
+            stretch: what the scales are multiplied by, one of `ScalesStage.stretches`; or float32
+                [groups], one for each.
         """
         return {}
 
@@ -310,11 +319,15 @@ class ColumnCoder:
         step: columns at a multiple of which a block must begin.
         row_step: rows at a multiple of which a block must begin.
         order: int64 [q], the columns in the order in which they are coded; None for their own.
+        trials: how many factors of the scales are tried at once, each on the codes of other rows.
+            Above 1 the codes of a row must not depend on which row it is, and its first columns
+            can be coded without the rest.
     """
 
     step: int = 1
     row_step: int = 1
     order: Tensor | None = None
+    trials: int = 1
 
     def quantize(
         self, block: Tensor, columns: slice, *, rows: slice = slice(None), decode: bool = True
@@ -333,6 +346,7 @@ class ColumnCoder:
         """
         raise NotImplementedError
 
+    @torch.inference_mode()  # a fifth faster: the time goes into many small steps
     def quantize_rows(self, values: Tensor, rows: slice, feedback: RowFeedback) -> Tensor:
         """Codes whole rows with the errors of earlier columns carried into later ones.
 
@@ -349,7 +363,8 @@ class ColumnCoder:
         wanted = _by_columns(values * scales if zeros is None else values * scales + zeros)
         targets, decoded = wanted.clone(), torch.empty_like(wanted)
         # Views [n, step] of all steps at once: making them one by one costs as much as the work.
-        by_step = [each.split(step, 1) for each in (targets, wanted, decoded, _by_columns(upper))]
+        whole = (targets, wanted, decoded, _by_columns(upper))
+        by_step = [torch.split(each, step, dim=1) for each in whole]
         block = max(LAZY // step, 1) * step
         scale, zero, divisor = scales, zeros, scales
         for first in range(0, columns, block):
@@ -476,8 +491,8 @@ class LatentStages(Protocol):
         ...
 
     @property
-    def stretches(self) -> bool:
-        """Whether the scales can be multiplied by a factor of the rounding's choice."""
+    def stretches(self) -> tuple[float, ...]:
+        """Factors of the scales that the rounding may choose from, in the order of trial."""
         ...
 
     @property
@@ -487,13 +502,21 @@ class LatentStages(Protocol):
         """
         ...
 
-    def rescale(self, targets: Tensor, rows: slice, column: int) -> tuple[Tensor, Tensor]:
+    def rescale(
+        self,
+        targets: Tensor,
+        rows: slice | None,
+        column: int,
+        stretch: float | Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Scales and zeros [n, 1] for what rows of a group of columns have become, as stored.
 
         Args:
             targets: [n, group], in the units of the latent.
-            rows: first and last row.
+            rows: first and last row; None for a trial, of which nothing is kept.
             column: the first column of the group.
+            stretch: what the scales are multiplied by, or float32 [n] of the rows; that of the
+                last `scaled` by default.
         """
         ...
 

@@ -37,9 +37,6 @@ from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import FeedbackRounding
 from reallm_compiler.units import ceil_div
 
-STRETCHES = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
-"""Factors of the scales that are tried in order, until one is worse than the one before."""
-
 SAMPLE = 16
 """Rows that a factor is tried on: at least so many, and one in `SAMPLE_SHARE`."""
 
@@ -47,6 +44,9 @@ SAMPLE_SHARE = 64
 
 PROBES = 16
 """Random vectors by which the norm of a large matrix is estimated."""
+
+SAMPLE_COLUMNS = 256
+"""Columns that a factor is tried on, where the first ones can be coded without the rest."""
 
 
 class FeedbackCodec(RoundingCodec[FeedbackRounding]):
@@ -89,7 +89,7 @@ class FeedbackCodec(RoundingCodec[FeedbackRounding]):
             above = block_unit(factor(outputs)[0], rows).to(torch.float32)
         bands = _bands(stages, inputs, coder, latent)
         if stages.stretches:
-            stretch = _stretch(latent, coder, bands[0].feedback, above)
+            stretch = _stretch(stages, latent, coder, bands[0].feedback, above)
             if stretch != 1:
                 latent = stages.scaled(stretch)
                 coder = stages.coder(latent, importance)
@@ -159,10 +159,7 @@ def _encode(
     """
     p, q = latent.values.shape
     errors = latent.values.new_empty(p, q, dtype=torch.float32) if above is not None else None
-    largest = 1.0 if latent.scales is None else float(latent.scales.scale.max()) or 1.0
-    group = stages.group if coder.order is None else None
-    if group is not None and group % coder.step:
-        group = None
+    largest, group = _largest(latent), _group(stages, coder)
     for band in bands:
         step = rows if above is not None else band.last - band.first
         for first in range(band.first, band.last, step):
@@ -171,7 +168,7 @@ def _encode(
             if coder.order is not None:
                 values = values[:, coder.order]
             values = values.to(torch.float32)
-            scales, zeros = _scales(latent.scales, span, coder.order, values)
+            scales, zeros = _scales(latent.scales, span, coder.order, values, largest)
             feedback = replace(
                 band.feedback,
                 scales=scales,
@@ -194,20 +191,38 @@ def _encode(
                 errors[span, band.columns] = error
 
 
+def _largest(latent: Latent) -> float:
+    """The largest scale, in terms of which errors are carried; as it is before rows are coded."""
+    return 1.0 if latent.scales is None else float(latent.scales.scale.max()) or 1.0
+
+
+def _group(stages: LatentStages, coder: ColumnCoder) -> int | None:
+    """Columns of a group whose scales are chosen anew; None where they are not."""
+    group = stages.group if coder.order is None else None
+    return None if group is None or group % coder.step else group
+
+
 def _rescaler(
-    stages: LatentStages, rows: slice, largest: float
+    stages: LatentStages,
+    rows: slice | None,
+    largest: float,
+    stretch: float | Tensor | None = None,
 ) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
-    """`RowFeedback.rescale` for rows, in terms of the largest scale."""
+    """`RowFeedback.rescale` for rows, in terms of the largest scale.
+
+    The arguments `rows` and `stretch` are those of `LatentStages.rescale`.
+    """
+    factor = stretch.view(-1) if isinstance(stretch, Tensor) else stretch
 
     def rescale(targets: Tensor, column: int) -> tuple[Tensor, Tensor]:
-        scale, zero = stages.rescale(targets * largest, rows, column)
+        scale, zero = stages.rescale(targets * largest, rows, column, factor)
         return scale / largest, zero / largest
 
     return rescale
 
 
 def _scales(
-    scales: ScaleField | None, rows: slice, order: Tensor | None, like: Tensor
+    scales: ScaleField | None, rows: slice, order: Tensor | None, like: Tensor, largest: float
 ) -> tuple[Tensor, Tensor | None]:
     """Scales and zeros of rows in terms of the largest scale, in the coded order.
 
@@ -215,7 +230,6 @@ def _scales(
     """
     if scales is None:
         return torch.ones(1, like.shape[1], device=like.device), None
-    largest = float(scales.scale.max()) or 1.0
     last = rows.start + 1 if scales.per in ("column", "tensor") else rows.stop
     factors = scales.rows(rows.start, last).div_(largest).to(torch.float32)
     zeros = scales.zero_rows(rows.start, last)
@@ -227,48 +241,83 @@ def _scales(
 
 
 def _stretch(
-    latent: Latent, coder: ColumnCoder, feedback: RowFeedback, above: Tensor | None
+    stages: LatentStages,
+    latent: Latent,
+    coder: ColumnCoder,
+    feedback: RowFeedback,
+    above: Tensor | None,
 ) -> float:
     """The factor of the scales that makes the cost of a sample of rows least.
 
     What rows above would add to the targets of the sample is drawn at random, of the variance that
-    their errors have.
+    their errors have. Without correlations nothing is carried, and scales stay as they are.
     """
+    factors = stages.stretches
+    if not (bool(feedback.upper.any()) or (above is not None and bool(above.triu(1).any()))):
+        return factors[0]
     p, q = latent.values.shape
     count = min(p, max(SAMPLE, p // SAMPLE_SHARE) // coder.row_step * coder.row_step)
     count = max(count, min(p, coder.row_step))
     first = (p - count) // 2 // coder.row_step * coder.row_step
     span = slice(first, first + count)
+    largest, group = _largest(latent), _group(stages, coder)
     values = latent.values[span].to(torch.float32)
     if coder.order is not None:
         values = values[:, coder.order]
-    scales, _ = _scales(latent.scales, span, coder.order, values)
+    scales, zeros = _scales(latent.scales, span, coder.order, values, largest)
     generator = torch.Generator().manual_seed(latent.generator.initial_seed())
-    noise = torch.randn(count, q, generator=generator).to(values.device)
-    moved = torch.zeros_like(values)
+    moved = torch.randn(count, q, generator=generator).to(values.device)
+    if coder.trials > 1:
+        q = min(q, max(SAMPLE_COLUMNS // (group or 1), 1) * (group or 1))
+        values, scales, moved = values[:, :q], scales[:, :q], moved[:, :q]
+        zeros = None if zeros is None else zeros[:, :q]
+    upper, importance = feedback.upper[:q, :q], feedback.importance[:q]
+    wanted = values * scales if zeros is None else values * scales + zeros
 
-    def cost(factor: float) -> tuple[float, float]:
-        """What the sample costs, and the mean square of its errors."""
-        given = replace(feedback, scales=scales * factor)
-        targets = values * scales + moved
-        normalised = torch.where(scales > 0, targets / (scales * factor), 0.0)
-        decoded = coder.quantize_rows(normalised, span, given)
-        error = targets - decoded
-        total = (error + error @ feedback.upper).square() @ feedback.importance
-        return float(total.sum(dtype=torch.float64)), float(error.square().mean())
+    def costs(tried: tuple[float, ...], moved: Tensor | float) -> tuple[list[float], float]:
+        """What the sample costs with each factor, and the mean square of its errors."""
+        n = len(tried)
+        rows = slice(first := min(span.start, p - n * count), first + n * count)
+        times: float | Tensor = tried[0]
+        given = scales
+        if n > 1:
+            times = torch.tensor(tried, device=values.device).repeat_interleave(count)[:, None]
+            given = scales if len(scales) == 1 else scales.repeat(n, 1)
+        shift = None if zeros is None else zeros if len(zeros) == 1 else zeros.repeat(n, 1)
+        if shift is not None and latent.unit_range:  # about the middle of the range
+            shift = shift + given * ((1 - times) / 2)
+        given = given * times
+        carried = replace(
+            feedback,
+            upper=upper,
+            importance=importance,
+            scales=given,
+            zeros=shift,
+            rescale=None if group is None else _rescaler(stages, None, largest, times),
+            group=group or 1,
+        )
+        targets = (wanted + moved).repeat(n, 1)
+        centred = targets if shift is None else targets - shift
+        normalised = torch.where(given > 0, centred / given, 0.0)
+        error = targets - coder.quantize_rows(normalised, rows, carried)
+        total = (error + error @ upper).square() @ importance
+        return total.view(n, count).double().sum(1).tolist(), float(error.square().mean())
 
+    noise: Tensor | float = 0.0
     if above is not None:
         # |U_G^-1 - I|^2 by its effect on random signs: what errors of rows above add to a row.
         signs = torch.randint(0, 2, (p, PROBES), generator=generator).to(above) * 2 - 1
         solved = torch.linalg.solve_triangular(above.t(), signs, upper=False)
         share = float((solved - signs).square().mean())
-        moved = noise * (share * cost(STRETCHES[1])[1]) ** 0.5
-    best, least = STRETCHES[0], cost(STRETCHES[0])[0]
-    for factor_ in STRETCHES[1:]:
-        found = cost(factor_)[0]
-        if found >= least:
-            break
-        best, least = factor_, found
+        noise = moved * (share * costs(factors[1:2], 0.0)[1]) ** 0.5
+    together = max(min(coder.trials, p // count), 1)
+    best, least = factors[0], float("inf")
+    for start in range(0, len(factors), together):
+        tried = factors[start : start + together]
+        for stretch, found in zip(tried, costs(tried, noise)[0], strict=True):
+            if found >= least:
+                return best
+            best, least = stretch, found
     return best
 
 

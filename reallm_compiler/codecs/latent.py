@@ -98,6 +98,7 @@ class _Stages:
         self._ordered, self._latent = codec_of(plan.permutation).encode(plan.permutation, latent)
         self._scales: Sections = {}
         self._applied: ScaleField | None = None
+        self._stretch = 1.0
         if plan.scales.range == "free" and plan.quantizer.coarse and unit(self._latent) != 1:
             raise CodecError(
                 f"numbers up to {float(self._latent.abs().max()):.6g} are coded without scales, "
@@ -121,8 +122,8 @@ class _Stages:
         return order
 
     @property
-    def stretches(self) -> bool:
-        """Whether the scales can be multiplied by a factor."""
+    def stretches(self) -> tuple[float, ...]:
+        """Factors of the scales that may be chosen."""
         return self._given.plan.scales.stretches
 
     @property
@@ -133,21 +134,30 @@ class _Stages:
             return plan.scales.grouped(columns)
         return None
 
-    def rescale(self, targets: Tensor, rows: slice, column: int) -> tuple[Tensor, Tensor]:
+    def rescale(
+        self,
+        targets: Tensor,
+        rows: slice | None,
+        column: int,
+        stretch: float | Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Scales and zeros [n, 1] for what a group of columns has become, as stored."""
         params, field = self._given.plan.scales, self._applied
         assert field is not None
         codec = codec_of(params)
         each = params.model_copy(update={"per": "row"})
         reach = codec_of(self._given.plan.quantizer).reach(self._given.plan.quantizer)
-        sections: Sections = codec.encode(each, targets, reach=reach)
+        factor = self._stretch if stretch is None else stretch
+        sections: Sections = codec.encode(each, targets, reach=reach, stretch=factor)
         shape = (targets.shape[0], targets.shape[1])
         found: ScaleField = codec.decoder(each, shape, sections, field.scale.dtype)
+        zero = torch.zeros_like(found.scale) if found.zero is None else found.zero
+        if rows is None:
+            return found.scale[:, None], zero[:, None]
         index = column // params.grouped(self._given.shape[1])
         for role, values in sections.items():
             self._scales[role].view(self._given.shape[0], -1)[rows, index] = values
         field.scale.view(self._given.shape[0], -1)[rows, index] = found.scale
-        zero = torch.zeros_like(found.scale) if found.zero is None else found.zero
         if field.zero is not None:
             field.zero.view(self._given.shape[0], -1)[rows, index] = zero
         return found.scale[:, None], zero[:, None]
@@ -163,8 +173,9 @@ class _Stages:
         if self._applied is not None:
             self._applied.restore_(latent, 0)
         codec = codec_of(plan.scales)
-        reach = codec_of(plan.quantizer).reach(plan.quantizer) * stretch
-        self._scales = codec.encode(plan.scales, latent, reach=reach)
+        reach = codec_of(plan.quantizer).reach(plan.quantizer)
+        self._stretch = stretch
+        self._scales = codec.encode(plan.scales, latent, reach=reach, stretch=stretch)
         field: ScaleField | None = codec.decoder(
             plan.scales, self._given.shape, self._scales, latent.dtype
         )

@@ -40,13 +40,20 @@ class MagnitudeCodec(ScalesCodec[GroupScales]):
     def __init__(self, order: float) -> None:
         self._order = order
 
-    def encode(self, params: GroupScales, latent: Tensor, *, reach: float = 1.0) -> Sections:
+    def encode(
+        self,
+        params: GroupScales,
+        latent: Tensor,
+        *,
+        reach: float = 1.0,
+        stretch: float | Tensor = 1.0,
+    ) -> Sections:
         """Sections of the scales of a latent [p, q]; root mean squares are multiplied by `reach`.
 
         Raises:
             CodecError: the stored type of the scales is too narrow for them.
         """
-        factor = reach if self._order == 2.0 else 1.0
+        factor = reach * stretch if self._order == 2.0 else stretch
         sizes = _magnitudes(params, latent, self._order).mul_(factor)
         return _encode_array(params, "scales", sizes, sizes)
 
@@ -64,7 +71,14 @@ class MagnitudeCodec(ScalesCodec[GroupScales]):
 class MinmaxCodec(ScalesCodec[MinmaxScales]):
     """A scale and a zero point for each group."""
 
-    def encode(self, params: MinmaxScales, latent: Tensor, *, reach: float = 1.0) -> Sections:
+    def encode(
+        self,
+        params: MinmaxScales,
+        latent: Tensor,
+        *,
+        reach: float = 1.0,
+        stretch: float | Tensor = 1.0,
+    ) -> Sections:
         """Sections of scales and zero points of a latent [p, q].
 
         Raises:
@@ -72,6 +86,9 @@ class MinmaxCodec(ScalesCodec[MinmaxScales]):
         """
         least, largest = _extremes(params, latent)
         sizes = torch.maximum(least.abs(), largest.abs())
+        if isinstance(stretch, Tensor) or stretch != 1:  # about the middle of the range
+            taken = (largest - least) * ((1 - stretch) / 2)
+            least, largest = least + taken, largest - taken
         sections = _encode_array(params, "zeros", least, sizes)
         # From the zero point as stored, so that the largest weight stays inside.
         zero = _decode_array(params, "zeros", sections, len(least), least.dtype)

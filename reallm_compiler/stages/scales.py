@@ -32,16 +32,21 @@ Range = Literal["free", "signed", "unit"]
 """Where scaled weights lie: anywhere, on [-1, 1], or on [0, 1]."""
 
 
+SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+"""Factors of scales that reach to the largest weights: with few levels it pays to clip these."""
+
+
 class ScalesStage(Stage):
     """Base of the kinds of scales.
 
     Attributes:
         range: where they put the weights.
-        stretches: they can be multiplied by a factor that the rounding finds best.
+        stretches: factors of the scales that rounding with feedback tries in order, until one is
+            worse than the one before; 1 is the first. Empty where scales take none.
     """
 
     range: ClassVar[Range] = "signed"
-    stretches: ClassVar[bool] = False
+    stretches: ClassVar[tuple[float, ...]] = ()
 
     def grouped(self, columns: int) -> int:
         """Consecutive columns of a row that have a scale of their own, stored as a number; 0 where
@@ -85,13 +90,15 @@ class GroupScales(ScalesStage):
 class RmsScales(GroupScales):
     """s = root mean square of the group."""
 
-    stretches: ClassVar[bool] = True
+    stretches: ClassVar[tuple[float, ...]] = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
 
     kind: Literal["rms"]
 
 
 class AbsmaxScales(GroupScales):
     """s = largest magnitude of the group (NF normalisation, QLoRA and LQ-LoRA)."""
+
+    stretches: ClassVar[tuple[float, ...]] = SHRINKS
 
     kind: Literal["absmax"]
 
@@ -100,5 +107,6 @@ class MinmaxScales(GroupScales):
     """s = max - min with zero point z = min of the group: the quantiser sees [0, 1]."""
 
     range: ClassVar[Range] = "unit"
+    stretches: ClassVar[tuple[float, ...]] = SHRINKS
 
     kind: Literal["minmax"]

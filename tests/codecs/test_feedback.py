@@ -14,7 +14,7 @@ from reallm_compiler.codecs.numerics.gram import block_unit, damped, factor
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.errors import CodecError
-from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.stages import AbsmaxScales, MatrixPlan
 
 P, Q = 24, 40
 ABSMAX = {"kind": "absmax", "per": "row"}
@@ -121,15 +121,25 @@ def test_a_scalar_grid_with_the_input_side_is_gptq(gaussian):
     weight, given = gaussian(P, Q).double(), statistics()
     h = damped(given.inputs, 0.03)
     upper = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
-    scale = weight.abs().amax(1)
-    rest, expected = weight.clone(), torch.empty_like(weight)
-    for column in range(Q):
-        level = ((rest[:, column] / scale + 1) * 3.5).round().clamp(0, 7) / 3.5 - 1
-        expected[:, column] = level * scale
-        error = (rest[:, column] - expected[:, column]) / upper[column, column]
-        rest[:, column:] -= error[:, None] * upper[column, column:]
     found = coded(planned("uniform", sides="input"), weight.float(), given)
-    assert torch.allclose(found, expected.float(), atol=1e-5)
+
+    def gptq(stretch: float) -> Tensor:
+        scale = stretch * weight.abs().amax(1)
+        rest, expected = weight.clone(), torch.empty_like(weight)
+        for column in range(Q):
+            level = ((rest[:, column] / scale + 1) * 3.5).round().clamp(0, 7) / 3.5 - 1
+            expected[:, column] = level * scale
+            error = (rest[:, column] - expected[:, column]) / upper[column, column]
+            rest[:, column:] -= error[:, None] * upper[column, column:]
+        return expected
+
+    stretches = AbsmaxScales.stretches
+    same = [torch.allclose(found, gptq(stretch).float(), atol=1e-5) for stretch in stretches]
+    assert sum(same) == 1
+    costs = [cost(weight - gptq(stretch), given, both=False) for stretch in stretches]
+    chosen = costs[same.index(True)]
+    assert chosen < 0.9 * costs[0]  # clipping pays here
+    assert chosen < 1.1 * min(costs)
 
 
 def test_the_factor_is_unit_upper_triangular():

@@ -39,6 +39,8 @@ class LevelCoder(ColumnCoder):
         nearest: values -> codes, uint8 of their shape.
     """
 
+    trials = 8
+
     def __init__(
         self, values: Tensor, levels: Tensor, bits: int, nearest: Callable[[Tensor], Tensor]
     ) -> None:
