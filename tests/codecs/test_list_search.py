@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs.numerics import emit, list_kernel, list_search
 from reallm_compiler.codecs.numerics.list_search import WINDOW, SearchProblem
+from reallm_compiler.codecs.quantizers.trellis_search import Searcher
 
 compiled = pytest.mark.skipif(not emit.available(), reason="llvmlite is not installed")
 
@@ -158,3 +159,24 @@ def test_rows_do_not_depend_on_each_other():
     whole = search(values, scales)
     parts = [search(values[first : first + 4], scales) for first in range(0, 21, 4)]
     assert torch.equal(torch.cat(parts), whole)
+
+
+def test_threads_change_no_code():
+    one = problem(70, feedback=True)
+    values, scales = rows(50, 70), ONES.expand(1, 70).contiguous()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(Searcher(one).codes(values, scales))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_without_llvmlite_the_codes_are_the_same(monkeypatch):
+    one = problem(70, feedback=True)
+    values, scales = rows(20, 70), ONES.expand(1, 70).contiguous()
+    compiled_codes = Searcher(one).codes(values, scales)
+    monkeypatch.setattr(emit, "available", lambda: False)
+    assert torch.equal(Searcher(one).codes(values, scales), compiled_codes)
