@@ -15,7 +15,7 @@ QUICK := tests/test_layers.py tests/test_distribution.py tests/formats tests/rec
 
 .PHONY: demo test quick slow faults check coverage wheel lint types format docs clean
 
-# The main job on the bundled model: compile, verify, size, perplexity, a few generated lines.
+# The main job on the bundled model: calibrate, compile, verify, size, perplexity, a few generated lines.
 demo: $(VENV)/.runtime
 	$(BIN)/reallm demo
 
