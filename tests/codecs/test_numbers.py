@@ -13,7 +13,7 @@ from reallm_compiler.stages import MatrixPlan
 
 FACTORS = (1e-36, 1e-30, 1e-20, 1e-12, 1e-8, 1e-5, 1e5, 1e12, 1e20, 1e30, 1e36)
 SHAPE = (64, 128)
-TRELLIS = "reallm-4bit-data-free"
+DATA_FREE = "reallm-4bit-data-free"
 
 
 def plan_of(**stages):
@@ -26,13 +26,13 @@ def coded(plan, weight, source_dtype="f32"):
     return encode_matrix(plan, weight, seed=1, source_dtype=source_dtype, shared=shared)
 
 
-RECIPES = ("nf4", "qlora", "lq-lora", "rtn-4bit", "paper-2bit", "reallm-2bit-tunable", TRELLIS)
+RECIPES = ("nf4", "qlora", "lq-lora", "rtn-4bit", "paper-2bit", "reallm-2bit-tunable", DATA_FREE)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_shipped_recipe_codes_weights_of_any_size_alike_or_refuses_them(name, gaussian):
     plan = load_recipe(name).plan
-    if name == TRELLIS:  # the same way with fewer states, which take less time
+    if name == DATA_FREE:  # the same way with fewer states, which take less time
         quick = plan.quantizer.model_copy(update={"state_bits": 6, "iterations": 2})
         plan = plan.model_copy(update={"quantizer": quick})
     weight = gaussian(*SHAPE)
