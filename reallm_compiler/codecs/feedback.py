@@ -45,7 +45,7 @@ SAMPLE_SHARE = 64
 PROBES = 16
 """Random vectors by which the norm of a large matrix is estimated."""
 
-SAMPLE_COLUMNS = 256
+SAMPLE_COLUMNS = 128
 """Columns that a factor is tried on, where the first ones can be coded without the rest."""
 
 
@@ -259,12 +259,17 @@ def _stretch(
     count = min(p, max(SAMPLE, p // SAMPLE_SHARE) // coder.row_step * coder.row_step)
     count = max(count, min(p, coder.row_step))
     first = (p - count) // 2 // coder.row_step * coder.row_step
-    span = slice(first, first + count)
+    span, stride = slice(first, first + count), 1
+    if coder.trials > 1:  # rows from the whole matrix, as many as find room for all factors at once
+        count = max(min(p, SAMPLE), min(p // coder.trials, SAMPLE_COLUMNS))
+        span, stride = slice(0, p), max(p // count, 1)
     largest, group = _largest(latent), _group(stages, coder)
-    values = latent.values[span].to(torch.float32)
+    values = latent.values[span][::stride][:count].to(torch.float32)
     if coder.order is not None:
         values = values[:, coder.order]
     scales, zeros = _scales(latent.scales, span, coder.order, values, largest)
+    scales = scales[::stride][:count]
+    zeros = None if zeros is None else zeros[::stride][:count]
     generator = torch.Generator().manual_seed(latent.generator.initial_seed())
     moved = torch.randn(count, q, generator=generator).to(values.device)
     if coder.trials > 1:
