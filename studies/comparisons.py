@@ -4,17 +4,23 @@
         --model demo demo/model demo/heldout.txt window=256 bytes=60000 \\
         --model my-model PATH/TO/FOLDER PATH/TO/text.txt window=256 bytes=60000
 
-Every method is data-free and codes the same matrices of the same model; all are evaluated on the
-CPU in float32 on the same windows. Bits are counted from what a method really stores for these
-matrices: packed weights, scales, zero points and tables. The others get float16 weights, so
-that they store 16-bit scales. `pip install '.[comparisons,plots]'` brings them; one that is not
+Every method codes the same matrices of the same model; all are evaluated on the CPU in float32 on
+the same windows. Most are data-free. Where a model is given `stats=FILE`, by `reallm calibrate`
+with the same windows, our calibrated recipes are measured too, and with `calibrate=FILE`, the text
+that it was made from, those of llm-compressor (see `studies/calibrated.py`).
+
+Bits are counted from what a method really stores for these matrices: packed weights, scales, zero
+points and tables. The others get float16 weights, so that they store 16-bit scales.
+`pip install '.[comparisons,plots]'` brings the data-free ones; llm-compressor wants versions of
+transformers of its own, so install it with this project into another environment. One that is not
 installed, or that fails here, is named below the table. The options of `--model` are those of
 `studies/results.py`.
 
 bitsandbytes gets a matrix as one list of blocks: its CPU version decodes matrices wrongly whose
 rows are no whole number of blocks.
 
-Beside a method stands the best of ours (by divergence) that has no more bits, with two ratios,
+Beside a method stands the best of ours (by divergence) that has no more bits, a calibrated one
+beside a calibrated one, with two ratios,
 theirs / ours, of divergence and of perplexity: above 1 ours is better.
 
 With `--mirror` every method is measured a second time with its errors turned round, W - E for
@@ -45,11 +51,13 @@ from torch import Tensor, nn
 
 import reallm_compiler as reallm
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
+from studies import calibrated
 from studies.pages import LINEAR_ONLY
-from studies.results import Subject
+from studies.results import Subject, needs_statistics
 
 DATA_FREE = tuple(f"reallm-{bits}bit-data-free" for bits in ("2", "3", "4", "4.5", "5"))
-OURS = (*DATA_FREE, "nf4", "rtn-4bit")
+CALIBRATED = tuple(f"reallm-{bits}bit" for bits in ("2", "2.5", "3", "4"))
+OURS = (*DATA_FREE, *CALIBRATED, "nf4", "rtn-4bit")
 
 Quantise = Callable[[Tensor], tuple[Tensor, int]]
 """A matrix [p, q] -> the matrix that the library gives back, and the bits that it stores."""
@@ -67,6 +75,8 @@ class Point:
     kl: float
     mirrored: float | None = None
     """Perplexity with the errors turned round."""
+    calibrated: bool = False
+    """Whether a text had a part in it."""
 
 
 def stored_bits(*tensors: Tensor) -> int:
@@ -197,30 +207,36 @@ def measure(
     weights: dict[str, Tensor] = {}
     points: list[Point] = []
 
-    def add(name: str, family: str, bits: float, model: Any) -> None:
+    def add(name: str, family: str, bits: float, model: Any, calibrated: bool = False) -> None:
         found = evaluate(model, tokenizer, subject.text, **options)
         assert found.kl is not None  # there is a reference
         other = None
-        if mirror:
+        if mirror and family != "llm-compressor":  # AWQ changes more than matrices
             for matrix in names:
                 errors_turned = 2 * original.get_submodule(matrix).weight.data
                 errors_turned -= model.get_submodule(matrix).weight.data
                 model.get_submodule(matrix).weight.data = errors_turned
             plain = {**options, "reference": None}
             other = evaluate(model, tokenizer, subject.text, **plain).perplexity
-        points.append(
-            Point(name, family, bits, found.perplexity, found.bits_per_byte, found.kl, other)
-        )
+        measured = (found.perplexity, found.bits_per_byte, found.kl, other)
+        points.append(Point(name, family, bits, *measured, calibrated))
         print(subject.name, points[-1], file=sys.stderr, flush=True)
 
     for recipe in ours:
+        needed = needs_statistics(recipe)
+        if needed and subject.statistics is None:
+            left_out[recipe] = f"{subject.name}: no `stats=FILE` was given"
+            continue
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "out.reallm"
             linear = {"reallm": 1, "extends": recipe, "rules": [LINEAR_ONLY]}
-            report = reallm.compile(linear, model=subject.folder, output=path, device="cpu")
+            statistics = subject.statistics if needed else None
+            report = reallm.compile(
+                linear, model=subject.folder, output=path, device="cpu", statistics=statistics
+            )
             model, _ = load_for_evaluation(path)
             names = [matrix.name for matrix in report.budget.matrices]
-            add(recipe, "reallm", float(report.budget.totals.exact_bits), model)
+            add(recipe, "reallm", float(report.budget.totals.exact_bits), model, needed)
     model, _ = load_for_evaluation(subject.folder)
     weights = {name: model.get_submodule(name).weight.data.clone() for name in names}
     total = sum(weight.numel() for weight in weights.values())
@@ -238,13 +254,26 @@ def measure(
             left_out[name] = f"{subject.name}: {first[:120]}"
             continue
         add(name, package, bits / total, model)
+    text = subject.calibration
+    for name, make_model in [] if text is None else calibrated.methods():
+        if text is None or not any(fnmatchcase(name, glob) for glob in only):
+            continue
+        try:
+            assert subject.window is not None, "give `window=N`"
+            found, bits = make_model(subject.folder, text, subject.window)
+        except (ImportError, RuntimeError, ValueError, AssertionError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            left_out[name] = f"{subject.name}: {first[:120]}"
+            continue
+        add(name, "llm-compressor", bits / total, found, True)
     base = evaluate(original, tokenizer, subject.text, **options)
     return Point("(original)", "", 16, base.perplexity, base.bits_per_byte, 0.0), points
 
 
 def beside(point: Point, points: list[Point]) -> Point | None:
     """The best of ours, by divergence, that is no larger."""
-    smaller = [own for own in points if own.family == "reallm" and own.bits <= point.bits]
+    ours = (own for own in points if own.family == "reallm" and own.calibrated == point.calibrated)
+    smaller = [own for own in ours if own.bits <= point.bits]
     return min(smaller, key=lambda own: own.kl, default=None)
 
 
@@ -292,12 +321,21 @@ def plot(path: Path, results: list[tuple[Subject, list[Point]]]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(results), figsize=(6 * len(results), 5), squeeze=False)
-    markers = {"reallm": "o", "hqq": "s", "optimum-quanto": "^", "bitsandbytes": "D"}
+    markers = {
+        ("reallm", False): "o",
+        ("reallm", True): "*",
+        ("llm-compressor", True): "P",
+        ("hqq", False): "s",
+        ("optimum-quanto", False): "^",
+        ("bitsandbytes", False): "D",
+    }
     for axis, (subject, points) in zip(axes[0], results, strict=True):
-        for family, marker in markers.items():
-            own = sorted((p.bits, max(p.kl, 1e-6)) for p in points if p.family == family)
+        for (family, calibrated_), marker in markers.items():
+            of = [p for p in points if (p.family, p.calibrated) == (family, calibrated_)]
+            own = sorted((p.bits, max(p.kl, 1e-6)) for p in of)
             if own:
-                axis.plot(*zip(*own, strict=True), marker, label=family, alpha=0.8)
+                label = f"{family}, calibrated" if calibrated_ else family
+                axis.plot(*zip(*own, strict=True), marker, label=label, alpha=0.8)
         axis.set_yscale("log")
         axis.set_title(subject.name)
         axis.set_xlabel("stored bits per weight")
@@ -310,7 +348,10 @@ def plot(path: Path, results: list[tuple[Subject, list[Point]]]) -> None:
 
 def versions() -> str:
     found = []
-    for package in ("torch", "hqq", "optimum-quanto", "bitsandbytes"):
+    for package in (
+        *("torch", "transformers", "hqq", "optimum-quanto", "bitsandbytes"),
+        *("llmcompressor", "auto-round"),
+    ):
         try:
             found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
@@ -321,9 +362,7 @@ def versions() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", nargs="+", required=True)
-    parser.add_argument(
-        "--recipe", action="append", help="of ours (default: the data-free ones, nf4)"
-    )
+    parser.add_argument("--recipe", action="append", help="of ours (default: those of reallm, nf4)")
     parser.add_argument("--only", action="append", help="glob on the names of the other methods")
     parser.add_argument(
         "--mirror", action="store_true", help="measure with errors turned round too"

@@ -70,12 +70,14 @@ class Subject:
     window: int | None
     separator: str | None
     statistics: Path | None
+    calibration: Path | None
 
     @classmethod
     def parse(cls, words: list[str]) -> Subject:
         name, folder, text_path, *rest = words
         options = dict(word.split("=", 1) for word in rest)
-        unknown = set(options) - {"window", "separator", "drop", "documents", "bytes", "stats"}
+        unknown = set(options) - {"window", "separator", "drop", "documents", "bytes"}
+        unknown -= {"stats", "calibrate"}
         if unknown:
             raise SystemExit(f"unknown option: {sorted(unknown)[0]}")
         text = Path(text_path).read_text(encoding="utf-8")
@@ -88,7 +90,8 @@ class Subject:
             text = text.encode()[: int(options["bytes"])].decode(errors="ignore")
         window = int(options["window"]) if "window" in options else None
         statistics = Path(options["stats"]) if "stats" in options else None
-        return cls(name, Path(folder), text, window, separator, statistics)
+        calibration = Path(options["calibrate"]) if "calibrate" in options else None
+        return cls(name, Path(folder), text, window, separator, statistics, calibration)
 
 
 @dataclass(frozen=True)
