@@ -151,7 +151,7 @@ class TrellisQuantizer(QuantizerStage):
         "them.",
     )
     iterations: int = Field(
-        default=10, ge=1, le=1000, description="Passes in which the table is learned."
+        default=20, ge=1, le=1000, description="Passes in which the table is learned."
     )
 
     @property

@@ -23,7 +23,7 @@ from reallm_compiler.units import ceil_div
 SEGMENT = 128
 """Columns of a piece of a row that a table is learned from, a multiple of 16."""
 
-SAMPLES = 128
+SAMPLES = 256
 """Values for each entry of a table that it is learned from, and at least `LEAST_SEGMENTS`."""
 
 LEAST_SEGMENTS = 128

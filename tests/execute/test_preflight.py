@@ -138,13 +138,13 @@ def of_group(recipe: Mapping[str, Any], shapes: dict[str, list[int]] = SHAPES) -
         pytest.param(
             {"quantizer": {"kind": "trellis", "bits": 2, "state_bits": 10}},
             SHAPES,
-            2 * 1024 * 128 * 8,
+            2 * 2048 * 128 * 8,
             id="segments",
         ),
         pytest.param(
             {"quantizer": {"kind": "trellis", "bits": "9/4", "state_bits": 10}},
             SHAPES,
-            2 * 1024 * 128 * 8,
+            2 * 2048 * 128 * 8,
             id="segments of two widths",
         ),
     ],

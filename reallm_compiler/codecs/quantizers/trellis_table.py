@@ -26,6 +26,9 @@ from reallm_compiler.storage.trellis import SEGMENT, column_widths, sample_segme
 FEWEST = 4
 """An entry that met fewer values than this stays where it is."""
 
+LEARNING_PATHS = 64
+"""Paths of the search while a table is learned, at most."""
+
 MULTIPLIER = 0x83DCD12D
 """What a state is multiplied by for a computed table, modulo 2^32."""
 
@@ -175,7 +178,7 @@ def fit_table(params: TrellisQuantizer, part: Segments, generator: torch.Generat
             widths=widths,
             importance=torch.ones(SEGMENT, device=table.device),
             feedback=None,
-            paths=min(params.paths, size),
+            paths=min(params.paths, LEARNING_PATHS, size),
         )
         states = Searcher(problem).states(part.values * part.scales, part.scales)
         total = sums_by_codeword(flat, states.view(-1).to(torch.int64), size)  # [size, 3]
