@@ -160,7 +160,7 @@ def test_a_computed_table_is_a_hash_of_the_state(gaussian, plan_of):
     plan = plan_of(scales=ROW, quantizer=quantizer(2, 10, table="computed"))
     encoded = encode_matrix(plan, gaussian(32, 256), seed=1, source_dtype="f32")
     assert set(encoded.sections) == {"codes", "scales"}
-    assert encoded.relative_error**2 < 0.087
+    assert encoded.relative_error**2 < 0.089
 
 
 def test_a_group_shares_its_tables(gaussian, plan_of):
