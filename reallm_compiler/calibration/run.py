@@ -254,7 +254,7 @@ class _Job:
         """A runner in this process."""
         with (
             closing(FileSink(self.partial, self.ready.layout)) as sink,
-            ThreadPoolExecutor(self.workers) as pool,
+            ThreadPoolExecutor(self.workers, initializer=_fix_threads) as pool,
         ):
             yield PassRunner(
                 self.ready.probed.original,
@@ -270,6 +270,11 @@ class _Job:
                 self.workers,
                 self.device,
             )
+
+
+def _fix_threads() -> None:
+    """Fix the number of torch's threads in a thread of the pool: OpenMP counts for each its own."""
+    torch.set_num_threads(THREADS)
 
 
 def _check_weights(inventory: Inventory, done: Mapping[str, TaskResult]) -> None:
