@@ -48,7 +48,7 @@ class FeedbackRounding(RoundingStage):
         default=Fraction(1, 10), description="The same for the output metric."
     )
     rows: int = Field(
-        default=16,
+        default=8,
         ge=1,
         le=4096,
         description="Rows that are coded together before their errors move the rows below.",
