@@ -38,6 +38,7 @@ def decode_matrix(
     *,
     dtype: torch.dtype,
     tuned: Sequence[SectionSpec] = (),
+    layout: MatrixLayout | None = None,
 ) -> Tensor:
     """Decodes a matrix [p, q].
 
@@ -49,11 +50,13 @@ def decode_matrix(
             too, on one device.
         tuned: sections that tuning adds to those of the plan: gains of columns.
         dtype: type of the result; the work is done in float32 (float64 for a float64 source).
+        layout: of the matrix under the plan, where it was made before.
 
     Raises:
         CodecError: the sections are not those of the size law, or an index is out of range.
     """
-    layout = layout_of(plan, shape, source_dtype)
+    if layout is None:
+        layout = layout_of(plan, shape, source_dtype)
     check_sections(sections, [*layout.sections, *layout.reused_sections, *tuned])
     decoder = MatrixDecoder(layout, sections, work_dtype(source_dtype))
     device = next(iter(sections.values())).device

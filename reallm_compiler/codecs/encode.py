@@ -52,6 +52,7 @@ def encode_matrix(
     callback: TrainingCallback | None = None,
     first_row: int = 0,
     statistics: MatrixStatistics | None = None,
+    layout: MatrixLayout | None = None,
 ) -> Encoded:
     """Encodes a matrix by its plan.
 
@@ -65,6 +66,7 @@ def encode_matrix(
         callback: called while an autoencoder is trained.
         first_row: number of the first row in messages, where `weight` is a part of a matrix.
         statistics: of the matrix, for a plan that needs them.
+        layout: of the matrix under the plan, where it was made before.
 
     Returns:
         the sections of the matrix's layout, less the shared ones, on the device of `weight`; and
@@ -75,7 +77,8 @@ def encode_matrix(
             holds, or the sections are not those of the size law.
     """
     _check_weight(weight, first_row)
-    layout = layout_of(plan, (weight.shape[0], weight.shape[1]), source_dtype)
+    if layout is None:
+        layout = layout_of(plan, (weight.shape[0], weight.shape[1]), source_dtype)
     work = weight.detach().to(work_dtype(source_dtype)).contiguous()
     common = dict(shared or {})
     if plan.needs_statistics and statistics is None:

@@ -164,6 +164,7 @@ class CompileRunner:
                 shared=shared,
                 callback=self._callback(task),
                 statistics=self._measured(matrix),
+                layout=matrix.layout,
             )
         for spec in matrix.specs:
             if not spec.shared:

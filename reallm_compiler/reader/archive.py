@@ -299,8 +299,11 @@ class ModelArchive(Closing):
         others: Mapping[str, torch.Tensor] = MappingProxyType({}),
     ) -> torch.Tensor:
         """`matrix` by `plan`, from its own sections or, where they are given, others."""
+        layout = matrix.layout
+        if plan is not matrix.plan:
+            layout = layout_of(plan, matrix.shape, matrix.dtype)
         sections = {}
-        for spec in layout_of(plan, matrix.shape, matrix.dtype).sections:
+        for spec in layout.sections:
             found = others.get(spec.role)
             values = found if found is not None else self._section(matrix, spec)
             sections[spec.role] = values.to(device)
@@ -317,6 +320,7 @@ class ModelArchive(Closing):
             sections,
             dtype=dtype if dtype is not None else TORCH_DTYPES[matrix.dtype],
             tuned=tuned,
+            layout=layout,
         )
         if not _finite(decoded):
             raise FormatError(
