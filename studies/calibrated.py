@@ -54,7 +54,7 @@ def coded(
     from llmcompressor import oneshot
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     options = CalibrateOptions(samples=SAMPLES, window=window)
     texts = [text.read_text(encoding="utf-8")]
     sequences = draw_sequences(tokenizer, texts, window, options)
@@ -67,7 +67,9 @@ def coded(
         "group_size": group,
     }
     model = oneshot(
-        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        model=AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False
+        ),
         dataset=Dataset.from_dict({"input_ids": sequences, "attention_mask": ones}),
         recipe=modifiers({"group_0": {"targets": ["Linear"], "weights": weights}}),
         num_calibration_samples=len(sequences),
@@ -75,7 +77,9 @@ def coded(
         shuffle_calibration_samples=False,
     )
     matrices = {name for name, module in model.named_modules() if hasattr(module, "weight_scale")}
-    found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     found.load_state_dict(model.state_dict(), strict=False)  # without its hooks and scales
     return found.eval(), stored_bits(model, matrices)
 
