@@ -82,11 +82,12 @@ def test_damage_is_raised_by_the_next_call_and_by_all_after_it(path, gate):
             assert "given out before" in caught.value.note
 
 
-def test_damage_that_nobody_knows_of_is_raised_on_closing(path):
+def test_damage_that_nobody_knows_of_is_raised_on_closing(path, gate):
     harm(path, "file:part-1", "file:part-3")
     archive = Archive.open(path, verify="later")
     for name, _, _ in ROWS:
         archive.read(name)
+    gate.set()
     with pytest.raises(FormatError, match="damaged") as caught:
         archive.close()
     assert "part-1" in caught.value.location
