@@ -50,7 +50,7 @@ wheel: $(VENV)/.dev
 	  --no-build-isolation --wheel-dir build/wheel .
 	$(PYTHON) -m venv build/wheel/venv
 	build/wheel/venv/bin/python -m pip --disable-pip-version-check --quiet install \
-	  --constraint constraints.txt build/wheel/*.whl
+	  --constraint constraints.txt "$$(echo build/wheel/*.whl)[fast]"
 	cd build/wheel && env -u PYTHONPATH venv/bin/reallm demo
 	rm -rf build/wheel
 
@@ -75,7 +75,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) --editable .
+	$(PIP) --editable '.[fast]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
