@@ -30,7 +30,7 @@ from reallm_compiler.codecs.contract import (
     RoundingCodec,
     RowFeedback,
 )
-from reallm_compiler.codecs.numerics.gram import block_unit, damped, factor
+from reallm_compiler.codecs.numerics.gram import block_unit, damped, factor, full
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.errors import CodecError
@@ -59,7 +59,7 @@ class FeedbackCodec(RoundingCodec[FeedbackRounding]):
             CodecError: the statistics have no gradients and both sides are wanted.
         """
         if params.sides == "input":
-            return Metric(inputs=_full(statistics.inputs))
+            return Metric(inputs=full(statistics.inputs))
         if statistics.weighted_inputs is None or statistics.weighted_outputs is None:
             raise CodecError(
                 "rounding with `sides: both` needs gradients, and the statistics hold none",
@@ -67,7 +67,7 @@ class FeedbackCodec(RoundingCodec[FeedbackRounding]):
                 "and heads never have any: give them `rounding: {kind: nearest}` by a rule",
             )
         return Metric(
-            inputs=_full(statistics.weighted_inputs), outputs=_full(statistics.weighted_outputs)
+            inputs=full(statistics.weighted_inputs), outputs=full(statistics.weighted_outputs)
         )
 
     def encode(self, params: FeedbackRounding, stages: LatentStages) -> ColumnCoder:
@@ -324,8 +324,3 @@ def _stretch(
                 return best
             best, least = stretch, found
     return best
-
-
-def _full(moment: Tensor) -> Tensor:
-    """A moment [n, n], also where only its diagonal [n] was kept."""
-    return torch.diag(moment) if moment.dim() == 1 else moment

@@ -16,7 +16,8 @@ from fractions import Fraction
 from functools import lru_cache
 
 from reallm_compiler.stages import TrellisQuantizer
-from reallm_compiler.storage.base import DTYPES, Context, Cost, SectionSpec, Shape, SizeLaw
+from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape, SizeLaw
+from reallm_compiler.storage.codebooks import codebook_sections
 from reallm_compiler.storage.values import Finite, Ones
 from reallm_compiler.units import ceil_div
 
@@ -29,7 +30,7 @@ SAMPLES = 256
 LEAST_SEGMENTS = 128
 
 WINDOW = 64
-"""Columns that the paths of a search remember."""
+"""Columns that the paths of a search remember, a multiple of 16."""
 
 DEVICE_ROWS = 4096
 """Rows that are searched side by side on an accelerator."""
@@ -96,27 +97,8 @@ class TrellisLaw(SizeLaw[TrellisQuantizer]):
                 ),
             ]
         if params.learns_tables:
-            specs.append(
-                SectionSpec(
-                    role="codebook",
-                    dtype=DTYPES[params.dtype],
-                    shape=(2**params.state_bits,),
-                    term="codebook",
-                    shared=context.shared,
-                    values=Finite(),
-                )
-            )
-        if params.learns_tables and params.dtype == "int8":
-            specs.append(
-                SectionSpec(
-                    role="codebook_scale",
-                    dtype="f32",
-                    shape=(1,),
-                    term="codebook",
-                    shared=context.shared,
-                    values=Finite(negative=False, zero=False),
-                )
-            )
+            size = (2**params.state_bits,)
+            specs += codebook_sections(params.dtype, size, shared=context.shared)
         return specs
 
     def paper_bits(

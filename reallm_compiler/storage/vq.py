@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from reallm_compiler.stages import VectorQuantizer
-from reallm_compiler.storage.base import DTYPES, Context, SectionSpec, Shape, SizeLaw
-from reallm_compiler.storage.values import Finite
+from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
+from reallm_compiler.storage.codebooks import codebook_sections
 from reallm_compiler.units import ceil_div
 
 SHARED_VECTORS = 1 << 22
@@ -40,34 +40,14 @@ class VectorLaw(SizeLaw[VectorQuantizer]):
         self, params: VectorQuantizer, shape: Shape, context: Context
     ) -> list[SectionSpec]:
         """Codes and codebook for a latent [p, q], and the scale of a codebook of integers."""
-        specs = [
-            SectionSpec(
-                role="codes",
-                dtype=f"b{params.index_bits}",
-                shape=code_shape(params, shape),
-                term="codes",
-            ),
-            SectionSpec(
-                role="codebook",
-                dtype=DTYPES[params.dtype],
-                shape=(2**params.index_bits, params.dim),
-                term="codebook",
-                shared=context.shared,
-                values=Finite(),
-            ),
-        ]
-        if params.dtype == "int8":
-            specs.append(
-                SectionSpec(
-                    role="codebook_scale",
-                    dtype="f32",
-                    shape=(1,),
-                    term="codebook",
-                    shared=context.shared,
-                    values=Finite(negative=False, zero=False),
-                )
-            )
-        return specs
+        codes = SectionSpec(
+            role="codes",
+            dtype=f"b{params.index_bits}",
+            shape=code_shape(params, shape),
+            term="codes",
+        )
+        size = (2**params.index_bits, params.dim)
+        return [codes, *codebook_sections(params.dtype, size, shared=context.shared)]
 
     def paper_bits(
         self, params: VectorQuantizer, shape: Shape, context: Context

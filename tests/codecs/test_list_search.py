@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.numerics import emit, list_kernel, list_search
-from reallm_compiler.codecs.numerics.list_search import WINDOW, SearchProblem
+from reallm_compiler.codecs.numerics.list_search import SearchProblem
 from reallm_compiler.codecs.quantizers.trellis_search import Searcher
+from reallm_compiler.storage.trellis import WINDOW
 
 compiled = pytest.mark.skipif(not emit.available(), reason="llvmlite is not installed")
 

@@ -11,6 +11,11 @@ REPAIRS = 12
 """How often the damping is raised for a matrix that is not positive definite."""
 
 
+def full(moment: Tensor) -> Tensor:
+    """A moment [n, n], also where only its diagonal [n] was kept."""
+    return torch.diag(moment) if moment.dim() == 1 else moment
+
+
 def damped(gram: Tensor, damping: float) -> Tensor:
     """float64 [n, n]: a Gram matrix with damping on its diagonal, scaled to a mean diagonal of 1.
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from reallm_compiler.codecs.numerics import emit
 from reallm_compiler.codecs.numerics.list_memory import Shape, row_bytes, scratch_bytes
 from reallm_compiler.codecs.numerics.list_program import source
-from reallm_compiler.codecs.numerics.list_search import LANES, WINDOW, SearchProblem
+from reallm_compiler.codecs.numerics.list_search import LANES, SearchProblem
+from reallm_compiler.storage.trellis import WINDOW
 
 
 class CompiledSearch:

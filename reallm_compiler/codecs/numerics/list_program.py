@@ -13,7 +13,8 @@ from functools import lru_cache
 from reallm_compiler.codecs.numerics import emit
 from reallm_compiler.codecs.numerics.emit import Value
 from reallm_compiler.codecs.numerics.list_memory import RowMemory, Shape, SharedMemory
-from reallm_compiler.codecs.numerics.list_search import DECIDED, LANES, WINDOW
+from reallm_compiler.codecs.numerics.list_search import DECIDED, LANES
+from reallm_compiler.storage.trellis import WINDOW
 
 TILE = 8
 """Rows whose targets are held in registers while decided errors are added."""

@@ -28,14 +28,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from reallm_compiler.storage.trellis import WINDOW
+
 LANES = 16
 """Terms of a sum that are added up side by side; the order of additions is part of the result."""
 
 DECIDED = 32
 """Columns that are decided at once, a multiple of `LANES`."""
-
-WINDOW = 64
-"""Columns that paths remember, a multiple of `LANES`."""
 
 LARGEST = torch.finfo(torch.float32).max
 

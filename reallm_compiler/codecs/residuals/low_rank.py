@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.contract import ResidualCodec, ResidualTerm
-from reallm_compiler.codecs.numerics.gram import cholesky, damped
+from reallm_compiler.codecs.numerics.codebooks import INT8_LEVELS
+from reallm_compiler.codecs.numerics.gram import cholesky, damped, full
 from reallm_compiler.codecs.numerics.numbers import norm, stored, unit
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
 from reallm_compiler.stages import LowRank
@@ -30,8 +31,6 @@ OVERSAMPLING = 16
 
 POWER_ITERATIONS = 4
 """Times that the sketch is multiplied by W W^T."""
-
-INT8_LEVELS = 127
 
 HINT = "store the residual with `dtype: float32` or `bfloat16`"
 
@@ -193,8 +192,7 @@ def weighted_svd(
         gram: H [q, q], symmetric, or its diagonal [q]; it is damped by `DAMPING`.
         generator: draws the sketch of the randomised method, on the CPU.
     """
-    moment = torch.diag(gram) if gram.dim() == 1 else gram
-    root = cholesky(damped(moment, DAMPING)).to(weight.device)  # C [q, q], lower triangular
+    root = cholesky(damped(full(gram), DAMPING)).to(weight.device)  # C [q, q], lower triangular
     moved = (weight.to(torch.float64) @ root).to(weight.dtype)
     left, right = truncated_svd(moved, rank, generator)
     back = torch.linalg.solve_triangular(root, right.to(torch.float64), upper=False, left=False)
