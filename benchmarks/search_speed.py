@@ -47,7 +47,8 @@ def metric_of(columns: int) -> tuple[Tensor, Tensor]:
 
 
 def cost(problem: SearchProblem, values: Tensor, codes: Tensor) -> float:
-    error = (values - problem.table[states_of(codes, problem)]).to(torch.float64)
+    states = states_of(codes, problem.widths, problem.state_bits)
+    error = (values - problem.table[states]).to(torch.float64)
     if problem.feedback is not None:
         error = error + error @ problem.feedback.to(torch.float64)
     return float((error.square() @ problem.importance.to(torch.float64)).sum())

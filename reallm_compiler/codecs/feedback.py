@@ -193,7 +193,7 @@ def _encode(
 
 def _largest(latent: Latent) -> float:
     """The largest scale, in terms of which errors are carried; as it is before rows are coded."""
-    return 1.0 if latent.scales is None else float(latent.scales.scale.max()) or 1.0
+    return 1.0 if latent.scales is None else latent.scales.largest
 
 
 def _group(stages: LatentStages, coder: ColumnCoder) -> int | None:
@@ -230,9 +230,8 @@ def _scales(
     """
     if scales is None:
         return torch.ones(1, like.shape[1], device=like.device), None
-    last = rows.start + 1 if scales.per in ("column", "tensor") else rows.stop
-    factors = scales.rows(rows.start, last).div_(largest).to(torch.float32)
-    zeros = scales.zero_rows(rows.start, last)
+    factors = scales.factors(rows.start, rows.stop, largest)
+    zeros = scales.zero_rows(rows.start, rows.start + len(factors))
     if zeros is not None:
         zeros = zeros.div_(largest).to(torch.float32)
     if order is None:
@@ -272,11 +271,12 @@ def _stretch(
     zeros = None if zeros is None else zeros[::stride][:count]
     generator = torch.Generator().manual_seed(latent.generator.initial_seed())
     moved = torch.randn(count, q, generator=generator).to(values.device)
+    upper, importance = feedback.upper, feedback.importance
     if coder.trials > 1:
         q = min(q, max(SAMPLE_COLUMNS // (group or 1), 1) * (group or 1))
         values, scales, moved = values[:, :q], scales[:, :q], moved[:, :q]
         zeros = None if zeros is None else zeros[:, :q]
-    upper, importance = feedback.upper[:q, :q], feedback.importance[:q]
+        upper, importance = upper[:q, :q], importance[:q]
     wanted = values * scales if zeros is None else values * scales + zeros
 
     def costs(tried: tuple[float, ...], moved: Tensor | float) -> tuple[list[float], float]:

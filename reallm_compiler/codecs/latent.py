@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -111,7 +112,7 @@ class _Stages:
         """What errors of the latent cost."""
         return self._given.metric
 
-    @property
+    @cached_property
     def order(self) -> ColumnOrder | None:
         """How the columns are permuted."""
         plan = self._given.plan

@@ -102,6 +102,19 @@ class ScaleField:
         view.mul_(scale)
         return wide
 
+    @property
+    def largest(self) -> float:
+        """The largest scale; 1 if all are 0."""
+        return float(self.scale.max()) or 1.0
+
+    def factors(self, first: int, last: int, largest: float) -> Tensor:
+        """Scales of rows [first, last) in terms of `largest`, float32 [last - first, q].
+
+        One row stands for all where a row's scales are those of every other.
+        """
+        last = first + 1 if self.per in ("column", "tensor") else last
+        return self.rows(first, last).div_(largest).to(torch.float32)
+
     def zero_rows(self, first: int, last: int) -> Tensor | None:
         """Zero points of the weights of rows [first, last): [last - first, q]; None for zeros."""
         if self.zero is None:

@@ -77,8 +77,7 @@ def choose_high_rate(
         last = min(first + ROWS, p)
         squares = values[first:last].square()
         if scales is not None:
-            largest = float(scales.scale.max()) or 1.0
-            squares *= scales.rows(first, last).div_(largest).square_()
+            squares *= scales.rows(first, last).div_(scales.largest).square_()
         energy += squares.sum(0, dtype=torch.float64)
     cost = energy if importance is None else energy * importance.to(energy.device)
     mask = torch.zeros(q, dtype=torch.bool, device=values.device)
@@ -123,7 +122,8 @@ class TrellisCoder(ColumnCoder):
             self._scales = None  # a row's codes do not depend on its scale
         self._codes = torch.empty(values.shape, dtype=torch.uint8, device=values.device)
         self._states = torch.zeros(len(values), dtype=torch.int64, device=values.device)
-        self._searchers: dict[tuple[int, int], Searcher] = {}
+        self._searchers: dict[tuple[int, int], Searcher] = {}  # by first and last column
+        self._with_feedback: Searcher | None = None
 
     def quantize(
         self, block: Tensor, columns: slice, *, rows: slice = slice(None), decode: bool = True
@@ -133,8 +133,8 @@ class TrellisCoder(ColumnCoder):
         top, bottom, _ = rows.indices(len(self._codes))
         searcher = self._searchers.get((first, last))
         if searcher is None:
-            problem = self._problem(first, last, None, None)
-            searcher = self._searchers[first, last] = Searcher(problem)
+            searcher = Searcher(self._problem(slice(first, last)))
+            self._searchers[first, last] = searcher
         whole = (first, last) == (0, self._codes.shape[1])
         start = None if first == 0 else self._states[top:bottom]
         for one in range(top, bottom, ROWS):
@@ -149,7 +149,8 @@ class TrellisCoder(ColumnCoder):
             return codes, None
         if not block.numel():
             return codes, block
-        states = states_of(codes, self._problem(first, last, None, None), start)
+        widths = self._stream.widths[first:last]
+        states = states_of(codes, widths, self._params.state_bits, start)
         self._states[top:bottom] = states[:, -1].to(torch.int64)
         if not decode:
             return codes, None
@@ -157,15 +158,14 @@ class TrellisCoder(ColumnCoder):
 
     def quantize_rows(self, values: Tensor, rows: slice, feedback: RowFeedback) -> Tensor:
         """Codes whole rows by a search that carries the errors of each path."""
-        key = (0, id(feedback.upper))
-        columns = values.shape[1]
-        searcher = self._searchers.get(key)
-        if searcher is None:
-            problem = self._problem(0, columns, feedback.upper, feedback.importance)
-            searcher = self._searchers[key] = Searcher(problem)
+        searcher = self._with_feedback
+        if searcher is None or searcher.problem.feedback is not feedback.upper:
+            columns = slice(0, values.shape[1])
+            problem = self._problem(columns, feedback.upper, feedback.importance)
+            searcher = self._with_feedback = Searcher(problem)
         codes = searcher.codes(values * feedback.scales, feedback.scales * self._inner)
         self._codes[rows] = codes
-        states = states_of(codes, self._problem(0, columns, None, None))
+        states = states_of(codes, self._stream.widths, self._params.state_bits)
         decoded = self._table[states] * self._inner * feedback.scales
         return decoded if feedback.zeros is None else decoded + feedback.zeros
 
@@ -175,14 +175,15 @@ class TrellisCoder(ColumnCoder):
         return {"codes": self._stream.pack(self._codes), **high_rate}
 
     def _problem(
-        self, first: int, last: int, feedback: Tensor | None, importance: Tensor | None
+        self, columns: slice, feedback: Tensor | None = None, importance: Tensor | None = None
     ) -> SearchProblem:
+        widths = self._stream.widths[columns]
         if importance is None:
-            importance = torch.ones(last - first, device=self._table.device)
+            importance = torch.ones(len(widths), device=self._table.device)
         return SearchProblem(
             table=self._table,
             state_bits=self._params.state_bits,
-            widths=self._stream.widths[first:last],
+            widths=widths,
             importance=importance,
             feedback=feedback,
             paths=min(self._params.paths, len(self._table)),
@@ -192,10 +193,7 @@ class TrellisCoder(ColumnCoder):
         """float32 [n, q] or [1, q]: scales of rows, in terms of the largest, in the coded order."""
         if self._scales is None:
             return torch.ones(1, self._codes.shape[1], device=self._codes.device)
-        largest = float(self._scales.scale.max()) or 1.0
-        if self._scales.per == "column":
-            last = first + 1
-        factors = self._scales.rows(first, last).div_(largest).to(torch.float32)
+        factors = self._scales.factors(first, last, self._scales.largest)
         return factors if self.order is None else factors[:, self.order]
 
 

@@ -6,6 +6,7 @@ number of threads changes no code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
@@ -28,10 +29,13 @@ class Searcher:
 
     Args:
         problem: what is common to the rows.
+
+    Attributes:
+        problem: the same.
     """
 
     def __init__(self, problem: SearchProblem) -> None:
-        self._problem = problem
+        self.problem = problem
         self._compiled: list_kernel.CompiledSearch | None = None
         if problem.table.device.type == "cpu" and emit.available():
             self._compiled = list_kernel.CompiledSearch(problem)
@@ -56,7 +60,7 @@ class Searcher:
             own = scales if len(scales) == 1 else scales[part]
             begin = None if start is None else start[part]
             if self._compiled is None:
-                codes[part] = list_search.search(self._problem, values[part], own, begin)
+                codes[part] = list_search.search(self.problem, values[part], own, begin)
             else:
                 codes[part] = self._compiled(values[part], own, begin)
 
@@ -71,18 +75,22 @@ class Searcher:
 
     def states(self, values: Tensor, scales: Tensor) -> Tensor:
         """The states int32 [n, q] of the paths of least cost; see `codes`."""
-        return states_of(self.codes(values, scales), self._problem)
+        codes = self.codes(values, scales)
+        return states_of(codes, self.problem.widths, self.problem.state_bits)
 
 
-def states_of(codes: Tensor, problem: SearchProblem, start: Tensor | None = None) -> Tensor:
+def states_of(
+    codes: Tensor, widths: Sequence[int], bits: int, start: Tensor | None = None
+) -> Tensor:
     """The states int32 [n, q] after each of the codes [n, q].
 
     Args:
         codes: uint8, in the coded order.
-        problem: which says the widths.
+        widths: bits of the code of each of q columns.
+        bits: bits of the state.
         start: int64 [n], the states before the first column; zeros when None.
     """
-    ends, shifts = _shifts(tuple(problem.widths), problem.state_bits)
+    ends, shifts = _shifts(tuple(widths), bits)
     wide = codes.to(torch.int32)
     states = torch.zeros_like(wide)
     for back, (left, right) in enumerate(shifts):

@@ -71,7 +71,7 @@ class MatrixVectors:
         # Only ratios of weights matter: the largest is made 1, far from any underflow.
         self._unit = 1.0
         if self._scales is not None:
-            self._unit = float(self._scales.scale.max()) or 1.0
+            self._unit = self._scales.largest
 
     def chunks(self) -> Iterator[tuple[int, Tensor, Tensor | None]]:
         """All vectors, a few rows of the grid of codes at a time."""
