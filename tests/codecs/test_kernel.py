@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reallm_compiler.codecs import decode_matrix, encode_matrix
-from reallm_compiler.codecs.numerics import kernel
+from reallm_compiler.codecs.numerics import emit, kernel
 from reallm_compiler.codecs.numerics.packing import pack
 from reallm_compiler.stages import MatrixPlan
 
@@ -162,6 +162,7 @@ def test_without_its_library(monkeypatch, gaussian, plan_of, error):
     monkeypatch.setattr(builtins, "__import__", no_llvmlite)
     monkeypatch.setattr(kernel, "LEAST", 0)
     monkeypatch.setattr(kernel, "compiled", kernel.compiled.__wrapped__)
+    monkeypatch.setattr(emit, "available", emit.available.__wrapped__)
     plan = plan_of(scales={"kind": "absmax"}, quantizer={"kind": "normal_float", "bits": 4})
     weight = gaussian(64, 64)
     encoded = encode_matrix(plan, weight, seed=0, source_dtype="bf16")

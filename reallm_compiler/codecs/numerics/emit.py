@@ -33,6 +33,13 @@ def available() -> bool:
     return True
 
 
+def processor_has(feature: str) -> bool:
+    """Whether this processor has a feature, by LLVM's name; `available` must be true."""
+    import llvmlite.binding as llvm
+
+    return bool(llvm.get_host_cpu_features().get(feature))
+
+
 class Function:
     """A function that is being written.
 
@@ -156,9 +163,11 @@ class Program:
 
     Args:
         text: a module in LLVM's language.
+        optimise: run LLVM's passes first; without them the processor's code is that of the text as
+            it stands.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, optimise: bool = True) -> None:
         if not available():
             raise RuntimeError("llvmlite is not installed, or too old")
         import llvmlite.binding as llvm
@@ -168,9 +177,10 @@ class Program:
             cpu=llvm.get_host_cpu_name(), features=features, opt=3
         )
         module = llvm.parse_assembly(text)
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        passes = llvm.create_pass_builder(machine, options)
-        passes.getModulePassManager().run(module, passes)
+        if optimise:
+            options = llvm.create_pipeline_tuning_options(speed_level=2)
+            passes = llvm.create_pass_builder(machine, options)
+            passes.getModulePassManager().run(module, passes)
         self.module = module
         self._machine = machine
         self._engine = llvm.create_mcjit_compiler(module, machine)

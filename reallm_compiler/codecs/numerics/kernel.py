@@ -18,6 +18,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.numerics import emit
+
 LANES = 16
 """Codes of a step, and entries of a table: enough for the widest codes."""
 
@@ -99,26 +101,14 @@ def compiled(bits: int) -> Callable[[int, int, int, int, int], None] | None:
     """The kernel (addresses of tables, codes and results, groups, steps of a group); None if
     llvmlite is missing, does not load or is too old, or the processor has no fitting permutation.
     """
-    try:
-        import llvmlite.binding as llvm
-    except (ImportError, OSError):  # its import loads LLVM, which may not fit the system
+    if not emit.available() or not emit.processor_has("avx2"):
         return None
-    # Before 20 the language was another one, and there was more to set up.
-    if llvm.llvm_version_info[0] < 20 or not llvm.get_host_cpu_features().get("avx2"):
-        return None
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
-    )
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(source(bits)), machine)
-    engine.finalize_object()
+    program = emit.Program(source(bits), optimise=False)
     kind = CFUNCTYPE(None, c_void_p, c_void_p, c_void_p, c_int64, c_int64)
-    function = kind(engine.get_function_address("look_up"))
+    function = kind(program.address("look_up"))
 
     def run(tables: int, codes: int, out: int, groups: int, steps: int) -> None:
-        # Holds the engine, which owns the code.
-        assert engine is not None
+        assert program is not None  # it owns the code
         function(tables, codes, out, groups, steps)
 
     return run
