@@ -12,7 +12,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +46,7 @@ from reallm_compiler.runs.counter import TaskCounter, record
 from reallm_compiler.runs.devices import choose_device, device_title
 from reallm_compiler.runs.identity import digest_of, machine_fields
 from reallm_compiler.runs.job import Context
-from reallm_compiler.runs.numerics import fixed_numerics
+from reallm_compiler.runs.numerics import fixed_numerics, fixed_thread_pool
 from reallm_compiler.runs.output import Output
 from reallm_compiler.runs.resume import finished_tasks, start
 from reallm_compiler.runs.sink import FileSink
@@ -254,7 +253,7 @@ class _Job:
         """A runner in this process."""
         with (
             closing(FileSink(self.partial, self.ready.layout)) as sink,
-            ThreadPoolExecutor(self.workers, initializer=_fix_threads) as pool,
+            fixed_thread_pool(self.workers, THREADS) as pool,
         ):
             yield PassRunner(
                 self.ready.probed.original,
@@ -270,11 +269,6 @@ class _Job:
                 self.workers,
                 self.device,
             )
-
-
-def _fix_threads() -> None:
-    """Fix the number of torch's threads in a thread of the pool: OpenMP counts for each its own."""
-    torch.set_num_threads(THREADS)
 
 
 def _check_weights(inventory: Inventory, done: Mapping[str, TaskResult]) -> None:

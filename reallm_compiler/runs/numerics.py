@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -12,6 +13,15 @@ import torch
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 _Setting = TypeVar("_Setting")
+
+
+def fixed_thread_pool(workers: int, threads: int) -> ThreadPoolExecutor:
+    """A pool of threads in each of which torch has so many threads.
+
+    OpenMP keeps that number for each thread by itself: in a new one it is that of the machine,
+    whatever `fixed_numerics` has set, and sums would depend on it.
+    """
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
 
 
 @contextmanager

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from reallm_cli.archive_views import archive_facts, archive_json, rows_named, show_settings
 from reallm_cli.exit_codes import ExitCode
-from reallm_cli.mistakes import CommandLineError
 from reallm_cli.numbers import grouped
 from reallm_cli.opened import provenance_text
-from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
-from reallm_compiler.hints import did_you_mean, nearest
 from reallm_formats import AdapterEntry, Archive, section_bytes
 
 WORDS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i8": "int8"}
@@ -22,31 +20,19 @@ def inspect_adapter(
 ) -> int:
     """Show an adapter, or one of its matrices."""
     document = archive.adapter
-    rows = list(document.matrices)
-    if name is not None:
-        rows = [row for row in rows if row.name == name.removesuffix(".weight")]
-        if not rows:
-            raise CommandLineError(
-                f"the adapter holds nothing called `{name}`",
-                location=path,
-                hint=did_you_mean(nearest(name, [row.name for row in document.matrices])),
-            )
+    missing = f"the adapter holds nothing called `{name}`"
+    rows = rows_named(document.matrices, name, path, missing)
     if as_json:
         plain = [_row_json(row) for row in rows]
         terminal.json(plain[0] if name is not None else _whole_json(archive, plain))
         return ExitCode.OK
     facts = [
-        ("file", path),
-        ("format", f"version {archive.header.major}.{archive.header.minor}, kind `adapter`"),
-        ("digest", archive.digest.hex()),
+        *archive_facts(archive, path),
         ("base", document.base.hex()),
         *provenance_text(document.provenance).items(),
     ]
     show_facts(terminal, facts, title="adapter")
-    if document.settings:
-        terminal.data()
-        terminal.data(terminal.text("settings", style="bold"))
-        terminal.data(terminal.text(to_yaml(dict(document.settings), 2)))
+    show_settings(terminal, document.settings)
     terminal.data()
     sheet = Sheet(
         columns=["<matrix", "shape", "rank", "<factors", "<gains", "bytes", "rounding"],
@@ -78,10 +64,7 @@ def inspect_adapter(
 
 def _whole_json(archive: Archive, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "format": {"major": archive.header.major, "minor": archive.header.minor},
-        "kind": "adapter",
-        "features": list(archive.manifest.features),
-        "digest": archive.digest.hex(),
+        **archive_json(archive),
         "base": archive.adapter.base.hex(),
         "provenance": provenance_text(archive.adapter.provenance),
         "settings": dict(archive.adapter.settings),

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reallm_cli.archive_views import archive_facts, archive_json, show_settings
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.mistakes import CommandLineError
 from reallm_cli.numbers import amount_text, grouped, share_text
 from reallm_cli.opened import provenance_text
-from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import section_json, show_sections
@@ -122,16 +122,13 @@ def _show(terminal: Terminal, archive: Archive, path: str, stage: Hnerv) -> None
     width = structure.decoder_width(stage, (1, 1), shared=True)
     parts = parts_of(stage)
     facts = [
-        ("file", path),
-        ("format", f"version {archive.header.major}.{archive.header.minor}, kind `decoder`"),
-        ("digest", archive.digest.hex()),
+        *archive_facts(archive, path),
         *provenance_text(archive.decoder.provenance).items(),
     ]
     show_facts(terminal, facts, title="decoder")
-    terminal.data()
-    terminal.data(terminal.text("structure", style="bold"))
     plain = archive.decoder.structure
-    terminal.data(terminal.text(to_yaml({key: plain[key] for key in structure.STRUCTURE}, 2)))
+    shown = {key: plain[key] for key in structure.STRUCTURE}
+    show_settings(terminal, shown, "structure")
     terminal.data()
     numel, values = sum(part.numel for part in parts), sum(part.values for part in parts)
     sheet = Sheet(
@@ -191,10 +188,7 @@ def _whole_json(archive: Archive, stage: Hnerv) -> dict[str, Any]:
     layout = archive.layout
     width = structure.decoder_width(stage, (1, 1), shared=True)
     return {
-        "format": {"major": archive.header.major, "minor": archive.header.minor},
-        "kind": "decoder",
-        "features": list(archive.manifest.features),
-        "digest": archive.digest.hex(),
+        **archive_json(archive),
         "provenance": provenance_text(archive.decoder.provenance),
         "structure": dict(archive.decoder.structure),
         "parts": [part.to_json() for part in parts_of(stage)],

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from reallm_cli.archive_views import archive_facts, archive_json, rows_named, show_settings
 from reallm_cli.exit_codes import ExitCode
-from reallm_cli.mistakes import CommandLineError
 from reallm_cli.numbers import grouped
 from reallm_cli.opened import provenance_text
-from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
-from reallm_compiler.hints import did_you_mean, nearest
 from reallm_formats import Archive, StatisticsEntry, names, section_bytes
 
 
@@ -20,31 +18,19 @@ def inspect_statistics(
 ) -> int:
     """Show statistics, or those of one matrix."""
     document = archive.statistics
-    rows = list(document.matrices)
-    if name is not None:
-        rows = [row for row in rows if row.name == name.removesuffix(".weight")]
-        if not rows:
-            raise CommandLineError(
-                f"there are no statistics of `{name}`",
-                location=path,
-                hint=did_you_mean(nearest(name, [row.name for row in document.matrices])),
-            )
+    missing = f"there are no statistics of `{name}`"
+    rows = rows_named(document.matrices, name, path, missing)
     if as_json:
         plain = [_row_json(archive, row) for row in rows]
         terminal.json(plain[0] if name is not None else _whole_json(archive, plain))
         return ExitCode.OK
     facts = [
-        ("file", path),
-        ("format", f"version {archive.header.major}.{archive.header.minor}, kind `statistics`"),
-        ("digest", archive.digest.hex()),
+        *archive_facts(archive, path),
         ("tokens", grouped(document.tokens)),
         *provenance_text(document.provenance).items(),
     ]
     show_facts(terminal, facts, title="statistics")
-    if document.settings:
-        terminal.data()
-        terminal.data(terminal.text("settings", style="bold"))
-        terminal.data(terminal.text(to_yaml(dict(document.settings), 2)))
+    show_settings(terminal, document.settings)
     terminal.data()
     sheet = Sheet(
         columns=["<matrix", "shape", "<inputs", "<outputs", "tokens", "left out", "bytes"],
@@ -66,10 +52,7 @@ def inspect_statistics(
 
 def _whole_json(archive: Archive, rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "format": {"major": archive.header.major, "minor": archive.header.minor},
-        "kind": "statistics",
-        "features": list(archive.manifest.features),
-        "digest": archive.digest.hex(),
+        **archive_json(archive),
         "tokens": archive.statistics.tokens,
         "provenance": provenance_text(archive.statistics.provenance),
         "settings": dict(archive.statistics.settings),
