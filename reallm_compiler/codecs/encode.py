@@ -18,10 +18,11 @@ from torch import Tensor
 
 from reallm_compiler.codecs import dora
 from reallm_compiler.codecs.callback import NoCallback, TrainingCallback
-from reallm_compiler.codecs.contract import PANEL, Coding, Metric
+from reallm_compiler.codecs.contract import PANEL, Coding
 from reallm_compiler.codecs.decode import MatrixDecoder, relative_error, work_dtype
 from reallm_compiler.codecs.latent import StagesCoder, fit_tables
 from reallm_compiler.codecs.registry import codec_of
+from reallm_compiler.codecs.rounding import Metric
 from reallm_compiler.codecs.sections import Sections, check_sections
 from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.errors import CodecError

@@ -2,7 +2,7 @@
 
 The error E of a latent costs tr(G E H E^T). With H = U diag(D) U^T, U unit upper triangular, the
 cost of a row is a sum over its columns of D_t (target_t - v_t)^2, where the target of a column is
-moved by the errors of the columns before it (`contract.RowFeedback`). With G factored alike, and
+moved by the errors of the columns before it (`column_coder.RowFeedback`). With G factored alike, and
 its factor made the identity within blocks of rows, the targets of a block are moved by the errors
 of all rows above:
 
@@ -22,15 +22,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import (
-    ColumnCoder,
-    Latent,
-    LatentStages,
-    Metric,
-    RoundingCodec,
-    RowFeedback,
-)
+from reallm_compiler.codecs.column_coder import ColumnCoder, RowFeedback
+from reallm_compiler.codecs.contract import Latent
 from reallm_compiler.codecs.numerics.gram import block_unit, damped, factor, full
+from reallm_compiler.codecs.rounding import LatentStages, Metric, RoundingCodec
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.errors import CodecError

@@ -16,19 +16,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.column_coder import ColumnCoder
 from reallm_compiler.codecs.contract import (
     PANEL,
-    ColumnCoder,
     ColumnOrder,
     Latent,
     LatentCoder,
     LatentDecoder,
-    Metric,
     RowDecoder,
     Shape,
 )
 from reallm_compiler.codecs.numerics.numbers import unit
 from reallm_compiler.codecs.registry import codec_of
+from reallm_compiler.codecs.rounding import Metric
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import CodecError
@@ -80,7 +80,7 @@ class StagesCoder:
 
 
 class _Stages:
-    """The stages of one latent before its codes are chosen (`contract.LatentStages`).
+    """The stages of one latent before its codes are chosen (`rounding.LatentStages`).
 
     Args:
         given: the plan and what belongs to it.

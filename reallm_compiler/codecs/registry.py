@@ -7,12 +7,7 @@ from typing import Any
 
 from reallm_compiler.codecs.autoencoders.hnerv import HnervCodec
 from reallm_compiler.codecs.autoencoders.identity import IdentityCodec
-from reallm_compiler.codecs.contract import (
-    PermutationCodec,
-    ResidualCodec,
-    RoundingCodec,
-    ScalesCodec,
-)
+from reallm_compiler.codecs.contract import PermutationCodec, ResidualCodec, ScalesCodec
 from reallm_compiler.codecs.feedback import FeedbackCodec
 from reallm_compiler.codecs.nearest import NearestCodec
 from reallm_compiler.codecs.quantizers.normal_float import NormalFloatCodec
@@ -21,6 +16,7 @@ from reallm_compiler.codecs.quantizers.trellis import TrellisCodec
 from reallm_compiler.codecs.quantizers.uniform import UniformCodec
 from reallm_compiler.codecs.quantizers.vq import VectorCodec
 from reallm_compiler.codecs.residuals.low_rank import LowRankCodec
+from reallm_compiler.codecs.rounding import RoundingCodec
 from reallm_compiler.codecs.scales import MagnitudeCodec, MinmaxCodec
 from reallm_compiler.codecs.transforms.hadamard import HadamardCodec
 from reallm_compiler.codecs.transforms.normalize import NormalizeCodec

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import ColumnCoder, Latent, QuantizerCodec, RowDecoder, Shape
+from reallm_compiler.codecs.column_coder import ColumnCoder
+from reallm_compiler.codecs.contract import Latent, QuantizerCodec, RowDecoder, Shape
 from reallm_compiler.codecs.numerics.numbers import stored
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
 from reallm_compiler.stages import NoQuantizer

@@ -14,7 +14,8 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import ColumnCoder, RowDecoder
+from reallm_compiler.codecs.column_coder import ColumnCoder
+from reallm_compiler.codecs.contract import RowDecoder
 from reallm_compiler.codecs.numerics import kernel
 from reallm_compiler.codecs.numerics.packing import pack, rows_per_byte, unpack
 from reallm_compiler.codecs.scale_field import ScaleField

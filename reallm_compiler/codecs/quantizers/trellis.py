@@ -18,14 +18,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import (
-    ColumnCoder,
-    Latent,
-    QuantizerCodec,
-    RowDecoder,
-    RowFeedback,
-    Shape,
-)
+from reallm_compiler.codecs.column_coder import ColumnCoder, RowFeedback
+from reallm_compiler.codecs.contract import Latent, QuantizerCodec, RowDecoder, Shape
 from reallm_compiler.codecs.numerics.codebooks import read_codebook, store_codebook
 from reallm_compiler.codecs.numerics.list_search import SearchProblem
 from reallm_compiler.codecs.quantizers.trellis_search import Searcher, states_of

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import ColumnCoder, Latent, QuantizerCodec, RowDecoder, Shape
+from reallm_compiler.codecs.column_coder import ColumnCoder
+from reallm_compiler.codecs.contract import Latent, QuantizerCodec, RowDecoder, Shape
 from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign
 from reallm_compiler.codecs.numerics.codebooks import read_codebook, store_codebook

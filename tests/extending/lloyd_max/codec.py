@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from lloyd_max.stage import LloydMaxQuantizer
-from reallm_compiler.codecs.contract import ColumnCoder, Latent, QuantizerCodec, RowDecoder, Shape
+from reallm_compiler.codecs.column_coder import ColumnCoder
+from reallm_compiler.codecs.contract import Latent, QuantizerCodec, RowDecoder, Shape
 from reallm_compiler.codecs.quantizers.scalar import LevelCoder, TableDecoder, level_codes
 from reallm_compiler.codecs.sections import Sections
 
