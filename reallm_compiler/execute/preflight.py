@@ -40,9 +40,6 @@ RESERVE_BYTES = 200 * 2**20
 COPIES = 6
 """Copies of the largest matrix in float32 that a worker may hold."""
 
-FACTORED = 3
-"""Copies in float64 of the largest matrix of measured statistics that a worker may hold."""
-
 CONTEXT_BYTES = 1 << 30
 """What CUDA and its libraries hold in each process, and the usual blocks of the codecs there."""
 
@@ -78,13 +75,13 @@ def worker_bytes(plan: Plan) -> int:
 
 
 def _statistics_bytes(matrix: PlannedMatrix) -> int:
-    """Memory of what was measured of a matrix: two symmetric matrices of its inputs and two of its
-    outputs in float32, and copies of the largest in float64 while it is factored.
+    """Memory of what was measured of a matrix, as it is read: two symmetric matrices of its inputs
+    and two of its outputs in float32.
     """
     if not matrix.plan.needs_statistics:
         return 0
     p, q = matrix.shape
-    return 2 * 4 * (p * p + q * q) + FACTORED * 8 * max(p, q) ** 2
+    return 2 * 4 * (p * p + q * q)
 
 
 def _group_bytes(plan: Plan) -> int:

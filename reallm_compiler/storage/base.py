@@ -76,8 +76,8 @@ class Cost:
         decode_bytes: memory of a trained decoder at work.
         training_operations: floating-point operations of a training, its group's part included.
         group_operations: the part of them that the matrix causes in the training of its group.
-        host_bytes: memory that a training takes beside copies of the matrix.
-        device_bytes: the largest blocks that a codec works in on a GPU.
+        host_bytes: memory that coding takes beside copies of the matrix, on whichever device.
+        device_bytes: the largest blocks that a codec works in on a GPU, beside the former.
     """
 
     decode_macs: int = 0

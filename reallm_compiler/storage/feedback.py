@@ -13,5 +13,4 @@ class FeedbackLaw(SizeLaw[FeedbackRounding]):
         """Four matrices [q, q] and [p, p] in float64, and the latent twice in float32."""
         p, q = shape
         outputs = p * p if params.sides == "both" else 0
-        size = 4 * 8 * (q * q + outputs) + 2 * 4 * p * q
-        return Cost(host_bytes=size, device_bytes=size)
+        return Cost(host_bytes=4 * 8 * (q * q + outputs) + 2 * 4 * p * q)

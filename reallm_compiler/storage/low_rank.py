@@ -57,8 +57,7 @@ class LowRankLaw(ResidualLaw[LowRank]):
         if not params.needs_statistics:
             return Cost()
         p, q = shape
-        size = 8 * (3 * q * q + 2 * p * q)
-        return Cost(host_bytes=size, device_bytes=size)
+        return Cost(host_bytes=8 * (3 * q * q + 2 * p * q))
 
     def rank(self, params: LowRank, shape: Shape) -> int:
         """r."""

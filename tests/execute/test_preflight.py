@@ -116,6 +116,23 @@ def test_large_blocks_are_counted(stage: dict[str, Any], least: int) -> None:
     assert least <= added < 12 << 30
 
 
+def test_what_feedback_works_in_is_counted_once_on_each_device() -> None:
+    plain = {
+        "scales": {"kind": "rms", "per": "tensor"},
+        "quantizer": {"kind": "vq", "bits": 2, "dim": 4},
+    }
+    nearest = planned({"reallm": 1, "defaults": plain})
+    rounding = {"kind": "feedback", "sides": "both"}
+    coded = planned(
+        {"reallm": 1, "statistics": "required", "defaults": {**plain, "rounding": rounding}}
+    )
+    moments = 4 * 4 * 4096**2  # two of the inputs and two of the outputs, float32
+    factors = 8 * 8 * 4096**2  # four copies of each side, float64
+    errors = 2 * 4 * 4096**2
+    for count in (worker_bytes, device_worker_bytes):
+        assert count(coded) - count(nearest) == moments + factors + errors
+
+
 SHARED = {"scales": {"kind": "rms", "per": "row"}, "share": "all"}
 VECTORS = {"quantizer": {"kind": "vq", "bits": 2, "dim": 4}}
 
