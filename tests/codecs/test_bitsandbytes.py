@@ -65,4 +65,4 @@ def test_decoded_weights_are_equal(gaussian, plan_of):
 
 def test_levels_of_nf4_are_equal():
     theirs = bitsandbytes.get_4bit_type("nf4", device="cpu").double()
-    torch.testing.assert_close(normal_float.levels(4), theirs, rtol=0, atol=2e-7)
+    torch.testing.assert_close(normal_float.levels(4), theirs, rtol=0, atol=0)

@@ -3,6 +3,9 @@
 With o = 0.9677083 and sigma = 1 / Phi^-1(o), the levels are sigma Phi^-1(x) for x over 2^(b-1)
 even steps from 1 - o to 0.5 (its end left out) and 2^(b-1) + 1 from 0.5 to o: the ends are -1
 and 1, one level is exactly 0, and there is one more above it than below.
+
+The levels are float32 numbers, with the roundings of QLoRA's program, so that those of NF4 are the
+constants in bitsandbytes and its kernels to the last bit.
 """
 
 from __future__ import annotations
@@ -29,16 +32,19 @@ OFFSET = 0.9677083
 @lru_cache(maxsize=8)
 def _quantiles(bits: int) -> tuple[float, ...]:
     half = 2 ** (bits - 1)
-    below = torch.linspace(1 - OFFSET, 0.5, half, dtype=torch.float64)[:-1]
-    above = torch.linspace(0.5, OFFSET, half + 1, dtype=torch.float64)
-    values = torch.special.ndtri(torch.cat([below, above]))
-    values /= torch.special.ndtri(torch.tensor(OFFSET, dtype=torch.float64))
-    # Exact where the formula is exact and its floating-point value need not be.
-    values[-1] = 1.0
-    values[half - 1] = 0.0
-    if bits > 1:
-        values[0] = -1.0
-    return tuple(values.tolist())
+    levels = torch.cat([-_upper(half), torch.zeros(1), _upper(half + 1).flip(0)])
+    return tuple((levels / levels.max()).tolist())
+
+
+def _upper(count: int) -> Tensor:
+    """Quantiles at all but the last of `count` even steps from the offset down to 0.5, float32."""
+    index = torch.arange(count - 1, dtype=torch.float32)
+    first, last = torch.tensor(OFFSET, dtype=torch.float32), 0.5
+    step = (last - first) / max(count - 1, 1)
+    # From the nearer end, as `torch.linspace` does it in float32; by single operations here, as
+    # its compiled forms may round differently.
+    steps = torch.where(index < count // 2, first + step * index, last - step * (count - 1 - index))
+    return torch.special.ndtri(steps.to(torch.float64)).to(torch.float32)
 
 
 def levels(bits: int) -> Tensor:
