@@ -22,6 +22,7 @@ from reallm_compiler.stages import (
     AutoencoderStage,
     PermutationStage,
     QuantizerStage,
+    Range,
     ResidualStage,
     ScalesStage,
     TransformStage,
@@ -249,6 +250,13 @@ class ScalesCodec(Generic[S]):
         """The scales of a latent [p, q] in the precision `dtype`; None without any."""
         return None
 
+    def sections(self, params: S, field: ScaleField) -> Sections:
+        """Sections of decoded scales of one level, of which a rounding chose some anew.
+
+        For kinds with `ScalesStage.grouped`.
+        """
+        raise NotImplementedError
+
 
 # ---- quantizer -------------------------------------------------------------------------------
 
@@ -260,14 +268,14 @@ class Latent:
     Attributes:
         values: the normalised latent [p, q], float32 (float64 for a float64 source).
         scales: the decoded scales; None if the latent was not scaled.
-        unit_range: levels lie on [0, 1] (`minmax` scales) instead of [-1, 1].
+        range: where the scales put the values, and so where levels lie.
         source_dtype: type of the checkpoint's tensor, a name of the container.
         generator: the matrix's or the group's own source of random numbers, on the CPU.
     """
 
     values: Tensor
     scales: ScaleField | None
-    unit_range: bool
+    range: Range
     source_dtype: str
     generator: torch.Generator
 
@@ -319,7 +327,7 @@ class QuantizerCodec(Generic[Q]):
         shape: Shape,
         sections: Mapping[str, Tensor],
         dtype: torch.dtype,
-        unit_range: bool,
+        range: Range,
     ) -> RowDecoder:
         """A decoder of the normalised latent [p, q]."""
         raise NotImplementedError

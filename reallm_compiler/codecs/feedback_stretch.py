@@ -127,8 +127,10 @@ class _Sample:
             times = torch.tensor(tried, device=scales.device).repeat_interleave(count)[:, None]
             given = scales if len(scales) == 1 else scales.repeat(n, 1)
         shift = None if zeros is None else zeros if len(zeros) == 1 else zeros.repeat(n, 1)
-        if shift is not None and self._latent.unit_range:  # about the middle of the range
+        if shift is not None and self._latent.range == "unit":  # about the middle of the range
             shift = shift + given * ((1 - times) / 2)
+        elif shift is not None:  # integer zero points: about zero
+            shift = shift * times
         given = given * times
         again = None
         if self._group is not None:

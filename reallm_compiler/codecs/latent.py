@@ -100,6 +100,7 @@ class _Stages:
         self._scales: Sections = {}
         self._applied: ScaleField | None = None
         self._stretch = 1.0
+        self._rescaled = False
         if plan.scales.range == "free" and plan.quantizer.coarse and unit(self._latent) != 1:
             raise CodecError(
                 f"numbers up to {float(self._latent.abs().max()):.6g} are coded without scales, "
@@ -156,16 +157,19 @@ class _Stages:
         if rows is None:
             return found.scale[:, None], zero[:, None]
         index = column // params.grouped(self._given.shape[1])
-        for role, values in sections.items():
-            self._scales[role].view(self._given.shape[0], -1)[rows, index] = values
         field.scale.view(self._given.shape[0], -1)[rows, index] = found.scale
         if field.zero is not None:
             field.zero.view(self._given.shape[0], -1)[rows, index] = zero
+        self._rescaled = True
         return found.scale[:, None], zero[:, None]
 
     @property
     def sections(self) -> Sections:
         """Sections of the order and of the scales that were applied last."""
+        if self._rescaled:
+            params = self._given.plan.scales
+            self._scales = codec_of(params).sections(params, self._applied)
+            self._rescaled = False
         return {**self._ordered, **self._scales}
 
     def scaled(self, stretch: float = 1.0) -> Latent:
@@ -184,7 +188,7 @@ class _Stages:
         return Latent(
             values=latent if field is None else field.normalise_(latent),
             scales=field,
-            unit_range=plan.scales.range == "unit",
+            range=plan.scales.range,
             source_dtype=self._given.source_dtype,
             generator=self._given.generator,
         )
@@ -221,9 +225,8 @@ class StagesDecoder(LatentDecoder):
             plan.scales, shape, sections, dtype
         )
         self._order = codec_of(plan.permutation).decoder(plan.permutation, shape, sections)
-        unit_range = plan.scales.range == "unit"
         self._codes: RowDecoder = codec_of(plan.quantizer).decoder(
-            plan.quantizer, shape, sections, dtype, unit_range
+            plan.quantizer, shape, sections, dtype, plan.scales.range
         )
         self.step = self._codes.step
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from reallm_compiler.codecs.affine import AffineCodec
 from reallm_compiler.codecs.autoencoders.hnerv import HnervCodec
 from reallm_compiler.codecs.autoencoders.identity import IdentityCodec
 from reallm_compiler.codecs.contract import PermutationCodec, ResidualCodec, ScalesCodec
@@ -22,6 +23,7 @@ from reallm_compiler.codecs.transforms.hadamard import HadamardCodec
 from reallm_compiler.codecs.transforms.normalize import NormalizeCodec
 from reallm_compiler.stages import (
     AbsmaxScales,
+    AffineScales,
     FeedbackRounding,
     Hadamard,
     Hnerv,
@@ -57,6 +59,7 @@ CODECS: dict[type[Stage], Any] = {
     RmsScales: MagnitudeCodec(2.0),
     AbsmaxScales: MagnitudeCodec(math.inf),
     MinmaxScales: MinmaxCodec(),
+    AffineScales: AffineCodec(),
     NoQuantizer: PlainCodec(),
     UniformQuantizer: UniformCodec(),
     NormalFloatQuantizer: NormalFloatCodec(),

@@ -54,8 +54,8 @@ class MagnitudeCodec(ScalesCodec[GroupScales]):
             CodecError: the stored type of the scales is too narrow for them.
         """
         factor = reach * stretch if self._order == 2.0 else stretch
-        sizes = _magnitudes(params, latent, self._order).mul_(factor)
-        return _encode_array(params, "scales", sizes, sizes)
+        sizes = magnitudes(params, latent, self._order).mul_(factor)
+        return encode_array(params, "scales", sizes, sizes)
 
     def decoder(
         self,
@@ -65,7 +65,11 @@ class MagnitudeCodec(ScalesCodec[GroupScales]):
         dtype: torch.dtype,
     ) -> ScaleField:
         """The scales of a latent [p, q]."""
-        return _field(params, shape, sections, dtype, zero=None)
+        return scale_field(params, shape, sections, dtype, zero=None)
+
+    def sections(self, params: GroupScales, field: ScaleField) -> Sections:
+        """Scales of one level as they are stored."""
+        return {"scales": field.scale.to(TORCH_DTYPES[DTYPES[params.dtype]])}
 
 
 class MinmaxCodec(ScalesCodec[MinmaxScales]):
@@ -84,15 +88,15 @@ class MinmaxCodec(ScalesCodec[MinmaxScales]):
         Raises:
             CodecError: the stored type is too narrow for them.
         """
-        least, largest = _extremes(params, latent)
+        least, largest = extremes(params, latent)
         sizes = torch.maximum(least.abs(), largest.abs())
         if isinstance(stretch, Tensor) or stretch != 1:  # about the middle of the range
             taken = (largest - least) * ((1 - stretch) / 2)
             least, largest = least + taken, largest - taken
-        sections = _encode_array(params, "zeros", least, sizes)
+        sections = encode_array(params, "zeros", least, sizes)
         # From the zero point as stored, so that the largest weight stays inside.
-        zero = _decode_array(params, "zeros", sections, len(least), least.dtype)
-        return _encode_array(params, "scales", (largest - zero).clamp_(min=0), sizes) | sections
+        zero = decode_array(params, "zeros", sections, len(least), least.dtype)
+        return encode_array(params, "scales", (largest - zero).clamp_(min=0), sizes) | sections
 
     def decoder(
         self,
@@ -102,11 +106,17 @@ class MinmaxCodec(ScalesCodec[MinmaxScales]):
         dtype: torch.dtype,
     ) -> ScaleField:
         """Scales and zero points of a latent [p, q]."""
-        zero = _decode_array(params, "zeros", sections, group_count(params, shape), dtype)
-        return _field(params, shape, sections, dtype, zero=zero)
+        zero = decode_array(params, "zeros", sections, group_count(params, shape), dtype)
+        return scale_field(params, shape, sections, dtype, zero=zero)
+
+    def sections(self, params: MinmaxScales, field: ScaleField) -> Sections:
+        """Scales and zero points of one level as they are stored."""
+        assert field.zero is not None
+        dtype = TORCH_DTYPES[DTYPES[params.dtype]]
+        return {"scales": field.scale.to(dtype), "zeros": field.zero.to(dtype)}
 
 
-def _field(
+def scale_field(
     params: GroupScales,
     shape: Shape,
     sections: Mapping[str, Tensor],
@@ -114,11 +124,12 @@ def _field(
     *,
     zero: Tensor | None,
 ) -> ScaleField:
-    scale = _decode_array(params, "scales", sections, group_count(params, shape), dtype)
+    """The scales as they lie on a latent [p, q], with zero points [groups]."""
+    scale = decode_array(params, "scales", sections, group_count(params, shape), dtype)
     return ScaleField(per=params.per, block=params.block, shape=shape, scale=scale, zero=zero)
 
 
-def _magnitudes(params: GroupScales, latent: Tensor, order: float) -> Tensor:
+def magnitudes(params: GroupScales, latent: Tensor, order: float) -> Tensor:
     """Largest magnitude or root mean square of each group, [groups]."""
     parts = []
     for group in _groups(params, latent):
@@ -132,7 +143,7 @@ def _magnitudes(params: GroupScales, latent: Tensor, order: float) -> Tensor:
     return torch.cat(parts)
 
 
-def _extremes(params: GroupScales, latent: Tensor) -> tuple[Tensor, Tensor]:
+def extremes(params: GroupScales, latent: Tensor) -> tuple[Tensor, Tensor]:
     """Least and largest value of each group, each [groups]."""
     parts = [torch.aminmax(group, dim=1) for group in _groups(params, latent)]
     return torch.cat([part.min for part in parts]), torch.cat([part.max for part in parts])
@@ -152,7 +163,7 @@ def _groups(params: GroupScales, latent: Tensor) -> list[Tensor]:
     return [part for part in parts if part.numel()]
 
 
-def _encode_array(params: GroupScales, name: str, values: Tensor, sizes: Tensor) -> Sections:
+def encode_array(params: GroupScales, name: str, values: Tensor, sizes: Tensor) -> Sections:
     """Sections of scales or zero points [groups] called `name`.
 
     Args:
@@ -184,7 +195,7 @@ def _encode_array(params: GroupScales, name: str, values: Tensor, sizes: Tensor)
     }
 
 
-def _decode_array(
+def decode_array(
     params: GroupScales,
     name: str,
     sections: Mapping[str, Tensor],

@@ -33,9 +33,11 @@ from reallm_compiler.stages.residual import LowRank, NoResidual, ResidualStage
 from reallm_compiler.stages.rounding import FeedbackRounding, NearestRounding, RoundingStage
 from reallm_compiler.stages.scales import (
     AbsmaxScales,
+    AffineScales,
     GroupScales,
     MinmaxScales,
     NoScales,
+    Range,
     RmsScales,
     ScalesStage,
 )
@@ -45,6 +47,7 @@ __all__ = [
     "KINDS",
     "SHARING",
     "AbsmaxScales",
+    "AffineScales",
     "AutoencoderStage",
     "Extent",
     "ExternalKind",
@@ -67,6 +70,7 @@ __all__ = [
     "Normalize",
     "PermutationStage",
     "QuantizerStage",
+    "Range",
     "Rational",
     "ResidualStage",
     "RmsScales",

@@ -120,8 +120,14 @@ class MatrixPlan(Stage):
                     f"`{_name(quantizer)}` levels lie on [-1, 1] and need scales: use `absmax`"
                 )
             raise ValueError(
-                f"`{_name(quantizer)}` levels lie on [-1, 1]; use `absmax` scales, or `uniform` "
-                f"with `{_name(scales)}`"
+                f"`{_name(quantizer)}` levels do not lie where `{_name(scales)}` scales put the "
+                f"weights; use `absmax` scales, or `uniform` with `{_name(scales)}`"
+            )
+        code_bits = getattr(scales, "code_bits", None)
+        if code_bits is not None and code_bits != getattr(quantizer, "bits", None):
+            raise ValueError(
+                f"`code_bits: {code_bits}` of the `{_name(scales)}` scales must be the `bits` of "
+                f"the quantizer, {getattr(quantizer, 'bits', None)}"
             )
         if len({type(transform) for transform in self.transform}) < len(self.transform):
             raise ValueError("a kind of transform can stand in the list once")

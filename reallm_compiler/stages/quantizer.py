@@ -45,9 +45,11 @@ class NoQuantizer(QuantizerStage):
 
 
 class UniformQuantizer(QuantizerStage):
-    """Evenly spaced levels: 2^bits over [-1, 1], or over [0, 1] under `minmax` scales."""
+    """Evenly spaced levels: 2^bits over [-1, 1], over [0, 1] under `minmax` scales, or the integers
+    from 0 on under `affine` ones.
+    """
 
-    ranges: ClassVar[frozenset[Range]] = frozenset({"signed", "unit"})
+    ranges: ClassVar[frozenset[Range]] = frozenset({"signed", "unit", "integer"})
 
     kind: Literal["uniform"]
     bits: int = Field(ge=1, le=8, description="Bits per weight.")

@@ -28,7 +28,13 @@ from reallm_compiler.stages.quantizer import (
 )
 from reallm_compiler.stages.residual import LowRank, NoResidual
 from reallm_compiler.stages.rounding import FeedbackRounding, NearestRounding
-from reallm_compiler.stages.scales import AbsmaxScales, MinmaxScales, NoScales, RmsScales
+from reallm_compiler.stages.scales import (
+    AbsmaxScales,
+    AffineScales,
+    MinmaxScales,
+    NoScales,
+    RmsScales,
+)
 from reallm_compiler.stages.transform import Hadamard, Normalize
 
 GROUP = "reallm.stages"
@@ -39,7 +45,7 @@ KINDS: Mapping[str, tuple[type[Stage], ...]] = {
     "transform": (Normalize, Hadamard),
     "autoencoder": (Identity, Hnerv),
     "permutation": (NoPermutation, NearestPermutation),
-    "scales": (NoScales, RmsScales, AbsmaxScales, MinmaxScales),
+    "scales": (NoScales, RmsScales, AbsmaxScales, MinmaxScales, AffineScales),
     "quantizer": (
         NoQuantizer,
         UniformQuantizer,

@@ -28,8 +28,10 @@ ScaleBits = Annotated[
 Superblock = Annotated[int, Field(ge=2, le=65536, description="Scales that share a super-scale.")]
 
 
-Range = Literal["free", "signed", "unit"]
-"""Where scaled weights lie: anywhere, on [-1, 1], or on [0, 1]."""
+Range = Literal["free", "signed", "unit", "integer"]
+"""Where scaled weights lie: anywhere, on [-1, 1], on [0, 1], or on [0, 2^bits - 1], where levels
+are the integers.
+"""
 
 
 SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
@@ -64,7 +66,7 @@ class NoScales(ScalesStage):
 
 
 class GroupScales(ScalesStage):
-    """What the three kinds of scales share."""
+    """What all kinds of scales share."""
 
     kind: str  # narrowed by each kind; here so that it comes first
     per: Per = "block"
@@ -110,3 +112,23 @@ class MinmaxScales(GroupScales):
     stretches: ClassVar[tuple[float, ...]] = SHRINKS
 
     kind: Literal["minmax"]
+
+
+class AffineScales(GroupScales):
+    """w = s (c - z) of integer codes c with an integer zero point z, so that zero is a level.
+
+    The grid of GPTQ and compressed-tensors: s = (max - min) / (2^bits - 1) of the group and zero,
+    z = -min / s rounded. With `symmetric` all z are 2^(bits - 1) and not stored, and s is that of
+    the range from -max to max of magnitudes.
+    """
+
+    range: ClassVar[Range] = "integer"
+    stretches: ClassVar[tuple[float, ...]] = SHRINKS
+
+    kind: Literal["affine"]
+    code_bits: int = Field(
+        ge=1, le=8, description="Bits of a zero point: those of the quantizer's codes."
+    )
+    symmetric: bool = Field(
+        default=False, description="Levels lie about zero, one more below it than above."
+    )

@@ -6,6 +6,7 @@ from typing import Any
 
 from reallm_compiler.stages import (
     AbsmaxScales,
+    AffineScales,
     FeedbackRounding,
     Hadamard,
     Hnerv,
@@ -27,6 +28,7 @@ from reallm_compiler.stages import (
     VectorQuantizer,
 )
 from reallm_compiler.stages.registry import check_complete, implementation
+from reallm_compiler.storage.affine import AffineLaw
 from reallm_compiler.storage.base import AutoencoderLaw, ResidualLaw, SizeLaw
 from reallm_compiler.storage.feedback import FeedbackLaw
 from reallm_compiler.storage.hadamard import HadamardLaw
@@ -54,6 +56,7 @@ SIZE_LAWS: dict[type[Stage], SizeLaw[Any]] = {
     RmsScales: ScalesLaw("scales"),
     AbsmaxScales: ScalesLaw("scales"),
     MinmaxScales: ScalesLaw("scales", "zeros"),
+    AffineScales: AffineLaw(),
     NoQuantizer: PlainLaw(),
     UniformQuantizer: UniformLaw(),
     NormalFloatQuantizer: NormalFloatLaw(),

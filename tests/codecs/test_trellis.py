@@ -211,7 +211,7 @@ def test_a_block_of_columns_goes_on_where_the_last_one_ended(gaussian, plan_of):
     latent = Latent(
         values=gaussian(9, 40),
         scales=None,
-        unit_range=False,
+        range="free",
         source_dtype="f32",
         generator=torch.Generator().manual_seed(1),
     )

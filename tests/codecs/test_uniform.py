@@ -10,9 +10,9 @@ from reallm_compiler.codecs.quantizers.uniform import levels
 
 
 def test_levels():
-    assert levels(2, unit_range=False).tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1])
-    assert levels(2, unit_range=True).tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
-    assert levels(1, unit_range=False).tolist() == [-1, 1]
+    assert levels(2, "signed").tolist() == pytest.approx([-1, -1 / 3, 1 / 3, 1])
+    assert levels(2, "unit").tolist() == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert levels(1, "signed").tolist() == [-1, 1]
 
 
 @pytest.mark.parametrize("bits", list(range(1, 9)))
@@ -24,7 +24,7 @@ def test_codes_are_the_nearest_levels(bits, kind, gaussian, plan_of, check_codec
     zero = weight.amin(1, keepdim=True) if kind == "minmax" else 0
     scale = weight.amax(1, keepdim=True) - zero if kind == "minmax" else weight.abs().amax(1, True)
     x = (weight - zero) / scale
-    table = levels(bits, unit_range=kind == "minmax").to(torch.float32)
+    table = levels(bits, "unit" if kind == "minmax" else "signed").to(torch.float32)
     codes = unpack(encoded.sections["codes"], bits, weight.numel()).view(16, 64).long()
     chosen, best = (x - table[codes]).abs(), (x[..., None] - table).abs().amin(-1)
     assert (chosen <= best + 1e-6).all()

@@ -133,7 +133,7 @@ def test_it_codes_a_block_of_columns_at_a_time() -> None:
     latent = Latent(
         values=values,
         scales=None,
-        unit_range=False,
+        range="free",
         source_dtype="f32",
         generator=torch.Generator(),
     )

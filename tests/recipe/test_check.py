@@ -180,7 +180,7 @@ PLANS = {
     "kind that is none": (
         "{scales: {kind: [a]}}",
         "r.yaml:2:27: defaults.scales.kind: expected a kind, got a list "
-        "(kinds: `none`, `rms`, `absmax`, `minmax`)",
+        "(kinds: `none`, `rms`, `absmax`, `minmax`, `affine`)",
     ),
     "a bare kind": (
         "{residual: none}",

@@ -23,7 +23,7 @@ from reallm_compiler.codecs.quantizers.scalar import (
     level_codes,
     normal_reach,
 )
-from reallm_compiler.stages import NormalFloatQuantizer
+from reallm_compiler.stages import NormalFloatQuantizer, Range
 
 OFFSET = 0.9677083
 """The outermost quantile, as QLoRA chose it."""
@@ -77,7 +77,7 @@ class NormalFloatCodec(QuantizerCodec[NormalFloatQuantizer]):
         shape: Shape,
         sections: Mapping[str, Tensor],
         dtype: torch.dtype,
-        unit_range: bool,
+        range: Range,
     ) -> TableDecoder:
         """Levels by their codes."""
         codes = sections["codes"]

@@ -11,7 +11,7 @@ from reallm_compiler.codecs.column_coder import ColumnCoder
 from reallm_compiler.codecs.contract import Latent, QuantizerCodec, RowDecoder, Shape
 from reallm_compiler.codecs.numerics.numbers import stored
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
-from reallm_compiler.stages import NoQuantizer
+from reallm_compiler.stages import NoQuantizer, Range
 from reallm_compiler.storage.base import DTYPES
 
 HINT = "store them with `dtype: bfloat16` or `float32`"
@@ -37,7 +37,7 @@ class PlainCodec(QuantizerCodec[NoQuantizer]):
         shape: Shape,
         sections: Mapping[str, Tensor],
         dtype: torch.dtype,
-        unit_range: bool,
+        range: Range,
     ) -> RowDecoder:
         """The stored numbers."""
         return PlainDecoder(sections["values"], dtype)

@@ -33,7 +33,7 @@ from reallm_compiler.codecs.quantizers.trellis_table import (
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import CodecError
-from reallm_compiler.stages import TrellisQuantizer
+from reallm_compiler.stages import Range, TrellisQuantizer
 from reallm_compiler.storage.trellis import high_rate_columns
 
 ROWS = 256
@@ -270,7 +270,7 @@ class TrellisCodec(QuantizerCodec[TrellisQuantizer]):
         shape: Shape,
         sections: Mapping[str, Tensor],
         dtype: torch.dtype,
-        unit_range: bool,
+        range: Range,
     ) -> TrellisDecoder:
         """Values by their states."""
         return TrellisDecoder(params, shape, sections, dtype)

@@ -25,7 +25,7 @@ from reallm_compiler.codecs.quantizers.scalar import byte_table, look_up
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import CodecError
-from reallm_compiler.stages import VectorQuantizer
+from reallm_compiler.stages import Range, VectorQuantizer
 from reallm_compiler.storage.vq import code_shape, vectors_of_each
 from reallm_compiler.units import bytes_of_bits, ceil_div
 
@@ -285,7 +285,7 @@ class VectorCodec(QuantizerCodec[VectorQuantizer]):
         shape: Shape,
         sections: Mapping[str, Tensor],
         dtype: torch.dtype,
-        unit_range: bool,
+        range: Range,
     ) -> VectorDecoder:
         """Codewords by their codes."""
         codes = sections["codes"]

@@ -11,6 +11,7 @@ from reallm_compiler.codecs.column_coder import ColumnCoder
 from reallm_compiler.codecs.contract import Latent, QuantizerCodec, RowDecoder, Shape
 from reallm_compiler.codecs.quantizers.scalar import LevelCoder, TableDecoder, level_codes
 from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.stages import Range
 
 
 class LloydMaxCodec(QuantizerCodec[LloydMaxQuantizer]):
@@ -47,7 +48,7 @@ class LloydMaxCodec(QuantizerCodec[LloydMaxQuantizer]):
         shape: Shape,
         sections: Mapping[str, Tensor],
         dtype: torch.dtype,
-        unit_range: bool,
+        range: Range,
     ) -> RowDecoder:
         """Levels by their codes."""
         codes = sections["codes"]

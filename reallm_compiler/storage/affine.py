@@ -1,0 +1,20 @@
+"""Size law of the scales `affine`: for each group a step, and a zero point as wide as a code."""
+
+from __future__ import annotations
+
+from reallm_compiler.stages import AffineScales
+from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
+from reallm_compiler.storage.scales import ZEROS, array_sections, group_count
+
+
+class AffineLaw(SizeLaw[AffineScales]):
+    """One array of scales, and codes of zero points unless the grid is symmetric."""
+
+    def sections(self, params: AffineScales, shape: Shape, context: Context) -> list[SectionSpec]:
+        """Scales, then zero points."""
+        count = group_count(params, shape)
+        found = array_sections(params, "scales", count, negative=False)
+        if not params.symmetric:
+            dtype = f"b{params.code_bits}"
+            found.append(SectionSpec(role=ZEROS, dtype=dtype, shape=(count,), term="scales"))
+        return found
