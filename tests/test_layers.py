@@ -26,6 +26,7 @@ LAYERS = {
     "reallm_compiler.checkpoint": 3,
     "reallm_compiler.planning": 4,
     "reallm_compiler.codecs": 5,
+    "reallm_compiler.kernels": 6,
     "reallm_compiler.models": 6,
     "reallm_compiler.runs": 6,
     "reallm_compiler.calibration": 7,

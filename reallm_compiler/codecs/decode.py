@@ -74,14 +74,21 @@ class MatrixDecoder:
         sections: its section tensors by role; without those of the residual the coded part alone
             is decoded, without `gain` rows are not rescaled.
         dtype: precision of the work.
+        coded_only: decode the coded part alone: no residual, no gains.
 
     Attributes:
         step: rows at a multiple of which a range must begin; 1 where each row decodes alone.
+        transforms: those of the plan, the last one first: the order in which they are undone.
         coarse: fewer than 2 bits a weight: codes may rightly stand for nothing but zero.
     """
 
     def __init__(
-        self, layout: MatrixLayout, sections: Mapping[str, Tensor], dtype: torch.dtype
+        self,
+        layout: MatrixLayout,
+        sections: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        *,
+        coded_only: bool = False,
     ) -> None:
         plan, shape = layout.plan, layout.shape
         self.coarse = plan.quantizer.coarse and getattr(plan.quantizer, "bits", 2) < 2
@@ -90,16 +97,14 @@ class MatrixDecoder:
         self._coded: RowDecoder = codec_of(plan.autoencoder).decoder(
             plan.autoencoder, shape, sections, latent, dtype, in_group=plan.share is not None
         )
-        self._transforms: list[MatrixTransform] = [
+        self.transforms: list[MatrixTransform] = [
             codec_of(transform).decoder(transform, shape, sections, dtype)
             for transform in reversed(plan.transform)
         ]
-        self.step = math.lcm(self._coded.step, *(one.step for one in self._transforms))
-        self._residual: ResidualTerm | None = codec_of(plan.residual).decoder(
-            plan.residual, sections, dtype
-        )
-        self._gains = sections.get("gain")
-        self._column_gains = sections.get("column_gain")
+        self.step = math.lcm(self._coded.step, *(one.step for one in self.transforms))
+        self._residual = None if coded_only else residual_of(layout, sections, dtype)
+        self._gains = None if coded_only else sections.get("gain")
+        self._column_gains = None if coded_only else sections.get("column_gain")
 
     def panels(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows that may be decoded by themselves and fill the matrix."""
@@ -112,8 +117,8 @@ class MatrixDecoder:
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last) of the matrix, a fresh tensor [last - first, q]; see `step`."""
-        rows = self._coded.rows(first, last)
-        for transform in self._transforms:
+        rows = self.transformed_rows(first, last)
+        for transform in self.transforms:
             transform.restore_(rows, first)
         if self._column_gains is not None:
             rows.mul_(self._column_gains.to(rows.dtype))
@@ -123,6 +128,10 @@ class MatrixDecoder:
             rows.mul_(self._gains[first:last, None].to(rows.dtype))
         return rows
 
+    def transformed_rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last) of the coded part before its transforms are undone; see `step`."""
+        return self._coded.rows(first, last)
+
     def fill(self, out: Tensor, first: int) -> None:
         """Rows first, first + 1, ... of the matrix into `out` [n, q], of any floating type.
 
@@ -130,12 +139,21 @@ class MatrixDecoder:
         as infinities: they become its largest number.
         """
         parts = (self._residual, self._gains, self._column_gains)
-        later = self._transforms or any(part is not None for part in parts)
+        later = self.transforms or any(part is not None for part in parts)
         if later or not self._coded.fill(out, first, None):
             out.copy_(self.rows(first, first + len(out)))
         if out.dtype == torch.float16:
             largest = torch.finfo(out.dtype).max
             out.clamp_(-largest, largest)
+
+
+def residual_of(
+    layout: MatrixLayout, sections: Mapping[str, Tensor], dtype: torch.dtype
+) -> ResidualTerm | None:
+    """The decoded residual of a matrix; None without one, or if `sections` hold none."""
+    params = layout.plan.residual
+    term: ResidualTerm | None = codec_of(params).decoder(params, sections, dtype)
+    return term
 
 
 def relative_error(weight: Tensor, decoder: MatrixDecoder) -> float:

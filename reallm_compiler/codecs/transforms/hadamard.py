@@ -50,8 +50,8 @@ class Rotation(MatrixTransform):
     def __init__(self, params: Hadamard, shape: Shape, dtype: torch.dtype) -> None:
         p, q = shape
         self.step = row_block(params, shape)
-        self._left = hadamard_matrix(self.step).to(dtype)
-        self._right = hadamard_matrix(column_block(params, shape)).to(dtype)
+        self._left = hadamard_matrix(self.step, dtype)
+        self._right = hadamard_matrix(column_block(params, shape), dtype)
         ones = torch.ones(1, dtype=dtype)
         by_rows, by_columns = params.sides != "columns", params.sides != "rows"
         self._row_signs = signs(p, 2 * params.seed).to(dtype) if by_rows else ones.expand(p)
@@ -102,15 +102,15 @@ def _blocks(values: Tensor, matrix: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def hadamard_matrix(size: int) -> Tensor:
-    """The orthogonal Hadamard matrix of `size`, a power of two, by Sylvester's doubling; float64.
+def hadamard_matrix(size: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The orthogonal Hadamard matrix of `size`, a power of two, by Sylvester's doubling.
 
     The result is shared: not to be changed.
     """
     matrix = torch.ones(1, 1, dtype=torch.float64)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix / math.sqrt(size)
+    return (matrix / math.sqrt(size)).to(dtype)
 
 
 def signs(count: int, seed: int) -> Tensor:
