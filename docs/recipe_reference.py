@@ -25,7 +25,7 @@ from reallm_compiler.recipe import json_schema
 from reallm_compiler.recipe.model import RecipeForm, RuleForm
 from reallm_compiler.recipe.tuning import GROUPS, FinetuneOptions
 from reallm_compiler.recipe.vocabulary import literals, members, stages
-from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.stages import PREPARE_KINDS, MatrixPlan, kind_name
 
 DOCS = Path(__file__).resolve().parent
 _PART = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -38,6 +38,7 @@ _VALUES = {
     "keep": "`source`, `bfloat16` (`bf16`), `float16` (`fp16`), `float32` (`fp32`)",
     "set": "part of a plan",
     "finetune": "settings of tuning",
+    "prepare": "list of kinds",
     "defaults": "plan, or part of one",
     "rules": "list of rules",
     "model": "path or id, or `{shapes: ...}`",
@@ -117,7 +118,8 @@ def part(name: str) -> str:
     if name in whole:
         return table(whole[name])
     texts = []
-    for kind, model in stages()[name].items():
+    of_model = {"prepare": {kind_name(model): model for model in PREPARE_KINDS}}
+    for kind, model in {**stages(), **of_model}[name].items():
         sentence = " ".join((model.__doc__ or "").split())
         texts.append(
             "\n".join(text for text in (f"**`{kind}`**: {sentence}\n", table(model)) if text)

@@ -22,6 +22,8 @@ class TensorSpec:
         begin: where its first byte stands in the shard, counted from the start of the file.
         stored: element type in the shard where it is not `dtype` (a tensor with scales).
         scale: the scales that turn the stored numbers into the weights, or None.
+        origin: how a prepared model's tensor is made of what is stored; None for one that is
+            taken as it is.
     """
 
     name: str
@@ -31,6 +33,7 @@ class TensorSpec:
     begin: int = 0
     stored: str = ""
     scale: ScaleSpec | None = None
+    origin: Origin | None = None
 
     @property
     def count(self) -> int:
@@ -80,3 +83,41 @@ class ScaleSpec:
 
     tensor: TensorSpec
     block: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RotationSpec:
+    """A random rotation x -> x Q: Q has equal orthogonal blocks along its diagonal.
+
+    Attributes:
+        block: extent of a block.
+        seed: what the block is drawn from.
+    """
+
+    block: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """How a tensor W' of a prepared model is made of a stored one: W' = L^T W diag(g) R.
+
+    A bias [p] is a matrix [p, 1].
+
+    Attributes:
+        tensor: name of the stored tensor W in the checkpoint.
+        gain: the norm whose gains g multiply the columns, as it is stored; None for none.
+        gain_offset: what is added to the stored gains: 1 for norms that scale by 1 + w.
+        columns: the rotation R of the columns; None for none.
+        rows: the rotation L of the rows; None for none.
+        row_range: first of the rotated rows, and the row after the last; None for all.
+        constant: the number that fills a norm whose gains are folded away; None for none.
+    """
+
+    tensor: str
+    gain: TensorSpec | None = None
+    gain_offset: int = 0
+    columns: RotationSpec | None = None
+    rows: RotationSpec | None = None
+    row_range: tuple[int, int] | None = None
+    constant: float | None = None

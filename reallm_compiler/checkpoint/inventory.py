@@ -71,6 +71,7 @@ class Inventory:
         prediction: layers for multi-token prediction, numbered on after the model's own, as
             prefixes of names.
         notes: remarks for the user, in English.
+        original: what the checkpoint holds, where this is the inventory of a prepared model.
     """
 
     path: str
@@ -83,6 +84,7 @@ class Inventory:
     prediction: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     facts: tuple[MatrixFact, ...] = field(repr=False, default=())
+    original: Inventory | None = field(repr=False, default=None)
 
     def __repr__(self) -> str:
         return f"Inventory({self.path!r}, {self.kind}, {len(self.tensors)} tensors)"

@@ -29,7 +29,7 @@ class MatrixStatistics:
         outputs: [p, p], E[g g^T]; None without gradients.
         weighted_outputs: [p, p], E[|x|^2 g g^T]; None without gradients.
         energy: E[|x|^2 |g|^2]; None without gradients.
-        mean_abs: [q], E|x|.
+        mean_abs: [q], E|x|; None where it is not known (inputs of a rotated matrix).
         count: tokens that reached the matrix.
     """
 
@@ -38,5 +38,5 @@ class MatrixStatistics:
     outputs: Tensor | None
     weighted_outputs: Tensor | None
     energy: float | None
-    mean_abs: Tensor
+    mean_abs: Tensor | None
     count: int

@@ -11,6 +11,7 @@ from reallm_compiler.errors import EvaluationError, SourceError
 from reallm_compiler.evaluate.pictures import check_matplotlib, check_picture, draw_heatmap
 from reallm_compiler.hints import did_you_mean, nearest
 from reallm_compiler.models.weights import Weights
+from reallm_compiler.prepare import prepare_model, prepare_stages
 from reallm_compiler.reader.archive import open_archive
 
 SAME = 1e-3
@@ -74,7 +75,8 @@ def heatmap(
             )
         decoded = opened.matrix(short)
         stored = opened.errors[short]
-    inventory = open_source(model)
+        prepared = prepare_stages(opened.recipe)
+    inventory = prepare_model(open_source(model), prepared)
     fact = next((fact for fact in inventory.matrices() if fact.name == short), None)
     if fact is None or not inventory.complete:
         raise SourceError(

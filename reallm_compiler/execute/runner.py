@@ -20,7 +20,7 @@ from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.errors import CodecError
 from reallm_compiler.execute.bands import CODES, BandCoder, band_rows, by_bands
 from reallm_compiler.execute.group_weights import GroupWeights
-from reallm_compiler.execute.statistics import StatisticsInput
+from reallm_compiler.execute.statistics import StatisticsInput, read_statistics
 from reallm_compiler.execute.tasks import group_key, group_task, matrix_key
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.model import Plan
@@ -193,7 +193,7 @@ class CompileRunner:
         """The statistics of a matrix whose plan needs them."""
         if self._statistics is None or not matrix.plan.needs_statistics:
             return None
-        return self._statistics.read(matrix.name, self._job.device)
+        return read_statistics(self._statistics, matrix, self._weights, self._job.device)
 
     def _shared(self, matrix: PlannedMatrix) -> Mapping[str, torch.Tensor] | None:
         """What the matrix's group has in common, from this process or from the sink."""

@@ -6,11 +6,18 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from reallm_compiler.checkpoint import Inventory
+import torch
+
+from reallm_compiler.checkpoint import Inventory, matrix_name
+from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.errors import CalibrateError, CompileError
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.parts import PlannedMatrix
+from reallm_compiler.tensors import TensorSpec
+from reallm_formats import StatisticsEntry
+from reallm_formats.kinds.statistics import DIAGONAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +89,7 @@ def _check_rows(plan: Plan, inventory: Inventory, file: StatisticsFile) -> None:
     for matrix in plan.matrices:
         if not matrix.plan.needs_statistics:
             continue
-        row = file.rows.get(matrix.name)
+        row = file.rows.get(original_name(matrix, weights.by_name[matrix.tensor]))
         if row is None:
             raise CalibrateError(
                 f"there are no statistics of {matrix.name}",
@@ -92,6 +99,7 @@ def _check_rows(plan: Plan, inventory: Inventory, file: StatisticsFile) -> None:
                 hint="give this matrix kinds that need none by a rule of the recipe, or measure "
                 "the statistics of this model",
             )
+        _check_determines(row, matrix, weights, file)
         if row.shape != matrix.shape:
             raise _other_model(
                 f"the statistics of {matrix.name} are of a matrix {_shape(row.shape)}, and the "
@@ -106,6 +114,47 @@ def _check_rows(plan: Plan, inventory: Inventory, file: StatisticsFile) -> None:
             raise _other_model(
                 f"the statistics of {matrix.name} are of other weights than the model's", file
             )
+
+
+def original_name(matrix: PlannedMatrix, spec: TensorSpec) -> str:
+    """The name under which the original's matrix was measured: a head may have been untied."""
+    return matrix.name if spec.origin is None else matrix_name(spec.origin.tensor)
+
+
+def read_statistics(
+    file: StatisticsFile, matrix: PlannedMatrix, weights: Weights, device: torch.device
+) -> MatrixStatistics:
+    """The statistics of a matrix as it is coded; a prepared one's follow from the original's.
+
+    Raises:
+        FormatError: a section is damaged.
+    """
+    spec = weights.by_name[matrix.tensor]
+    found = file.read(original_name(matrix, spec), device)
+    if spec.origin is None:
+        return found
+    return weights.preparation(spec.origin).statistics(found)
+
+
+def _check_determines(
+    row: StatisticsEntry, matrix: PlannedMatrix, weights: Weights, file: StatisticsFile
+) -> None:
+    """Refuse statistics of the original from which those of a prepared matrix do not follow."""
+    origin = weights.by_name[matrix.tensor].origin
+    if origin is None:
+        return
+    why = weights.preparation(origin).lacking(
+        diagonal_inputs=row.input_form == DIAGONAL, diagonal_outputs=row.output_form == DIAGONAL
+    )
+    if why is not None:
+        raise CalibrateError(
+            f"the statistics of {matrix.name} say too little of the prepared matrix",
+            location=str(file.path),
+            note=why,
+            hint="measure them whole, with `reallm calibrate` without `--diagonal`"
+            if "diagonal" in why
+            else "give this matrix kinds that need no statistics by a rule of the recipe",
+        )
 
 
 def _other_model(message: str, file: StatisticsFile) -> CalibrateError:

@@ -23,6 +23,7 @@ from reallm_compiler.models.build import build_model
 from reallm_compiler.models.names import parameter_names
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.weights import Weights, shard_facts
+from reallm_compiler.prepare import prepare_model, prepare_stages
 from reallm_compiler.progress import Progress
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.runs.sources import check_digests
@@ -36,7 +37,8 @@ class Original:
 
     Args:
         model: its folder or hub id.
-        archive: the archive; small kept tensors are compared, to find a wrong model at once.
+        archive: the archive; small kept tensors are compared, to find a wrong model at once. What
+            its recipe prepared (`prepare`) is prepared here alike.
 
     Raises:
         SourceError: it cannot be read.
@@ -45,7 +47,9 @@ class Original:
 
     def __init__(self, model: str | os.PathLike[str], archive: ModelArchive) -> None:
         self.path = model
-        self.inventory: Inventory = open_source(model)
+        self.inventory: Inventory = prepare_model(
+            open_source(model), prepare_stages(archive.recipe)
+        )
         if not self.inventory.complete:
             raise FinetuneError("the original has no weights", location=str(model))
         self.weights = Weights(self.inventory)

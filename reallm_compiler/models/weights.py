@@ -3,6 +3,9 @@
 A tensor that is kept, such as an embedding, may be larger than any matrix that is coded: it is read
 and cast by pieces, and never held whole.
 
+A prepared model's tensor is made here of what the checkpoint stores (`codecs.preparation`), so that
+whoever reads weights reads those of the model that is coded; digests are of stored bytes.
+
 No memory map: a shard that shrinks or vanishes while a compile runs is a clear error and not a
 signal that kills the process.
 """
@@ -19,9 +22,10 @@ from torch import Tensor
 
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.codecs.numerics.numbers import Loss
+from reallm_compiler.codecs.preparation import Preparation
 from reallm_compiler.codecs.sections import TORCH_DTYPES
 from reallm_compiler.errors import CodecError, SourceError
-from reallm_compiler.tensors import TensorSpec
+from reallm_compiler.tensors import Origin, TensorSpec
 
 CHUNK = 64 * 2**20
 """Bytes read at once."""
@@ -41,6 +45,7 @@ def check_duplicates(inventory: Inventory) -> None:
     Raises:
         SourceError: two tied tensors differ.
     """
+    inventory = inventory.original or inventory
     weights = Weights(inventory)
     for spec in inventory.duplicates:
         kept = weights.by_name[inventory.ties[spec.name]]
@@ -101,7 +106,18 @@ class Weights:
         values = self._values(spec, index, shape)
         if spec.scale is not None:
             values = _scaled(spec, values, self._factors(spec, index), 0)
+        if spec.origin is not None:
+            values = self.preparation(spec.origin).apply(values)
         return values.t() if transposed else values
+
+    def preparation(self, origin: Origin) -> Preparation:
+        """What makes a tensor of a prepared model of the stored one.
+
+        Raises:
+            SourceError: the shard of its norm is missing or too short.
+        """
+        gain = origin.gain
+        return Preparation(origin, None if gain is None else self._values(gain, None, gain.shape))
 
     def tensor(self, tensor: str, dtype: str) -> Tensor:
         """A whole tensor cast to the section type `dtype`; raises what `pieces` does."""
@@ -124,8 +140,9 @@ class Weights:
             CodecError: `dtype` is too narrow for the finite numbers (`codecs.numbers`).
         """
         spec = self.by_name[tensor]
-        # Scales are laid out by rows of a matrix, so that pieces hold whole rows.
-        columns = 1 if spec.scale is None else max(1, spec.shape[-1])
+        # Scales and origins belong to rows of a matrix, so that pieces hold whole rows.
+        whole = spec.scale is not None or (spec.origin is not None and len(spec.shape) == 2)
+        columns = max(1, spec.shape[-1]) if whole else 1
         step = max(1, PIECE // columns) * columns
         loss = Loss(TORCH_DTYPES[dtype])
         for first, values in self._steps(spec, step):
@@ -152,7 +169,21 @@ class Weights:
             yield values.view(-1, columns)
 
     def _steps(self, spec: TensorSpec, step: int) -> Iterator[tuple[int, Tensor]]:
-        """A tensor, flat, `step` numbers at a time, scaled, each with the index of its first."""
+        """A tensor, flat, `step` numbers at a time, each with the index of its first."""
+        if spec.origin is None:
+            yield from self._stored_steps(spec, step)
+            return
+        made, shape = self.preparation(spec.origin), (-1, *spec.shape[1:])
+        if made.by_rows:
+            for first, values in self._stored_steps(spec, step):
+                yield first, made.apply(values.view(shape)).view(-1)
+            return
+        ((_, stored),) = self._stored_steps(spec, spec.count)  # each row is made of many
+        pieces = torch.split(made.apply(stored.view(shape)).view(-1), step)
+        yield from zip(range(0, spec.count, step), pieces, strict=True)
+
+    def _stored_steps(self, spec: TensorSpec, step: int) -> Iterator[tuple[int, Tensor]]:
+        """What is stored of a tensor, flat, scaled, as of `_steps`."""
         factors = None if spec.scale is None else self._factors(spec, None)
         stored = TORCH_DTYPES[spec.stored_dtype]
         first = 0
@@ -172,7 +203,7 @@ class Weights:
         return self.take_digests()[spec.name]
 
     def read(self, tensor: str, index: int | None = None) -> None:
-        """Only read a tensor, or a part of it, with its scales, for the digests.
+        """Only read a tensor, or a part of it, with its scales and its norm, for the digests.
 
         Raises:
             SourceError: the shard is missing or too short.
@@ -181,6 +212,8 @@ class Weights:
         parts = [(spec, index)]
         if spec.scale is not None:
             parts.append((spec.scale.tensor, _scale_index(spec, index)))
+        if spec.origin is not None and spec.origin.gain is not None:
+            parts.append((spec.origin.gain, None))
         for stored, part in parts:
             for _ in self._chunks(stored, *stored.byte_range(index=part), CHUNK):
                 pass

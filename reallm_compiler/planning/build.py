@@ -24,6 +24,7 @@ from reallm_compiler.planning.document import blank_provenance, section_blocks, 
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.planning.statistics import StatisticsForm, statistics_bytes
+from reallm_compiler.prepare import prepare_model
 from reallm_compiler.recipe import Candidate, Decision, Recipe, load_recipe, resolve
 from reallm_compiler.storage.base import DTYPES
 from reallm_compiler.storage.matrix import LayoutTable
@@ -60,24 +61,27 @@ def open_model(
     *,
     weights: bool = True,
 ) -> Inventory:
-    """The inventory of `model`, or of the model that the recipe names.
+    """The inventory of `model`, or of the model that the recipe names, prepared by the recipe.
 
     Without `weights` those of a hub id are not downloaded.
+
+    Raises:
+        SourceError: no model is named, it cannot be read, or `prepare` does not know its graph.
     """
     if isinstance(model, Inventory):
-        return model
+        return prepare_model(model, recipe.prepare)
     named = model if model is not None else recipe.model
     if named is None:
         raise SourceError(
             "no model is named",
             hint="add `model: path-or-hub-id` to the recipe, or give --model PATH",
         )
-    return open_source(named, weights=weights)
+    return prepare_model(open_source(named, weights=weights), recipe.prepare)
 
 
 @resting_collector()
 def build(recipe: Recipe, inventory: Inventory) -> Plan:
-    """The plan for an opened inventory."""
+    """The plan for the inventory that `open_model` gave for this recipe."""
     facts = inventory.matrices()
     others = inventory.others()
     decisions = resolve(
@@ -160,7 +164,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         traces={name: decision.trace for name, decision in decisions.items()},
         tensor_bytes=sum(
             spec.stored_bytes + (spec.scale.tensor.stored_bytes if spec.scale is not None else 0)
-            for spec in inventory.tensors
+            for spec in (inventory.original or inventory).tensors
         ),
     )
 

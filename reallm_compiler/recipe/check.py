@@ -36,7 +36,7 @@ from reallm_compiler.recipe.vocabulary import (
     stages,
     suggestion,
 )
-from reallm_compiler.stages import MatrixPlan, Stage
+from reallm_compiler.stages import PREPARE_KINDS, MatrixPlan, Stage, kind_name
 
 VERSION = 1
 BUILT_IN = Location("default")
@@ -141,12 +141,21 @@ def check_form(tree: MapNode) -> tuple[RecipeForm | None, list[Problem]]:
         return None, problems_of(error, tree, _unknown_in_form)
 
 
+def _keys_of_kind(kinds: Sequence[type[Stage]], node: MapNode) -> list[str]:
+    """The parameters of the kind that a map names; those of all kinds if it names none."""
+    kind = node.fields.get("kind")
+    named = [one for one in kinds if isinstance(kind, ScalarNode) and kind_name(one) == kind.value]
+    return list(dict.fromkeys(key for one in named or kinds for key in keys_of(one)))
+
+
 def _unknown_in_form(loc: Loc, key: str, node: MapNode) -> tuple[str, str | None]:
     message = f"unknown key `{key}`"
     if loc[:1] == (SECTION,):
         return unknown_setting(loc[1:], key, node)
     if loc[:1] == ("rules",):
         valid, below = keys_of(RuleForm), "put it under `set`"
+    elif loc[:1] == ("prepare",):
+        return message, suggestion(key, _keys_of_kind(PREPARE_KINDS, node))
     elif loc[:1] == ("model",):
         return message, suggestion(key, keys_of(ShapesForm))
     else:

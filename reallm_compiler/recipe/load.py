@@ -175,6 +175,7 @@ class _Chain:
         checked = [_rule(form, node) for form, node in zip(forms_of_rules, rules, strict=True)]
         seed = next((f.seed for f in reversed(forms) if "seed" in f.model_fields_set), 0)
         said = [form.statistics for form in forms if "statistics" in form.model_fields_set]
+        prepare = next((f.prepare for f in reversed(forms) if "prepare" in f.model_fields_set), ())
         model = _last(forms, "model")
         finetune: dict[str, Any] = {}
         for one in forms:
@@ -188,6 +189,7 @@ class _Chain:
             tree=defaults,
             rules=tuple(checked),
             statistics=said[-1] if said else "none",
+            prepare=prepare,
             finetune=finetune,
             document={
                 "reallm": check.VERSION,
@@ -195,6 +197,7 @@ class _Chain:
                 "defaults": plan.plain(),
                 "rules": [_rule_document(form) for form in forms_of_rules],
                 **({"statistics": said[-1]} if said and said[-1] != "none" else {}),
+                **({"prepare": [s.model_dump(mode="json") for s in prepare]} if prepare else {}),
                 **({SECTION: finetune} if finetune else {}),
             },
             files=tuple(file.path for file in reversed(self.files) if file.path),

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from reallm_compiler.recipe.match import LayerRange, Pattern, parse_layers
 from reallm_compiler.recipe.nodes import MAX_INTEGER, Location, MapNode
 from reallm_compiler.recipe.tuning import FinetuneOptions
-from reallm_compiler.stages import MatrixPlan, Rational
+from reallm_compiler.stages import MatrixPlan, Prepare, PrepareStage, Rational
 
 Keep: TypeAlias = Literal["source", "bfloat16", "float16", "float32"]
 Role: TypeAlias = Literal["linear", "embedding", "head", "router"]
@@ -179,6 +179,11 @@ class RecipeForm(Form):
         description="Whether a compile needs a file of statistics that `reallm calibrate` measured "
         "on the model, as some kinds do.",
     )
+    prepare: Prepare = Field(
+        default=(),
+        description="What is done to the whole model before any matrix is coded, in order; the "
+        "model computes what it did before.",
+    )
     finetune: FinetuneOptions = Field(
         default_factory=FinetuneOptions,
         description="Settings of `reallm finetune` on the archive; they change no matrix.",
@@ -234,6 +239,7 @@ class Recipe:
         tree: the same with the location of each field.
         rules: the rules of the extended recipes first, then its own.
         statistics: `required` if a compile needs measured statistics, else `none`.
+        prepare: what is done to the whole model before any matrix is coded, in order.
         finetune: what the recipe sets of tuning, as plain data; empty if it sets nothing.
         document: plain data with all of this, without model and output; it holds every
             field of the defaults, so that an archive does not depend on later defaults.
@@ -248,6 +254,7 @@ class Recipe:
     tree: MapNode
     rules: tuple[Rule, ...]
     statistics: Literal["none", "required"]
+    prepare: tuple[PrepareStage, ...] = ()
     finetune: Mapping[str, Any]
     document: Mapping[str, Any]
     files: tuple[Path, ...] = ()

@@ -13,6 +13,13 @@ from reallm_compiler.stages.autoencoder import AutoencoderStage, Hnerv, Identity
 from reallm_compiler.stages.base import Extent, FloatType, Rational, Stage, Whole
 from reallm_compiler.stages.permutation import NearestPermutation, NoPermutation, PermutationStage
 from reallm_compiler.stages.plan import SHARING, MatrixPlan, shares
+from reallm_compiler.stages.prepare import (
+    PREPARE_KINDS,
+    FoldNorms,
+    Prepare,
+    PrepareStage,
+    Rotate,
+)
 from reallm_compiler.stages.quantizer import (
     NoQuantizer,
     NormalFloatQuantizer,
@@ -45,6 +52,7 @@ from reallm_compiler.stages.transform import Hadamard, Normalize, TransformStage
 
 __all__ = [
     "KINDS",
+    "PREPARE_KINDS",
     "SHARING",
     "AbsmaxScales",
     "AffineScales",
@@ -53,6 +61,7 @@ __all__ = [
     "ExternalKind",
     "FeedbackRounding",
     "FloatType",
+    "FoldNorms",
     "GroupScales",
     "Hadamard",
     "Hnerv",
@@ -69,11 +78,14 @@ __all__ = [
     "NormalFloatQuantizer",
     "Normalize",
     "PermutationStage",
+    "Prepare",
+    "PrepareStage",
     "QuantizerStage",
     "Range",
     "Rational",
     "ResidualStage",
     "RmsScales",
+    "Rotate",
     "RoundingStage",
     "ScalesStage",
     "Stage",

@@ -234,7 +234,7 @@ def _dry_run(
     from reallm_compiler.checkpoint import open_source
     from reallm_compiler.finetune import estimate
     from reallm_compiler.finetune.options import options_from
-    from reallm_compiler.planning.build import build
+    from reallm_compiler.planning.build import build, open_model
     from reallm_compiler.recipe import load_recipe
 
     inventory = open_source(model, weights=False)
@@ -246,7 +246,8 @@ def _dry_run(
         with open_archive(archive, allow_cost=True) as opened:
             plan = opened.plan
     else:
-        plan = build(load_recipe(archive), inventory)
+        recipe = load_recipe(archive)
+        plan = build(recipe, open_model(recipe, inventory))
     found = estimate(plan, inventory.config, options_from(given, plan.recipe))
     if as_json:
         terminal.json(found.to_json())
