@@ -33,7 +33,7 @@ def some_fields(draw: random.Random, share: str | None = "g") -> Fields:
     """Fields of a plan: kinds that are valid by themselves, and perhaps not together."""
     fields: Fields = {"dora": draw.random() < 0.5, "share": draw.choice((None, None, share))}
     for stage in KINDS:
-        if properties(MatrixPlan)[stage].get("type") == "array":
+        if isinstance(getattr(MatrixPlan(), stage), tuple):
             fields[stage] = [some_kind(draw, stage) for _ in range(draw.choice((0, 1, 2)))]
         else:
             fields[stage] = some_kind(draw, stage)

@@ -17,6 +17,7 @@ from reallm_compiler.codecs.callback import NoCallback, TrainingCallback
 from reallm_compiler.codecs.column_coder import ColumnCoder
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.codecs.statistics import MatrixStatistics, Metric
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import (
     AutoencoderStage,
@@ -82,30 +83,33 @@ R = TypeVar("R", bound=ResidualStage)
 class ResidualCodec(Generic[R]):
     """The codec of a kind of residual; this one keeps nothing."""
 
+    def metric(self, params: R, statistics: MatrixStatistics) -> Metric | None:
+        """What errors of the matrix cost where it is fitted; None for their squares."""
+        return None
+
     def encode(
         self,
         params: R,
         weight: Tensor,
         generator: torch.Generator,
         whole: Tensor,
-        gram: Tensor | None = None,
+        metric: Metric | None = None,
     ) -> Sections:
         """Sections of the residual that follows `weight` best.
 
         Args:
             params: the stage.
-            weight: [p, q], the matrix or what the coded part leaves of it.
+            weight: [p, q], the matrix or what the coded part and other residuals leave of it.
             generator: of the matrix, on the CPU.
             whole: the matrix itself, against which losses by the stored type are held.
-            gram: [q, q], E[x x^T] of the inputs, or its diagonal [q]; for a kind that needs
-                statistics.
+            metric: in which `weight` is followed, of `metric`; for a kind that needs statistics.
         """
         return {}
 
     def decoder(
-        self, params: R, sections: Mapping[str, Tensor], dtype: torch.dtype
+        self, params: R, shape: Shape, sections: Mapping[str, Tensor], dtype: torch.dtype
     ) -> ResidualTerm | None:
-        """The stored residual; None if `sections` hold none, as in a frozen part alone."""
+        """The stored residual of a matrix [p, q]; None if `sections` hold none."""
         return None
 
 

@@ -1,7 +1,7 @@
 """A coded matrix back to weights: the one way back, for readers and for measuring.
 
-    latent -> decode -> transforms undone -> (columns times their gains) -> + R
-           -> (rows times their gains)
+    latent -> decode -> transforms undone -> + residuals that tuning does not change
+           -> (columns times their gains) -> + factors -> (rows times their gains)
 
 Decoding goes by panels of rows that stay in cache; with the identity autoencoder nothing of full
 size is made but the result.
@@ -10,7 +10,7 @@ size is made but the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from reallm_compiler.codecs.numerics.numbers import unit
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.sections import TORCH_DTYPES, check_sections
 from reallm_compiler.errors import CodecError
-from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.stages import MatrixPlan, ResidualStage
 from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.matrix import MatrixLayout, layout_of
 
@@ -71,8 +71,8 @@ class MatrixDecoder:
 
     Args:
         layout: of the matrix.
-        sections: its section tensors by role; without those of the residual the coded part alone
-            is decoded, without `gain` rows are not rescaled.
+        sections: its section tensors by role; a residual whose sections are missing is left out,
+            without `gain` rows are not rescaled.
         dtype: precision of the work.
         coded_only: decode the coded part alone: no residual, no gains.
 
@@ -102,7 +102,11 @@ class MatrixDecoder:
             for transform in reversed(plan.transform)
         ]
         self.step = math.lcm(self._coded.step, *(one.step for one in self.transforms))
-        self._residual = None if coded_only else residual_of(layout, sections, dtype)
+        kept = () if coded_only else plan.residual
+        fixed = [stage for stage in kept if not stage.factored]
+        self._fixed = residual_terms(fixed, shape, sections, dtype)
+        factors = [stage for stage in kept if stage.factored]
+        self._factors = residual_terms(factors, shape, sections, dtype)
         self._gains = None if coded_only else sections.get("gain")
         self._column_gains = None if coded_only else sections.get("column_gain")
 
@@ -120,10 +124,12 @@ class MatrixDecoder:
         rows = self.transformed_rows(first, last)
         for transform in self.transforms:
             transform.restore_(rows, first)
+        for term in self._fixed:
+            term.add_(rows, first)
         if self._column_gains is not None:
             rows.mul_(self._column_gains.to(rows.dtype))
-        if self._residual is not None:
-            self._residual.add_(rows, first)
+        for term in self._factors:
+            term.add_(rows, first)
         if self._gains is not None:
             rows.mul_(self._gains[first:last, None].to(rows.dtype))
         return rows
@@ -138,8 +144,8 @@ class MatrixDecoder:
         The range of float16 is so small that weights near its end, a little off, would come back
         as infinities: they become its largest number.
         """
-        parts = (self._residual, self._gains, self._column_gains)
-        later = self.transforms or any(part is not None for part in parts)
+        gains = self._gains is not None or self._column_gains is not None
+        later = self.transforms or self._fixed or self._factors or gains
         if later or not self._coded.fill(out, first, None):
             out.copy_(self.rows(first, first + len(out)))
         if out.dtype == torch.float16:
@@ -147,13 +153,15 @@ class MatrixDecoder:
             out.clamp_(-largest, largest)
 
 
-def residual_of(
-    layout: MatrixLayout, sections: Mapping[str, Tensor], dtype: torch.dtype
-) -> ResidualTerm | None:
-    """The decoded residual of a matrix; None without one, or if `sections` hold none."""
-    params = layout.plan.residual
-    term: ResidualTerm | None = codec_of(params).decoder(params, sections, dtype)
-    return term
+def residual_terms(
+    stages: Iterable[ResidualStage],
+    shape: tuple[int, int],
+    sections: Mapping[str, Tensor],
+    dtype: torch.dtype,
+) -> list[ResidualTerm]:
+    """The stored residuals of a matrix [p, q], in order, whose sections are there."""
+    terms = (codec_of(stage).decoder(stage, shape, sections, dtype) for stage in stages)
+    return [term for term in terms if term is not None]
 
 
 def relative_error(weight: Tensor, decoder: MatrixDecoder) -> float:

@@ -9,7 +9,7 @@ matrix is measured on what a reader will decode.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,14 +19,18 @@ from torch import Tensor
 from reallm_compiler.codecs import dora
 from reallm_compiler.codecs.callback import NoCallback, TrainingCallback
 from reallm_compiler.codecs.contract import PANEL, Coding
-from reallm_compiler.codecs.decode import MatrixDecoder, relative_error, work_dtype
+from reallm_compiler.codecs.decode import (
+    MatrixDecoder,
+    relative_error,
+    residual_terms,
+    work_dtype,
+)
 from reallm_compiler.codecs.latent import StagesCoder, fit_tables
 from reallm_compiler.codecs.registry import codec_of
-from reallm_compiler.codecs.rounding import Metric
 from reallm_compiler.codecs.sections import Sections, check_sections
-from reallm_compiler.codecs.statistics import MatrixStatistics
+from reallm_compiler.codecs.statistics import MatrixStatistics, Metric
 from reallm_compiler.errors import CodecError
-from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.stages import MatrixPlan, ResidualStage
 from reallm_compiler.storage.matrix import MatrixLayout, layout_of
 
 
@@ -200,26 +204,21 @@ class _Job:
         )
 
     def fit(self) -> Sections:
-        """Sections of the residual and of the coded part.
+        """Sections of the residuals and of the coded part.
 
         They are fitted once, or in turn until the error rises.
         """
-        rounds, codec = self.plan.residual.rounds, codec_of(self.plan.residual)
+        stages = self.plan.residual
+        rounds = max((stage.rounds for stage in stages), default=1)
         best: Sections = {}
         best_error = math.inf
-        residual: Sections = {}
+        residuals: list[Sections] = [{} for _ in stages]
         coded: Sections = {}
         for _ in range(rounds):
-            if not self.plan.residual.first:
-                coded = self._code(self._without_residual(residual))
-            rest = self._without_coded(coded)
-            residual = codec.encode(
-                self.plan.residual, rest, self.generator, self.weight, self._gram
-            )
-            del rest
-            if self.plan.residual.first:
-                coded = self._code(self._without_residual(residual))
-            sections = residual | coded
+            self._fit_residuals(residuals, coded, first=True)
+            coded = self._code(self._rest(_joined(residuals), {}))
+            self._fit_residuals(residuals, coded, first=False)
+            sections = _joined(residuals) | coded
             if rounds == 1:
                 return sections
             error = self._error(sections)
@@ -228,32 +227,49 @@ class _Job:
             best, best_error = sections, error
         return best
 
-    @property
-    def _gram(self) -> Tensor | None:
-        """The metric in which the residual is fitted; None for that of weights."""
-        if self.statistics is None or not self.plan.residual.needs_statistics:
+    def _fit_residuals(self, residuals: list[Sections], coded: Sections, *, first: bool) -> None:
+        """Fit those residuals that see the matrix before the quantizer, or those after it.
+
+        Each follows what the coded part and the other residuals leave.
+        """
+        for index, stage in enumerate(self.plan.residual):
+            if stage.first != first:
+                continue
+            others = _joined(residuals[:index] + residuals[index + 1 :])
+            rest = self._rest(others, coded) if others or coded else self.weight
+            residuals[index] = codec_of(stage).encode(
+                stage, rest, self.generator, self.weight, self._metric_of(stage)
+            )
+
+    def _metric_of(self, stage: ResidualStage) -> Metric | None:
+        """The metric in which a residual is fitted; None for that of weights."""
+        if self.statistics is None or not stage.needs_statistics:
             return None
-        return self.statistics.inputs
+        metric: Metric | None = codec_of(stage).metric(stage, self.statistics)
+        return metric
 
     def _error(self, sections: Sections) -> float:
-        """What fitting in turn makes small: the relative error, in the residual's metric."""
-        decoder, gram = self.decoder(sections), self._gram
-        if gram is None:
+        """What fitting in turn makes small: the relative error, in the metric of the residual that
+        is fitted in turn.
+        """
+        decoder = self.decoder(sections)
+        metric = next(self._metric_of(stage) for stage in self.plan.residual if stage.rounds > 1)
+        if metric is None:
             return relative_error(self.weight, decoder)
+        inputs, outputs = metric.inputs, metric.outputs
         total = 0.0
         for first, last in decoder.panels():
             error = (self.weight[first:last] - decoder.rows(first, last)).to(torch.float64)
-            moved = error * gram if gram.dim() == 1 else error @ gram.to(torch.float64)
-            total += float((moved * error).sum())
+            moved = error * inputs if inputs.dim() == 1 else error @ inputs.to(torch.float64)
+            costs = (moved * error).sum(1)  # [rows]
+            total += float(costs.sum() if outputs is None else costs @ outputs[first:last].double())
         return math.sqrt(max(total, 0.0))
 
     def target(self) -> Tensor:
-        """What the autoencoder would see after one residual, a fresh tensor."""
-        residual: Sections = {}
-        if self.plan.residual.first:
-            codec = codec_of(self.plan.residual)
-            residual = codec.encode(self.plan.residual, self.weight, self.generator, self.weight)
-        return self._transform(self._without_residual(residual))[1]
+        """What the autoencoder would see after the first residuals, a fresh tensor."""
+        residuals: list[Sections] = [{} for _ in self.plan.residual]
+        self._fit_residuals(residuals, {}, first=True)
+        return self._transform(self._rest(_joined(residuals), {}))[1]
 
     def gains(self, sections: Sections) -> Tensor:
         """float16 [p]: the gains of the rows of W^."""
@@ -302,22 +318,26 @@ class _Job:
             outputs = None if outputs is None else transform.gradient_gram(outputs)
         return Metric(inputs=inputs, outputs=outputs)
 
-    def _without_residual(self, residual: Sections) -> Tensor:
-        """W less the residual as stored, a fresh tensor."""
-        codec = codec_of(self.plan.residual)
-        term = codec.decoder(self.plan.residual, residual, self.weight.dtype)
-        taken: Tensor = self.weight.clone() if term is None else term.taken_from(self.weight)
-        return taken
-
-    def _without_coded(self, coded: Sections) -> Tensor:
-        """W less the coded part; W itself without one."""
+    def _rest(self, residuals: Sections, coded: Sections) -> Tensor:
+        """W less residuals and coded part as stored, a fresh tensor."""
         if not coded:
-            return self.weight
-        decoder = self.decoder(coded)
+            terms = residual_terms(
+                self.plan.residual, self.layout.shape, residuals, self.weight.dtype
+            )
+            rest = terms[0].taken_from(self.weight) if terms else self.weight.clone()
+            for term in terms[1:]:
+                rest = term.taken_from(rest)
+            return rest
+        decoder = self.decoder(residuals | coded)
         rest = torch.empty_like(self.weight)
         for first, last in decoder.panels():
             torch.sub(self.weight[first:last], decoder.rows(first, last), out=rest[first:last])
         return rest
+
+
+def _joined(parts: Iterable[Sections]) -> Sections:
+    """All sections of several residuals."""
+    return {role: values for sections in parts for role, values in sections.items()}
 
 
 def _check_weight(weight: Tensor, first_row: int = 0) -> None:

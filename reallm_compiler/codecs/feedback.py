@@ -31,8 +31,8 @@ from reallm_compiler.codecs.feedback_scales import (
 )
 from reallm_compiler.codecs.feedback_stretch import best_stretch
 from reallm_compiler.codecs.numerics.gram import block_unit, damped, factor, full
-from reallm_compiler.codecs.rounding import LatentStages, Metric, RoundingCodec
-from reallm_compiler.codecs.statistics import MatrixStatistics
+from reallm_compiler.codecs.rounding import LatentStages, RoundingCodec
+from reallm_compiler.codecs.statistics import MatrixStatistics, Metric
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import FeedbackRounding
 from reallm_compiler.units import ceil_div

@@ -28,9 +28,9 @@ from reallm_compiler.codecs.contract import (
 )
 from reallm_compiler.codecs.numerics.numbers import unit
 from reallm_compiler.codecs.registry import codec_of
-from reallm_compiler.codecs.rounding import Metric
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.codecs.statistics import Metric
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import MatrixPlan, QuantizerStage
 

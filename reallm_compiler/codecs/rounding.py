@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from reallm_compiler.codecs.column_coder import ColumnCoder
 from reallm_compiler.codecs.contract import PANEL, ColumnOrder, Latent
-from reallm_compiler.codecs.statistics import MatrixStatistics
+from reallm_compiler.codecs.statistics import MatrixStatistics, Metric
 from reallm_compiler.stages import RoundingStage
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Metric:
-    """What an error E [p, q] of a latent costs: tr(G E H E^T).
-
-    Attributes:
-        inputs: H [q, q], symmetric and positive semidefinite, float64.
-        outputs: G [p, p], likewise; None for the identity.
-    """
-
-    inputs: Tensor
-    outputs: Tensor | None = None
 
 
 class LatentStages(Protocol):

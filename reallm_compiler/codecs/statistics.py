@@ -40,3 +40,16 @@ class MatrixStatistics:
     energy: float | None
     mean_abs: Tensor | None
     count: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """What an error E [p, q] of a matrix or a latent costs: tr(G E H E^T).
+
+    Attributes:
+        inputs: H [q, q], symmetric and positive semidefinite; a residual may give its diagonal [q].
+        outputs: G [p, p], likewise; None for the identity.
+    """
+
+    inputs: Tensor
+    outputs: Tensor | None = None

@@ -1,6 +1,6 @@
 """Products with a packed matrix by torch alone: every kind of every stage, by panels of rows.
 
-    y = g * (B T(W) A (c x) + R x),    A and B what the transforms do to inputs and outputs
+    y = g * (B T(W) A (c x) + R c x + L1 L2 x),   A and B what the transforms do to in- and outputs
 
 T(W) comes from the codecs' own decoder, some rows at a time, and is never whole. A transform that
 does not act on rows and columns separately is undone on each panel instead. Arithmetic is float32,
@@ -14,7 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.decode import MatrixDecoder, residual_of, work_dtype
+from reallm_compiler.codecs.decode import MatrixDecoder, residual_terms, work_dtype
 from reallm_compiler.errors import CodecError
 from reallm_compiler.kernels.packed import PackedMatrix
 
@@ -72,9 +72,10 @@ class PlainProduct:
         packed, sections = self._packed, self._packed.sections
         coded, x = self._coded, x.to(self._work)
         y = x.new_empty(len(x), packed.shape[0])
-        inputs = x
+        scaled = x
         if "column_gain" in sections:
-            inputs = inputs * sections["column_gain"].to(self._work)
+            scaled = x * sections["column_gain"].to(self._work)
+        inputs = scaled
         if self._apart:
             for transform in reversed(coded.transforms):
                 inputs = transform.inputs(inputs)
@@ -84,24 +85,23 @@ class PlainProduct:
         if self._apart:
             for transform in coded.transforms:
                 y = transform.outputs(y)
-        self._add_residual(x, y)
+        self._add_residuals(x, scaled, y)
         if "gain" in sections:
             y *= sections["gain"].to(self._work)
         return y.to(self._dtype)
 
-    def _add_residual(self, x: Tensor, y: Tensor) -> None:
-        """x R^T [n, p] added to `y` in place."""
+    def _add_residuals(self, x: Tensor, scaled: Tensor, y: Tensor) -> None:
+        """x R^T [n, p] added to `y` in place; residuals without factors see the scaled columns."""
         packed = self._packed
-        term = residual_of(packed.layout, packed.sections, self._work)
-        if term is None:
-            return
-        if term.factors is not None:
-            left, right = term.factors
-            y.addmm_(x @ right.t(), left.t())
-            return
-        for first, last in self._coded.panels():
-            rows = x.new_zeros(last - first, packed.shape[1])
-            y[:, first:last] += x @ term.add_(rows, first).t()
+        stages, shape = packed.layout.plan.residual, packed.shape
+        for term in residual_terms(stages, shape, packed.sections, self._work):
+            if term.factors is not None:
+                left, right = term.factors
+                y.addmm_(x @ right.t(), left.t())
+                continue
+            for first, last in self._coded.panels():
+                rows = x.new_zeros(last - first, shape[1])
+                y[:, first:last] += scaled @ term.add_(rows, first).t()
 
     def transposed(self, x: Tensor) -> Tensor:
         """x W^: [n, p] -> [n, q]."""

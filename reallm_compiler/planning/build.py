@@ -25,7 +25,7 @@ from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.planning.statistics import StatisticsForm, statistics_bytes
 from reallm_compiler.prepare import prepare_model
-from reallm_compiler.recipe import Candidate, Decision, Recipe, load_recipe, resolve
+from reallm_compiler.recipe import Candidate, Decision, FieldSource, Recipe, load_recipe, resolve
 from reallm_compiler.storage.base import DTYPES
 from reallm_compiler.storage.matrix import LayoutTable
 from reallm_formats import layout
@@ -221,7 +221,7 @@ def _refuse_impossible(
         if refused is None:
             continue
         stage, reason = refused
-        written = [one for one in decisions[matrix.name].trace if one.path.startswith(f"{stage}.")]
+        written = _sources(decisions[matrix.name], stage)
         own = (f"{recipe.name}:", *(f"{path}:" for path in recipe.files[-1:]))  # plain, or a file
         at = next((one for one in written if one.location.startswith(own)), written[0])
         problem = Problem(
@@ -244,8 +244,7 @@ def _refuse_unmeasured(
         if id(matrix.plan) not in of_plan:
             of_plan[id(matrix.plan)] = matrix.plan.stages_with_statistics
         for stage in of_plan[id(matrix.plan)]:
-            trace = decisions[matrix.name].trace
-            at = next(one for one in trace if one.path.startswith(f"{stage}."))
+            at = _sources(decisions[matrix.name], stage)[0]
             problem = Problem(
                 location=at.location,
                 path=at.origin.removesuffix(".kind"),
@@ -255,6 +254,11 @@ def _refuse_unmeasured(
             problems.setdefault(str(problem), problem)
     if problems:
         raise RecipeError(list(problems.values()))
+
+
+def _sources(decision: Decision, stage: str) -> list[FieldSource]:
+    """Who wrote what of a stage; a list of kinds has one source."""
+    return [one for one in decision.trace if f"{one.path}.".startswith(f"{stage}.")]
 
 
 def _refuse_half_kept(matrices: list[PlannedMatrix], kept: Mapping[str, str | None]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from reallm_compiler.codecs.residuals import low_rank
 from reallm_compiler.codecs.sections import read_section
 from reallm_compiler.errors import AdapterError
-from reallm_compiler.stages import MatrixPlan, NoResidual
+from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage import adapter as adapter_storage
 from reallm_compiler.storage.base import SectionSpec
 from reallm_formats import AdapterEntry, Archive, Closing, Manifest, Verify, names
@@ -87,10 +87,10 @@ class AdapterArchive(Closing):
             )
 
     def plan(self, name: str, plan: MatrixPlan) -> MatrixPlan:
-        """The plan of a matrix of the base with this adapter's residual and gains."""
+        """The plan of a matrix of the base with this adapter's factors and gains."""
         row = self.rows[name]
-        residual = adapter_storage.residual(row) if row.rank else NoResidual()
-        return plan.model_copy(update={"residual": residual, "dora": row.gain})
+        factors = adapter_storage.residual(row) if row.rank else None
+        return plan.with_factors(factors, dora=row.gain)
 
     def sections(self, name: str) -> dict[str, Tensor]:
         """The section tensors of a matrix, by role.

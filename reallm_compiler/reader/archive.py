@@ -31,7 +31,7 @@ from reallm_compiler.planning.learnable import LearnableSection, learnable_secti
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
-from reallm_compiler.stages import MatrixPlan, NoResidual
+from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage import dora as dora_storage
 from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.matrix import MatrixLayout, layout_of
@@ -149,7 +149,7 @@ class ModelArchive(Closing):
     def coded(
         self, name: str, *, dtype: torch.dtype | None = None, device: str = "cpu"
     ) -> torch.Tensor:
-        """The coded part alone of a matrix [p, q]: no factors are added, no row is rescaled.
+        """The part of a matrix [p, q] without factors: none are added, no row is rescaled.
 
         It is what tuning never changes. Arguments and errors are those of `matrix`.
         """
@@ -157,13 +157,15 @@ class ModelArchive(Closing):
         return self._decode(matrix, frozen_plan(matrix.plan), dtype, device)
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """The archive's own L1 [p, r] and L2 [r, q] as float32; None without a residual."""
+        """The archive's own L1 [p, r] and L2 [r, q] as float32; None without factors."""
         matrix = self._matrix_named(name)
-        residual = matrix.plan.residual
-        specs = matrix.layout.sections_of(residual)
+        stage = matrix.plan.factors
+        if stage is None:
+            return None
+        specs = matrix.layout.sections_of(stage)
         sections = {spec.role: self._section(matrix, spec) for spec in specs}
-        term = codec_of(residual).decoder(residual, sections, torch.float32)
-        factors: tuple[torch.Tensor, torch.Tensor] | None = None if term is None else term.factors
+        term = codec_of(stage).decoder(stage, matrix.shape, sections, torch.float32)
+        factors: tuple[torch.Tensor, torch.Tensor] | None = term.factors
         return factors
 
     def gain(self, name: str) -> torch.Tensor | None:
@@ -361,8 +363,8 @@ class ModelArchive(Closing):
 
 
 def frozen_plan(plan: MatrixPlan) -> MatrixPlan:
-    """The plan of the coded part alone: what is left without residual and gains."""
-    return plan.model_copy(update={"residual": NoResidual(), "dora": False})
+    """The plan of what tuning never changes: what is left without factors and gains."""
+    return plan.with_factors(None, dora=False)
 
 
 def open_archive(

@@ -22,6 +22,7 @@ from reallm_compiler.recipe.nodes import (
     Location,
     MapNode,
     leaves,
+    to_plain,
 )
 from reallm_compiler.recipe.patch import merge_maps
 from reallm_compiler.recipe.selection import Candidate, select
@@ -176,7 +177,7 @@ class _Trace:
         final = dict(leaves(tree))
         writers = [self._written(layer) for layer in layers]
         sources = []
-        for path, value in _fields(plan.plain()):
+        for path, value in _fields(_as_written(plan.plain(), tree)):
             node = final.get(path)
             if node is None or node.location == BUILT_IN:
                 source = FieldSource(path=path, value=value, location=BUILT_IN.file, origin="")
@@ -202,6 +203,15 @@ class _Trace:
                 if node.location != BUILT_IN
             }
         return self._fields[id(layer)]
+
+
+def _as_written(plan: Mapping[str, Any], tree: MapNode) -> dict[str, Any]:
+    """A plain plan with the list of a stage as the map of its one kind, where that was written."""
+    written = dict(plan)
+    for key, node in tree.fields.items():
+        if isinstance(node, MapNode) and isinstance(plan[key], list):
+            written[key] = plan[key][0] if plan[key] else to_plain(node)
+    return written
 
 
 def _fields(plan: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -54,8 +54,9 @@ def _part(definition: dict[str, Any]) -> dict[str, Any]:
     _retarget(part)
     for value in part.get("properties", {}).values():
         # Without a kind a part fits several kinds, so one of them is enough.
-        if "oneOf" in value:
-            value["anyOf"] = value.pop("oneOf")
+        for option in [value, *value.get("anyOf", [])]:
+            if "oneOf" in option:
+                option["anyOf"] = option.pop("oneOf")
         value.pop("discriminator", None)
         value.pop("default", None)
     return part

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     GetJsonSchemaHandler,
@@ -71,6 +72,16 @@ class OneKindOf:
         return known[kind].model_validate(value)
 
 
+def _as_list(value: object) -> object:
+    """A single kind as the list of it."""
+    return as_tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _without_none(stages: tuple[ResidualStage, ...]) -> tuple[ResidualStage, ...]:
+    """The residuals that keep something: nothing is one way to write no residual."""
+    return tuple(stage for stage in stages if not isinstance(stage, NoResidual))
+
+
 def _plain(value: Stage, info: SerializationInfo) -> dict[str, Any]:
     return value.model_dump(mode=info.mode)
 
@@ -78,7 +89,15 @@ def _plain(value: Stage, info: SerializationInfo) -> dict[str, Any]:
 class MatrixPlan(Stage):
     """Everything that decides how one matrix is stored, and so how large it is."""
 
-    residual: Annotated[ResidualStage, OneKindOf("residual")] = NoResidual()
+    residual: Annotated[
+        tuple[Annotated[ResidualStage, OneKindOf("residual")], ...],
+        BeforeValidator(
+            _as_list,
+            json_schema_input_type=Annotated[ResidualStage, OneKindOf("residual")]
+            | list[Annotated[ResidualStage, OneKindOf("residual")]],
+        ),
+        AfterValidator(_without_none),
+    ] = Field(default=(), description="What is kept in high precision: one kind, or a list.")
     transform: Annotated[
         tuple[Annotated[TransformStage, OneKindOf("transform")], ...],
         BeforeValidator(
@@ -129,8 +148,11 @@ class MatrixPlan(Stage):
                 f"`code_bits: {code_bits}` of the `{_name(scales)}` scales must be the `bits` of "
                 f"the quantizer, {getattr(quantizer, 'bits', None)}"
             )
-        if len({type(transform) for transform in self.transform}) < len(self.transform):
-            raise ValueError("a kind of transform can stand in the list once")
+        for name, stages in (("residual", self.residual), ("transform", self.transform)):
+            if len({type(stage) for stage in stages}) < len(stages):
+                raise ValueError(f"a kind of {name} can stand in the list once")
+        if sum(stage.factored for stage in self.residual) > 1:
+            raise ValueError("one residual of the list can be a product of factors")
         return self
 
     @model_validator(mode="after")
@@ -156,12 +178,23 @@ class MatrixPlan(Stage):
             return self
         if self.share is not None and self.autoencoder.reused is not None:
             raise ValueError("a trained `decoder` is shared as it is: leave out `share`")
-        if self.residual.rounds > 1 or not self.residual.first:
+        if any(stage.rounds > 1 or not stage.first for stage in self.residual):
             raise ValueError(
                 f"`{_name(self.autoencoder)}` is trained once, on what the residual leaves: use "
                 "`fit: svd` or `zero` and `order: residual_first`"
             )
         return self
+
+    @property
+    def factors(self) -> ResidualStage | None:
+        """The residual whose factors tuning changes; None without one."""
+        return next((stage for stage in self.residual if stage.factored), None)
+
+    def with_factors(self, factors: ResidualStage | None, *, dora: bool) -> MatrixPlan:
+        """The same plan with other factors, or none, and with or without gains of rows."""
+        fixed = tuple(stage for stage in self.residual if not stage.factored)
+        others = () if factors is None else (factors,)
+        return self.model_copy(update={"residual": fixed + others, "dora": dora})
 
     @property
     def needs_statistics(self) -> bool:

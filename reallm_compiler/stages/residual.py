@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,7 +11,13 @@ from reallm_compiler.stages.base import Rational, Stage
 
 
 class ResidualStage(Stage):
-    """Base of the kinds of residual."""
+    """Base of the kinds of residual.
+
+    Attributes:
+        factored: it is a product of factors R = L1 L2, which tuning changes and adapters replace.
+    """
+
+    factored: ClassVar[bool] = False
 
     @property
     def first(self) -> bool:
@@ -29,14 +35,11 @@ class NoResidual(ResidualStage):
 
     kind: Literal["none"] = "none"
 
-    @property
-    def by_rows(self) -> bool:
-        """Yes."""
-        return True
-
 
 class LowRank(ResidualStage):
     """A product of two factors, R = L1 L2 with L1 [p, r] and L2 [r, q] (paper, section 3)."""
+
+    factored: ClassVar[bool] = True
 
     kind: Literal["low_rank"]
     rank: Rational = Field(

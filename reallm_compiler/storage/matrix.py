@@ -92,13 +92,14 @@ class MatrixLayout:
     @cached_property
     def rank(self) -> int:
         """Rank of the residual's factors; 0 without factors."""
-        rank: int = size_law_of(self.plan.residual).rank(self.plan.residual, self.shape)
-        return rank
+        stage = self.plan.factors
+        return 0 if stage is None else int(size_law_of(stage).rank(stage, self.shape))
 
     @property
     def factor_dtype(self) -> str | None:
         """Recipe word for the stored type of the residual's factors; None without factors."""
-        dtype: str | None = size_law_of(self.plan.residual).factor_dtype(self.plan.residual)
+        stage = self.plan.factors
+        dtype: str | None = None if stage is None else size_law_of(stage).factor_dtype(stage)
         return dtype
 
     @property
@@ -160,7 +161,9 @@ class MatrixLayout:
     def _named_stages(self) -> list[tuple[str, Stage, Shape]]:
         """(name, stage, the shape that it acts on), in storage order."""
         plan, latent = self.plan, self.latent_shape
-        found: list[tuple[str, Any, Shape]] = [("residual", plan.residual, self.shape)]
+        found: list[tuple[str, Any, Shape]] = [
+            ("residual", residual, self.shape) for residual in plan.residual
+        ]
         found += [("transform", transform, self.shape) for transform in plan.transform]
         found.append(("autoencoder", plan.autoencoder, self.shape))
         found += [(name, getattr(plan, name), latent) for name in LATENT_STAGES]

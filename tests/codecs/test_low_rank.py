@@ -77,7 +77,7 @@ def test_the_quantiser_sees_the_stored_factors(gaussian, plan_of, check_codec):
 
 
 def test_int8_is_symmetric_by_column_of_l1_and_row_of_l2(gaussian, plan_of):
-    params = plan_of(residual={"kind": "low_rank", "rank": 4, "dtype": "int8"}).residual
+    (params,) = plan_of(residual={"kind": "low_rank", "rank": 4, "dtype": "int8"}).residual
     weight = gaussian(20, 30)
     sections = low_rank.encode(params, weight, generator())
     exact = low_rank.truncated_svd(weight, 4, generator())
@@ -92,7 +92,7 @@ def test_int8_is_symmetric_by_column_of_l1_and_row_of_l2(gaussian, plan_of):
 
 
 def test_zero_starts_as_lora_does(gaussian, plan_of):
-    params = plan_of(residual={"kind": "low_rank", "rank": 16, "fit": "zero"}).residual
+    (params,) = plan_of(residual={"kind": "low_rank", "rank": 16, "fit": "zero"}).residual
     sections = low_rank.encode(params, gaussian(50, 400), generator(3))
     assert not sections["l1"].any()
     assert float(sections["l2"].float().std()) == pytest.approx(1 / math.sqrt(1200), rel=0.05)
@@ -107,7 +107,7 @@ def test_a_zero_matrix_has_zero_factors(plan_of, check_codec):
 
 
 def test_overflow_is_refused(plan_of):
-    params = plan_of(residual={"kind": "low_rank", "rank": 1}).residual
+    (params,) = plan_of(residual={"kind": "low_rank", "rank": 1}).residual
     with pytest.raises(CodecError, match="overflow float16"):
         low_rank.encode(params, torch.full((2, 2), 1e12), generator())
 

@@ -192,8 +192,8 @@ PLANS = {
     ),
     "parameter without its kind": (
         "{residual: {rank: 3}}",
-        "r.yaml:2:23: defaults.residual.rank: `rank` is not a parameter of `none` "
-        "(it belongs to the kind `low_rank`)",
+        "r.yaml:2:22: defaults.residual: `kind` is missing "
+        "(with these parameters it can be `low_rank`)",
     ),
     "parameter of another kind": (
         "{scales: {kind: rms}, quantizer: {kind: uniform, bits: 3, dim: 4}}",

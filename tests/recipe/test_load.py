@@ -169,8 +169,9 @@ def test_plain_data():
     )
     assert recipe.name == "recipe"
     assert recipe.model == {"shapes": {"a": [2, 3]}}
-    assert isinstance(recipe.plan.residual, LowRank)
-    assert recipe.plan.residual.rank == Fraction(1, 32)
+    (residual,) = recipe.plan.residual
+    assert isinstance(residual, LowRank)
+    assert residual.rank == Fraction(1, 32)
 
 
 def test_whole_numbers_of_plain_data_are_integers():

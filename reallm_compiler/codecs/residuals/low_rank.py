@@ -14,11 +14,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import ResidualCodec, ResidualTerm
+from reallm_compiler.codecs.contract import ResidualCodec, ResidualTerm, Shape
 from reallm_compiler.codecs.numerics.codebooks import INT8_LEVELS
 from reallm_compiler.codecs.numerics.gram import cholesky, damped, full
 from reallm_compiler.codecs.numerics.numbers import norm, stored, unit
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
+from reallm_compiler.codecs.statistics import MatrixStatistics, Metric
 from reallm_compiler.stages import LowRank
 from reallm_compiler.storage.base import DTYPES
 from reallm_compiler.storage.low_rank import rank_of
@@ -45,7 +46,7 @@ def encode(
     weight: Tensor,
     generator: torch.Generator,
     size: float | None = None,
-    gram: Tensor | None = None,
+    metric: Metric | None = None,
 ) -> Sections:
     """Sections of the factors of a matrix [p, q].
 
@@ -54,7 +55,7 @@ def encode(
         weight: what the residual is to follow.
         generator: on the CPU; draws the sketch, or L2 of `fit: zero`.
         size: norm of the whole matrix, of which `weight` may be a small rest.
-        gram: [q, q], E[x x^T] of the inputs, or its diagonal [q]; None for the metric of weights.
+        metric: in which the factors follow the matrix; None for that of weights.
 
     Raises:
         CodecError: the stored type is too narrow for a factor.
@@ -66,10 +67,10 @@ def encode(
         left = weight.new_zeros(p, rank)
         right = torch.randn(rank, q, generator=generator, dtype=torch.float32)
         right = right.to(weight).div_(math.sqrt(3 * q))
-    elif gram is None:
+    elif metric is None:
         left, right = truncated_svd(weight, rank, generator)
     else:
-        left, right = weighted_svd(weight, rank, gram, generator)
+        left, right = weighted_svd(weight, rank, metric.inputs, generator)
     return store(params, left, right, size)
 
 
@@ -138,19 +139,23 @@ class LowRankTerm(ResidualTerm):
 class LowRankCodec(ResidualCodec[LowRank]):
     """Factors L1 and L2."""
 
+    def metric(self, params: LowRank, statistics: MatrixStatistics) -> Metric | None:
+        """That of the inputs, with `metric: inputs`."""
+        return Metric(inputs=statistics.inputs) if params.metric == "inputs" else None
+
     def encode(
         self,
         params: LowRank,
         weight: Tensor,
         generator: torch.Generator,
         whole: Tensor,
-        gram: Tensor | None = None,
+        metric: Metric | None = None,
     ) -> Sections:
         """Sections of the factors; see `encode`."""
-        return encode(params, weight, generator, norm(whole), gram)
+        return encode(params, weight, generator, norm(whole), metric)
 
     def decoder(
-        self, params: LowRank, sections: Mapping[str, Tensor], dtype: torch.dtype
+        self, params: LowRank, shape: Shape, sections: Mapping[str, Tensor], dtype: torch.dtype
     ) -> LowRankTerm | None:
         """The product of the stored factors; None if `sections` hold none."""
         return LowRankTerm(*decode(params, sections, dtype)) if "l1" in sections else None
