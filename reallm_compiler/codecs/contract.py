@@ -18,6 +18,7 @@ from reallm_compiler.codecs.column_coder import ColumnCoder
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.statistics import MatrixStatistics, Metric
+from reallm_compiler.codecs.windows import Mixing, WindowValues
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import (
     AutoencoderStage,
@@ -144,6 +145,10 @@ class MatrixTransform:
             CodecError: T does not act on rows and columns separately.
         """
         raise CodecError("this transform does not act on inputs and outputs separately")
+
+    def mixing(self) -> tuple[Mixing, Mixing] | None:
+        """`inputs` and `outputs` as data for kernels; None where they are nothing of that form."""
+        return None
 
     def gram(self, gram: Tensor) -> Tensor:
         """E[x' x'^T] = A G A^T of a Gram matrix G = E[x x^T] [q, q] of the inputs.
@@ -334,6 +339,12 @@ class QuantizerCodec(Generic[Q]):
         range: Range,
     ) -> RowDecoder:
         """A decoder of the normalised latent [p, q]."""
+        raise NotImplementedError
+
+    def window_values(
+        self, params: Q, shape: Shape, sections: Mapping[str, Tensor], range: Range
+    ) -> WindowValues:
+        """What codes stand for in a kernel; for a kind whose size law has `code_windows`."""
         raise NotImplementedError
 
 

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 from reallm_compiler.stages import AutoencoderStage, ResidualStage, Stage
 from reallm_compiler.storage.values import Anything, ValueRule
+from reallm_compiler.storage.windows import CodeWindows, ScaleArrays
 from reallm_formats.dtypes import section_bytes
 
 DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "i8"}
@@ -125,6 +126,14 @@ class SizeLaw(Generic[P]):
     def group_bytes(self, params: P, shapes: Sequence[Shape]) -> int:
         """Memory of what is gathered from a share group's matrices to learn what they share."""
         return 0
+
+    def code_windows(self, params: P, shape: Shape) -> CodeWindows | None:
+        """How a quantizer's codes of a latent [p, q] are read; None if not by such windows."""
+        return None
+
+    def scale_arrays(self, params: P) -> ScaleArrays | None:
+        """How scales are stored; None without any, or if they are stored otherwise."""
+        return None
 
 
 R = TypeVar("R", bound=ResidualStage)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from reallm_compiler.stages import QuantizerStage
 from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
+from reallm_compiler.storage.windows import CodeWindows
 
 
 class _WithBits(Protocol):
@@ -17,7 +18,13 @@ S = TypeVar("S", bound=QuantizerStage)
 
 
 class ScalarLaw(SizeLaw[S]):
-    """One code per weight."""
+    """One code per weight.
+
+    Attributes:
+        even: levels are evenly spaced, so that a kernel needs no table of them.
+    """
+
+    even: ClassVar[bool] = False
 
     def sections(self, params: S, shape: Shape, context: Context) -> list[SectionSpec]:
         """The codes of a latent [p, q]."""
@@ -26,6 +33,15 @@ class ScalarLaw(SizeLaw[S]):
     def paper_bits(self, params: S, shape: Shape, context: Context) -> dict[str, Fraction]:
         """b for each weight."""
         return {"codes": Fraction(_bits(params) * shape[0] * shape[1])}
+
+    def code_windows(self, params: S, shape: Shape) -> CodeWindows | None:
+        """Codes; None where a row ends within a byte."""
+        bits = _bits(params)
+        if shape[1] * bits % 8:
+            return None
+        return CodeWindows(
+            window=bits, widths=(bits,), planes=1 if self.even else 2, identity=self.even
+        )
 
 
 def _bits(params: QuantizerStage) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from reallm_compiler.stages import GroupScales
 from reallm_compiler.storage.base import DTYPES, Context, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.values import Finite
+from reallm_compiler.storage.windows import ScaleArrays
 from reallm_compiler.units import ceil_div
 
 ZEROS = "zeros"
@@ -64,3 +65,14 @@ class ScalesLaw(SizeLaw[GroupScales]):
             for name in self.arrays
             for spec in array_sections(params, name, count, negative=name == ZEROS)
         ]
+
+    def scale_arrays(self, params: GroupScales) -> ScaleArrays:
+        """The arrays, as their parameters say."""
+        return ScaleArrays(
+            per=params.per,
+            block=params.block,
+            dtype=DTYPES[params.dtype],
+            bits=params.bits,
+            superblock=params.superblock,
+            zeros=ZEROS in self.arrays,
+        )

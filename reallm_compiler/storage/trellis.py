@@ -19,6 +19,7 @@ from reallm_compiler.stages import TrellisQuantizer
 from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.codebooks import codebook_sections
 from reallm_compiler.storage.values import Finite, Ones
+from reallm_compiler.storage.windows import CodeWindows
 from reallm_compiler.units import ceil_div
 
 SEGMENT = 128
@@ -34,6 +35,9 @@ WINDOW = 64
 
 DEVICE_ROWS = 4096
 """Rows that are searched side by side on an accelerator."""
+
+PERIOD = 16
+"""Columns after which the pattern of widths repeats, in rows of a multiple of so many."""
 
 WORD = 4
 """Bytes of a word; a row is padded to words where that adds little."""
@@ -115,6 +119,15 @@ class TrellisLaw(SizeLaw[TrellisQuantizer]):
         paths = min(params.paths, 2**params.state_bits)
         each = WINDOW * (8 + 1 + 2 * 4) + 40 * 2 ** params.widths[-1]
         return Cost(device_bytes=min(DEVICE_ROWS, shape[0]) * paths * each)
+
+    def code_windows(self, params: TrellisQuantizer, shape: Shape) -> CodeWindows | None:
+        """States; None for rows in which the wide codes have no period of `PERIOD`."""
+        widths = column_widths(params, shape[1])
+        period = widths[:1] if len(params.widths) == 1 else widths[:PERIOD]
+        if shape[1] % PERIOD or period * (shape[1] // len(period)) != widths:
+            return None
+        planes = 1 if params.learns_tables and params.dtype == "int8" else 2
+        return CodeWindows(window=params.state_bits, widths=period, planes=planes)
 
     def group_bytes(self, params: TrellisQuantizer, shapes: Sequence[Shape]) -> int:
         """Sampled segments with their scales in float32, gathered and joined."""

@@ -16,6 +16,7 @@ from fractions import Fraction
 from reallm_compiler.stages import VectorQuantizer
 from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.codebooks import codebook_sections
+from reallm_compiler.storage.windows import CodeWindows
 from reallm_compiler.units import ceil_div
 
 SHARED_VECTORS = 1 << 22
@@ -57,6 +58,18 @@ class VectorLaw(SizeLaw[VectorQuantizer]):
             "codes": Fraction(params.bits) * shape[0] * shape[1],
             "codebook": Fraction(16 * params.dim * 2**params.index_bits),
         }
+
+    def code_windows(self, params: VectorQuantizer, shape: Shape) -> CodeWindows | None:
+        """Indices; None where a line of the grid of codes ends within a byte."""
+        if code_shape(params, shape)[1] * params.index_bits % 8:
+            return None
+        return CodeWindows(
+            window=params.index_bits,
+            widths=(params.index_bits,),
+            dim=params.dim,
+            axis=params.axis,
+            planes=1 if params.dtype == "int8" else 2,
+        )
 
     def group_bytes(self, params: VectorQuantizer, shapes: Sequence[Shape]) -> int:
         """Sampled vectors and their weights, in float32."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs.numerics.numbers import stored
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
+from reallm_compiler.codecs.windows import two_planes
 from reallm_compiler.storage.base import DTYPES
 
 HINT = "give the matrix `scales`, or store the codebook with `dtype: float32`"
@@ -42,3 +43,11 @@ def read_codebook(sections: Mapping[str, Tensor], like: Tensor, dtype: torch.dty
     values = sections["codebook"].to(like.device, dtype)
     scale = sections.get("codebook_scale")
     return values if scale is None else values * scale.to(like.device, dtype)
+
+
+def codebook_table(sections: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+    """The stored values as int8 planes [planes, ...], and their unit: exact for those of int8."""
+    values, scale = sections["codebook"], sections.get("codebook_scale")
+    if scale is not None:
+        return values[None], float(scale)
+    return two_planes(values)

@@ -23,6 +23,7 @@ from reallm_compiler.codecs.quantizers.scalar import (
     level_codes,
     normal_reach,
 )
+from reallm_compiler.codecs.windows import WindowValues, two_planes
 from reallm_compiler.stages import NormalFloatQuantizer, Range
 
 OFFSET = 0.9677083
@@ -83,3 +84,14 @@ class NormalFloatCodec(QuantizerCodec[NormalFloatQuantizer]):
         codes = sections["codes"]
         table = levels(params.bits).to(codes.device, dtype)
         return TableDecoder(table, codes, params.bits, shape)
+
+    def window_values(
+        self,
+        params: NormalFloatQuantizer,
+        shape: Shape,
+        sections: Mapping[str, Tensor],
+        range: Range,
+    ) -> WindowValues:
+        """The levels in two planes."""
+        table, unit = two_planes(levels(params.bits)[:, None])
+        return WindowValues(table=table, unit=unit)

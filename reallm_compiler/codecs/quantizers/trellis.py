@@ -20,7 +20,11 @@ from torch import Tensor
 
 from reallm_compiler.codecs.column_coder import ColumnCoder, RowFeedback
 from reallm_compiler.codecs.contract import Latent, QuantizerCodec, RowDecoder, Shape
-from reallm_compiler.codecs.numerics.codebooks import read_codebook, store_codebook
+from reallm_compiler.codecs.numerics.codebooks import (
+    codebook_table,
+    read_codebook,
+    store_codebook,
+)
 from reallm_compiler.codecs.numerics.list_search import SearchProblem
 from reallm_compiler.codecs.quantizers.trellis_search import Searcher, states_of
 from reallm_compiler.codecs.quantizers.trellis_stream import HighRate, RowStream
@@ -32,6 +36,7 @@ from reallm_compiler.codecs.quantizers.trellis_table import (
 )
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.codecs.windows import WindowValues, two_planes
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import Range, TrellisQuantizer
 from reallm_compiler.storage.trellis import high_rate_columns
@@ -274,6 +279,26 @@ class TrellisCodec(QuantizerCodec[TrellisQuantizer]):
     ) -> TrellisDecoder:
         """Values by their states."""
         return TrellisDecoder(params, shape, sections, dtype)
+
+    def window_values(
+        self,
+        params: TrellisQuantizer,
+        shape: Shape,
+        sections: Mapping[str, Tensor],
+        range: Range,
+    ) -> WindowValues:
+        """The table, and which columns lie where in the streams."""
+        if params.learns_tables:
+            table, unit = codebook_table(sections)
+        else:
+            table, unit = two_planes(computed_table(params.state_bits))
+        high_rate = HighRate.read(sections, shape[1])
+        return WindowValues(
+            table=table[..., None],
+            unit=unit,
+            order=RowStream(params, shape[1], high_rate).order,
+            factors=None if high_rate is None else high_rate.factors(),
+        )
 
 
 def _sampled(params: TrellisQuantizer, latent: Latent, sharers: int) -> Segments:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs.contract import Latent, QuantizerCodec, Shape
 from reallm_compiler.codecs.quantizers.scalar import LevelCoder, TableDecoder, normal_reach
+from reallm_compiler.codecs.windows import WindowValues
 from reallm_compiler.stages import Range, UniformQuantizer
 
 BLOCK = 1 << 18
@@ -73,3 +74,15 @@ class UniformCodec(QuantizerCodec[UniformQuantizer]):
         codes = sections["codes"]
         table = levels(params.bits, range).to(codes.device, dtype)
         return TableDecoder(table, codes, params.bits, shape)
+
+    def window_values(
+        self,
+        params: UniformQuantizer,
+        shape: Shape,
+        sections: Mapping[str, Tensor],
+        range: Range,
+    ) -> WindowValues:
+        """Entries are codes less 2^(bits - 1)."""
+        least, unit = levels(params.bits, range)[:2].tolist()
+        unit -= least
+        return WindowValues(table=None, unit=unit, shift=least + unit * 2 ** (params.bits - 1))

@@ -18,12 +18,17 @@ from reallm_compiler.codecs.column_coder import ColumnCoder
 from reallm_compiler.codecs.contract import Latent, QuantizerCodec, RowDecoder, Shape
 from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign
-from reallm_compiler.codecs.numerics.codebooks import read_codebook, store_codebook
+from reallm_compiler.codecs.numerics.codebooks import (
+    codebook_table,
+    read_codebook,
+    store_codebook,
+)
 from reallm_compiler.codecs.numerics.packing import code_dtype, pack, rows_per_byte, unpack
 from reallm_compiler.codecs.numerics.vectors import DenseVectors, Vectors, sampled_indices
 from reallm_compiler.codecs.quantizers.scalar import byte_table, look_up
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.codecs.windows import WindowValues
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import Range, VectorQuantizer
 from reallm_compiler.storage.vq import code_shape, vectors_of_each
@@ -290,6 +295,17 @@ class VectorCodec(QuantizerCodec[VectorQuantizer]):
         """Codewords by their codes."""
         codes = sections["codes"]
         return VectorDecoder(params, shape, codes, read_codebook(sections, codes, dtype))
+
+    def window_values(
+        self,
+        params: VectorQuantizer,
+        shape: Shape,
+        sections: Mapping[str, Tensor],
+        range: Range,
+    ) -> WindowValues:
+        """The codebook."""
+        table, unit = codebook_table(sections)
+        return WindowValues(table=table, unit=unit)
 
 
 class _Sample:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs.contract import MatrixTransform, Shape, TransformCodec
 from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.codecs.windows import Mixing
 from reallm_compiler.stages import Hadamard
 from reallm_compiler.storage.hadamard import column_block, row_block
 
@@ -87,6 +88,15 @@ class Rotation(MatrixTransform):
     def outputs(self, y: Tensor) -> Tensor:
         """S_p H_p y of outputs y [..., p]."""
         return _blocks(y, self._left.to(y.device, y.dtype)) * self._row_signs.to(y.device, y.dtype)
+
+    def mixing(self) -> tuple[Mixing, Mixing]:
+        """Signs and blocks of both sides."""
+        columns = self._column_signs if len(self._column_signs) > 1 else None
+        rows = self._row_signs if self.step > 1 else None
+        return (
+            Mixing(factors=columns, block=len(self._right)),
+            Mixing(factors=rows, block=self.step),
+        )
 
     def gradients(self, g: Tensor) -> Tensor:
         """H_p S_p g of gradients g [..., p]."""

@@ -15,6 +15,7 @@ from reallm_compiler.codecs.contract import MatrixTransform, Shape, TransformCod
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.scales import MagnitudeCodec
 from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.codecs.windows import Mixing
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import Normalize
 from reallm_compiler.storage.normalize import ROLE, as_scales
@@ -75,6 +76,15 @@ class Normalization(MatrixTransform):
         """s y for scales of rows; y as it is for others."""
         self._check()
         return y * self.field.scale.to(y.device, y.dtype) if self.field.per == "row" else y
+
+    def mixing(self) -> tuple[Mixing, Mixing] | None:
+        """The scales on the side that they belong to; None for scales of blocks."""
+        if self.field.per == "block":
+            return None
+        if self.field.per == "row":
+            return Mixing(), Mixing(factors=self.field.scale)
+        count = self.field.shape[1]
+        return Mixing(factors=self.field.scale.expand(count)), Mixing()
 
     def _check(self) -> None:
         if self.field.per == "block":
