@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs.windows import LARGEST, LOW, split
 
-__all__ = ["LARGEST", "LOW", "integers", "integer_sums", "split"]
+__all__ = ["LARGEST", "LOW", "integer_sums", "integers", "split"]
 
 
 def integers(x: Tensor) -> tuple[Tensor, Tensor]:
