@@ -41,6 +41,7 @@ from reallm_compiler.codecs import encode_matrix, nearest
 from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign
 from reallm_compiler.codecs.numerics.vectors import DenseVectors
+from reallm_compiler.codecs.orders import StoredOrder
 from reallm_compiler.execute.events import Event, Preflight
 from reallm_compiler.execute.runner import THREADS
 from reallm_compiler.recipe import Candidate, load_recipe, resolve
@@ -99,7 +100,7 @@ def order(device: str) -> Made:
     latent = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(3)).to(device)
     params = NearestPermutation(kind="nearest", rows=128)
     positions = nearest.find_order(params, latent)
-    ordered = nearest.permute(params, latent, positions)
+    ordered = StoredOrder(params.rows, columns=positions).permute(latent)
     length = (ordered[:, 1:] - ordered[:, :-1]).double().square().mean().sqrt()
     return float(length), bytes_of(positions)
 

@@ -196,15 +196,23 @@ class TransformCodec(Generic[T]):
 
 
 class ColumnOrder:
-    """Stored orders of the columns of a latent."""
+    """Stored orders of the columns of a latent, and perhaps of its rows.
+
+    Attributes:
+        rows: int64 [p], the rows of the latent in the order that is coded; None for their own.
+    """
+
+    rows: Tensor | None = None
 
     def restore(self, rows: Tensor, first: int) -> Tensor:
-        """Decoded rows first, first + 1, ... [n, q] with their columns back where they belong."""
+        """Decoded rows first, first + 1, ... [n, q] with their columns back where they belong; all
+        rows at once where these are in order, and they are back then too.
+        """
         raise NotImplementedError
 
-    def coded(self, first: int) -> tuple[Tensor, int | None]:
-        """int64 [q], the columns of row `first` in the order that is coded; and the row from which
-        on another order holds, None if this one holds to the end.
+    def coded(self, first: int) -> tuple[Tensor | None, int | None]:
+        """int64 [q], the columns of coded row `first` in the order that is coded, None for their
+        own; and the row from which on another order holds, None if this one holds to the end.
         """
         raise NotImplementedError
 
@@ -215,8 +223,17 @@ O = TypeVar("O", bound=PermutationStage)  # noqa: E741 - order
 class PermutationCodec(Generic[O]):
     """The codec of a kind of permutation; this one leaves columns where they are."""
 
-    def encode(self, params: O, latent: Tensor) -> tuple[Sections, Tensor]:
-        """Sections, and the latent [p, q] in the order that is coded."""
+    def encode(
+        self, params: O, latent: Tensor, moments: Metric | None = None
+    ) -> tuple[Sections, Tensor]:
+        """Sections, and the latent [p, q] in the order that is coded.
+
+        Args:
+            params: the stage.
+            latent: the latent.
+            moments: E[x x^T] of its inputs and E[g g^T] of the gradients at its outputs, if these
+                were measured; for a kind that needs statistics.
+        """
         return {}, latent
 
     def decoder(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs import dora
 from reallm_compiler.codecs.callback import NoCallback, TrainingCallback
-from reallm_compiler.codecs.contract import PANEL, Coding
+from reallm_compiler.codecs.contract import PANEL, Coding, MatrixTransform
 from reallm_compiler.codecs.decode import (
     MatrixDecoder,
     relative_error,
@@ -26,6 +26,7 @@ from reallm_compiler.codecs.decode import (
     work_dtype,
 )
 from reallm_compiler.codecs.latent import StagesCoder, fit_tables
+from reallm_compiler.codecs.numerics.gram import full
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.sections import Sections, check_sections
 from reallm_compiler.codecs.statistics import MatrixStatistics, Metric
@@ -299,24 +300,27 @@ class _Job:
         codec = codec_of(self.plan.autoencoder)
         coding = self.coding
         if self.statistics is not None:
-            coding = replace(coding, coder=replace(self.coder, metric=self._metric(sections)))
+            metric, moments = self._metrics(sections)
+            coding = replace(coding, coder=replace(self.coder, metric=metric, moments=moments))
         made: Sections = codec.encode(self.plan.autoencoder, target, coding, learn)
         return sections | made
 
-    def _metric(self, sections: Sections) -> Metric | None:
-        """What errors of the transformed matrix cost."""
-        assert self.statistics is not None
-        rounding = self.plan.rounding
-        metric: Metric | None = codec_of(rounding).metric(rounding, self.statistics)
-        if metric is None:
-            return None
-        inputs, outputs = metric.inputs, metric.outputs
-        for params in self.plan.transform:
+    def _metrics(self, sections: Sections) -> tuple[Metric | None, Metric | None]:
+        """What errors of the transformed matrix cost where its codes are chosen, and the plain
+        moments of its inputs and outputs; each None where no stage needs it.
+        """
+        plan, statistics = self.plan, self.statistics
+        assert statistics is not None
+        metric: Metric | None = codec_of(plan.rounding).metric(plan.rounding, statistics)
+        moments = None
+        if plan.permutation.needs_statistics:
+            outputs = None if statistics.outputs is None else full(statistics.outputs)
+            moments = Metric(inputs=full(statistics.inputs), outputs=outputs)
+        for params in plan.transform:
             codec = codec_of(params)
             transform = codec.decoder(params, self.layout.shape, sections, torch.float64)
-            inputs = transform.gram(inputs)
-            outputs = None if outputs is None else transform.gradient_gram(outputs)
-        return Metric(inputs=inputs, outputs=outputs)
+            metric, moments = _moved(transform, metric), _moved(transform, moments)
+        return metric, moments
 
     def _rest(self, residuals: Sections, coded: Sections) -> Tensor:
         """W less residuals and coded part as stored, a fresh tensor."""
@@ -338,6 +342,14 @@ class _Job:
 def _joined(parts: Iterable[Sections]) -> Sections:
     """All sections of several residuals."""
     return {role: values for sections in parts for role, values in sections.items()}
+
+
+def _moved(transform: MatrixTransform, metric: Metric | None) -> Metric | None:
+    """The metric of T(W) by that of W."""
+    if metric is None:
+        return None
+    outputs = None if metric.outputs is None else transform.gradient_gram(metric.outputs)
+    return Metric(inputs=transform.gram(metric.inputs), outputs=outputs)
 
 
 def _check_weight(weight: Tensor, first_row: int = 0) -> None:

@@ -65,11 +65,10 @@ class FeedbackCodec(RoundingCodec[FeedbackRounding]):
         if metric is None:
             raise CodecError("rounding with feedback needs statistics")
         inputs = damped(metric.inputs, float(params.damping))
+        importance = inputs.diagonal()
         if order is not None:  # one importance for all rows: that of the first order
             columns, _ = order.coded(0)
-            importance = inputs.diagonal()[columns]
-        else:
-            importance = inputs.diagonal()
+            importance = importance if columns is None else importance[columns]
         coder = stages.coder(latent, importance)
         rows = ceil_div(params.rows, coder.row_step) * coder.row_step
         above = None
@@ -113,7 +112,8 @@ def _bands(stages: LatentStages, inputs: Tensor, coder: ColumnCoder, latent: Lat
         columns = coder.order
         if stages.order is not None:
             permuted, last = stages.order.coded(first)
-            columns = permuted if columns is None else permuted[columns]
+            if permuted is not None:
+                columns = permuted if columns is None else permuted[columns]
         own = inputs if columns is None else inputs[columns][:, columns]
         upper, importance = factor(own)
         if coder.step > 1:

@@ -10,7 +10,7 @@ of all latents of its patches: these stages need not know. Decoding goes by pane
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -46,6 +46,8 @@ class StagesCoder:
         tables: roles of the sections that the quantizer may share.
         generator: the matrix's own source of random numbers, on the CPU.
         metric: of the latent's errors; None without statistics.
+        moments: E[x x^T] of its inputs and E[g g^T] of the gradients at its outputs; None where no
+            stage needs them.
     """
 
     plan: MatrixPlan
@@ -54,6 +56,7 @@ class StagesCoder:
     tables: tuple[str, ...]
     generator: torch.Generator
     metric: Metric | None = None
+    moments: Metric | None = None
 
     def encode(self, latent: Tensor, shared: Mapping[str, Tensor]) -> Sections:
         """Sections of a latent of the coder's shape, which is used up.
@@ -96,7 +99,9 @@ class _Stages:
         self._given = given
         self._tables = tables
         self.learned: Sections = {}
-        self._ordered, self._latent = codec_of(plan.permutation).encode(plan.permutation, latent)
+        self._ordered, self._latent = codec_of(plan.permutation).encode(
+            plan.permutation, latent, given.moments
+        )
         self._scales: Sections = {}
         self._applied: ScaleField | None = None
         self._stretch = 1.0
@@ -111,11 +116,14 @@ class _Stages:
     @property
     def metric(self) -> Metric | None:
         """What errors of the latent cost."""
-        return self._given.metric
+        metric, order = self._given.metric, self.order
+        if metric is None or metric.outputs is None or order is None or order.rows is None:
+            return metric
+        return replace(metric, outputs=metric.outputs[order.rows][:, order.rows])
 
     @cached_property
     def order(self) -> ColumnOrder | None:
-        """How the columns are permuted."""
+        """How columns and rows are permuted."""
         plan = self._given.plan
         codec = codec_of(plan.permutation)
         order: ColumnOrder | None = codec.decoder(
@@ -132,9 +140,7 @@ class _Stages:
     def group(self) -> int | None:
         """Consecutive columns of a row that `rescale` can choose a scale for."""
         plan, columns = self._given.plan, self._given.shape[1]
-        if plan.scales.grouped(columns) and self.order is None:
-            return plan.scales.grouped(columns)
-        return None
+        return plan.scales.grouped(columns) or None
 
     def rescale(
         self,
@@ -228,14 +234,18 @@ class StagesDecoder(LatentDecoder):
         self._codes: RowDecoder = codec_of(plan.quantizer).decoder(
             plan.quantizer, shape, sections, dtype, plan.scales.range
         )
-        self.step = self._codes.step
+        self._rows_in_order = self._order is not None and self._order.rows is not None
+        self.step = shape[0] if self._rows_in_order else self._codes.step
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last) of the latent, a fresh tensor; `first` is a multiple of `step`."""
-        rows = self._codes.rows(first, last)
+        start, stop = (0, self._shape[0]) if self._rows_in_order else (first, last)
+        rows = self._codes.rows(start, stop)
         if self._field is not None:
-            self._field.restore_(rows, first)
-        return rows if self._order is None else self._order.restore(rows, first)
+            self._field.restore_(rows, start)
+        if self._order is not None:
+            rows = self._order.restore(rows, start)
+        return rows[first:last] if self._rows_in_order else rows
 
     def fill(self, out: Tensor, first: int, scales: ScaleField | None) -> bool:
         """Rows first, first + 1, ... of the latent into `out` [n, q], of any floating type."""

@@ -5,9 +5,7 @@ one by Euclidean distance, the lowest index among equals. Algorithm 1 says "mini
 product", which would choose the most opposite column and make neighbours less alike than no
 order at all; the nearest column is what its name and its purpose ask for.
 
-Stored is, for each column, its position in the coded latent, so that decoding is one gather:
-latent[:, j] = coded[:, order[j]]. Columns are followed by index, never by value: equal columns
-cannot collide.
+Columns are followed by index, never by value: equal columns cannot collide.
 """
 
 from __future__ import annotations
@@ -18,14 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import ColumnOrder, PermutationCodec, Shape
+from reallm_compiler.codecs.contract import PermutationCodec, Shape
 from reallm_compiler.codecs.numerics.numbers import unit
-from reallm_compiler.codecs.numerics.packing import pack, unpack
+from reallm_compiler.codecs.orders import StoredOrder, positions_of, read_order
 from reallm_compiler.codecs.sections import Sections
-from reallm_compiler.errors import CodecError
+from reallm_compiler.codecs.statistics import Metric
 from reallm_compiler.stages import NearestPermutation
-from reallm_compiler.storage.nearest import DEVICE_BYTES, row_blocks
-from reallm_compiler.units import index_bits
+from reallm_compiler.storage.nearest import DEVICE_BYTES
 
 DISTANCE_BYTES = 128 << 20
 """Bytes of distances that may be held at once, or twice the latent's own if that is more."""
@@ -34,67 +31,27 @@ DISTANCE_BYTES = 128 << 20
 class NearestCodec(PermutationCodec[NearestPermutation]):
     """An order for each block of rows."""
 
-    def encode(self, params: NearestPermutation, latent: Tensor) -> tuple[Sections, Tensor]:
+    def encode(
+        self, params: NearestPermutation, latent: Tensor, moments: Metric | None = None
+    ) -> tuple[Sections, Tensor]:
         """The section of the orders of a latent [p, q], and the latent in that order."""
-        positions = find_order(params, latent)
-        sections = {"order": pack(positions, index_bits(latent.shape[1]))}
-        return sections, permute(params, latent, positions)
+        order = StoredOrder(params.rows, columns=find_order(params, latent))
+        return order.sections(), order.permute(latent)
 
     def decoder(
         self, params: NearestPermutation, shape: Shape, sections: Mapping[str, Tensor]
-    ) -> NearestOrder:
+    ) -> StoredOrder:
         """The position of each column in the coded latent [p, q].
 
         Raises:
             CodecError: a position lies outside the latent.
         """
-        p, q = shape
-        blocks = row_blocks(params, p)
-        positions = unpack(sections["order"], index_bits(q), blocks * q).view(blocks, q)
-        if int(positions.max()) >= q:
-            raise CodecError(f"the column order names position {int(positions.max())} of {q}")
-        return NearestOrder(params, positions.to(torch.int64))
-
-
-class NearestOrder(ColumnOrder):
-    """Orders of the columns.
-
-    Args:
-        params: the stage.
-        positions: int64 [blocks, q], the position of each column in the coded latent.
-    """
-
-    def __init__(self, params: NearestPermutation, positions: Tensor) -> None:
-        self._params = params
-        self._positions = positions
-
-    def restore(self, rows: Tensor, first: int) -> Tensor:
-        """Decoded rows [n, q], from row `first` on, with their columns back where they belong."""
-        size = self._params.rows
-        if size == "all":
-            return rows.index_select(1, self._positions[0])
-        result = torch.empty_like(rows)
-        start = 0
-        while start < len(rows):
-            block = (first + start) // size
-            stop = min((block + 1) * size - first, len(rows))
-            result[start:stop] = rows[start:stop].index_select(1, self._positions[block])
-            start = stop
-        return result
-
-    def coded(self, first: int) -> tuple[Tensor, int | None]:
-        """The columns of row `first` in the coded order, and where the next order begins."""
-        size = self._params.rows
-        if size == "all":
-            return self._positions[0].argsort(), None
-        block = first // size
-        last = None if block + 1 == len(self._positions) else (block + 1) * size
-        return self._positions[block].argsort(), last
+        return read_order(params.rows, shape, sections)
 
 
 def find_order(params: NearestPermutation, latent: Tensor) -> Tensor:
     """int64 [blocks, q]: the position of each column of a latent [p, q] in the coded order."""
-    p, q = latent.shape
+    p = len(latent)
     rows = p if params.rows == "all" else params.rows
     one = unit(latent)
     latent = latent if one == 1 else latent / one
@@ -104,20 +61,7 @@ def find_order(params: NearestPermutation, latent: Tensor) -> Tensor:
         visits = torch.stack([torch.from_numpy(_visit(block, budget)) for block in blocks])
     else:
         visits = _visit_together(blocks)
-    positions = torch.empty_like(visits)
-    positions.scatter_(1, visits, torch.arange(q, device=visits.device).expand_as(visits))
-    return positions
-
-
-def permute(params: NearestPermutation, latent: Tensor, positions: Tensor) -> Tensor:
-    """The latent [p, q] with its columns in the order that is coded."""
-    p = latent.shape[0]
-    rows = p if params.rows == "all" else params.rows
-    coded = torch.empty_like(latent)
-    for block, position in enumerate(positions):
-        span = slice(block * rows, min((block + 1) * rows, p))
-        coded[span] = latent[span].index_select(1, position.argsort())
-    return coded
+    return positions_of(visits)
 
 
 def _visit(block: Tensor, budget: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:

@@ -19,10 +19,12 @@ from reallm_compiler.codecs.quantizers.vq import VectorCodec
 from reallm_compiler.codecs.residuals.low_rank import LowRankCodec
 from reallm_compiler.codecs.rounding import RoundingCodec
 from reallm_compiler.codecs.scales import MagnitudeCodec, MinmaxCodec
+from reallm_compiler.codecs.sorted_orders import ActOrderCodec, NormSortedCodec
 from reallm_compiler.codecs.transforms.hadamard import HadamardCodec
 from reallm_compiler.codecs.transforms.normalize import NormalizeCodec
 from reallm_compiler.stages import (
     AbsmaxScales,
+    ActOrderPermutation,
     AffineScales,
     FeedbackRounding,
     Hadamard,
@@ -37,6 +39,7 @@ from reallm_compiler.stages import (
     NoResidual,
     NormalFloatQuantizer,
     Normalize,
+    NormSortedPermutation,
     NoScales,
     RmsScales,
     Stage,
@@ -55,6 +58,8 @@ CODECS: dict[type[Stage], Any] = {
     Hnerv: HnervCodec(),
     NoPermutation: PermutationCodec[NoPermutation](),
     NearestPermutation: NearestCodec(),
+    NormSortedPermutation: NormSortedCodec(),
+    ActOrderPermutation: ActOrderCodec(),
     NoScales: ScalesCodec[NoScales](),
     RmsScales: MagnitudeCodec(2.0),
     AbsmaxScales: MagnitudeCodec(math.inf),

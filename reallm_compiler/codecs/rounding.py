@@ -17,8 +17,8 @@ class LatentStages(Protocol):
 
     @property
     def metric(self) -> Metric | None:
-        """What errors of the latent cost, its columns not yet permuted; given if the rounding
-        needs statistics.
+        """What errors of the latent cost, its columns not yet permuted, its rows as they are coded;
+        given if the rounding needs statistics.
         """
         ...
 

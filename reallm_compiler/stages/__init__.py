@@ -11,7 +11,13 @@ what it does is its codec in `codecs`. The names of kinds and parameters are tho
 
 from reallm_compiler.stages.autoencoder import AutoencoderStage, Hnerv, Identity
 from reallm_compiler.stages.base import Extent, FloatType, Rational, Stage, Whole
-from reallm_compiler.stages.permutation import NearestPermutation, NoPermutation, PermutationStage
+from reallm_compiler.stages.permutation import (
+    ActOrderPermutation,
+    NearestPermutation,
+    NoPermutation,
+    NormSortedPermutation,
+    PermutationStage,
+)
 from reallm_compiler.stages.plan import SHARING, MatrixPlan, shares
 from reallm_compiler.stages.prepare import (
     PREPARE_KINDS,
@@ -55,6 +61,7 @@ __all__ = [
     "PREPARE_KINDS",
     "SHARING",
     "AbsmaxScales",
+    "ActOrderPermutation",
     "AffineScales",
     "AutoencoderStage",
     "Extent",
@@ -75,6 +82,7 @@ __all__ = [
     "NoQuantizer",
     "NoResidual",
     "NoScales",
+    "NormSortedPermutation",
     "NormalFloatQuantizer",
     "Normalize",
     "PermutationStage",

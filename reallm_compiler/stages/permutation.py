@@ -1,12 +1,30 @@
-"""Parameters of the permutation: the order of the latent's columns."""
+"""Parameters of the permutation: the order of the latent's columns and rows."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from reallm_compiler.stages.base import Stage
+
+Sides = Annotated[
+    Literal["columns", "rows", "both"],
+    Field(description="What is put in order: columns, rows, or both."),
+]
+
+
+def _positive(rows: int | str) -> int | str:
+    if isinstance(rows, int) and rows < 1:
+        raise ValueError("rows must be at least 1, or `all`")
+    return rows
+
+
+Rows = Annotated[
+    int | Literal["all"],
+    AfterValidator(_positive),
+    Field(description="Rows that share one order; `all`: one order for the whole matrix."),
+]
 
 
 class PermutationStage(Stage):
@@ -28,14 +46,28 @@ class NearestPermutation(PermutationStage):
     """Columns reordered so that each is followed by its nearest unplaced one (Algorithm 1)."""
 
     kind: Literal["nearest"]
-    rows: int | Literal["all"] = Field(
-        default=128,
-        description="Rows that share one order; `all`: one order for the whole matrix.",
-    )
+    rows: Rows = 128
 
-    @field_validator("rows")
-    @classmethod
-    def _rows_positive(cls, rows: int | str) -> int | str:
-        if isinstance(rows, int) and rows < 1:
-            raise ValueError("rows must be at least 1, or `all`")
-        return rows
+
+class NormSortedPermutation(PermutationStage):
+    """Columns or rows by their norms, largest first, so that groups hold weights of one size."""
+
+    kind: Literal["norm_sorted"]
+    sides: Sides = "columns"
+    rows: Rows = "all"
+
+
+class ActOrderPermutation(PermutationStage):
+    """Columns by the mean square of their inputs, largest first (GPTQ's act-order).
+
+    Rounding with feedback so codes first what costs most, while most is left to make up for it.
+    Rows likewise by the mean square of the loss gradients at their outputs.
+    """
+
+    kind: Literal["act_order"]
+    sides: Sides = "columns"
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Yes."""
+        return True

@@ -156,19 +156,24 @@ class MatrixPlan(Stage):
         return self
 
     @model_validator(mode="after")
-    def _feedback_fits(self) -> MatrixPlan:
-        if not self.rounding.needs_statistics:
-            return self
-        name = _name(self.rounding)
-        if self.autoencoder.trained:
-            raise ValueError(
-                f"`{name}` rounding needs the matrix itself: use the `identity` autoencoder"
-            )
-        for transform in self.transform:
-            if not transform.separable:
+    def _statistics_fit(self) -> MatrixPlan:
+        for key in ("permutation", "scales", "rounding"):
+            stage: Stage = getattr(self, key)
+            if not stage.needs_statistics:
+                continue
+            what = f"`{_name(stage)}` {key}"
+            if self.autoencoder.trained:
+                raise ValueError(f"{what} needs the matrix itself: use the `identity` autoencoder")
+            for transform in self.transform:
+                if not transform.separable:
+                    raise ValueError(
+                        f"{what} does not fit the transform `{_name(transform)}`, which "
+                        "does not act on rows and columns separately"
+                    )
+            if self.share is not None and key != "rounding":
                 raise ValueError(
-                    f"`{name}` rounding does not fit the transform `{_name(transform)}`, which "
-                    "does not act on rows and columns separately"
+                    f"{what} does not go with `share`: what a group stores once is learned "
+                    "without statistics"
                 )
         return self
 

@@ -18,7 +18,12 @@ from typing import Any
 from reallm_compiler.errors import RegistryError
 from reallm_compiler.stages.autoencoder import Hnerv, Identity
 from reallm_compiler.stages.base import Stage
-from reallm_compiler.stages.permutation import NearestPermutation, NoPermutation
+from reallm_compiler.stages.permutation import (
+    ActOrderPermutation,
+    NearestPermutation,
+    NoPermutation,
+    NormSortedPermutation,
+)
 from reallm_compiler.stages.quantizer import (
     NoQuantizer,
     NormalFloatQuantizer,
@@ -44,7 +49,12 @@ KINDS: Mapping[str, tuple[type[Stage], ...]] = {
     "residual": (NoResidual, LowRank),
     "transform": (Normalize, Hadamard),
     "autoencoder": (Identity, Hnerv),
-    "permutation": (NoPermutation, NearestPermutation),
+    "permutation": (
+        NoPermutation,
+        NearestPermutation,
+        NormSortedPermutation,
+        ActOrderPermutation,
+    ),
     "scales": (NoScales, RmsScales, AbsmaxScales, MinmaxScales, AffineScales),
     "quantizer": (
         NoQuantizer,

@@ -1,4 +1,4 @@
-"""Size law of the column permutation: q indices of ceil(log2 q) bits per block of rows.
+"""Size law of the permutation `nearest`: an order of the columns for each block of rows.
 
 For 4096 columns and 128 rows that is 12 x 4096 bits per block, 0.09375 bits per weight
 (paper, section 3).
@@ -8,16 +8,10 @@ from __future__ import annotations
 
 from reallm_compiler.stages import NearestPermutation
 from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape, SizeLaw
-from reallm_compiler.storage.values import Order
-from reallm_compiler.units import ceil_div, index_bits
+from reallm_compiler.storage.orders import column_orders, row_blocks
 
 DEVICE_BYTES = 4 << 30
 """Bytes of distances that may be held at once on an accelerator, where all blocks advance."""
-
-
-def row_blocks(params: NearestPermutation, rows: int) -> int:
-    """Blocks of rows that have an order of their own; the last may be shorter."""
-    return 1 if params.rows == "all" else ceil_div(rows, params.rows)
 
 
 class NearestLaw(SizeLaw[NearestPermutation]):
@@ -27,21 +21,11 @@ class NearestLaw(SizeLaw[NearestPermutation]):
         self, params: NearestPermutation, shape: Shape, context: Context
     ) -> list[SectionSpec]:
         """The orders for a latent [p, q]."""
-        p, q = shape
-        orders = (row_blocks(params, p), q)
-        return [
-            SectionSpec(
-                role="order",
-                dtype=f"b{index_bits(q)}",
-                shape=orders,
-                term="permutation",
-                values=Order(),
-            )
-        ]
+        return [column_orders(params.rows, shape)]
 
     def cost(self, params: NearestPermutation, shape: Shape, context: Context) -> Cost:
         """Tables of distances on a GPU, each made alone and then laid beside the others."""
         rows, columns = shape
         table = 4 * columns * columns
         together = max(1, DEVICE_BYTES // table)
-        return Cost(device_bytes=2 * table * min(together, row_blocks(params, rows)))
+        return Cost(device_bytes=2 * table * min(together, row_blocks(params.rows, rows)))

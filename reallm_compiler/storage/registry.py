@@ -6,6 +6,7 @@ from typing import Any
 
 from reallm_compiler.stages import (
     AbsmaxScales,
+    ActOrderPermutation,
     AffineScales,
     FeedbackRounding,
     Hadamard,
@@ -20,6 +21,7 @@ from reallm_compiler.stages import (
     NoResidual,
     NormalFloatQuantizer,
     Normalize,
+    NormSortedPermutation,
     NoScales,
     RmsScales,
     Stage,
@@ -37,6 +39,7 @@ from reallm_compiler.storage.low_rank import LowRankLaw
 from reallm_compiler.storage.nearest import NearestLaw
 from reallm_compiler.storage.normal_float import NormalFloatLaw
 from reallm_compiler.storage.normalize import NormalizeLaw
+from reallm_compiler.storage.orders import SortedLaw
 from reallm_compiler.storage.plain import PlainLaw
 from reallm_compiler.storage.scales import ScalesLaw
 from reallm_compiler.storage.trellis import TrellisLaw
@@ -52,6 +55,8 @@ SIZE_LAWS: dict[type[Stage], SizeLaw[Any]] = {
     Hnerv: HnervLaw(),
     NoPermutation: SizeLaw[NoPermutation](),
     NearestPermutation: NearestLaw(),
+    NormSortedPermutation: SortedLaw(),
+    ActOrderPermutation: SortedLaw(),
     NoScales: SizeLaw[NoScales](),
     RmsScales: ScalesLaw("scales"),
     AbsmaxScales: ScalesLaw("scales"),

@@ -140,7 +140,7 @@ class Order:
             if not whole.all():
                 row = int(whole.argmin())
                 missing = int(seen[row].argmin())
-                what = f"is not a permutation of {count} columns: {missing} is missing"
+                what = f"is not a permutation of {count} numbers: {missing} is missing"
                 return f"row {first + row} {what}"
         return None
 

@@ -14,6 +14,7 @@ from reallm_compiler.codecs import (
     from_bytes,
     to_bytes,
 )
+from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage.base import SectionSpec
@@ -38,7 +39,14 @@ def check_plan(plan: MatrixPlan, shape: tuple[int, int], seed: int) -> bool:
     try:
         shared = fit_shared(plan, [weight, weight.t()], seed=2) if plan.share else {}
         first, second = (
-            encode_matrix(plan, weight, seed=seed, source_dtype="f32", shared=shared)
+            encode_matrix(
+                plan,
+                weight,
+                seed=seed,
+                source_dtype="f32",
+                shared=shared,
+                statistics=some_statistics(shape, seed),
+            )
             for _ in range(2)
         )
     except CodecError as error:
@@ -63,6 +71,24 @@ def check_plan(plan: MatrixPlan, shape: tuple[int, int], seed: int) -> bool:
     measured = wrong / float(torch.linalg.norm(weight.double()))
     assert first.relative_error == pytest.approx(measured, rel=1e-9, abs=1e-15)
     return True
+
+
+def some_statistics(shape: tuple[int, int], seed: int) -> MatrixStatistics:
+    """Moments of random inputs and gradients, half of which follow the one before."""
+    made = torch.Generator().manual_seed(seed)
+    inputs, gradients = (torch.randn(4 * extent, extent, generator=made) for extent in shape[::-1])
+    for values in (inputs, gradients):
+        values[:, 1::2] += values[:, :-1:2][:, : values[:, 1::2].shape[1]]
+    grams = [values.T @ values / len(values) for values in (inputs, gradients)]
+    return MatrixStatistics(
+        inputs=grams[0],
+        weighted_inputs=grams[0],
+        outputs=grams[1],
+        weighted_outputs=grams[1],
+        energy=1.0,
+        mean_abs=inputs.abs().mean(0),
+        count=len(inputs),
+    )
 
 
 def stored_and_read(values: Tensor, spec: SectionSpec) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 
 from reallm_compiler.codecs import nearest
 from reallm_compiler.codecs.numerics.packing import pack
+from reallm_compiler.codecs.orders import StoredOrder
 from reallm_compiler.errors import CodecError
 
 SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)]
@@ -54,8 +55,7 @@ def test_columns_come_back(shape, rows, gaussian, plan_of):
     params = params_of(plan_of, rows)
     sections, coded = CODEC.encode(params, weight)
     read = CODEC.decoder(params, shape, sections)
-    positions = nearest.find_order(params, weight)
-    assert torch.equal(read._positions, positions)
+    assert torch.equal(read.sections()["order"], sections["order"])
     for first in range(0, shape[0], 24):
         part = read.restore(coded[first : first + 24], first)
         assert torch.equal(part, weight[first : first + 24])
@@ -67,7 +67,7 @@ def test_stored_is_the_position_of_each_column(plan_of):
     params = params_of(plan_of, "all")
     positions = nearest.find_order(params, weight)
     assert positions.tolist() == [[0, 3, 1, 2]]
-    assert nearest.permute(params, weight, positions).tolist() == [[0, 10, 20, 30]]
+    assert StoredOrder(params.rows, columns=positions).permute(weight).tolist() == [[0, 10, 20, 30]]
 
 
 def test_equal_columns_do_not_collide(plan_of):
@@ -89,7 +89,9 @@ def test_neighbours_come_nearer_as_in_the_published_measurement(gaussian, plan_o
         return float((x[:, 1:] - x[:, :-1]).square().sum(0).sqrt().mean())
 
     assert mean_step(weight) == pytest.approx(16.00, abs=0.05)
-    assert mean_step(nearest.permute(params, weight, positions)) == pytest.approx(13.63, abs=0.05)
+    assert mean_step(StoredOrder(params.rows, columns=positions).permute(weight)) == pytest.approx(
+        13.63, abs=0.05
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

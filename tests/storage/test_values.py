@@ -69,7 +69,7 @@ def test_orders_at_every_row(
     for row in range(rows):
         kept = codes[row].copy()
         codes[row, -1] = codes[row, 0] if columns > 1 else 1
-        assert f"row {row} is not a permutation of {columns} columns" in str(problem())
+        assert f"row {row} is not a permutation of {columns} numbers" in str(problem())
         codes[row] = kept
 
 

@@ -1,0 +1,58 @@
+"""Size laws of stored orders: n indices of ceil(log2 n) bits for an order of n columns or rows."""
+
+from __future__ import annotations
+
+from reallm_compiler.stages import ActOrderPermutation, NormSortedPermutation
+from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
+from reallm_compiler.storage.values import Order
+from reallm_compiler.units import ceil_div, index_bits
+
+COLUMNS = "order"
+"""Role of the section with the orders of the columns."""
+
+ROWS = "row_order"
+"""Role of the section with the order of the rows."""
+
+
+def row_blocks(size: int | str, rows: int) -> int:
+    """Blocks of `size` rows that have an order of their own; the last may be shorter.
+
+    Args:
+        size: rows of a block, or `all`.
+        rows: of the latent.
+    """
+    return 1 if isinstance(size, str) else ceil_div(rows, size)
+
+
+def column_orders(size: int | str, shape: Shape) -> SectionSpec:
+    """The orders of the columns of a latent [p, q] for blocks of `size` rows."""
+    p, q = shape
+    return _orders(COLUMNS, row_blocks(size, p), q)
+
+
+def _orders(role: str, blocks: int, count: int) -> SectionSpec:
+    return SectionSpec(
+        role=role,
+        dtype=f"b{index_bits(count)}",
+        shape=(blocks, count),
+        term="permutation",
+        values=Order(),
+    )
+
+
+class SortedLaw(SizeLaw[NormSortedPermutation | ActOrderPermutation]):
+    """Orders of columns, of rows, or both."""
+
+    def sections(
+        self,
+        params: NormSortedPermutation | ActOrderPermutation,
+        shape: Shape,
+        context: Context,
+    ) -> list[SectionSpec]:
+        """The orders for a latent [p, q]."""
+        found = []
+        if params.sides != "rows":
+            found.append(column_orders(getattr(params, "rows", "all"), shape))
+        if params.sides != "columns":
+            found.append(_orders(ROWS, 1, shape[0]))
+        return found
