@@ -9,8 +9,8 @@
     model, tokenizer = reallm.load("out.reallm")
 
 Commands of the command line have their functions: `calibrate`, `compile`, `verify`,
-`reconstruct`, `eval`, `survey`, `tune` (for `finetune`). What they return, what they raise (always
-a `ReallmError`) and the events that they report have their names here too.
+`reconstruct`, `export`, `eval`, `survey`, `tune` (for `finetune`). What they return, what they
+raise (always a `ReallmError`) and the events that they report have their names here too.
 
 Importing this package imports neither torch nor transformers: each name brings what it needs
 when it is first used.
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         CodecError,
         CompileError,
         EvaluationError,
+        ExportError,
         FinetuneError,
         FormatError,
         OutputError,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from reallm_compiler.finetune.events import Started as FinetuneStarted
     from reallm_compiler.finetune.options import FinetuneOptions
     from reallm_compiler.finetune.run import finetune as tune
+    from reallm_compiler.integrations.export import ExportReport, export
     from reallm_compiler.planning.budget import Budget, MatrixBudget, Totals
     from reallm_compiler.planning.build import plan
     from reallm_compiler.planning.model import Plan
@@ -100,6 +102,8 @@ __all__ = [
     "Damage",
     "Evaluation",
     "EvaluationError",
+    "ExportError",
+    "ExportReport",
     "FinetuneError",
     "FinetuneEvent",
     "FinetuneOptions",
@@ -133,6 +137,7 @@ __all__ = [
     "calibrate",
     "compile",
     "eval",
+    "export",
     "load",
     "load_recipe",
     "open",
@@ -162,6 +167,8 @@ _HOMES = {
     "Damage": ("reallm_formats", "Damage"),
     "Evaluation": ("reallm_compiler.evaluate.perplexity", "Evaluation"),
     "EvaluationError": ("reallm_compiler.errors", "EvaluationError"),
+    "ExportError": ("reallm_compiler.errors", "ExportError"),
+    "ExportReport": ("reallm_compiler.integrations.export", "ExportReport"),
     "FinetuneError": ("reallm_compiler.errors", "FinetuneError"),
     "FinetuneEvent": ("reallm_compiler.finetune.events", "Event"),
     "FinetuneOptions": ("reallm_compiler.finetune.options", "FinetuneOptions"),
@@ -194,6 +201,7 @@ _HOMES = {
     "calibrate": ("reallm_compiler.calibration.run", "calibrate"),
     "compile": ("reallm_compiler.execute.run", "compile_model"),
     "eval": ("reallm_compiler.evaluate.models", "evaluate_files"),
+    "export": ("reallm_compiler.integrations.export", "export"),
     "load": ("reallm_compiler.runtime.models", "load"),
     "load_recipe": ("reallm_compiler.recipe.load", "load_recipe"),
     "open": ("reallm_compiler.reader.archive", "open_archive"),

@@ -17,6 +17,7 @@ __all__ = [
     "CodecError",
     "CompileError",
     "EvaluationError",
+    "ExportError",
     "FinetuneError",
     "FormatError",
     "OutputError",
@@ -123,3 +124,9 @@ class EvaluationError(ReallmError):
     """A model cannot be measured: an unfit text, a wrong window, a loss that is not finite."""
 
     code: ClassVar[str] = "cannot-evaluate"
+
+
+class ExportError(ReallmError):
+    """A model cannot be written in a format, or served: its plan does not fit, a library lacks."""
+
+    code: ClassVar[str] = "cannot-export"

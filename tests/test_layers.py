@@ -36,15 +36,16 @@ LAYERS = {
     "reallm_compiler.runtime": 9,
     "reallm_compiler.finetune": 10,
     "reallm_compiler.evaluate": 10,
-    "reallm_cli": 11,
+    "reallm_compiler.integrations": 11,
+    "reallm_cli": 12,
 }
 
 LIBRARIES = {
     "torch": 6,
     "transformers": 8,
     "safetensors": 7,
-    "click": 11,
-    "rich": 11,
+    "click": 12,
+    "rich": 12,
     "peft": 10,
     "lm_eval": 10,
     "matplotlib": 10,

@@ -21,13 +21,13 @@ from reallm_compiler.checkpoint import open_source
 
 ROOT = Path(__file__).parent.parent
 FUNCTIONS = (
-    *("calibrate", "compile", "eval", "load", "load_recipe", "open", "open_tunable", "plan"),
-    *("reconstruct", "survey", "tune", "verify"),
+    *("calibrate", "compile", "eval", "export", "load", "load_recipe", "open", "open_tunable"),
+    *("plan", "reconstruct", "survey", "tune", "verify"),
 )
 ERRORS = (
     *("AdapterError", "CalibrateError", "CodecError", "CompileError", "EvaluationError"),
-    *("FinetuneError", "FormatError", "Interrupted", "OutputError", "ReallmError", "RecipeError"),
-    *("RegistryError", "ResumeError", "SourceError"),
+    *("ExportError", "FinetuneError", "FormatError", "Interrupted", "OutputError", "ReallmError"),
+    *("RecipeError", "RegistryError", "ResumeError", "SourceError"),
 )
 EVENTS = (
     *("BatchDone", "BlockDone", "CalibrateStarted", "Checked", "ChunkDone", "FinetuneStarted"),
@@ -35,9 +35,9 @@ EVENTS = (
 )
 UNIONS = ("CalibrateEvent", "CompileEvent", "FinetuneEvent", "OnProgress", "Progress")
 VALUES = (
-    *("Budget", "CalibrateReport", "CompileReport", "Damage", "Evaluation", "FinetuneOptions"),
-    *("FinetuneReport", "MatrixBudget", "ModelArchive", "Plan", "Problem", "Recipe", "Survey"),
-    *("Totals", "TunableModel"),
+    *("Budget", "CalibrateReport", "CompileReport", "Damage", "Evaluation", "ExportReport"),
+    *("FinetuneOptions", "FinetuneReport", "MatrixBudget", "ModelArchive", "Plan", "Problem"),
+    *("Recipe", "Survey", "Totals", "TunableModel"),
 )
 NAMES = (*FUNCTIONS, *ERRORS, *EVENTS, *UNIONS, *VALUES)
 

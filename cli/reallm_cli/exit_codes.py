@@ -28,6 +28,7 @@ class ExitCode(IntEnum):
     BAD_ADAPTER = 12
     CANNOT_FINETUNE = 13
     CANNOT_CALIBRATE = 14
+    CANNOT_EXPORT = 15
     BUG = 70
     INTERRUPTED = 130
     BROKEN_PIPE = 141
@@ -49,6 +50,7 @@ MEANINGS = {
     ExitCode.BAD_ADAPTER: "an adapter belongs to another base, or does not fit it",
     ExitCode.CANNOT_FINETUNE: "the model cannot be tuned: an unfit text, a loss that is not finite",
     ExitCode.CANNOT_CALIBRATE: "statistics cannot be measured, or are of another model",
+    ExitCode.CANNOT_EXPORT: "a format cannot hold the model exactly, or it cannot be served",
     ExitCode.BUG: "a bug in reallm",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C or a signal",
     ExitCode.BROKEN_PIPE: "the program that read our output went away",
@@ -71,6 +73,7 @@ _BY_ERROR = {
     "bad-adapter": ExitCode.BAD_ADAPTER,
     "cannot-finetune": ExitCode.CANNOT_FINETUNE,
     "cannot-calibrate": ExitCode.CANNOT_CALIBRATE,
+    "cannot-export": ExitCode.CANNOT_EXPORT,
 }
 
 

@@ -21,6 +21,7 @@ from reallm_cli.commands.compile import compile_command
 from reallm_cli.commands.decoder import decoder
 from reallm_cli.commands.demo import demo
 from reallm_cli.commands.eval import eval_command
+from reallm_cli.commands.export import export_command
 from reallm_cli.commands.finetune import finetune_command
 from reallm_cli.commands.inspect import inspect
 from reallm_cli.commands.recipes import recipes
@@ -88,6 +89,7 @@ for command in (
     verify,
     calibrate_command,
     reconstruct,
+    export_command,
     decoder,
     eval_command,
     survey_command,

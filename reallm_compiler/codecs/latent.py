@@ -217,6 +217,10 @@ class StagesDecoder(LatentDecoder):
         shape: rows and columns of the latent.
         sections: its section tensors by role, the tables of its group too.
         dtype: precision of the work.
+
+    Attributes:
+        quantized: rows of the normalised latent.
+        field: its scales; None without any.
     """
 
     def __init__(
@@ -227,29 +231,29 @@ class StagesDecoder(LatentDecoder):
         dtype: torch.dtype,
     ) -> None:
         self._shape = shape
-        self._field: ScaleField | None = codec_of(plan.scales).decoder(
+        self.field: ScaleField | None = codec_of(plan.scales).decoder(
             plan.scales, shape, sections, dtype
         )
         self._order = codec_of(plan.permutation).decoder(plan.permutation, shape, sections)
-        self._codes: RowDecoder = codec_of(plan.quantizer).decoder(
+        self.quantized: RowDecoder = codec_of(plan.quantizer).decoder(
             plan.quantizer, shape, sections, dtype, plan.scales.range
         )
         self._rows_in_order = self._order is not None and self._order.rows is not None
-        self.step = shape[0] if self._rows_in_order else self._codes.step
+        self.step = shape[0] if self._rows_in_order else self.quantized.step
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last) of the latent, a fresh tensor; `first` is a multiple of `step`."""
         start, stop = (0, self._shape[0]) if self._rows_in_order else (first, last)
-        rows = self._codes.rows(start, stop)
-        if self._field is not None:
-            self._field.restore_(rows, start)
+        rows = self.quantized.rows(start, stop)
+        if self.field is not None:
+            self.field.restore_(rows, start)
         if self._order is not None:
             rows = self._order.restore(rows, start)
         return rows[first:last] if self._rows_in_order else rows
 
     def fill(self, out: Tensor, first: int, scales: ScaleField | None) -> bool:
         """Rows first, first + 1, ... of the latent into `out` [n, q], of any floating type."""
-        return self._order is None and self._codes.fill(out, first, self._field)
+        return self._order is None and self.quantized.fill(out, first, self.field)
 
     def whole(self) -> Tensor:
         """The latent, a fresh tensor."""

@@ -43,10 +43,10 @@ from reallm_compiler.finetune.peft_parts import (
 )
 from reallm_compiler.finetune.store import Parts, write_adapter
 from reallm_compiler.models.names import modules_of
+from reallm_compiler.models.shards import save_tensors
 from reallm_compiler.publish import check_file, locked_output, new_folder, refuse_inputs
 from reallm_compiler.reader.adapter import AdapterArchive
 from reallm_compiler.reader.archive import ModelArchive, open_archive
-from reallm_compiler.reader.reconstruct import save_tensors
 from reallm_compiler.runtime.opening import empty_model
 
 WEIGHTS = "adapter_model.safetensors"

@@ -6,24 +6,15 @@ in memory as a whole. The folder appears under its name when it is complete (`pu
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
-
-from reallm_compiler.errors import OutputError
+from reallm_compiler.models.shards import ShardWriter
 from reallm_compiler.models.small_files import write_files
 from reallm_compiler.progress import OnProgress, Progress, progress_callback
 from reallm_compiler.publish import new_folder
 from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_formats.dtypes import section_bytes
-
-SHARD_BYTES = 2 * 2**30
-"""Largest shard, unless one tensor is larger."""
 
 
 def reconstruct(
@@ -74,42 +65,13 @@ def reconstruct(
 def _write_tensors(
     archive: ModelArchive, folder: Path, report: OnProgress, *, coded_only: bool
 ) -> None:
-    weight_map: dict[str, str] = {}
-    total = 0
     whole = sum(_decoded_bytes(archive).values())
-    shards = list(_shard_names(archive))
-    for number, members in enumerate(shards):
-        name = (
-            "model.safetensors"
-            if len(shards) == 1
-            else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        )
-        tensors: dict[str, Tensor] = {}
-        for member in members:
-            report(total, whole)
-            tensors[member] = archive.tensor(member, coded_only=coded_only).contiguous()
-            total += tensors[member].nbytes
-        save_tensors(tensors, folder / name)
-        weight_map.update(dict.fromkeys(members, name))
-    report(total, whole)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-
-
-def _shard_names(archive: ModelArchive) -> Iterator[list[str]]:
-    """Tensor names in groups of at most `SHARD_BYTES`."""
-    sizes = _decoded_bytes(archive)
-    group: list[str] = []
-    filled = 0
+    writer = ShardWriter(folder)
     for name in archive.tensor_names:
-        if group and filled + sizes[name] > SHARD_BYTES:
-            yield group
-            group, filled = [], 0
-        group.append(name)
-        filled += sizes[name]
-    yield group
+        report(writer.total, whole)
+        writer.add(name, archive.tensor(name, coded_only=coded_only))
+    writer.finish()
+    report(writer.total, whole)
 
 
 def _decoded_bytes(archive: ModelArchive) -> dict[str, int]:
@@ -120,15 +82,3 @@ def _decoded_bytes(archive: ModelArchive) -> dict[str, int]:
         size = section_bytes(matrix.dtype, matrix.shape)
         sizes[matrix.tensor] = sizes.get(matrix.tensor, 0) + size
     return sizes
-
-
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file.
-
-    Raises:
-        OutputError: the disk refuses.
-    """
-    try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # it wraps the system's error
-        raise OutputError(f"cannot write: {error}", location=str(path.name)) from error

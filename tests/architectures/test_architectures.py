@@ -312,7 +312,7 @@ def test_rebuilt_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL))
     noisy(model)
     model.save_pretrained(folder)
-    monkeypatch.setattr("reallm_compiler.reader.reconstruct.SHARD_BYTES", 20_000)
+    monkeypatch.setattr("reallm_compiler.models.shards.SHARD_BYTES", 20_000)
     reallm.compile(EXACT, model=folder, output=tmp_path / "o.reallm", device="cpu")
     rebuilt = reconstruct(tmp_path / "o.reallm", tmp_path / "rebuilt")
     assert len(list(rebuilt.glob("model-*-of-*.safetensors"))) > 3

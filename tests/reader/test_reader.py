@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import FormatError, OutputError, SourceError
-from reallm_compiler.reader import reconstruct as reconstruct_module
+from reallm_compiler.models import shards
 from reallm_compiler.reader.verify import verify
 
 EXACT = {"reallm": 1, "defaults": {}}
@@ -88,9 +88,7 @@ def test_without_quantizer_the_model_is_the_original(tiny_llama: Path, tmp_path:
 def test_reconstruct_in_shards(
     archive_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from reallm_compiler.reader import reconstruct
-
-    monkeypatch.setattr(reconstruct, "SHARD_BYTES", 20_000)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 20_000)
     folder = reallm.reconstruct(archive_path, tmp_path / "model")
     assert len(list(folder.glob("*.safetensors"))) > 3
     assert torch.equal(logits(reallm.load(archive_path)[0]), logits(from_folder(folder)))
@@ -130,7 +128,7 @@ def test_a_disk_that_refuses_is_reported_and_leaves_nothing(
     def full(*args: object, **kwargs: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(reconstruct_module, "save_file", full)
+    monkeypatch.setattr(shards, "save_file", full)
     with pytest.raises(OutputError, match=r"cannot write.*No space left"):
         reallm.reconstruct(archive_path, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

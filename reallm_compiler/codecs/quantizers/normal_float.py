@@ -45,7 +45,8 @@ def _upper(count: int) -> Tensor:
     # From the nearer end, as `torch.linspace` does it in float32; by single operations here, as
     # its compiled forms may round differently.
     steps = torch.where(index < count // 2, first + step * index, last - step * (count - 1 - index))
-    return torch.special.ndtri(steps.to(torch.float64)).to(torch.float32)
+    quantiles: Tensor = torch.special.ndtri(steps.to(torch.float64)).to(torch.float32)
+    return quantiles
 
 
 def levels(bits: int) -> Tensor:

@@ -84,29 +84,38 @@ class TableDecoder(RowDecoder):
         codes: the packed codes of a latent [p, q].
         bits: width of a code.
         shape: p and q.
+
+    Attributes:
+        levels, bits: as given.
     """
 
     def __init__(self, levels: Tensor, codes: Tensor, bits: int, shape: tuple[int, int]) -> None:
         self.step = rows_per_byte(shape[1] * bits)
+        self.bits = bits
+        self.levels = levels
         self._codes = codes
-        self._bits = bits
+        self._shape = shape
         self._columns = shape[1]
-        self._levels = levels
+
+    def codes(self) -> Tensor:
+        """uint8 [p, q]: the codes of all weights."""
+        count = self._shape[0] * self._shape[1]
+        return unpack(self._codes, self.bits, count).view(self._shape)
 
     @cached_property
     def _wide(self) -> Tensor | None:
         """The table by bytes; made when it is needed, as `fill` may do without."""
-        return byte_table(self._levels[:, None], self._bits) if 8 % self._bits == 0 else None
+        return byte_table(self.levels[:, None], self.bits) if 8 % self.bits == 0 else None
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last) of the normalised latent."""
         count = (last - first) * self._columns
-        start = first * self._columns * self._bits // 8
-        data = self._codes[start : start + bytes_of_bits(count * self._bits)]
+        start = first * self._columns * self.bits // 8
+        data = self._codes[start : start + bytes_of_bits(count * self.bits)]
         if self._wide is not None:
             values = look_up(self._wide, data)
         else:
-            values = look_up(self._levels[:, None], unpack(data, self._bits, count))
+            values = look_up(self.levels[:, None], unpack(data, self.bits, count))
         return values.view(-1)[:count].view(last - first, self._columns)
 
     def fill(self, out: Tensor, first: int, scales: ScaleField | None) -> bool:
@@ -115,14 +124,14 @@ class TableDecoder(RowDecoder):
         Returns:
             False, and nothing is done, where there is no such way (see `kernel`).
         """
-        if scales is None or self._codes.numel() * 8 < kernel.LEAST * self._bits:
+        if scales is None or self._codes.numel() * 8 < kernel.LEAST * self.bits:
             return False
-        if not kernel.fits(self._bits, scales.run(), out):
+        if not kernel.fits(self.bits, scales.run(), out):
             return False
-        start = first * self._columns * self._bits // 8
-        data = self._codes[start : start + bytes_of_bits(out.numel() * self._bits)]
-        tables = scales.tables(self._levels, first, first + len(out))
-        kernel.look_up(tables.to(out.dtype), data, self._bits, out)
+        start = first * self._columns * self.bits // 8
+        data = self._codes[start : start + bytes_of_bits(out.numel() * self.bits)]
+        tables = scales.tables(self.levels, first, first + len(out))
+        kernel.look_up(tables.to(out.dtype), data, self.bits, out)
         return True
 
 

@@ -1,0 +1,77 @@
+"""`reallm export`: an archive in the format of another program."""
+
+from __future__ import annotations
+
+import click
+
+from reallm_cli.exit_codes import ExitCode
+from reallm_cli.help import ExampleCommand
+from reallm_cli.libraries import quiet_libraries
+from reallm_cli.mistakes import check_archive_path
+from reallm_cli.numbers import size_text
+from reallm_cli.options import cost_option, decoder_option
+from reallm_cli.progress import Reporter
+from reallm_cli.terminal import Terminal
+from reallm_compiler.publish import LIST
+
+FORMATS = ("compressed-tensors", "gptq", "bitsandbytes")
+
+
+@click.command(
+    "export",
+    cls=ExampleCommand,
+    short_help="Write an archive in the format of another program.",
+    examples=[
+        (
+            "reallm export model.reallm --to compressed-tensors -o folder",
+            "for vLLM, with the same weights to the last bit",
+        ),
+    ],
+)
+@click.argument("archive", metavar="ARCHIVE")
+@click.option("--to", "kind", required=True, type=click.Choice(FORMATS), help="The format.")
+@click.option("-o", "--output", required=True, metavar="PATH", help="Folder to write.")
+@decoder_option
+@cost_option
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace the output; a folder only if reallm wrote it and nobody changed it.",
+)
+@click.pass_obj
+def export_command(
+    terminal: Terminal,
+    archive: str,
+    kind: str,
+    output: str,
+    decoder: str | None,
+    allow_cost: bool,
+    force: bool,
+) -> int:
+    """Write the model of an archive in the format of another program.
+
+    The weights that the other program computes are those of the archive, to the last bit; where the
+    format cannot hold them so, nothing is written, and the reasons are shown.
+    Prints the path of what is written.
+    """
+    check_archive_path(archive)
+    from reallm_compiler.integrations.export import export
+
+    quiet_libraries()
+    with Reporter(terminal) as reporter:
+        report = export(
+            archive,
+            output,
+            to=kind,
+            force=force,
+            decoder=decoder,
+            allow_cost=allow_cost,
+            progress=lambda done, total: reporter.measure("export", "matrices", done, total),
+        )
+    if report.dense:
+        terminal.log(f"as dense weights: {', '.join(report.dense)}")
+    written = [report.path] if report.path.is_file() else list(report.path.rglob("*"))
+    size = sum(path.stat().st_size for path in written if path.is_file() and path.name != LIST)
+    terminal.log(f"wrote {size_text(size)}")
+    terminal.data(terminal.text(str(report.path)))
+    return ExitCode.OK
