@@ -61,7 +61,7 @@ def archive_of(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     def make(name: str, plan: Mapping[str, Any] | None = None) -> Path:
         if name not in made:
             path = tmp_path_factory.mktemp("archives") / f"{name}.reallm"
-            recipe = {"reallm": 1, "defaults": dict(plan or PLANS[name])}
+            recipe = {"reallm": 1, "defaults": dict(PLANS[name] if plan is None else plan)}
             reallm.compile(recipe, model=model_folder, output=path, device="cpu", progress=False)
             made[name] = path
         return made[name]
