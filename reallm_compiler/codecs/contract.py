@@ -107,6 +107,25 @@ class ResidualCodec(Generic[R]):
         """
         return {}
 
+    def refined(
+        self,
+        params: R,
+        sections: Mapping[str, Tensor],
+        rest: Tensor,
+        whole: Tensor,
+        metric: Metric | None,
+    ) -> Sections:
+        """Its sections fitted once more after coding, for a kind that is `refined`.
+
+        Args:
+            params: the stage.
+            sections: as `encode` made them.
+            rest: [p, q], what the coded part and other residuals leave of the matrix.
+            whole: the matrix itself.
+            metric: in which the codes were chosen; None for the metric of weights.
+        """
+        return dict(sections)
+
     def decoder(
         self, params: R, shape: Shape, sections: Mapping[str, Tensor], dtype: torch.dtype
     ) -> ResidualTerm | None:

@@ -218,6 +218,7 @@ class _Job:
         for _ in range(rounds):
             self._fit_residuals(residuals, coded, first=True)
             coded = self._code(self._rest(_joined(residuals), {}))
+            self._refine(residuals, coded)
             self._fit_residuals(residuals, coded, first=False)
             sections = _joined(residuals) | coded
             if rounds == 1:
@@ -241,6 +242,24 @@ class _Job:
             residuals[index] = codec_of(stage).encode(
                 stage, rest, self.generator, self.weight, self._metric_of(stage)
             )
+
+    def _refine(self, residuals: list[Sections], coded: Sections) -> None:
+        """Fit those residuals once more that were fitted before the codes were chosen."""
+        for index, stage in enumerate(self.plan.residual):
+            if not (stage.first and stage.refined):
+                continue
+            rest = self._rest(_joined(residuals[:index] + residuals[index + 1 :]), coded)
+            residuals[index] = codec_of(stage).refined(
+                stage, residuals[index], rest, self.weight, self._metric_of_codes()
+            )
+
+    def _metric_of_codes(self) -> Metric | None:
+        """What errors of the matrix cost where its codes are chosen; None for their squares."""
+        if self.statistics is None:
+            return None
+        rounding = self.plan.rounding
+        metric: Metric | None = codec_of(rounding).metric(rounding, self.statistics)
+        return metric
 
     def _metric_of(self, stage: ResidualStage) -> Metric | None:
         """The metric in which a residual is fitted; None for that of weights."""
@@ -311,7 +330,7 @@ class _Job:
         """
         plan, statistics = self.plan, self.statistics
         assert statistics is not None
-        metric: Metric | None = codec_of(plan.rounding).metric(plan.rounding, statistics)
+        metric = self._metric_of_codes()
         moments = None
         if plan.permutation.needs_statistics:
             outputs = None if statistics.outputs is None else full(statistics.outputs)

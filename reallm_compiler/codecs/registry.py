@@ -17,6 +17,7 @@ from reallm_compiler.codecs.quantizers.trellis import TrellisCodec
 from reallm_compiler.codecs.quantizers.uniform import UniformCodec
 from reallm_compiler.codecs.quantizers.vq import VectorCodec
 from reallm_compiler.codecs.residuals.low_rank import LowRankCodec
+from reallm_compiler.codecs.residuals.sparse import SparseCodec
 from reallm_compiler.codecs.rounding import RoundingCodec
 from reallm_compiler.codecs.scales import MagnitudeCodec, MinmaxCodec
 from reallm_compiler.codecs.sorted_orders import ActOrderCodec, NormSortedCodec
@@ -42,6 +43,7 @@ from reallm_compiler.stages import (
     NormSortedPermutation,
     NoScales,
     RmsScales,
+    Sparse,
     Stage,
     TrellisQuantizer,
     UniformQuantizer,
@@ -52,6 +54,7 @@ from reallm_compiler.stages.registry import check_complete, implementation
 CODECS: dict[type[Stage], Any] = {
     NoResidual: ResidualCodec[NoResidual](),
     LowRank: LowRankCodec(),
+    Sparse: SparseCodec(),
     Normalize: NormalizeCodec(),
     Hadamard: HadamardCodec(),
     Identity: IdentityCodec(),

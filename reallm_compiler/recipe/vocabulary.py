@@ -46,6 +46,8 @@ SYNONYMS = {
     "quip": "hadamard",
     "lora": "low_rank",
     "lowrank": "low_rank",
+    "outliers": "sparse",
+    "spqr": "sparse",
     "max": "absmax",
     "group": "block",
     "group_size": "block",

@@ -42,7 +42,7 @@ from reallm_compiler.stages.registry import (
     register,
     unregister,
 )
-from reallm_compiler.stages.residual import LowRank, NoResidual, ResidualStage
+from reallm_compiler.stages.residual import LowRank, NoResidual, ResidualStage, Sparse
 from reallm_compiler.stages.rounding import FeedbackRounding, NearestRounding, RoundingStage
 from reallm_compiler.stages.scales import (
     AbsmaxScales,
@@ -96,6 +96,7 @@ __all__ = [
     "Rotate",
     "RoundingStage",
     "ScalesStage",
+    "Sparse",
     "Stage",
     "TransformStage",
     "TrellisQuantizer",

@@ -31,7 +31,7 @@ from reallm_compiler.stages.quantizer import (
     UniformQuantizer,
     VectorQuantizer,
 )
-from reallm_compiler.stages.residual import LowRank, NoResidual
+from reallm_compiler.stages.residual import LowRank, NoResidual, Sparse
 from reallm_compiler.stages.rounding import FeedbackRounding, NearestRounding
 from reallm_compiler.stages.scales import (
     AbsmaxScales,
@@ -46,7 +46,7 @@ GROUP = "reallm.stages"
 """Entry points of other packages that add kinds."""
 
 KINDS: Mapping[str, tuple[type[Stage], ...]] = {
-    "residual": (NoResidual, LowRank),
+    "residual": (NoResidual, LowRank, Sparse),
     "transform": (Normalize, Hadamard),
     "autoencoder": (Identity, Hnerv),
     "permutation": (

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from reallm_compiler.stages.base import Rational, Stage
+from reallm_compiler.stages.base import FloatType, Rational, Stage
 
 
 class ResidualStage(Stage):
@@ -15,9 +15,11 @@ class ResidualStage(Stage):
 
     Attributes:
         factored: it is a product of factors R = L1 L2, which tuning changes and adapters replace.
+        refined: its stored values are fitted once more to what the coded part leaves.
     """
 
     factored: ClassVar[bool] = False
+    refined: ClassVar[bool] = False
 
     @property
     def first(self) -> bool:
@@ -100,3 +102,54 @@ class LowRank(ResidualStage):
         if isinstance(rank, Fraction) and rank > 1:
             raise ValueError("a fractional rank is a share of min(p, q) and cannot be above 1")
         return rank
+
+
+class Sparse(ResidualStage):
+    """A fixed share of the weights, the outliers, kept as numbers beside the codes (SpQR).
+
+    They are taken out before the rest is coded. Afterwards their values are set to what brings the
+    error to its least, so that a kept weight is exact where errors of single weights count.
+    """
+
+    refined: ClassVar[bool] = True
+
+    kind: Literal["sparse"]
+    fraction: Rational = Field(
+        description="Share of the weights of each block of rows that is kept, rounded down, at "
+        "least one weight."
+    )
+    rows: int | Literal["all"] = Field(
+        default="all", description="Rows of a block; `all`: the whole matrix is one block."
+    )
+    by: Literal["magnitude", "gram", "hessian", "leave_one_out"] = Field(
+        default="magnitude",
+        description="What is kept: the largest w^2 (magnitude), w^2 H_jj (gram) or "
+        "w^2 / [H^-1]_jj (hessian), with H the Gram matrix of the inputs; or the weights without "
+        "which their group is coded best (leave_one_out, SpQR's rule).",
+    )
+    group: int = Field(
+        default=16, ge=2, le=4096, description="Weights of a group, for leave_one_out."
+    )
+    bits: int = Field(
+        default=3, ge=1, le=8, description="Bits of a weight in its group, for leave_one_out."
+    )
+    dtype: FloatType = Field(default="float16", description="Stored type of the values.")
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the outliers are picked by statistics of the inputs."""
+        return self.by != "magnitude"
+
+    @field_validator("fraction")
+    @classmethod
+    def _fraction_in_range(cls, fraction: int | Fraction) -> int | Fraction:
+        if not 0 < fraction <= 1:
+            raise ValueError("the fraction of kept weights must be above 0, and at most 1")
+        return fraction
+
+    @field_validator("rows")
+    @classmethod
+    def _rows_in_range(cls, rows: int | str) -> int | str:
+        if isinstance(rows, int) and not 1 <= rows <= 2**31 - 1:
+            raise ValueError("rows must be an integer from 1 on, or `all`")
+        return rows

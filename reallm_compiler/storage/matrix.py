@@ -16,7 +16,7 @@ from reallm_compiler.storage import dora
 from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape
 from reallm_compiler.storage.registry import size_law_of
 
-TERMS = ("codes", "codebook", "decoder", "scales", "permutation", "low_rank", "dora")
+TERMS = ("codes", "codebook", "decoder", "scales", "permutation", "low_rank", "residual", "dora")
 """The budget terms of a matrix, in the order of tables."""
 
 

@@ -24,6 +24,7 @@ from reallm_compiler.stages import (
     NormSortedPermutation,
     NoScales,
     RmsScales,
+    Sparse,
     Stage,
     TrellisQuantizer,
     UniformQuantizer,
@@ -42,6 +43,7 @@ from reallm_compiler.storage.normalize import NormalizeLaw
 from reallm_compiler.storage.orders import SortedLaw
 from reallm_compiler.storage.plain import PlainLaw
 from reallm_compiler.storage.scales import ScalesLaw
+from reallm_compiler.storage.sparse import SparseLaw
 from reallm_compiler.storage.trellis import TrellisLaw
 from reallm_compiler.storage.uniform import UniformLaw
 from reallm_compiler.storage.vq import VectorLaw
@@ -49,6 +51,7 @@ from reallm_compiler.storage.vq import VectorLaw
 SIZE_LAWS: dict[type[Stage], SizeLaw[Any]] = {
     NoResidual: ResidualLaw[NoResidual](),
     LowRank: LowRankLaw(),
+    Sparse: SparseLaw(),
     Normalize: NormalizeLaw(),
     Hadamard: HadamardLaw(),
     Identity: AutoencoderLaw[Identity](),

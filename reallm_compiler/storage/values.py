@@ -132,7 +132,7 @@ class Order:
         import numpy as np
 
         _, count = shape
-        for first, rows in _code_rows(data, CODES[dtype], *shape):
+        for first, rows in code_rows(data, CODES[dtype], *shape):
             seen = np.zeros((len(rows), count), dtype=bool)
             lane, column = (rows < count).nonzero()
             seen[lane, rows[lane, column]] = True
@@ -164,7 +164,7 @@ class Ones:
         return None if found == self.count else f"{found} bits are set where {self.count} must be"
 
 
-def _code_rows(
+def code_rows(
     data: memoryview, bits: int, rows: int, columns: int
 ) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
     """(first row, codes [rows, columns]) of a stream of codes, some rows at a time."""

@@ -32,15 +32,27 @@ METHOD: Plain = {
     "dora": True,
 }
 VECTORS: Plain = {"quantizer": {"kind": "vq", "bits": 1, "dim": 2}}
+SPARSE: Plain = {
+    "residual": [{"kind": "sparse", "fraction": "1/3", "rows": 2}],
+    "quantizer": {"kind": "none", "dtype": "float16"},
+}
 HNERV: Plain = {
     "autoencoder": {"kind": "hnerv", "patch": 4, "latent": [1, 2, 2], "width": 1},
     "quantizer": {"kind": "none", "dtype": "float16"},
 }
 
 
+KEPT = [*[1, 3] * 4, *[5, 0, 2, 4] * 4]
+"""Counts of eight rows, and the columns of their kept weights."""
+
+
 def ordered(columns: int, rows: int, bits: int) -> bytes:
     """Codes of `rows` orders that change nothing."""
-    codes = [index for _ in range(rows) for index in range(columns)]
+    return packed([index for _ in range(rows) for index in range(columns)], bits)
+
+
+def packed(codes: list[int], bits: int) -> bytes:
+    """Codes as a stream, least significant bit first."""
     word = sum(code << (bits * index) for index, code in enumerate(codes))
     return word.to_bytes(math.ceil(bits * len(codes) / 8), "little")
 
@@ -52,6 +64,8 @@ def parts(name: str, method: Plain, shape: tuple[int, int] = SHAPE) -> list[forg
         data = bytes(section_bytes(spec.dtype, spec.shape))
         if spec.role == "order":
             data = ordered(spec.shape[1], spec.shape[0], int(spec.dtype[1:]))
+        elif spec.role == "sparse_index":
+            data = packed(KEPT, 3)
         elif spec.role == "high_rate":
             data = b"\x07"
         elif spec.role in ("codebook_scale", "high_rate_scale"):
@@ -147,7 +161,7 @@ DOCUMENTS: dict[str, tuple[str, Change]] = {
 
 
 def test_the_forger_makes_archives_that_mean_something(tmp_path: Path) -> None:
-    for method in (METHOD, VECTORS, HNERV):
+    for method in (METHOD, VECTORS, SPARSE, HNERV):
         path = forged(tmp_path / "good.reallm", method=method)
         assert verify(path) == []
         with reallm.open(path) as archive:
@@ -185,6 +199,27 @@ def test_values_without_a_meaning(tmp_path: Path, change: Change) -> None:
     assert (caught.value.rule, caught.value.message) == ("P5", damage.message)
     assert caught.value.location == f"{path}: {damage.location}"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("at", "code", "problem"),
+    [
+        (0, 2, "the rows of block 0 keep 5 weights where 4 must be"),
+        (7, 2, "the rows of block 3 keep 3 weights where 4 must be"),
+        (8, 6, "column 6 of kept weight 0 is outside of the matrix"),
+        (23, 7, "column 7 of kept weight 15 is outside of the matrix"),
+        (10, 0, "the columns of a row do not ascend at kept weight 2"),
+        (11, 1, "the columns of a row do not ascend at kept weight 3"),
+    ],
+)
+def test_kept_weights_without_a_meaning(at: int, code: int, problem: str, tmp_path: Path) -> None:
+    codes = [code if index == at else one for index, one in enumerate(KEPT)]
+    change = section("sparse_index", 0, packed(codes, 3))
+    (damage,) = verify(forged(tmp_path / "bad.reallm", change, SPARSE))
+    assert (damage.rule, damage.message) == ("P5", problem)
+    change = section("sparse_values", 2, INFINITE)
+    (damage,) = verify(forged(tmp_path / "bad.reallm", change, SPARSE))
+    assert (damage.rule, damage.message) == ("P5", "element 1 is not a finite number")
 
 
 @pytest.mark.parametrize(("rule", "change"), DOCUMENTS.values(), ids=DOCUMENTS.keys())
