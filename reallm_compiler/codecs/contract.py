@@ -18,7 +18,7 @@ from reallm_compiler.codecs.column_coder import ColumnCoder
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.statistics import MatrixStatistics, Metric
-from reallm_compiler.codecs.windows import Mixing, WindowValues
+from reallm_compiler.codecs.windows import Mixing, StoredFactors, WindowValues
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import (
     AutoencoderStage,
@@ -130,6 +130,10 @@ class ResidualCodec(Generic[R]):
         self, params: R, shape: Shape, sections: Mapping[str, Tensor], dtype: torch.dtype
     ) -> ResidualTerm | None:
         """The stored residual of a matrix [p, q]; None if `sections` hold none."""
+        return None
+
+    def factors(self, params: R, sections: Mapping[str, Tensor]) -> StoredFactors | None:
+        """L1 and L2 as they are stored, for kernels; None where the residual is no such product."""
         return None
 
 

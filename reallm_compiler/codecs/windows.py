@@ -52,6 +52,21 @@ class Mixing:
     block: int = 1
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredFactors:
+    """A residual R = L1 diag(scales) L2 as it is stored.
+
+    Attributes:
+        left: L1 [p, r], of a floating type or int8.
+        right: L2 [r, q], of the same type.
+        scales: float32 [r]; None for ones.
+    """
+
+    left: Tensor
+    right: Tensor
+    scales: Tensor | None = None
+
+
 def split(integers: Tensor) -> tuple[Tensor, Tensor]:
     """The planes int8 (high, low) of integers in [-`LARGEST`, `LARGEST`], of their shape."""
     high = (integers.to(torch.float64) / LOW).round()

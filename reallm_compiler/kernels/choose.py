@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from reallm_compiler.kernels.compiled import compiled_product
 from reallm_compiler.kernels.packed import PackedMatrix, check_packed
 from reallm_compiler.kernels.plain import PlainProduct
 
@@ -51,7 +52,7 @@ class Product(Protocol):
 Maker = Callable[[PackedMatrix, torch.device, torch.dtype], Product | None]
 """(matrix, device, type of activations) -> its product; None for a form that it does not do."""
 
-MAKERS: list[tuple[str, Maker]] = []
+MAKERS: list[tuple[str, Maker]] = [("cpu", compiled_product)]
 """(device type, maker) of all kernels; the first that does a form has it."""
 
 _plain = False

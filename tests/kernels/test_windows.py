@@ -17,21 +17,28 @@ from reallm_compiler.stages import MatrixPlan
 
 ROW = {"kind": "rms", "per": "row"}
 QUANTIZERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "trellis": ({"kind": "trellis", "bits": 2, "state_bits": 7, "paths": 4, "iterations": 2}, ROW),
+    "trellis": ({"kind": "trellis", "bits": 2, "state_bits": 7, "paths": 4, "iterations": 1}, ROW),
     "trellis, two widths": (
-        {"kind": "trellis", "bits": "35/16", "state_bits": 6, "paths": 4, "iterations": 2},
+        {"kind": "trellis", "bits": "35/16", "state_bits": 6, "paths": 4, "iterations": 1},
         ROW,
     ),
     "trellis, float32": (
-        {"kind": "trellis", "bits": 3, "state_bits": 5, "dtype": "float32", "paths": 4},
+        {
+            "kind": "trellis",
+            "bits": 3,
+            "state_bits": 5,
+            "dtype": "float32",
+            "paths": 4,
+            "iterations": 1,
+        },
         ROW,
     ),
     "trellis, computed": (
         {"kind": "trellis", "bits": 2, "state_bits": 9, "table": "computed", "paths": 4},
         ROW,
     ),
-    "vq of rows": ({"kind": "vq", "bits": 2, "dim": 4, "iterations": 2}, ROW),
-    "vq of columns": ({"kind": "vq", "bits": 2, "dim": 2, "axis": "cols", "iterations": 2}, ROW),
+    "vq of rows": ({"kind": "vq", "bits": 2, "dim": 4, "iterations": 1}, ROW),
+    "vq of columns": ({"kind": "vq", "bits": 2, "dim": 2, "axis": "cols", "iterations": 1}, ROW),
     "uniform": ({"kind": "uniform", "bits": 3}, {"kind": "absmax", "per": "row"}),
     "uniform on [0, 1]": ({"kind": "uniform", "bits": 5}, {"kind": "minmax", "per": "row"}),
     "normal_float": ({"kind": "normal_float", "bits": 4}, {"kind": "absmax", "per": "row"}),

@@ -20,6 +20,7 @@ from reallm_compiler.codecs.numerics.gram import cholesky, damped, full
 from reallm_compiler.codecs.numerics.numbers import norm, stored, unit
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
 from reallm_compiler.codecs.statistics import MatrixStatistics, Metric
+from reallm_compiler.codecs.windows import StoredFactors
 from reallm_compiler.stages import LowRank
 from reallm_compiler.storage.base import DTYPES
 from reallm_compiler.storage.low_rank import rank_of
@@ -159,6 +160,15 @@ class LowRankCodec(ResidualCodec[LowRank]):
     ) -> LowRankTerm | None:
         """The product of the stored factors; None if `sections` hold none."""
         return LowRankTerm(*decode(params, sections, dtype)) if "l1" in sections else None
+
+    def factors(self, params: LowRank, sections: Mapping[str, Tensor]) -> StoredFactors | None:
+        """L1 and L2, and of int8 the products of their scales."""
+        if "l1" not in sections:
+            return None
+        scales = None
+        if params.dtype == "int8":
+            scales = sections["l1_scales"].float() * sections["l2_scales"].float()
+        return StoredFactors(left=sections["l1"], right=sections["l2"], scales=scales)
 
 
 def truncated_svd(weight: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

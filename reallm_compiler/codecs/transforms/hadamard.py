@@ -49,7 +49,7 @@ class Rotation(MatrixTransform):
     """
 
     def __init__(self, params: Hadamard, shape: Shape, dtype: torch.dtype) -> None:
-        p, q = shape
+        p, q = self._extents = shape
         self.step = row_block(params, shape)
         self._left = hadamard_matrix(self.step, dtype)
         self._right = hadamard_matrix(column_block(params, shape), dtype)
@@ -91,11 +91,10 @@ class Rotation(MatrixTransform):
 
     def mixing(self) -> tuple[Mixing, Mixing]:
         """Signs and blocks of both sides."""
-        columns = self._column_signs if len(self._column_signs) > 1 else None
-        rows = self._row_signs if self.step > 1 else None
+        columns = self._column_signs.expand(self._extents[1])
         return (
             Mixing(factors=columns, block=len(self._right)),
-            Mixing(factors=rows, block=self.step),
+            Mixing(factors=self._row_signs, block=self.step),
         )
 
     def gradients(self, g: Tensor) -> Tensor:

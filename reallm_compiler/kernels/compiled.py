@@ -1,0 +1,244 @@
+"""Products with packed codes by compiled kernels (`choose.Product`).
+
+A few tokens meet the codes directly. For many, panels of rows are decoded to numbers once and
+multiplied as ordinary matrices, which processors do faster from `MOST_TOKENS` on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from reallm_compiler.kernels import jit, threads
+from reallm_compiler.kernels.form import LANES, Form, form_of
+from reallm_compiler.kernels.llvm_text import SLOTS
+from reallm_compiler.kernels.llvm_text_call import LINES
+from reallm_compiler.kernels.llvm_text_finish import Outputs
+from reallm_compiler.kernels.llvm_text_prepare import Inputs
+from reallm_compiler.kernels.memory import aligned, own_memory
+from reallm_compiler.kernels.packed import PackedMatrix
+from reallm_compiler.kernels.plain import PlainProduct
+from reallm_compiler.kernels.sides import Sides, sides_of
+
+DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+"""Types of activations, by their names in kernels."""
+
+STORED = {**DTYPES, torch.int8: "i8"}
+"""Types of factors."""
+
+MOST_TOKENS = 8
+"""Tokens up to which codes are read for the tokens themselves."""
+
+LEAST_FOR_THREADS = 1 << 17
+"""Weights of a matrix that is worth a second thread."""
+
+_INDEX = {name: index for index, name in enumerate(SLOTS)}
+_Job = ctypes.c_int64 * len(SLOTS)
+
+
+class _Own(threading.local):
+    """A job of the calling thread, ready but for the activations."""
+
+    job: ctypes.Array[ctypes.c_int64] | None = None
+    tokens: int = 0
+    size: int = 0
+    first: int = 0
+
+
+def compiled_product(
+    packed: PackedMatrix, device: torch.device, dtype: torch.dtype
+) -> CompiledProduct | None:
+    """The product of a packed matrix by compiled kernels; None for what they do not do."""
+    target = jit.target()
+    form = form_of(packed.plan, packed.shape)
+    if target is None or form is None or dtype not in DTYPES or not jit.fits(form, target):
+        return None
+    sides = sides_of(packed, form)
+    return None if sides is None else CompiledProduct(packed, form, sides, dtype, target)
+
+
+class CompiledProduct:
+    """Products with one packed matrix [p, q].
+
+    Args:
+        packed: the matrix, checked, on the CPU.
+        form: of its codes.
+        sides: what it does on both sides of them.
+        dtype: type of activations.
+        target: the processor (`jit.target`).
+    """
+
+    def __init__(
+        self, packed: PackedMatrix, form: Form, sides: Sides, dtype: torch.dtype, target: str
+    ) -> None:
+        self._packed = packed
+        self._form = form
+        self._dtype = dtype
+        self._target = target
+        self._rank = 0 if sides.factors is None else _up(sides.factors.left.shape[1], LANES)
+        self._stride = form.streams * form.padded_codes(packed.shape)
+        rows = form.lines(packed.shape) * form.line_rows
+        self._y_stride = _up(max(packed.shape[0], rows), LANES)
+        self._row_blocks = 0 if form.blocks is None else packed.shape[1] // form.blocks.block
+        self._inputs = Inputs(
+            dtype=DTYPES[dtype],
+            factors=sides.inputs.before is not None,
+            block=sides.inputs.block,
+            ordered=sides.order is not None,
+            order_factors=sides.order_factors is not None,
+            planes=jit.TARGETS[target].planes,
+            sums=0 if form.blocks is None else form.blocks.block,
+            kept=sides.factors is not None,
+        )
+        self._outputs = Outputs(
+            dtype=DTYPES[dtype],
+            factors=sides.outputs.before is not None,
+            block=sides.outputs.block,
+            low_rank=None if sides.factors is None else STORED[sides.factors.left.dtype],
+            low_rank_scales=sides.factors is not None and sides.factors.scales is not None,
+            gain=sides.gain is not None,
+        )
+        self._tensors: list[Tensor] = []  # whose memory the job points to
+        self._template = _Job()
+        self._fill_template(sides)
+        self._own = _Own()
+
+    @cached_property
+    def _plain(self) -> PlainProduct:
+        return PlainProduct(self._packed, self._dtype)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """x W^^T: [n, q] -> [n, p]."""
+        if not 0 < len(x) <= MOST_TOKENS:
+            return self._plain.linear(x)
+        return self._direct(x)
+
+    def transposed(self, x: Tensor) -> Tensor:
+        """x W^: [n, p] -> [n, q]."""
+        return self._plain.transposed(x)
+
+    def rows(self, rows: Tensor | range) -> Tensor:
+        """Decoded rows [k, q]."""
+        return self._plain.rows(rows)
+
+    # ---- few tokens
+
+    def _direct(self, x: Tensor) -> Tensor:
+        tokens = len(x)
+        kernel = self._kernel(several=tokens > 1)
+        y = torch.empty(tokens, self._packed.shape[0], dtype=self._dtype)
+        job = self._job(tokens)
+        count = torch.get_num_threads() if self._packed.layout.numel >= LEAST_FOR_THREADS else 1
+        job[_INDEX["x"]] = x.data_ptr()
+        job[_INDEX["out"]] = y.data_ptr()
+        job[_INDEX["threads"]] = count
+        address = ctypes.addressof(job)
+        if count == 1 or threads.openmp() is not None:
+            kernel.linear(address)
+            return y
+        kernel.prepare(address)
+        kernel.inner(address)
+        lines = self._form.lines(self._packed.shape)
+        threads.run_shares(lambda a, b: kernel.sums(address, a, b), lines, count, LINES)
+        kernel.finish(address)
+        return y
+
+    def _kernel(self, *, several: bool) -> jit.Compiled:
+        kernel = jit.Kernel(
+            form=self._form, inputs=self._inputs, outputs=self._outputs, several=several
+        )
+        return jit.compiled(kernel, self._target)
+
+    def _job(self, tokens: int) -> ctypes.Array[ctypes.c_int64]:
+        """A job of the calling thread for so many tokens."""
+        own = self._own
+        if own.job is not None and own.tokens == tokens and own.first == own_memory(own.size):
+            return own.job
+        parts = self._parts(tokens)
+        own.tokens, own.size = tokens, sum(parts.values())
+        own.first = place = own_memory(own.size)
+        own.job = _Job.from_buffer_copy(self._template)
+        own.job[_INDEX["tokens"]] = tokens
+        for name, size in parts.items():
+            own.job[_INDEX[name]] = place
+            place += size
+        return own.job
+
+    def _parts(self, tokens: int) -> dict[str, int]:
+        """Bytes of the parts of a job's memory."""
+        q = self._packed.shape[1]
+        sizes = {
+            "kept": 4 * tokens * q if self._rank else 0,
+            "mixed": 4 * (max(q, self._stride) + LANES),
+            "ordered": 4 * self._stride if self._inputs.ordered else 0,
+            "high": tokens * self._stride * (1 if self._inputs.planes else 2),
+            "low": tokens * self._stride if self._inputs.planes else 0,
+            "scales": 4 * tokens,
+            "totals": 8 * tokens,
+            "block_sums": 4 * tokens * self._row_blocks,
+            "inner": 4 * tokens * self._rank,
+            "y": 4 * tokens * self._y_stride,
+        }
+        return {name: aligned(size) for name, size in sizes.items()}
+
+    def _fill_template(self, sides: Sides) -> None:
+        """What all jobs have in common."""
+        packed, form = self._packed, self._form
+        p, q = packed.shape
+        codes = packed.sections["codes"]
+        lines = form.lines(packed.shape)
+        self._set(
+            columns=q,
+            rows=p,
+            rows_up=_up(p, LANES),
+            lines=lines,
+            line_bytes=codes.numel() // lines,
+            line_codes=form.padded_codes(packed.shape),
+            periods=form.padded_codes(packed.shape) // form.period,
+            plane_stride=self._stride,
+            y_stride=self._y_stride,
+            row_blocks=self._row_blocks,
+            rank=self._rank,
+            codes=codes,
+            tables=jit.TARGETS[self._target].tables(form, sides.values),
+            row_scales=_padded(sides.row_scales, self._y_stride),
+            row_shifts=_padded(sides.row_shifts, self._y_stride),
+            in_factors=sides.inputs.before,
+            order=None if sides.order is None else sides.order.to(torch.int32),
+            order_factors=sides.order_factors,
+            out_factors=_padded(sides.outputs.before, self._y_stride),
+            gain=_padded(sides.gain, self._y_stride),
+        )
+        if sides.factors is not None:
+            missing = self._rank - sides.factors.left.shape[1]
+            self._set(
+                l1=pad(sides.factors.left, (0, missing)) if missing else sides.factors.left,
+                l2=pad(sides.factors.right, (0, 0, 0, missing)) if missing else sides.factors.right,
+                rank_scales=_padded(sides.factors.scales, self._rank),
+            )
+        found = threads.openmp()
+        if found is not None:
+            self._set(parallel=found[0], thread_number=found[1], thread_count=found[2])
+
+    def _set(self, **values: Tensor | int | None) -> None:
+        """Fills slots; tensors stay as long as the product."""
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                kept = value.contiguous()
+                self._tensors.append(kept)
+                self._template[_INDEX[name]] = kept.data_ptr()
+            elif value is not None:
+                self._template[_INDEX[name]] = value
+
+
+def _up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def _padded(values: Tensor | None, count: int) -> Tensor | None:
+    return None if values is None else pad(values.to(torch.float32), (0, count - len(values)))

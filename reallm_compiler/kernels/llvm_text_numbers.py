@@ -1,0 +1,131 @@
+"""Vectors of 16 float32: numbers of other types, sums in a fixed order, Hadamard matrices.
+
+All is plain LLVM, which knows no processor: it makes of 16 lanes as many registers as there must
+be. No sum is reordered, so results are the same on all processors.
+"""
+
+from __future__ import annotations
+
+import math
+
+from reallm_compiler.kernels.form import LANES
+from reallm_compiler.kernels.llvm_text import Text, constants, number
+
+F16 = "<16 x float>"
+I16 = "<16 x i32>"
+
+SIZES = {"f32": 4, "bf16": 2, "f16": 2, "i8": 1}
+"""Bytes of a number."""
+
+UNROLLED = 128
+"""Numbers that are mixed in registers."""
+
+
+def same(value: float) -> str:
+    """A constant of 16 equal lanes."""
+    return constants("float", [number(value)] * LANES)
+
+
+def load_numbers(text: Text, dtype: str, pointer: str, index: str | int, count: int = LANES) -> str:
+    """Numbers of a type at an element, as float32."""
+    floats = f"<{count} x float>"
+    if dtype == "f32":
+        return text.load(floats, pointer, index, "float")
+    if dtype == "f16":
+        halves = text.load(f"<{count} x half>", pointer, index, "half")
+        return text.let(f"fpext <{count} x half> {halves} to {floats}")
+    if dtype == "i8":
+        small = text.load(f"<{count} x i8>", pointer, index)
+        return text.let(f"sitofp <{count} x i8> {small} to {floats}")
+    short = text.load(f"<{count} x i16>", pointer, index, "i16")
+    wide = text.let(f"zext <{count} x i16> {short} to <{count} x i32>")
+    bits = text.let(f"shl <{count} x i32> {wide}, {constants('i32', [16] * count)}")
+    return text.let(f"bitcast <{count} x i32> {bits} to {floats}")
+
+
+def store_numbers(text: Text, dtype: str, value: str, pointer: str, index: str | int) -> None:
+    """Writes 16 float32 as numbers of a type, rounded to the nearest."""
+    kind, narrow = narrowed(text, dtype, value)
+    text.store(kind, narrow, pointer, index, kind.split(" x ")[1].rstrip(">"))
+
+
+def narrowed(text: Text, dtype: str, value: str) -> tuple[str, str]:
+    """(type, value) of 16 float32 as numbers of a type, rounded to the nearest."""
+    if dtype == "f32":
+        return F16, value
+    if dtype == "f16":
+        return "<16 x half>", text.let(f"fptrunc {F16} {value} to <16 x half>")
+    bits = text.let(f"bitcast {F16} {value} to {I16}")
+    odd = text.let(f"lshr {I16} {bits}, {constants('i32', [16] * LANES)}")
+    odd = text.let(f"and {I16} {odd}, {constants('i32', [1] * LANES)}")
+    up = text.let(f"add {I16} {bits}, {constants('i32', [0x7FFF] * LANES)}")
+    up = text.let(f"add {I16} {up}, {odd}")
+    nan = text.let(f"fcmp uno {F16} {value}, {value}")
+    up = text.let(
+        f"select <16 x i1> {nan}, {I16} {constants('i32', [0x7FC00000] * LANES)}, {I16} {up}"
+    )
+    high = text.let(f"lshr {I16} {up}, {constants('i32', [16] * LANES)}")
+    return "<16 x i16>", text.let(f"trunc {I16} {high} to <16 x i16>")
+
+
+def sum_lanes(text: Text, value: str, count: int = LANES) -> str:
+    """The sum of the lanes: halves are added to each other until one is left."""
+    while count > 1:
+        half = count // 2
+        low = text.shuffle("float", count, value, list(range(half)))
+        high = text.shuffle("float", count, value, list(range(half, count)))
+        value = text.let(f"fadd <{half} x float> {low}, {high}")
+        count = half
+    return text.let(f"extractelement <1 x float> {value}, i64 0")
+
+
+def product_sum(text: Text, total: str, a: str, b: str) -> str:
+    """total + a b, of 16 lanes, rounded once."""
+    return text.call(F16, "llvm.fma.v16f32", f"{F16} {a}", f"{F16} {b}", f"{F16} {total}")
+
+
+def hadamard(text: Text, pointer: str, count: str, block: int) -> None:
+    """Numbers in memory times orthogonal Hadamard matrices of blocks, in their place.
+
+    Args:
+        text: where it is written.
+        pointer: float32 [count].
+        count: how many, a multiple of the block and of 16.
+        block: a power of two; 1 for nothing.
+    """
+    if block == 1:
+        return
+    stride = UNROLLED
+    while stride < block:  # pairs so far apart are mixed through memory
+        with text.loop(0, count, 2 * stride) as base:
+            end = text.let(f"add i64 {base.index}, {stride}")
+            with text.loop(base.index, end, LANES) as turn:
+                other = text.let(f"add i64 {turn.index}, {stride}")
+                a = load_numbers(text, "f32", pointer, turn.index)
+                b = load_numbers(text, "f32", pointer, other)
+                store_numbers(text, "f32", text.let(f"fadd {F16} {a}, {b}"), pointer, turn.index)
+                store_numbers(text, "f32", text.let(f"fsub {F16} {a}, {b}"), pointer, other)
+        stride *= 2
+    size = max(LANES, min(block, UNROLLED))
+    with text.loop(0, count, size) as turn:
+        places = [text.let(f"add i64 {turn.index}, {n}") for n in range(0, size, LANES)]
+        values = [load_numbers(text, "f32", pointer, place) for place in places]
+        step = 1
+        while step < len(values):
+            for first in range(len(values)):
+                if not first & step:
+                    a, b = values[first], values[first | step]
+                    values[first] = text.let(f"fadd {F16} {a}, {b}")
+                    values[first | step] = text.let(f"fsub {F16} {a}, {b}")
+            step *= 2
+        step = 1
+        while step < min(block, LANES):
+            signs = constants("float", [number(-1.0 if n & step else 1.0) for n in range(LANES)])
+            swapped = [n ^ step for n in range(LANES)]
+            for index, value in enumerate(values):
+                other = text.shuffle("float", LANES, value, swapped)
+                values[index] = product_sum(text, other, value, signs)
+            step *= 2
+        for place, value in zip(places, values, strict=True):
+            scaled = text.let(f"fmul {F16} {value}, {same(1 / math.sqrt(block))}")
+            store_numbers(text, "f32", scaled, pointer, place)

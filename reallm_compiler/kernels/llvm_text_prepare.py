@@ -1,0 +1,158 @@
+"""Activations on their way to a product, in one pass over each token.
+
+Factors and Hadamard matrices of the inputs, the order in which columns are coded, and integers in
+two planes. `planes.integers` is the same in torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reallm_compiler.codecs.windows import LARGEST, LOW
+from reallm_compiler.kernels.form import LANES
+from reallm_compiler.kernels.llvm_text import Text
+from reallm_compiler.kernels.llvm_text_numbers import (
+    F16,
+    I16,
+    hadamard,
+    load_numbers,
+    same,
+    store_numbers,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """What is done to inputs.
+
+    Attributes:
+        dtype: their type: `f32`, `bf16` or `f16`.
+        factors: they are multiplied by factors.
+        block: of Hadamard matrices that they are multiplied by.
+        ordered: columns are coded in another order.
+        order_factors: in that order they are multiplied by factors again.
+        planes: integers are written as two planes of int8, else as int16.
+        sums: weights of a block whose integers are added up; 0 for none.
+        kept: float32 values of the inputs as they came are kept for the low-rank part.
+    """
+
+    dtype: str
+    factors: bool
+    block: int
+    ordered: bool
+    order_factors: bool
+    planes: bool
+    sums: int
+    kept: bool
+
+
+def write_prepare(text: Text, inputs: Inputs) -> None:
+    """The functions `mix(job, token)`, whose result lies at `ordered`, and `prepare(job)`."""
+    with text.function("mix", "i64 %token"):
+        _mix(text, inputs)
+    with text.function("prepare"), text.loop(0, text.slot("tokens")) as token:
+        text.do(f"call void @mix(ptr %job, i64 {token.index})")
+        _integers(text, inputs, token.index)
+
+
+def _mix(text: Text, inputs: Inputs) -> None:
+    columns = text.slot("columns")
+    start = text.let(f"mul i64 %token, {columns}")
+    x, mixed, factors = text.pointer("x"), text.pointer("mixed"), text.pointer("in_factors")
+    kept = text.pointer("kept")
+    with text.loop(0, columns, LANES) as turn:
+        value = load_numbers(text, inputs.dtype, x, text.let(f"add i64 {start}, {turn.index}"))
+        if inputs.kept:
+            store_numbers(text, "f32", value, kept, text.let(f"add i64 {start}, {turn.index}"))
+        if inputs.factors:
+            factor = load_numbers(text, "f32", factors, turn.index)
+            value = text.let(f"fmul {F16} {value}, {factor}")
+        store_numbers(text, "f32", value, mixed, turn.index)
+    hadamard(text, mixed, columns, inputs.block)
+    stride = text.slot("plane_stride")
+    if not inputs.ordered:
+        with text.loop(columns, stride, LANES) as turn:
+            store_numbers(text, "f32", "zeroinitializer", mixed, turn.index)
+        return
+    # Columns that only fill up a step are those after the last one: a zero.
+    text.store("float", "0.0", mixed, columns, "float")
+    order, ordered = text.pointer("order"), text.pointer("ordered")
+    factors = text.pointer("order_factors")
+    with text.loop(0, stride, LANES) as turn:
+        value = "poison"
+        for lane in range(LANES):
+            place = text.let(f"add i64 {turn.index}, {lane}")
+            column = text.load("i32", order, place, "i32")
+            column = text.let(f"zext i32 {column} to i64")
+            one = text.load("float", mixed, column, "float")
+            value = text.let(f"insertelement {F16} {value}, float {one}, i64 {lane}")
+        if inputs.order_factors:
+            factor = load_numbers(text, "f32", factors, turn.index)
+            value = text.let(f"fmul {F16} {value}, {factor}")
+        store_numbers(text, "f32", value, ordered, turn.index)
+
+
+def _integers(text: Text, inputs: Inputs, token: str) -> None:
+    """Integers of the mixed inputs of a token, their sums, and what one of them counts."""
+    stride = text.slot("plane_stride")
+    values = text.pointer("ordered" if inputs.ordered else "mixed")
+    with text.loop(0, stride, LANES, carried=[(F16, "zeroinitializer")] * 2) as turn:
+        value = load_numbers(text, "f32", values, turn.index)
+        size = text.call(F16, "llvm.fabs.v16f32", f"{F16} {value}")
+        more = text.let(f"fcmp ogt {F16} {size}, {turn.values[0]}")
+        most = text.let(f"select <16 x i1> {more}, {F16} {size}, {F16} {turn.values[0]}")
+        # What is not finite has no zero of its own.
+        nothing = text.let(f"fmul {F16} {value}, zeroinitializer")
+        turn.next = [most, text.let(f"fadd {F16} {turn.values[1]}, {nothing}")]
+    most = text.call("float", "llvm.vector.reduce.fmax.v16f32", f"{F16} {turn.values[0]}")
+    spoilt = text.let(f"fcmp uno {F16} {turn.values[1]}, zeroinitializer")
+    spoilt = text.call("i1", "llvm.vector.reduce.or.v16i1", f"<16 x i1> {spoilt}")
+    some = text.let(f"fcmp ogt float {most}, 0.0")
+    factor = text.let(f"fdiv float {float(LARGEST):e}, {most}")
+    factor = text.let(f"select i1 {some}, float {factor}, float 0.0")
+    scale = text.let(f"fdiv float {most}, {float(LARGEST):e}")
+    scale = text.let(f"select i1 {spoilt}, float 0x7FF8000000000000, float {scale}")
+    text.store("float", scale, text.pointer("scales"), token, "float")
+    factors = text.spread("float", LANES, factor)
+    start = text.let(f"mul i64 {token}, {stride}")
+    high, low = text.pointer("high"), text.pointer("low")
+
+    def rounded(index: str) -> str:
+        value = load_numbers(text, "f32", values, index)
+        value = text.let(f"fmul {F16} {value}, {factors}")
+        return text.call(F16, "llvm.rint.v16f32", f"{F16} {value}")
+
+    def whole(value: str) -> str:
+        return text.call(I16, "llvm.fptosi.sat.v16i32.v16f32", f"{F16} {value}")
+
+    with text.loop(0, stride, LANES, carried=[(I16, "zeroinitializer")]) as turn:
+        value = rounded(turn.index)
+        integer = whole(value)
+        place = text.let(f"add i64 {start}, {turn.index}")
+        if inputs.planes:
+            top = text.let(f"fmul {F16} {value}, {same(1 / LOW)}")
+            top = text.call(F16, "llvm.rint.v16f32", f"{F16} {top}")
+            rest = text.let(f"fmul {F16} {top}, {same(LOW)}")
+            rest = text.let(f"fsub {F16} {value}, {rest}")
+            for part, pointer in ((top, high), (rest, low)):
+                narrow = text.let(f"trunc {I16} {whole(part)} to <16 x i8>")
+                text.store("<16 x i8>", narrow, pointer, place)
+        else:
+            narrow = text.let(f"trunc {I16} {integer} to <16 x i16>")
+            text.store("<16 x i16>", narrow, high, place, "i16")
+        turn.next = [text.let(f"add {I16} {turn.values[0]}, {integer}")]
+    total = text.call("i32", "llvm.vector.reduce.add.v16i32", f"{I16} {turn.values[0]}")
+    total = text.let(f"sext i32 {total} to i64")
+    text.store("i64", total, text.pointer("totals"), token, "i64")
+    if not inputs.sums:
+        return
+    count, sums = text.slot("row_blocks"), text.pointer("block_sums")
+    start = text.let(f"mul i64 {token}, {count}")
+    with text.loop(0, count) as block:
+        first = text.let(f"mul i64 {block.index}, {inputs.sums}")
+        last = text.let(f"add i64 {first}, {inputs.sums}")
+        with text.loop(first, last, LANES, carried=[(I16, "zeroinitializer")]) as turn:
+            turn.next = [text.let(f"add {I16} {turn.values[0]}, {whole(rounded(turn.index))}")]
+        total = text.call("i32", "llvm.vector.reduce.add.v16i32", f"{I16} {turn.values[0]}")
+        wide = text.let(f"sitofp i32 {total} to float")
+        text.store("float", wide, sums, text.let(f"add i64 {start}, {block.index}"), "float")

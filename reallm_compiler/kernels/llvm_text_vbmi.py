@@ -1,0 +1,258 @@
+"""Codes to weights and sums for processors with AVX-512 VBMI and VNNI, 64 codes a step.
+
+A step loads the bytes of 64 codes, moves to each code's eight bytes those that its window lies in
+(vpermb), takes the low 8 bits of all windows at once (vpmultishiftqb), and looks them up in tables
+that stay in registers, 128 entries a time (vpermi2b). Weights are bytes without sign, which is how
+vpdpbusd takes them: entries have `BIAS` added, and the sums it times the sum of the activations
+too much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs.windows import LOW, WindowValues
+from reallm_compiler.kernels.form import STEP, Form
+from reallm_compiler.kernels.llvm_text import Text, constants
+
+FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni")
+
+BIAS = 128
+
+MOST_REGISTERS = 20
+"""Tables that fill more registers lie in memory, where `llvm_text_wide` looks them up."""
+
+planes = True
+"""Activations are two planes of int8."""
+
+V64 = "<64 x i8>"
+V16 = "<16 x i32>"
+
+
+def fits(form: Form) -> bool:
+    """Whether the codes of a form can be read so."""
+    try:
+        for step in range(form.period // STEP):
+            Window(form, step)
+    except ValueError:
+        return False
+    return form.codes.identity or table_registers(form) <= MOST_REGISTERS
+
+
+def table_registers(form: Form) -> int:
+    """Registers that the tables fill."""
+    return form.codes.planes * form.codes.dim * max(1, (1 << form.codes.window) // STEP)
+
+
+def tables(form: Form, values: WindowValues) -> Tensor | None:
+    """uint8 [planes, dim, at least 64]: entries with the bias; small tables are repeated."""
+    if values.table is None:
+        return None
+    biased = values.table.to(torch.int16).add(BIAS).to(torch.uint8).transpose(1, 2)
+    return biased.repeat(1, 1, max(1, STEP // biased.shape[2]))
+
+
+class Window:
+    """Where the windows of one step of a period lie.
+
+    Attributes:
+        first: the first byte that is loaded, from the start of the period.
+        span: bytes that are loaded, at most 64.
+        bytes: for each byte of the result the loaded byte.
+        shifts: the first bit of each code's window in its eight bytes.
+    """
+
+    def __init__(self, form: Form, step: int) -> None:
+        codes = form.codes
+        starts = [form.bits(STEP * step + code + 1) - codes.window for code in range(STEP)]
+        homes = [min(start // 8 for start in starts[code : code + 8]) for code in range(0, 64, 8)]
+        self.first = min(homes)
+        self.span = max((start + codes.window - 1) // 8 for start in starts) - self.first + 1
+        self.bytes = [
+            min(home - self.first + byte, STEP - 1) for home in homes for byte in range(8)
+        ]
+        self.shifts = [start - 8 * homes[code // 8] for code, start in enumerate(starts)]
+        if self.span > STEP or max(self.shifts) + codes.window > 64:
+            raise ValueError("the windows of a step do not fit into registers")
+        self.whole = codes.window == 8 and codes.widths == (8,)
+
+
+class Steps:
+    """Writes the parts of a product that know the processor.
+
+    Args:
+        text: where it is written.
+        form: of the codes.
+    """
+
+    def __init__(self, text: Text, form: Form) -> None:
+        self._text = text
+        self._form = form
+        each = 2 ** (form.codes.window - 1) if form.codes.identity else BIAS
+        self.bias = each * (1 if form.codes.planes == 1 else LOW + 1)
+        self._high = self._low = self._stride = ""
+        self._planes: dict[str, tuple[str, str]] = {}
+        self._windows = [Window(form, step) for step in range(form.period // STEP)]
+        self._period_bytes = form.bits(form.period) // 8
+        self._tables: list[list[str]] = []  # [plane x dim][register]
+        self._rest: list[str] = []  # masks of the last period, by step
+        self._base = self._last = ""
+
+    def begin(self) -> None:
+        """Loads the tables, and finds which bytes the last period of a line has."""
+        text, codes = self._text, self._form.codes
+        self._high, self._low = text.pointer("high"), text.pointer("low")
+        self._stride = text.slot("plane_stride")
+        if not codes.identity:
+            tables = text.pointer("tables")
+            each = max(1, 2**codes.window // STEP)
+            for table in range(codes.planes * codes.dim):
+                self._tables.append(
+                    [text.load(V64, tables, table * each + n, V64) for n in range(each)]
+                )
+        periods, line = text.slot("periods"), text.slot("line_bytes")
+        self._last = text.let(f"sub i64 {periods}, 1")
+        done = text.let(f"mul i64 {self._last}, {self._period_bytes}")
+        left = text.let(f"sub i64 {line}, {done}")
+        for window in self._windows:
+            count = text.let(f"sub i64 {left}, {window.first}")
+            count = text.call("i64", "llvm.smax.i64", f"i64 {count}", "i64 0")
+            some = text.let(f"icmp ult i64 {count}, 64")
+            short = text.let(f"and i64 {count}, 63")
+            ones = text.let(f"shl i64 1, {short}")
+            ones = text.let(f"sub i64 {ones}, 1")
+            self._rest.append(text.let(f"select i1 {some}, i64 {ones}, i64 -1"))
+
+    def line(self, base: str) -> None:
+        """A line of codes begins at `base`."""
+        self._base = base
+
+    def entries(self, period: str, step: int) -> list[list[list[str]]]:
+        """Entries of 64 codes, biased."""
+        text, codes = self._text, self._form.codes
+        value = self._windowed(period, step)
+        low = value[0]
+        if codes.identity:
+            if codes.window < 8:
+                mask = constants("i8", [2**codes.window - 1] * 64)
+                low = text.let(f"and {V64} {low}, {mask}")
+            return [[[low]]]
+        masks = [self._bit(value, bit) for bit in range(7, codes.window)]
+        found = [self._look_up(table, low, masks) for table in self._tables]
+        return [
+            [[found[plane * codes.dim + row]] for plane in range(codes.planes)]
+            for row in range(codes.dim)
+        ]
+
+    def _windowed(self, period: str, step: int) -> list[str]:
+        """The low 8 bits of the windows, and the bits above them where there are any."""
+        text, window = self._text, self._windows[step]
+        start = text.let(f"mul i64 {period}, {self._period_bytes}")
+        start = text.let(f"add i64 {start}, {window.first}")
+        place = text.at(self._base, start)
+        wanted = (1 << window.span) - 1
+        mask = str(wanted - (1 << 64) if wanted >> 63 else wanted)
+        is_last = text.let(f"icmp eq i64 {period}, {self._last}")
+        rest = text.let(f"select i1 {is_last}, i64 {self._rest[step]}, i64 -1")
+        mask = text.let(f"and i64 {rest}, {mask}")
+        if window.first < 0:
+            inside = -1 << -window.first
+            is_first = text.let(f"icmp eq i64 {period}, 0")
+            front = text.let(f"select i1 {is_first}, i64 {inside}, i64 -1")
+            mask = text.let(f"and i64 {front}, {mask}")
+        bits = text.let(f"bitcast i64 {mask} to <64 x i1>")
+        raw = text.call(
+            V64,
+            "llvm.masked.load.v64i8.p0",
+            f"ptr {place}",
+            "i32 1",
+            f"<64 x i1> {bits}",
+            f"{V64} zeroinitializer",
+        )
+        if window.whole:
+            return [raw]
+        moved = text.shuffle("i8", 64, raw, window.bytes)
+        parts = [window.shifts]
+        if self._form.codes.window > 8:
+            parts.append([shift + 8 for shift in window.shifts])
+        return [
+            text.call(
+                V64,
+                "llvm.x86.avx512.pmultishift.qb.512",
+                f"{V64} {constants('i8', shifts)}",
+                f"{V64} {moved}",
+            )
+            for shifts in parts
+        ]
+
+    def _bit(self, value: list[str], bit: int) -> str:
+        """<64 x i1>: a bit of each window."""
+        part = value[bit // 8]
+        one = constants("i8", [1 << bit % 8 if bit % 8 < 7 else -128] * 64)
+        hit = self._text.let(f"and {V64} {part}, {one}")
+        return self._text.let(f"icmp ne {V64} {hit}, zeroinitializer")
+
+    def _look_up(self, table: list[str], low: str, masks: list[str]) -> str:
+        text = self._text
+        if len(table) == 1:
+            return text.call(
+                V64, "llvm.x86.avx512.permvar.qi.512", f"{V64} {table[0]}", f"{V64} {low}"
+            )
+        found = [
+            text.call(
+                V64,
+                "llvm.x86.avx512.vpermi2var.qi.512",
+                f"{V64} {table[n]}",
+                f"{V64} {low}",
+                f"{V64} {table[n + 1]}",
+            )
+            for n in range(0, len(table), 2)
+        ]
+        for mask in masks:
+            found = [
+                text.let(f"select <64 x i1> {mask}, {V64} {found[n + 1]}, {V64} {found[n]}")
+                for n in range(0, len(found), 2)
+            ]
+        return found[0]
+
+    # ---- sums
+
+    def token(self, token: str) -> None:
+        """Where the planes of a token lie."""
+        text = self._text
+        start = text.let(f"mul i64 {token}, {self._stride}")
+        self._planes[token] = (text.at(self._high, start), text.at(self._low, start))
+
+    def sums(self) -> list[tuple[str, str]]:
+        """One for each power of `LOW` that planes of entries and activations make up."""
+        return [(V16, "zeroinitializer")] * (self._form.codes.planes + 1)
+
+    def add(
+        self, sums: Sequence[str], entries: list[list[str]], token: str, column: str
+    ) -> list[str]:
+        """The products of both planes of 64 activations with each plane of entries."""
+        found = list(sums)
+        for plane, (piece,) in enumerate(entries):
+            for part, pointer in enumerate(self._planes[token]):
+                values = self._text.load(V64, pointer, column)
+                found[plane + part] = self._text.call(
+                    V16,
+                    "llvm.x86.avx512.vpdpbusd.512",
+                    f"{V16} {found[plane + part]}",
+                    f"{V64} {piece}",
+                    f"{V64} {values}",
+                )
+        return found
+
+    def total(self, sums: Sequence[str]) -> str:
+        """The highest power first."""
+        total = "0"
+        for part in sums:
+            one = self._text.call("i32", "llvm.vector.reduce.add.v16i32", f"{V16} {part}")
+            wide = self._text.let(f"sext i32 {one} to i64")
+            total = self._text.let(f"mul i64 {total}, {LOW}")
+            total = self._text.let(f"add i64 {total}, {wide}")
+        return total

@@ -1,0 +1,165 @@
+"""What a matrix does on both sides of its codes, as tensors that kernels multiply by.
+
+    y = gain (factors (H (before S(x'))) + L1 L2 x),   x' = after (order (H (factors x)))
+
+S are the products with codes alone. Transforms, scales of rows, columns and the whole, orders of
+columns and gains all come to these; what does not has no kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs.contract import ColumnOrder
+from reallm_compiler.codecs.registry import codec_of
+from reallm_compiler.codecs.scale_field import ScaleField
+from reallm_compiler.codecs.windows import Mixing, StoredFactors, WindowValues
+from reallm_compiler.kernels.form import Form
+from reallm_compiler.kernels.packed import PackedMatrix
+
+
+@dataclass(kw_only=True)
+class Side:
+    """Factors before and after the Hadamard matrices of one side, each float32 or None for ones."""
+
+    before: Tensor | None = None
+    block: int = 1
+    after: Tensor | None = None
+
+    def add(self, mixing: Mixing) -> bool:
+        """Factors and then Hadamard matrices as a further step; False if it does not fit."""
+        if self.block == 1:
+            self.before = times(self.before, mixing.factors)
+            self.block = mixing.block
+            return True
+        self.after = times(self.after, mixing.factors)
+        return mixing.block == 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """Both sides of a matrix [p, q].
+
+    Attributes:
+        values: what the codes stand for.
+        inputs: applied to x; `after` is contained in `order_factors`.
+        order: int64 [positions], the column at each position of the laid out inputs, q for none;
+            None where inputs lie as they come.
+        order_factors: float32 [positions] or None.
+        outputs: applied the other way round: `after`, Hadamard matrices, `before`.
+        row_scales: float32 [rows of all lines], what the sum of entries counts.
+        row_shifts: of the same shape, what the sum of integers counts.
+        gain: float32 [p] or None.
+        factors: of the residual.
+    """
+
+    values: WindowValues
+    inputs: Side
+    order: Tensor | None
+    order_factors: Tensor | None
+    outputs: Side
+    row_scales: Tensor
+    row_shifts: Tensor
+    gain: Tensor | None
+    factors: StoredFactors | None
+
+
+def sides_of(packed: PackedMatrix, form: Form) -> Sides | None:
+    """The sides of a packed matrix of a form; None for what does not come to them."""
+    plan, shape, sections = packed.plan, packed.shape, packed.sections
+    found = [codec_of(stage).factors(stage, sections) for stage in plan.residual]
+    if len(found) > 1 or None in found:
+        return None
+    factors: StoredFactors | None = found[0] if found else None
+    inputs, outputs = Side(), Side()
+    if "column_gain" in sections:
+        inputs.add(Mixing(factors=sections["column_gain"]))
+    for transform in plan.transform:
+        decoder = codec_of(transform).decoder(transform, shape, sections, torch.float32)
+        mixing: tuple[Mixing, Mixing] | None = decoder.mixing()
+        if mixing is None or not (inputs.add(mixing[0]) and outputs.add(mixing[1])):
+            return None
+    values: WindowValues = codec_of(plan.quantizer).window_values(
+        plan.quantizer, shape, sections, plan.scales.range
+    )
+    columns: Tensor | None = None
+    order: ColumnOrder | None = codec_of(plan.permutation).decoder(
+        plan.permutation, shape, sections
+    )
+    if order is not None:
+        columns, until = order.coded(0)
+        if until is not None:
+            return None
+    scale, zero, own = torch.ones(1), torch.zeros(1), values.factors
+    if form.blocks is None:
+        field: ScaleField | None = codec_of(plan.scales).decoder(
+            plan.scales, shape, sections, torch.float32
+        )
+        if field is not None and field.per == "column":
+            if field.zero is not None:
+                return None
+            own = times(own, field.scale)
+        elif field is not None:
+            scale, zero = field.scale, zero if field.zero is None else field.zero
+    laid, factors_laid = _laid_out(form, shape, columns, values.order, own, inputs.after)
+    return Sides(
+        values=values,
+        inputs=inputs,
+        order=laid,
+        order_factors=factors_laid,
+        outputs=outputs,
+        row_scales=_rows(form, shape, scale * values.unit, outputs.after),
+        row_shifts=_rows(form, shape, scale * values.shift + zero, outputs.after),
+        gain=None if "gain" not in sections else sections["gain"].to(torch.float32),
+        factors=factors,
+    )
+
+
+def _laid_out(
+    form: Form,
+    shape: tuple[int, int],
+    permuted: Tensor | None,
+    coded: Tensor | None,
+    own: Tensor | None,
+    after: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """`Sides.order` and `Sides.order_factors`.
+
+    Args:
+        form: of the codes.
+        shape: p and q.
+        permuted: int64 [q], the matrix's columns in the order of the latent; None for their own.
+        coded: int64 [q], the latent's columns in the order of the codes.
+        own: factors [q] of the latent's columns.
+        after: factors [q] of the matrix's columns.
+    """
+    if form.streams == 1 and all(part is None for part in (permuted, coded, own, after)):
+        return None, None
+    q = shape[1]
+    latent = torch.arange(q) if coded is None else coded
+    columns = latent if permuted is None else permuted[latent]
+    factors = times(None if own is None else own[latent], None if after is None else after[columns])
+    missing = form.streams * form.padded_codes(shape) - q
+    columns = torch.nn.functional.pad(columns, (0, missing), value=q)
+    streams = columns.view(-1, form.streams).t().reshape(-1)
+    if factors is not None:
+        factors = torch.nn.functional.pad(factors, (0, missing))
+        factors = factors.view(-1, form.streams).t().reshape(-1)
+    return streams, factors
+
+
+def _rows(form: Form, shape: tuple[int, int], numbers: Tensor, after: Tensor | None) -> Tensor:
+    """Numbers [p] or [1], times factors [p], for the rows of all lines."""
+    each = numbers.expand(shape[0]) * (1 if after is None else after)
+    return torch.nn.functional.pad(each, (0, form.lines(shape) * form.line_rows - shape[0]))
+
+
+def times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The product of factors, float32; None stands for ones."""
+    if a is None or b is None:
+        found = a if b is None else b
+        return None if found is None else found.to(torch.float32)
+    return a.to(torch.float32) * b.to(torch.float32)

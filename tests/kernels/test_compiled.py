@@ -1,0 +1,211 @@
+"""Compiled kernels: the weights that the codecs decode, and integer sums that nothing changes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs.numerics import emit
+from reallm_compiler.kernels import jit, threads
+from reallm_compiler.kernels.choose import product_for
+from reallm_compiler.kernels.compiled import MOST_TOKENS, CompiledProduct, compiled_product
+from reallm_compiler.kernels.form import form_of
+from reallm_compiler.kernels.packed import PackedMatrix
+from reallm_compiler.kernels.plain import PlainProduct
+from reallm_compiler.kernels.planes import integer_sums, integers
+from reallm_compiler.kernels.sides import sides_of
+from reallm_compiler.stages import MatrixPlan
+from tests.kernels.packing import dense, distance, packed_matrix
+from tests.kernels.test_windows import QUANTIZERS, ROW
+
+CPU = torch.device("cpu")
+TARGETS = [
+    name
+    for name, module in jit.TARGETS.items()
+    if emit.available() and all(map(emit.processor_has, module.FEATURES))
+]
+"""Targets that run here; tests of kernels are skipped where there is none."""
+
+HADAMARD = {"kind": "hadamard", "sides": "both", "block": 128}
+BY_COLUMN = {"kind": "normalize", "per": "column", "bits": None}
+BY_ROW = {"kind": "normalize", "per": "row", "bits": None}
+TRELLIS = QUANTIZERS["trellis, two widths"][0]
+PLANS: dict[str, dict[str, Any]] = {
+    **{
+        name: {"quantizer": words, "scales": scales} for name, (words, scales) in QUANTIZERS.items()
+    },
+    "trellis, rotated, with factors": {
+        "quantizer": TRELLIS,
+        "scales": {"kind": "rms", "per": "tensor"},
+        "transform": [HADAMARD],
+        "residual": {"kind": "low_rank", "rank": 5},
+        "dora": True,
+    },
+    "vq, scaled and rotated, with int8 factors": {
+        "quantizer": QUANTIZERS["vq of rows"][0],
+        "scales": ROW,
+        "transform": [BY_COLUMN, HADAMARD],
+        "residual": {"kind": "low_rank", "rank": 20, "dtype": "int8"},
+    },
+    "vq, permuted, rotated and scaled": {
+        "quantizer": QUANTIZERS["vq of columns"][0],
+        "scales": {"kind": "rms", "per": "column"},
+        "permutation": {"kind": "nearest", "rows": "all"},
+        "transform": [HADAMARD, BY_ROW],
+    },
+}
+SHAPES = [(13, 48), (72, 80), (24, 128)]
+
+
+def made(packed: PackedMatrix, target: str, dtype: torch.dtype = torch.float32) -> CompiledProduct:
+    form = form_of(packed.plan, packed.shape)
+    assert form is not None
+    assert jit.fits(form, target)
+    sides = sides_of(packed, form)
+    assert sides is not None
+    return CompiledProduct(packed, form, sides, dtype, target)
+
+
+@cache
+def packed_of(name: str, shape: tuple[int, int]) -> PackedMatrix:
+    plan = MatrixPlan.model_validate(PLANS[name])
+    packed = packed_matrix(plan, shape, column_gain="residual" in PLANS[name])
+    assert packed is not None
+    return packed
+
+
+def activations(count: int, columns: int) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
+    return torch.randn(count, columns, generator=generator)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", PLANS)
+def test_products_are_those_of_decoded_weights(name: str, target: str) -> None:
+    for shape in SHAPES:
+        packed = packed_of(name, shape)
+        product, weight = made(packed, target), dense(packed)
+        for tokens in (1, 3):
+            x = activations(tokens, shape[1])
+            assert distance(product.linear(x), x.double() @ weight.t()) < 1e-4
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_activations_of_narrow_types(target: str, dtype: torch.dtype) -> None:
+    packed = packed_of("trellis, rotated, with factors", (72, 80))
+    x = activations(2, 80).to(dtype)
+    found = made(packed, target, dtype).linear(x)
+    wanted = made(packed, target).linear(x.float()).to(dtype)
+    assert found.dtype == dtype
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_sums_are_the_exact_integers(name: str, target: str) -> None:
+    """y = s_x (s S + z X) to the last bit, with sums of integers by torch."""
+    shape = (24, 128)
+    packed = packed_of(name, shape)
+    form = form_of(packed.plan, packed.shape)
+    sides = sides_of(packed, form)
+    values = sides.values
+    decoder = dense(packed) / 1.0
+    x = activations(3, 128)
+    ordered = x if sides.order is None else x[:, sides.order[sides.order < 128]]
+    if sides.order_factors is not None:
+        ordered = ordered * sides.order_factors[sides.order < 128]
+    whole, scale = integers(ordered)
+    weight = decoder if sides.order is None else decoder[:, sides.order[sides.order < 128]]
+    if sides.order_factors is not None:
+        weight = weight / sides.order_factors[sides.order < 128]
+    scales, shifts = sides.row_scales[:24, None], sides.row_shifts[:24, None]
+    entries = ((weight - shifts) / scales).round().to(torch.int64)
+    total = integer_sums(entries, whole).float()  # [3, 24]
+    ones = whole.sum(1, dtype=torch.int64).float()[:, None]
+    wanted = (total * scales[:, 0] + ones * shifts[:, 0]) * scale[:, None]
+    assert values.unit > 0
+    assert torch.equal(made(packed, target).linear(x), wanted)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", PLANS)
+def test_results_depend_on_the_token_alone(
+    name: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on the tokens beside it, nor on the number of threads."""
+    monkeypatch.setattr("reallm_compiler.kernels.compiled.LEAST_FOR_THREADS", 1)
+    packed = packed_of(name, (200, 128))
+    product = made(packed, target)
+    x = activations(MOST_TOKENS, 128)
+    together = product.linear(x)
+    alone = torch.cat([product.linear(row) for row in x.split(1)])
+    assert torch.equal(together, alone)
+    before = torch.get_num_threads()
+    try:
+        for count in (2, 3):
+            torch.set_num_threads(count)
+            assert torch.equal(product.linear(x[:1]), together[:1])
+            assert torch.equal(product.linear(x), together)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_python_threads_do_the_same(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reallm_compiler.kernels.compiled.LEAST_FOR_THREADS", 1)
+    packed = packed_of("trellis, rotated, with factors", (200, 128))
+    x = activations(2, 128)
+    wanted = made(packed, target).linear(x)
+    before = torch.get_num_threads()
+    monkeypatch.setattr(threads, "openmp", lambda: None)
+    calls: list[int] = []
+    shares = threads.run_shares
+    monkeypatch.setattr(threads, "run_shares", lambda *given: calls.append(1) or shares(*given))
+    try:
+        torch.set_num_threads(2)
+        assert torch.equal(made(packed, target).linear(x), wanted)
+    finally:
+        torch.set_num_threads(before)
+    assert calls
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_not_finite_spoils_its_token_alone(target: str) -> None:
+    packed = packed_of("uniform", (24, 128))
+    x = activations(4, 128)
+    wanted = made(packed, target).linear(x)
+    x[1, 7], x[2, 100] = torch.inf, torch.nan
+    x[3] = 0
+    found = made(packed, target).linear(x)
+    assert torch.equal(found[0], wanted[0])
+    assert bool(found[1:3].isnan().all())
+    assert not found[3].any()
+
+
+def test_lines_are_shared_without_gaps() -> None:
+    seen: list[tuple[int, int]] = []
+    for lines, count, step in ((1000, 3, 64), (10, 4, 64), (128, 2, 64)):
+        seen.clear()
+        threads.run_shares(lambda first, last: seen.append((first, last)), lines, count, step)
+        covered = sorted(line for first, last in seen for line in range(first, last))
+        assert covered == list(range(lines))
+
+
+def test_without_llvm_products_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = packed_of("trellis", (72, 80))
+    monkeypatch.setattr(jit, "target", lambda: None)
+    assert compiled_product(packed, CPU, torch.float32) is None
+    product = product_for(packed, CPU, torch.float32)
+    assert isinstance(product, PlainProduct)
+
+
+@pytest.mark.skipif(jit.target() is None, reason="there is no kernel for this processor")
+def test_kernels_are_chosen() -> None:
+    packed = packed_of("trellis", (72, 80))
+    assert isinstance(product_for(packed, CPU, torch.bfloat16), CompiledProduct)
+    assert isinstance(product_for(packed, CPU, torch.float64), PlainProduct)
