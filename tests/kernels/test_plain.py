@@ -53,7 +53,7 @@ HADAMARD = {
 def test_types_of_activations(dtype: torch.dtype) -> None:
     packed = packed_matrix(MatrixPlan.model_validate(HADAMARD), (48, 32))
     assert packed is not None
-    product = product_for(packed, CPU, dtype)
+    product = PlainProduct(packed, dtype)
     x = torch.randn(5, 32, dtype=dtype)
     y = product.linear(x)
     assert y.dtype == dtype
