@@ -45,7 +45,8 @@ class Lines:
     """Prints progress on stderr.
 
     Args:
-        label, unit: as of `progress_callback`.
+        label: what is going on, such as `compile`.
+        unit: the word for what is counted, such as `steps`.
         stream: where to; stderr when None.
         clock: seconds, for tests.
     """

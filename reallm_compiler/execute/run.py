@@ -62,9 +62,9 @@ def compile_model(
         on_event: is called with the preflight and with each finished task.
 
     Raises:
-        RecipeError, SourceError, OutputError, CompileError, CalibrateError, ResumeError,
-            CodecError: see
-            `reallm_compiler.errors`; `Interrupted` after SIGINT or SIGTERM.
+        ReallmError: one of its kinds (RecipeError, SourceError, OutputError, CompileError,
+            CalibrateError, ResumeError, CodecError), or `Interrupted` after SIGINT or SIGTERM; see
+            `reallm_compiler.errors`.
     """
     options = CompileOptions(
         recipe=recipe,
