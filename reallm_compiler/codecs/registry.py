@@ -11,6 +11,7 @@ from reallm_compiler.codecs.autoencoders.identity import IdentityCodec
 from reallm_compiler.codecs.contract import PermutationCodec, ResidualCodec, ScalesCodec
 from reallm_compiler.codecs.feedback import FeedbackCodec
 from reallm_compiler.codecs.nearest import NearestCodec
+from reallm_compiler.codecs.quantizers.e8p import E8PCodec
 from reallm_compiler.codecs.quantizers.normal_float import NormalFloatCodec
 from reallm_compiler.codecs.quantizers.plain import PlainCodec
 from reallm_compiler.codecs.quantizers.trellis import TrellisCodec
@@ -27,6 +28,7 @@ from reallm_compiler.stages import (
     AbsmaxScales,
     ActOrderPermutation,
     AffineScales,
+    E8PQuantizer,
     FeedbackRounding,
     Hadamard,
     Hnerv,
@@ -72,6 +74,7 @@ CODECS: dict[type[Stage], Any] = {
     UniformQuantizer: UniformCodec(),
     NormalFloatQuantizer: NormalFloatCodec(),
     VectorQuantizer: VectorCodec(),
+    E8PQuantizer: E8PCodec(),
     TrellisQuantizer: TrellisCodec(),
     NearestRounding: RoundingCodec[NearestRounding](),
     FeedbackRounding: FeedbackCodec(),

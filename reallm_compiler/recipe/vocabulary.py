@@ -40,6 +40,8 @@ SYNONYMS = {
     "kmeans": "vq",
     "k-means": "vq",
     "tcq": "trellis",
+    "e8": "e8p",
+    "quip-sharp": "e8p",
     "qtip": "trellis",
     "rotation": "hadamard",
     "rotate": "hadamard",

@@ -27,6 +27,7 @@ from reallm_compiler.stages.prepare import (
     Rotate,
 )
 from reallm_compiler.stages.quantizer import (
+    E8PQuantizer,
     NoQuantizer,
     NormalFloatQuantizer,
     QuantizerStage,
@@ -64,6 +65,7 @@ __all__ = [
     "ActOrderPermutation",
     "AffineScales",
     "AutoencoderStage",
+    "E8PQuantizer",
     "Extent",
     "ExternalKind",
     "FeedbackRounding",

@@ -116,6 +116,37 @@ class VectorQuantizer(QuantizerStage):
         return self
 
 
+class E8PQuantizer(QuantizerStage):
+    """Points of the lattice E8 for 8 columns of a row together, made by rule (QuIP#).
+
+    Nothing is learned or stored but codes. Meant for normal weights (`hadamard` and `rms` scales).
+    """
+
+    ranges: ClassVar[frozenset[Range]] = frozenset({"free", "signed"})
+    codes_latents: ClassVar[bool] = False
+
+    kind: Literal["e8p"]
+    bits: Literal[2, 3, 4] = Field(
+        default=2,
+        description="Bits per weight; with 3 and 4, what the first code leaves is coded once more.",
+    )
+
+    @property
+    def dim(self) -> int:
+        """Columns of a vector."""
+        return 8
+
+    @property
+    def axis(self) -> Literal["cols"]:
+        """Vectors lie along the columns."""
+        return "cols"
+
+    @property
+    def by_rows(self) -> bool:
+        """Yes."""
+        return True
+
+
 class TrellisQuantizer(QuantizerStage):
     """Trellis-coded quantizer: a weight's value is looked up by its own code and those before it.
 

@@ -25,6 +25,7 @@ from reallm_compiler.stages.permutation import (
     NormSortedPermutation,
 )
 from reallm_compiler.stages.quantizer import (
+    E8PQuantizer,
     NoQuantizer,
     NormalFloatQuantizer,
     TrellisQuantizer,
@@ -61,6 +62,7 @@ KINDS: Mapping[str, tuple[type[Stage], ...]] = {
         UniformQuantizer,
         NormalFloatQuantizer,
         VectorQuantizer,
+        E8PQuantizer,
         TrellisQuantizer,
     ),
     "rounding": (NearestRounding, FeedbackRounding),

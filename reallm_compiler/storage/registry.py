@@ -8,6 +8,7 @@ from reallm_compiler.stages import (
     AbsmaxScales,
     ActOrderPermutation,
     AffineScales,
+    E8PQuantizer,
     FeedbackRounding,
     Hadamard,
     Hnerv,
@@ -33,6 +34,7 @@ from reallm_compiler.stages import (
 from reallm_compiler.stages.registry import check_complete, implementation
 from reallm_compiler.storage.affine import AffineLaw
 from reallm_compiler.storage.base import AutoencoderLaw, ResidualLaw, SizeLaw
+from reallm_compiler.storage.e8p import E8PLaw
 from reallm_compiler.storage.feedback import FeedbackLaw
 from reallm_compiler.storage.hadamard import HadamardLaw
 from reallm_compiler.storage.hnerv import HnervLaw
@@ -69,6 +71,7 @@ SIZE_LAWS: dict[type[Stage], SizeLaw[Any]] = {
     UniformQuantizer: UniformLaw(),
     NormalFloatQuantizer: NormalFloatLaw(),
     VectorQuantizer: VectorLaw(),
+    E8PQuantizer: E8PLaw(),
     TrellisQuantizer: TrellisLaw(),
     NearestRounding: SizeLaw[NearestRounding](),
     FeedbackRounding: FeedbackLaw(),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Protocol
 
 from reallm_compiler.stages import VectorQuantizer
 from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
@@ -26,7 +27,21 @@ LEAST_VECTORS = 1 << 10
 """Vectors of each latent, at least, where it has as many."""
 
 
-def code_shape(params: VectorQuantizer, shape: Shape) -> Shape:
+class VectorGrid(Protocol):
+    """How a latent is cut into vectors."""
+
+    @property
+    def dim(self) -> int:
+        """Dimension d of a vector."""
+        ...
+
+    @property
+    def axis(self) -> str:
+        """Whether it lies along `rows` or along `cols`."""
+        ...
+
+
+def code_shape(params: VectorGrid, shape: Shape) -> Shape:
     """Rows and columns of the grid of codes for a latent [p, q]."""
     p, q = shape
     if params.axis == "rows":

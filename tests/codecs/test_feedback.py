@@ -30,6 +30,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "minmax": {"scales": {"kind": "minmax", "per": "column"}, "quantizer": UNIFORM["quantizer"]},
     "vq rows": {"scales": RMS, "quantizer": {"kind": "vq", "bits": 2, "dim": 2}},
     "vq cols": {"scales": RMS, "quantizer": {"kind": "vq", "bits": 2, "dim": 2, "axis": "cols"}},
+    "e8p": {"scales": RMS, "quantizer": {"kind": "e8p"}},
     "trellis": {"scales": RMS, "quantizer": TRELLIS},
     "trellis, scales of columns": {
         "scales": {"kind": "rms", "per": "column"},

@@ -31,7 +31,7 @@ from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.windows import WindowValues
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import Range, VectorQuantizer
-from reallm_compiler.storage.vq import code_shape, vectors_of_each
+from reallm_compiler.storage.vq import VectorGrid, code_shape, vectors_of_each
 from reallm_compiler.units import bytes_of_bits, ceil_div
 
 CHUNK = 1 << 17
@@ -46,7 +46,7 @@ class MatrixVectors:
     """The vectors of a latent [p, q], in the order of its grid of codes (`vectors.Vectors`).
 
     Args:
-        params: the quantiser, which says how vectors lie.
+        params: how vectors lie.
         values: the normalised latent, or a block of its columns [p, q].
         scales: the decoded scales of the latent, or None.
         column: the first of the latent's columns that `values` hold.
@@ -55,7 +55,7 @@ class MatrixVectors:
 
     def __init__(
         self,
-        params: VectorQuantizer,
+        params: VectorGrid,
         values: Tensor,
         scales: ScaleField | None,
         column: int = 0,
@@ -139,25 +139,32 @@ class MatrixVectors:
         return rows.reshape(-1, d)
 
 
-class VectorCoder(ColumnCoder):
-    """Codes the vectors of a latent by a codebook.
+class GridCoder(ColumnCoder):
+    """Codes the vectors of a latent, each by itself.
 
     Args:
-        params: the quantizer.
+        params: how vectors lie.
         latent: the latent.
-        codebook: the codebook [2^(b d), d] as stored, in the precision of the work.
+        dtype: of a code.
     """
 
-    def __init__(self, params: VectorQuantizer, latent: Latent, codebook: Tensor) -> None:
+    def __init__(self, params: VectorGrid, latent: Latent, dtype: torch.dtype) -> None:
         self.step = params.dim if params.axis == "cols" else 1
         self.row_step = params.dim if params.axis == "rows" else 1
         self._params = params
         self._latent = latent
-        self._codebook = codebook
         shape = (latent.values.shape[0], latent.values.shape[1])
         self._codes = torch.empty(
-            code_shape(params, shape), dtype=code_dtype(params.index_bits), device=codebook.device
+            code_shape(params, shape), dtype=dtype, device=latent.values.device
         )
+
+    def _nearest(self, values: Tensor, weights: Tensor | None) -> Tensor:
+        """Codes [n] of vectors [n, d]; weights as of `Vectors.chunks`."""
+        raise NotImplementedError
+
+    def _decoded(self, codes: Tensor) -> Tensor:
+        """The vectors [n, d] of codes [n]."""
+        raise NotImplementedError
 
     def quantize(
         self, block: Tensor, columns: slice, *, rows: slice = slice(None), decode: bool = True
@@ -173,17 +180,38 @@ class VectorCoder(ColumnCoder):
         if not whole:
             codes = codes.new_empty(vectors.count)
         for start, values, weights in vectors.chunks():
-            codes[start : start + len(values)] = assign(values, weights, self._codebook)
+            codes[start : start + len(values)] = self._nearest(values, weights)
         if not whole:
             left, line = first // self.step, top // self.row_step
             self._codes[line : line + grid[0], left : left + grid[1]] = codes.view(grid)
         if not decode:
             return codes.view(grid), None
-        return codes.view(grid), as_rows(look_up(self._codebook, codes), self._params.axis, shape)
+        return codes.view(grid), as_rows(self._decoded(codes), self._params.axis, shape)
+
+
+class VectorCoder(GridCoder):
+    """Codes the vectors of a latent by a codebook.
+
+    Args:
+        params: the quantizer.
+        latent: the latent.
+        codebook: the codebook [2^(b d), d] as stored, in the precision of the work.
+    """
+
+    def __init__(self, params: VectorQuantizer, latent: Latent, codebook: Tensor) -> None:
+        super().__init__(params, latent, code_dtype(params.index_bits))
+        self._bits = params.index_bits
+        self._codebook = codebook
+
+    def _nearest(self, values: Tensor, weights: Tensor | None) -> Tensor:
+        return assign(values, weights, self._codebook)
+
+    def _decoded(self, codes: Tensor) -> Tensor:
+        return look_up(self._codebook, codes)
 
     def sections(self) -> Sections:
         """The packed codes."""
-        return {"codes": pack(self._codes, self._params.index_bits)}
+        return {"codes": pack(self._codes, self._bits)}
 
 
 def fit_codebook(params: VectorQuantizer, vectors: Vectors, generator: torch.Generator) -> Sections:
@@ -210,15 +238,11 @@ class VectorDecoder(RowDecoder):
     """Rows of vector codes of a latent [p, q]."""
 
     def __init__(
-        self,
-        params: VectorQuantizer,
-        shape: tuple[int, int],
-        codes: Tensor,
-        codebook: Tensor,
+        self, params: VectorGrid, shape: Shape, codes: Tensor, codebook: Tensor, bits: int
     ) -> None:
         self._axis = params.axis
         self._dim = params.dim
-        self._bits = params.index_bits
+        self._bits = bits
         self._shape = shape
         self._width = code_shape(params, shape)[1]
         self._codes = codes
@@ -294,7 +318,8 @@ class VectorCodec(QuantizerCodec[VectorQuantizer]):
     ) -> VectorDecoder:
         """Codewords by their codes."""
         codes = sections["codes"]
-        return VectorDecoder(params, shape, codes, read_codebook(sections, codes, dtype))
+        codebook = read_codebook(sections, codes, dtype)
+        return VectorDecoder(params, shape, codes, codebook, params.index_bits)
 
     def window_values(
         self,
