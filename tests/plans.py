@@ -110,6 +110,9 @@ def of_union(draw: random.Random, members: list[dict[str, Any]], default: object
     """A value of one of several schemas."""
     types = {member.get("type") for member in members}
     if types >= {"integer", "number"}:  # one number, as people write it
+        words = [member["const"] for member in members if "const" in member]
+        if words and draw.random() < 0.5:
+            return draw.choice(words)
         return draw.choice(FRACTIONS) if "string" in types else draw.randint(1, 1 + SPAN)
     # Text beside null is the name of a file, which is not there.
     given = [member for member in members if "const" in member or member.get("type") != "string"]

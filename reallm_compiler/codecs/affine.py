@@ -36,13 +36,14 @@ class AffineCodec(ScalesCodec[AffineScales]):
         *,
         reach: float = 1.0,
         stretch: float | Tensor = 1.0,
+        clip: Tensor | None = None,
     ) -> Sections:
         """Sections of steps and zero points of a latent [p, q].
 
         Raises:
             CodecError: the stored type is too narrow for the steps.
         """
-        least, largest = (end.mul(stretch) for end in extremes(params, latent))
+        least, largest = (end.mul(stretch) for end in extremes(params, latent, clip))
         least, largest = least.clamp_(max=0), largest.clamp_(min=0)
         if params.symmetric:
             largest = torch.maximum(largest, -least)

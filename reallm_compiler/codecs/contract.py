@@ -198,14 +198,36 @@ class MatrixTransform:
         return self.gradients(self.gradients(gram).transpose(-1, -2)).transpose(-1, -2)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """What a transform that needs statistics is chosen by.
+
+    Attributes:
+        statistics: of the matrix W.
+        coded: T(W) [p, q], which is not kept -> the same as the later stages would bring it back,
+            a fresh tensor; with nearest codes, columns in their own order and scales unsearched.
+    """
+
+    statistics: MatrixStatistics
+    coded: Callable[[Tensor], Tensor]
+
+
 T = TypeVar("T", bound=TransformStage)
 
 
 class TransformCodec(Generic[T]):
     """The codec of a kind of transform."""
 
-    def encode(self, params: T, matrix: Tensor) -> tuple[Sections, Tensor]:
-        """Sections, and the matrix [p, q] transformed in its place."""
+    def encode(
+        self, params: T, matrix: Tensor, trial: Trial | None = None
+    ) -> tuple[Sections, Tensor]:
+        """Sections, and the matrix [p, q] transformed in its place.
+
+        Args:
+            params: the stage.
+            matrix: the matrix.
+            trial: what it is chosen by, for a kind that needs statistics.
+        """
         raise NotImplementedError
 
     def decoder(
@@ -281,6 +303,7 @@ class ScalesCodec(Generic[S]):
         *,
         reach: float = 1.0,
         stretch: float | Tensor = 1.0,
+        clip: Tensor | None = None,
     ) -> Sections:
         """Sections of the scales of a latent [p, q].
 
@@ -290,6 +313,8 @@ class ScalesCodec(Generic[S]):
             reach: how many deviations of a normal latent the quantizer's levels shall span.
             stretch: what the scales are multiplied by, one of `ScalesStage.stretches`; or float32
                 [groups], one for each.
+            clip: the share of its largest magnitude to which the levels of each group reach,
+                [groups]; None for all of it. For kinds with `ScalesStage.searched`.
         """
         return {}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs import dora
 from reallm_compiler.codecs.callback import NoCallback, TrainingCallback
-from reallm_compiler.codecs.contract import PANEL, Coding, MatrixTransform
+from reallm_compiler.codecs.contract import PANEL, Coding, MatrixTransform, Trial
 from reallm_compiler.codecs.decode import (
     MatrixDecoder,
     relative_error,
@@ -31,7 +31,7 @@ from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.sections import Sections, check_sections
 from reallm_compiler.codecs.statistics import MatrixStatistics, Metric
 from reallm_compiler.errors import CodecError
-from reallm_compiler.stages import MatrixPlan, ResidualStage
+from reallm_compiler.stages import MatrixPlan, NearestRounding, NoPermutation, ResidualStage
 from reallm_compiler.storage.matrix import MatrixLayout, layout_of
 
 
@@ -307,10 +307,40 @@ class _Job:
     def _transform(self, target: Tensor) -> tuple[Sections, Tensor]:
         """Sections of the transforms of `target` [p, q], and the outcome in its place."""
         sections: Sections = {}
-        for transform in self.plan.transform:
-            made, target = codec_of(transform).encode(transform, target)
+        for index, transform in enumerate(self.plan.transform):
+            made, target = codec_of(transform).encode(transform, target, self._trial(index))
             sections |= made
         return sections, target
+
+    def _trial(self, index: int) -> Trial | None:
+        """What a transform is chosen by; None for one that needs no statistics."""
+        plan, statistics = self.plan, self.statistics
+        if statistics is None or not plan.transform[index].needs_statistics:
+            return None
+        later = plan.model_copy(
+            update={
+                "residual": (),
+                "transform": plan.transform[index + 1 :],
+                "permutation": NoPermutation(),
+                "scales": plan.scales.unsearched,
+                "rounding": NearestRounding(),
+                "dora": False,
+            }
+        )
+        layout = layout_of(later, self.layout.shape, self.layout.source_dtype)
+
+        def coded(matrix: Tensor) -> Tensor:
+            sections = encode_matrix(
+                later,
+                matrix,
+                seed=self.coding.seed,
+                source_dtype=layout.source_dtype,
+                layout=layout,
+            ).sections
+            decoder = MatrixDecoder(layout, sections, matrix.dtype)
+            return torch.cat([decoder.rows(first, last) for first, last in decoder.panels()])
+
+        return Trial(statistics=statistics, coded=coded)
 
     def _code(self, target: Tensor) -> Sections:
         """Sections of the coded part of `target` [p, q], which is used up."""
@@ -332,7 +362,7 @@ class _Job:
         assert statistics is not None
         metric = self._metric_of_codes()
         moments = None
-        if plan.permutation.needs_statistics:
+        if plan.permutation.needs_statistics or plan.scales.needs_statistics:
             outputs = None if statistics.outputs is None else full(statistics.outputs)
             moments = Metric(inputs=full(statistics.inputs), outputs=outputs)
         for params in plan.transform:

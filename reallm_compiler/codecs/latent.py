@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.clip import best_clip
 from reallm_compiler.codecs.column_coder import ColumnCoder
 from reallm_compiler.codecs.contract import (
     PANEL,
@@ -106,6 +108,7 @@ class _Stages:
         self._applied: ScaleField | None = None
         self._stretch = 1.0
         self._rescaled = False
+        self._clip: Tensor | None = None
         if plan.scales.range == "free" and plan.quantizer.coarse and unit(self._latent) != 1:
             raise CodecError(
                 f"numbers up to {float(self._latent.abs().max()):.6g} are coded without scales, "
@@ -134,7 +137,8 @@ class _Stages:
     @property
     def stretches(self) -> tuple[float, ...]:
         """Factors of the scales that may be chosen."""
-        return self._given.plan.scales.stretches
+        scales = self._given.plan.scales
+        return () if scales.searched else scales.stretches
 
     @property
     def group(self) -> int | None:
@@ -186,18 +190,60 @@ class _Stages:
         codec = codec_of(plan.scales)
         reach = codec_of(plan.quantizer).reach(plan.quantizer)
         self._stretch = stretch
-        self._scales = codec.encode(plan.scales, latent, reach=reach, stretch=stretch)
-        field: ScaleField | None = codec.decoder(
-            plan.scales, self._given.shape, self._scales, latent.dtype
+        if plan.scales.searched and self._clip is None:
+            self._clip = self._best_clip()
+        self._scales = codec.encode(
+            plan.scales, latent, reach=reach, stretch=stretch, clip=self._clip
         )
-        self._applied = field
+        self._applied = self._field(self._scales)
+        return self._normalised(latent, self._applied)
+
+    def _field(self, sections: Sections) -> ScaleField | None:
+        plan, dtype = self._given.plan, self._latent.dtype
+        codec = codec_of(plan.scales)
+        field: ScaleField | None = codec.decoder(plan.scales, self._given.shape, sections, dtype)
+        return field
+
+    def _normalised(self, latent: Tensor, field: ScaleField | None) -> Latent:
+        """The latent with scales, in its own memory."""
         return Latent(
             values=latent if field is None else field.normalise_(latent),
             scales=field,
-            range=plan.scales.range,
+            range=self._given.plan.scales.range,
             source_dtype=self._given.source_dtype,
             generator=self._given.generator,
         )
+
+    def _best_clip(self) -> Tensor:
+        """The share of its largest weight to which the levels of each group reach, [groups]."""
+        plan, moments = self._given.plan, self._given.moments
+        codec, quantizer = codec_of(plan.scales), codec_of(plan.quantizer)
+        reach = quantizer.reach(plan.quantizer)
+
+        def coded(shares: Tensor) -> Tensor:
+            sections = codec.encode(plan.scales, self._latent, reach=reach, clip=shares)
+            field = self._field(sections)
+            assert field is not None
+            latent = self._normalised(self._latent.clone(), field)
+            coder = quantizer.coder(plan.quantizer, latent, {})
+            _, decoded = coder.quantize(latent.values, slice(0, self._given.shape[1]))
+            return field.restore_(decoded, 0)
+
+        bands = None
+        if plan.scales.needs_statistics:
+            assert moments is not None
+            bands = partial(self._grams, moments.inputs)
+        scales: Any = plan.scales  # one of the kinds that are searched
+        return best_clip(scales, self._latent, coded, bands)
+
+    def _grams(self, inputs: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Rows of one order of the columns, and the Gram matrix of the inputs in that order."""
+        first: int | None = 0
+        while first is not None:
+            columns, last = (None, None) if self.order is None else self.order.coded(first)
+            ordered = inputs if columns is None else inputs[columns][:, columns]
+            yield slice(first, last), ordered
+            first = last
 
     def coder(self, latent: Latent, importance: Tensor | None = None) -> ColumnCoder:
         """A coder of a scaled latent; the first call learns the tables if there are none."""

@@ -22,12 +22,14 @@ from reallm_compiler.codecs.residuals.sparse import SparseCodec
 from reallm_compiler.codecs.rounding import RoundingCodec
 from reallm_compiler.codecs.scales import MagnitudeCodec, MinmaxCodec
 from reallm_compiler.codecs.sorted_orders import ActOrderCodec, NormSortedCodec
+from reallm_compiler.codecs.transforms.channel_scale import ChannelScaleCodec
 from reallm_compiler.codecs.transforms.hadamard import HadamardCodec
 from reallm_compiler.codecs.transforms.normalize import NormalizeCodec
 from reallm_compiler.stages import (
     AbsmaxScales,
     ActOrderPermutation,
     AffineScales,
+    ChannelScale,
     E8PQuantizer,
     FeedbackRounding,
     Hadamard,
@@ -59,6 +61,7 @@ CODECS: dict[type[Stage], Any] = {
     Sparse: SparseCodec(),
     Normalize: NormalizeCodec(),
     Hadamard: HadamardCodec(),
+    ChannelScale: ChannelScaleCodec(),
     Identity: IdentityCodec(),
     Hnerv: HnervCodec(),
     NoPermutation: PermutationCodec[NoPermutation](),

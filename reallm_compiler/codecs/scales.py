@@ -3,7 +3,8 @@
 Groups are the whole latent, its rows, its columns, or blocks of consecutive weights read row by
 row. One level stores each scale as a float. Two levels (LQ-LoRA's double quantisation) store
 
-    offset = least scale of the latent,  m = largest (s - offset) of a super-block
+    offset = least scale of the latent or of a super-block,
+    m = largest (s - offset) of a super-block
     code = round((s - offset) (2^bits - 1) / m),   s^ = offset + code m / (2^bits - 1)
 
 The quantizer always works with what a reader will see: the decoded scales s^. A group of zeros
@@ -47,6 +48,7 @@ class MagnitudeCodec(ScalesCodec[GroupScales]):
         *,
         reach: float = 1.0,
         stretch: float | Tensor = 1.0,
+        clip: Tensor | None = None,
     ) -> Sections:
         """Sections of the scales of a latent [p, q]; root mean squares are multiplied by `reach`.
 
@@ -55,6 +57,8 @@ class MagnitudeCodec(ScalesCodec[GroupScales]):
         """
         factor = reach * stretch if self._order == 2.0 else stretch
         sizes = magnitudes(params, latent, self._order).mul_(factor)
+        if clip is not None:
+            sizes.mul_(clip)
         return encode_array(params, "scales", sizes, sizes)
 
     def decoder(
@@ -82,13 +86,14 @@ class MinmaxCodec(ScalesCodec[MinmaxScales]):
         *,
         reach: float = 1.0,
         stretch: float | Tensor = 1.0,
+        clip: Tensor | None = None,
     ) -> Sections:
         """Sections of scales and zero points of a latent [p, q].
 
         Raises:
             CodecError: the stored type is too narrow for them.
         """
-        least, largest = extremes(params, latent)
+        least, largest = extremes(params, latent, clip)
         sizes = torch.maximum(least.abs(), largest.abs())
         if isinstance(stretch, Tensor) or stretch != 1:  # about the middle of the range
             taken = (largest - least) * ((1 - stretch) / 2)
@@ -132,7 +137,7 @@ def scale_field(
 def magnitudes(params: GroupScales, latent: Tensor, order: float) -> Tensor:
     """Largest magnitude or root mean square of each group, [groups]."""
     parts = []
-    for group in _groups(params, latent):
+    for group in groups(params, latent):
         size = torch.linalg.vector_norm(group, ord=math.inf, dim=1)
         if order == 2.0:
             # Relative to the largest magnitude, so that no square overflows or vanishes.
@@ -143,13 +148,26 @@ def magnitudes(params: GroupScales, latent: Tensor, order: float) -> Tensor:
     return torch.cat(parts)
 
 
-def extremes(params: GroupScales, latent: Tensor) -> tuple[Tensor, Tensor]:
-    """Least and largest value of each group, each [groups]."""
-    parts = [torch.aminmax(group, dim=1) for group in _groups(params, latent)]
-    return torch.cat([part.min for part in parts]), torch.cat([part.max for part in parts])
+def extremes(
+    params: GroupScales, latent: Tensor, clip: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Least and largest value of each group, each [groups].
+
+    Args:
+        params: the stage.
+        latent: [p, q].
+        clip: the share of its largest magnitude to which the values of each group reach, [groups];
+            None for all of it.
+    """
+    parts = [torch.aminmax(group, dim=1) for group in groups(params, latent)]
+    least, largest = (torch.cat(ends) for ends in zip(*parts, strict=True))
+    if clip is not None:
+        bound = torch.maximum(least.abs(), largest.abs()).mul_(clip)
+        least, largest = torch.maximum(least, -bound), torch.minimum(largest, bound)
+    return least, largest
 
 
-def _groups(params: GroupScales, latent: Tensor) -> list[Tensor]:
+def groups(params: GroupScales, latent: Tensor) -> list[Tensor]:
     """The groups in order as views [n, weights of a group]; a shorter last block stands alone."""
     if params.per == "row":
         return [latent]
@@ -174,22 +192,24 @@ def encode_array(params: GroupScales, name: str, values: Tensor, sizes: Tensor) 
             against.
     """
     dtype = TORCH_DTYPES[DTYPES[params.dtype]]
-    if params.bits is None:
+    bits, superblock = params.second_level(name)
+    if bits is None:
         return {name: stored(values, dtype, name, HINT, size=norm(sizes))}
-    largest = float(sizes.max())
-    offset = stored(values.min()[None], torch.float32, f"{name}_offset", HINT, size=largest)
-    above = (values - offset).clamp_(min=0)
-    per_super = torch.nn.functional.pad(
-        torch.stack([above, sizes]), (0, -len(above) % params.superblock)
-    ).view(2, -1, params.superblock)
-    most = per_super.amax(2)  # [2, super-blocks]
-    tops = stored(most[0], dtype, f"{name}_super", HINT, size=norm(most[1]))
-    levels = 2**params.bits - 1
+    most = _by_super(sizes, superblock, 0.0).amax(1)  # [super-blocks]
+    if params.offset == "matrix":
+        least, kept, size = values.min()[None], torch.float32, float(sizes.max())
+    else:
+        least, kept, size = _by_super(values, superblock, torch.inf).amin(1), dtype, norm(most)
+    offset = stored(least, kept, f"{name}_offset", HINT, size=size)
+    above = (values - _per_scale(offset, superblock, values)).clamp_(min=0)
+    largest = _by_super(above, superblock, 0.0).amax(1)
+    tops = stored(largest, dtype, f"{name}_super", HINT, size=norm(most))
+    levels = 2**bits - 1
     one = unit(above)
-    m = _per_scale(tops, params, values) / one
+    m = _per_scale(tops, superblock, values) / one
     codes = torch.where(m > 0, above / one * levels / m, 0.0).round_().clamp_(0, levels)
     return {
-        name: pack(codes.to(torch.uint8), params.bits),
+        name: pack(codes.to(torch.uint8), bits),
         f"{name}_super": tops,
         f"{name}_offset": offset,
     }
@@ -203,13 +223,21 @@ def decode_array(
     dtype: torch.dtype,
 ) -> Tensor:
     """Scales or zero points [groups] as a reader sees them."""
-    if params.bits is None:
+    bits, superblock = params.second_level(name)
+    if bits is None:
         return sections[name].to(dtype)
-    codes = unpack(sections[name], params.bits, count).to(dtype)
-    step = _per_scale(sections[f"{name}_super"], params, codes) / (2**params.bits - 1)
-    return codes.mul_(step).add_(sections[f"{name}_offset"].to(dtype))
+    codes = unpack(sections[name], bits, count).to(dtype)
+    step = _per_scale(sections[f"{name}_super"], superblock, codes) / (2**bits - 1)
+    return codes.mul_(step).add_(_per_scale(sections[f"{name}_offset"], superblock, codes))
 
 
-def _per_scale(tops: Tensor, params: GroupScales, like: Tensor) -> Tensor:
-    """Super-scales [super-blocks] repeated to one for each scale [groups]."""
-    return tops.to(like.dtype).repeat_interleave(params.superblock)[: len(like)]
+def _by_super(values: Tensor, superblock: int, rest: float) -> Tensor:
+    """Numbers [groups] by super-blocks, the last one filled up with `rest`."""
+    filled = torch.nn.functional.pad(values, (0, -len(values) % superblock), value=rest)
+    return filled.view(-1, superblock)
+
+
+def _per_scale(tops: Tensor, superblock: int, like: Tensor) -> Tensor:
+    """Numbers [super-blocks], or one [1] for all, repeated to one for each scale [groups]."""
+    wide = tops.to(like.dtype)
+    return wide if len(wide) == 1 else wide.repeat_interleave(superblock)[: len(like)]

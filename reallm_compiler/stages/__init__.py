@@ -55,7 +55,7 @@ from reallm_compiler.stages.scales import (
     RmsScales,
     ScalesStage,
 )
-from reallm_compiler.stages.transform import Hadamard, Normalize, TransformStage
+from reallm_compiler.stages.transform import ChannelScale, Hadamard, Normalize, TransformStage
 
 __all__ = [
     "KINDS",
@@ -65,6 +65,7 @@ __all__ = [
     "ActOrderPermutation",
     "AffineScales",
     "AutoencoderStage",
+    "ChannelScale",
     "E8PQuantizer",
     "Extent",
     "ExternalKind",

@@ -142,6 +142,11 @@ class MatrixPlan(Stage):
                 f"`{_name(quantizer)}` levels do not lie where `{_name(scales)}` scales put the "
                 f"weights; use `absmax` scales, or `uniform` with `{_name(scales)}`"
             )
+        if scales.searched and not quantizer.by_rows:
+            raise ValueError(
+                f"`clip` is searched with the levels, and those of `{_name(quantizer)}` are not "
+                "known before: use `clip: none`, or a quantizer such as `uniform`"
+            )
         code_bits = getattr(scales, "code_bits", None)
         if code_bits is not None and code_bits != getattr(quantizer, "bits", None):
             raise ValueError(
@@ -157,8 +162,14 @@ class MatrixPlan(Stage):
 
     @model_validator(mode="after")
     def _statistics_fit(self) -> MatrixPlan:
-        for key in ("permutation", "scales", "rounding"):
-            stage: Stage = getattr(self, key)
+        stages = [(key, getattr(self, key)) for key in ("permutation", "scales", "rounding")]
+        for stage in self.transform[1:]:
+            if stage.needs_statistics:
+                raise ValueError(
+                    f"the transform `{_name(stage)}` follows the measured inputs: it must be the "
+                    "first of the list"
+                )
+        for key, stage in [*(("transform", stage) for stage in self.transform), *stages]:
             if not stage.needs_statistics:
                 continue
             what = f"`{_name(stage)}` {key}"

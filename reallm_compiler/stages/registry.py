@@ -41,14 +41,14 @@ from reallm_compiler.stages.scales import (
     NoScales,
     RmsScales,
 )
-from reallm_compiler.stages.transform import Hadamard, Normalize
+from reallm_compiler.stages.transform import ChannelScale, Hadamard, Normalize
 
 GROUP = "reallm.stages"
 """Entry points of other packages that add kinds."""
 
 KINDS: Mapping[str, tuple[type[Stage], ...]] = {
     "residual": (NoResidual, LowRank, Sparse),
-    "transform": (Normalize, Hadamard),
+    "transform": (Normalize, Hadamard, ChannelScale),
     "autoencoder": (Identity, Hnerv),
     "permutation": (
         NoPermutation,

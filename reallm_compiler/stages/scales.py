@@ -26,6 +26,21 @@ ScaleBits = Annotated[
     ),
 ]
 Superblock = Annotated[int, Field(ge=2, le=65536, description="Scales that share a super-scale.")]
+Offset = Annotated[
+    Literal["matrix", "superblock"],
+    Field(
+        description="What a second level counts from: the least scale of the whole matrix, one "
+        "float32 (LQ-LoRA); or that of each super-block, stored like the super-scales (SpQR)."
+    ),
+]
+Clip = Annotated[
+    Literal["none", "weights", "inputs"],
+    Field(
+        description="How far the levels of a group reach: to its largest weight (none); or to the "
+        "share of it, 1, 0.95, ..., 0.55, that makes least the error of its weights, or that of "
+        "its outputs by measured inputs (AWQ)."
+    ),
+]
 
 
 Range = Literal["free", "signed", "unit", "integer"]
@@ -49,6 +64,18 @@ class ScalesStage(Stage):
 
     range: ClassVar[Range] = "signed"
     stretches: ClassVar[tuple[float, ...]] = ()
+
+    @property
+    def searched(self) -> bool:
+        """Whether factors of the scales are searched before the codes are chosen, for each group by
+        itself; the rounding leaves them as they are then.
+        """
+        return False
+
+    @property
+    def unsearched(self) -> ScalesStage:
+        """The same scales with factors of one."""
+        return self
 
     def grouped(self, columns: int) -> int:
         """Consecutive columns of a row that have a scale of their own, stored as a number; 0 where
@@ -74,11 +101,36 @@ class GroupScales(ScalesStage):
     dtype: ScaleType = "float32"
     bits: ScaleBits = None
     superblock: Superblock = 256
+    offset: Offset = "matrix"
+    clip: Clip = "none"
+
+    @property
+    def needs_statistics(self) -> bool:
+        """If it clips by measured inputs."""
+        return self.clip == "inputs"
+
+    @property
+    def searched(self) -> bool:
+        """If it clips."""
+        return self.clip != "none"
+
+    @property
+    def unsearched(self) -> GroupScales:
+        """Without clipping."""
+        return self.model_copy(update={"clip": "none"})
+
+    def second_level(self, name: str) -> tuple[int | None, int]:
+        """Bits and super-block of the second level of an array of scales; None for one level."""
+        return self.bits, self.superblock
+
+    @property
+    def _one_level(self) -> bool:
+        return all(self.second_level(name)[0] is None for name in ("scales", "zeros"))
 
     def grouped(self, columns: int) -> int:
-        """The block, where blocks divide the rows and scales have one level."""
+        """The block, where blocks divide the rows and scales have one level and are not clipped."""
         whole = self.per == "block" and columns % self.block == 0
-        return self.block if whole and self.bits is None else 0
+        return self.block if whole and self._one_level and not self.searched else 0
 
     @property
     def by_rows(self) -> bool:
@@ -86,7 +138,7 @@ class GroupScales(ScalesStage):
 
         Not in float16: whether such scales lose too much can be decided for a whole matrix only.
         """
-        return (self.per, self.bits) == ("row", None) and self.dtype != "float16"
+        return self.per == "row" and self._one_level and self.dtype != "float16"
 
 
 class RmsScales(GroupScales):
@@ -112,6 +164,24 @@ class MinmaxScales(GroupScales):
     stretches: ClassVar[tuple[float, ...]] = SHRINKS
 
     kind: Literal["minmax"]
+    zero_bits: int | None = Field(
+        default=None,
+        ge=2,
+        le=8,
+        description="Bits of the second level of the zero points; `bits` if left out.",
+    )
+    zero_superblock: int | None = Field(
+        default=None,
+        ge=2,
+        le=65536,
+        description="Zero points that share a super-scale; `superblock` if left out.",
+    )
+
+    def second_level(self, name: str) -> tuple[int | None, int]:
+        """That of the zero points is their own."""
+        if name != "zeros":
+            return self.bits, self.superblock
+        return self.zero_bits or self.bits, self.zero_superblock or self.superblock
 
 
 class AffineScales(GroupScales):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from fractions import Fraction
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from reallm_compiler.stages.base import Stage
+from reallm_compiler.stages.base import Rational, Stage
 from reallm_compiler.stages.scales import Block, Per, ScaleBits, ScaleType, Superblock
 
 
@@ -64,3 +65,39 @@ class Hadamard(TransformStage):
         if not 2 <= block <= 4096 or block & (block - 1):
             raise ValueError("the block must be a power of two from 2 to 4096")
         return block
+
+
+def _share(alpha: int | Fraction) -> int | Fraction:
+    if not 0 <= alpha <= 1:
+        raise ValueError("the exponent must lie between 0 and 1")
+    return alpha
+
+
+class ChannelScale(TransformStage):
+    """Columns multiplied by factors by the size of their inputs, which are divided by them.
+
+    So the weights that large inputs meet are coded finer (AWQ). But for a common factor that of a
+    column is a^alpha, or a^alpha / w^(1 - alpha) (SmoothQuant), with the mean magnitudes a of its
+    input and w of its weights. 16 bits are stored for each column.
+    """
+
+    separable: ClassVar[bool] = True
+
+    kind: Literal["channel_scale"]
+    alpha: Annotated[Rational, AfterValidator(_share)] | Literal["search"] = Field(
+        default="search",
+        description="Exponent of the inputs, 0 to 1; search: that of a grid with the least error "
+        "of the outputs, each rounded to the nearest codes.",
+    )
+    grid: int = Field(
+        default=20, ge=1, le=1000, description="What is searched: 0, 1/grid, 2/grid, ... below 1."
+    )
+    by: Literal["inputs", "both"] = Field(
+        default="inputs",
+        description="What the factors follow: the inputs, or inputs and weights.",
+    )
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Yes."""
+        return True

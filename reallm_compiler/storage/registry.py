@@ -8,6 +8,7 @@ from reallm_compiler.stages import (
     AbsmaxScales,
     ActOrderPermutation,
     AffineScales,
+    ChannelScale,
     E8PQuantizer,
     FeedbackRounding,
     Hadamard,
@@ -34,6 +35,7 @@ from reallm_compiler.stages import (
 from reallm_compiler.stages.registry import check_complete, implementation
 from reallm_compiler.storage.affine import AffineLaw
 from reallm_compiler.storage.base import AutoencoderLaw, ResidualLaw, SizeLaw
+from reallm_compiler.storage.channel_scale import ChannelScaleLaw
 from reallm_compiler.storage.e8p import E8PLaw
 from reallm_compiler.storage.feedback import FeedbackLaw
 from reallm_compiler.storage.hadamard import HadamardLaw
@@ -56,6 +58,7 @@ SIZE_LAWS: dict[type[Stage], SizeLaw[Any]] = {
     Sparse: SparseLaw(),
     Normalize: NormalizeLaw(),
     Hadamard: HadamardLaw(),
+    ChannelScale: ChannelScaleLaw(),
     Identity: AutoencoderLaw[Identity](),
     Hnerv: HnervLaw(),
     NoPermutation: SizeLaw[NoPermutation](),

@@ -1,9 +1,9 @@
 """Size law of scales, one or two levels (LQ-LoRA's double quantisation).
 
 One level stores n values. Two levels store n codes of `bits` bits, one super-scale for each
-`superblock` of them and one float32 offset. `minmax` stores a second array, the zero points, by
-the same size law. For 64 weights a block, 8 bits and 256 blocks a super-block: 8/64 + 32/(64 x 256)
-= 0.126953 bits per weight, and 32 bits once.
+`superblock` of them and one float32 offset, or an offset for each super-scale. `minmax` stores a
+second array, the zero points, by the same size law. For 64 weights a block, 8 bits and 256 blocks a
+super-block: 8/64 + 32/(64 x 256) = 0.126953 bits per weight, and 32 bits once.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ def array_sections(
     """Sections of one array of `count` scales, or of zero points, which may be below zero."""
     dtype = DTYPES[params.dtype]
     numbers = Finite(negative=negative)
-    if params.bits is None:
+    bits, superblock = params.second_level(name)
+    if bits is None:
         return [SectionSpec(role=name, dtype=dtype, shape=(count,), term="scales", values=numbers)]
-    supers = ceil_div(count, params.superblock)
+    supers = ceil_div(count, superblock)
+    single = params.offset == "matrix"
     return [
-        SectionSpec(role=name, dtype=f"b{params.bits}", shape=(count,), term="scales"),
+        SectionSpec(role=name, dtype=f"b{bits}", shape=(count,), term="scales"),
         SectionSpec(
             role=f"{name}_super",
             dtype=dtype,
@@ -43,7 +45,13 @@ def array_sections(
             term="scales",
             values=Finite(negative=False),
         ),
-        SectionSpec(role=f"{name}_offset", dtype="f32", shape=(1,), term="scales", values=numbers),
+        SectionSpec(
+            role=f"{name}_offset",
+            dtype="f32" if single else dtype,
+            shape=(1,) if single else (supers,),
+            term="scales",
+            values=numbers,
+        ),
     ]
 
 
@@ -66,8 +74,11 @@ class ScalesLaw(SizeLaw[GroupScales]):
             for spec in array_sections(params, name, count, negative=name == ZEROS)
         ]
 
-    def scale_arrays(self, params: GroupScales) -> ScaleArrays:
-        """The arrays, as their parameters say."""
+    def scale_arrays(self, params: GroupScales) -> ScaleArrays | None:
+        """The arrays, where all have one form and a second level counts from one offset."""
+        levels = {params.second_level(name) for name in self.arrays}
+        if len(levels) > 1 or (params.bits is not None and params.offset != "matrix"):
+            return None
         return ScaleArrays(
             per=params.per,
             block=params.block,

@@ -11,7 +11,7 @@ from reallm_compiler.kernels.packed import PackedForm, PackedMatrix
 from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage import dora
 from reallm_compiler.storage.matrix import layout_of
-from tests.codecs.size_law import REFUSALS
+from tests.codecs.size_law import REFUSALS, some_statistics
 
 
 def packed_matrix(
@@ -25,7 +25,14 @@ def packed_matrix(
     weight = torch.randn(shape, generator=generator)
     try:
         shared = fit_shared(plan, [weight, weight.t()], seed=2) if plan.share else {}
-        coded = encode_matrix(plan, weight, seed=seed, source_dtype="f32", shared=shared)
+        coded = encode_matrix(
+            plan,
+            weight,
+            seed=seed,
+            source_dtype="f32",
+            shared=shared,
+            statistics=some_statistics(shape, seed),
+        )
     except CodecError as error:
         if not any(text in error.message for text in REFUSALS):
             raise

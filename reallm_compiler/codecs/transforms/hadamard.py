@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import MatrixTransform, Shape, TransformCodec
+from reallm_compiler.codecs.contract import MatrixTransform, Shape, TransformCodec, Trial
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.windows import Mixing
 from reallm_compiler.stages import Hadamard
@@ -29,7 +29,9 @@ from reallm_compiler.storage.hadamard import column_block, row_block
 class HadamardCodec(TransformCodec[Hadamard]):
     """Nothing is stored."""
 
-    def encode(self, params: Hadamard, matrix: Tensor) -> tuple[Sections, Tensor]:
+    def encode(
+        self, params: Hadamard, matrix: Tensor, trial: Trial | None = None
+    ) -> tuple[Sections, Tensor]:
         """No sections, and the matrix [p, q] transformed in its place."""
         rotation = Rotation(params, (matrix.shape[0], matrix.shape[1]), matrix.dtype)
         return {}, rotation.apply_(matrix)

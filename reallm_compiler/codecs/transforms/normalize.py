@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import MatrixTransform, Shape, TransformCodec
+from reallm_compiler.codecs.contract import MatrixTransform, Shape, TransformCodec, Trial
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.scales import MagnitudeCodec
 from reallm_compiler.codecs.sections import Sections
@@ -31,7 +31,9 @@ def _codec(params: Normalize) -> MagnitudeCodec:
 class NormalizeCodec(TransformCodec[Normalize]):
     """Scales of the matrix's own blocks."""
 
-    def encode(self, params: Normalize, matrix: Tensor) -> tuple[Sections, Tensor]:
+    def encode(
+        self, params: Normalize, matrix: Tensor, trial: Trial | None = None
+    ) -> tuple[Sections, Tensor]:
         """Sections of the scales of a matrix [p, q], and the matrix divided by them, in place."""
         stage = as_scales(params)
         made = _codec(params).encode(stage, matrix)

@@ -1,0 +1,26 @@
+"""Size law of the transform `channel_scale`: a float16 factor for each column."""
+
+from __future__ import annotations
+
+from reallm_compiler.stages import ChannelScale
+from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape, SizeLaw
+from reallm_compiler.storage.values import Finite
+
+ROLE = "channel_scale"
+
+
+class ChannelScaleLaw(SizeLaw[ChannelScale]):
+    """One array."""
+
+    def sections(self, params: ChannelScale, shape: Shape, context: Context) -> list[SectionSpec]:
+        """The factors of the columns of a matrix [p, q]."""
+        above_zero = Finite(negative=False, zero=False)
+        return [
+            SectionSpec(role=ROLE, dtype="f16", shape=(shape[1],), term="scales", values=above_zero)
+        ]
+
+    def cost(self, params: ChannelScale, shape: Shape, context: Context) -> Cost:
+        """The Gram matrix in float32, and the matrix scaled, coded, decoded and its error moved."""
+        p, q = shape
+        size = 4 * (q * q + 4 * p * q) if params.alpha == "search" else 0
+        return Cost(host_bytes=size, device_bytes=size)
