@@ -13,7 +13,7 @@ QUICK := tests/test_layers.py tests/test_distribution.py tests/formats tests/rec
   --ignore tests/formats/test_hostile.py --ignore tests/codecs/test_vq.py \
   --ignore tests/codecs/test_trellis.py --ignore tests/codecs/test_hnerv.py
 
-.PHONY: demo test quick slow faults check coverage wheel lint types format docs clean
+.PHONY: demo test quick slow faults triton check coverage wheel lint types format docs clean
 
 # The main job on the bundled model: calibrate, compile, verify, size, perplexity, a few generated lines.
 demo: $(VENV)/.runtime
@@ -34,6 +34,12 @@ slow: $(VENV)/.dev
 # Kills, signals, full disks and forged files, at length: an hour and more.
 faults: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m faults
+
+# The Triton kernels without a GPU: in the interpreter, and compiled for three architectures. A
+# gigabyte of triton is installed first.
+triton: $(VENV)/.triton
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m triton tests/kernels/test_triton.py
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m triton tests/kernels/test_triton_compiled.py
 
 # All that CI runs.
 check: lint types test
@@ -81,6 +87,10 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/.runtime
+
+$(VENV)/.triton: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[dev,triton]'
+	touch $@ $(VENV)/.dev $(VENV)/.runtime
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[docs]'

@@ -49,6 +49,7 @@ LIBRARIES = {
     "peft": 10,
     "lm_eval": 10,
     "matplotlib": 10,
+    "triton": 7,
 }
 """The lowest layer that may import a library at the top of a file."""
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from reallm_compiler.kernels.compiled import compiled_product
 from reallm_compiler.kernels.packed import PackedMatrix, check_packed
 from reallm_compiler.kernels.plain import PlainProduct
+from reallm_compiler.kernels.triton_product import triton_product
 
 
 class Product(Protocol):
@@ -52,7 +53,7 @@ class Product(Protocol):
 Maker = Callable[[PackedMatrix, torch.device, torch.dtype], Product | None]
 """(matrix, device, type of activations) -> its product; None for a form that it does not do."""
 
-MAKERS: list[tuple[str, Maker]] = [("cpu", compiled_product)]
+MAKERS: list[tuple[str, Maker]] = [("cpu", compiled_product), ("cuda", triton_product)]
 """(device type, maker) of all kernels; the first that does a form has it."""
 
 _plain = False

@@ -127,7 +127,12 @@ class TrellisLaw(SizeLaw[TrellisQuantizer]):
         if shape[1] % PERIOD or period * (shape[1] // len(period)) != widths:
             return None
         planes = 1 if params.learns_tables and params.dtype == "int8" else 2
-        return CodeWindows(window=params.state_bits, widths=period, planes=planes)
+        return CodeWindows(
+            window=params.state_bits,
+            widths=period,
+            planes=planes,
+            computed=not params.learns_tables,
+        )
 
     def group_bytes(self, params: TrellisQuantizer, shapes: Sequence[Shape]) -> int:
         """Sampled segments with their scales in float32, gathered and joined."""

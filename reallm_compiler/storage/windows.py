@@ -25,6 +25,7 @@ class CodeWindows:
         planes: int8 numbers that make up an entry of the table: 1 where entries are stored as
             int8; 2 for others, entry = 254 high + low.
         identity: there is no table; a window w stands for the entry w - 2^(window - 1).
+        computed: entries are computed from windows: a kernel may do that instead of looking up.
     """
 
     window: int
@@ -33,6 +34,7 @@ class CodeWindows:
     axis: Literal["rows", "cols"] = "rows"
     planes: int = 1
     identity: bool = False
+    computed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
