@@ -77,6 +77,12 @@ class LaterChecks:
         """What was found so far."""
         return tuple(self._found)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to check."""
+        with self._lock:
+            return self._thread is None
+
     def add(self, section: SectionEntry, view: memoryview) -> None:
         """Have a section's bytes checked."""
         with self._lock:

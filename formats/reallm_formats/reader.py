@@ -44,6 +44,10 @@ class Archive(Closing):
     Views that `read` gave out stay valid after `close`; the file is unmapped when the last of
     them is gone. Damage that happens to the file while it is open is not seen twice: a section
     is checked once.
+
+    Opened with `private=True`, the views may be written to: what is written stays in this process,
+    page by page, and pages that are only read are shared with all that map the file. Digests are
+    those of the file's own bytes.
     """
 
     def __init__(self, data: memoryview, name: str = "archive", *, verify: Verify = "now") -> None:
@@ -61,7 +65,8 @@ class Archive(Closing):
             raise ValueError(f"`verify` is `now` or `later`, not {verify!r}")
         self._name = name
         self._data = data
-        self._map: mmap.mmap | None = None
+        self._private = memoryview(b"")
+        self._maps: list[mmap.mmap] = []
         self._checked: set[str] = set()
         self._later = LaterChecks() if verify == "later" else None
         self._told = False
@@ -75,18 +80,22 @@ class Archive(Closing):
         )
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: Verify = "now") -> Archive:
+    def open(
+        cls, path: str | os.PathLike[str], *, verify: Verify = "now", private: bool = False
+    ) -> Archive:
         """Map a file and check its structure.
 
         Args:
             path: the file.
             verify: when digests of sections are checked: `now`, before `read` gives out their
                 bytes, or `later`, in the background.
+            private: give out bytes that may be written to, for this process alone.
 
         Raises:
             FormatError: it cannot be read (F1), or a rule is broken.
         """
         name = os.fsdecode(path)
+        maps: list[mmap.mmap] = []
         try:
             descriptor = os.open(path, os.O_RDONLY | CLOEXEC | NONBLOCK)
         except (OSError, ValueError) as error:
@@ -101,19 +110,24 @@ class Archive(Closing):
             if not facts.st_size:
                 raise FormatError("F2", "the file is empty", location=name, hint=HINT)
             try:
-                mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+                maps.append(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+                if private:
+                    maps.append(_map_private(descriptor))
             except (OSError, ValueError) as error:
                 raise _unreadable(error, name) from None
         finally:
             os.close(descriptor)
-        view = memoryview(mapped)
+        view = memoryview(maps[0])
         try:
             archive = cls(view, name, verify=verify)
         except (FormatError, ValueError):
             view.release()
-            mapped.close()
+            for mapped in maps:
+                mapped.close()
             raise
-        archive._map = mapped
+        archive._maps = maps
+        if private:
+            archive._private = memoryview(maps[1])
         return archive
 
     @property
@@ -194,7 +208,9 @@ class Archive(Closing):
         return self.header.file_bytes
 
     def read(self, name: str) -> memoryview:
-        """A section's bytes, read-only, without a copy; KeyError if there is no such section.
+        """A section's bytes without a copy; KeyError if there is no such section.
+
+        They are read-only unless the archive was opened with `private=True`.
 
         Raises:
             FormatError: the section is damaged (S9, S11); or, with `verify="later"`, one that was
@@ -211,7 +227,17 @@ class Archive(Closing):
                 if damage:
                     raise damage.error(self._name)
             self._checked.add(name)
-        return view
+        return self._private[section.offset : section.end] if self._private else view
+
+    @property
+    def checking(self) -> bool:
+        """With `verify="later"`: whether sections that were given out are still to be checked.
+
+        Raises:
+            FormatError: one of them is damaged.
+        """
+        self._raise_found()
+        return self._later is not None and not self._later.idle
 
     def check(self) -> None:
         """Wait until all sections that were given out are checked.
@@ -261,9 +287,9 @@ class Archive(Closing):
         """
         if self._later is not None:
             self._later.finish()
-        self._data = memoryview(b"")
-        if self._map is not None:
-            mapped, self._map = self._map, None
+        self._data = self._private = memoryview(b"")
+        maps, self._maps = self._maps, []
+        for mapped in maps:
             # Views may still be in use; the map goes with the last of them.
             with contextlib.suppress(BufferError):
                 mapped.close()
@@ -300,6 +326,18 @@ class Archive(Closing):
         if not self._data:
             raise ValueError("the archive is closed")
         return self._data[section.offset : section.end].toreadonly()
+
+
+def _map_private(descriptor: int) -> mmap.mmap:
+    """A map whose pages are the file's until they are written to.
+
+    Most of them never are: where it can be said, no memory is reserved for them.
+    """
+    flags = getattr(mmap, "MAP_NORESERVE", None)
+    if flags is None:
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    return mmap.mmap(descriptor, 0, flags=flags | mmap.MAP_PRIVATE, prot=protection)
 
 
 def _unreadable(error: OSError | ValueError, name: str) -> FormatError:

@@ -65,6 +65,8 @@ def build_model(
     files: ModelFiles,
     dtype: torch.dtype | None = None,
     progress: Progress = False,
+    *,
+    experts: str | None = None,
 ) -> Any:  # noqa: ANN401
     """The model, on the CPU, in evaluation mode.
 
@@ -73,6 +75,7 @@ def build_model(
         dtype: type of its floating-point tensors; None for what its config states, or else for
             that of the first tensor.
         progress: see `reallm_compiler.progress`; counts tensors that are read or decoded.
+        experts: transformers' name of how experts are run; its own choice when None.
 
     Raises:
         SourceError: transformers has no such model, or its class and its tensors do not fit.
@@ -99,6 +102,7 @@ def build_model(
                 output_loading_info=True,
                 trust_remote_code=False,
                 local_files_only=True,
+                **({} if experts is None else {"experts_implementation": experts}),
             )
     except SourceError:
         if reader.failed is not None:

@@ -125,6 +125,11 @@ class AdapterArchive(Closing):
         """
         return read_section(self._archive, name, spec)
 
+    @property
+    def checking(self) -> bool:
+        """Whether something that was read is still to be checked; see `ModelArchive.checking`."""
+        return self._archive.checking
+
     def check(self) -> None:
         """Wait until all that was read is checked; see `ModelArchive.check`."""
         self._archive.check()
@@ -134,14 +139,16 @@ class AdapterArchive(Closing):
         self._archive.close()
 
 
-def open_adapter(path: str | os.PathLike[str], *, verify: Verify = "now") -> AdapterArchive:
-    """Open an adapter; `verify` as for `open_archive`.
+def open_adapter(
+    path: str | os.PathLike[str], *, verify: Verify = "now", private: bool = False
+) -> AdapterArchive:
+    """Open an adapter; `verify` and `private` as for `open_archive`.
 
     Raises:
         FormatError: the file breaks a rule of SPEC.md.
         AdapterError: it is an archive of another kind.
     """
-    archive = Archive.open(path, verify=verify)
+    archive = Archive.open(path, verify=verify, private=private)
     try:
         if archive.kind != "adapter":
             raise AdapterError(

@@ -139,12 +139,25 @@ class ModelArchive(Closing):
             SourceError: no matrix has this name.
             FormatError: a section of it is damaged.
         """
+        layout, sections = self.stored(name)
+        return self._decode(self._matrix_named(name), layout, sections, dtype, device)
+
+    def stored(self, name: str) -> tuple[MatrixLayout, dict[str, torch.Tensor]]:
+        """Layout and section tensors of a matrix by role, undecoded, with the adapter in use.
+
+        Those of its share group and of a reused decoder are among them, and `column_gain` where
+        the adapter has some. Opened with `private=True`, they are the file's own pages.
+
+        Raises:
+            SourceError: no matrix has this name.
+            FormatError: a section of it is damaged.
+        """
         matrix = self._matrix_named(name)
-        plan, sections = matrix.plan, {}
+        plan, others = matrix.plan, {}
         if self.adapter is not None and matrix.name in self.adapter.rows:
             plan = self.adapter.plan(matrix.name, plan)
-            sections = self.adapter.sections(matrix.name)
-        return self._decode(matrix, plan, dtype, device, sections)
+            others = self.adapter.sections(matrix.name)
+        return self._sections_by(matrix, plan, others)
 
     def coded(
         self, name: str, *, dtype: torch.dtype | None = None, device: str = "cpu"
@@ -153,8 +166,8 @@ class ModelArchive(Closing):
 
         It is what tuning never changes. Arguments and errors are those of `matrix`.
         """
-        matrix = self._matrix_named(name)
-        return self._decode(matrix, frozen_plan(matrix.plan), dtype, device)
+        layout, sections = self.coded_sections(name)
+        return self._decode(self._matrix_named(name), layout, sections, dtype, device)
 
     def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The archive's own L1 [p, r] and L2 [r, q] as float32; None without factors."""
@@ -234,9 +247,7 @@ class ModelArchive(Closing):
     def coded_sections(self, name: str) -> tuple[MatrixLayout, dict[str, torch.Tensor]]:
         """Layout and section tensors of the coded part alone of a matrix, by role."""
         matrix = self._matrix_named(name)
-        layout = layout_of(frozen_plan(matrix.plan), matrix.shape, matrix.dtype)
-        sections = {spec.role: self._section(matrix, spec) for spec in layout.sections}
-        return layout, sections | self._reused_sections(matrix)
+        return self._sections_by(matrix, frozen_plan(matrix.plan))
 
     def replace(self, sections: Mapping[str, torch.Tensor]) -> None:
         """Let these tensors stand for sections of the same names, in their stored types."""
@@ -270,6 +281,15 @@ class ModelArchive(Closing):
                     )
         self.adapter = adapter
 
+    @property
+    def checking(self) -> bool:
+        """With `verify="later"`: whether something that was read is still to be checked.
+
+        Raises:
+            FormatError: a section that was read is damaged.
+        """
+        return self._archive.checking or (self.adapter is not None and self.adapter.checking)
+
     def check(self) -> None:
         """With `verify="later"`: wait until all that was read is checked, the adapter's too.
 
@@ -292,36 +312,42 @@ class ModelArchive(Closing):
             if self.adapter is not None:
                 self.adapter.close()
 
-    def _decode(
+    def _sections_by(
         self,
         matrix: PlannedMatrix,
         plan: MatrixPlan,
-        dtype: torch.dtype | None,
-        device: str,
         others: Mapping[str, torch.Tensor] = MappingProxyType({}),
-    ) -> torch.Tensor:
-        """`matrix` by `plan`, from its own sections or, where they are given, others."""
+    ) -> tuple[MatrixLayout, dict[str, torch.Tensor]]:
+        """Layout and sections of `matrix` by `plan`: its own or, where they are given, others."""
         layout = matrix.layout
         if plan is not matrix.plan:
             layout = layout_of(plan, matrix.shape, matrix.dtype)
         sections = {}
         for spec in layout.sections:
             found = others.get(spec.role)
-            values = found if found is not None else self._section(matrix, spec)
-            sections[spec.role] = values.to(device)
-        for role, values in self._reused_sections(matrix).items():
-            sections[role] = values.to(device)
-        tuned = []
+            sections[spec.role] = found if found is not None else self._section(matrix, spec)
+        sections |= self._reused_sections(matrix)
         if "column_gain" in others:
-            tuned = dora_storage.column_sections(matrix.shape)
-            sections["column_gain"] = others["column_gain"].to(device)
+            sections["column_gain"] = others["column_gain"]
+        return layout, sections
+
+    def _decode(
+        self,
+        matrix: PlannedMatrix,
+        layout: MatrixLayout,
+        sections: Mapping[str, torch.Tensor],
+        dtype: torch.dtype | None,
+        device: str,
+    ) -> torch.Tensor:
+        """`matrix` of these sections."""
+        columns = dora_storage.column_sections(matrix.shape)
         decoded = decode_matrix(
-            plan,
+            layout.plan,
             matrix.shape,
             matrix.dtype,
-            sections,
+            {role: values.to(device) for role, values in sections.items()},
             dtype=dtype if dtype is not None else TORCH_DTYPES[matrix.dtype],
-            tuned=tuned,
+            tuned=columns if "column_gain" in sections else [],
             layout=layout,
         )
         if not _finite(decoded):
@@ -374,6 +400,7 @@ def open_archive(
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
     verify: Verify = "now",
+    private: bool = False,
 ) -> ModelArchive:
     """Open a model archive.
 
@@ -388,13 +415,14 @@ def open_archive(
         verify: when digests of sections are checked: `now`, before their bytes are used, or
             `later`, in the background. Then damage is raised by the next call that reads, by
             `check`, or when the archive is closed.
+        private: give out section tensors and kept tensors as copy-on-write pages of the files.
 
     Raises:
         FormatError: a file breaks a rule of SPEC.md, or is no model archive; or costs too much.
         AdapterError: the adapter belongs to another base.
         SourceError: `decoder` is not, or does not hold, what the archive needs; or it needs none.
     """
-    archive = Archive.open(path, verify=verify)
+    archive = Archive.open(path, verify=verify, private=private)
     try:
         if archive.kind != "model":
             raise FormatError(
@@ -412,7 +440,7 @@ def open_archive(
         if decoder is not None:
             opened.find_decoders()
         if adapter is not None:
-            tuned = open_adapter(adapter, verify=verify)
+            tuned = open_adapter(adapter, verify=verify, private=private)
             try:
                 opened.use(tuned)
             except BaseException:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -20,16 +20,22 @@ from reallm_compiler.models.build import ModelFiles, build_model
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.tokenizer import load_tokenizer
 from reallm_compiler.progress import Progress
-from reallm_compiler.reader.archive import open_archive
+from reallm_compiler.reader.archive import ModelArchive, open_archive
 from reallm_compiler.reader.huggingface import archive_files
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
+from reallm_compiler.runtime.mapped import check_later, packed_files
+from reallm_compiler.runtime.packed import pack_modules
 from reallm_formats import Verify
+
+Mode = Literal["dense", "packed"]
+"""How an archive's coded matrices are held: decoded, or as they are stored."""
 
 
 def load(
     path: str | os.PathLike[str],
     *,
+    mode: Mode = "dense",
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     adapter: str | os.PathLike[str] | None = None,
@@ -41,11 +47,14 @@ def load(
     """A model, in evaluation mode, and its tokenizer.
 
     The class is the one that the config names: a causal language model, a classifier, an encoder, a
-    vision-language model. The weights of an archive are decoded once, now; the model then runs as
-    any transformers model does.
+    vision-language model. With `mode="dense"` the weights of an archive are decoded once, now; the
+    model then runs as any transformers model does. With `mode="packed"` they stay as they are
+    stored, on mapped pages of the file, and each layer computes from its codes: the model takes
+    the memory of the file. Codes are frozen; peft adapters can be trained over them.
 
     Args:
         path: an archive, the folder of a checkpoint, or a Hub id.
+        mode: `dense`, or `packed` for an archive.
         device: where the model will run: `cpu`, `cuda`, `cuda:1`, ...; `auto` is cuda where there
             is one.
         dtype: type of its floating-point tensors, as torch's or by name: `float32`, `bfloat16`,
@@ -56,7 +65,8 @@ def load(
             a folder; beside the archive when None.
         allow_cost: decode an archive whatever its plan costs to decode; see `open_archive`.
         verify: `later` lets an archive's digests be checked in the background while it is decoded;
-            the model is given out when all are right.
+            the model is given out when all are right. A packed model is given out at once, and
+            damage that is found is raised by its next call.
         progress: see `reallm_compiler.progress`; counts tensors that are read or decoded.
 
     Returns:
@@ -71,6 +81,17 @@ def load(
     """
     device = choose_device(device, EvaluationError)
     chosen = resolve_dtype(dtype)
+    if mode not in get_args(Mode):
+        raise EvaluationError(f"there is no mode {mode!r}", hint="modes are dense and packed")
+    if mode == "packed":
+        archive = _open_packed(
+            path, adapter=adapter, decoder=decoder, allow_cost=allow_cost, verify=verify
+        )
+        try:
+            return load_packed(archive, device=device, dtype=chosen, progress=progress)
+        except BaseException:
+            archive.close()
+            raise
     with open_files(
         path,
         dtype=chosen,
@@ -82,6 +103,40 @@ def load(
         tokenizer = load_tokenizer(files.small, files.label)  # before the work
         model = build_model(files, chosen, progress)
     return model.to(device).eval(), tokenizer
+
+
+def load_packed(
+    archive: ModelArchive,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    progress: Progress = False,
+) -> tuple[Any, Any]:
+    """The model of an open archive with its coded matrices packed, and its tokenizer or None.
+
+    Args:
+        archive: opened with `private=True`, and not to be closed while the model runs.
+        device, dtype, progress: as for `load`.
+
+    Raises what `load` does.
+    """
+    files = packed_files(archive, dtype=dtype)
+    tokenizer = load_tokenizer(files.small, files.label)  # before the work
+    model = build_model(files, dtype, progress, experts="eager")
+    pack_modules(model)
+    check_later(model, archive)
+    return model.to(device).eval(), tokenizer
+
+
+def _open_packed(path: str | os.PathLike[str], **options: Any) -> ModelArchive:  # noqa: ANN401
+    if not (Path(path).is_file() or os.fspath(path).endswith(".reallm")):
+        raise SourceError(
+            "only archives run packed, and this is not one",
+            location=os.fspath(path),
+            hint='compile it, or load it with `mode="dense"`',
+        )
+    _check_archive_name(path)
+    return open_archive(path, private=True, **options)
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 Each model is made from its transformers config and saved as its library saves it. Of each the
 same is asked: the plan's bytes are the file's bytes and add up; the archive is intact; the folder
-that `reconstruct` writes and the model that `load` gives compute the same logits; and with nothing
-coded (quantizer `none` in the source's type) they are the original's, bit for bit.
+that `reconstruct` writes and the model that `load` gives compute the same logits, and so does the
+packed one, all of whose matrices stay in their codes; and with nothing coded (quantizer `none` in
+the source's type) they are the original's, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import reallm_compiler as reallm
 from reallm_compiler.reader.reconstruct import reconstruct
 from reallm_compiler.reader.verify import verify
+from reallm_compiler.runtime.packed import packed_weights
 
 transformers = pytest.importorskip("transformers")
 
@@ -285,6 +287,11 @@ def test_there_and_back(made: Made, tmp_path: Path, recipe: dict[str, Any]) -> N
     assert torch.equal(rebuilt, logits(loaded))
     assert torch.equal(rebuilt, made.logits) == (recipe is EXACT)
     assert (rebuilt - made.logits).norm() < made.logits.norm()
+    exact, _ = reallm.load(path, dtype="float32")
+    packed, _ = reallm.load(path, mode="packed", dtype="float32")
+    held = [len(weight.value.pieces) for weight in packed_weights(packed).values()]
+    assert sum(held) == family.matrices
+    assert (logits(packed) - logits(exact)).norm() < 1e-4 * logits(exact).norm()
     if recipe is EXACT:
         same_tensors(made.folder, tmp_path / "rebuilt", except_for=family.ties)
 
