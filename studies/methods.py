@@ -1,0 +1,299 @@
+"""Every method that is a recipe at 2, 3 and 4 bits on one model: one table and a plot.
+
+    python studies/methods.py --write docs/methods.md --plot docs/methods.png --rows rows.jsonl \\
+        --model my-model PATH/TO/FOLDER PATH/TO/text.txt window=256 stats=my-model.stats
+
+`--model` takes what `studies/results.py` takes. A method stands in the table at the bits that its
+recipes have, and a recipe without a number in its name at those to which its codes can be set.
+Exact bits are those of the linear layers; file bytes count everything. Compile time is wall time,
+and peak memory the largest resident set, of `reallm compile` in a process of its own with one
+worker. With `--rows FILE` each row is kept as soon as it is measured, and the same command goes on
+after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import reallm_compiler as reallm
+from reallm_compiler.evaluate import Evaluation, evaluate, load_for_evaluation
+from reallm_compiler.recipe import list_shipped, load_recipe
+from studies.pages import write_part
+from studies.results import MOST_TRAINING, Study, Subject, needs_statistics, read_rows
+
+COMMAND = [sys.executable, "-c", "from reallm_cli.main import run; run()"]
+BITS = (2, 3, 4)
+METHODS = (
+    "rtn",
+    "nf",
+    "norm-sorted",
+    "gptq",
+    "gptq-act-order",
+    "awq",
+    "omniquant",
+    "apiq",
+    "autoround",
+    "spqr",
+    "quarot",
+    "quip-sharp",
+    "aqlm",
+    "qtip",
+    "lora",
+    "qlora",
+    "loftq",
+    "lq-lora",
+    "monarch",
+    "paper",
+    "reallm-data-free",
+    "reallm",
+)
+"""Names of recipes without their bits, in the order of the table."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at so many bits, measured."""
+
+    method: str
+    recipe: str
+    bits: int
+    changed: bool
+    exact_bits: float
+    file_bytes: int
+    perplexity: float
+    kl: float
+    seconds: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A method at so many bits.
+
+    Attributes:
+        method: one of `METHODS`.
+        recipe: a shipped recipe.
+        bits: of a code.
+        changed: the recipe is for other bits, and its codes are set to these.
+    """
+
+    method: str
+    recipe: str
+    bits: int
+    changed: bool
+
+    def document(self) -> dict[str, Any]:
+        """The recipe as plain data."""
+        document: dict[str, Any] = {"reallm": 1, "extends": self.recipe}
+        if self.changed:
+            defaults: dict[str, Any] = {"quantizer": {"bits": self.bits}}
+            if hasattr(load_recipe(self.recipe).plan.scales, "code_bits"):
+                defaults["scales"] = {"code_bits": self.bits}
+            document["defaults"] = defaults
+        return document
+
+
+def candidates() -> Iterator[Candidate]:
+    """The methods that are shipped, in the order of the table."""
+    shipped = list_shipped()
+    for method in METHODS:
+        head, _, tail = method.partition("-")
+        named = {
+            bits: name
+            for bits in BITS
+            for name in (
+                f"{method}{bits}",
+                f"{method}-{bits}bit",
+                f"{head}-{bits}bit-{tail}",
+            )
+            if name in shipped
+        }
+        for bits, name in named.items():
+            yield Candidate(method, name, bits, changed=False)
+        if not named and method in shipped:
+            own = getattr(load_recipe(method).plan.quantizer, "bits", None)
+            for bits in BITS:
+                one = Candidate(method, method, bits, changed=bits != own)
+                if own is not None and _fits(one):
+                    yield one
+
+
+def _fits(candidate: Candidate) -> bool:
+    """Whether the recipe's kinds have such bits."""
+    try:
+        load_recipe(candidate.document())
+    except reallm.ReallmError:
+        return False
+    return True
+
+
+class Measuring:
+    """The rows of one model, those of an earlier run taken as they are."""
+
+    def __init__(self, study: Study, rows: Path | None) -> None:
+        self.study = study
+        self._path = rows
+        known = read_rows(rows) if rows is not None and rows.exists() else []
+        self._known = {
+            (row["recipe"], row["bits"], row["file_bytes"]): Row(
+                **{key: value for key, value in row.items() if key != "model"}
+            )
+            for row in known
+            if row["model"] == study.name
+        }
+
+    def row(self, candidate: Candidate) -> Row | None:
+        """What is measured of a candidate; None if it cannot be run here."""
+        subject, document = self.study.subject, candidate.document()
+        budget = reallm.plan(document, model=subject.folder).budget()
+        planned = budget.totals.file_bytes
+        known = self._known.get((candidate.recipe, candidate.bits, planned))
+        if known is not None:
+            return known
+        statistics = needs_statistics(document)
+        if budget.totals.training_operations > MOST_TRAINING:
+            return None
+        if statistics and subject.statistics is None:
+            return None
+        found, seconds, peak = self._measure(document, planned, statistics)
+        inside = [row for row in budget.matrices if row.name in self.study.linear]
+        assert found.kl is not None
+        row = Row(
+            method=candidate.method,
+            recipe=candidate.recipe,
+            bits=candidate.bits,
+            changed=candidate.changed,
+            exact_bits=8 * sum(row.nbytes for row in inside) / sum(row.numel for row in inside),
+            file_bytes=planned,
+            perplexity=found.perplexity,
+            kl=found.kl,
+            seconds=seconds,
+            peak_bytes=peak,
+        )
+        line = json.dumps({"model": self.study.name, **asdict(row)})
+        print(line, file=sys.stderr, flush=True)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        return row
+
+    def _measure(
+        self, document: dict[str, Any], planned: int, statistics: bool
+    ) -> tuple[Evaluation, float, int]:
+        """Quality, seconds of the compile, and its peak memory in bytes."""
+        subject = self.study.subject
+        with tempfile.TemporaryDirectory() as folder:
+            recipe, path = Path(folder, "recipe.yaml"), Path(folder, "out.reallm")
+            recipe.write_text(json.dumps(document), encoding="utf-8")
+            command = [*COMMAND, "compile", str(recipe), "--model"]
+            command += [str(subject.folder), "-o", str(path), "--device", "cpu", "--workers", "1"]
+            if statistics:
+                command += ["--stats", str(subject.statistics)]
+            began = time.perf_counter()
+            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - began
+            if status:
+                raise SystemExit(f"{' '.join(command)} ended with status {status}")
+            if path.stat().st_size != planned:
+                raise SystemExit(f"{document}: {path.stat().st_size} bytes, {planned} planned")
+            model, _ = load_for_evaluation(path)
+            original, tokenizer = self.study.original
+            found = evaluate(
+                model, tokenizer, subject.text, reference=original, **self.study.options
+            )
+        return found, seconds, usage.ru_maxrss * 1024
+
+
+def table(study: Study, rows: list[Row]) -> list[str]:
+    """The rows as a table, the original first."""
+    base = study.base
+    lines = [
+        f"| (original) | | 16 | | {base.perplexity:.3f} | 0 | | |",
+    ]
+    for row in rows:
+        name = f"`{row.recipe}`" + (f", {row.bits}-bit codes" if row.changed else "")
+        lines.append(
+            f"| {name} | {row.bits} | {row.exact_bits:.4f} | {row.file_bytes:,} "
+            f"| {row.perplexity:.3f} | {row.kl:.4f} | {row.seconds:.0f} "
+            f"| {row.peak_bytes / 1e6:.0f} |"
+        )
+    return [
+        f"## Measured on {study.name}",
+        "",
+        "Printed by `python studies/methods.py` (its first lines say how to call it). KL is the "
+        f"mean over {base.tokens:,} predicted tokens of KL(original || compressed), in windows of "
+        f"{base.window}; times were taken on a machine that did other work too.",
+        "",
+        "| recipe | bits of a code | exact bits | file bytes | perplexity | KL (nats) "
+        "| compile (s) | peak memory (MB) |",
+        "|---|---|---|---|---|---|---|---|",
+        *lines,
+        "",
+    ]
+
+
+def plot(path: Path, name: str, rows: list[Row]) -> None:
+    """KL by exact bits, one line for each method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(9, 6))
+    markers = "osv^<>Dph*X8P"
+    for index, method in enumerate(dict.fromkeys(row.method for row in rows)):
+        own = sorted((row.exact_bits, row.kl) for row in rows if row.method == method)
+        marker = markers[index % len(markers)]
+        axis.plot(*zip(*own, strict=True), f"{marker}-", label=method, alpha=0.8, markersize=5)
+    axis.set_yscale("log")
+    axis.set_xlabel("exact bits per weight")
+    axis.set_ylabel("KL(original || compressed), nats")
+    axis.set_title(name)
+    axis.grid(visible=True, which="both", alpha=0.3)
+    axis.legend(fontsize=8, ncols=2)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", nargs="+", required=True)
+    parser.add_argument("--method", action="append", choices=METHODS, help="only these")
+    parser.add_argument(
+        "--rows", type=Path, help="keep each row here, and take those that are there already"
+    )
+    parser.add_argument("--write", type=Path, help="put the table into this page as well")
+    parser.add_argument("--plot", type=Path, help="a picture (extra `plots`)")
+    given = parser.parse_args()
+    study = Study(Subject.parse(given.model), 1, given.rows and given.rows.with_suffix(".base"))
+    measuring = Measuring(study, given.rows)
+    rows = []
+    for candidate in candidates():
+        if given.method and candidate.method not in given.method:
+            continue
+        row = measuring.row(candidate)
+        if row is None:
+            print(f"{candidate.recipe} at {candidate.bits} bits: not run here", file=sys.stderr)
+        else:
+            rows.append(row)
+    text = "\n".join(table(study, rows)).rstrip() + "\n"
+    print(text)
+    if given.write:
+        write_part(given.write, "methods", text)
+    if given.plot:
+        plot(given.plot, study.name, rows)
+
+
+if __name__ == "__main__":
+    main()
