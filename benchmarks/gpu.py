@@ -2,7 +2,11 @@
 
     python benchmarks/gpu.py                 all of it; needs a CUDA device
     python benchmarks/gpu.py --gigabytes 0.2 --workers 2
+    python benchmarks/gpu.py --products      products from codes alone; needs triton
 
+0. Products of matrices of 4096 x 4096 and 11008 x 4096 with 1 to 8 inputs (a token for each of so
+   many sequences) and with 512 (a prompt), from codes and from bfloat16 by torch: microseconds, and
+   how far the results are from the dense decode.
 1. k-means, column order and whole matrices on cuda and on the cpu: errors side by side; and again
    on cuda, which must give the same bytes.
 2. A small random checkpoint compiled on both: the errors of each of its matrices side by side.
@@ -18,8 +22,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,6 +39,7 @@ from pathlib import Path
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
+from torch.nn import functional
 
 import reallm_compiler as reallm
 from benchmarks.scale import write_checkpoint
@@ -42,13 +49,27 @@ from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign
 from reallm_compiler.codecs.numerics.vectors import DenseVectors
 from reallm_compiler.codecs.orders import StoredOrder
+from reallm_compiler.codecs.sections import stored_shape
 from reallm_compiler.execute.events import Event, Preflight
 from reallm_compiler.execute.runner import THREADS
+from reallm_compiler.kernels.choose import only_plain, product_for
+from reallm_compiler.kernels.packed import PackedForm
+from reallm_compiler.kernels.triton_product import TritonProduct
 from reallm_compiler.recipe import Candidate, load_recipe, resolve
 from reallm_compiler.runs.numerics import fixed_numerics
-from reallm_compiler.stages import NearestPermutation
+from reallm_compiler.stages import MatrixPlan, NearestPermutation
+from reallm_compiler.storage.matrix import layout_of
 
 TOLERANCE = 0.01
+
+PRODUCTS = ("reallm-2bit-data-free", "reallm-2bit-tunable", "paper-2bit", "rtn-4bit", "nf4")
+"""Recipes whose products are timed: trellis, vectors of 4 with and without orders, 4 bits."""
+
+SHAPES = ((4096, 4096), (11008, 4096))
+INPUTS = (1, 2, 4, 8, 512)
+
+CALLS = 20
+"""Products in a row, of as many copies of a matrix as no cache holds."""
 
 
 def report(title: str, on_cpu: float, on_cuda: float, seconds: tuple[float, float]) -> bool:
@@ -105,11 +126,99 @@ def order(device: str) -> Made:
     return float(length), bytes_of(positions)
 
 
-def matrix(recipe: str, device: str) -> Made:
-    """A random 2048 x 4096 matrix by a shipped recipe: relative error and sections."""
+def plan_of(recipe: str) -> MatrixPlan:
+    """The plan of a shipped recipe for a matrix of a layer."""
     candidate = Candidate(name="m", layer=0, is_matrix=True, coded_by_default=True)
     plan = resolve(load_recipe(recipe), [candidate])["m"].plan
     assert plan is not None
+    return plan
+
+
+def random_sections(plan: MatrixPlan, form: PackedForm, device: torch.device) -> list[torch.Tensor]:
+    """Sections of a matrix of no meaning: what a product costs does not depend on it.
+
+    Codes are random bits; scales, factors and tables small numbers; orders and masks come from a
+    matrix of fewer rows, which is truly coded.
+    """
+    rows = min(form.shape[0], 256)
+    weight = torch.randn(rows, form.shape[1], generator=torch.Generator().manual_seed(4))
+    quick = plan.quantizer.model_copy(
+        update={
+            name: value
+            for name, value in (("paths", 2), ("iterations", 1))
+            if hasattr(plan.quantizer, name)
+        }
+    )
+    small = plan.model_copy(update={"quantizer": quick, "share": None})
+    coded = encode_matrix(small, weight.to(device), seed=5, source_dtype="bf16").sections
+    sections = []
+    for spec in form.specs:
+        like = coded[spec.role].cpu().reshape(-1)
+        count = math.prod(stored_shape(spec))
+        times = -(-count // like.numel())
+        sections.append(like.repeat(times)[:count].view(stored_shape(spec)).to(device))
+    return sections
+
+
+def products() -> bool:
+    """Part 0."""
+    good, device = True, torch.device("cuda")
+    for recipe in PRODUCTS:
+        plan = plan_of(recipe)
+        for shape in SHAPES:
+            layout = layout_of(plan.model_copy(update={"share": None}), shape, "bf16")
+            form = PackedForm(layout=layout)
+            sections = random_sections(plan, form, device)
+            count = max(2, (256 << 20) // sum(section.nbytes for section in sections))
+            copies = [form.with_sections([one.clone() for one in sections]) for _ in range(count)]
+            packed = [product_for(copy, device, torch.bfloat16) for copy in copies]
+            with only_plain():
+                plain = product_for(copies[0], device, torch.bfloat16)
+            dense = [plain.rows(range(shape[0])) for _ in range(4)]  # 32 MB each and more
+            if not isinstance(packed[0], TritonProduct):
+                print(f"{recipe}: no kernel (is triton installed?)")
+                return False
+            for n in INPUTS:
+                x = torch.randn(n, shape[1], device=device, dtype=torch.bfloat16)
+                found, wanted = packed[0].linear(x).float(), x.float() @ dense[0].float().t()
+                apart = float((found - wanted).norm() / wanted.norm())
+                ours = microseconds([partial(one.linear, x) for one in packed])
+                theirs = microseconds([partial(functional.linear, x, one) for one in dense])
+                good &= apart < TOLERANCE
+                print(
+                    f"{recipe:24} {shape[0]:5} x {shape[1]}, {n:3} inputs: {ours:8.1f} us, "
+                    f"bf16 {theirs:8.1f} us, {ours / theirs:5.2f} of it; {apart:.1e} apart",
+                    flush=True,
+                )
+    return good
+
+
+def microseconds(calls: list[Callable[[], object]]) -> float:
+    """Of one of the calls on the device, as part of a CUDA graph of `CALLS` of them in turn."""
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for call in calls:
+            call()  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for index in range(CALLS):
+            calls[index % len(calls)]()
+    times: list[float] = []
+    for _ in range(20):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / CALLS * 1000)
+    return statistics.median(times)
+
+
+def matrix(recipe: str, device: str) -> Made:
+    """A random 2048 x 4096 matrix by a shipped recipe: relative error and sections."""
+    plan = plan_of(recipe)
     weight = torch.randn(2048, 4096, generator=torch.Generator().manual_seed(4)).to(device)
     coded = encode_matrix(plan, weight, seed=5, source_dtype="bf16")
     return coded.relative_error, bytes_of(*coded.sections.values())
@@ -218,6 +327,7 @@ def main() -> int:
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--recipe", default="paper-2bit")
+    parser.add_argument("--products", action="store_true", help="part 0 alone")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         print(
@@ -231,7 +341,10 @@ def main() -> int:
         fixed_numerics(THREADS, torch.device("cuda")),
         tempfile.TemporaryDirectory(prefix="gpu-") as name,
     ):
-        good = compare()
+        good = products()
+        if given.products:
+            return 0 if good else 1
+        good &= compare()
         good &= small(given.recipe, Path(name))
         good &= large(given, Path(name))
     print("all as on the cpu" if good else "FAILED")

@@ -37,6 +37,11 @@ PROGRAMS = 512
 PANEL = 1 << 24
 """Weights of a decoded panel: 32 MB of 16-bit numbers."""
 
+REGISTERS = 168
+FEW_REGISTERS = 96
+"""Registers of a thread, at most, for many sums and for few: with more of them fewer programs run
+side by side, with fewer of them some would be spilled to memory."""
+
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 """Options of all kernels: 128 threads a program, products and sums in one instruction."""
 
@@ -165,7 +170,7 @@ class TritonProduct:
             **codes.constants,
             INPUTS=together,
             LINES=lines,
-            maxnreg=64 if together * codes.dim <= 2 else 128,
+            maxnreg=REGISTERS if together * codes.dim > 2 else FEW_REGISTERS,
             **LAUNCH,
         )
         return out

@@ -30,8 +30,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 ARCHITECTURES = (80, 86, 90)
 
-MOST_REGISTERS = 128
-"""Of a thread: four programs of four warps fit on a multiprocessor with 65536."""
+MOST_REGISTERS = 168
+"""Of a thread: three programs of four warps fit on a multiprocessor with 65536."""
 
 FORMS = {
     "vectors of 4, orders of columns, scales in bytes, factors and gains": {"b8", "b16", "b32"},
@@ -39,7 +39,7 @@ FORMS = {
     "wide codes of a computed trellis": {"b32"},
     "4 bits with zero points": {"b16", "b32"},
 }
-"""Widths of loads of `product`: bytes are scales, 16 bits are scales and tables."""
+"""Widths of loads up to 32 bits: bytes are scales, 16 bits are scales and tables, never codes."""
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -108,4 +108,4 @@ def test_kernels_fit(form: str, inputs: int, compiled: dict[str, Any], tmp_path:
         print(form, inputs, name, used["REG"], used["SHARED"])
         assert used["REG"] <= MOST_REGISTERS, name
         assert (used["STACK"], used["LOCAL"]) == (0, 0), name  # nothing is spilled
-    assert load_widths(compiled[main]) <= FORMS[form]
+    assert load_widths(compiled[main]) - {"v2xb32", "v4xb32"} <= FORMS[form]
