@@ -180,7 +180,7 @@ class CompiledProduct:
             "low": tokens * self._stride if self._inputs.planes else 0,
             "scales": 4 * tokens,
             "totals": 8 * tokens,
-            "block_sums": 4 * tokens * self._row_blocks,
+            "block_sums": 4 * tokens * _up(self._row_blocks, LANES),
             "inner": 4 * tokens * self._rank,
             "y": 4 * tokens * self._y_stride,
         }
@@ -220,6 +220,18 @@ class CompiledProduct:
                 l1=pad(sides.factors.left, (0, missing)) if missing else sides.factors.left,
                 l2=pad(sides.factors.right, (0, 0, 0, missing)) if missing else sides.factors.right,
                 rank_scales=_padded(sides.factors.scales, self._rank),
+            )
+        if form.blocks is not None:
+            values, bias = sides.values, jit.TARGETS[self._target].bias(form)
+            sections = packed.sections
+            self._set(
+                numbers=torch.tensor([values.unit, values.shift - values.unit * bias]),
+                block_scales=sections["scales"],
+                block_supers=sections.get("scales_super"),
+                block_offset=sections.get("scales_offset"),
+                block_zeros=sections.get("zeros"),
+                zero_supers=sections.get("zeros_super"),
+                zero_offset=sections.get("zeros_offset"),
             )
         found = threads.openmp()
         if found is not None:

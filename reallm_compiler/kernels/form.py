@@ -6,7 +6,7 @@ extents. Shapes and plans that no form describes go the plain way.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage.base import Context, Shape
@@ -37,10 +37,12 @@ class Form:
         codes: how codes are read.
         blocks: scales of blocks of a row; None where scales belong to rows, columns or the whole,
             and are factors of outputs and inputs.
+        whole: a line is whole periods, so that no step reads beyond it.
     """
 
     codes: CodeWindows
     blocks: ScaleArrays | None = None
+    whole: bool = False
 
     @property
     def line_rows(self) -> int:
@@ -92,11 +94,15 @@ def form_of(plan: MatrixPlan, shape: Shape) -> Form | None:
         return None
     if (codes.dim > 1 and codes.planes > 1) or max(codes.widths) > codes.window:
         return None
+    form = Form(codes=codes)
+    form = replace(form, whole=form.line_codes(shape) % form.period == 0)
     if arrays is None or arrays.per != "block":
-        return Form(codes=codes)
+        return form
     whole = shape[1] % arrays.block == 0 and (arrays.block in (16, 32) or arrays.block % STEP == 0)
     if not whole or codes.dim > 1 or arrays.dtype not in SCALE_DTYPES or arrays.block > 4096:
         return None
+    if arrays.bits not in (None, 8):
+        return None
     if len(codes.widths) > 1 or codes.widths[0] != codes.window:
         return None  # blocks lie on columns in their own order
-    return Form(codes=codes, blocks=arrays)
+    return replace(form, blocks=arrays)

@@ -17,6 +17,7 @@ from reallm_compiler.codecs.numerics import emit
 from reallm_compiler.kernels import llvm_text_vbmi
 from reallm_compiler.kernels.form import Form
 from reallm_compiler.kernels.llvm_text import Text
+from reallm_compiler.kernels.llvm_text_blocks import write_block_sums
 from reallm_compiler.kernels.llvm_text_call import write_call
 from reallm_compiler.kernels.llvm_text_finish import Outputs, write_finish
 from reallm_compiler.kernels.llvm_text_prepare import Inputs, write_prepare
@@ -64,7 +65,7 @@ TARGETS: dict[str, Any] = {"vbmi": llvm_text_vbmi}
 
 def fits(form: Form, name: str) -> bool:
     """Whether a target can run a form."""
-    return form.blocks is None and bool(TARGETS[name].fits(form))
+    return bool(TARGETS[name].fits(form))
 
 
 def source(kernel: Kernel, name: str) -> str:
@@ -73,7 +74,11 @@ def source(kernel: Kernel, name: str) -> str:
     write_prepare(text, kernel.inputs)
     groups = GROUPS if kernel.several else (1,)
     for tokens in groups:
-        write_row_sums(text, kernel.form, TARGETS[name].Steps(text, kernel.form), tokens)
+        steps = TARGETS[name].Steps(text, kernel.form)
+        if kernel.form.blocks is None:
+            write_row_sums(text, kernel.form, steps, tokens)
+        else:
+            write_block_sums(text, kernel.form, steps, tokens)
     write_finish(text, kernel.outputs)
     write_call(text, groups)
     return str(text)

@@ -17,7 +17,7 @@ SLOTS = (
     *("columns", "rows", "lines", "line_bytes", "line_codes", "periods"),
     *("codes", "tables", "row_scales", "row_shifts"),
     *("block_scales", "block_supers", "block_offset"),
-    *("block_zeros", "zero_supers", "zero_offset", "row_blocks"),
+    *("block_zeros", "zero_supers", "zero_offset", "row_blocks", "numbers"),
     *("in_factors", "order", "order_factors", "out_factors", "gain"),
     *("l1", "l2", "rank_scales", "rank"),
     # Where intermediate numbers lie.

@@ -146,8 +146,12 @@ def _integers(text: Text, inputs: Inputs, token: str) -> None:
     text.store("i64", total, text.pointer("totals"), token, "i64")
     if not inputs.sums:
         return
-    count, sums = text.slot("row_blocks"), text.pointer("block_sums")
-    start = text.let(f"mul i64 {token}, {count}")
+    count = text.slot("row_blocks")
+    up = text.let(f"add i64 {count}, {LANES - 1}")
+    up = text.let(f"and i64 {up}, -{LANES}")
+    sums = text.at(text.pointer("block_sums"), text.let(f"mul i64 {token}, {up}"), "float")
+    with text.loop(count, up) as block:
+        text.store("float", "0.0", sums, block.index, "float")
     with text.loop(0, count) as block:
         first = text.let(f"mul i64 {block.index}, {inputs.sums}")
         last = text.let(f"add i64 {first}, {inputs.sums}")
@@ -155,4 +159,4 @@ def _integers(text: Text, inputs: Inputs, token: str) -> None:
             turn.next = [text.let(f"add {I16} {turn.values[0]}, {whole(rounded(turn.index))}")]
         total = text.call("i32", "llvm.vector.reduce.add.v16i32", f"{I16} {turn.values[0]}")
         wide = text.let(f"sitofp i32 {total} to float")
-        text.store("float", wide, sums, text.let(f"add i64 {start}, {block.index}"), "float")
+        text.store("float", wide, sums, block.index, "float")

@@ -16,9 +16,14 @@ from reallm_compiler.kernels.llvm_text import Text
 
 
 class Target(Protocol):
-    """Writes the parts of a product that know the processor; `begin` and `line` come first."""
+    """Writes the parts of a product that know the processor; `begin` and `line` come first.
+
+    Attributes:
+        most_steps: after so many steps of `STEP` codes partial sums may be full; None for never.
+    """
 
     bias: int
+    most_steps: int | None
 
     def begin(self) -> None:
         """What all lines have in common."""
@@ -30,59 +35,43 @@ class Target(Protocol):
         """The activations of a token, an index of 64 bits, will be asked for."""
 
     def sums(self) -> list[tuple[str, str]]:
-        """(type, start) of the partial sums of one row and token."""
+        """(type, start) of the partial sums of one token and all rows of a line."""
 
-    def entries(self, period: str, step: int) -> list[list[list[str]]]:
-        """Entries of 64 codes: [dimension][plane][pieces]."""
+    def entries(self, period: str, step: int) -> list[list[str]]:
+        """Entries of the 64 codes of a step, as `add` takes them."""
 
     def add(
         self, sums: Sequence[str], entries: list[list[str]], token: str, column: str
     ) -> list[str]:
-        """Partial sums with the products of 64 entries and activations."""
+        """Partial sums with the products of 64 codes' entries and a token's activations."""
 
-    def total(self, sums: Sequence[str]) -> str:
-        """The sum i64, with `bias` times the sum of the activations too much."""
+    def lanes(self, sums: Sequence[str]) -> str:
+        """The sums of a block of at most 4096 codes as <16 x float>; lane n holds those of codes
+        4n to 4n + 3 of each step.
+        """
+
+    def totals(self, sums: Sequence[str]) -> list[str]:
+        """i64 for each row of a line, with `bias` times the sum of the activations too much."""
 
 
 def write_row_sums(text: Text, form: Form, target: Target, tokens: int) -> None:
     """The function `sums<tokens>(job, first line, last line, first token)` without blocks."""
-    rows, streams = form.line_rows, form.streams
+    rows = form.line_rows
     with text.function(f"sums{tokens}", "i64 %first", "i64 %last", "i64 %from"):
         target.begin()
         names = [text.let(f"add i64 %from, {token}") for token in range(tokens)]
         for name in names:
             target.token(name)
-        lines = _Lines(text)
-        stream = text.slot("line_codes")  # inputs of a stream, padded
+        lines = Lines(text)
         scales, shifts = text.pointer("row_scales"), text.pointer("row_shifts")
         with text.loop("%first", "%last") as line:
             target.line(lines.base(line.index))
-            kinds = target.sums()
-            count = len(kinds)
-            with text.loop(0, lines.periods, carried=kinds * (tokens * rows)) as period:
-                totals = [
-                    period.values[n : n + count] for n in range(0, tokens * rows * count, count)
-                ]
-                first = text.let(f"mul i64 {period.index}, {form.period}")
-                for step in range(form.period // STEP):
-                    entries = target.entries(period.index, step)
-                    column = text.let(f"add i64 {first}, {STEP * step}")
-                    for part in range(streams):
-                        for number, token in enumerate(names):
-                            for row in range(rows):
-                                index = number * rows + row
-                                totals[index] = target.add(
-                                    totals[index], entries[row + part], token, column
-                                )
-                        column = text.let(f"add i64 {column}, {stream}")
-                period.next = [one for total in totals for one in total]
-            for number, token in enumerate(names):
-                unit = text.load("float", text.pointer("scales"), token, "float")
-                ones = text.load("i64", text.pointer("totals"), token, "i64")
+            found = _line(text, form, target, names, lines.periods)
+            for name, totals in zip(names, found, strict=True):
+                unit = text.load("float", text.pointer("scales"), name, "float")
+                ones = text.load("i64", text.pointer("totals"), name, "i64")
                 more = text.let(f"mul i64 {ones}, {target.bias}")
-                for row in range(rows):
-                    index = number * rows + row
-                    total = target.total(period.values[index * count : (index + 1) * count])
+                for row, total in enumerate(totals):
                     exact = text.let(f"sub i64 {total}, {more}")
                     place = text.let(f"mul i64 {line.index}, {rows}")
                     place = text.let(f"add i64 {place}, {row}")
@@ -93,11 +82,52 @@ def write_row_sums(text: Text, form: Form, target: Target, tokens: int) -> None:
                     other = text.let(f"sitofp i64 {ones} to float")
                     other = text.let(f"fmul float {other}, {shift}")
                     value = text.let(f"fadd float {value}, {other}")
-                    value = text.let(f"fmul float {value}, {unit}")
-                    lines.put(value, token, place)
+                    lines.put(text.let(f"fmul float {value}, {unit}"), name, place)
 
 
-class _Lines:
+def _line(
+    text: Text, form: Form, target: Target, names: list[str], periods: str
+) -> list[list[str]]:
+    """The exact sums i64 of each token and each row of a line."""
+    if target.most_steps is None:
+        return _stretch(text, form, target, names, "0", periods)
+    most = target.most_steps * STEP // form.period
+    count = len(names) * form.line_rows
+    with text.loop(0, periods, most, carried=[("i64", "0")] * count) as turn:
+        last = text.let(f"add i64 {turn.index}, {most}")
+        last = text.call("i64", "llvm.smin.i64", f"i64 {last}", f"i64 {periods}")
+        found = _stretch(text, form, target, names, turn.index, last)
+        every = [total for totals in found for total in totals]
+        turn.next = [
+            text.let(f"add i64 {total}, {more}")
+            for total, more in zip(turn.values, every, strict=True)
+        ]
+    return grouped(turn.values, form.line_rows)
+
+
+def _stretch(
+    text: Text, form: Form, target: Target, names: list[str], first: str, last: str
+) -> list[list[str]]:
+    """The exact sums of some periods."""
+    kinds = target.sums()
+    with text.loop(first, last, carried=kinds * len(names)) as period:
+        sums = grouped(period.values, len(kinds))
+        start = text.let(f"mul i64 {period.index}, {form.period}")
+        for step in range(form.period // STEP):
+            entries = target.entries(period.index, step)
+            column = text.let(f"add i64 {start}, {STEP * step}")
+            pairs = zip(names, sums, strict=True)
+            sums = [target.add(own, entries, name, column) for name, own in pairs]
+        period.next = [one for own in sums for one in own]
+    return [target.totals(own) for own in grouped(period.values, len(kinds))]
+
+
+def grouped(values: Sequence[str], size: int) -> list[list[str]]:
+    """Values in groups of a size."""
+    return [list(values[first : first + size]) for first in range(0, len(values), size)]
+
+
+class Lines:
     """Addresses that the lines of a product have in common."""
 
     def __init__(self, text: Text) -> None:

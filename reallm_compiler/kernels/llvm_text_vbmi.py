@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.windows import LOW, WindowValues
-from reallm_compiler.kernels.form import STEP, Form
+from reallm_compiler.kernels.form import LANES, STEP, Form
 from reallm_compiler.kernels.llvm_text import Text, constants
+from reallm_compiler.kernels.llvm_text_numbers import F16, product_sum, same
+from reallm_compiler.kernels.llvm_text_product import grouped
 
 FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni")
 
@@ -55,6 +57,12 @@ def tables(form: Form, values: WindowValues) -> Tensor | None:
     return biased.repeat(1, 1, max(1, STEP // biased.shape[2]))
 
 
+def bias(form: Form) -> int:
+    """What entries are larger in sums than they are."""
+    each = 1 << form.codes.window - 1 if form.codes.identity else BIAS
+    return each * (1 if form.codes.planes == 1 else LOW + 1)
+
+
 class Window:
     """Where the windows of one step of a period lie.
 
@@ -88,12 +96,14 @@ class Steps:
         form: of the codes.
     """
 
+    most_steps: int | None = None
+
     def __init__(self, text: Text, form: Form) -> None:
         self._text = text
         self._form = form
-        each = 2 ** (form.codes.window - 1) if form.codes.identity else BIAS
-        self.bias = each * (1 if form.codes.planes == 1 else LOW + 1)
-        self._high = self._low = self._stride = ""
+        self.bias = bias(form)
+        self._powers = form.codes.planes + 1
+        self._high = self._low = self._stride = self._stream = ""
         self._planes: dict[str, tuple[str, str]] = {}
         self._windows = [Window(form, step) for step in range(form.period // STEP)]
         self._period_bytes = form.bits(form.period) // 8
@@ -105,7 +115,7 @@ class Steps:
         """Loads the tables, and finds which bytes the last period of a line has."""
         text, codes = self._text, self._form.codes
         self._high, self._low = text.pointer("high"), text.pointer("low")
-        self._stride = text.slot("plane_stride")
+        self._stride, self._stream = text.slot("plane_stride"), text.slot("line_codes")
         if not codes.identity:
             tables = text.pointer("tables")
             each = max(1, 2**codes.window // STEP)
@@ -113,6 +123,8 @@ class Steps:
                 self._tables.append(
                     [text.load(V64, tables, table * each + n, V64) for n in range(each)]
                 )
+        if self._form.whole:
+            return
         periods, line = text.slot("periods"), text.slot("line_bytes")
         self._last = text.let(f"sub i64 {periods}, 1")
         done = text.let(f"mul i64 {self._last}, {self._period_bytes}")
@@ -130,8 +142,8 @@ class Steps:
         """A line of codes begins at `base`."""
         self._base = base
 
-    def entries(self, period: str, step: int) -> list[list[list[str]]]:
-        """Entries of 64 codes, biased."""
+    def entries(self, period: str, step: int) -> list[list[str]]:
+        """<64 x i8>, biased, for each dimension and plane."""
         text, codes = self._text, self._form.codes
         value = self._windowed(period, step)
         low = value[0]
@@ -139,39 +151,18 @@ class Steps:
             if codes.window < 8:
                 mask = constants("i8", [2**codes.window - 1] * 64)
                 low = text.let(f"and {V64} {low}, {mask}")
-            return [[[low]]]
+            return [[low]]
         masks = [self._bit(value, bit) for bit in range(7, codes.window)]
         found = [self._look_up(table, low, masks) for table in self._tables]
         return [
-            [[found[plane * codes.dim + row]] for plane in range(codes.planes)]
+            [found[plane * codes.dim + row] for plane in range(codes.planes)]
             for row in range(codes.dim)
         ]
 
     def _windowed(self, period: str, step: int) -> list[str]:
         """The low 8 bits of the windows, and the bits above them where there are any."""
         text, window = self._text, self._windows[step]
-        start = text.let(f"mul i64 {period}, {self._period_bytes}")
-        start = text.let(f"add i64 {start}, {window.first}")
-        place = text.at(self._base, start)
-        wanted = (1 << window.span) - 1
-        mask = str(wanted - (1 << 64) if wanted >> 63 else wanted)
-        is_last = text.let(f"icmp eq i64 {period}, {self._last}")
-        rest = text.let(f"select i1 {is_last}, i64 {self._rest[step]}, i64 -1")
-        mask = text.let(f"and i64 {rest}, {mask}")
-        if window.first < 0:
-            inside = -1 << -window.first
-            is_first = text.let(f"icmp eq i64 {period}, 0")
-            front = text.let(f"select i1 {is_first}, i64 {inside}, i64 -1")
-            mask = text.let(f"and i64 {front}, {mask}")
-        bits = text.let(f"bitcast i64 {mask} to <64 x i1>")
-        raw = text.call(
-            V64,
-            "llvm.masked.load.v64i8.p0",
-            f"ptr {place}",
-            "i32 1",
-            f"<64 x i1> {bits}",
-            f"{V64} zeroinitializer",
-        )
+        raw = self._loaded(period, step)
         if window.whole:
             return [raw]
         moved = text.shuffle("i8", 64, raw, window.bytes)
@@ -187,6 +178,36 @@ class Steps:
             )
             for shifts in parts
         ]
+
+    def _loaded(self, period: str, step: int) -> str:
+        """The bytes of a step; zeros for those before the line and behind it."""
+        text, window = self._text, self._windows[step]
+        start = text.let(f"mul i64 {period}, {self._period_bytes}")
+        place = text.at(self._base, text.let(f"add i64 {start}, {window.first}"))
+        if self._form.whole and window.first >= 0 and window.span in (16, 32, 64):
+            some = text.load(f"<{window.span} x i8>", place)
+            lanes = [min(lane, window.span - 1) for lane in range(STEP)]
+            return some if window.span == STEP else text.shuffle("i8", window.span, some, lanes)
+        wanted = (1 << window.span) - 1
+        mask = str(wanted - (1 << 64) if wanted >> 63 else wanted)
+        if not self._form.whole:
+            is_last = text.let(f"icmp eq i64 {period}, {self._last}")
+            rest = text.let(f"select i1 {is_last}, i64 {self._rest[step]}, i64 -1")
+            mask = text.let(f"and i64 {rest}, {mask}")
+        if window.first < 0:
+            inside = -1 << -window.first
+            is_first = text.let(f"icmp eq i64 {period}, 0")
+            front = text.let(f"select i1 {is_first}, i64 {inside}, i64 -1")
+            mask = text.let(f"and i64 {front}, {mask}")
+        bits = text.let(f"bitcast i64 {mask} to <64 x i1>")
+        return text.call(
+            V64,
+            "llvm.masked.load.v64i8.p0",
+            f"ptr {place}",
+            "i32 1",
+            f"<64 x i1> {bits}",
+            f"{V64} zeroinitializer",
+        )
 
     def _bit(self, value: list[str], bit: int) -> str:
         """<64 x i1>: a bit of each window."""
@@ -227,28 +248,49 @@ class Steps:
         self._planes[token] = (text.at(self._high, start), text.at(self._low, start))
 
     def sums(self) -> list[tuple[str, str]]:
-        """One for each power of `LOW` that planes of entries and activations make up."""
-        return [(V16, "zeroinitializer")] * (self._form.codes.planes + 1)
+        """For each row one for each power of `LOW` that planes of entries and inputs make up."""
+        return [(V16, "zeroinitializer")] * (self._powers * self._form.line_rows)
 
     def add(
         self, sums: Sequence[str], entries: list[list[str]], token: str, column: str
     ) -> list[str]:
         """The products of both planes of 64 activations with each plane of entries."""
+        text, rows = self._text, self._form.codes.axis == "rows"
         found = list(sums)
-        for plane, (piece,) in enumerate(entries):
-            for part, pointer in enumerate(self._planes[token]):
-                values = self._text.load(V64, pointer, column)
-                found[plane + part] = self._text.call(
-                    V16,
-                    "llvm.x86.avx512.vpdpbusd.512",
-                    f"{V16} {found[plane + part]}",
-                    f"{V64} {piece}",
-                    f"{V64} {values}",
-                )
+        for number, planes in enumerate(entries):
+            first = number * self._powers if rows else 0
+            if number and not rows:
+                column = text.let(f"add i64 {column}, {self._stream}")
+            for plane, piece in enumerate(planes):
+                for part, pointer in enumerate(self._planes[token]):
+                    index = first + plane + part
+                    values = text.load(V64, pointer, column)
+                    found[index] = text.call(
+                        V16,
+                        "llvm.x86.avx512.vpdpbusd.512",
+                        f"{V16} {found[index]}",
+                        f"{V64} {piece}",
+                        f"{V64} {values}",
+                    )
         return found
 
-    def total(self, sums: Sequence[str]) -> str:
+    def lanes(self, sums: Sequence[str]) -> str:
+        """The two highest powers as integers, which fit for a block."""
+        text = self._text
+        factor = constants("i32", [LOW] * LANES)
+        whole = text.let(f"mul {V16} {sums[0]}, {factor}")
+        whole = text.let(f"add {V16} {whole}, {sums[1]}")
+        value = text.let(f"sitofp {V16} {whole} to {F16}")
+        for part in sums[2:]:
+            one = text.let(f"sitofp {V16} {part} to {F16}")
+            value = product_sum(text, one, value, same(LOW))
+        return value
+
+    def totals(self, sums: Sequence[str]) -> list[str]:
         """The highest power first."""
+        return [self._total(own) for own in grouped(sums, self._powers)]
+
+    def _total(self, sums: Sequence[str]) -> str:
         total = "0"
         for part in sums:
             one = self._text.call("i32", "llvm.vector.reduce.add.v16i32", f"{V16} {part}")

@@ -94,7 +94,10 @@ def sides_of(packed: PackedMatrix, form: Form) -> Sides | None:
         if until is not None:
             return None
     scale, zero, own = torch.ones(1), torch.zeros(1), values.factors
-    if form.blocks is None:
+    unit, shift = values.unit, values.shift
+    if form.blocks is not None:
+        unit, shift = 1.0, 0.0
+    else:
         field: ScaleField | None = codec_of(plan.scales).decoder(
             plan.scales, shape, sections, torch.float32
         )
@@ -111,8 +114,8 @@ def sides_of(packed: PackedMatrix, form: Form) -> Sides | None:
         order=laid,
         order_factors=factors_laid,
         outputs=outputs,
-        row_scales=_rows(form, shape, scale * values.unit, outputs.after),
-        row_shifts=_rows(form, shape, scale * values.shift + zero, outputs.after),
+        row_scales=_rows(form, shape, scale * unit, outputs.after),
+        row_shifts=_rows(form, shape, scale * shift + zero, outputs.after),
         gain=None if "gain" not in sections else sections["gain"].to(torch.float32),
         factors=factors,
     )

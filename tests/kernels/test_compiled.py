@@ -57,7 +57,26 @@ PLANS: dict[str, dict[str, Any]] = {
         "permutation": {"kind": "nearest", "rows": "all"},
         "transform": [HADAMARD, BY_ROW],
     },
+    "uniform, blocks with zero points": {
+        "quantizer": {"kind": "uniform", "bits": 4},
+        "scales": {"kind": "minmax", "block": 16, "dtype": "float16"},
+    },
+    "uniform, two levels of scales": {
+        "quantizer": {"kind": "uniform", "bits": 3},
+        "scales": {"kind": "minmax", "block": 16, "bits": 8, "superblock": 20},
+    },
+    "normal_float, two levels, rotated": {
+        "quantizer": {"kind": "normal_float", "bits": 4},
+        "scales": {"kind": "absmax", "block": 64, "bits": 8},
+        "transform": [HADAMARD],
+        "residual": {"kind": "low_rank", "rank": 1},
+    },
+    "uniform, long blocks": {
+        "quantizer": {"kind": "uniform", "bits": 8},
+        "scales": {"kind": "absmax", "block": 320, "dtype": "bfloat16"},
+    },
 }
+LONG = {"uniform, long blocks": (9, 640), "normal_float, two levels, rotated": (20, 192)}
 SHAPES = [(13, 48), (72, 80), (24, 128)]
 
 
@@ -86,7 +105,7 @@ def activations(count: int, columns: int) -> Tensor:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("name", PLANS)
 def test_products_are_those_of_decoded_weights(name: str, target: str) -> None:
-    for shape in SHAPES:
+    for shape in [LONG[name]] if name in LONG else SHAPES:
         packed = packed_of(name, shape)
         product, weight = made(packed, target), dense(packed)
         for tokens in (1, 3):
@@ -139,9 +158,10 @@ def test_results_depend_on_the_token_alone(
 ) -> None:
     """Not on the tokens beside it, nor on the number of threads."""
     monkeypatch.setattr("reallm_compiler.kernels.compiled.LEAST_FOR_THREADS", 1)
-    packed = packed_of(name, (200, 128))
+    shape = (200, LONG.get(name, (0, 128))[1])
+    packed = packed_of(name, shape)
     product = made(packed, target)
-    x = activations(MOST_TOKENS, 128)
+    x = activations(MOST_TOKENS, shape[1])
     together = product.linear(x)
     alone = torch.cat([product.linear(row) for row in x.split(1)])
     assert torch.equal(together, alone)

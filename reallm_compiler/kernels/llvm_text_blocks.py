@@ -1,0 +1,171 @@
+"""The product of lines of codes whose blocks of columns have scales, and perhaps zero points.
+
+    y = s_x sum over blocks of (unit s S + (shift s + z) X)
+
+S and X are exact sums of a block. The scales of a row are decoded first, into memory that stays in
+cache. Terms are added up in 16 lanes of float32, in an order that depends on the form alone.
+"""
+
+from __future__ import annotations
+
+from reallm_compiler.kernels.form import LANES, STEP, Form
+from reallm_compiler.kernels.llvm_text import Text, constants, number
+from reallm_compiler.kernels.llvm_text_numbers import (
+    F16,
+    load_numbers,
+    product_sum,
+    sum_lanes,
+)
+from reallm_compiler.kernels.llvm_text_product import Lines, Target, grouped
+from reallm_compiler.storage.windows import ScaleArrays
+
+SCALES = ("block_scales", "block_supers", "block_offset")
+ZEROS = ("block_zeros", "zero_supers", "zero_offset")
+"""Slots of the arrays."""
+
+UNROLLED = 4
+"""Steps of a block that are written one after the other; more are a loop."""
+
+
+def write_block_sums(text: Text, form: Form, target: Target, tokens: int) -> None:
+    """The function `sums<tokens>(job, first line, last line, first token)` with blocks."""
+    arrays = form.blocks
+    assert arrays is not None
+    with text.function(f"sums{tokens}", "i64 %first", "i64 %last", "i64 %from"):
+        target.begin()
+        names = [text.let(f"add i64 %from, {token}") for token in range(tokens)]
+        for name in names:
+            target.token(name)
+        lines = Lines(text)
+        blocks = _Blocks(text, arrays, lines.periods)
+        with text.loop("%first", "%last") as line:
+            target.line(lines.base(line.index))
+            blocks.decode(line.index)
+            totals = _line(text, form, target, names, blocks)
+            row_scale = text.load("float", text.pointer("row_scales"), line.index, "float")
+            for name, total in zip(names, totals, strict=True):
+                value = sum_lanes(text, blocks.shifted(total, name))
+                unit = text.load("float", text.pointer("scales"), name, "float")
+                value = text.let(f"fmul float {value}, {row_scale}")
+                lines.put(text.let(f"fmul float {value}, {unit}"), name, line.index)
+
+
+def _line(text: Text, form: Form, target: Target, names: list[str], blocks: _Blocks) -> list[str]:
+    """Sums <16 x float> of unit s S over the blocks of a line, for each token."""
+    assert form.blocks is not None
+    steps, kinds = max(1, form.blocks.block // STEP), target.sums()
+
+    def add(step: str, sums: list[list[str]]) -> list[list[str]]:
+        entries = target.entries(step, 0)
+        column = text.let(f"mul i64 {step}, {STEP}")
+        pairs = zip(names, sums, strict=True)
+        return [target.add(one, entries, name, column) for name, one in pairs]
+
+    count = text.let(f"udiv i64 {text.slot('periods')}, {steps}")
+    carried = [(F16, "zeroinitializer")] * len(names)
+    with text.loop(0, count, carried=carried) as turn:
+        first = text.let(f"mul i64 {turn.index}, {steps}")
+        sums = [[start for _, start in kinds] for _ in names]
+        if steps <= UNROLLED:
+            for step in range(steps):
+                sums = add(text.let(f"add i64 {first}, {step}"), sums)
+        else:
+            last = text.let(f"add i64 {first}, {steps}")
+            with text.loop(first, last, carried=kinds * len(names)) as step_:
+                given = grouped(step_.values, len(kinds))
+                step_.next = [one for own in add(step_.index, given) for one in own]
+            sums = grouped(step_.values, len(kinds))
+        scales = blocks.scales(turn.index)
+        turn.next = [
+            product_sum(text, total, target.lanes(own), scales)
+            for total, own in zip(turn.values, sums, strict=True)
+        ]
+    return list(turn.values)
+
+
+class _Blocks:
+    """Scales of the blocks of a line, decoded: unit s, and shift s + z."""
+
+    def __init__(self, text: Text, arrays: ScaleArrays, periods: str) -> None:
+        self._text = text
+        self._arrays = arrays
+        self._count = text.slot("row_blocks")
+        # The last step may reach beyond the last block, to where inputs are zeros.
+        most = text.let(f"mul i64 {periods}, {max(1, STEP // arrays.block)}")
+        most = text.call("i64", "llvm.smax.i64", f"i64 {most}", f"i64 {self._count}")
+        most = text.let(f"add i64 {most}, {LANES}")
+        self._scales = text.let(f"alloca float, i64 {most}, align 64")
+        self._shifts = text.let(f"alloca float, i64 {most}, align 64")
+        with text.loop(0, most) as turn:
+            for place in (self._scales, self._shifts):
+                text.store("float", "0.0", place, turn.index, "float")
+        numbers = text.pointer("numbers")
+        self._unit = text.load("float", numbers)
+        self._shift = text.load("float", numbers, 1, "float")
+        up = text.let(f"add i64 {self._count}, {LANES - 1}")
+        self._up = text.let(f"and i64 {up}, -{LANES}")
+
+    def decode(self, line: str) -> None:
+        """Scales and shifts of a line, 16 or 4 or 1 at a time."""
+        text, count = self._text, self._count
+        start = text.let(f"mul i64 {line}, {count}")
+        done = "0"
+        for lanes in (LANES, 4, 1):
+            rest = text.let(f"urem i64 {count}, {lanes}")
+            whole = text.let(f"icmp eq i64 {rest}, 0")
+            until = text.let(f"select i1 {whole}, i64 {count}, i64 {done}")
+            if self._arrays.bits is not None and self._arrays.superblock % lanes:
+                continue  # such a group would have several super-scales
+            with text.loop(done, until, lanes) as turn:
+                self._group(text.let(f"add i64 {start}, {turn.index}"), turn.index, lanes)
+            done = until
+
+    def _group(self, group: str, place: str, lanes: int) -> None:
+        text, kind = self._text, f"<{lanes} x float>"
+        scale = self._numbers(SCALES, group, lanes)
+        unit, shift = (text.spread("float", lanes, one) for one in (self._unit, self._shift))
+        value = text.let(f"fmul {kind} {scale}, {unit}")
+        text.store(kind, value, self._scales, place, "float")
+        value = text.let(f"fmul {kind} {scale}, {shift}")
+        if self._arrays.zeros:
+            value = text.let(f"fadd {kind} {value}, {self._numbers(ZEROS, group, lanes)}")
+        text.store(kind, value, self._shifts, place, "float")
+
+    def _numbers(self, slots: tuple[str, str, str], group: str, lanes: int) -> str:
+        """Decoded scales, or zero points, of groups; as `codecs.scales` does it."""
+        text, arrays, kind = self._text, self._arrays, f"<{lanes} x float>"
+        values, supers, offset = (text.pointer(slot) for slot in slots)
+        if arrays.bits is None:
+            return load_numbers(text, arrays.dtype, values, group, lanes)
+        codes = text.load(f"<{lanes} x i8>", values, group)
+        codes = text.let(f"uitofp <{lanes} x i8> {codes} to {kind}")
+        home = text.let(f"udiv i64 {group}, {arrays.superblock}")
+        top = load_numbers(text, arrays.dtype, supers, home, 1)
+        step = text.let(f"fdiv <1 x float> {top}, {constants('float', [number(255.0)])}")
+        step = text.let(f"extractelement <1 x float> {step}, i64 0")
+        step = text.spread("float", lanes, step)
+        least = text.spread("float", lanes, text.load("float", offset))
+        value = text.let(f"fmul {kind} {codes}, {step}")
+        return text.let(f"fadd {kind} {value}, {least}")
+
+    def scales(self, index: str) -> str:
+        """<16 x float>: unit s of the lanes of a block, or of the blocks of a step."""
+        text, block = self._text, self._arrays.block
+        if block >= STEP:
+            one = text.load("float", self._scales, index, "float")
+            return text.spread("float", LANES, one)
+        each = STEP // block
+        first = text.let(f"mul i64 {index}, {each}")
+        some = text.load(f"<{each} x float>", self._scales, first, "float")
+        return text.shuffle("float", each, some, [lane * each // LANES for lane in range(LANES)])
+
+    def shifted(self, total: str, token: str) -> str:
+        """Sums of a token with the terms (shift s + z) X."""
+        text = self._text
+        start = text.let(f"mul i64 {token}, {self._up}")
+        sums = text.at(text.pointer("block_sums"), start, "float")
+        with text.loop(0, self._up, LANES, carried=[(F16, total)]) as turn:
+            shifts = load_numbers(text, "f32", self._shifts, turn.index)
+            ones = load_numbers(text, "f32", sums, turn.index)
+            turn.next = [product_sum(text, turn.values[0], shifts, ones)]
+        return turn.values[0]
