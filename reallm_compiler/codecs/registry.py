@@ -11,6 +11,7 @@ from reallm_compiler.codecs.autoencoders.identity import IdentityCodec
 from reallm_compiler.codecs.contract import PermutationCodec, ResidualCodec, ScalesCodec
 from reallm_compiler.codecs.feedback import FeedbackCodec
 from reallm_compiler.codecs.nearest import NearestCodec
+from reallm_compiler.codecs.quantizers.additive import AdditiveCodec
 from reallm_compiler.codecs.quantizers.e8p import E8PCodec
 from reallm_compiler.codecs.quantizers.normal_float import NormalFloatCodec
 from reallm_compiler.codecs.quantizers.plain import PlainCodec
@@ -28,6 +29,7 @@ from reallm_compiler.codecs.transforms.normalize import NormalizeCodec
 from reallm_compiler.stages import (
     AbsmaxScales,
     ActOrderPermutation,
+    AdditiveQuantizer,
     AffineScales,
     ChannelScale,
     E8PQuantizer,
@@ -77,6 +79,7 @@ CODECS: dict[type[Stage], Any] = {
     UniformQuantizer: UniformCodec(),
     NormalFloatQuantizer: NormalFloatCodec(),
     VectorQuantizer: VectorCodec(),
+    AdditiveQuantizer: AdditiveCodec(),
     E8PQuantizer: E8PCodec(),
     TrellisQuantizer: TrellisCodec(),
     NearestRounding: RoundingCodec[NearestRounding](),

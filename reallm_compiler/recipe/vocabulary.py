@@ -41,6 +41,7 @@ SYNONYMS = {
     "k-means": "vq",
     "tcq": "trellis",
     "e8": "e8p",
+    "aqlm": "additive",
     "quip-sharp": "e8p",
     "qtip": "trellis",
     "rotation": "hadamard",

@@ -27,6 +27,7 @@ from reallm_compiler.stages.prepare import (
     Rotate,
 )
 from reallm_compiler.stages.quantizer import (
+    AdditiveQuantizer,
     E8PQuantizer,
     NoQuantizer,
     NormalFloatQuantizer,
@@ -63,6 +64,7 @@ __all__ = [
     "SHARING",
     "AbsmaxScales",
     "ActOrderPermutation",
+    "AdditiveQuantizer",
     "AffineScales",
     "AutoencoderStage",
     "ChannelScale",

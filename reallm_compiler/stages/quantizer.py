@@ -147,6 +147,62 @@ class E8PQuantizer(QuantizerStage):
         return True
 
 
+class AdditiveQuantizer(QuantizerStage):
+    """Sums of codewords, one of each of several codebooks, for dim columns of a row (AQLM).
+
+    The codebooks are learned by residual k-means and then together. The usual scales are `rms` per
+    row: a row divided by its norm.
+    """
+
+    shares: ClassVar[str | None] = "codebooks"
+    codes_latents: ClassVar[bool] = False
+
+    kind: Literal["additive"]
+    codebooks: int = Field(default=2, ge=1, le=8, description="Number M of codebooks.")
+    code_bits: int = Field(
+        default=8, ge=1, le=16, description="Bits B of a code: a codebook has 2^B codewords."
+    )
+    dim: int = Field(
+        default=8, ge=1, le=64, description="Columns of a vector d; the rate is M B / d."
+    )
+    dtype: Literal["int8", FloatType] = Field(
+        default="int8",
+        description="Stored type of the codebooks; `int8` has one float32 scale for all of them.",
+    )
+    beam: int = Field(
+        default=4,
+        ge=1,
+        le=64,
+        description="Sums that the search keeps from codebook to codebook. Time to encode grows "
+        "with them.",
+    )
+    iterations: int = Field(
+        default=25,
+        ge=1,
+        le=1000,
+        description="Iterations of k-means, and rounds in which the codebooks are fitted together, "
+        "at most.",
+    )
+
+    @property
+    def bits(self) -> Fraction:
+        """Bits per weight."""
+        return Fraction(self.codebooks * self.code_bits, self.dim)
+
+    @property
+    def axis(self) -> Literal["cols"]:
+        """Vectors lie along the columns."""
+        return "cols"
+
+    @model_validator(mode="after")
+    def _codes_fit(self) -> AdditiveQuantizer:
+        if self.codebooks * self.code_bits > 48:
+            raise ValueError(
+                "the codes of a vector, codebooks x code_bits, can have 48 bits at most"
+            )
+        return self
+
+
 class TrellisQuantizer(QuantizerStage):
     """Trellis-coded quantizer: a weight's value is looked up by its own code and those before it.
 

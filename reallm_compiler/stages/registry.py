@@ -25,6 +25,7 @@ from reallm_compiler.stages.permutation import (
     NormSortedPermutation,
 )
 from reallm_compiler.stages.quantizer import (
+    AdditiveQuantizer,
     E8PQuantizer,
     NoQuantizer,
     NormalFloatQuantizer,
@@ -62,6 +63,7 @@ KINDS: Mapping[str, tuple[type[Stage], ...]] = {
         UniformQuantizer,
         NormalFloatQuantizer,
         VectorQuantizer,
+        AdditiveQuantizer,
         E8PQuantizer,
         TrellisQuantizer,
     ),

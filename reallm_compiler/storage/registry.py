@@ -7,6 +7,7 @@ from typing import Any
 from reallm_compiler.stages import (
     AbsmaxScales,
     ActOrderPermutation,
+    AdditiveQuantizer,
     AffineScales,
     ChannelScale,
     E8PQuantizer,
@@ -33,6 +34,7 @@ from reallm_compiler.stages import (
     VectorQuantizer,
 )
 from reallm_compiler.stages.registry import check_complete, implementation
+from reallm_compiler.storage.additive import AdditiveLaw
 from reallm_compiler.storage.affine import AffineLaw
 from reallm_compiler.storage.base import AutoencoderLaw, ResidualLaw, SizeLaw
 from reallm_compiler.storage.channel_scale import ChannelScaleLaw
@@ -74,6 +76,7 @@ SIZE_LAWS: dict[type[Stage], SizeLaw[Any]] = {
     UniformQuantizer: UniformLaw(),
     NormalFloatQuantizer: NormalFloatLaw(),
     VectorQuantizer: VectorLaw(),
+    AdditiveQuantizer: AdditiveLaw(),
     E8PQuantizer: E8PLaw(),
     TrellisQuantizer: TrellisLaw(),
     NearestRounding: SizeLaw[NearestRounding](),

@@ -31,6 +31,10 @@ PLANS: dict[str, dict[str, Any]] = {
     "vq rows": {"scales": RMS, "quantizer": {"kind": "vq", "bits": 2, "dim": 2}},
     "vq cols": {"scales": RMS, "quantizer": {"kind": "vq", "bits": 2, "dim": 2, "axis": "cols"}},
     "e8p": {"scales": RMS, "quantizer": {"kind": "e8p"}},
+    "additive": {
+        "scales": RMS,
+        "quantizer": {"kind": "additive", "code_bits": 4, "dim": 4, "iterations": 5},
+    },
     "trellis": {"scales": RMS, "quantizer": TRELLIS},
     "trellis, scales of columns": {
         "scales": {"kind": "rms", "per": "column"},

@@ -198,7 +198,7 @@ PLANS = {
     "parameter of another kind": (
         "{scales: {kind: rms}, quantizer: {kind: uniform, bits: 3, dim: 4}}",
         "r.yaml:2:69: defaults.quantizer.dim: `dim` is not a parameter of `uniform` "
-        "(it belongs to the kind `vq`)",
+        "(it belongs to the kind `vq`, `additive`)",
     ),
     "misspelt parameter": (
         "{residual: {kind: low_rank, rnk: 1/64}}",
@@ -365,7 +365,7 @@ RULES = {
     "a kind from no rule": (
         "{match: a, set: {quantizer: {bits: 3}}}",
         "r.yaml:2:38: rules[0].set.quantizer.bits: `bits` is not a parameter of `none` "
-        "(it belongs to the kind `uniform`, `normal_float`, `vq`, `trellis`)",
+        "(it belongs to the kind `uniform`, `normal_float`, `vq`, `e8p`, `trellis`)",
     ),
     "what an earlier rule's kind refuses": (
         "{match: a, set: {quantizer: {kind: vq, bits: 2, dim: 4}}}, "

@@ -280,22 +280,8 @@ class VectorCodec(QuantizerCodec[VectorQuantizer]):
         count: int,
         generator: torch.Generator,
     ) -> Sections:
-        """The common codebook of several latents.
-
-        What is made small is the sum of the latents' relative errors, each counted by its number
-        of weights, so that one with large weights does not take the codebook for itself. Vectors
-        are sampled, as many from each.
-        """
-        most = vectors_of_each(count)
-        sample: _Sample | None = None
-        for latent in latents:
-            sample = sample or _Sample(latent.values, count * most, params.dim)
-            vectors = MatrixVectors(params, latent.values, latent.scales)
-            sample.add(vectors, most, generator)
-            del latent, vectors  # before the next one is made
-        if sample is None:
-            raise CodecError("a codebook needs at least one matrix")
-        return fit_codebook(params, sample.vectors(), generator)
+        """The common codebook of several latents; see `gathered`."""
+        return fit_codebook(params, gathered(params, latents, count, generator), generator)
 
     def coder(
         self,
@@ -331,6 +317,26 @@ class VectorCodec(QuantizerCodec[VectorQuantizer]):
         """The codebook."""
         table, unit = codebook_table(sections)
         return WindowValues(table=table, unit=unit)
+
+
+def gathered(
+    params: VectorGrid, latents: Iterable[Latent], count: int, generator: torch.Generator
+) -> DenseVectors:
+    """Vectors of `count` latents for a common codebook, as many from each.
+
+    What such a codebook makes small is the sum of the latents' relative errors, each counted by
+    its number of weights, so that one with large weights does not take the codebook for itself.
+    """
+    most = vectors_of_each(count)
+    sample: _Sample | None = None
+    for latent in latents:
+        sample = sample or _Sample(latent.values, count * most, params.dim)
+        vectors = MatrixVectors(params, latent.values, latent.scales)
+        sample.add(vectors, most, generator)
+        del latent, vectors  # before the next one is made
+    if sample is None:
+        raise CodecError("a codebook needs at least one matrix")
+    return sample.vectors()
 
 
 class _Sample:

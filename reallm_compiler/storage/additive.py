@@ -1,0 +1,49 @@
+"""Size law of the additive quantizer: M codes of B bits for d columns of a row, and M codebooks.
+
+A latent [p, q] is cut into p x ceil(q / d) vectors of d consecutive columns of a row; the codes of
+a vector stand one after the other. M codebooks of 2^B words of type int8 cost 8 M d 2^B bits and 32
+for their scale; matrices of one share group store them once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+from reallm_compiler.stages import AdditiveQuantizer
+from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
+from reallm_compiler.storage.codebooks import codebook_sections
+from reallm_compiler.storage.vq import code_shape, vectors_of_each
+
+
+class AdditiveLaw(SizeLaw[AdditiveQuantizer]):
+    """Codes of vectors, and codebooks."""
+
+    def sections(
+        self, params: AdditiveQuantizer, shape: Shape, context: Context
+    ) -> list[SectionSpec]:
+        """Codes and codebooks for a latent [p, q], and the scale of codebooks of integers."""
+        codes = SectionSpec(
+            role="codes",
+            dtype=f"b{params.code_bits}",
+            shape=(*code_shape(params, shape), params.codebooks),
+            term="codes",
+        )
+        size = (params.codebooks, 2**params.code_bits, params.dim)
+        return [codes, *codebook_sections(params.dtype, size, shared=context.shared)]
+
+    def paper_bits(
+        self, params: AdditiveQuantizer, shape: Shape, context: Context
+    ) -> dict[str, Fraction]:
+        """M B / d for each weight, and 16 M d 2^B for the codebooks."""
+        return {
+            "codes": params.bits * shape[0] * shape[1],
+            "codebook": Fraction(16 * params.codebooks * params.dim * 2**params.code_bits),
+        }
+
+    def group_bytes(self, params: AdditiveQuantizer, shapes: Sequence[Shape]) -> int:
+        """Sampled vectors and their weights, in float32."""
+        most = vectors_of_each(len(shapes))
+        counts = (math.prod(code_shape(params, shape)) for shape in shapes)
+        return sum(min(count, most) for count in counts) * params.dim * 8
