@@ -9,7 +9,7 @@ super-block: 8/64 + 32/(64 x 256) = 0.126953 bits per weight, and 32 bits once.
 from __future__ import annotations
 
 from reallm_compiler.stages import GroupScales
-from reallm_compiler.storage.base import DTYPES, Context, SectionSpec, Shape, SizeLaw
+from reallm_compiler.storage.base import DTYPES, Context, Cost, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.values import Finite
 from reallm_compiler.storage.windows import ScaleArrays
 from reallm_compiler.units import ceil_div
@@ -73,6 +73,14 @@ class ScalesLaw(SizeLaw[GroupScales]):
             for name in self.arrays
             for spec in array_sections(params, name, count, negative=name == ZEROS)
         ]
+
+    def cost(self, params: GroupScales, shape: Shape, context: Context) -> Cost:
+        """Where they are searched: the latent scaled, decoded, its errors; and the metric."""
+        if not params.searched:
+            return Cost()
+        p, q = shape
+        size = 4 * 4 * p * q + (12 * q * q if params.needs_statistics else 0)
+        return Cost(host_bytes=size, device_bytes=size)
 
     def scale_arrays(self, params: GroupScales) -> ScaleArrays | None:
         """The arrays, where all have one form and a second level counts from one offset."""

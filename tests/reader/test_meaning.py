@@ -31,6 +31,17 @@ METHOD: Plain = {
     "quantizer": {"kind": "trellis", "bits": "3/2", "state_bits": 3, "dtype": "float32"},
     "dora": True,
 }
+SORTED: Plain = {
+    "transform": [{"kind": "channel_scale"}],
+    "permutation": {"kind": "norm_sorted", "sides": "both", "rows": 4},
+    "scales": {"kind": "affine", "per": "row", "dtype": "float16", "code_bits": 2},
+    "quantizer": {"kind": "uniform", "bits": 2},
+}
+LEVELS: Plain = {
+    "scales": {"kind": "minmax", "block": 8, "dtype": "float16", "bits": 3, "superblock": 2}
+    | {"zero_bits": 4, "zero_superblock": 3, "offset": "superblock"},
+    "quantizer": {"kind": "uniform", "bits": 2},
+}
 VECTORS: Plain = {"quantizer": {"kind": "vq", "bits": 1, "dim": 2}}
 SPARSE: Plain = {
     "residual": [{"kind": "sparse", "fraction": "1/3", "rows": 2}],
@@ -62,7 +73,7 @@ def parts(name: str, method: Plain, shape: tuple[int, int] = SHAPE) -> list[forg
     made: list[forge.Section] = []
     for spec in layout_of(MatrixPlan.model_validate(method), shape, "bf16").sections:
         data = bytes(section_bytes(spec.dtype, spec.shape))
-        if spec.role == "order":
+        if spec.role in ("order", "row_order"):
             data = ordered(spec.shape[1], spec.shape[0], int(spec.dtype[1:]))
         elif spec.role == "sparse_index":
             data = packed(KEPT, 3)
@@ -70,6 +81,8 @@ def parts(name: str, method: Plain, shape: tuple[int, int] = SHAPE) -> list[forg
             data = b"\x07"
         elif spec.role in ("codebook_scale", "high_rate_scale"):
             data = struct.pack("<f", 1)
+        elif spec.role == "channel_scale":
+            data = struct.pack("<e", 1) * spec.shape[0]
         made.append((f"matrix:{name}/{spec.role}", spec.dtype, list(spec.shape), data))
     return made
 
@@ -161,7 +174,7 @@ DOCUMENTS: dict[str, tuple[str, Change]] = {
 
 
 def test_the_forger_makes_archives_that_mean_something(tmp_path: Path) -> None:
-    for method in (METHOD, VECTORS, SPARSE, HNERV):
+    for method in (METHOD, SORTED, LEVELS, VECTORS, SPARSE, HNERV):
         path = forged(tmp_path / "good.reallm", method=method)
         assert verify(path) == []
         with reallm.open(path) as archive:
@@ -184,6 +197,55 @@ def test_a_codebook_of_integers_has_a_scale_above_zero(
     (damage,) = verify(forged(tmp_path / "bad.reallm", change, VECTORS))
     assert (damage.rule, damage.message) == ("P5", problem)
     assert "codebook_scale" in damage.location
+
+
+OTHERS: dict[str, tuple[Plain, Change, str]] = {
+    "row-twice": (
+        SORTED,
+        section("row_order", 0, b"\x00"),
+        "row 0 is not a permutation of 8 numbers: 1 is missing",
+    ),
+    "column-outside": (
+        SORTED,
+        section("order", 1, b"\xff"),
+        "row 0 is not a permutation of 6 numbers: 3 is missing",
+    ),
+    "channel-of-zero": (
+        SORTED,
+        section("channel_scale", 4, struct.pack("<e", 0)),
+        "element 2 is zero",
+    ),
+    "channel-below-zero": (SORTED, section("channel_scale", 2, BELOW), "element 1 is negative"),
+    "nan-as-channel": (
+        SORTED,
+        section("channel_scale", 0, NAN),
+        "element 0 is not a finite number",
+    ),
+    "nan-as-step": (SORTED, section("scales", 2, NAN), "element 1 is not a finite number"),
+    "step-below-zero": (SORTED, section("scales", 0, BELOW), "element 0 is negative"),
+    "infinite-offset": (
+        LEVELS,
+        section("zeros_offset", 2, INFINITE),
+        "element 1 is not a finite number",
+    ),
+    "offset-below-zero": (LEVELS, section("scales_offset", 4, BELOW), "element 2 is negative"),
+    "nan-as-super-scale": (
+        LEVELS,
+        section("zeros_super", 0, NAN),
+        "element 0 is not a finite number",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_numbers_and_orders_without_a_meaning(name: str, tmp_path: Path) -> None:
+    method, change, problem = OTHERS[name]
+    path = forged(tmp_path / "bad.reallm", change, method)
+    (damage,) = verify(path)
+    assert (damage.rule, damage.message) == ("P5", problem)
+    with pytest.raises(FormatError) as caught:
+        reallm.reconstruct(path, tmp_path / "out")
+    assert (caught.value.rule, caught.value.message) == ("P5", damage.message)
 
 
 @pytest.mark.parametrize("change", VALUES.values(), ids=VALUES.keys())
