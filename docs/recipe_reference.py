@@ -25,7 +25,7 @@ from reallm_compiler.recipe import json_schema
 from reallm_compiler.recipe.model import RecipeForm, RuleForm
 from reallm_compiler.recipe.tuning import GROUPS, FinetuneOptions
 from reallm_compiler.recipe.vocabulary import literals, members, stages
-from reallm_compiler.stages import PREPARE_KINDS, MatrixPlan, kind_name
+from reallm_compiler.stages import FIT_KINDS, PREPARE_KINDS, MatrixPlan, kind_name
 
 DOCS = Path(__file__).resolve().parent
 _PART = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -39,6 +39,7 @@ _VALUES = {
     "set": "part of a plan",
     "finetune": "settings of tuning",
     "prepare": "list of kinds",
+    "fit": "a kind",
     "defaults": "plan, or part of one",
     "rules": "list of rules",
     "model": "path or id, or `{shapes: ...}`",
@@ -118,7 +119,10 @@ def part(name: str) -> str:
     if name in whole:
         return table(whole[name])
     texts = []
-    of_model = {"prepare": {kind_name(model): model for model in PREPARE_KINDS}}
+    of_model = {
+        key: {kind_name(model): model for model in found}
+        for key, found in (("prepare", PREPARE_KINDS), ("fit", FIT_KINDS))
+    }
     for kind, model in {**stages(), **of_model}[name].items():
         sentence = " ".join((model.__doc__ or "").split())
         texts.append(

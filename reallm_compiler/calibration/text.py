@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from reallm_compiler.calibration.options import CalibrateOptions
 from reallm_compiler.errors import CalibrateError
-from reallm_compiler.models.sequences import cut, permutation
-
-PIECE = 1 << 20
-"""Characters that are tokenised together, at most."""
+from reallm_compiler.models.sequences import cut, permutation, pieces
 
 
 def draw_sequences(
@@ -26,21 +23,10 @@ def draw_sequences(
         CalibrateError: the text is too short, or has no separator.
     """
     if options.separator is None:
-        texts = [piece for text in texts for piece in _pieces(text)]
+        texts = [piece for text in texts for piece in pieces(text)]
     found = cut(tokenizer, texts, window, options.separator, CalibrateError)
     order = permutation(len(found), options.seed, "samples")[: options.samples].tolist()
     return [found.ids[number, : int(found.lengths[number])].tolist() for number in order]
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """A text in pieces that end where a line does: a tokenizer takes much memory for each token."""
-    first = 0
-    while first < len(text):
-        last = len(text)
-        if last - first > PIECE:
-            last = text.rfind("\n", first, first + PIECE) + 1 or first + PIECE
-        yield text[first:last]
-        first = last
 
 
 def as_paths(text: Any) -> tuple[str | os.PathLike[str], ...]:  # noqa: ANN401

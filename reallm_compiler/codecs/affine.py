@@ -19,7 +19,7 @@ from torch import Tensor
 from reallm_compiler.codecs.contract import ScalesCodec, Shape
 from reallm_compiler.codecs.numerics.packing import pack, unpack
 from reallm_compiler.codecs.scale_field import ScaleField
-from reallm_compiler.codecs.scales import decode_array, encode_array, extremes
+from reallm_compiler.codecs.scales import as_stored, decode_array, encode_array, extremes
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
 from reallm_compiler.stages import AffineScales
 from reallm_compiler.storage.base import DTYPES
@@ -57,6 +57,16 @@ class AffineCodec(ScalesCodec[AffineScales]):
         step = decode_array(params, "scales", sections, len(step), step.dtype)
         zero = torch.where(step > 0, -least / step, 0.0).round_().clamp_(0, last)
         return sections | {ZEROS: pack(zero.to(torch.uint8), params.code_bits)}
+
+    def between(self, params: AffineScales, least: Tensor, largest: Tensor) -> Sections:
+        """Steps, and zero points that stay where they are for small changes of the ends."""
+        least, largest = least.clamp(max=0), largest.clamp(min=0)
+        last = 2**params.code_bits - 1
+        if params.symmetric:
+            return {"scales": as_stored(params, 2 * torch.maximum(largest, -least) / last)}
+        step = as_stored(params, (largest - least) / last)
+        zero = torch.where(step > 0, -least / step, 0.0).detach().round_().clamp_(0, last)
+        return {"scales": step, ZEROS: pack(zero.to(torch.uint8), params.code_bits)}
 
     def decoder(
         self,

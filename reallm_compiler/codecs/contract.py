@@ -324,6 +324,14 @@ class ScalesCodec(Generic[S]):
         """The scales of a latent [p, q] in the precision `dtype`; None without any."""
         return None
 
+    def between(self, params: S, least: Tensor, largest: Tensor) -> Sections:
+        """Sections of scales whose levels reach from `least` to `largest`, each [groups].
+
+        For kinds with `ScalesStage.from_ends`. Floats are float32 of stored values, and gradients reach
+        both ends through them.
+        """
+        raise NotImplementedError
+
     def sections(self, params: S, field: ScaleField) -> Sections:
         """Sections of decoded scales of one level, of which a rounding chose some anew.
 
@@ -366,6 +374,10 @@ class QuantizerCodec(Generic[Q]):
         1 where levels are learned.
         """
         return 1.0
+
+    def levels(self, params: Q, range: Range) -> Tensor | None:
+        """The levels of single weights, ascending, float64; for `QuantizerStage.scalar` alone."""
+        return None
 
     def fit(self, params: Q, latent: Latent) -> Sections:
         """Tables learned from one latent; empty if the kind learns none."""

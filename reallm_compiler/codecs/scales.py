@@ -71,6 +71,10 @@ class MagnitudeCodec(ScalesCodec[GroupScales]):
         """The scales of a latent [p, q]."""
         return scale_field(params, shape, sections, dtype, zero=None)
 
+    def between(self, params: GroupScales, least: Tensor, largest: Tensor) -> Sections:
+        """Scales that reach to the farther end; not for root mean squares."""
+        return {"scales": as_stored(params, torch.maximum(-least, largest))}
+
     def sections(self, params: GroupScales, field: ScaleField) -> Sections:
         """Scales of one level as they are stored."""
         return {"scales": field.scale.to(TORCH_DTYPES[DTYPES[params.dtype]])}
@@ -114,11 +118,22 @@ class MinmaxCodec(ScalesCodec[MinmaxScales]):
         zero = decode_array(params, "zeros", sections, group_count(params, shape), dtype)
         return scale_field(params, shape, sections, dtype, zero=zero)
 
+    def between(self, params: MinmaxScales, least: Tensor, largest: Tensor) -> Sections:
+        """Zero points at the lower end."""
+        zero = as_stored(params, least)
+        return {"scales": as_stored(params, (largest - zero).clamp(min=0)), "zeros": zero}
+
     def sections(self, params: MinmaxScales, field: ScaleField) -> Sections:
         """Scales and zero points of one level as they are stored."""
         assert field.zero is not None
         dtype = TORCH_DTYPES[DTYPES[params.dtype]]
         return {"scales": field.scale.to(dtype), "zeros": field.zero.to(dtype)}
+
+
+def as_stored(params: GroupScales, values: Tensor) -> Tensor:
+    """float32 of what the stored type leaves; gradients pass as they are."""
+    rounded = values.to(TORCH_DTYPES[DTYPES[params.dtype]]).to(values.dtype)
+    return values + (rounded - values).detach()
 
 
 def scale_field(

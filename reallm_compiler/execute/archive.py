@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from reallm_compiler.checkpoint import Inventory
+from reallm_compiler.execute.fit.text import TextInput, text_bytes
 from reallm_compiler.execute.identity import identity_of, provenance
 from reallm_compiler.execute.options import CompileOptions
 from reallm_compiler.execute.preflight import check_disk, choose_workers, preflight_event
@@ -45,14 +46,15 @@ def compile_archive(
     options: CompileOptions,
     stop: StopRequest,
     statistics: StatisticsInput | None = None,
+    text: TextInput | None = None,
 ) -> tuple[dict[str, float], int]:
     """Relative errors of all matrices, and how many tasks an interrupted run had done.
 
     Raises:
         OutputError, CompileError, ResumeError, SourceError, CodecError: as `compile_model` does.
     """
-    graph = compile_tasks(plan)
-    identity = identity_of(plan, inventory, device, statistics)
+    graph = compile_tasks(plan, 0 if text is None else text.ids.numel())
+    identity = identity_of(plan, inventory, device, statistics, text)
     states = StateFiles(output.partial, digest_of(identity))
     output.check(force=options.force or output.journal.exists())
     with output.open_journal() as journal:
@@ -66,7 +68,9 @@ def compile_archive(
         output.check(force=options.force)
         reserve = found is None
         done = found or {}
-        workers = choose_workers(plan, options.workers, len(graph) - len(done), device)
+        workers = choose_workers(
+            plan, options.workers, len(graph) - len(done), device, text_bytes(plan, text)
+        )
         disk = check_disk(output.path.parent, plan.layout.file_bytes if reserve else 0)
         with stop.in_order():
             if reserve:
@@ -95,6 +99,7 @@ def compile_archive(
                 device=device,
                 states=states,
                 statistics=statistics,
+                text=text,
             )
             running = results(backend_for(workers.count), job, graph, done, stop, options.on_event)
             with closing(running):

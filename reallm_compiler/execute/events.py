@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from reallm_compiler.planning.budget import Budget
 from reallm_compiler.runs.events import TaskDone, Training
 
-__all__ = ["Checked", "CompileReport", "Event", "Preflight", "TaskDone", "Training"]
+__all__ = ["Checked", "CompileReport", "Event", "FellBack", "Preflight", "TaskDone", "Training"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +62,20 @@ class Checked:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FellBack:
+    """The error of a block that learns was no number any more: the best state before was kept.
+
+    Attributes:
+        name: of the block.
+        epoch, step: where, from 1.
+    """
+
+    name: str
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class CompileReport:
     """What a compile made.
 
@@ -85,4 +99,4 @@ class CompileReport:
         return f"CompileReport({self.path!r}, {self.budget!r}, {self.seconds:.1f} s)"
 
 
-Event = Checked | Preflight | Training | TaskDone
+Event = Checked | FellBack | Preflight | Training | TaskDone

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from reallm_compiler.checkpoint import Inventory
+from reallm_compiler.execute.fit.text import TextInput
 from reallm_compiler.execute.statistics import StatisticsInput
 from reallm_compiler.models.weights import shard_facts
 from reallm_compiler.planning.document import fixed_text
@@ -23,6 +24,7 @@ def identity_of(
     inventory: Inventory,
     device: torch.device,
     statistics: StatisticsInput | None = None,
+    text: TextInput | None = None,
 ) -> dict[str, Any]:
     """The fields that decide the bytes of the archive, as plain data.
 
@@ -35,6 +37,7 @@ def identity_of(
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in inventory.files},
         "source": shard_facts(inventory),
         **({"statistics": statistics.digest.hex()} if statistics is not None else {}),
+        **({"text": text.digest.hex()} if text is not None else {}),
     }
 
 
@@ -52,6 +55,6 @@ def provenance(identity: Mapping[str, Any], results: Iterable[TaskResult]) -> di
     texts: dict[str, Any] = {
         key: fixed_text(str(identity[key])) for key in ("compute", "reallm", "torch")
     }
-    if "statistics" in identity:
-        texts |= {"statistics": bytes.fromhex(identity["statistics"])}
+    given = {"statistics", "text"} & identity.keys()
+    texts |= {key: bytes.fromhex(identity[key]) for key in given}
     return {**texts, "source": source.digest()}

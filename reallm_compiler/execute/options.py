@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class CompileOptions:
     device: str = "auto"
     workers: int | None = None
     statistics: str | os.PathLike[str] | None = None
+    text: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
     only: str | None = None
     resume: str = "auto"
     force: bool = False

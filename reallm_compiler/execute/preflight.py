@@ -115,20 +115,29 @@ def _device_bytes(matrix: PlannedMatrix) -> int:
     return encoding + cost.host_bytes + cost.device_bytes
 
 
-def choose_workers(plan: Plan, asked: int | None, tasks: int, device: torch.device) -> Workers:
+def choose_workers(
+    plan: Plan, asked: int | None, tasks: int, device: torch.device, learning: int = 0
+) -> Workers:
     """Workers, and the memory that they take of the machine and of the device.
 
-    When no number is asked for: one process for small models, else one per core as far as memory
-    goes.
+    When no number is asked for: one process for small models and where blocks learn, which follow
+    each other; else one per core as far as memory goes.
+
+    Args:
+        plan: what is compiled.
+        asked: the number that is asked for.
+        tasks: that are left.
+        device: where matrices are coded.
+        learning: bytes that a worker takes where blocks learn; 0 where none do.
 
     Raises:
         CompileError: not even the largest matrix fits, or not for so many workers.
     """
     free, device_free = free_memory(), free_device_memory(device)
-    each, device_each = worker_bytes(plan), device_worker_bytes(plan)
+    each, device_each = worker_bytes(plan) + learning, device_worker_bytes(plan) + learning
     if asked is None:
         numel = sum(matrix.numel for matrix in plan.matrices)
-        workers = 1 if numel < SMALL_NUMEL else cores()
+        workers = 1 if numel < SMALL_NUMEL or learning else cores()
         if free is not None:
             workers = min(workers, (free - INTERPRETER_BYTES) // (each + INTERPRETER_BYTES))
         if device_free is not None:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.execute.events import Checked
-from reallm_compiler.execute.tasks import COPY, group_key, matrix_key
+from reallm_compiler.execute.tasks import COPY, copied_tensors, fit_key, group_key, matrix_key
 from reallm_compiler.models.weights import Weights
+from reallm_compiler.planning.fit import fit_blocks
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.runs.sources import check_digests
 from reallm_compiler.runs.tasks import TaskGraph, TaskResult
@@ -48,7 +49,12 @@ def check_weights(
 
 def parts_of(plan: Plan) -> dict[str, list[Part]]:
     """The tensors that each task reads, or parts of 3-D ones, by the task's key."""
-    parts: dict[str, list[Part]] = {COPY: [(tensor.name, None) for tensor in plan.tensors]}
+    blocks = fit_blocks(plan)
+    copied = copied_tensors(plan, blocks)
+    parts: dict[str, list[Part]] = {COPY: [(tensor.name, None) for tensor in copied]}
+    for block in blocks:
+        whole: list[Part] = [(tensor.name, None) for tensor in block.norms]
+        parts[fit_key(block.number)] = whole + [(m.tensor, m.index) for m in block.matrices]
     for group, members in plan.groups.items():
         parts[group_key(group)] = [(matrix.tensor, matrix.index) for matrix in members]
     for matrix in plan.matrices:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.errors import CompileError, OutputError, SourceError
 from reallm_compiler.execute.archive import compile_archive
 from reallm_compiler.execute.events import CompileReport, Event, Preflight, TaskDone
+from reallm_compiler.execute.fit.text import check_text, text_paths
 from reallm_compiler.execute.options import CompileOptions, OnEvent, ignore_event
 from reallm_compiler.execute.preflight import DEVICE_TYPES
 from reallm_compiler.execute.statistics import check_statistics
 from reallm_compiler.execute.trial import run_trial, trial_plan, work_of
 from reallm_compiler.models.weights import check_duplicates
 from reallm_compiler.planning.build import build, open_model
+from reallm_compiler.planning.fit import fit_of
 from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.publish import refuse_inputs
 from reallm_compiler.recipe import Recipe, load_recipe
@@ -36,6 +38,7 @@ def compile_model(
     model: str | os.PathLike[str] | Inventory | None = None,
     output: str | os.PathLike[str] | None = None,
     statistics: str | os.PathLike[str] | None = None,
+    text: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     device: str = "auto",
     workers: int | None = None,
     only: str | None = None,
@@ -51,6 +54,7 @@ def compile_model(
         model: the checkpoint; the recipe's own `model` when None.
         output: the archive; the recipe's own `output` when None.
         statistics: what `calibrate` measured on the checkpoint, for a recipe that needs it.
+        text: UTF-8 files, for a recipe by which blocks learn (`fit`).
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that encode; chosen by size, cores and memory when None.
         only: a glob on matrix names: code those, report their errors, write nothing.
@@ -71,6 +75,7 @@ def compile_model(
         model=model,
         output=output,
         statistics=statistics,
+        text=text,
         device=device,
         workers=workers,
         only=only,
@@ -130,6 +135,11 @@ def _compile(options: CompileOptions, stop: StopRequest) -> CompileReport:
     check_duplicates(inventory)
     device = choose_device(options.device, CompileError, types=DEVICE_TYPES)
     if options.only is not None:
+        if fit_of(plan) is not None:
+            raise CompileError(
+                "a recipe by which blocks learn cannot be tried on single matrices",
+                hint="leave out `--only`, or try a recipe without `fit`",
+            )
         part = trial_plan(plan, options.only)
         measured = check_statistics(part, inventory, options.statistics)
         errors = run_trial(part, plan, inventory, device, options, stop, measured)
@@ -149,9 +159,18 @@ def _compile(options: CompileOptions, stop: StopRequest) -> CompileReport:
             hint="add `output: NAME.reallm` to the recipe, or give `-o NAME.reallm`",
         )
     output = Output(Path(named).absolute())
-    refuse_inputs(output.path, inventory.path or None, options.recipe_file, options.statistics)
+    refuse_inputs(
+        output.path,
+        inventory.path or None,
+        options.recipe_file,
+        options.statistics,
+        *text_paths(options.text),
+    )
     measured = check_statistics(plan, inventory, options.statistics)
-    errors, resumed = compile_archive(plan, inventory, output, device, options, stop, measured)
+    text = check_text(plan, inventory, options.text)
+    errors, resumed = compile_archive(
+        plan, inventory, output, device, options, stop, measured, text
+    )
     return CompileReport(
         path=str(output.path),
         budget=plan.budget(),

@@ -15,14 +15,21 @@ from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.codecs import encode_matrix, fit_shared, from_bytes, to_bytes
 from reallm_compiler.codecs.callback import TrainingCallback
 from reallm_compiler.codecs.decoder_file import read_decoder
+from reallm_compiler.codecs.encode import Encoded
+from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.errors import CodecError
 from reallm_compiler.execute.bands import CODES, BandCoder, band_rows, by_bands
+from reallm_compiler.execute.events import FellBack
+from reallm_compiler.execute.fit.blocks import Blocks
+from reallm_compiler.execute.fit.coder import Begun, BlockCoder, decoded
+from reallm_compiler.execute.fit.text import TextInput
 from reallm_compiler.execute.group_weights import GroupWeights
 from reallm_compiler.execute.statistics import StatisticsInput, read_statistics
-from reallm_compiler.execute.tasks import group_key, group_task, matrix_key
+from reallm_compiler.execute.tasks import copied_tensors, fit_key, group_key, group_task, matrix_key
 from reallm_compiler.models.weights import Weights
+from reallm_compiler.planning.fit import FitBlock, fit_blocks, fit_of
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
 from reallm_compiler.runs.identity import digest_of
@@ -33,6 +40,7 @@ from reallm_compiler.runs.seeds import seed_for
 from reallm_compiler.runs.sink import FileSink, NullSink, Part, Sink
 from reallm_compiler.runs.tasks import Task, TaskResult
 from reallm_compiler.runs.training import StateFiles, TaskCallback
+from reallm_compiler.storage.base import SectionSpec
 from reallm_formats import names
 
 THREADS = 1
@@ -49,6 +57,7 @@ class CompileJob:
         states: the reserved file that is filled, and the states of trainings beside it; None for
             a trial, which stores nothing.
         statistics: measured statistics of the matrices; None if no plan needs them.
+        text: by which blocks learn; None if none do.
     """
 
     plan: Plan
@@ -56,6 +65,7 @@ class CompileJob:
     device: torch.device
     states: StateFiles | None
     statistics: StatisticsInput | None = None
+    text: TextInput | None = None
 
     @contextmanager
     def open(self, context: Context) -> Iterator[CompileRunner]:
@@ -97,6 +107,10 @@ class CompileRunner:
         self._statistics = statistics
         self._matrices = {matrix_key(matrix.name): matrix for matrix in job.plan.matrices}
         self._groups = {group_key(group): group for group in job.plan.groups}
+        blocks = fit_blocks(job.plan)
+        self._blocks = {fit_key(block.number): block for block in blocks}
+        self._copied = copied_tensors(job.plan, blocks)
+        self._learning: Blocks | None = None
         self._weights = Weights(job.inventory)
         self._files = dict(job.inventory.files)
         self._fitted: dict[str, Mapping[str, torch.Tensor]] = {}
@@ -114,6 +128,8 @@ class CompileRunner:
         with oom_to_error(task.title):
             if task.key in self._groups:
                 self._fit_group(self._groups[task.key], result)
+            elif task.key in self._blocks:
+                self._fit_block(self._blocks[task.key], task, result)
             elif task.key in self._matrices:
                 self._code(self._matrices[task.key], task, result)
             else:
@@ -125,7 +141,7 @@ class CompileRunner:
     def _copy(self, result: TaskResult) -> None:
         for file in self._plan.files:
             self._write(names.file_section(file.path), [self._files[file.path]], result)
-        for tensor in self._plan.tensors:
+        for tensor in self._copied:
             self._write(names.tensor_section(tensor.name), self._kept(tensor), result)
 
     def _kept(self, tensor: PlannedTensor) -> Iterator[memoryview]:
@@ -153,24 +169,85 @@ class CompileRunner:
         if by_bands(matrix):
             self._code_bands(matrix, result)
             return
-        shared = self._shared(matrix)
-        weight = self._load(matrix)
+        encoded = self._encoded(matrix, self._load(matrix), self._callback(task))
+        self._store(matrix, encoded.sections, result)
+        result.errors[matrix.name] = encoded.relative_error
+
+    def _encoded(
+        self, matrix: PlannedMatrix, weight: torch.Tensor, callback: TrainingCallback | None = None
+    ) -> Encoded:
         with _located(lambda: matrix.name):
-            encoded = encode_matrix(
+            return encode_matrix(
                 matrix.plan,
                 weight,
                 seed=seed_for(self._plan.seed, matrix.name),
                 source_dtype=matrix.dtype,
-                shared=shared,
-                callback=self._callback(task),
+                shared=self._shared(matrix),
+                callback=callback,
                 statistics=self._measured(matrix),
                 layout=matrix.layout,
             )
-        for spec in matrix.specs:
-            if not spec.shared:
-                data = to_bytes(encoded.sections[spec.role], spec)
-                self._write(matrix.section_name(spec), [data], result)
-        result.errors[matrix.name] = encoded.relative_error
+
+    def _store(self, matrix: PlannedMatrix, sections: Sections, result: TaskResult) -> None:
+        """Write the own sections of a matrix."""
+        for spec in matrix.layout.own_sections:
+            data = to_bytes(sections[spec.role], spec)
+            self._write(matrix.section_name(spec), [data], result)
+
+    def _fit_block(self, block: FitBlock, task: Task, result: TaskResult) -> None:
+        """Code a block whose matrices learn together."""
+        fit, text = fit_of(self._plan), self._job.text
+        assert fit is not None  # as it has blocks
+        assert text is not None  # as `check_text` has seen
+        if self._learning is None:
+            blocks = tuple(self._blocks.values())
+            self._learning = Blocks(
+                self._job.inventory, blocks, text.ids, fit.batch, self._job.device
+            )
+        self._catch_up(self._learning, block.number)
+        coder = BlockCoder(fit, self._learning, self._plan.seed)
+        coded = coder.code(block, self._begun, self._gains, self._callback(task))
+        if coded.outcome.lost is not None:
+            epoch, step = coded.outcome.lost
+            self._context.emit(FellBack(name=task.title, epoch=epoch, step=step))
+        for matrix in block.matrices:
+            self._store(matrix, coded.sections[matrix.name], result)
+        for tensor in block.norms:
+            data = to_bytes(coded.norms[tensor.name], tensor.spec)
+            self._write(names.tensor_section(tensor.name), [data], result)
+        result.errors.update(coded.errors)
+
+    def _catch_up(self, blocks: Blocks, number: int) -> None:
+        """Bring hidden states to a block, through those before it as they are stored."""
+        if blocks.number > number:
+            blocks.rewind()
+        for before in list(self._blocks.values())[blocks.number : number]:
+            weights = {}
+            for matrix in before.matrices:
+                sections = {
+                    spec.role: self._section(matrix.section_name(spec), spec)
+                    for spec in matrix.specs
+                }
+                weights[matrix.name] = decoded(matrix, sections | dict(self._reused(matrix) or {}))
+            for tensor in before.norms:
+                stored = self._section(names.tensor_section(tensor.name), tensor.spec)
+                weights[tensor.name] = stored.to(torch.float32)
+            with blocks.loaded() as loaded:
+                blocks.advance(loaded, weights)
+
+    def _section(self, name: str, spec: SectionSpec) -> torch.Tensor:
+        """A section that a finished task has stored."""
+        data = self._sink.read(name)
+        assert data is not None  # the tasks that this one needs have written it
+        return from_bytes(data, spec).to(self._job.device)
+
+    def _begun(self, matrix: PlannedMatrix) -> Begun:
+        weight = self._load(matrix)
+        encoded = self._encoded(matrix, weight)
+        return Begun(weight=weight, sections={**encoded.sections, **(self._shared(matrix) or {})})
+
+    def _gains(self, tensor: PlannedTensor) -> torch.Tensor:
+        return self._weights.tensor(tensor.name, tensor.dtype)
 
     def _code_bands(self, matrix: PlannedMatrix, result: TaskResult) -> None:
         rows = self._weights.bands(matrix.tensor, band_rows(matrix.shape[1]))

@@ -1,13 +1,17 @@
 """The tasks of a plan.
 
 What a share group has in common is learned first, as a task of its own; its matrices then read it
-from the reserved file. So each matrix stays a task, and a kill loses at most one per worker.
+from the reserved file. So each matrix stays a task, and a kill loses at most one per worker. Where
+blocks learn (`fit`), a block is a task, and blocks follow each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from reallm_compiler.planning.fit import FitBlock, fit_blocks, fit_of
 from reallm_compiler.planning.model import Plan
-from reallm_compiler.planning.parts import PlannedMatrix
+from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
 from reallm_compiler.runs.tasks import Task, TaskGraph
 from reallm_formats import names
 
@@ -25,10 +29,27 @@ def matrix_key(name: str) -> str:
     return f"matrix:{name}"
 
 
-def compile_tasks(plan: Plan) -> TaskGraph:
-    """All tasks of a plan; a matrix of a share group needs the group's task, and nothing else."""
+def fit_key(number: int) -> str:
+    """Key of the task that codes a block whose matrices learn together."""
+    return f"fit:{number}"
+
+
+def compile_tasks(plan: Plan, tokens: int = 0) -> TaskGraph:
+    """All tasks of a plan.
+
+    A matrix of a share group needs the group's task, and nothing else; where blocks learn, the
+    matrices of a block are one task, which needs that of the block before it.
+
+    Args:
+        plan: the plan.
+        tokens: of the text by which blocks learn.
+    """
     groups = [group_task(plan, group) for group in plan.groups]
-    return TaskGraph([*_copy_tasks(plan), *groups, *map(_matrix_task, plan.matrices)])
+    blocks = fit_blocks(plan)
+    inside = {matrix.name for block in blocks for matrix in block.matrices}
+    others = [matrix for matrix in plan.matrices if matrix.name not in inside]
+    fits = [_fit_task(plan, block, tokens) for block in blocks]
+    return TaskGraph([*_copy_tasks(plan, blocks), *groups, *fits, *map(_matrix_task, others)])
 
 
 def trial_tasks(plan: Plan) -> TaskGraph:
@@ -47,9 +68,39 @@ def group_task(plan: Plan, group: str) -> Task:
     )
 
 
-def _copy_tasks(plan: Plan) -> list[Task]:
+def copied_tensors(plan: Plan, blocks: Iterable[FitBlock]) -> list[PlannedTensor]:
+    """The kept tensors that nothing changes: all but the norms that learn with a block."""
+    learning = {tensor.name for block in blocks for tensor in block.norms}
+    return [tensor for tensor in plan.tensors if tensor.name not in learning]
+
+
+def _fit_task(plan: Plan, block: FitBlock, tokens: int) -> Task:
+    """The task of a block: forward and back through its weights for each token and epoch."""
+    fit = fit_of(plan)
+    assert fit is not None  # it has blocks
+    groups = dict.fromkeys(m.plan.share for m in block.matrices if m.plan.share is not None)
+    before = [fit_key(block.number - 1)] if block.number else []
+    numel = sum(matrix.numel for matrix in block.matrices)
+    own = [
+        matrix.section_name(spec)
+        for matrix in block.matrices
+        for spec in matrix.specs
+        if not spec.shared
+    ]
+    norms = [names.tensor_section(tensor.name) for tensor in block.norms]
+    return Task(
+        key=fit_key(block.number),
+        title=f"block {block.layer}",
+        needs=(*before, *map(group_key, groups)),
+        sections=(*own, *norms),
+        numel=numel,
+        operations=6 * numel * max(1, tokens) * fit.epochs if fit.learn else 0,
+    )
+
+
+def _copy_tasks(plan: Plan, blocks: Iterable[FitBlock]) -> list[Task]:
     sections = [names.file_section(file.path) for file in plan.files]
-    sections += [names.tensor_section(tensor.name) for tensor in plan.tensors]
+    sections += [names.tensor_section(tensor.name) for tensor in copied_tensors(plan, blocks)]
     if not sections:
         return []
     return [Task(key=COPY, title="kept tensors and files", sections=tuple(sections))]

@@ -20,6 +20,9 @@ from torch import Tensor
 from reallm_compiler.errors import ReallmError
 from reallm_compiler.models.text import bos_token, check_separator, documents, read_utf8
 
+PIECE = 1 << 20
+"""Characters that are tokenised together, at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
@@ -70,6 +73,17 @@ def read_texts(
         digest.update(len(data).to_bytes(8, "little") + data)
         texts.append(text)
     return texts, digest.digest()
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces that end where a line does: a tokenizer takes much memory for each token."""
+    first = 0
+    while first < len(text):
+        last = len(text)
+        if last - first > PIECE:
+            last = text.rfind("\n", first, first + PIECE) + 1 or first + PIECE
+        yield text[first:last]
+        first = last
 
 
 def cut(

@@ -199,6 +199,21 @@ class StreamedModel:
             for one in found
         ]
 
+    def locations(self, number: int) -> dict[str, list[Location]]:
+        """Where matrices lie in the parameters of a block, by their names in it."""
+        prefix = self.blocks[number].path + "."
+        return {
+            parameter.removeprefix(prefix): found
+            for parameter, found in self._inside.items()
+            if parameter.startswith(prefix)
+        }
+
+    def tensors_of(self, number: int) -> dict[str, str]:
+        """The checkpoint's tensor of each parameter of a block that is one as it is."""
+        prefix = self.blocks[number].path + "."
+        plain = self._streamed[number].plain
+        return {parameter.removeprefix(prefix): tensor for parameter, tensor in plain.items()}
+
     def _check_memory(self, error: type[ReallmError]) -> None:
         """Refuse a model of which more would stay in memory than is free.
 

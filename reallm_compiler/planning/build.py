@@ -21,6 +21,7 @@ from reallm_compiler.errors import FormatError, Problem, RecipeError, SourceErro
 from reallm_compiler.planning.collector import resting_collector
 from reallm_compiler.planning.decoders import DecoderFile, resolve_decoders, with_digests
 from reallm_compiler.planning.document import blank_provenance, section_blocks, to_document
+from reallm_compiler.planning.fit import fit_problems
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.planning.statistics import StatisticsForm, statistics_bytes
@@ -127,6 +128,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         for spec in inventory.tensors
         if spec.name in kept
     ]
+    _refuse_unfit(recipe, matrices, tensors)
     files = [PlannedFile(path=path, nbytes=len(data)) for path, data in inventory.files]
     try:
         file_layout = layout(
@@ -136,7 +138,9 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
                 document,
                 matrices,
                 inventory.ties,
-                provenance=blank_provenance(statistics=recipe.statistics == "required"),
+                provenance=blank_provenance(
+                    statistics=recipe.statistics == "required", text=recipe.fit is not None
+                ),
             ),
             blocks=section_blocks(matrices, tensors, files),
         )
@@ -259,6 +263,18 @@ def _refuse_unmeasured(
 def _sources(decision: Decision, stage: str) -> list[FieldSource]:
     """Who wrote what of a stage; a list of kinds has one source."""
     return [one for one in decision.trace if f"{one.path}.".startswith(f"{stage}.")]
+
+
+def _refuse_unfit(
+    recipe: Recipe, matrices: list[PlannedMatrix], tensors: list[PlannedTensor]
+) -> None:
+    """A `fit` whose words change nothing."""
+    if recipe.fit is None:
+        return
+    at = recipe.name if recipe.fit_at is None else str(recipe.fit_at)
+    problems = fit_problems(recipe.fit, at, matrices, tensors)
+    if problems:
+        raise RecipeError(problems)
 
 
 def _refuse_half_kept(matrices: list[PlannedMatrix], kept: Mapping[str, str | None]) -> None:

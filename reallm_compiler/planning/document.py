@@ -33,14 +33,16 @@ def fixed_text(text: str) -> str:
     return ascii_text[:PROVENANCE_WIDTH].ljust(PROVENANCE_WIDTH)
 
 
-def blank_provenance(*, statistics: bool = False) -> dict[str, Any]:
+def blank_provenance(*, statistics: bool = False, text: bool = False) -> dict[str, Any]:
     """Provenance of the right width, to be filled when the archive is finished.
 
     Args:
         statistics: whether the digest of a file of statistics is part of it.
+        text: whether that of a text is, by which something learned.
     """
     blank = fixed_text("")
-    digests = {"source": bytes(32), **({"statistics": bytes(32)} if statistics else {})}
+    given = {"source": True, "statistics": statistics, "text": text}
+    digests = {name: bytes(32) for name, there in given.items() if there}
     return {"compute": blank, "reallm": blank, "torch": blank, **digests}
 
 

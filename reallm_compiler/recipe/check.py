@@ -36,7 +36,7 @@ from reallm_compiler.recipe.vocabulary import (
     stages,
     suggestion,
 )
-from reallm_compiler.stages import PREPARE_KINDS, MatrixPlan, Stage, kind_name
+from reallm_compiler.stages import FIT_KINDS, PREPARE_KINDS, MatrixPlan, Stage, kind_name
 
 VERSION = 1
 BUILT_IN = Location("default")
@@ -156,6 +156,8 @@ def _unknown_in_form(loc: Loc, key: str, node: MapNode) -> tuple[str, str | None
         valid, below = keys_of(RuleForm), "put it under `set`"
     elif loc[:1] == ("prepare",):
         return message, suggestion(key, _keys_of_kind(PREPARE_KINDS, node))
+    elif loc[:1] == ("fit",):
+        return message, suggestion(key, _keys_of_kind(FIT_KINDS, node))
     elif loc[:1] == ("model",):
         return message, suggestion(key, keys_of(ShapesForm))
     else:

@@ -18,6 +18,7 @@ from reallm_compiler.recipe.patch import merge_maps
 from reallm_compiler.recipe.shipped import list_shipped, shipped_path
 from reallm_compiler.recipe.tuning import SECTION
 from reallm_compiler.recipe.vocabulary import suggestion
+from reallm_compiler.stages import BlockFit
 from reallm_compiler.stages.base import plain_number
 
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -176,6 +177,8 @@ class _Chain:
         seed = next((f.seed for f in reversed(forms) if "seed" in f.model_fields_set), 0)
         said = [form.statistics for form in forms if "statistics" in form.model_fields_set]
         prepare = next((f.prepare for f in reversed(forms) if "prepare" in f.model_fields_set), ())
+        fit: BlockFit | None = _last(forms, "fit")
+        fit_at = [tree.fields["fit"].location for tree in maps if "fit" in tree.fields]
         model = _last(forms, "model")
         finetune: dict[str, Any] = {}
         for one in forms:
@@ -190,6 +193,8 @@ class _Chain:
             rules=tuple(checked),
             statistics=said[-1] if said else "none",
             prepare=prepare,
+            fit=fit,
+            fit_at=fit_at[-1] if fit_at else None,
             finetune=finetune,
             document={
                 "reallm": check.VERSION,
@@ -198,6 +203,7 @@ class _Chain:
                 "rules": [_rule_document(form) for form in forms_of_rules],
                 **({"statistics": said[-1]} if said and said[-1] != "none" else {}),
                 **({"prepare": [s.model_dump(mode="json") for s in prepare]} if prepare else {}),
+                **({} if fit is None else {"fit": fit.model_dump(mode="json")}),
                 **({SECTION: finetune} if finetune else {}),
             },
             files=tuple(file.path for file in reversed(self.files) if file.path),

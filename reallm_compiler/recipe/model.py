@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from reallm_compiler.recipe.match import LayerRange, Pattern, parse_layers
 from reallm_compiler.recipe.nodes import MAX_INTEGER, Location, MapNode
 from reallm_compiler.recipe.tuning import FinetuneOptions
-from reallm_compiler.stages import MatrixPlan, Prepare, PrepareStage, Rational
+from reallm_compiler.stages import BlockFit, MatrixPlan, Prepare, PrepareStage, Rational
 
 Keep: TypeAlias = Literal["source", "bfloat16", "float16", "float32"]
 Role: TypeAlias = Literal["linear", "embedding", "head", "router"]
@@ -184,6 +184,11 @@ class RecipeForm(Form):
         description="What is done to the whole model before any matrix is coded, in order; the "
         "model computes what it did before.",
     )
+    fit: BlockFit | None = Field(
+        default=None,
+        description="What may learn while blocks of the model are coded, by a text (`compile "
+        "--text`).",
+    )
     finetune: FinetuneOptions = Field(
         default_factory=FinetuneOptions,
         description="Settings of `reallm finetune` on the archive; they change no matrix.",
@@ -240,6 +245,8 @@ class Recipe:
         rules: the rules of the extended recipes first, then its own.
         statistics: `required` if a compile needs measured statistics, else `none`.
         prepare: what is done to the whole model before any matrix is coded, in order.
+        fit: what learns while matrices are coded; None if nothing does.
+        fit_at: where that is written.
         finetune: what the recipe sets of tuning, as plain data; empty if it sets nothing.
         document: plain data with all of this, without model and output; it holds every
             field of the defaults, so that an archive does not depend on later defaults.
@@ -255,6 +262,8 @@ class Recipe:
     rules: tuple[Rule, ...]
     statistics: Literal["none", "required"]
     prepare: tuple[PrepareStage, ...] = ()
+    fit: BlockFit | None = None
+    fit_at: Location | None = None
     finetune: Mapping[str, Any]
     document: Mapping[str, Any]
     files: tuple[Path, ...] = ()

@@ -1,33 +1,19 @@
-"""Numbers of an archive that tuning changes beside factors and gains, a section at a time.
-
-A section is learned in units of its own size, so that one learning rate fits scales of 1e-3, norms
-near 1 and the integers of a table:
-
-    values = round(theta * unit),   unit = root mean square of the stored values
-
-Rounding is to the stored type; it passes gradients on as they are, so that what is tuned is what
-will be read.
-"""
+"""Numbers of an archive that tuning changes beside factors and gains, a section at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from reallm_compiler.codecs.gradient import decode_tracked
-from reallm_compiler.codecs.sections import TORCH_DTYPES
+from reallm_compiler.codecs.learned import LearnedNumbers
 from reallm_compiler.planning.learnable import LearnableSection
 from reallm_compiler.storage.matrix import MatrixLayout
-from reallm_compiler.storage.values import Finite
-
-INT8 = 127.0
-"""The largest integer of a table."""
 
 
-class LearnedSection(nn.Module):
+class LearnedSection(LearnedNumbers):
     """One section that is learned.
 
     Args:
@@ -37,35 +23,9 @@ class LearnedSection(nn.Module):
     """
 
     def __init__(self, section: LearnableSection, values: Tensor, module: str | None) -> None:
-        super().__init__()
+        super().__init__(section.spec, values)
         self.section = section
         self.module = module
-        self._dtype = TORCH_DTYPES[section.spec.dtype]
-        exact = values.to(torch.float32)
-        size = float(exact.square().mean(dtype=torch.float64).sqrt())
-        self.unit = size or 1.0
-        self.theta = nn.Parameter(exact / self.unit, requires_grad=False)
-
-    def values(self) -> Tensor:
-        """float32, of the section's extents: as they will be stored; the graph ends in `theta`."""
-        exact = self.theta * self.unit
-        return exact + (self._rounded(exact) - exact).detach()
-
-    def stored(self) -> Tensor:
-        """The section's tensor."""
-        with torch.no_grad():
-            return self._rounded(self.theta * self.unit).to(self._dtype).cpu()
-
-    def _rounded(self, exact: Tensor) -> Tensor:
-        """float32: what the stored type and the section's rule of values leave."""
-        if not self._dtype.is_floating_point:
-            return exact.round().clamp(-INT8, INT8)
-        largest = torch.finfo(self._dtype).max
-        least = -largest
-        rule = self.section.spec.values
-        if isinstance(rule, Finite) and not rule.negative:
-            least = 0.0 if rule.zero else torch.finfo(self._dtype).smallest_normal
-        return exact.clamp(least, largest).to(self._dtype).to(torch.float32)
 
 
 class LearnedValue(nn.Module):

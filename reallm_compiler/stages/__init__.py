@@ -11,6 +11,7 @@ what it does is its codec in `codecs`. The names of kinds and parameters are tho
 
 from reallm_compiler.stages.autoencoder import AutoencoderStage, Hnerv, Identity
 from reallm_compiler.stages.base import Extent, FloatType, Rational, Stage, Whole
+from reallm_compiler.stages.fit import FIT_KINDS, BlockFit, FitWord
 from reallm_compiler.stages.permutation import (
     ActOrderPermutation,
     NearestPermutation,
@@ -59,6 +60,7 @@ from reallm_compiler.stages.scales import (
 from reallm_compiler.stages.transform import ChannelScale, Hadamard, Normalize, TransformStage
 
 __all__ = [
+    "FIT_KINDS",
     "KINDS",
     "PREPARE_KINDS",
     "SHARING",
@@ -67,11 +69,13 @@ __all__ = [
     "AdditiveQuantizer",
     "AffineScales",
     "AutoencoderStage",
+    "BlockFit",
     "ChannelScale",
     "E8PQuantizer",
     "Extent",
     "ExternalKind",
     "FeedbackRounding",
+    "FitWord",
     "FloatType",
     "FoldNorms",
     "GroupScales",

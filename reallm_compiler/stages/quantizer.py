@@ -20,12 +20,16 @@ class QuantizerStage(Stage):
         shares: what the matrices of a share group store once, in words; None if nothing.
         codes_latents: it can code the latents of an autoencoder while that is trained.
         coarse: it stores few bits, so that a trained autoencoder gains by learning with its codes.
+        scalar: each weight has a code of its own, for one of some fixed levels.
+        even: and the levels are evenly spaced.
     """
 
     ranges: ClassVar[frozenset[Range]] = frozenset({"free", "signed", "unit"})
     shares: ClassVar[str | None] = None
     codes_latents: ClassVar[bool] = True
     coarse: ClassVar[bool] = True
+    scalar: ClassVar[bool] = False
+    even: ClassVar[bool] = False
 
     @property
     def learns_tables(self) -> bool:
@@ -50,6 +54,8 @@ class UniformQuantizer(QuantizerStage):
     """
 
     ranges: ClassVar[frozenset[Range]] = frozenset({"signed", "unit", "integer"})
+    scalar: ClassVar[bool] = True
+    even: ClassVar[bool] = True
 
     kind: Literal["uniform"]
     bits: int = Field(ge=1, le=8, description="Bits per weight.")
@@ -64,6 +70,7 @@ class NormalFloatQuantizer(QuantizerStage):
     """NF-b: quantiles of the normal distribution on [-1, 1] with an exact 0 (QLoRA)."""
 
     ranges: ClassVar[frozenset[Range]] = frozenset({"signed"})
+    scalar: ClassVar[bool] = True
 
     kind: Literal["normal_float"]
     bits: int = Field(ge=1, le=8, description="Bits per weight.")

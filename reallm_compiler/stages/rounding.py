@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -11,11 +11,19 @@ from reallm_compiler.stages.base import Rational, Stage
 
 
 class RoundingStage(Stage):
-    """Base of the kinds of rounding."""
+    """Base of the kinds of rounding.
+
+    Attributes:
+        alone: each code is chosen by its own part of the latent, whatever became of the others.
+    """
+
+    alone: ClassVar[bool] = False
 
 
 class NearestRounding(RoundingStage):
     """Each code is the nearest one, or the path of least error; no data is needed."""
+
+    alone: ClassVar[bool] = True
 
     kind: Literal["nearest"] = "nearest"
 

@@ -77,6 +77,11 @@ class ScalesStage(Stage):
         """The same scales with factors of one."""
         return self
 
+    @property
+    def from_ends(self) -> bool:
+        """Whether scales follow from the ends of each group's range, which can be learned."""
+        return False
+
     def grouped(self, columns: int) -> int:
         """Consecutive columns of a row that have a scale of their own, stored as a number; 0 where
         scales of a latent with so many columns lie or are stored otherwise.
@@ -156,6 +161,11 @@ class AbsmaxScales(GroupScales):
 
     kind: Literal["absmax"]
 
+    @property
+    def from_ends(self) -> bool:
+        """Those of one level that are not searched."""
+        return self._one_level and not self.searched
+
 
 class MinmaxScales(GroupScales):
     """s = max - min with zero point z = min of the group: the quantiser sees [0, 1]."""
@@ -183,6 +193,11 @@ class MinmaxScales(GroupScales):
             return self.bits, self.superblock
         return self.zero_bits or self.bits, self.zero_superblock or self.superblock
 
+    @property
+    def from_ends(self) -> bool:
+        """Those of one level that are not searched."""
+        return self._one_level and not self.searched
+
 
 class AffineScales(GroupScales):
     """w = s (c - z) of integer codes c with an integer zero point z, so that zero is a level.
@@ -202,3 +217,8 @@ class AffineScales(GroupScales):
     symmetric: bool = Field(
         default=False, description="Levels lie about zero, one more below it than above."
     )
+
+    @property
+    def from_ends(self) -> bool:
+        """Those of one level that are not searched."""
+        return self._one_level and not self.searched

@@ -24,7 +24,7 @@ from reallm_cli.opened import open_facts
 from reallm_cli.progress import ProgressBar, Reporter
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import show_matrices
-from reallm_compiler.execute.events import Checked, Event, Preflight, Training
+from reallm_compiler.execute.events import Checked, Event, FellBack, Preflight, Training
 
 TRAINING_SECONDS = 10.0
 """Seconds between two lines about trainings."""
@@ -62,6 +62,12 @@ TRAINING_SECONDS = 10.0
     help="What `reallm calibrate` measured, for a recipe that needs it.",
 )
 @click.option(
+    "--text",
+    multiple=True,
+    metavar="FILE",
+    help="UTF-8 text by which blocks learn, for a recipe with `fit`; repeatable.",
+)
+@click.option(
     "--device",
     default="auto",
     show_default=True,
@@ -94,6 +100,7 @@ def compile_command(
     model: str | None,
     output: str | None,
     stats: str | None,
+    text: tuple[str, ...],
     device: str,
     workers: int | None,
     only: str | None,
@@ -114,6 +121,7 @@ def compile_command(
             model=model,
             output=output,
             statistics=stats,
+            text=text or None,
             device=device,
             workers=workers,
             only=only,
@@ -167,6 +175,11 @@ class CompileReporter(Reporter):
             self._on_checked(event)
         elif isinstance(event, Training):
             self._on_training(event)
+        elif isinstance(event, FellBack):
+            self._terminal.log(
+                f"warning: {event.name}: the error was no number any more in epoch {event.epoch}, "
+                f"step {event.step}; the best state before is kept (a smaller `lr` may go on)"
+            )
         elif self._bar is not None:
             self._bar.update(event.tasks_done, event.numel_done)
 

@@ -61,6 +61,10 @@ class NormalFloatCodec(QuantizerCodec[NormalFloatQuantizer]):
         """As far as pays for normal weights."""
         return normal_reach(tuple(levels(params.bits).tolist()))
 
+    def levels(self, params: NormalFloatQuantizer, range: Range) -> Tensor:
+        """The quantiles."""
+        return levels(params.bits)
+
     def coder(
         self,
         params: NormalFloatQuantizer,

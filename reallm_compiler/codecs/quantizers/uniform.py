@@ -50,6 +50,10 @@ class UniformCodec(QuantizerCodec[UniformQuantizer]):
         """As far as pays for normal weights."""
         return normal_reach(tuple(levels(params.bits, "signed").tolist()))
 
+    def levels(self, params: UniformQuantizer, range: Range) -> Tensor:
+        """Evenly spaced over the range."""
+        return levels(params.bits, range)
+
     def coder(
         self,
         params: UniformQuantizer,

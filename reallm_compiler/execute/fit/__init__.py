@@ -1,0 +1,1 @@
+"""Blocks of the model that learn while they are coded (`fit: block`)."""

@@ -1,0 +1,180 @@
+"""The task of one block: its matrices are coded, learn together, and are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from reallm_compiler.codecs import decode_matrix
+from reallm_compiler.codecs.callback import TrainingCallback
+from reallm_compiler.codecs.decode import MatrixDecoder, relative_error, work_dtype
+from reallm_compiler.codecs.fit import LearnedMatrix
+from reallm_compiler.codecs.learned import LearnedNumbers
+from reallm_compiler.codecs.sections import Sections, check_sections
+from reallm_compiler.execute.fit.blocks import Block, Blocks
+from reallm_compiler.execute.fit.train import Learned, Outcome, Training
+from reallm_compiler.planning.fit import FitBlock
+from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
+from reallm_compiler.stages import BlockFit, FitWord
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """A matrix as it was coded before it learns.
+
+    Attributes:
+        weight: [p, q], the matrix itself.
+        sections: of it, those of its share group too.
+    """
+
+    weight: Tensor
+    sections: Sections
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodedBlock:
+    """A block that has learned.
+
+    Attributes:
+        sections: own sections of each matrix, by name and role.
+        errors: relative error of each matrix.
+        norms: the stored gains of each norm that may learn, by its tensor's name.
+        outcome: how it has learned.
+    """
+
+    sections: Mapping[str, Sections]
+    errors: Mapping[str, float]
+    norms: Mapping[str, Tensor]
+    outcome: Outcome
+
+
+class BlockCoder:
+    """Codes the next block of a model.
+
+    Args:
+        fit: what learns and how.
+        blocks: the model.
+        seed: of the orders of sequences.
+    """
+
+    def __init__(self, fit: BlockFit, blocks: Blocks, seed: int) -> None:
+        self._fit = fit
+        self._blocks = blocks
+        self._seed = seed
+
+    def code(
+        self,
+        block: FitBlock,
+        begin: Callable[[PlannedMatrix], Begun],
+        norm: Callable[[PlannedTensor], Tensor],
+        callback: TrainingCallback,
+    ) -> CodedBlock:
+        """Let the block learn, and the streams pass it.
+
+        Args:
+            block: the next one.
+            begin: codes a matrix.
+            norm: the gains of a norm as they are stored if they do not learn.
+            callback: of the training.
+        """
+        begun = {matrix.name: begin(matrix) for matrix in block.matrices}
+        matrices = {
+            matrix.name: LearnedMatrix(
+                matrix.layout,
+                begun[matrix.name].weight,
+                begun[matrix.name].sections,
+                self._fit.learn,
+            )
+            for matrix in block.matrices
+        }
+        norms = {
+            tensor.name: LearnedNumbers(tensor.spec, norm(tensor)).to(self._blocks.device)
+            for tensor in block.norms
+        }
+        with self._blocks.loaded() as loaded:
+            outcome = self._learn(block, loaded, matrices, norms, callback)
+            sections = {name: one.sections() for name, one in matrices.items()}
+            gains = {name: one.stored() for name, one in norms.items()}
+            weights = {
+                matrix.name: decoded(matrix, sections[matrix.name]) for matrix in block.matrices
+            }
+            moved = {
+                name: one.to(self._blocks.device, torch.float32) for name, one in gains.items()
+            }
+            self._blocks.advance(loaded, {**weights, **moved})
+        own: dict[str, Sections] = {}
+        errors = {}
+        for matrix in block.matrices:
+            layout, found = matrix.layout, sections[matrix.name]
+            own[matrix.name] = {spec.role: found[spec.role] for spec in layout.own_sections}
+            check_sections(own[matrix.name], layout.own_sections)
+            work = work_dtype(matrix.dtype)
+            errors[matrix.name] = relative_error(
+                begun[matrix.name].weight.to(work), MatrixDecoder(layout, found, work)
+            )
+        return CodedBlock(sections=own, errors=errors, norms=gains, outcome=outcome)
+
+    def _learn(
+        self,
+        block: FitBlock,
+        loaded: Block,
+        matrices: Mapping[str, LearnedMatrix],
+        norms: Mapping[str, LearnedNumbers],
+        callback: TrainingCallback,
+    ) -> Outcome:
+        """Train all that may change in the block."""
+        learned: dict[str, Learned] = {}
+
+        def add(
+            name: str, word: FitWord, parameter: nn.Parameter, project: Callable[[], None]
+        ) -> None:
+            parameter.requires_grad_(True)
+            learned[name] = Learned(word=word, parameter=parameter, project=project)
+
+        for name, matrix in matrices.items():
+            for part, word, parameter in matrix.learned():
+                add(f"{name}/{part}", word, parameter, matrix.project_)
+        for name, numbers in norms.items():
+            add(name, "norms", numbers.theta, _nothing)
+        if not learned:
+            return Outcome(before=0.0, after=0.0, lost=None)
+        blocks = self._blocks
+        targets = blocks.targets(loaded)
+
+        def error(indices: Tensor) -> Tensor:
+            weights = {name: matrix() for name, matrix in matrices.items()}
+            weights |= {name: numbers.values() for name, numbers in norms.items()}
+            made = loaded.run(indices, blocks.coded, weights)  # [b, t, d]
+            wanted = targets[indices].to(made.device)
+            return (made.float() - wanted).square().mean()
+
+        training = Training(
+            self._fit,
+            learned,
+            error,
+            samples=len(blocks.coded),
+            seed=self._seed,
+            label=str(block.layer),
+            scale=float(targets.square().mean(dtype=torch.float64)),
+            callback=callback,
+        )
+        return training.run()
+
+
+def decoded(matrix: PlannedMatrix, sections: Mapping[str, Tensor]) -> Tensor:
+    """The matrix [p, q] in float32 as a reader decodes it."""
+    return decode_matrix(
+        matrix.plan,
+        matrix.shape,
+        matrix.dtype,
+        sections,
+        dtype=torch.float32,
+        layout=matrix.layout,
+    )
+
+
+def _nothing() -> None:
+    """No bounds."""

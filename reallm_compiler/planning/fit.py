@@ -1,0 +1,161 @@
+"""What learns in which block of a model while its matrices are coded; names and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from reallm_compiler.checkpoint import layer_index
+from reallm_compiler.checkpoint.linear import known_role
+from reallm_compiler.errors import FormatError, Problem
+from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
+from reallm_compiler.stages import BlockFit, FitWord
+from reallm_compiler.storage.base import SectionSpec
+from reallm_compiler.storage.matrix import MatrixLayout
+
+_OF_TERM: Mapping[str, FitWord] = {
+    "scales": "scales",
+    "codebook": "codebooks",
+    "low_rank": "factors",
+    "dora": "magnitudes",
+}
+"""Under which word the numbers of a budget term learn."""
+
+_NUMBERS = ("f32", "f16", "bf16", "i8")
+"""Types of sections that hold numbers and no codes."""
+
+_NEEDS: Mapping[FitWord, str] = {
+    "rounding": "an evenly spaced quantizer of single weights, scales, and `nearest` rounding",
+    "clip": "scales of one level that follow from the ends of a range (`absmax`, `minmax`, "
+    "`affine`), a quantizer of single weights, and `nearest` rounding",
+    "scales": "scales that are stored as numbers",
+    "codebooks": "a quantizer with a table of its own",
+    "factors": "a `low_rank` residual",
+    "magnitudes": "`dora: true`",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitBlock:
+    """A block of the model.
+
+    Attributes:
+        number: counted from 0.
+        layer: its number in names.
+        matrices: its coded matrices, in storage order.
+        norms: its kept tensors whose gains learn.
+    """
+
+    number: int
+    layer: int
+    matrices: tuple[PlannedMatrix, ...]
+    norms: tuple[PlannedTensor, ...]
+
+
+def fit_of(plan: Plan) -> BlockFit | None:
+    """What learns by the plan's recipe; None if nothing does.
+
+    Raises:
+        FormatError: rule P1: an archive's recipe says what this version does not know.
+    """
+    plain = plan.recipe.get("fit")
+    if plain is None:
+        return None
+    try:
+        return BlockFit.model_validate(plain)
+    except ValidationError as error:
+        raise FormatError(
+            "P1",
+            f"a `fit` that this version does not know: {error.errors()[0]['msg']}",
+            location="manifest: document.recipe.fit",
+            hint="a newer reallm may read this archive",
+        ) from None
+
+
+def fit_blocks(plan: Plan) -> tuple[FitBlock, ...]:
+    """The blocks whose matrices are coded together, in order; none without a `fit`."""
+    fit = fit_of(plan)
+    if fit is None:
+        return ()
+    inside: dict[int, list[PlannedMatrix]] = {}
+    for matrix in plan.matrices:
+        layer = layer_index(matrix.name)
+        if layer is not None:
+            inside.setdefault(layer, []).append(matrix)
+    norms: dict[int | None, list[PlannedTensor]] = {}
+    if "norms" in fit.learn:
+        for tensor in plan.tensors:
+            if is_norm(tensor):
+                norms.setdefault(layer_index(tensor.name), []).append(tensor)
+    return tuple(
+        FitBlock(
+            number=number,
+            layer=layer,
+            matrices=tuple(inside[layer]),
+            norms=tuple(norms.get(layer, ())),
+        )
+        for number, layer in enumerate(sorted(inside))
+    )
+
+
+def is_norm(tensor: PlannedTensor) -> bool:
+    """Whether a kept tensor holds the gains of a norm."""
+    gains = tensor.name.endswith(".weight") and known_role(tensor.name) == "norm"
+    return gains and len(tensor.shape) == 1 and tensor.dtype in _NUMBERS
+
+
+def learned_specs(
+    layout: MatrixLayout, learn: Iterable[FitWord]
+) -> dict[FitWord, list[SectionSpec]]:
+    """The sections of numbers of a matrix that learn under each word."""
+    found: dict[FitWord, list[SectionSpec]] = {}
+    if layout.plan.autoencoder.trained:
+        return found
+    for spec in layout.own_sections:
+        word = _OF_TERM.get(spec.term)
+        if word is not None and word in learn and spec.dtype in _NUMBERS:
+            found.setdefault(word, []).append(spec)
+    return found
+
+
+def words_of(layout: MatrixLayout, learn: Sequence[FitWord]) -> tuple[FitWord, ...]:
+    """Those words of `learn` by which a matrix can change."""
+    plan = layout.plan
+    can: set[FitWord] = set(learned_specs(layout, learn))
+    if plan.rounding.alone and plan.quantizer.scalar and not plan.autoencoder.trained:
+        if plan.scales.from_ends:
+            can.add("clip")
+        if plan.quantizer.even and plan.scales.range != "free":
+            can.add("rounding")
+    return tuple(word for word in learn if word in can)
+
+
+def fit_problems(
+    fit: BlockFit,
+    location: str,
+    matrices: Sequence[PlannedMatrix],
+    tensors: Sequence[PlannedTensor],
+) -> list[Problem]:
+    """What speaks against a `fit` of these matrices: words by which none of them can change."""
+    inside = [matrix for matrix in matrices if layer_index(matrix.name) is not None]
+    if not inside:
+        message = "no coded matrix lies in a block of the model"
+        return [Problem(location=location, path="fit", message=message)]
+    layouts = {id(matrix.layout): matrix.layout for matrix in inside}.values()
+    can = {word for layout in layouts for word in words_of(layout, fit.learn)}
+    if any(is_norm(tensor) and layer_index(tensor.name) is not None for tensor in tensors):
+        can.add("norms")
+    return [
+        Problem(
+            location=location,
+            path="fit.learn",
+            message=f"`{word}` changes nothing here: no matrix of a block has {_NEEDS[word]}"
+            if word in _NEEDS
+            else f"`{word}` changes nothing here: no block keeps the gains of a norm",
+        )
+        for word in fit.learn
+        if word not in can
+    ]
