@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from reallm_compiler.evaluate.perplexity import Evaluation
     from reallm_compiler.evaluate.survey import survey_model as survey
     from reallm_compiler.evaluate.survey_report import Survey
-    from reallm_compiler.execute.events import Checked, CompileReport, Preflight
+    from reallm_compiler.execute.events import Checked, CompileReport, FellBack, Preflight
     from reallm_compiler.execute.events import Event as CompileEvent
     from reallm_compiler.execute.run import compile_model as compile
     from reallm_compiler.finetune.events import (
@@ -104,6 +104,7 @@ __all__ = [
     "EvaluationError",
     "ExportError",
     "ExportReport",
+    "FellBack",
     "FinetuneError",
     "FinetuneEvent",
     "FinetuneOptions",
@@ -181,6 +182,7 @@ _HOMES = {
     "OnProgress": ("reallm_compiler.progress", "OnProgress"),
     "OutputError": ("reallm_compiler.errors", "OutputError"),
     "Plan": ("reallm_compiler.planning.model", "Plan"),
+    "FellBack": ("reallm_compiler.execute.events", "FellBack"),
     "Preflight": ("reallm_compiler.execute.events", "Preflight"),
     "Problem": ("reallm_compiler.errors", "Problem"),
     "Progress": ("reallm_compiler.progress", "Progress"),

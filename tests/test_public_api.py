@@ -30,8 +30,8 @@ ERRORS = (
     *("RecipeError", "RegistryError", "ResumeError", "SourceError"),
 )
 EVENTS = (
-    *("BatchDone", "BlockDone", "CalibrateStarted", "Checked", "ChunkDone", "FinetuneStarted"),
-    *("Preflight", "Sampled", "StepDone", "TaskDone", "TensorsRead", "Training"),
+    *("BatchDone", "BlockDone", "CalibrateStarted", "Checked", "ChunkDone", "FellBack"),
+    *("FinetuneStarted", "Preflight", "Sampled", "StepDone", "TaskDone", "TensorsRead", "Training"),
 )
 UNIONS = ("CalibrateEvent", "CompileEvent", "FinetuneEvent", "OnProgress", "Progress")
 VALUES = (

@@ -149,6 +149,10 @@ class MatrixTransform:
 
     step: int = 1
 
+    def apply_(self, matrix: Tensor) -> Tensor:
+        """T(W) in the place of W [p, q]."""
+        raise NotImplementedError
+
     def restore_(self, rows: Tensor, first: int) -> Tensor:
         """Rows first, first + 1, ... of W in the place of those of T(W)."""
         raise NotImplementedError
@@ -327,8 +331,8 @@ class ScalesCodec(Generic[S]):
     def between(self, params: S, least: Tensor, largest: Tensor) -> Sections:
         """Sections of scales whose levels reach from `least` to `largest`, each [groups].
 
-        For kinds with `ScalesStage.from_ends`. Floats are float32 of stored values, and gradients reach
-        both ends through them.
+        For kinds with `ScalesStage.from_ends`. Floats are float32 of stored values, and gradients
+        reach both ends through them.
         """
         raise NotImplementedError
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from reallm_compiler.codecs.column_coder import ColumnCoder
-from reallm_compiler.codecs.contract import Latent
+from reallm_compiler.codecs.contract import ColumnOrder, Latent
 from reallm_compiler.codecs.decode import decode_matrix, residual_terms
 from reallm_compiler.codecs.gradient import decode_tracked
 from reallm_compiler.codecs.learned import LearnedNumbers
@@ -127,9 +127,10 @@ class _Codes(nn.Module):
         before = [stage for stage in plan.residual if stage.first]  # what the quantizer never saw
         for term in residual_terms(before, shape, sections, torch.float32):
             rest = term.taken_from(rest)
-        for transform in plan.transform:
-            _, rest = codec_of(transform).encode(transform, rest)
-        _, self._latent = codec_of(plan.permutation).encode(plan.permutation, rest)
+        for params in plan.transform:
+            rest = codec_of(params).decoder(params, shape, sections, rest.dtype).apply_(rest)
+        order = codec_of(plan.permutation).decoder(plan.permutation, shape, sections)
+        self._latent = rest if order is None else _ordered(rest, order)
         free = plan.model_copy(update={"quantizer": NoQuantizer(dtype="float32")})
         self._decoding = layout_of(free, shape, layout.source_dtype)
         (self._role,) = (spec.role for spec in self._decoding.sections_of(free.quantizer))
@@ -140,8 +141,8 @@ class _Codes(nn.Module):
         self.clip: nn.Parameter | None = None
         self.offsets: nn.Parameter | None = None
         if "clip" in learn:
-            params: Any = plan.scales  # one with groups, as `from_ends` says
-            self._ends = extremes(params, self._latent)
+            scales: Any = plan.scales  # one with groups, as `from_ends` says
+            self._ends = extremes(scales, self._latent)
             self.clip = nn.Parameter(torch.ones(2, len(self._ends[0])).to(weight.device))
         if "rounding" in learn:
             self.offsets = nn.Parameter(torch.zeros_like(self._latent))
@@ -216,3 +217,12 @@ class _Codes(nn.Module):
         )
         coder: ColumnCoder = codec_of(self._plan.quantizer).coder(self._plan.quantizer, latent, {})
         return coder
+
+
+def _ordered(latent: Tensor, order: ColumnOrder) -> Tensor:
+    """A latent [p, q] in the order that is coded: what `order.restore` takes back."""
+    places = torch.arange(latent.numel(), dtype=torch.float64, device=latent.device)
+    coded = order.restore(places.view(latent.shape), 0).to(torch.int64).view(-1)
+    ordered = torch.empty_like(latent)
+    ordered.view(-1)[coded] = latent.reshape(-1)
+    return ordered

@@ -65,6 +65,10 @@ class Normalization(MatrixTransform):
     def __init__(self, field: ScaleField) -> None:
         self.field = field
 
+    def apply_(self, matrix: Tensor) -> Tensor:
+        """T(W) in the place of W [p, q]."""
+        return self.field.normalise_(matrix)
+
     def restore_(self, rows: Tensor, first: int) -> Tensor:
         """Rows first, first + 1, ... of W in the place of those of T(W)."""
         return self.field.restore_(rows, first)

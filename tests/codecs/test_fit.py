@@ -1,0 +1,101 @@
+"""A matrix that learns begins as it was coded, and its gradients are those of what it stores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs import decode_matrix, encode_matrix
+from reallm_compiler.codecs.fit import LearnedMatrix
+from reallm_compiler.stages import FitWord, MatrixPlan
+from reallm_compiler.storage.matrix import layout_of
+
+SHAPE = (24, 48)
+UNIFORM = {"kind": "uniform", "bits": 3}
+AFFINE = {"kind": "affine", "per": "block", "block": 16, "code_bits": 3, "dtype": "float16"}
+PLANS: dict[str, dict[str, Any]] = {
+    "affine": {"scales": AFFINE},
+    "symmetric": {"scales": {**AFFINE, "symmetric": True}},
+    "minmax": {"scales": {"kind": "minmax", "per": "row", "dtype": "float16"}},
+    "absmax": {"scales": {"kind": "absmax", "per": "column"}},
+    "normal float": {
+        "scales": {"kind": "absmax", "per": "block", "block": 16},
+        "quantizer": {"kind": "normal_float", "bits": 3},
+    },
+    "all stages": {
+        "residual": [{"kind": "low_rank", "rank": 2}],
+        "transform": [{"kind": "normalize", "per": "row"}, {"kind": "hadamard", "block": 8}],
+        "permutation": {"kind": "nearest", "rows": 8},
+        "scales": {"kind": "minmax", "per": "block", "block": 16, "dtype": "float16"},
+        "dora": True,
+    },
+}
+
+
+def begun(name: str, learn: list[FitWord]) -> tuple[LearnedMatrix, dict[str, Tensor], Any]:
+    plan = MatrixPlan.model_validate({"quantizer": UNIFORM, **PLANS[name]})
+    weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
+    sections = encode_matrix(plan, weight, seed=1, source_dtype="f32").sections
+    layout = layout_of(plan, SHAPE, "f32")
+    return LearnedMatrix(layout, weight, sections, learn), sections, layout
+
+
+def whole(layout: Any, sections: dict[str, Tensor]) -> Tensor:
+    return decode_matrix(layout.plan, SHAPE, "f32", sections, dtype=torch.float32, layout=layout)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_it_begins_as_it_was_coded(name: str) -> None:
+    words: list[FitWord] = ["clip"] if name == "normal float" else ["rounding", "clip"]
+    matrix, sections, layout = begun(name, words)
+    stored = matrix.sections()
+    assert stored.keys() == sections.keys()
+    assert all(torch.equal(stored[role], sections[role]) for role in sections)
+    assert torch.allclose(matrix().detach(), whole(layout, sections), rtol=0, atol=1e-6)
+    assert {word for _, word, _ in matrix.learned()} == set(words)
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_what_it_stores_is_what_it_computes(name: str) -> None:
+    words: list[FitWord] = ["rounding", "clip", "factors", "magnitudes"]
+    matrix, _, layout = begun(name, words)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for _, word, parameter in matrix.learned():
+            noise = torch.rand(parameter.shape, generator=generator)
+            parameter.add_(-0.3 * noise if word == "clip" else 0.8 * (noise - 0.5))
+        matrix.project_()
+    sections = matrix.sections()
+    assert torch.allclose(matrix().detach(), whole(layout, sections), rtol=0, atol=1e-5)
+
+
+def test_offsets_pass_gradients_inside_the_range_alone() -> None:
+    matrix, sections, _ = begun("minmax", ["rounding"])
+    (parameter,) = [one for _, _, one in matrix.learned()]
+    step = sections["scales"].float()[:, None] / 7  # one scale for each row
+    matrix().sum().backward()
+    assert parameter.grad is not None
+    inside = parameter.grad != 0
+    assert inside.float().mean() > 0.9
+    assert torch.allclose(parameter.grad, torch.where(inside, step, 0.0), rtol=1e-5)
+
+
+def test_the_range_is_clipped_down_a_gradient() -> None:
+    """The gradient of a clipped end: by how much the levels that reach to it move."""
+    matrix, _, _ = begun("absmax", ["clip"])
+    weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
+    (clip,) = [one for _, _, one in matrix.learned()]
+    errors = []
+    for _ in range(60):
+        error = (matrix() - weight).square().mean()
+        errors.append(float(error.detach()))
+        error.backward()
+        with torch.no_grad():
+            clip.sub_(clip.grad, alpha=0.5)
+            clip.grad = None
+        matrix.project_()
+    assert errors[-1] < 0.97 * errors[0]
+    assert float(clip.detach().max()) <= 1
