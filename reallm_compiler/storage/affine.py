@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from reallm_compiler.stages import AffineScales
-from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
-from reallm_compiler.storage.scales import ZEROS, array_sections, group_count
+from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape, SizeLaw
+from reallm_compiler.storage.scales import ZEROS, array_sections, group_count, search_cost
 
 
 class AffineLaw(SizeLaw[AffineScales]):
@@ -18,3 +18,7 @@ class AffineLaw(SizeLaw[AffineScales]):
             dtype = f"b{params.code_bits}"
             found.append(SectionSpec(role=ZEROS, dtype=dtype, shape=(count,), term="scales"))
         return found
+
+    def cost(self, params: AffineScales, shape: Shape, context: Context) -> Cost:
+        """What a search takes."""
+        return search_cost(params, shape)

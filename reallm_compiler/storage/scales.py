@@ -55,6 +55,15 @@ def array_sections(
     ]
 
 
+def search_cost(params: GroupScales, shape: Shape) -> Cost:
+    """Where shares are searched: the latent scaled, decoded, its errors; and the metric."""
+    if not params.searched:
+        return Cost()
+    p, q = shape
+    size = 4 * 4 * p * q + (12 * q * q if params.needs_statistics else 0)
+    return Cost(host_bytes=size, device_bytes=size)
+
+
 class ScalesLaw(SizeLaw[GroupScales]):
     """Arrays of numbers, one for each group of weights.
 
@@ -75,12 +84,8 @@ class ScalesLaw(SizeLaw[GroupScales]):
         ]
 
     def cost(self, params: GroupScales, shape: Shape, context: Context) -> Cost:
-        """Where they are searched: the latent scaled, decoded, its errors; and the metric."""
-        if not params.searched:
-            return Cost()
-        p, q = shape
-        size = 4 * 4 * p * q + (12 * q * q if params.needs_statistics else 0)
-        return Cost(host_bytes=size, device_bytes=size)
+        """What a search takes."""
+        return search_cost(params, shape)
 
     def scale_arrays(self, params: GroupScales) -> ScaleArrays | None:
         """The arrays, where all have one form and a second level counts from one offset."""

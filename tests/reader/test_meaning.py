@@ -208,7 +208,7 @@ OTHERS: dict[str, tuple[Plain, Change, str]] = {
     "column-outside": (
         SORTED,
         section("order", 1, b"\xff"),
-        "row 0 is not a permutation of 6 numbers: 3 is missing",
+        "row 0 is not a permutation of 6 numbers: 2 is missing",
     ),
     "channel-of-zero": (
         SORTED,
