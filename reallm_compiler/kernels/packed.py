@@ -24,6 +24,7 @@ from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage import dora
 from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.matrix import MatrixLayout, layout_of
+from reallm_formats.dtypes import BITS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,7 +97,11 @@ def parse_form(text: str) -> PackedForm:
     layout = layout_of(plan, (rows, columns), dtype)
     if layout.refusal is not None:
         raise FormatError("P1", layout.refusal[1])
-    return PackedForm(layout=layout, column_gain=column_gain)
+    form = PackedForm(layout=layout, column_gain=column_gain)
+    strange = next((spec for spec in form.specs if spec.dtype not in BITS), None)
+    if strange is not None:
+        raise FormatError("P1", f"section `{strange.role}` would have the type {strange.dtype}")
+    return form
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -167,4 +172,5 @@ def check_packed(packed: PackedMatrix) -> None:
 def _bytes_of(section: Tensor) -> memoryview:
     if not section.numel():
         return memoryview(b"")
-    return section.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+    flat = section.detach().cpu().as_strided((section.numel(),), (1,))  # one element has any stride
+    return flat.view(torch.uint8).numpy().data
