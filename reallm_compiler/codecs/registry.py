@@ -19,6 +19,7 @@ from reallm_compiler.codecs.quantizers.trellis import TrellisCodec
 from reallm_compiler.codecs.quantizers.uniform import UniformCodec
 from reallm_compiler.codecs.quantizers.vq import VectorCodec
 from reallm_compiler.codecs.residuals.low_rank import LowRankCodec
+from reallm_compiler.codecs.residuals.monarch import MonarchCodec
 from reallm_compiler.codecs.residuals.sparse import SparseCodec
 from reallm_compiler.codecs.rounding import RoundingCodec
 from reallm_compiler.codecs.scales import MagnitudeCodec, MinmaxCodec
@@ -39,6 +40,7 @@ from reallm_compiler.stages import (
     Identity,
     LowRank,
     MinmaxScales,
+    Monarch,
     NearestPermutation,
     NearestRounding,
     NoPermutation,
@@ -61,6 +63,7 @@ CODECS: dict[type[Stage], Any] = {
     NoResidual: ResidualCodec[NoResidual](),
     LowRank: LowRankCodec(),
     Sparse: SparseCodec(),
+    Monarch: MonarchCodec(),
     Normalize: NormalizeCodec(),
     Hadamard: HadamardCodec(),
     ChannelScale: ChannelScaleCodec(),

@@ -50,6 +50,7 @@ SYNONYMS = {
     "lora": "low_rank",
     "lowrank": "low_rank",
     "outliers": "sparse",
+    "butterfly": "monarch",
     "spqr": "sparse",
     "max": "absmax",
     "group": "block",

@@ -45,7 +45,7 @@ from reallm_compiler.stages.registry import (
     register,
     unregister,
 )
-from reallm_compiler.stages.residual import LowRank, NoResidual, ResidualStage, Sparse
+from reallm_compiler.stages.residual import LowRank, Monarch, NoResidual, ResidualStage, Sparse
 from reallm_compiler.stages.rounding import FeedbackRounding, NearestRounding, RoundingStage
 from reallm_compiler.stages.scales import (
     AbsmaxScales,
@@ -85,6 +85,7 @@ __all__ = [
     "LowRank",
     "MatrixPlan",
     "MinmaxScales",
+    "Monarch",
     "NearestPermutation",
     "NearestRounding",
     "NoPermutation",

@@ -33,7 +33,7 @@ from reallm_compiler.stages.quantizer import (
     UniformQuantizer,
     VectorQuantizer,
 )
-from reallm_compiler.stages.residual import LowRank, NoResidual, Sparse
+from reallm_compiler.stages.residual import LowRank, Monarch, NoResidual, Sparse
 from reallm_compiler.stages.rounding import FeedbackRounding, NearestRounding
 from reallm_compiler.stages.scales import (
     AbsmaxScales,
@@ -48,7 +48,7 @@ GROUP = "reallm.stages"
 """Entry points of other packages that add kinds."""
 
 KINDS: Mapping[str, tuple[type[Stage], ...]] = {
-    "residual": (NoResidual, LowRank, Sparse),
+    "residual": (NoResidual, LowRank, Sparse, Monarch),
     "transform": (Normalize, Hadamard, ChannelScale),
     "autoencoder": (Identity, Hnerv),
     "permutation": (

@@ -67,16 +67,17 @@ class LowRank(ResidualStage):
         "L1 and each row of L2.",
     )
 
-    metric: Literal["weights", "inputs"] = Field(
+    metric: Literal["weights", "inputs", "fisher"] = Field(
         default="weights",
         description="What the factors make small: weights: the error of the weights; inputs: that "
-        "of the outputs W x, by measured statistics of the inputs.",
+        "of the outputs W x, by measured statistics of the inputs; fisher: that of the weights, "
+        "each row and each column weighed by its part in the loss (LQ-LoRA).",
     )
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether the factors are fitted in the metric of the inputs."""
-        return self.metric == "inputs"
+        """Whether the factors are fitted in a metric that was measured."""
+        return self.metric != "weights"
 
     @property
     def first(self) -> bool:
@@ -153,3 +154,25 @@ class Sparse(ResidualStage):
         if isinstance(rows, int) and not 1 <= rows <= 2**31 - 1:
             raise ValueError("rows must be an integer from 1 on, or `all`")
         return rows
+
+
+class Monarch(ResidualStage):
+    """A product of two block-diagonal matrices with a fixed permutation between them.
+
+    As many numbers as a low-rank part of rank `blocks`, but of full rank. It is the nearest such
+    product, found without data (Monarch, Dao et al. 2022, a form of butterfly matrices).
+    """
+
+    kind: Literal["monarch"]
+    blocks: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Blocks k of each factor, k (p + q) numbers in all; the root of min(p, q) "
+        "without it.",
+    )
+    dtype: Literal["int8", FloatType] = Field(
+        default="float16",
+        description="Stored type of the factors; int8 adds two float16 scales for each of the "
+        "k x k blocks of the matrix.",
+    )

@@ -17,6 +17,7 @@ from reallm_compiler.stages import (
     Identity,
     LowRank,
     MinmaxScales,
+    Monarch,
     NearestPermutation,
     NearestRounding,
     NoPermutation,
@@ -43,6 +44,7 @@ from reallm_compiler.storage.feedback import FeedbackLaw
 from reallm_compiler.storage.hadamard import HadamardLaw
 from reallm_compiler.storage.hnerv import HnervLaw
 from reallm_compiler.storage.low_rank import LowRankLaw
+from reallm_compiler.storage.monarch import MonarchLaw
 from reallm_compiler.storage.nearest import NearestLaw
 from reallm_compiler.storage.normal_float import NormalFloatLaw
 from reallm_compiler.storage.normalize import NormalizeLaw
@@ -58,6 +60,7 @@ SIZE_LAWS: dict[type[Stage], SizeLaw[Any]] = {
     NoResidual: ResidualLaw[NoResidual](),
     LowRank: LowRankLaw(),
     Sparse: SparseLaw(),
+    Monarch: MonarchLaw(),
     Normalize: NormalizeLaw(),
     Hadamard: HadamardLaw(),
     ChannelScale: ChannelScaleLaw(),

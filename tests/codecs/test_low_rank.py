@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from reallm_compiler.codecs.numerics.gram import damped
 from reallm_compiler.codecs.residuals import low_rank
 from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.errors import CodecError
+from tests.codecs.test_feedback import statistics
 
 SHAPES = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)]
 
@@ -188,3 +190,55 @@ def test_a_plan_in_the_metric_of_the_inputs(fit, gaussian, plan_of):
         decoded = decode_matrix(plan, (16, 24), "f32", encoded.sections, dtype=torch.float32)
         costs[metric] = float(((weight - decoded) @ x.t()).square().sum())
     assert costs["inputs"] < 0.8 * costs["weights"]
+
+
+def test_the_fisher_metric_weighs_rows_and_columns(gaussian, plan_of):
+    """As LQ-LoRA has it: the SVD of D_row W D_col, undone; of single gradients, not of moments."""
+    weight = gaussian(20, 30)
+    g, x = gaussian(500, 20, seed=1), gaussian(500, 30, seed=2)
+    g, x = g * torch.logspace(-1, 1, 20), x * torch.logspace(1, -1, 30)
+    fisher = torch.einsum("ti,tj->ij", g.square(), x.square()).double() / 500
+    given = MatrixStatistics(
+        inputs=x.t() @ x / 500,
+        weighted_inputs=(x * g.square().sum(1, keepdim=True)).t() @ x / 500,
+        outputs=g.t() @ g / 500,
+        weighted_outputs=((g * x.square().sum(1, keepdim=True)).t() @ g / 500).diagonal(),
+        energy=1.0,
+        mean_abs=x.abs().mean(0),
+        count=500,
+    )
+    residual = {"kind": "low_rank", "rank": 3, "dtype": "float32", "metric": "fisher"}
+    zero = {"kind": "uniform", "bits": 1}  # of a matrix of zeros: what is measured is the residual
+    plan = plan_of(residual=residual, scales={"kind": "absmax", "per": "tensor"}, quantizer=zero)
+    found = encode_matrix(plan, weight, seed=1, source_dtype="f32", statistics=given).sections
+    product = (found["l1"] @ found["l2"]).double()
+    rho, kappa = fisher.mean(1).sqrt(), fisher.mean(0).sqrt()
+    u, s, vt = torch.linalg.svd(rho[:, None] * weight.double() * kappa)
+    best = (u[:, :3] * s[:3]) @ vt[:3] / rho[:, None] / kappa
+
+    def cost(approximation):
+        return float((rho[:, None] * (weight - approximation) * kappa).square().sum())
+
+    plain = low_rank.truncated_svd(weight, 3, generator())
+    assert cost(product) < 1.01 * cost(best)
+    assert cost(product) < 0.9 * cost(plain[0] @ plain[1])
+    bare = replace(given, weighted_inputs=None, weighted_outputs=None)
+    with pytest.raises(CodecError, match="needs gradients"):
+        encode_matrix(plan, weight, seed=1, source_dtype="f32", statistics=bare)
+
+
+def test_in_the_fisher_metric_the_loop_ends_when_its_own_error_rises(gaussian, plan_of):
+    weight = gaussian(24, 40)
+    errors = []
+    for fit in ("svd", "alternating"):
+        residual = {"kind": "low_rank", "rank": 4, "metric": "fisher", "fit": fit}
+        scales, quantizer = {"kind": "absmax", "block": 20}, {"kind": "uniform", "bits": 2}
+        plan = plan_of(residual=residual, scales=scales, quantizer=quantizer)
+        given = statistics()
+        found = encode_matrix(plan, weight, seed=1, source_dtype="f32", statistics=given).sections
+        decoded = decode_matrix(plan, (24, 40), "f32", found, dtype=torch.float64)
+        assert given.weighted_outputs is not None
+        assert given.weighted_inputs is not None
+        rows, columns = given.weighted_outputs.diagonal(), given.weighted_inputs.diagonal()
+        errors.append(float(((weight - decoded).square() * rows[:, None] * columns).sum()))
+    assert errors[1] < 0.95 * errors[0]

@@ -16,6 +16,11 @@ def full(moment: Tensor) -> Tensor:
     return torch.diag(moment) if moment.dim() == 1 else moment
 
 
+def diagonal(moment: Tensor) -> Tensor:
+    """The diagonal [n] of a moment, also where only that was kept."""
+    return moment if moment.dim() == 1 else moment.diagonal()
+
+
 def damped(gram: Tensor, damping: float) -> Tensor:
     """float64 [n, n]: a Gram matrix with damping on its diagonal, scaled to a mean diagonal of 1.
 

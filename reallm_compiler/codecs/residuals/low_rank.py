@@ -16,11 +16,12 @@ from torch import Tensor
 
 from reallm_compiler.codecs.contract import ResidualCodec, ResidualTerm, Shape
 from reallm_compiler.codecs.numerics.codebooks import INT8_LEVELS
-from reallm_compiler.codecs.numerics.gram import cholesky, damped, full
+from reallm_compiler.codecs.numerics.gram import cholesky, damped, diagonal, full
 from reallm_compiler.codecs.numerics.numbers import norm, stored, unit
 from reallm_compiler.codecs.sections import TORCH_DTYPES, Sections
 from reallm_compiler.codecs.statistics import MatrixStatistics, Metric
 from reallm_compiler.codecs.windows import StoredFactors
+from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import LowRank
 from reallm_compiler.storage.base import DTYPES
 from reallm_compiler.storage.low_rank import rank_of
@@ -70,8 +71,12 @@ def encode(
         right = right.to(weight).div_(math.sqrt(3 * q))
     elif metric is None:
         left, right = truncated_svd(weight, rank, generator)
-    else:
+    elif metric.outputs is None:
         left, right = weighted_svd(weight, rank, metric.inputs, generator)
+    else:
+        rows, columns = _roots(metric.outputs).to(weight), _roots(metric.inputs).to(weight)
+        left, right = truncated_svd(rows[:, None] * weight * columns, rank, generator)
+        left, right = left / rows[:, None], right / columns
     return store(params, left, right, size)
 
 
@@ -141,8 +146,27 @@ class LowRankCodec(ResidualCodec[LowRank]):
     """Factors L1 and L2."""
 
     def metric(self, params: LowRank, statistics: MatrixStatistics) -> Metric | None:
-        """That of the inputs, with `metric: inputs`."""
-        return Metric(inputs=statistics.inputs) if params.metric == "inputs" else None
+        """That of the inputs; or with `fisher` diagonals on both sides.
+
+        E[(g_i x_j)^2] is the Fisher information of weight (i, j). Its means over columns and over
+        rows are E[|x|^2 g_i^2] / q and E[|g|^2 x_j^2] / p, of which only ratios count.
+
+        Raises:
+            CodecError: the statistics have no gradients, and `fisher` needs them.
+        """
+        if params.metric == "inputs":
+            return Metric(inputs=statistics.inputs)
+        if params.metric == "weights":
+            return None
+        if statistics.weighted_inputs is None or statistics.weighted_outputs is None:
+            raise CodecError(
+                "a residual with `metric: fisher` needs gradients, and the statistics hold none",
+                hint="measure them without `--no-gradients`, or use `metric: inputs`",
+            )
+        return Metric(
+            inputs=diagonal(statistics.weighted_inputs),
+            outputs=diagonal(statistics.weighted_outputs),
+        )
 
     def encode(
         self,
@@ -212,6 +236,15 @@ def weighted_svd(
     left, right = truncated_svd(moved, rank, generator)
     back = torch.linalg.solve_triangular(root, right.to(torch.float64), upper=False, left=False)
     return left, back.to(weight.dtype)
+
+
+def _roots(diagonal: Tensor) -> Tensor:
+    """float64 [n]: roots of a diagonal of a metric, damped by `DAMPING`, of mean square 1."""
+    values = diagonal.to(torch.float64)
+    mean = values.mean()
+    if not float(mean) > 0:
+        return torch.ones_like(values)
+    return ((values / mean + DAMPING) / (1 + DAMPING)).sqrt()
 
 
 def _randomised_svd(
