@@ -10,6 +10,7 @@ import torch
 from reallm_compiler.codecs import MatrixDecoder, encode_matrix, latent
 from reallm_compiler.codecs.gradient import decode_tracked
 from reallm_compiler.storage.matrix import layout_of
+from tests.codecs.size_law import some_statistics
 
 ROW = {"kind": "absmax", "per": "row"}
 BLOCK = {"kind": "absmax", "block": 16, "bits": 8}
@@ -30,6 +31,15 @@ PLANS = {
     "vectors of floats": {"scales": ROW, "quantizer": {**VQ, "dtype": "float16", "dim": 4}},
     "vectors of a row": {"scales": ROW, "quantizer": {**VQ, "axis": "cols", "dim": 4}},
     "no scales": {"quantizer": {**VQ, "bits": 1, "dim": 3}},
+    "integer zero points": {
+        "scales": {"kind": "affine", "code_bits": 3, "block": 16},
+        "quantizer": {"kind": "uniform", "bits": 3},
+    },
+    "channels": {"scales": ROW, "quantizer": NF, "transform": [{"kind": "channel_scale"}]},
+    "super-blocks": {
+        "scales": {"kind": "minmax", "bits": 3, "superblock": 2, "offset": "superblock"},
+        "quantizer": {"kind": "uniform", "bits": 3},
+    },
     "trellis": {"scales": {"kind": "rms"}, "quantizer": TRELLIS, "transform": ROTATED},
 }
 
@@ -37,7 +47,9 @@ PLANS = {
 @pytest.mark.parametrize("name", PLANS)
 def test_gradients_are_those_of_finite_differences(name, gaussian, plan_of, monkeypatch):
     plan, shape = plan_of(**PLANS[name]), (24, 32)
-    sections = encode_matrix(plan, gaussian(*shape), seed=0, source_dtype="f32").sections
+    sections = encode_matrix(
+        plan, gaussian(*shape), seed=0, source_dtype="f32", statistics=some_statistics(shape, 0)
+    ).sections
     layout = layout_of(plan, shape, "f32")
     numbers = {
         spec.role: sections.pop(spec.role).float().requires_grad_()
