@@ -24,6 +24,7 @@ from reallm_compiler.kernels.memory import aligned, own_memory
 from reallm_compiler.kernels.packed import PackedMatrix
 from reallm_compiler.kernels.plain import PlainProduct
 from reallm_compiler.kernels.sides import Sides, sides_of
+from reallm_compiler.kernels.targets import TARGETS
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 """Types of activations, by their names in kernels."""
@@ -56,7 +57,7 @@ def compiled_product(
     """The product of a packed matrix by compiled kernels; None for what they do not do."""
     target = jit.target()
     form = form_of(packed.plan, packed.shape)
-    if target is None or form is None or dtype not in DTYPES or not jit.fits(form, target):
+    if target is None or form is None or dtype not in DTYPES or not TARGETS[target].fits(form):
         return None
     sides = sides_of(packed, form)
     return None if sides is None else CompiledProduct(packed, form, sides, dtype, target)
@@ -91,7 +92,7 @@ class CompiledProduct:
             block=sides.inputs.block,
             ordered=sides.order is not None,
             order_factors=sides.order_factors is not None,
-            planes=jit.TARGETS[target].planes,
+            planes=TARGETS[target].planes,
             sums=0 if form.blocks is None else form.blocks.block,
             kept=sides.factors is not None,
         )
@@ -205,7 +206,7 @@ class CompiledProduct:
             row_blocks=self._row_blocks,
             rank=self._rank,
             codes=codes,
-            tables=jit.TARGETS[self._target].tables(form, sides.values),
+            tables=TARGETS[self._target].tables(form, sides.values),
             row_scales=_padded(sides.row_scales, self._y_stride),
             row_shifts=_padded(sides.row_shifts, self._y_stride),
             in_factors=sides.inputs.before,
@@ -222,7 +223,7 @@ class CompiledProduct:
                 rank_scales=_padded(sides.factors.scales, self._rank),
             )
         if form.blocks is not None:
-            values, bias = sides.values, jit.TARGETS[self._target].bias(form)
+            values, bias = sides.values, TARGETS[self._target].bias(form)
             sections = packed.sections
             self._set(
                 numbers=torch.tensor([values.unit, values.shift - values.unit * bias]),

@@ -14,7 +14,6 @@ from functools import cache, lru_cache
 from typing import Any
 
 from reallm_compiler.codecs.numerics import emit
-from reallm_compiler.kernels import llvm_text_vbmi
 from reallm_compiler.kernels.form import Form
 from reallm_compiler.kernels.llvm_text import Text
 from reallm_compiler.kernels.llvm_text_blocks import write_block_sums
@@ -22,6 +21,7 @@ from reallm_compiler.kernels.llvm_text_call import write_call
 from reallm_compiler.kernels.llvm_text_finish import Outputs, write_finish
 from reallm_compiler.kernels.llvm_text_prepare import Inputs, write_prepare
 from reallm_compiler.kernels.llvm_text_product import write_row_sums
+from reallm_compiler.kernels.targets import TARGETS, runs_here
 
 GROUPS = (4, 1)
 """Tokens that a kernel for several takes at once."""
@@ -53,19 +53,10 @@ def target() -> str | None:
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "none" or sys.byteorder != "little" or not emit.available():
         return None
-    found = [name for name, one in TARGETS.items() if all(map(emit.processor_has, one.FEATURES))]
+    found = [name for name in TARGETS if runs_here(name)]
     if wanted:
         return wanted if wanted in found else None
     return found[0] if found else None
-
-
-TARGETS: dict[str, Any] = {"vbmi": llvm_text_vbmi}
-"""The modules of targets, the fastest first."""
-
-
-def fits(form: Form, name: str) -> bool:
-    """Whether a target can run a form."""
-    return bool(TARGETS[name].fits(form))
 
 
 def source(kernel: Kernel, name: str) -> str:
@@ -74,7 +65,7 @@ def source(kernel: Kernel, name: str) -> str:
     write_prepare(text, kernel.inputs)
     groups = GROUPS if kernel.several else (1,)
     for tokens in groups:
-        steps = TARGETS[name].Steps(text, kernel.form)
+        steps = TARGETS[name].steps(text, kernel.form)
         if kernel.form.blocks is None:
             write_row_sums(text, kernel.form, steps, tokens)
         else:
@@ -98,7 +89,9 @@ class Compiled:
     """
 
     def __init__(self, kernel: Kernel, name: str) -> None:
-        self._program = emit.Program(source(kernel, name), optimise=False)
+        self._program = emit.Program(
+            source(kernel, name), optimise=False, processor=TARGETS[name].processor
+        )
         job = CFUNCTYPE(None, c_void_p)
         self.linear: Any = job(self._program.address("linear"))
         self.prepare: Any = job(self._program.address("prepare"))

@@ -16,7 +16,7 @@ from reallm_compiler.kernels.llvm_text_numbers import (
     product_sum,
     sum_lanes,
 )
-from reallm_compiler.kernels.llvm_text_product import Lines, Target, grouped
+from reallm_compiler.kernels.llvm_text_product import Lines, Steps, grouped
 from reallm_compiler.storage.windows import ScaleArrays
 
 SCALES = ("block_scales", "block_supers", "block_offset")
@@ -27,7 +27,7 @@ UNROLLED = 4
 """Steps of a block that are written one after the other; more are a loop."""
 
 
-def write_block_sums(text: Text, form: Form, target: Target, tokens: int) -> None:
+def write_block_sums(text: Text, form: Form, target: Steps, tokens: int) -> None:
     """The function `sums<tokens>(job, first line, last line, first token)` with blocks."""
     arrays = form.blocks
     assert arrays is not None
@@ -50,7 +50,7 @@ def write_block_sums(text: Text, form: Form, target: Target, tokens: int) -> Non
                 lines.put(text.let(f"fmul float {value}, {unit}"), name, line.index)
 
 
-def _line(text: Text, form: Form, target: Target, names: list[str], blocks: _Blocks) -> list[str]:
+def _line(text: Text, form: Form, target: Steps, names: list[str], blocks: _Blocks) -> list[str]:
     """Sums <16 x float> of unit s S over the blocks of a line, for each token."""
     assert form.blocks is not None
     steps, kinds = max(1, form.blocks.block // STEP), target.sums()

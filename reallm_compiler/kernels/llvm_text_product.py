@@ -15,7 +15,7 @@ from reallm_compiler.kernels.form import STEP, Form
 from reallm_compiler.kernels.llvm_text import Text
 
 
-class Target(Protocol):
+class Steps(Protocol):
     """Writes the parts of a product that know the processor; `begin` and `line` come first.
 
     Attributes:
@@ -54,7 +54,7 @@ class Target(Protocol):
         """i64 for each row of a line, with `bias` times the sum of the activations too much."""
 
 
-def write_row_sums(text: Text, form: Form, target: Target, tokens: int) -> None:
+def write_row_sums(text: Text, form: Form, target: Steps, tokens: int) -> None:
     """The function `sums<tokens>(job, first line, last line, first token)` without blocks."""
     rows = form.line_rows
     with text.function(f"sums{tokens}", "i64 %first", "i64 %last", "i64 %from"):
@@ -85,9 +85,7 @@ def write_row_sums(text: Text, form: Form, target: Target, tokens: int) -> None:
                     lines.put(text.let(f"fmul float {value}, {unit}"), name, place)
 
 
-def _line(
-    text: Text, form: Form, target: Target, names: list[str], periods: str
-) -> list[list[str]]:
+def _line(text: Text, form: Form, target: Steps, names: list[str], periods: str) -> list[list[str]]:
     """The exact sums i64 of each token and each row of a line."""
     if target.most_steps is None:
         return _stretch(text, form, target, names, "0", periods)
@@ -106,7 +104,7 @@ def _line(
 
 
 def _stretch(
-    text: Text, form: Form, target: Target, names: list[str], first: str, last: str
+    text: Text, form: Form, target: Steps, names: list[str], first: str, last: str
 ) -> list[list[str]]:
     """The exact sums of some periods."""
     kinds = target.sums()

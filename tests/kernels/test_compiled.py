@@ -18,16 +18,13 @@ from reallm_compiler.kernels.packed import PackedMatrix
 from reallm_compiler.kernels.plain import PlainProduct
 from reallm_compiler.kernels.planes import integer_sums, integers
 from reallm_compiler.kernels.sides import sides_of
+from reallm_compiler.kernels.targets import TARGETS, runs_here
 from reallm_compiler.stages import MatrixPlan
 from tests.kernels.packing import dense, distance, packed_matrix
 from tests.kernels.test_windows import QUANTIZERS, ROW
 
 CPU = torch.device("cpu")
-TARGETS = [
-    name
-    for name, module in jit.TARGETS.items()
-    if emit.available() and all(map(emit.processor_has, module.FEATURES))
-]
+HERE = [name for name in TARGETS if emit.available() and runs_here(name)]
 """Targets that run here; tests of kernels are skipped where there is none."""
 
 HADAMARD = {"kind": "hadamard", "sides": "both", "block": 128}
@@ -83,7 +80,7 @@ SHAPES = [(13, 48), (72, 80), (24, 128)]
 def made(packed: PackedMatrix, target: str, dtype: torch.dtype = torch.float32) -> CompiledProduct:
     form = form_of(packed.plan, packed.shape)
     assert form is not None
-    assert jit.fits(form, target)
+    assert TARGETS[target].fits(form)
     sides = sides_of(packed, form)
     assert sides is not None
     return CompiledProduct(packed, form, sides, dtype, target)
@@ -102,7 +99,7 @@ def activations(count: int, columns: int) -> Tensor:
     return torch.randn(count, columns, generator=generator)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", HERE)
 @pytest.mark.parametrize("name", PLANS)
 def test_products_are_those_of_decoded_weights(name: str, target: str) -> None:
     for shape in [LONG[name]] if name in LONG else SHAPES:
@@ -113,7 +110,7 @@ def test_products_are_those_of_decoded_weights(name: str, target: str) -> None:
             assert distance(product.linear(x), x.double() @ weight.t()) < 1e-4
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", HERE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_activations_of_narrow_types(target: str, dtype: torch.dtype) -> None:
     packed = packed_of("trellis, rotated, with factors", (72, 80))
@@ -124,7 +121,7 @@ def test_activations_of_narrow_types(target: str, dtype: torch.dtype) -> None:
     assert torch.equal(found, wanted)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", HERE)
 @pytest.mark.parametrize("name", QUANTIZERS)
 def test_sums_are_the_exact_integers(name: str, target: str) -> None:
     """y = s_x (s S + z X) to the last bit, with sums of integers by torch."""
@@ -151,7 +148,7 @@ def test_sums_are_the_exact_integers(name: str, target: str) -> None:
     assert torch.equal(made(packed, target).linear(x), wanted)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", HERE)
 @pytest.mark.parametrize("name", PLANS)
 def test_results_depend_on_the_token_alone(
     name: str, target: str, monkeypatch: pytest.MonkeyPatch
@@ -175,7 +172,7 @@ def test_results_depend_on_the_token_alone(
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", HERE)
 def test_python_threads_do_the_same(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reallm_compiler.kernels.compiled.LEAST_FOR_THREADS", 1)
     packed = packed_of("trellis, rotated, with factors", (200, 128))
@@ -194,7 +191,7 @@ def test_python_threads_do_the_same(target: str, monkeypatch: pytest.MonkeyPatch
     assert calls
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", HERE)
 def test_what_is_not_finite_spoils_its_token_alone(target: str) -> None:
     packed = packed_of("uniform", (24, 128))
     x = activations(4, 128)

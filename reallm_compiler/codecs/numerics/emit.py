@@ -165,16 +165,17 @@ class Program:
         text: a module in LLVM's language.
         optimise: run LLVM's passes first; without them the processor's code is that of the text as
             it stands.
+        processor: LLVM's name of the processor to compile for; None for this one.
     """
 
-    def __init__(self, text: str, *, optimise: bool = True) -> None:
+    def __init__(self, text: str, *, optimise: bool = True, processor: str | None = None) -> None:
         if not available():
             raise RuntimeError("llvmlite is not installed, or too old")
         import llvmlite.binding as llvm
 
-        features = llvm.get_host_cpu_features().flatten()
+        features = "" if processor else llvm.get_host_cpu_features().flatten()
         machine = llvm.Target.from_default_triple().create_target_machine(
-            cpu=llvm.get_host_cpu_name(), features=features, opt=3
+            cpu=processor or llvm.get_host_cpu_name(), features=features, opt=3
         )
         module = llvm.parse_assembly(text)
         if optimise:

@@ -1,0 +1,200 @@
+"""Codes that are looked up in tables in memory (`llvm_text_wide`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs.windows import WindowValues
+from reallm_compiler.kernels.form import LANES, STEP, Form
+from reallm_compiler.kernels.llvm_text import Text
+from reallm_compiler.kernels.llvm_text_product import grouped
+from reallm_compiler.kernels.llvm_text_wide import W16, Machine, Wide
+
+
+class Looked(Wide):
+    """What reads windows one by one: words of the line, and indices from them."""
+
+    def __init__(self, text: Text, form: Form, machine: Machine) -> None:
+        super().__init__(text, form, machine)
+        self._word, self._word_start = "", 0
+        self._place = ""
+
+    def at_period(self, period: str) -> None:
+        """Windows of this period will be asked for."""
+        self._place = self.place(period)
+        self._word = ""
+
+    def window(self, start: int, bits: int) -> str:
+        """An index i64: bits of the line from a bit of the period on, which never goes back."""
+        text, first = self.text, start // 8
+        if not self._word or start + bits > 8 * self._word_start + 64:
+            self._word = text.load("i64", self._place, first)
+            self._word_start = first
+        by = start - 8 * self._word_start
+        value = text.let(f"lshr i64 {self._word}, {by}") if by else self._word
+        return text.let(f"and i64 {value}, {(1 << bits) - 1}")
+
+
+class Pairs(Looked):
+    """Two windows of one table at once: an entry of the wide table is two of int8."""
+
+    @staticmethod
+    def fits(form: Form) -> bool:
+        """Whether it can be done so."""
+        codes = form.codes
+        most = codes.window + max(codes.widths)
+        return codes.planes == codes.dim == 1 and not codes.identity and most <= 14
+
+    @staticmethod
+    def tables(form: Form, values: WindowValues) -> Tensor:
+        """int8 [windows of pairs, 2], for each width of the second code."""
+        assert values.table is not None
+        table, bits = values.table[0, :, 0], form.codes.window
+        found = []
+        for width in sorted(set(form.codes.widths)):
+            both = torch.arange(1 << bits + width)
+            found.append(torch.stack([table[both % (1 << bits)], table[both >> width]], dim=1))
+        return torch.cat(found)
+
+    def entries(self, period: str, step: int) -> list[list[str]]:
+        """32 pairs."""
+        text, codes = self.text, self.form.codes
+        self.at_period(period)
+        found = []
+        for first in range(STEP * step, STEP * (step + 1), LANES):
+            vector = "poison"
+            for code in range(first, first + LANES, 2):
+                width = codes.widths[(code + 1) % len(codes.widths)]
+                bits = codes.window + width
+                index = self.window(self.form.bits(code + 2) - bits, bits)
+                place = text.let(f"add i64 {index}, {pair_start(self.form, width)}")
+                entry = text.load("i16", self.table, place, "i16")
+                lane = (code - first) // 2
+                vector = text.let(f"insertelement <8 x i16> {vector}, i16 {entry}, i64 {lane}")
+            small = text.let(f"bitcast <8 x i16> {vector} to <16 x i8>")
+            found.append(text.let(f"sext <16 x i8> {small} to {W16}"))
+        return [found]
+
+
+def pair_start(form: Form, width: int) -> int:
+    """Where the table of pairs begins whose second code has a width."""
+    smaller = {other for other in form.codes.widths if other < width}
+    return sum(1 << form.codes.window + other for other in smaller)
+
+
+class Rows(Looked):
+    """A code stands for two or four rows: its entries of 16 bits, beside those of the next."""
+
+    @staticmethod
+    def fits(form: Form) -> bool:
+        """Whether it can be done so."""
+        codes = form.codes
+        return codes.planes == 1 and codes.dim in (2, 4) and codes.axis == "rows"
+
+    @staticmethod
+    def tables(form: Form, values: WindowValues) -> Tensor:
+        """int16 [2^window, dim]."""
+        assert values.table is not None
+        return values.table[0].to(torch.int16)
+
+    @property
+    def _columns(self) -> int:
+        """Columns of a vector of eight entries."""
+        return 8 // self.form.codes.dim
+
+    def __init__(self, text: Text, form: Form, machine: Machine) -> None:
+        super().__init__(text, form, machine)
+        self.most_steps = 16  # of 16 vectors each: 16 x 16 x (2 x 127 x 32384) < 2^31
+
+    def sums(self) -> list[tuple[str, str]]:
+        """Two vectors, in which each row has its lanes."""
+        return [("<4 x i32>", "zeroinitializer")] * 2
+
+    def entries(self, period: str, step: int) -> list[list[str]]:
+        """<8 x i16>: for each pair of columns the pairs of all rows, one after the other."""
+        text, codes = self.text, self.form.codes
+        self.at_period(period)
+        found = []
+        kind = f"<{codes.dim} x i16>"
+        for first in range(STEP * step, STEP * (step + 1), self._columns):
+            parts = []
+            for code in range(first, first + self._columns):
+                bits = codes.window
+                index = self.window(self.form.bits(code + 1) - bits, bits)
+                parts.append(text.load(kind, self.table, index, kind))
+            while len(parts) > 2:  # pairs of columns beside pairs
+                size = codes.dim
+                parts = [
+                    text.shuffle("i16", size, a, list(range(2 * size)), b)
+                    for a, b in ((parts[0], parts[2]), (parts[1], parts[3]))
+                ]
+            order = [lane for n in range(4) for lane in (n, n + 4)]
+            found.append(text.shuffle("i16", 4, parts[0], order, parts[1]))
+        return [found]
+
+    def add(
+        self, sums: Sequence[str], entries: list[list[str]], token: str, column: str
+    ) -> list[str]:
+        """Each pair of activations meets the pairs of all rows."""
+        text, found, columns = self.text, list(sums), self._columns
+        for number, vector in enumerate(entries[0]):
+            start = text.let(f"add i64 {column}, {columns * number}")
+            kind = f"<{columns} x i16>"
+            some = self.inputs(token, start, kind)
+            lanes = [2 * (lane // (2 * self.form.codes.dim)) + lane % 2 for lane in range(8)]
+            repeated = text.shuffle("i16", columns, some, lanes)
+            found[number % 2] = self.multiplied(found[number % 2], vector, repeated, 8)
+        return found
+
+    def totals(self, sums: Sequence[str]) -> list[str]:
+        """The lanes of each row."""
+        text, dim = self.text, self.form.codes.dim
+        both = [text.let(f"sext <4 x i32> {part} to <4 x i64>") for part in sums]
+        whole = text.let(f"add <4 x i64> {both[0]}, {both[1]}")
+        found = []
+        for row in range(dim):
+            total = text.let(f"extractelement <4 x i64> {whole}, i64 {row}")
+            for lane in range(row + dim, 4, dim):
+                one = text.let(f"extractelement <4 x i64> {whole}, i64 {lane}")
+                total = text.let(f"add i64 {total}, {one}")
+            found.append(total)
+        return found
+
+
+class Single(Looked):
+    """Every entry by itself, from tables in memory."""
+
+    @staticmethod
+    def fits(form: Form) -> bool:
+        """Whether there is a table."""
+        return not form.codes.identity
+
+    @staticmethod
+    def tables(form: Form, values: WindowValues) -> Tensor:
+        """int8 [planes, dim, 2^window]."""
+        assert values.table is not None
+        return values.table.transpose(1, 2)
+
+    def entries(self, period: str, step: int) -> list[list[str]]:
+        """Vectors of 16 for each dimension and plane."""
+        text, codes = self.text, self.form.codes
+        self.at_period(period)
+        ends = [self.form.bits(code + 1) for code in range(STEP * step, STEP * (step + 1))]
+        indices = [self.window(end - codes.window, codes.window) for end in ends]
+        found = []
+        for dim in range(codes.dim):
+            for plane in range(codes.planes):
+                start = (plane * codes.dim + dim) << codes.window
+                table = text.at(self.table, start)
+                for some in grouped(indices, LANES):
+                    vector = "poison"
+                    for lane, index in enumerate(some):
+                        entry = text.load("i8", table, index)
+                        vector = text.let(
+                            f"insertelement <16 x i8> {vector}, i8 {entry}, i64 {lane}"
+                        )
+                    found.append(text.let(f"sext <16 x i8> {vector} to {W16}"))
+        return [found]

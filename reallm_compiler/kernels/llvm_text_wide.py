@@ -1,0 +1,218 @@
+"""Codes to weights and sums for processors that multiply 16-bit numbers, 64 codes a step.
+
+Activations are integers of 16 bits. Pairs of entries and activations are multiplied and added in
+32 bits (pmaddwd on x86, smull and smlal on ARM); before these could overflow they are added up in
+64. A line of codes is copied to where zeros lie before and behind it, so that no step reads
+outside of it. There are four ways from codes to entries:
+
+- `Evened`: the entry is the code itself, or one of 16, and codes are unpacked in registers;
+- `Pairs`: two windows of a trellis are looked up at once in a table in memory;
+- `Rows`: a code is looked up once for the rows that it stands for;
+- `Single`: every entry by itself, whatever the form.
+
+`Evened` stands in `llvm_text_evened`, the others in `llvm_text_looked`. All is plain LLVM but for
+a few instructions, which `Machine` names for each architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from reallm_compiler.codecs.windows import LOW
+from reallm_compiler.kernels.form import LANES, STEP, Form
+from reallm_compiler.kernels.llvm_text import Text
+from reallm_compiler.kernels.llvm_text_numbers import F16, product_sum, same
+from reallm_compiler.kernels.llvm_text_product import grouped
+
+FRONT = 8
+"""Zero bytes before a line."""
+
+BEHIND = 72
+"""Bytes behind a line that a step may read."""
+
+PIECES = STEP // LANES
+"""Vectors of 16 entries that a step's codes make."""
+
+W16 = "<16 x i16>"
+S8 = "<8 x i32>"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Machine:
+    """Instructions of an architecture that have no name in plain LLVM.
+
+    Attributes:
+        pairs: what multiplies vectors of 16-bit numbers and adds pairs to numbers of 32 bits, by
+            the count of the former; plain LLVM for others.
+        look_up: (function, bytes) that looks bytes up in 16 entries; lanes of 16 bytes apart.
+    """
+
+    pairs: Mapping[int, str]
+    look_up: tuple[str, int]
+
+
+X86 = Machine(
+    pairs={8: "llvm.x86.sse2.pmadd.wd", 16: "llvm.x86.avx2.pmadd.wd"},
+    look_up=("llvm.x86.avx2.pshuf.b", 32),
+)
+ARM = Machine(pairs={}, look_up=("llvm.aarch64.neon.tbl1.v16i8", 16))
+
+
+class Wide:
+    """What the ways have in common.
+
+    Args:
+        text: where it is written.
+        form: of the codes.
+        machine: of the processor.
+    """
+
+    bias = 0
+
+    def __init__(self, text: Text, form: Form, machine: Machine) -> None:
+        self.text = text
+        self.form = form
+        self.machine = machine
+        # 128 steps of two pieces each: 128 x 2 x (2 x 128 x 32384) < 2^31.
+        self.most_steps: int | None = 128 // form.streams
+        self.period_bytes = form.bits(form.period) // 8
+        self.table = self._line = self._line_bytes = self._inputs = self._stride = ""
+        self._stream = ""
+        self._tokens: dict[str, str] = {}
+
+    @property
+    def direct(self) -> bool:
+        """Whether no step reads beyond a line."""
+        return False
+
+    def begin(self) -> None:
+        """Memory for a line, with zeros at both ends."""
+        text = self.text
+        self.table, self._inputs = text.pointer("tables"), text.pointer("high")
+        self._stride, self._stream = text.slot("plane_stride"), text.slot("line_codes")
+        self._line_bytes = text.slot("line_bytes")
+        if self.direct:
+            return
+        periods = text.let(f"mul i64 {text.slot('periods')}, {self.period_bytes}")
+        most = text.call("i64", "llvm.smax.i64", f"i64 {periods}", f"i64 {self._line_bytes}")
+        most = text.let(f"add i64 {most}, {FRONT + BEHIND}")
+        memory = text.let(f"alloca i8, i64 {most}, align 64")
+        text.call("void", "llvm.memset.p0.i64", f"ptr {memory}", "i8 0", f"i64 {most}", "i1 false")
+        self._line = text.at(memory, FRONT)
+
+    def line(self, base: str) -> None:
+        """Copies a line, where steps read beyond its ends."""
+        if self.direct:
+            self._line = base
+            return
+        self.text.call(
+            "void",
+            "llvm.memcpy.p0.p0.i64",
+            f"ptr {self._line}",
+            f"ptr {base}",
+            f"i64 {self._line_bytes}",
+            "i1 false",
+        )
+
+    def token(self, token: str) -> None:
+        """Where the integers of a token lie."""
+        start = self.text.let(f"mul i64 {token}, {self._stride}")
+        self._tokens[token] = self.text.at(self._inputs, start, "i16")
+
+    def place(self, period: str) -> str:
+        """The address of a period of the line."""
+        start = self.text.let(f"mul i64 {period}, {self.period_bytes}")
+        return self.text.at(self._line, start)
+
+    def inputs(self, token: str, column: str, kind: str = W16) -> str:
+        """Integers of a token."""
+        return self.text.load(kind, self._tokens[token], column, "i16")
+
+    def multiplied(self, total: str, a: str, b: str, count: int = LANES) -> str:
+        """Sums of 32 bits and the products of 16-bit numbers, added in pairs."""
+        text, half = self.text, count // 2
+        short, long = f"<{count} x i16>", f"<{half} x i32>"
+        if count in self.machine.pairs:
+            found = text.call(long, self.machine.pairs[count], f"{short} {a}", f"{short} {b}")
+        else:
+            wide = f"<{count} x i32>"
+            a, b = (text.let(f"sext {short} {one} to {wide}") for one in (a, b))
+            product = text.let(f"mul {wide} {a}, {b}")
+            even = text.shuffle("i32", count, product, list(range(0, count, 2)))
+            odd = text.shuffle("i32", count, product, list(range(1, count, 2)))
+            found = text.let(f"add {long} {even}, {odd}")
+        return text.let(f"add {long} {total}, {found}")
+
+    # ---- sums of entries as they lie
+
+    @property
+    def _parts(self) -> int:
+        """Vectors of sums for each row and plane: two; with blocks within a step one a piece."""
+        blocks = self.form.blocks
+        return PIECES if blocks is not None and blocks.block < STEP else 2
+
+    def sums(self) -> list[tuple[str, str]]:
+        """`_parts` for each row and plane."""
+        count = self._parts * self.form.codes.planes * self.form.line_rows
+        return [(S8, "zeroinitializer")] * count
+
+    def add(
+        self, sums: Sequence[str], entries: list[list[str]], token: str, column: str
+    ) -> list[str]:
+        """Pieces of each plane take turns at its vectors of sums."""
+        text, found = self.text, list(sums)
+        planes, rows = self.form.codes.planes, self.form.codes.axis == "rows"
+        for number, vectors in enumerate(grouped(entries[0], PIECES)):
+            dim, plane = divmod(number, planes)
+            for piece, vector in enumerate(vectors):
+                start = text.let(f"add i64 {column}, {LANES * piece}")
+                if not rows:
+                    offset = text.let(f"mul i64 {self._stream}, {dim}")
+                    start = text.let(f"add i64 {start}, {offset}")
+                index = self._parts * (plane + planes * (dim if rows else 0))
+                index += piece % self._parts
+                inputs = self.inputs(token, start)
+                found[index] = self.multiplied(found[index], vector, inputs)
+        return found
+
+    def lanes(self, sums: Sequence[str]) -> str:
+        """Pairs of neighbours added up where pieces stand by themselves."""
+        text, half = self.text, LANES // 2
+        value = ""
+        for parts in grouped(sums, self._parts):
+            halves = parts
+            if len(parts) == PIECES:
+                halves = []
+                for low, high in grouped(parts, 2):
+                    even, odd = (
+                        text.shuffle("i32", half, low, list(range(first, LANES, 2)), high)
+                        for first in (0, 1)
+                    )
+                    halves.append(text.let(f"add {S8} {even}, {odd}"))
+            whole = text.shuffle("i32", half, halves[0], list(range(LANES)), halves[1])
+            one = text.let(f"sitofp <16 x i32> {whole} to {F16}")
+            value = product_sum(text, one, value, same(LOW)) if value else one
+        return value
+
+    def totals(self, sums: Sequence[str]) -> list[str]:
+        """The high plane first."""
+        found = []
+        for planes in grouped(sums, self._parts * self.form.codes.planes):
+            total = "0"
+            for pair in grouped(planes, self._parts):
+                total = self.text.let(f"mul i64 {total}, {LOW}")
+                for part in pair:
+                    wide = self.text.let(f"sext {S8} {part} to <8 x i64>")
+                    one = self.text.call("i64", "llvm.vector.reduce.add.v8i64", f"<8 x i64> {wide}")
+                    total = self.text.let(f"add i64 {total}, {one}")
+            found.append(total)
+        return found
+
+    def widened(self, entries: str, count: int) -> list[str]:
+        """<count x i8> as vectors <16 x i16>."""
+        found = []
+        for first in range(0, count, LANES):
+            part = self.text.shuffle("i8", count, entries, list(range(first, first + LANES)))
+            found.append(self.text.let(f"sext <16 x i8> {part} to {W16}"))
+        return found

@@ -1,0 +1,133 @@
+"""The processors that kernels are written for."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from reallm_compiler.codecs.numerics import emit
+from reallm_compiler.codecs.windows import WindowValues
+from reallm_compiler.kernels import llvm_text_vbmi
+from reallm_compiler.kernels.form import Form
+from reallm_compiler.kernels.llvm_text import Text
+from reallm_compiler.kernels.llvm_text_evened import Evened
+from reallm_compiler.kernels.llvm_text_looked import Pairs, Rows, Single
+from reallm_compiler.kernels.llvm_text_product import Steps
+from reallm_compiler.kernels.llvm_text_wide import ARM, X86, Machine
+
+
+class Target(Protocol):
+    """A processor that kernels are written for."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What it must have, by LLVM's names."""
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """Names of its architecture."""
+
+    @property
+    def processor(self) -> str | None:
+        """LLVM's name of the processor to compile for; None for this one."""
+
+    @property
+    def planes(self) -> bool:
+        """Whether activations are two planes of int8, else they are integers of 16 bits."""
+
+    def fits(self, form: Form) -> bool:
+        """Whether there is a kernel for a form."""
+
+    def steps(self, text: Text, form: Form) -> Steps:
+        """What writes the parts of a product that know the processor."""
+
+    def tables(self, form: Form, values: WindowValues) -> Tensor | None:
+        """What its kernels look entries up in."""
+
+    def bias(self, form: Form) -> int:
+        """What all entries of a form together are larger in sums of blocks than they are."""
+
+
+class Vbmi:
+    """AVX-512 with VBMI and VNNI."""
+
+    features = llvm_text_vbmi.FEATURES
+    machines = ("x86_64", "AMD64")
+    processor: str | None = None
+    planes = True
+
+    def fits(self, form: Form) -> bool:
+        """Where windows and tables fit into registers."""
+        return llvm_text_vbmi.fits(form)
+
+    def steps(self, text: Text, form: Form) -> Steps:
+        """In registers of 64 bytes."""
+        return llvm_text_vbmi.Registers(text, form)
+
+    def tables(self, form: Form, values: WindowValues) -> Tensor | None:
+        """Bytes without sign."""
+        return llvm_text_vbmi.tables(form, values)
+
+    def bias(self, form: Form) -> int:
+        """That of bytes without sign."""
+        return llvm_text_vbmi.bias(form)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wide:
+    """Processors that multiply numbers of 16 bits."""
+
+    features: tuple[str, ...]
+    machines: tuple[str, ...]
+    processor: str | None
+    instructions: Machine
+    planes: bool = False
+
+    def fits(self, form: Form) -> bool:
+        """Where one of the ways does."""
+        return any(way.fits(form) for way in WAYS)
+
+    def steps(self, text: Text, form: Form) -> Steps:
+        """The first way that can do it."""
+        made: Steps = _way(form)(text, form, self.instructions)
+        return made
+
+    def tables(self, form: Form, values: WindowValues) -> Tensor | None:
+        """As the way needs them."""
+        found: Tensor | None = _way(form).tables(form, values)
+        return found
+
+    def bias(self, form: Form) -> int:
+        """None."""
+        return 0
+
+
+WAYS: tuple[Any, ...] = (Evened, Pairs, Rows, Single)
+"""Ways from codes to entries, the fastest first."""
+
+
+def _way(form: Form) -> Any:  # noqa: ANN401 - a class
+    return next(way for way in WAYS if way.fits(form))
+
+
+TARGETS: dict[str, Target] = {
+    "vbmi": Vbmi(),
+    "avx2": Wide(
+        features=("avx2", "fma", "f16c"),
+        machines=("x86_64", "AMD64"),
+        processor="x86-64-v3",
+        instructions=X86,
+    ),
+    "neon": Wide(features=(), machines=("aarch64", "arm64"), processor=None, instructions=ARM),
+}
+"""By name, the fastest first."""
+
+
+def runs_here(name: str) -> bool:
+    """Whether this machine can run kernels of a target; `emit.available` must be true."""
+    target = TARGETS[name]
+    here = platform.machine() in target.machines
+    return here and all(map(emit.processor_has, target.features))
