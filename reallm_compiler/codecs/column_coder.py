@@ -139,6 +139,27 @@ class ColumnCoder:
             targets[:, last:].addmm_(errors, upper[first:last, last:])
         return decoded
 
+    def improve(
+        self, values: Tensor, scales: Tensor, root: Tensor, columns: slice, rows: slice
+    ) -> Tensor:
+        """Code `step` columns again for other values, where that costs less than their old codes.
+
+        This one is for single columns, each of whose codes is the nearest one.
+
+        Args:
+            values: [n, m], normalised.
+            scales: [n, m] or [1, m], what errors of normalised values are multiplied by.
+            root: C [m, m], lower triangular: an error e of a row costs |e C|^2.
+            columns: first and last of them in the coded order.
+            rows: first and last row.
+
+        Returns:
+            the decoded normalised values [n, m].
+        """
+        _, decoded = self.quantize(values, columns, rows=rows)
+        assert decoded is not None
+        return decoded
+
     def sections(self) -> Sections:
         """Sections of the codes, once every column of every row was coded."""
         raise NotImplementedError

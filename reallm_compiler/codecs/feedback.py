@@ -23,6 +23,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs.column_coder import ColumnCoder, RowFeedback
 from reallm_compiler.codecs.contract import Latent
+from reallm_compiler.codecs.descent import descend
 from reallm_compiler.codecs.feedback_scales import (
     largest_scale,
     relative_scales,
@@ -81,7 +82,7 @@ class FeedbackCodec(RoundingCodec[FeedbackRounding]):
             if stretch != 1:
                 latent = stages.scaled(stretch)
                 coder = stages.coder(latent, importance)
-        _encode(stages, latent, coder, bands, above, rows)
+        _encode(stages, latent, coder, bands, above, rows, params.sweeps)
         return coder
 
 
@@ -94,12 +95,14 @@ class _Band:
         last: the row after the last one.
         columns: int64 [q], the columns of the matrix in the coded order; None for their own.
         feedback: along these rows, with scales of one.
+        gram: float64 [q, q], the metric in the coded order.
     """
 
     first: int
     last: int
     columns: Tensor | None
     feedback: RowFeedback
+    gram: Tensor
 
 
 def _bands(stages: LatentStages, inputs: Tensor, coder: ColumnCoder, latent: Latent) -> list[_Band]:
@@ -123,7 +126,8 @@ def _bands(stages: LatentStages, inputs: Tensor, coder: ColumnCoder, latent: Lat
             importance=importance.to(torch.float32),
             scales=ones,
         )
-        bands.append(_Band(first=first, last=last or count, columns=columns, feedback=feedback))
+        end = last or count
+        bands.append(_Band(first=first, last=end, columns=columns, feedback=feedback, gram=own))
         first = last or count
     return bands
 
@@ -135,6 +139,7 @@ def _encode(
     bands: list[_Band],
     above: Tensor | None,
     rows: int,
+    sweeps: int,
 ) -> None:
     """Codes all rows of a latent [p, q].
 
@@ -145,6 +150,7 @@ def _encode(
         bands: of it.
         above: float32 [p, p], U_G with blocks of the identity; None without an output side.
         rows: rows of a block.
+        sweeps: of coordinate descent afterwards, without an output side.
     """
     p, q = latent.values.shape
     errors = latent.values.new_empty(p, q, dtype=torch.float32) if above is not None else None
@@ -166,7 +172,13 @@ def _encode(
                 group=group or 1,
             )
             if above is None or errors is None:
-                coder.quantize_rows(values, span, feedback)
+                decoded = coder.quantize_rows(values, span, feedback)
+                if sweeps:
+                    wanted = values * scales if zeros is None else values * scales + zeros
+                    if group is not None:  # scales were chosen anew
+                        now = relative_scales(latent.scales, span, coder.order, values, largest)
+                        scales, zeros = now
+                    descend(coder, wanted, decoded, span, scales, zeros, band.gram, sweeps)
                 continue
             wanted = values * scales if zeros is None else values * scales + zeros
             if first:  # errors stand in the order of the matrix, which bands do not share

@@ -153,6 +153,11 @@ class MatrixPlan(Stage):
                 f"`code_bits: {code_bits}` of the `{_name(scales)}` scales must be the `bits` of "
                 f"the quantizer, {getattr(quantizer, 'bits', None)}"
             )
+        if self.rounding.recodes and not quantizer.recodes:
+            raise ValueError(
+                f"the codes of `{_name(quantizer)}` are chosen together, and `sweeps` of the "
+                "rounding change some of them: leave these out"
+            )
         for name, stages in (("residual", self.residual), ("transform", self.transform)):
             if len({type(stage) for stage in stages}) < len(stages):
                 raise ValueError(f"a kind of {name} can stand in the list once")

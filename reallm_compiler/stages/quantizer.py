@@ -19,6 +19,7 @@ class QuantizerStage(Stage):
             needs scales.
         shares: what the matrices of a share group store once, in words; None if nothing.
         codes_latents: it can code the latents of an autoencoder while that is trained.
+        recodes: the codes of some columns can be chosen again with all others as they are.
         coarse: it stores few bits, so that a trained autoencoder gains by learning with its codes.
         scalar: each weight has a code of its own, for one of some fixed levels.
         even: and the levels are evenly spaced.
@@ -27,6 +28,7 @@ class QuantizerStage(Stage):
     ranges: ClassVar[frozenset[Range]] = frozenset({"free", "signed", "unit"})
     shares: ClassVar[str | None] = None
     codes_latents: ClassVar[bool] = True
+    recodes: ClassVar[bool] = True
     coarse: ClassVar[bool] = True
     scalar: ClassVar[bool] = False
     even: ClassVar[bool] = False
@@ -220,6 +222,7 @@ class TrellisQuantizer(QuantizerStage):
 
     shares: ClassVar[str | None] = "a table"
     codes_latents: ClassVar[bool] = False
+    recodes: ClassVar[bool] = False
 
     kind: Literal["trellis"]
     bits: Rational = Field(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from reallm_compiler.stages.base import Rational, Stage
 
@@ -18,6 +18,11 @@ class RoundingStage(Stage):
     """
 
     alone: ClassVar[bool] = False
+
+    @property
+    def recodes(self) -> bool:
+        """Whether codes of some columns are chosen again, the others as they are."""
+        return False
 
 
 class NearestRounding(RoundingStage):
@@ -55,6 +60,14 @@ class FeedbackRounding(RoundingStage):
     damping_output: Rational = Field(
         default=Fraction(1, 10), description="The same for the output metric."
     )
+    sweeps: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="How often the codes of each group of columns are chosen again afterwards, "
+        "with all others as they are, at most (coordinate descent: QuIP#, AQLM); for `sides: "
+        "input`.",
+    )
     rows: int = Field(
         default=8,
         ge=1,
@@ -66,6 +79,17 @@ class FeedbackRounding(RoundingStage):
     def needs_statistics(self) -> bool:
         """Yes."""
         return True
+
+    @property
+    def recodes(self) -> bool:
+        """In sweeps."""
+        return self.sweeps > 0
+
+    @model_validator(mode="after")
+    def _sweeps_along_the_inputs(self) -> FeedbackRounding:
+        if self.sweeps and self.sides != "input":
+            raise ValueError("`sweeps` change codes along the inputs: use `sides: input`")
+        return self
 
     @field_validator("damping", "damping_output")
     @classmethod

@@ -10,7 +10,10 @@ class FeedbackLaw(SizeLaw[FeedbackRounding]):
     """The memory of the metric, its factors, and the errors of all rows."""
 
     def cost(self, params: FeedbackRounding, shape: Shape, context: Context) -> Cost:
-        """Four matrices [q, q] and [p, p] in float64, and the latent twice in float32."""
+        """Four matrices [q, q] and [p, p] in float64, and the latent twice in float32, with sweeps
+        five times.
+        """
         p, q = shape
         outputs = p * p if params.sides == "both" else 0
-        return Cost(host_bytes=4 * 8 * (q * q + outputs) + 2 * 4 * p * q)
+        latents = 5 if params.sweeps else 2
+        return Cost(host_bytes=4 * 8 * (q * q + outputs) + latents * 4 * p * q)

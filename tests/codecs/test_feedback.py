@@ -227,3 +227,76 @@ def test_statistics_are_needed(gaussian):
 def test_what_does_not_fit_is_refused(stages, reason):
     with pytest.raises(ValidationError, match=reason):
         MatrixPlan.model_validate({**stages, "rounding": {"kind": "feedback"}})
+
+
+SWEPT = [name for name in PLANS if not name.startswith(("trellis", "rotated", "numbers"))]
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_sweeps_lower_the_cost(name, gaussian):
+    weight, given = gaussian(P, Q), statistics()
+    without = planned(name, sides="input")
+    swept = planned(name, sides="input", sweeps=20)
+    before = cost(weight - coded(without, weight, given), given, both=False)
+    found = coded(swept, weight, given)
+    after = cost(weight - found, given, both=False)
+    assert after < (0.995 if name == "minmax" else 0.98) * before
+    again = planned(name, sides="input", sweeps=40)  # it had ended by itself
+    assert torch.equal(coded(again, weight, given), found)
+
+
+def test_after_the_sweeps_no_single_code_can_be_better(gaussian):
+    """By trying the levels of each weight, a weight at a time."""
+    weight, given = gaussian(8, Q).double(), statistics(outputs=correlated(8, 2))
+    plan = planned("uniform", sides="input", sweeps=200)
+    found = coded(plan, weight.float(), given).double()
+    h = damped(given.inputs, 0.03)
+
+    def of(error: Tensor) -> float:
+        return float((error @ h) @ error)
+
+    better = 0.0
+    for row in range(8):
+        values = found[row]
+        levels = values.unique()
+        best = of(weight[row] - values)
+        for column in range(Q):
+            for level in levels:
+                changed = values.clone()
+                changed[column] = level
+                better = max(better, 1 - of(weight[row] - changed) / best)
+    assert better < 0.05
+
+
+def test_sweeps_are_for_the_input_side_and_for_single_codes():
+    with pytest.raises(ValidationError, match="use `sides: input`"):
+        planned("uniform", sides="both", sweeps=2)
+    with pytest.raises(ValidationError, match="leave these out"):
+        planned("trellis", sides="input", sweeps=2)
+
+
+def test_the_loss_of_sums_is_that_of_a_slow_search(gaussian):
+    """AQLM's search by plain loops: for each row and group the pair of words of least cost."""
+    weight, given = gaussian(P, Q), statistics()
+    plan = planned("additive", sides="input", sweeps=4)
+    encoded = encode_matrix(plan, weight, seed=1, source_dtype="f32", statistics=given)
+    found = decode_matrix(plan, (P, Q), "f32", encoded.sections, dtype=torch.float64)
+    nearest = planned("additive")
+    start = encode_matrix(nearest, weight, seed=1, source_dtype="f32")
+    slow = decode_matrix(nearest, (P, Q), "f32", start.sections, dtype=torch.float64)
+    scale = start.sections["scales"].double()
+    books = start.sections["codebook"].double() * start.sections["codebook_scale"].double()
+    pairs = (books[0][:, None] + books[1][None]).view(-1, 4) * scale
+    h = damped(given.inputs, 0.03)
+    for _ in range(4):
+        for first in range(0, Q, 4):
+            k = slice(first, first + 4)
+            for row in range(P):
+                error = weight[row].double() - slow[row]
+                error[k] = 0
+                rest = weight[row, k].double() - pairs  # [pairs, 4]
+                costs = ((rest @ h[k, k]) * rest).sum(1) + 2 * rest @ (h[k] @ error)
+                slow[row, k] = pairs[costs.argmin()]
+    ours = cost(weight - found, given, both=False)
+    assert ours < 1.05 * cost(weight - slow, given, both=False)
+    assert ours < 0.6 * cost(weight - coded(nearest, weight, None), given, both=False)

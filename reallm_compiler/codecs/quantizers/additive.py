@@ -45,6 +45,10 @@ class AdditiveCoder(GridCoder):
         codes = nearest_sums(values, weights, self._books, self._beam)
         return (codes << self._shifts).sum(1)
 
+    def _nearest_in(self, values: Tensor, root: Tensor) -> Tensor:
+        books = self._books.to(root) @ root
+        return (nearest_sums(values @ root, None, books, self._beam) << self._shifts).sum(1)
+
     def _apart(self, codes: Tensor) -> Tensor:
         """The codes [..., M] of each codebook."""
         apart: Tensor = codes[..., None] >> self._shifts & (2**self._bits - 1)

@@ -158,6 +158,29 @@ class GridCoder(ColumnCoder):
             code_shape(params, shape), dtype=dtype, device=latent.values.device
         )
 
+    def improve(
+        self, values: Tensor, scales: Tensor, root: Tensor, columns: slice, rows: slice
+    ) -> Tensor:
+        """Vectors in the metric of their columns; along the rows columns are single."""
+        if self.step == 1:
+            return super().improve(values, scales, root, columns, rows)
+        d, m = self.step, values.shape[1]
+        grid = self._codes[rows, columns.start // d]
+        if m < d:  # the padding of a ragged edge costs nothing
+            root = torch.nn.functional.pad(root, (0, d - m, 0, d - m))
+            values = torch.nn.functional.pad(values, (0, d - m))
+            scales = torch.nn.functional.pad(scales, (0, d - m))
+        codes = torch.stack([grid.to(torch.int64), self._nearest_in(values, root)])
+        decoded = torch.stack([self._decoded(one) for one in codes])  # old and new, [2, n, d]
+        costs = (((decoded - values) * scales) @ root).square().sum(2)
+        better = costs[1] < costs[0]
+        grid.copy_(torch.where(better, codes[1], codes[0]))
+        return torch.where(better[:, None], decoded[1], decoded[0])[:, :m]
+
+    def _nearest_in(self, values: Tensor, root: Tensor) -> Tensor:
+        """Codes [n] of vectors [n, d] with small errors |e C|^2; the nearest ones will do."""
+        return self._nearest(values, None)
+
     def _nearest(self, values: Tensor, weights: Tensor | None) -> Tensor:
         """Codes [n] of vectors [n, d]; weights as of `Vectors.chunks`."""
         raise NotImplementedError
@@ -205,6 +228,11 @@ class VectorCoder(GridCoder):
 
     def _nearest(self, values: Tensor, weights: Tensor | None) -> Tensor:
         return assign(values, weights, self._codebook)
+
+    def _nearest_in(self, values: Tensor, root: Tensor) -> Tensor:
+        if not self._codebook.shape[1] > 1:
+            return self._nearest(values, None)
+        return assign(values @ root, None, self._codebook.to(root) @ root)
 
     def _decoded(self, codes: Tensor) -> Tensor:
         return look_up(self._codebook, codes)
