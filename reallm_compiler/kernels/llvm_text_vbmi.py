@@ -27,6 +27,9 @@ BIAS = 128
 MOST_REGISTERS = 20
 """Tables that fill more registers lie in memory, where `llvm_text_wide` looks them up."""
 
+planes = True
+"""Activations are two planes of int8."""
+
 V64 = "<64 x i8>"
 V16 = "<16 x i32>"
 
@@ -85,7 +88,7 @@ class Window:
         self.whole = codes.window == 8 and codes.widths == (8,)
 
 
-class Registers:
+class Steps:
     """Writes the parts of a product that know the processor.
 
     Args:
@@ -261,13 +264,15 @@ class Registers:
             for plane, piece in enumerate(planes):
                 for part, pointer in enumerate(self._planes[token]):
                     index = first + plane + part
-                    values = text.load(V64, pointer, column)
+                    # Up to LLVM 21 the bytes are said to be 32-bit numbers; later ones take both.
+                    values = text.load(V16, pointer, column)
+                    words = text.let(f"bitcast {V64} {piece} to {V16}")
                     found[index] = text.call(
                         V16,
                         "llvm.x86.avx512.vpdpbusd.512",
                         f"{V16} {found[index]}",
-                        f"{V64} {piece}",
-                        f"{V64} {values}",
+                        f"{V16} {words}",
+                        f"{V16} {values}",
                     )
         return found
 
