@@ -9,7 +9,8 @@ Each recipe is compiled with 1 worker, with 2, and with 2 whose compile is kille
 (SIGKILL, when the journal has grown by a share of the tasks) and goes on with the same command. All
 files must be equal byte by byte. `--write` keeps the digest of every section; `--compare` holds the
 sections of today against those of an earlier version, whose documents may have had other keys.
-Recipes that train for more than `--most-training` operations are left out, and said to be. Prints
+Recipes that train for more than `--most-training` operations, or need statistics or a text, are left
+out, and said to be. Prints
 a line for each recipe and model; ends with 1 if anything differs.
 """
 
@@ -29,7 +30,7 @@ from pathlib import Path
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import ReallmError
-from reallm_compiler.recipe import list_shipped
+from reallm_compiler.recipe import list_shipped, load_recipe
 from reallm_formats import Archive
 
 DEMO = Path(__file__).resolve().parents[1] / "demo" / "model"
@@ -123,6 +124,10 @@ def cases(given: argparse.Namespace) -> Iterator[tuple[Path, str]]:
                 training = reallm.plan(recipe, model=model).budget().totals.training_operations
             except ReallmError as error:
                 print(f"{name_of(model):14} {recipe:24} left out: {error.message}", flush=True)
+                continue
+            loaded = load_recipe(recipe)
+            if loaded.statistics == "required" or loaded.fit is not None:
+                print(f"{name_of(model):14} {recipe:24} left out: needs statistics or a text")
                 continue
             if training > given.most_training:
                 print(f"{name_of(model):14} {recipe:24} left out: trains {training:.1e} operations")

@@ -29,7 +29,7 @@ import reallm_compiler as reallm
 from reallm_compiler.evaluate import Evaluation, evaluate, load_for_evaluation
 from reallm_compiler.recipe import list_shipped, load_recipe
 from studies.pages import write_part
-from studies.results import MOST_TRAINING, Study, Subject, needs_statistics, read_rows
+from studies.results import MOST_TRAINING, Study, Subject, needs_statistics, needs_text, read_rows
 
 COMMAND = [sys.executable, "-c", "from reallm_cli.main import run; run()"]
 BITS = (2, 3, 4)
@@ -165,6 +165,8 @@ class Measuring:
             return None
         if statistics and subject.statistics is None:
             return None
+        if needs_text(document) and subject.calibration is None:
+            return None
         found, seconds, peak = self._measure(document, planned, statistics)
         inside = [row for row in budget.matrices if row.name in self.study.linear]
         assert found.kl is not None
@@ -199,6 +201,8 @@ class Measuring:
             command += [str(subject.folder), "-o", str(path), "--device", "cpu", "--workers", "1"]
             if statistics:
                 command += ["--stats", str(subject.statistics)]
+            if needs_text(document):
+                command += ["--text", str(subject.calibration)]
             began = time.perf_counter()
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             _, status, usage = os.wait4(process.pid, 0)

@@ -13,6 +13,7 @@ Each `--model` takes a name, a checkpoint folder, a text, and options:
     documents=N    only the last N documents (of the rest)
     bytes=N        only the first N bytes of the text
     stats=FILE     what `reallm calibrate` measured, for the recipes that need it
+    calibrate=FILE the text by which blocks learn, for the recipes with `fit`
 
 Compile times are seconds of wall time on this machine; all else is exact. With `--rows FILE` each
 row is kept as soon as it is measured, and the same command goes on after an interruption. Rows of
@@ -180,6 +181,7 @@ class Study:
                 model=self.subject.folder,
                 output=path,
                 statistics=self.subject.statistics if needs_statistics(recipe) else None,
+                text=self.subject.calibration if needs_text(recipe) else None,
                 device="cpu",
                 workers=self.workers,
             )
@@ -228,6 +230,11 @@ def needs_statistics(recipe: str | dict[str, Any]) -> bool:
     return load_recipe(recipe).statistics == "required"
 
 
+def needs_text(recipe: str | dict[str, Any]) -> bool:
+    """Whether blocks learn by a text in a compile by this recipe."""
+    return load_recipe(recipe).fit is not None
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of an earlier run; the last line may be half a row, which is cut off."""
     rows, good = [], 0
@@ -262,6 +269,11 @@ def recipes_table(study: Study, recipes: list[str]) -> list[str]:
             continue
         if needs_statistics(recipe) and subject.statistics is None:
             rows.append(f"| `{recipe}` | not run: no `stats=FILE` for this model | | | | | | | |")
+            continue
+        if needs_text(recipe) and subject.calibration is None:
+            rows.append(
+                f"| `{recipe}` | not run: no `calibrate=FILE` for this model | | | | | | | |"
+            )
             continue
         one = study.compiled(recipe)
         rows.append(

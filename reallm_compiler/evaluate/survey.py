@@ -114,6 +114,14 @@ def _survey(
                 hint="compile it with `--stats` and measure it with `reallm eval ... --reference "
                 f"MODEL`; here try one that needs no statistics, such as `{DATA_FREE[0]}`",
             )
+        if recipe.fit is not None:
+            raise EvaluationError(
+                "a survey compares the errors of weights, and by this recipe blocks of the model "
+                "learn by a text",
+                location=name,
+                hint="compile it with `--text` and measure it with `reallm eval ... --reference "
+                f"MODEL`; here try one by which nothing learns, such as `{DATA_FREE[0]}`",
+            )
         trials[name] = compile_model(
             recipe,
             model=source.inventory,

@@ -23,6 +23,7 @@ from reallm_compiler.models.build import build_model
 from reallm_compiler.models.names import parameter_names
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.weights import Weights, shard_facts
+from reallm_compiler.planning.fit import fit_blocks
 from reallm_compiler.prepare import prepare_model, prepare_stages
 from reallm_compiler.progress import Progress
 from reallm_compiler.reader.archive import ModelArchive
@@ -160,9 +161,11 @@ class Original:
     def _check(self, archive: ModelArchive) -> None:
         for matrix in archive.plan.matrices:
             self._known(matrix.tensor)
+        learned = {norm.name for block in fit_blocks(archive.plan) for norm in block.norms}
         for tensor in archive.plan.tensors:
             spec = self._known(tensor.name)
             small = spec.count <= CHECKED and spec.dtype == tensor.dtype
+            small = small and tensor.name not in learned
             if spec.shape != tensor.shape or (
                 small
                 and not torch.equal(

@@ -13,6 +13,7 @@ import reallm_compiler as reallm
 from reallm_compiler.errors import CompileError, RecipeError, ResumeError
 from reallm_compiler.execute.events import FellBack, TaskDone
 from reallm_compiler.execute.fit import coder, train
+from reallm_compiler.finetune import finetune
 from reallm_compiler.reader.verify import verify
 from reallm_compiler.runs import training
 from tests.conftest import CORPUS
@@ -171,6 +172,18 @@ def test_a_kill_inside_a_block(
         compiled(TOGETHER, tiny_llama, output, text=text)
     assert len(epochs) == 8  # none twice
     assert output.read_bytes() == whole
+
+
+def test_an_archive_with_learned_norms_can_be_tuned(
+    tiny_llama: Path, text: Path, tmp_path: Path, whole: bytes
+) -> None:
+    """Its norms are not the original's, by which a wrong original is told."""
+    base = tmp_path / "base.reallm"
+    base.write_bytes(whole)
+    options = {"window": 16, "held_out": 2, "stages": ["block"], "block": {"epochs": 1}}
+    adapter = tmp_path / "x.adapter"
+    finetune(base, model=tiny_llama, text=[text], output=adapter, options=options)
+    assert adapter.exists()
 
 
 def test_another_text_is_another_run(tiny_llama: Path, text: Path, tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ def test_its_head_says_purpose_source_command_and_size(name):
     if load_recipe(name).statistics == "required":
         stats = " --stats model.stats"
         assert " reallm calibrate PATH --text TEXT -o model.stats\n" in rest
-    assert f" reallm compile {name} --model PATH{stats} -o model.reallm" in rest
+    text = " --text TEXT" if load_recipe(name).fit is not None else ""
+    assert f" reallm compile {name} --model PATH{stats}{text} -o model.reallm" in rest
     assert re.search(r"^Size:    exact bits \d", rest, re.MULTILINE)
 
 
