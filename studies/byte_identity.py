@@ -9,9 +9,8 @@ Each recipe is compiled with 1 worker, with 2, and with 2 whose compile is kille
 (SIGKILL, when the journal has grown by a share of the tasks) and goes on with the same command. All
 files must be equal byte by byte. `--write` keeps the digest of every section; `--compare` holds the
 sections of today against those of an earlier version, whose documents may have had other keys.
-Recipes that train for more than `--most-training` operations, or need statistics or a text, are left
-out, and said to be. Prints
-a line for each recipe and model; ends with 1 if anything differs.
+Recipes that train for more than `--most-training` operations, or need statistics or a text, are
+left out, and said to be. Prints a line for each recipe and model; ends with 1 if anything differs.
 """
 
 from __future__ import annotations

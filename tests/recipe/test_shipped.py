@@ -40,7 +40,7 @@ NAMES = list_shipped()
 NOT_MEASURED = {"paper-hnerv"} | {
     *(f"gptq-{bits}bit{order}" for bits in (2, 3, 4) for order in ("", "-act-order")),
     *(f"awq-{bits}bit" for bits in (2, 3, 4)),
-    *("nf2", "rtn-3bit", "norm-sorted", "spqr"),
+    *("nf2", "rtn-3bit", "norm-sorted", "spqr", "quarot-2bit", "autoround", "omniquant", "apiq"),
 }
 """Hours of training, and methods of others that are measured next."""
 
