@@ -4,6 +4,7 @@ The paper is ReALLM (arXiv 2405.13155). Each script takes the same options:
 
     --model FOLDER    checkpoint (default: the demo model)
     --text FILE       evaluated on this (default: the demo's held-out text), twice for two columns
+    --stats FILE      what `reallm calibrate` measured (default: measured on the texts of --tune)
     --tune FILE       tuned on this, never evaluated (default: generated, demo/generate.py --seed 3)
     --window N        tokens of a window (default 256)
     --rank R          what stands for rank 64 of 4096 (default 1/64 of min(p, q))
@@ -28,6 +29,7 @@ from typing import Any
 import yaml
 
 import reallm_compiler as reallm
+from reallm_compiler.recipe import load_recipe
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 SHORT = {
@@ -48,6 +50,7 @@ def options(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, default=DEMO / "model")
     parser.add_argument("--text", type=Path, action="append")
     parser.add_argument("--tune", type=Path, action="append")
+    parser.add_argument("--stats", type=Path)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--rank", type=Fraction, default=Fraction(1, 64))
     parser.add_argument("--long", action="store_true")
@@ -95,8 +98,32 @@ class Study:
         path = self.folder / f"{name}.reallm"
         if not path.exists():
             papers = {**recipe, "rules": [*recipe.get("rules", []), LINEAR_ONLY]}
-            reallm.compile(papers, model=self.given.model, output=path, device="cpu", workers=1)
+            needed = load_recipe(papers).statistics == "required"
+            reallm.compile(
+                papers,
+                model=self.given.model,
+                output=path,
+                statistics=self.statistics if needed else None,
+                device="cpu",
+                workers=1,
+            )
         return path
+
+    @cached_property
+    def statistics(self) -> Path:
+        """Statistics of the model for the recipes that need them."""
+        if self.given.stats:
+            return Path(self.given.stats)
+        made = self.folder / "model.stats"
+        reallm.calibrate(
+            self.given.model,
+            text=self.tune_files,
+            output=made,
+            window=self.given.window,
+            device="cpu",
+            workers=1,
+        )
+        return made
 
     def tuned(self, archive: Path, stage: str) -> Path:
         """`archive` after one stage of tuning, `block` or `e2e`, made once."""

@@ -2,7 +2,7 @@
 
 python studies/paper/table_2.py [--long]
 
-Rows without a recipe (AWQ, Omniquant, ApiQ, QuaRot) show the paper's figures alone.
+Rows without a recipe show the paper's figures alone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+from reallm_compiler.recipe import list_shipped
 from studies.paper.common import Study, exact_bits, options, reallm_recipe, table
 
 ELSEWHERE = "no recipe: it needs data or steps that are not here"
@@ -29,19 +30,23 @@ def loftq(bits: int, rank: Fraction) -> dict[str, Any]:
     return {"reallm": 1, "extends": "nf3", "defaults": changes}
 
 
+def shipped(name: str) -> dict[str, Any] | None:
+    """A shipped recipe as it is; None if there is none of that name."""
+    return {"reallm": 1, "extends": name} if name in list_shipped() else None
+
+
 def methods(rank: Fraction) -> list[tuple[Any, ...]]:
     """Name, bits, the paper's figures (C4 7B, 13B; WikiText-2 7B, 13B), recipe, tuned, differs."""
     lq_lora = {"reallm": 1, "extends": "lq-lora", "defaults": {"residual": {"rank": str(rank)}}}
-    rtn = {"reallm": 1, "extends": "rtn-4bit", "defaults": {"quantizer": {"bits": 3}}}
     return [
-        ("GPTQ", 3, "7.89, 7.00; 6.29, 5.42", rtn, False, "rounding to nearest, no feedback"),
-        ("AWQ", 3, "7.84, 6.94; 6.24, 5.32", None, False, ELSEWHERE),
+        ("GPTQ", 3, "7.89, 7.00; 6.29, 5.42", shipped("gptq-3bit"), False, "groups of 128"),
+        ("AWQ", 3, "7.84, 6.94; 6.24, 5.32", shipped("awq-3bit"), False, "groups of 128"),
         ("Omniquant", 3, "7.75, 6.98; 6.03, 5.28", None, False, ELSEWHERE),
         ("LQ-LoRA", 3, "7.88, -; 6.48, -", lq_lora, False, "untuned, one setting for all"),
         ("LoftQ", 3, "-, -; 5.63, 5.13", loftq(3, rank), True, "the paper's mixes 4 and 2 bits"),
         ("ApiQ[PTQ]", 3, "7.84, 6.88; 6.19, 5.18", None, False, ELSEWHERE),
         ("Quip#", 3, "7.32, 6.72; 5.79, 5.10", None, False, "see Table 6 for the nearest recipe"),
-        ("QuaRot[A16W3]", 3, "-, -; 6.09, 5.37", None, False, ELSEWHERE),
+        ("QuaRot[A16W3]", 3, "-, -; 6.09, 5.37", shipped("quarot-3bit"), False, "groups of 128"),
         ("ReALLM", 3, "7.27, 6.69; 5.77, 5.14", reallm_recipe(3, 2, rank), True, "tuned, both"),
         ("LoftQ", 2, "-, -; 7.85, 7.69", loftq(2, rank), True, "tuned as ReALLM here"),
         ("ApiQ", 2, "-, -; 7.46, 6.29", None, False, ELSEWHERE),

@@ -30,9 +30,9 @@ METHODS: list[tuple[Any, ...]] = [
     (
         "GPTQ",
         "0, (p, q, 1), 1, 4",
-        {"extends": "rtn-4bit"},
+        {"extends": "gptq-4bit"},
         None,
-        "rounding to nearest: no rounding feedback yet, which is what GPTQ is about",
+        "groups of 128, how far each reaches searched",
     ),
     ("QLoRA", "64, (p, q, 1), 1, 4", {"extends": "qlora"}, None, "scales as LQ-LoRA stores them"),
     (
