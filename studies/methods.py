@@ -274,6 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", required=True)
     parser.add_argument("--method", action="append", choices=METHODS, help="only these")
+    parser.add_argument("--as-shipped", action="store_true", help="no recipe at other bits")
     parser.add_argument(
         "--rows", type=Path, help="keep each row here, and take those that are there already"
     )
@@ -285,6 +286,8 @@ def main() -> None:
     rows = []
     for candidate in candidates():
         if given.method and candidate.method not in given.method:
+            continue
+        if given.as_shipped and candidate.changed:
             continue
         row = measuring.row(candidate)
         if row is None:
