@@ -27,9 +27,6 @@ BIAS = 128
 MOST_REGISTERS = 20
 """Tables that fill more registers lie in memory, where `llvm_text_wide` looks them up."""
 
-planes = True
-"""Activations are two planes of int8."""
-
 V64 = "<64 x i8>"
 V16 = "<16 x i32>"
 
@@ -88,7 +85,7 @@ class Window:
         self.whole = codes.window == 8 and codes.widths == (8,)
 
 
-class Steps:
+class Registers:
     """Writes the parts of a product that know the processor.
 
     Args:
