@@ -11,21 +11,26 @@ from reallm_compiler.errors import ExportError
 from reallm_compiler.hints import did_you_mean, nearest
 from reallm_compiler.integrations.bitsandbytes import BitsandbytesLayout
 from reallm_compiler.integrations.compressed_tensors import CompressedTensorsLayout
+from reallm_compiler.integrations.formats import (
+    BITSANDBYTES,
+    COMPRESSED_TENSORS,
+    FORMATS,
+    GGUF,
+    GPTQ,
+)
+from reallm_compiler.integrations.gguf import write_gguf
 from reallm_compiler.integrations.gptq import GptqLayout
 from reallm_compiler.integrations.packed_folders import Layout, write_folder
 from reallm_compiler.progress import Progress, progress_callback
-from reallm_compiler.publish import new_folder
+from reallm_compiler.publish import new_file, new_folder, refuse_inputs
 from reallm_compiler.reader.archive import open_archive
 
 LAYOUTS: Mapping[str, Callable[[], Layout]] = {
-    "bitsandbytes": BitsandbytesLayout,
-    "compressed-tensors": CompressedTensorsLayout,
-    "gptq": GptqLayout,
+    BITSANDBYTES: BitsandbytesLayout,
+    COMPRESSED_TENSORS: CompressedTensorsLayout,
+    GPTQ: GptqLayout,
 }
 """Layouts of folders, by the names of their formats."""
-
-FORMATS = tuple(sorted(LAYOUTS))
-"""Formats that `export` writes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,9 +84,12 @@ def export(
         )
     target = Path(output).absolute()
     report = progress_callback(progress, "export", "matrices")
-    with (
-        open_archive(path, decoder=decoder, allow_cost=allow_cost) as archive,
-        new_folder(target, force=force) as folder,
-    ):
-        dense = write_folder(archive, folder, LAYOUTS[to](), report)
+    with open_archive(path, decoder=decoder, allow_cost=allow_cost) as archive:
+        if to == GGUF:
+            refuse_inputs(target, path)
+            with new_file(target, force=force) as partial:
+                dense = write_gguf(archive, partial, report)
+        else:
+            with new_folder(target, force=force) as folder:
+                dense = write_folder(archive, folder, LAYOUTS[to](), report)
     return ExportReport(path=target, dense=tuple(dense))

@@ -11,7 +11,7 @@ and where the levels are integers, W = scale (codes - zero).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -86,6 +86,24 @@ class Grid:
         if q % self.group:
             raise UnfitError(f"groups of {self.group} weights do not divide its rows of {q}")
         return values.view(p, -1)
+
+    def rows(self, order: Tensor) -> Grid:
+        """The grid of the rows `order` [p].
+
+        Raises:
+            UnfitError: groups do not divide the rows.
+        """
+        offset = self.offset
+
+        def taken(values: Tensor) -> Tensor:
+            return self.by_rows(values)[order].reshape(-1)
+
+        return replace(
+            self,
+            codes=self.codes[order],
+            scale=taken(self.scale),
+            offset=None if offset is None else taken(offset),
+        )
 
     def wide(self, values: Tensor) -> Tensor:
         """One of the values [groups] for each weight, [p, q]."""

@@ -224,6 +224,15 @@ class ModelArchive(Closing):
             decoded.append(values.t().contiguous() if matrix.transposed else values)
         return decoded[0] if parts[0].index is None else torch.stack(decoded)
 
+    def shape_of(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Extents of a tensor of `tensor_names` as the checkpoint has them, and its type."""
+        if name in self._kept:
+            return self._kept[name].shape, self._kept[name].dtype
+        parts = self._parts[name]
+        p, q = parts[0].shape
+        extents = (q, p) if parts[0].transposed else (p, q)
+        return extents if parts[0].index is None else (len(parts), *extents), parts[0].dtype
+
     def state_dict(
         self, *, dtype: torch.dtype | None = None, device: str = "cpu"
     ) -> Iterator[tuple[str, torch.Tensor]]:

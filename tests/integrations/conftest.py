@@ -13,10 +13,23 @@ import torch
 
 import reallm_compiler as reallm
 
+BF16 = {"dtype": "bfloat16"}
 PLANS: Mapping[str, Mapping[str, Any]] = {
     "nf4": {
         "scales": {"kind": "absmax", "block": 64, "bits": 8, "superblock": 16},
         "quantizer": {"kind": "normal_float", "bits": 4},
+    },
+    "symmetric": {
+        "scales": {"kind": "affine", "code_bits": 4, "symmetric": True, "block": 32, **BF16},
+        "quantizer": {"kind": "uniform", "bits": 4},
+    },
+    "asymmetric": {
+        "scales": {"kind": "affine", "code_bits": 8, "block": 64, **BF16},
+        "quantizer": {"kind": "uniform", "bits": 8},
+    },
+    "rows": {
+        "scales": {"kind": "affine", "code_bits": 2, "symmetric": True, "per": "row", **BF16},
+        "quantizer": {"kind": "uniform", "bits": 2},
     },
 }
 

@@ -12,9 +12,8 @@ from reallm_cli.numbers import size_text
 from reallm_cli.options import cost_option, decoder_option
 from reallm_cli.progress import Reporter
 from reallm_cli.terminal import Terminal
+from reallm_compiler.integrations.formats import FORMATS
 from reallm_compiler.publish import LIST
-
-FORMATS = ("compressed-tensors", "gptq", "bitsandbytes")
 
 
 @click.command(
@@ -26,11 +25,12 @@ FORMATS = ("compressed-tensors", "gptq", "bitsandbytes")
             "reallm export model.reallm --to compressed-tensors -o folder",
             "for vLLM, with the same weights to the last bit",
         ),
+        ("reallm export model.reallm --to gguf -o model.gguf", "for llama.cpp"),
     ],
 )
 @click.argument("archive", metavar="ARCHIVE")
 @click.option("--to", "kind", required=True, type=click.Choice(FORMATS), help="The format.")
-@click.option("-o", "--output", required=True, metavar="PATH", help="Folder to write.")
+@click.option("-o", "--output", required=True, metavar="PATH", help="Folder or file to write.")
 @decoder_option
 @cost_option
 @click.option(
