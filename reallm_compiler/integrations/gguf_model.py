@@ -136,7 +136,8 @@ class GgufModel:
         exponent = torch.arange(0, self._head, 2, dtype=torch.float64) / self._head
         wavelength = 2 * math.pi * float(rope["rope_theta"]) ** exponent
         share = ((old / wavelength - low) / (high - low)).clamp(0, 1)
-        return (1 / ((1 - share) / factor + share)).to(torch.float32)
+        factors: Tensor = 1 / ((1 - share) / factor + share)
+        return factors.to(torch.float32)
 
     def _rope_scaling(self) -> dict[str, int | float | str]:
         rope = self._rope

@@ -60,7 +60,7 @@ def test_the_layout_by_its_definition(archive_of, exported):
 
 def test_the_library_loads_the_same_weights(archive_of, exported):
     pytest.importorskip(
-        "compressed_tensors", reason="compressed-tensors is not installed (extra `exports`)"
+        "compressed_tensors", reason="compressed-tensors is not installed (extra `comparisons`)"
     )
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
