@@ -22,6 +22,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from reallm_compiler import distribution
+from reallm_compiler.on_import import when_imported
 from reallm_compiler.system import check_system
 
 if TYPE_CHECKING:
@@ -215,6 +216,16 @@ _HOMES = {
     "verify": ("reallm_compiler.reader.verify", "verify"),
 }
 """Where each name is: a module, and the name there."""
+
+
+def _register_with_transformers() -> None:
+    """Let `from_pretrained` read what `reallm export --to hf` writes."""
+    from reallm_compiler.integrations.hf import register
+
+    register()
+
+
+when_imported("transformers.quantizers.auto", _register_with_transformers)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

@@ -18,6 +18,7 @@ LAYERS = {
     "reallm_compiler.units": 1,
     "reallm_compiler.system": 1,
     "reallm_compiler.publish": 2,
+    "reallm_compiler.on_import": 2,
     "reallm_compiler.progress": 2,
     "reallm_compiler.demo": 2,
     "reallm_compiler.stages": 2,

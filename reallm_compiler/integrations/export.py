@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from reallm_compiler.errors import ExportError
 from reallm_compiler.hints import did_you_mean, nearest
@@ -17,9 +18,11 @@ from reallm_compiler.integrations.formats import (
     FORMATS,
     GGUF,
     GPTQ,
+    HF,
 )
 from reallm_compiler.integrations.gguf import write_gguf
 from reallm_compiler.integrations.gptq import GptqLayout
+from reallm_compiler.integrations.hf_folder import write_hf
 from reallm_compiler.integrations.packed_folders import Layout, write_folder
 from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.publish import new_file, new_folder, refuse_inputs
@@ -52,20 +55,23 @@ def export(
     *,
     to: str,
     force: bool = False,
+    quality: Mapping[str, Any] | None = None,
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
     progress: Progress = True,
 ) -> ExportReport:
     """Write the model of an archive in the format of another program.
 
-    What the other program makes of the written codes is compared with the archive's weights, and
-    must be equal to the last bit.
+    `hf` keeps any plan as it is: reallm itself is the method of quantisation, in transformers. What
+    other programs make of the written codes is compared with the archive's weights, and must be
+    equal to the last bit.
 
     Args:
         path: the archive.
         output: the folder or file to make.
         to: one of `FORMATS`.
         force: replace what is there; of folders only those that reallm wrote and nobody changed.
+        quality: what was measured (`Evaluation.to_json`), for the model card of `hf`.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.
         allow_cost: decode it whatever its plan costs to decode; see `open_archive`.
@@ -91,5 +97,9 @@ def export(
                 dense = write_gguf(archive, partial, report)
         else:
             with new_folder(target, force=force) as folder:
-                dense = write_folder(archive, folder, LAYOUTS[to](), report)
+                dense = (
+                    write_hf(archive, folder, report, quality)
+                    if to == HF
+                    else write_folder(archive, folder, LAYOUTS[to](), report)
+                )
     return ExportReport(path=target, dense=tuple(dense))

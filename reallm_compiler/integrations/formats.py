@@ -1,6 +1,7 @@
 """The formats of other programs that `export` writes, by name."""
 
-COMPRESSED_TENSORS, GPTQ, BITSANDBYTES, GGUF = FORMATS = (
+HF, COMPRESSED_TENSORS, GPTQ, BITSANDBYTES, GGUF = FORMATS = (
+    "hf",
     "compressed-tensors",
     "gptq",
     "bitsandbytes",

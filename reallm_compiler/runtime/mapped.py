@@ -49,16 +49,22 @@ def packed_files(archive: ModelArchive, *, dtype: torch.dtype | None = None) -> 
     for matrix in archive.plan.matrices:
         parts.setdefault(matrix.tensor, []).append(matrix)
     packed = {
-        name: Stored(files.tensors[name].dtype, partial(_weight, archive, matrices, dtype))
+        name: Stored(files.tensors[name].dtype, partial(packed_weight_of, archive, matrices, dtype))
         for name, matrices in parts.items()
     }
     return replace(files, tensors={**files.tensors, **packed})
 
 
-def _weight(
-    archive: ModelArchive, matrices: Iterable[PlannedMatrix], dtype: torch.dtype | None
-) -> Tensor:
-    """The packed weight of a tensor, of the checkpoint's shape."""
+def packed_weight_of(
+    archive: ModelArchive, matrices: Iterable[PlannedMatrix], dtype: torch.dtype | None = None
+) -> Any:  # noqa: ANN401
+    """The packed weight of a tensor of the checkpoint, in its shape.
+
+    Args:
+        archive: the archive.
+        matrices: all that belong to the tensor.
+        dtype: in which it decodes; the checkpoint's own when None.
+    """
     made: list[Tensor] = []
     for matrix in sorted(matrices, key=lambda part: part.index or 0):
         packed = packed_matrix(archive, matrix.name)

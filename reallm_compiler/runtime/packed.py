@@ -82,6 +82,26 @@ def pack_modules(model: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
+def unpack_modules(model: nn.Module, dtype: torch.dtype | None = None) -> None:
+    """Decode all packed weights of a model, in place; tied ones stay tied.
+
+    Args:
+        model: the model.
+        dtype: of the decoded weights; their own when None.
+    """
+    decoded: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if not isinstance(weight, PackedWeight):
+                continue
+            if id(weight) not in decoded:
+                values = weight.dequantize().to(dtype or weight.dtype)
+                decoded[id(weight)] = nn.Parameter(values, requires_grad=False)
+            module._parameters[name] = decoded[id(weight)]
+        if type(module) in (PackedLinear, PackedEmbedding):
+            module.__class__ = type(module).__base__  # type: ignore[assignment]
+
+
 def packed_weights(model: nn.Module) -> dict[str, PackedWeight]:
     """The packed weights of a model by parameter name, a tied one once."""
     return {

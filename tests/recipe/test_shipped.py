@@ -35,7 +35,6 @@ PROMISED = {
     "nf3",
     "rtn-4bit",
     "rtn-2bit",
-    "int4",
 }
 NAMES = list_shipped()
 NOT_MEASURED = {"paper-hnerv"} | {
