@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 import reallm_compiler as reallm
 from reallm_compiler.codecs import encode_matrix, statistics_file
@@ -66,6 +67,33 @@ def test_workers_read_the_file_themselves(
         reallm.compile(needing, model=tiny_llama, **options)
         made.append(out.read_bytes())
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("name", ["gptq-3bit-act-order", "awq-3bit", "spqr"])
+def test_methods_of_others_compile_run_and_err_less_than_rounding(
+    name: str, tiny_llama: Path, measured: Path, tmp_path: Path
+) -> None:
+    """By the errors of the outputs that were measured, of all matrices together."""
+    costs = {}
+    with StatisticsFile(measured) as file:
+        for recipe in (name, "rtn-3bit"):
+            out = tmp_path / f"{recipe}.reallm"
+            given = measured if recipe == name else None
+            reallm.compile(recipe, model=tiny_llama, statistics=given, output=out, workers=1)
+            assert reallm.verify(out) == []
+            reallm.reconstruct(out, tmp_path / recipe)
+            with (
+                reallm.open(out) as archive,
+                safe_open(tiny_llama / "model.safetensors", "pt") as source,
+            ):
+                total = 0.0
+                for one in archive.names:
+                    error = (archive.matrix(one) - source.get_tensor(f"{one}.weight")).double()
+                    inputs = file.read(one).inputs.double()
+                    share = (error @ inputs * error).sum() / inputs.trace()
+                    total += float(share) / error.numel()
+            costs[recipe] = total
+    assert costs[name] < 0.97 * costs["rtn-3bit"]  # whose groups are half as large
 
 
 def test_a_recipe_that_needs_statistics_names_the_command(
