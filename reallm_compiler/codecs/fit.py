@@ -6,8 +6,9 @@ made anew in each step, the same decoder is given the quantised latent itself in
     y = (x - z) / s + v step,    y^ = nearest level of y,    W^ = decode(s y^ + z)
 
 x [p, q] is the latent, s and z its scales, which follow the ends of each group's range, and v in
-[-1/2, 1/2] an offset of each weight. Gradients pass from y^ to y as they are between the outermost
-levels, and not at all beyond (straight-through).
+[-1/2, 1/2] an offset of each weight. Where the factors of a transform learn, x moves as well.
+Gradients pass from y^ to y as they are between the outermost levels, and not at all beyond
+(straight-through).
 """
 
 from __future__ import annotations
@@ -127,25 +128,25 @@ class _Codes(nn.Module):
         before = [stage for stage in plan.residual if stage.first]  # what the quantizer never saw
         for term in residual_terms(before, shape, sections, torch.float32):
             rest = term.taken_from(rest)
-        for params in plan.transform:
-            rest = codec_of(params).decoder(params, shape, sections, rest.dtype).apply_(rest)
+        self._rest = rest
         order = codec_of(plan.permutation).decoder(plan.permutation, shape, sections)
-        self._latent = rest if order is None else _ordered(rest, order)
+        self._places = None if order is None else _places(shape, order).to(rest.device)
+        self._fixed: Tensor | None = None
+        if "channel_scale" not in learn:
+            self._fixed = self._latent(sections)
         free = plan.model_copy(update={"quantizer": NoQuantizer(dtype="float32")})
         self._decoding = layout_of(free, shape, layout.source_dtype)
         (self._role,) = (spec.role for spec in self._decoding.sections_of(free.quantizer))
         levels = codec_of(plan.quantizer).levels(plan.quantizer, plan.scales.range)
         self._low, self._high = float(levels[0]), float(levels[-1])
         self._step = float(levels[1] - levels[0])
-        self._ends: tuple[Tensor, Tensor] | None = None
         self.clip: nn.Parameter | None = None
         self.offsets: nn.Parameter | None = None
         if "clip" in learn:
-            scales: Any = plan.scales  # one with groups, as `from_ends` says
-            self._ends = extremes(scales, self._latent)
-            self.clip = nn.Parameter(torch.ones(2, len(self._ends[0])).to(weight.device))
+            groups = len(self._ends(self._latent(sections))[0])
+            self.clip = nn.Parameter(torch.ones(2, groups).to(weight.device))
         if "rounding" in learn:
-            self.offsets = nn.Parameter(torch.zeros_like(self._latent))
+            self.offsets = nn.Parameter(torch.zeros_like(rest))
 
     def learned(self) -> Iterator[tuple[str, FitWord, nn.Parameter]]:
         if self.clip is not None:
@@ -155,10 +156,11 @@ class _Codes(nn.Module):
 
     def decode(self, sections: Mapping[str, Tensor], numbers: Mapping[str, Tensor]) -> Tensor:
         """W^ [p, q]; `numbers` are those sections that learn as numbers."""
-        scales = self._scales()
+        latent = self._latent({**sections, **numbers})
+        scales = self._scales(latent)
         floats = {role: one for role, one in scales.items() if one.is_floating_point()}
         given = {**sections, **scales, **numbers}
-        y = self._normalised(given)
+        y = self._normalised(latent, given)
         inside = y.clamp(self._low, self._high)
         _, nearest = self._coder(y.detach()).quantize(y.detach(), slice(0, self._shape[1]))
         assert nearest is not None  # it was asked for
@@ -170,8 +172,9 @@ class _Codes(nn.Module):
 
     def sections(self, sections: Mapping[str, Tensor]) -> Sections:
         """Scales and codes as they will be stored, given all that is stored beside them."""
-        scales = self._scales()
-        y = self._normalised({**sections, **scales})
+        latent = self._latent(sections)
+        scales = self._scales(latent)
+        y = self._normalised(latent, {**sections, **scales})
         coder = self._coder(y)
         coder.quantize(y, slice(0, self._shape[1]), decode=False)
         stored = {
@@ -186,23 +189,38 @@ class _Codes(nn.Module):
         if self.offsets is not None:
             self.offsets.clamp_(-0.5, 0.5)
 
-    def _scales(self) -> Sections:
+    def _latent(self, sections: Mapping[str, Tensor]) -> Tensor:
+        """x [p, q]: the matrix less residuals, transformed, in the order that is coded."""
+        if self._fixed is not None:
+            return self._fixed
+        latent = self._rest.clone()
+        for params in self._plan.transform:
+            transform = codec_of(params).decoder(params, self._shape, sections, torch.float32)
+            latent = transform.apply_(latent)
+        return latent if self._places is None else latent.view(-1)[self._places].view(self._shape)
+
+    def _ends(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and largest value of each group, each [groups]."""
+        scales: Any = self._plan.scales  # one with groups, as `from_ends` says
+        return extremes(scales, latent)
+
+    def _scales(self, latent: Tensor) -> Sections:
         """Sections of the scales of the clipped range; none where they do not learn so."""
-        if self.clip is None or self._ends is None:
+        if self.clip is None:
             return {}
-        least, largest = self._ends
+        least, largest = self._ends(latent)
         made: Sections = codec_of(self._plan.scales).between(
             self._plan.scales, least * self.clip[0], largest * self.clip[1]
         )
         return made
 
-    def _normalised(self, sections: Mapping[str, Tensor]) -> Tensor:
+    def _normalised(self, latent: Tensor, sections: Mapping[str, Tensor]) -> Tensor:
         """y [p, q]."""
         params = self._plan.scales
         field: ScaleField = codec_of(params).decoder(params, self._shape, sections, torch.float32)
         p = self._shape[0]
         scale, zero = field.rows(0, p), field.zero_rows(0, p)  # [p, q]
-        centred = self._latent if zero is None else self._latent - zero
+        centred = latent if zero is None else latent - zero
         y = torch.where(scale > 0, centred / torch.where(scale > 0, scale, 1.0), 0.0)
         return y if self.offsets is None else y + self._step * self.offsets
 
@@ -219,10 +237,9 @@ class _Codes(nn.Module):
         return coder
 
 
-def _ordered(latent: Tensor, order: ColumnOrder) -> Tensor:
-    """A latent [p, q] in the order that is coded: what `order.restore` takes back."""
-    places = torch.arange(latent.numel(), dtype=torch.float64, device=latent.device)
-    coded = order.restore(places.view(latent.shape), 0).to(torch.int64).view(-1)
-    ordered = torch.empty_like(latent)
-    ordered.view(-1)[coded] = latent.reshape(-1)
-    return ordered
+def _places(shape: tuple[int, int], order: ColumnOrder) -> Tensor:
+    """int64 [p q]: where each number of the coded latent stands in the latent [p, q]."""
+    count = shape[0] * shape[1]
+    numbered = torch.arange(count, dtype=torch.float64).view(shape)
+    coded = order.restore(numbered, 0).to(torch.int64).view(-1)
+    return torch.empty_like(coded).scatter_(0, coded, torch.arange(count))

@@ -32,6 +32,7 @@ _NEEDS: Mapping[FitWord, str] = {
     "clip": "scales of one level that follow from the ends of a range (`absmax`, `minmax`, "
     "`affine`), a quantizer of single weights, and `nearest` rounding",
     "scales": "scales that are stored as numbers",
+    "channel_scale": "a transform that stores numbers (`channel_scale`)",
     "codebooks": "a quantizer with a table of its own",
     "factors": "a `low_rank` residual",
     "magnitudes": "`dora: true`",
@@ -114,8 +115,11 @@ def learned_specs(
     found: dict[FitWord, list[SectionSpec]] = {}
     if layout.plan.autoencoder.trained:
         return found
+    changing = {spec.role for stage in layout.plan.transform for spec in layout.sections_of(stage)}
     for spec in layout.own_sections:
-        word = _OF_TERM.get(spec.term)
+        word: FitWord | None = _OF_TERM.get(spec.term)
+        if spec.role in changing:
+            word = "channel_scale"
         if word is not None and word in learn and spec.dtype in _NUMBERS:
             found.setdefault(word, []).append(spec)
     return found

@@ -9,7 +9,14 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from reallm_compiler.stages.base import Stage, as_tuple
 
 FitWord: TypeAlias = Literal[
-    "rounding", "clip", "scales", "codebooks", "factors", "magnitudes", "norms"
+    "rounding",
+    "clip",
+    "scales",
+    "channel_scale",
+    "codebooks",
+    "factors",
+    "magnitudes",
+    "norms",
 ]
 
 FOLLOWED: tuple[FitWord, ...] = ("rounding", "clip")
@@ -35,7 +42,8 @@ class BlockFit(Stage):
         "offset of at most half a step (AutoRound); `clip`: how much of each group's range the "
         "levels reach (OmniQuant's LWC): with either, codes are made anew in each step, else they "
         "are held. `scales`, `codebooks`, `factors`, `magnitudes`: the stored numbers of these "
-        "stages; `norms`: the gains of the block's norms.",
+        "stages; `channel_scale`: those of transforms, such as the factors of columns "
+        "(OmniQuant's LET); `norms`: the gains of the block's norms.",
     )
     epochs: int = Field(default=20, ge=1, le=100000, description="Passes over the samples.")
     lr: Rate | dict[FitWord, Rate] = Field(

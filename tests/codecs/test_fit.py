@@ -27,7 +27,10 @@ PLANS: dict[str, dict[str, Any]] = {
     },
     "all stages": {
         "residual": [{"kind": "low_rank", "rank": 2}],
-        "transform": [{"kind": "normalize", "per": "row"}, {"kind": "hadamard", "block": 8}],
+        "transform": [
+            {"kind": "normalize", "per": "row", "bits": None},
+            {"kind": "hadamard", "block": 8},
+        ],
         "permutation": {"kind": "nearest", "rows": 8},
         "scales": {"kind": "minmax", "per": "block", "block": 16, "dtype": "float16"},
         "dora": True,
@@ -70,6 +73,25 @@ def test_what_it_stores_is_what_it_computes(name: str) -> None:
         matrix.project_()
     sections = matrix.sections()
     assert torch.allclose(matrix().detach(), whole(layout, sections), rtol=0, atol=1e-5)
+
+
+def test_factors_of_a_transform_move_the_latent_too() -> None:
+    """Held or made anew, codes are of the matrix as the factors that are stored transform it."""
+    matrix, sections, layout = begun("all stages", ["rounding", "channel_scale"])
+    learned = {name: parameter.requires_grad_() for name, _, parameter in matrix.learned()}
+    (role,) = learned.keys() - {"rounding"}
+    matrix().square().sum().backward()
+    gradient = learned[role].grad
+    assert gradient is not None
+    assert bool((gradient != 0).all())
+    with torch.no_grad():
+        learned[role].mul_(1.05)
+    stored = matrix.sections()
+    assert not torch.equal(stored[role], sections[role])
+    close = torch.allclose(matrix().detach(), whole(layout, stored), rtol=0, atol=1e-5)
+    assert close
+    near = torch.allclose(whole(layout, stored), whole(layout, sections), rtol=0, atol=0.7)
+    assert near
 
 
 def test_offsets_pass_gradients_inside_the_range_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +250,51 @@ def test_text_and_fit_belong_together(tiny_llama: Path, text: Path, tmp_path: Pa
         compiled({"reallm": 1, "defaults": UNIFORM}, tiny_llama, output, text=text)
     with pytest.raises(CompileError, match="cannot be tried on single matrices"):
         compiled(TOGETHER, tiny_llama, output, text=text, only="*q_proj")
+
+
+SMALL = {"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 1, "dtype": "float32"}
+OTHERS: dict[str, dict[str, Any]] = {
+    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "Mixtral": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 3,
+        "max_position_embeddings": 64,
+    },
+}
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_matrices_that_are_stored_otherwise_learn_as_well(
+    family: str, tiny_llama: Path, text: Path, tmp_path: Path, outcomes: list[train.Outcome]
+) -> None:
+    """Transposed, and experts that the model joins in one parameter."""
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(**SMALL, **OTHERS[family])
+    config.architectures = [f"{family}{'LMHeadModel' if family == 'GPT2' else 'ForCausalLM'}"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        made = getattr(transformers, config.architectures[0])(config)
+    made.save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_llama / name, tmp_path / "model" / name)
+    recipe = fitted(UNIFORM, ["scales"], lr=1e-2, epochs=2)
+    compiled(recipe, tmp_path / "model", tmp_path / "x.reallm", text=text)
+    assert len(outcomes) == 2
+    assert all(one.after < one.before for one in outcomes)
+
+
+def test_a_prepared_model_learns_as_its_original(
+    tiny_llama: Path, text: Path, tmp_path: Path, outcomes: list[train.Outcome]
+) -> None:
+    """The original's hidden states are those of the rotated stream: little is left to learn."""
+    fine = {**UNIFORM, "quantizer": {"kind": "uniform", "bits": 8}}
+    fine["scales"] = {**AFFINE, "code_bits": 8}
+    recipe = fitted(fine, ["scales"], lr=1e-3, epochs=1)
+    recipe["prepare"] = [{"kind": "fold_norms"}, {"kind": "rotate"}]
+    compiled(recipe, tiny_llama, tmp_path / "x.reallm", text=text)
+    assert all(0 < one.after <= one.before < 1e-6 for one in outcomes)
