@@ -23,7 +23,7 @@ from reallm_compiler.models.text_models import check_predicts_text
 from reallm_compiler.progress import Progress
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
-from reallm_compiler.runtime.models import open_files
+from reallm_compiler.runtime.models import Mode, open_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 def load_for_evaluation(
     path: str | os.PathLike[str],
     *,
+    mode: Mode = "dense",
     device: str | torch.device = "cpu",
     dtype: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
@@ -43,6 +44,7 @@ def load_for_evaluation(
 
     Args:
         path: a Hugging Face folder, a `.reallm` archive, or a hub id such as `owner/name`.
+        mode: `dense`, or `packed`: run an archive from its codes, as for `load`.
         device: `cpu`, `cuda`, `cuda:1`, ... or `auto`: cuda where there is one.
         dtype: `float32`, `bfloat16`, `float16`, or `source` for the stored type; without it
             float32 on the CPU and the stored type elsewhere.
@@ -61,7 +63,7 @@ def load_for_evaluation(
     where = choose_device(device, EvaluationError)
     chosen = _dtype(dtype, where)
     with open_files(
-        path, dtype=chosen, adapter=adapter, decoder=decoder, allow_cost=allow_cost
+        path, mode=mode, dtype=chosen, adapter=adapter, decoder=decoder, allow_cost=allow_cost
     ) as files:
         tokenizer = _tokenizer(files)  # before the weights are read
         return _model(files, where, chosen, progress), tokenizer
@@ -81,6 +83,7 @@ def evaluate_files(
     model: str | os.PathLike[str],
     text: str | os.PathLike[str],
     *,
+    mode: Mode = "dense",
     window: int | None = None,
     separator: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
@@ -99,8 +102,8 @@ def evaluate_files(
 
     What is cheap is checked first: the text, then classes and tokenizers, then the weights are
     read. The arguments are those of `load_for_evaluation` and `evaluate`, and so are the errors.
-    `progress` counts windows; `load_progress` counts the tensors of each model before, by default
-    where `progress` is True.
+    `mode` is how `model` is run; a reference is decoded. `progress` counts windows;
+    `load_progress` counts the tensors of each model before, by default where `progress` is True.
     """
     loading = progress is True if load_progress is None else load_progress
     where = choose_device(device, EvaluationError)
@@ -108,7 +111,14 @@ def evaluate_files(
     content = read_text(text)
     with ExitStack() as stack:
         files = stack.enter_context(
-            open_files(model, dtype=chosen, adapter=adapter, decoder=decoder, allow_cost=allow_cost)
+            open_files(
+                model,
+                mode=mode,
+                dtype=chosen,
+                adapter=adapter,
+                decoder=decoder,
+                allow_cost=allow_cost,
+            )
         )
         tokenizer = _tokenizer(files)
         other, other_tokenizer = None, None

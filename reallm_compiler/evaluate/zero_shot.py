@@ -17,6 +17,7 @@ from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate.models import load_for_evaluation
 from reallm_compiler.progress import Progress
 from reallm_compiler.runs.devices import choose_device
+from reallm_compiler.runtime.models import Mode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +51,7 @@ def zero_shot(
     model: str | os.PathLike[str],
     tasks: Sequence[str],
     *,
+    mode: Mode = "dense",
     folder: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
@@ -67,6 +69,7 @@ def zero_shot(
     Args:
         model: a folder, a hub id or an archive.
         tasks: names that lm-eval or the files in `folder` give.
+        mode: `dense`, or `packed`: run an archive from its codes, as for `load`.
         folder: YAML files of local tasks.
         adapter, decoder: an adapter of the archive, and where its trained decoders are.
         allow_cost: decode it whatever its plan costs to decode; see `open_archive`.
@@ -109,6 +112,7 @@ def zero_shot(
     chosen = choose_device(device, EvaluationError)
     loaded, tokenizer = load_for_evaluation(
         model,
+        mode=mode,
         device=chosen,
         dtype=dtype,
         adapter=adapter,

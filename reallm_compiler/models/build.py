@@ -53,20 +53,22 @@ class ModelFiles:
         config: the content of its config.json.
         small: relative path to content of config, tokenizer and the like.
         tensors: by their names in the checkpoint; of tied tensors one is enough.
+        experts: transformers' name of how stacks of experts are run; its own choice when None.
+        finish: called with the model when it is built.
     """
 
     label: str
     config: Mapping[str, Any]
     small: Mapping[str, bytes]
     tensors: Mapping[str, Stored]
+    experts: str | None = None
+    finish: Callable[[Any], None] | None = None
 
 
 def build_model(
     files: ModelFiles,
     dtype: torch.dtype | None = None,
     progress: Progress = False,
-    *,
-    experts: str | None = None,
 ) -> Any:  # noqa: ANN401
     """The model, on the CPU, in evaluation mode.
 
@@ -75,7 +77,6 @@ def build_model(
         dtype: type of its floating-point tensors; None for what its config states, or else for
             that of the first tensor.
         progress: see `reallm_compiler.progress`; counts tensors that are read or decoded.
-        experts: transformers' name of how experts are run; its own choice when None.
 
     Raises:
         SourceError: transformers has no such model, or its class and its tensors do not fit.
@@ -102,7 +103,7 @@ def build_model(
                 output_loading_info=True,
                 trust_remote_code=False,
                 local_files_only=True,
-                **({} if experts is None else {"experts_implementation": experts}),
+                **({} if files.experts is None else {"experts_implementation": files.experts}),
             )
     except SourceError:
         if reader.failed is not None:
@@ -111,6 +112,8 @@ def build_model(
     if reader.failed is not None:
         raise reader.failed
     _check_complete(model, found, files)
+    if files.finish is not None:
+        files.finish(model)
     reader.finish()
     return model
 

@@ -20,6 +20,7 @@ from reallm_compiler.models.build import ModelFiles, Stored
 from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.reader.huggingface import archive_files
+from reallm_compiler.runtime.packed import pack_modules
 from reallm_compiler.runtime.weight import PackedWeight
 
 
@@ -42,7 +43,12 @@ def packed_matrix(archive: ModelArchive, name: str) -> PackedMatrix:
 def packed_files(archive: ModelArchive, *, dtype: torch.dtype | None = None) -> ModelFiles:
     """The model of an open archive, its coded tensors packed, its kept ones mapped.
 
-    Arguments and errors are those of `archive_files`.
+    Args:
+        archive: opened with `private=True`. It may be closed when the model is built, but for one
+            that is checked later: that would wait.
+        dtype: type to run in; the checkpoint's own when None.
+
+    Errors are those of `archive_files`.
     """
     files = archive_files(archive, dtype=dtype)
     parts: dict[str, list[PlannedMatrix]] = {}
@@ -52,7 +58,14 @@ def packed_files(archive: ModelArchive, *, dtype: torch.dtype | None = None) -> 
         name: Stored(files.tensors[name].dtype, partial(packed_weight_of, archive, matrices, dtype))
         for name, matrices in parts.items()
     }
-    return replace(files, tensors={**files.tensors, **packed})
+
+    def finish(model: nn.Module) -> None:
+        pack_modules(model)
+        check_later(model, archive)
+
+    tensors = {**files.tensors, **packed}
+    # Each expert by itself: other ways of running a stack read all of it.
+    return replace(files, tensors=tensors, experts="eager", finish=finish)
 
 
 def packed_weight_of(

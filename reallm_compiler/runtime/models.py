@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,12 +20,11 @@ from reallm_compiler.models.build import ModelFiles, build_model
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.tokenizer import load_tokenizer
 from reallm_compiler.progress import Progress
-from reallm_compiler.reader.archive import ModelArchive, open_archive
+from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.reader.huggingface import archive_files
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
-from reallm_compiler.runtime.mapped import check_later, packed_files
-from reallm_compiler.runtime.packed import pack_modules
+from reallm_compiler.runtime.mapped import packed_files
 from reallm_formats import Verify
 
 Mode = Literal["dense", "packed"]
@@ -81,19 +80,9 @@ def load(
     """
     device = choose_device(device, EvaluationError)
     chosen = resolve_dtype(dtype)
-    if mode not in get_args(Mode):
-        raise EvaluationError(f"there is no mode {mode!r}", hint="modes are dense and packed")
-    if mode == "packed":
-        archive = _open_packed(
-            path, adapter=adapter, decoder=decoder, allow_cost=allow_cost, verify=verify
-        )
-        try:
-            return load_packed(archive, device=device, dtype=chosen, progress=progress)
-        except BaseException:
-            archive.close()
-            raise
     with open_files(
         path,
+        mode=mode,
         dtype=chosen,
         adapter=adapter,
         decoder=decoder,
@@ -105,44 +94,11 @@ def load(
     return model.to(device).eval(), tokenizer
 
 
-def load_packed(
-    archive: ModelArchive,
-    *,
-    device: torch.device,
-    dtype: torch.dtype | None = None,
-    progress: Progress = False,
-) -> tuple[Any, Any]:
-    """The model of an open archive with its coded matrices packed, and its tokenizer or None.
-
-    Args:
-        archive: opened with `private=True`, and not to be closed while the model runs.
-        device, dtype, progress: as for `load`.
-
-    Raises what `load` does.
-    """
-    files = packed_files(archive, dtype=dtype)
-    tokenizer = load_tokenizer(files.small, files.label)  # before the work
-    model = build_model(files, dtype, progress, experts="eager")
-    pack_modules(model)
-    check_later(model, archive)
-    return model.to(device).eval(), tokenizer
-
-
-def _open_packed(path: str | os.PathLike[str], **options: Any) -> ModelArchive:  # noqa: ANN401
-    if not (Path(path).is_file() or os.fspath(path).endswith(".reallm")):
-        raise SourceError(
-            "only archives run packed, and this is not one",
-            location=os.fspath(path),
-            hint='compile it, or load it with `mode="dense"`',
-        )
-    _check_archive_name(path)
-    return open_archive(path, private=True, **options)
-
-
 @contextmanager
 def open_files(
     path: str | os.PathLike[str],
     *,
+    mode: Mode = "dense",
     dtype: torch.dtype | None = None,
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
@@ -153,13 +109,31 @@ def open_files(
 
     Arguments and errors are those of `load`.
     """
+    if mode not in get_args(Mode):
+        raise EvaluationError(f"there is no mode {mode!r}", hint="modes are dense and packed")
     if Path(path).is_file() or os.fspath(path).endswith(".reallm"):
         _check_archive_name(path)
-        with open_archive(
-            path, adapter=adapter, decoder=decoder, allow_cost=allow_cost, verify=verify
-        ) as archive:
-            yield archive_files(archive, dtype=dtype)
+        packed = mode == "packed"
+        archive = open_archive(
+            path,
+            adapter=adapter,
+            decoder=decoder,
+            allow_cost=allow_cost,
+            verify=verify,
+            private=packed,
+        )
+        with ExitStack() as stack:
+            stack.enter_context(archive)
+            yield (packed_files if packed else archive_files)(archive, dtype=dtype)
+            if packed and verify == "later":
+                stack.pop_all()  # closing would wait for the checks, which the model asks for
         return
+    if mode == "packed":
+        raise SourceError(
+            "only archives run packed, and this is not one",
+            location=os.fspath(path),
+            hint="compile it first, or run it as it is",
+        )
     for given, what in ((adapter, "an adapter"), (decoder, "a decoder")):
         if given is not None:
             raise SourceError(

@@ -57,6 +57,16 @@ def test_eval_of_a_model_with_itself_has_no_divergence(run, tiny_llama, text):
     assert result["perplexity"] == result["reference_perplexity"]
 
 
+def test_eval_from_the_codes(run, archive, tiny_llama, text):
+    dense = run("eval", archive, "--text", text, "--json").json
+    packed = run("eval", archive, "--text", text, "--packed", "--json").json
+    assert packed.pop("loss") == pytest.approx(dense.pop("loss"), rel=1e-5)
+    assert packed["perplexity"] == pytest.approx(dense["perplexity"], rel=1e-4)
+    refused = run("eval", tiny_llama, "--text", text, "--packed")
+    assert refused.code == ExitCode.BAD_SOURCE
+    assert "only archives run packed" in refused.err
+
+
 def test_eval_tells_what_does_not_fit(run, archive, tiny_llama, text, tmp_path):
     missing = run("eval", archive, "--text", text.with_name("hld.txt"))
     assert (missing.code, missing.out) == (10, "")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import reallm_compiler as reallm
 from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate.zero_shot import zero_shot
 
@@ -38,6 +39,16 @@ def test_a_local_task(tiny_llama: Path, folder: Path, capfd: pytest.CaptureFixtu
     both = zero_shot(tiny_llama, ["fruit"], folder=folder, limit=2)
     assert both.questions == {"apples": 2, "pears": 2, "fruit": 4}
     assert both.scores.keys() == both.questions.keys()
+
+
+def test_a_packed_archive(
+    tiny_llama: Path, folder: Path, tmp_path: Path, tiny_recipe: Path
+) -> None:
+    path = tmp_path / "model.reallm"
+    reallm.compile(tiny_recipe, model=tiny_llama, output=path, workers=1)
+    dense = zero_shot(path, ["apples"], folder=folder)
+    packed = zero_shot(path, ["apples"], folder=folder, mode="packed")
+    assert packed.scores == dense.scores
 
 
 def test_a_task_that_is_not_known(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -30,6 +30,10 @@ from reallm_compiler.distribution import VERSION
             "also its KL divergence from the original, in nats per token",
         ),
         (
+            "reallm eval model.reallm --text wiki.test.raw --packed",
+            "run it from its codes, in the memory of the file",
+        ),
+        (
             "reallm eval path/to/model --text stories.txt --separator '<|endoftext|>'",
             "each document by itself after one BOS token",
         ),
@@ -52,6 +56,7 @@ from reallm_compiler.distribution import VERSION
 @click.option("--adapter", metavar="FILE", help="An adapter of the archive to evaluate with.")
 @decoder_option
 @cost_option
+@click.option("--packed", is_flag=True, help="Run the archive from its codes, undecoded.")
 @click.option("--reference", metavar="MODEL", help="Measure the KL divergence from this model.")
 @click.option(
     "--separator",
@@ -88,6 +93,7 @@ def eval_command(
     adapter: str | None,
     decoder: str | None,
     allow_cost: bool,
+    packed: bool,
     reference: str | None,
     separator: str | None,
     random_windows: int | None,
@@ -111,11 +117,13 @@ def eval_command(
         check_archive_path(adapter)
     if (text is None) == (tasks is None):
         raise CommandLineError("give a text with `--text FILE`, or tasks with `--tasks NAMES`")
+    mode: Literal["dense", "packed"] = "packed" if packed else "dense"
     if tasks is not None or text is None:
         return _tasks(
             terminal,
             model,
             (tasks or "").split(","),
+            mode=mode,
             folder=task_folder,
             adapter=adapter,
             decoder=decoder,
@@ -133,6 +141,7 @@ def eval_command(
         result = evaluate_files(
             model,
             text,
+            mode=mode,
             window=window,
             separator=_unescaped(separator),
             adapter=adapter,
