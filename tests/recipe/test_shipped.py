@@ -35,6 +35,7 @@ PROMISED = {
     "nf3",
     "rtn-4bit",
     "rtn-2bit",
+    "int4",
 }
 NAMES = list_shipped()
 NOT_MEASURED = {"paper-hnerv"} | {
