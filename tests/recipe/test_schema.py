@@ -65,6 +65,9 @@ def accepts(schema, value, words=None) -> bool:
                 if key not in schema.get("properties", {})
             )
         ),
+        "propertyNames": lambda rule: (
+            not isinstance(value, dict) or all(accepts(rule, key) for key in value)
+        ),
         "items": lambda rule: (
             not isinstance(value, list)
             or all(accepts(rule, item) for item in value[len(schema.get("prefixItems", [])) :])
