@@ -66,3 +66,36 @@ def test_decoded_weights_are_equal(gaussian, plan_of):
 def test_levels_of_nf4_are_equal():
     theirs = bitsandbytes.get_4bit_type("nf4", device="cpu").double()
     torch.testing.assert_close(normal_float.levels(4), theirs, rtol=0, atol=0)
+
+
+def test_loftq_is_that_of_peft(gaussian, plan_of):
+    """With peft's decomposition and bitsandbytes' NF4: `peft.loftq_init`, which wants an
+    accelerator, by its own steps.
+    """
+    loftq_utils = pytest.importorskip("peft.utils.loftq_utils", reason="peft is not installed")
+    weight = gaussian(64, 128) + 2 * gaussian(64, 3, seed=1) @ gaussian(3, 128, seed=2)
+    rest = weight.clone()
+    for _ in range(3):
+        packed, state = bitsandbytes.quantize_4bit(
+            rest, blocksize=64, compress_statistics=False, quant_type="nf4"
+        )
+        coded = bitsandbytes.dequantize_4bit(packed, state)
+        parts = loftq_utils._low_rank_decomposition(weight - coded, reduced_rank=4)
+        product = parts["L"] @ parts["R"]
+        rest = weight - product
+    plan = plan_of(
+        residual={
+            "kind": "low_rank",
+            "rank": 4,
+            "fit": "alternating",
+            "order": "quantizer_first",
+            "iterations": 3,
+            "dtype": "float32",
+        },
+        scales={"kind": "absmax", "block": 64, "dtype": "float32"},
+        quantizer={"kind": "normal_float", "bits": 4},
+    )
+    sections = encode_matrix(plan, weight, seed=0, source_dtype="f32").sections
+    assert torch.allclose(sections["l1"] @ sections["l2"], product, atol=2e-4)
+    decoded = decode_matrix(plan, (64, 128), "f32", sections, dtype=torch.float32)
+    assert torch.allclose(decoded, coded + product, atol=1e-3)
