@@ -18,16 +18,8 @@ ELSEWHERE = "no recipe: it needs data or steps that are not here"
 
 def loftq(bits: int, rank: Fraction) -> dict[str, Any]:
     """LoftQ: NormalFloat and SVD in turn, the quantiser first, five times as in its code."""
-    residual = {
-        "kind": "low_rank",
-        "rank": str(rank),
-        "fit": "alternating",
-        "order": "quantizer_first",
-        "iterations": 5,
-        "dtype": "float16",
-    }
-    changes = {"residual": residual, "quantizer": {"bits": bits}}
-    return {"reallm": 1, "extends": "nf3", "defaults": changes}
+    changes = {"residual": {"rank": str(rank)}, "quantizer": {"bits": bits}}
+    return {"reallm": 1, "extends": "loftq", "defaults": changes}
 
 
 def shipped(name: str) -> dict[str, Any] | None:
@@ -45,13 +37,13 @@ def methods(rank: Fraction) -> list[tuple[Any, ...]]:
         ("LQ-LoRA", 3, "7.88, -; 6.48, -", lq_lora, False, "untuned, one setting for all"),
         ("LoftQ", 3, "-, -; 5.63, 5.13", loftq(3, rank), True, "the paper's mixes 4 and 2 bits"),
         ("ApiQ[PTQ]", 3, "7.84, 6.88; 6.19, 5.18", None, False, ELSEWHERE),
-        ("Quip#", 3, "7.32, 6.72; 5.79, 5.10", None, False, "see Table 6 for the nearest recipe"),
+        ("Quip#", 3, "7.32, 6.72; 5.79, 5.10", shipped("quip-sharp-3bit"), False, "untuned"),
         ("QuaRot[A16W3]", 3, "-, -; 6.09, 5.37", shipped("quarot-3bit"), False, "groups of 128"),
         ("ReALLM", 3, "7.27, 6.69; 5.77, 5.14", reallm_recipe(3, 2, rank), True, "tuned, both"),
         ("LoftQ", 2, "-, -; 7.85, 7.69", loftq(2, rank), True, "tuned as ReALLM here"),
         ("ApiQ", 2, "-, -; 7.46, 6.29", None, False, ELSEWHERE),
-        ("Quip#", 2, "8.35, 7.45; 6.66, 5.74", None, False, "see Table 6 for the nearest recipe"),
-        ("AQLM", 2, "8.56, 7.51; 6.64, 5.65", None, False, "see Table 6 for the nearest recipe"),
+        ("Quip#", 2, "8.35, 7.45; 6.66, 5.74", shipped("quip-sharp-2bit"), False, "untuned"),
+        ("AQLM", 2, "8.56, 7.51; 6.64, 5.65", shipped("aqlm-2x8"), False, "untuned"),
         ("ReALLM", 2, "8.28, 7.50; 6.69, 5.72", reallm_recipe(2, 4, rank), True, "tuned, both"),
     ]
 

@@ -16,8 +16,8 @@ from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign, sums_by_codeword
 from reallm_compiler.codecs.numerics.vectors import DenseVectors, Vectors, sampled
 
-SCORES = 1 << 21
-"""Scores that are held at once."""
+SCORES = 1 << 18
+"""Scores that are held at once, so that they stay in cache."""
 
 SAMPLE = 1 << 16
 """Vectors that several codebooks are fitted to together, at most."""
@@ -60,8 +60,13 @@ def _search(values: Tensor, weights: Tensor | None, books: Tensor, beam: int) ->
             scores = weights @ half.t() - (rest * weights) @ book.t()
             left = (rest.square() * weights).sum(2, keepdim=True) / 2
         scores += left
-        wanted = 1 if number == len(books) - 1 else min(beam, scores[0].numel())
-        found = scores.flatten(1).topk(wanted, largest=False).indices  # [n, wanted]
+        flat = scores.flatten(1)
+        if number < len(books) - 1:
+            found = flat.topk(min(beam, flat.shape[1]), largest=False).indices  # [n, sums]
+        elif flat.device.type == "cpu":  # numpy's argmin is several times faster than torch's
+            found = torch.from_numpy(flat.numpy().argmin(1))[:, None]
+        else:
+            found = flat.argmin(1, keepdim=True)
         kept, word = found // len(book), found % len(book)
         codes = torch.cat(
             [codes.gather(1, kept[:, :, None].expand(-1, -1, codes.shape[2])), word[:, :, None]], 2
