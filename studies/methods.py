@@ -33,6 +33,8 @@ from studies.results import MOST_TRAINING, Study, Subject, needs_statistics, nee
 
 COMMAND = [sys.executable, "-c", "from reallm_cli.main import run; run()"]
 BITS = (2, 3, 4)
+NUMBERS = 16
+"""What stands for the bits of a code where weights are kept as numbers."""
 METHODS = (
     "rtn",
     "nf",
@@ -46,12 +48,14 @@ METHODS = (
     "spqr",
     "quarot",
     "quip-sharp",
-    "aqlm",
+    "aqlm-2x8",
+    "aqlm-1x16",
     "qtip",
     "lora",
     "qlora",
     "loftq",
     "lq-lora",
+    "lq-lora-fisher",
     "monarch",
     "paper",
     "reallm-data-free",
@@ -121,10 +125,10 @@ def candidates() -> Iterator[Candidate]:
         for bits, name in named.items():
             yield Candidate(method, name, bits, changed=False)
         if not named and method in shipped:
-            own = getattr(load_recipe(method).plan.quantizer, "bits", None)
-            for bits in BITS:
+            own = getattr(load_recipe(method).plan.quantizer, "bits", NUMBERS)
+            for bits in (own,) if own == NUMBERS else BITS:
                 one = Candidate(method, method, bits, changed=bits != own)
-                if own is not None and _fits(one):
+                if _fits(one):
                     yield one
 
 
