@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -32,6 +35,16 @@ def test_the_words_of_the_rest_are_short_points_of_e8():
     assert not (words.sum(1) % 2).any()
     assert torch.equal(words % 1, (words[:, :1] % 1).expand_as(words))  # integers, or all halves
     assert torch.bincount(words.square().sum(1).long()).tolist() == [1, 0, 240, 0, 15]
+
+
+def test_points_and_words_are_those_of_the_specification():
+    spec = (Path(__file__).parents[2] / "formats" / "SPEC.md").read_text("utf-8")
+    rows = re.findall(r"^    (0x\w{4} .*)$", spec, re.MULTILINE)
+    assert len(rows) == 3
+    for code, *numbers in map(str.split, rows):
+        point, index, word = numbers[:8], int(numbers[8]), numbers[9:]
+        assert (4 * e8p_points()[int(code, 16)]).tolist() == [int(one) for one in point]
+        assert (2 * e8_words()[index]).tolist() == [int(one) for one in word]
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import AdapterError, FormatError, OutputError
+from reallm_compiler.finetune import finetune
 from reallm_compiler.finetune.peft_layout import export_peft, import_peft
 from reallm_compiler.reader.adapter import open_adapter
 from reallm_compiler.reader.verify import verify
@@ -52,6 +53,42 @@ def test_switching_decodes_nothing(
         tunable.use(path)
         assert torch.allclose(logits(tunable.model), wanted[path], atol=1e-4)
         assert (tunable.adapter is None) == (path is None)
+
+
+def test_an_adapter_over_a_list_of_residuals(
+    tiny_llama: Path, prose: Path, options: dict, tmp_path: Path
+) -> None:
+    """Factors are tuned; outliers and monarch products stay, and gains of columns reach them."""
+    residual = [
+        {"kind": "sparse", "fraction": "1/20"},
+        {"kind": "low_rank", "rank": 2},
+        {"kind": "monarch"},
+    ]
+    coded = {"scales": {"kind": "absmax"}, "quantizer": {"kind": "uniform", "bits": 3}}
+    base = tmp_path / "base.reallm"
+    recipe = {"reallm": 1, "defaults": {"residual": residual, **coded, "dora": True}}
+    reallm.compile(recipe, model=tiny_llama, output=base, device="cpu", workers=1)
+    assert verify(base) == []
+    tuned = tmp_path / "one.adapter"
+    finetune(base, model=tiny_llama, text=[prose], output=tuned, options=options)
+    with reallm.open(base) as archive, open_adapter(tuned) as adapter:
+        name = archive.names[0]
+        fixed, own, gain = archive.coded(name), archive.factors(name), archive.gain(name)
+        assert own is not None
+        assert gain is not None
+        whole = (fixed.float() + own[0] @ own[1]) * gain[:, None]
+        torch.testing.assert_close(archive.matrix(name).float(), whole, rtol=1e-2, atol=1e-3)
+        parts = adapter.parts(name)
+        archive.use(adapter)
+        found = archive.matrix(name, dtype=torch.float32)
+        assert not torch.allclose(found, whole, atol=1e-3)
+        columns = parts.get("column_gain", torch.ones(fixed.shape[1]))
+        whole = (fixed.float() * columns + parts["l1"] @ parts["l2"]) * parts["gain"][:, None]
+        torch.testing.assert_close(found, whole, rtol=1e-2, atol=1e-3)
+    loaded, _ = reallm.load(base, adapter=tuned, dtype=torch.float32)
+    tunable = open_tunable(base, dtype=torch.float32)
+    tunable.use(tuned)
+    assert torch.allclose(logits(tunable.model), logits(loaded), atol=1e-4)
 
 
 def test_another_base_is_refused_by_both_digests(
