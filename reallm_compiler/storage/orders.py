@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from reallm_compiler.stages import ActOrderPermutation, NormSortedPermutation
-from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
+from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.values import Order
 from reallm_compiler.units import ceil_div, index_bits
 
@@ -56,3 +56,14 @@ class SortedLaw(SizeLaw[NormSortedPermutation | ActOrderPermutation]):
         if params.sides != "columns":
             found.append(_orders(ROWS, 1, shape[0]))
         return found
+
+    def cost(
+        self,
+        params: NormSortedPermutation | ActOrderPermutation,
+        shape: Shape,
+        context: Context,
+    ) -> Cost:
+        """A copy of the latent in float32, or the moments that it is sorted by in float64."""
+        p, q = shape
+        size = 8 * (p * p + q * q) if params.needs_statistics else 4 * p * q
+        return Cost(host_bytes=size, device_bytes=size)
