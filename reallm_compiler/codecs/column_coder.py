@@ -26,7 +26,7 @@ class RowFeedback:
             are compared.
         zeros: of the same shape, what is added to them then; None for zeros.
         rescale: (targets [n, m] of the columns of a group, first column) -> scales and zeros, each
-            [n, 1], for these columns from now on; None where scales stay as they are.
+            [n, 1] (None for zeros), for these columns; None where scales stay as they are.
         group: columns of a group, whose scales in a row are equal.
     """
 
@@ -34,7 +34,7 @@ class RowFeedback:
     importance: Tensor
     scales: Tensor
     zeros: Tensor | None = None
-    rescale: Callable[[Tensor, int], tuple[Tensor, Tensor]] | None = None
+    rescale: Callable[[Tensor, int], tuple[Tensor, Tensor | None]] | None = None
     group: int = 1
 
 
@@ -120,11 +120,7 @@ class ColumnCoder:
                         group = targets[:, column:stop].contiguous()
                         inner = min(stop, last)
                         group[:, : inner - column] += before @ upper[first:column, column:inner]
-                        if torch.equal(group, wanted[:, column:stop]):
-                            scale = scale[:, :1].contiguous()
-                            zero = None if zero is None else zero[:, :1].contiguous()
-                        else:
-                            scale, zero = rescale(group, column)
+                        scale, zero = rescale(group, column)
                     divisor = torch.where(scale > 0, scale, torch.inf)
                 if column > first:
                     target = torch.addmm(target, before, carry[first:column])

@@ -11,7 +11,8 @@ errors of all rows above:
 Input side alone and a scalar quantizer: GPTQ (Frantar et al. 2022), LDLQ (QuIP, Chee et al. 2023).
 
 Feedback spreads the targets, so the best scales are larger than without it: where the kind of
-scales allows, a factor is searched on a sample of the rows.
+scales allows, a factor is searched, for each group of columns that has a scale of its own when its
+turn comes, else for all on a sample of the rows.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from reallm_compiler.codecs.column_coder import ColumnCoder, RowFeedback
 from reallm_compiler.codecs.contract import Latent
 from reallm_compiler.codecs.descent import descend
 from reallm_compiler.codecs.feedback_scales import (
+    GroupScales,
     largest_scale,
     relative_scales,
-    rescaler,
     scale_group,
+    spread_costs,
 )
 from reallm_compiler.codecs.feedback_stretch import best_stretch
 from reallm_compiler.codecs.numerics.gram import block_unit, damped, factor, full
@@ -77,12 +79,16 @@ class FeedbackCodec(RoundingCodec[FeedbackRounding]):
             outputs = damped(metric.outputs, float(params.damping_output))
             above = block_unit(factor(outputs)[0], rows).to(torch.float32)
         bands = _bands(stages, inputs, coder, latent)
-        if stages.stretches:
+        # Without correlations nothing is carried, and scales stay as they are.
+        carried = bool(bands[0].feedback.upper.any())
+        carried = carried or (above is not None and bool(above.triu(1).any()))
+        group = scale_group(stages, coder) if carried else None
+        if stages.stretches and carried and group is None:
             stretch = best_stretch(stages, latent, coder, bands[0].feedback, above)
             if stretch != 1:
                 latent = stages.scaled(stretch)
                 coder = stages.coder(latent, importance)
-        _encode(stages, latent, coder, bands, above, rows, params.sweeps)
+        _encode(stages, latent, coder, bands, above, rows, group, params.sweeps)
         return coder
 
 
@@ -139,6 +145,7 @@ def _encode(
     bands: list[_Band],
     above: Tensor | None,
     rows: int,
+    group: int | None,
     sweeps: int,
 ) -> None:
     """Codes all rows of a latent [p, q].
@@ -150,12 +157,14 @@ def _encode(
         bands: of it.
         above: float32 [p, p], U_G with blocks of the identity; None without an output side.
         rows: rows of a block.
+        group: columns of a group whose scales are chosen anew; None where they are not.
         sweeps: of coordinate descent afterwards, without an output side.
     """
     p, q = latent.values.shape
     errors = latent.values.new_empty(p, q, dtype=torch.float32) if above is not None else None
-    largest, group = largest_scale(latent), scale_group(stages, coder)
+    largest = largest_scale(latent)
     for band in bands:
+        spread = None if group is None else spread_costs(band.feedback)
         step = rows if above is not None else band.last - band.first
         for first in range(band.first, band.last, step):
             span = slice(first, min(first + step, band.last))
@@ -164,13 +173,10 @@ def _encode(
                 values = values[:, coder.order]
             values = values.to(torch.float32)
             scales, zeros = relative_scales(latent.scales, span, coder.order, values, largest)
-            feedback = replace(
-                band.feedback,
-                scales=scales,
-                zeros=zeros,
-                rescale=None if group is None else rescaler(stages, span, largest),
-                group=group or 1,
-            )
+            feedback = replace(band.feedback, scales=scales, zeros=zeros)
+            if group is not None and spread is not None:
+                again = GroupScales(stages, coder, span, largest, feedback, spread, group)
+                feedback = replace(feedback, rescale=again, group=group)
             if above is None or errors is None:
                 decoded = coder.quantize_rows(values, span, feedback)
                 if sweeps:

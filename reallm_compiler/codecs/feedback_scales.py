@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.column_coder import ColumnCoder
+from reallm_compiler.codecs.column_coder import ColumnCoder, RowFeedback
 from reallm_compiler.codecs.contract import Latent
 from reallm_compiler.codecs.rounding import LatentStages
 from reallm_compiler.codecs.scale_field import ScaleField
+
+SPREAD = 4.0
+"""Weight of what errors do to later columns. Above 1, as these are clipped more often as well."""
 
 
 def largest_scale(latent: Latent) -> float:
@@ -24,23 +25,83 @@ def scale_group(stages: LatentStages, coder: ColumnCoder) -> int | None:
     return None if group is None or group % coder.step else group
 
 
-def rescaler(
-    stages: LatentStages,
-    rows: slice | None,
-    largest: float,
-    stretch: float | Tensor | None = None,
-) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
-    """`RowFeedback.rescale` for rows, in terms of the largest scale.
+class GroupScales:
+    """`RowFeedback.rescale`: scales for what a group of columns has become, row by row.
 
-    The arguments `rows` and `stretch` are those of `LatentStages.rescale`.
+    A factor of the scales is chosen for each row, that makes the expected cost of the group least.
+    Two things are not known before the group is coded. The errors within it are taken to be those
+    of the nearest levels at a factor in the middle; carried on, they move the targets. And an
+    error moves the targets of all later columns: what is added to their squares costs, as any
+    target does, a share of itself, which is the share that those nearest levels lose here.
+
+    Args:
+        stages: of the latent.
+        coder: of it.
+        rows: first and last row.
+        largest: the largest scale, in terms of which values are given.
+        feedback: along the rows.
+        spread: float32 [q], `spread_costs` of that.
+        group: columns of a group.
     """
-    factor = stretch.view(-1) if isinstance(stretch, Tensor) else stretch
 
-    def rescale(targets: Tensor, column: int) -> tuple[Tensor, Tensor]:
-        scale, zero = stages.rescale(targets * largest, rows, column, factor)
-        return scale / largest, zero / largest
+    def __init__(
+        self,
+        stages: LatentStages,
+        coder: ColumnCoder,
+        rows: slice,
+        largest: float,
+        feedback: RowFeedback,
+        spread: Tensor,
+        group: int,
+    ) -> None:
+        self._stages, self._coder, self._rows, self._largest = stages, coder, rows, largest
+        self._upper, self._group = feedback.upper, group
+        self._costs = torch.stack([feedback.importance, spread], dim=1)  # [q, 2]
 
-    return rescale
+    def __call__(self, targets: Tensor, column: int) -> tuple[Tensor, Tensor | None]:
+        """Scales and zeros [n, 1] for targets [n, m] of a group that begins at a column."""
+        columns = slice(column, column + targets.shape[1])
+        factors, costs = self._stages.stretches or (1.0,), self._costs[columns]
+        error = self._error(targets, targets, columns, factors[len(factors) // 3])
+        share = error.square().sum(1) / targets.square().sum(1).clamp_(min=1e-30)
+        # e = d U^-1 for errors d of the targets, which are moved by e (U - I) = d - e.
+        upper = self._upper[columns, columns]
+        upper = upper + torch.eye(len(upper), device=upper.device)
+        kept = torch.linalg.solve_triangular(upper, error, upper=True, left=False)
+        moved = targets + (error - kept)
+        chosen = moved.new_full((len(moved),), factors[0])
+        least = torch.full_like(chosen, torch.inf)
+        for factor in factors:
+            now, spread = (self._error(targets, moved, columns, factor).square() @ costs).unbind(1)
+            cost = now + SPREAD * share * spread
+            better = cost < least
+            if not bool(better.any()):
+                break
+            chosen = torch.where(better, factor, chosen)
+            least = torch.where(better, cost, least)
+        scale, zero = self._stages.rescale(targets * self._largest, self._rows, column, chosen)
+        return scale / self._largest, None if zero is None else zero / self._largest
+
+    def _error(self, targets: Tensor, moved: Tensor, columns: slice, factor: float) -> Tensor:
+        """What the nearest levels leave of moved targets, with scales for targets, all [n, m]."""
+        found = self._stages.rescale(targets * self._largest, None, columns.start, factor)
+        scale, zero = (None if each is None else each / self._largest for each in found)
+        assert scale is not None
+        centred = moved if zero is None else moved - zero
+        normalised = centred / torch.where(scale > 0, scale, torch.inf)
+        _, level = self._coder.quantize(normalised, columns, rows=self._rows)
+        assert level is not None
+        return centred - level * scale
+
+
+def spread_costs(feedback: RowFeedback) -> Tensor:
+    """float32 [q]: the cost of the moves that an error of one brings to each later column's target.
+
+    sum_{t>s} D_t (U^-1)[s, t]^2
+    """
+    eye = torch.eye(len(feedback.upper), device=feedback.upper.device)
+    inverse = torch.linalg.solve_triangular(feedback.upper + eye, eye, upper=True)
+    return (inverse - eye).square() @ feedback.importance
 
 
 def relative_scales(

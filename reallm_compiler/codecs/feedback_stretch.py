@@ -12,8 +12,6 @@ from reallm_compiler.codecs.contract import Latent
 from reallm_compiler.codecs.feedback_scales import (
     largest_scale,
     relative_scales,
-    rescaler,
-    scale_group,
 )
 from reallm_compiler.codecs.rounding import LatentStages
 
@@ -39,12 +37,10 @@ def best_stretch(
     """The factor of the scales that makes the cost of a sample of rows least.
 
     What rows above would add to the targets of the sample is drawn at random, of the variance that
-    their errors have. Without correlations nothing is carried, and scales stay as they are.
+    their errors have.
     """
     factors = stages.stretches
-    if not (bool(feedback.upper.any()) or (above is not None and bool(above.triu(1).any()))):
-        return factors[0]
-    sample = _Sample(stages, latent, coder, feedback)
+    sample = _Sample(latent, coder, feedback)
     noise: Tensor | float = 0.0
     if above is not None:
         # |U_G^-1 - I|^2 by its effect on random signs: what errors of rows above add to a row.
@@ -67,7 +63,6 @@ class _Sample:
     """Some rows of a latent, and for some coders some of their columns.
 
     Args:
-        stages: of the latent.
         latent: the latent.
         coder: of it.
         feedback: along its first rows.
@@ -78,10 +73,8 @@ class _Sample:
         noise: normal values of the shape of the sample.
     """
 
-    def __init__(
-        self, stages: LatentStages, latent: Latent, coder: ColumnCoder, feedback: RowFeedback
-    ) -> None:
-        self._stages, self._latent, self._coder = stages, latent, coder
+    def __init__(self, latent: Latent, coder: ColumnCoder, feedback: RowFeedback) -> None:
+        self._latent, self._coder = latent, coder
         p, q = latent.values.shape
         count = min(p, max(SAMPLE, p // SAMPLE_SHARE) // coder.row_step * coder.row_step)
         count = max(count, min(p, coder.row_step))
@@ -91,18 +84,16 @@ class _Sample:
             count = max(min(p, SAMPLE), min(p // coder.trials, SAMPLE_COLUMNS))
             span, stride = slice(0, p), max(p // count, 1)
         self._first, self._count, self._rows = span.start, count, p
-        self._largest, self._group = largest_scale(latent), scale_group(stages, coder)
         values = latent.values[span][::stride][:count].to(torch.float32)
         if coder.order is not None:
             values = values[:, coder.order]
-        scales, zeros = relative_scales(latent.scales, span, coder.order, values, self._largest)
+        scales, zeros = relative_scales(latent.scales, span, coder.order, values, largest_scale(latent))
         scales = scales[::stride][:count]
         zeros = None if zeros is None else zeros[::stride][:count]
         self.generator = torch.Generator().manual_seed(latent.generator.initial_seed())
         noise = torch.randn(count, q, generator=self.generator).to(values.device)
         if coder.trials > 1:
-            step = self._group or 1
-            q = min(q, max(SAMPLE_COLUMNS // step, 1) * step)
+            q = min(q, SAMPLE_COLUMNS)
             values, scales, noise = values[:, :q], scales[:, :q], noise[:, :q]
             zeros = None if zeros is None else zeros[:, :q]
             feedback = replace(
@@ -132,12 +123,7 @@ class _Sample:
         elif shift is not None:  # integer zero points: about zero
             shift = shift * times
         given = given * times
-        again = None
-        if self._group is not None:
-            again = rescaler(self._stages, None, self._largest, times)
-        carried = replace(
-            self._feedback, scales=given, zeros=shift, rescale=again, group=self._group or 1
-        )
+        carried = replace(self._feedback, scales=given, zeros=shift)
         targets = (self._wanted + moved).repeat(n, 1)
         centred = targets if shift is None else targets - shift
         normalised = torch.where(given > 0, centred / given, 0.0)

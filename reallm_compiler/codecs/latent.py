@@ -106,7 +106,6 @@ class _Stages:
         )
         self._scales: Sections = {}
         self._applied: ScaleField | None = None
-        self._stretch = 1.0
         self._rescaled = False
         self._clip: Tensor | None = None
         if plan.scales.range == "free" and plan.quantizer.coarse and unit(self._latent) != 1:
@@ -151,27 +150,26 @@ class _Stages:
         targets: Tensor,
         rows: slice | None,
         column: int,
-        stretch: float | Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+        stretch: float | Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
         """Scales and zeros [n, 1] for what a group of columns has become, as stored."""
         params, field = self._given.plan.scales, self._applied
         assert field is not None
         codec = codec_of(params)
         each = params.model_copy(update={"per": "row"})
         reach = codec_of(self._given.plan.quantizer).reach(self._given.plan.quantizer)
-        factor = self._stretch if stretch is None else stretch
-        sections: Sections = codec.encode(each, targets, reach=reach, stretch=factor)
+        sections: Sections = codec.encode(each, targets, reach=reach, stretch=stretch)
         shape = (targets.shape[0], targets.shape[1])
         found: ScaleField = codec.decoder(each, shape, sections, field.scale.dtype)
-        zero = torch.zeros_like(found.scale) if found.zero is None else found.zero
+        scale, zero = found.scale[:, None], None if found.zero is None else found.zero[:, None]
         if rows is None:
-            return found.scale[:, None], zero[:, None]
+            return scale, zero
         index = column // params.grouped(self._given.shape[1])
         field.scale.view(self._given.shape[0], -1)[rows, index] = found.scale
-        if field.zero is not None:
-            field.zero.view(self._given.shape[0], -1)[rows, index] = zero
+        if field.zero is not None and found.zero is not None:
+            field.zero.view(self._given.shape[0], -1)[rows, index] = found.zero
         self._rescaled = True
-        return found.scale[:, None], zero[:, None]
+        return scale, zero
 
     @property
     def sections(self) -> Sections:
@@ -189,7 +187,6 @@ class _Stages:
             self._applied.restore_(latent, 0)
         codec = codec_of(plan.scales)
         reach = codec_of(plan.quantizer).reach(plan.quantizer)
-        self._stretch = stretch
         if plan.scales.searched and self._clip is None:
             self._clip = self._best_clip()
         self._scales = codec.encode(

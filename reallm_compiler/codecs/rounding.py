@@ -44,16 +44,15 @@ class LatentStages(Protocol):
         targets: Tensor,
         rows: slice | None,
         column: int,
-        stretch: float | Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Scales and zeros [n, 1] for what rows of a group of columns have become, as stored.
+        stretch: float | Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scales and zeros [n, 1] (None for zeros) for what rows of a group of columns have become.
 
         Args:
             targets: [n, group], in the units of the latent.
             rows: first and last row; None for a trial, of which nothing is kept.
             column: the first column of the group.
-            stretch: what the scales are multiplied by, or float32 [n] of the rows; that of the
-                last `scaled` by default.
+            stretch: what the scales are multiplied by, or float32 [n] of the rows.
         """
         ...
 
