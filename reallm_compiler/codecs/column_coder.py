@@ -84,6 +84,12 @@ class ColumnCoder:
         """
         raise NotImplementedError
 
+    def nearest(self, block: Tensor, columns: slice, *, rows: slice = slice(None)) -> Tensor:
+        """What a block decodes to, a fresh tensor; its codes are not kept, or overwritten later."""
+        _, decoded = self.quantize(block, columns, rows=rows)
+        assert decoded is not None
+        return decoded
+
     @torch.inference_mode()  # a fifth faster: the time goes into many small steps
     def quantize_rows(self, values: Tensor, rows: slice, feedback: RowFeedback) -> Tensor:
         """Codes whole rows with the errors of earlier columns carried into later ones.
@@ -98,42 +104,48 @@ class ColumnCoder:
         """
         columns, upper, step = values.shape[1], feedback.upper, self.step
         scales, zeros, rescale = feedback.scales, feedback.zeros, feedback.rescale
-        wanted = _by_columns(values * scales if zeros is None else values * scales + zeros)
+        # Less the zeros: where scales are chosen anew, once a group's turn has come.
+        wanted = _by_columns(values * scales)
+        if rescale is not None and zeros is not None:
+            wanted += zeros
+            zeros = zeros.clone()
         targets, decoded = wanted.clone(), torch.empty_like(wanted)
+        block = min(max(LAZY // step, 1) * step, columns)
+        errors = values.new_zeros(block, len(values)).t()
         # Views [n, step] of all steps at once: making them one by one costs as much as the work.
-        whole = (targets, wanted, decoded, _by_columns(upper))
+        whole = (targets, wanted, decoded, _by_columns(upper), errors)
         by_step = [torch.split(each, step, dim=1) for each in whole]
-        block = max(LAZY // step, 1) * step
-        scale, zero, divisor = scales, zeros, scales
+        scale = divisor = scales
         for first in range(0, columns, block):
             last = min(first + block, columns)
-            errors = values.new_zeros(last - first, len(values)).t()
             for column in range(first, last, step):
                 span = slice(column, min(column + step, last))
-                target, original, value, carry = (views[column // step] for views in by_step)
+                index = column // step
+                target, original, value, carry = (views[index] for views in by_step[:4])
+                error = by_step[4][index - first // step][:, : original.shape[1]]
                 before = errors[:, : column - first]
-                if rescale is None or column % feedback.group == 0:
+                if rescale is None:
                     scale = scales[:, span]
-                    zero = None if zeros is None else zeros[:, span]
-                    if rescale is not None:
-                        stop = column + feedback.group
-                        group = targets[:, column:stop].contiguous()
-                        inner = min(stop, last)
-                        group[:, : inner - column] += before @ upper[first:column, column:inner]
-                        scale, zero = rescale(group, column)
                     divisor = torch.where(scale > 0, scale, torch.inf)
+                elif column % feedback.group == 0:
+                    stop = column + feedback.group
+                    group = targets[:, column:stop].contiguous()
+                    inner = min(stop, last)
+                    group[:, : inner - column] += before @ upper[first:column, column:inner]
+                    scale, zero = rescale(group, column)
+                    divisor = torch.where(scale > 0, scale, torch.inf)
+                    if zeros is not None and zero is not None:
+                        zeros[:, column:stop] = zero
+                        targets[:, column:stop] -= zero
+                        wanted[:, column:stop] -= zero
                 if column > first:
                     target = torch.addmm(target, before, carry[first:column])
-                if zero is not None:
-                    target = target - zero
                 _, level = self.quantize(target / divisor, span, rows=rows)
                 assert level is not None
                 torch.mul(level, scale, out=value)
-                if zero is not None:
-                    value += zero
-                errors[:, column - first : span.stop - first] = original - value
-            targets[:, last:].addmm_(errors, upper[first:last, last:])
-        return decoded
+                torch.sub(original, value, out=error)
+            targets[:, last:].addmm_(errors[:, : last - first], upper[first:last, last:])
+        return decoded if zeros is None else decoded.add_(zeros)
 
     def improve(
         self, values: Tensor, scales: Tensor, root: Tensor, columns: slice, rows: slice

@@ -128,7 +128,7 @@ def _bands(stages: LatentStages, inputs: Tensor, coder: ColumnCoder, latent: Lat
         if coder.step > 1:
             upper = block_unit(upper, coder.step)
         feedback = RowFeedback(
-            upper=upper.triu(1).to(torch.float32),
+            upper=upper.to(torch.float32).triu_(1),
             importance=importance.to(torch.float32),
             scales=ones,
         )
@@ -164,7 +164,7 @@ def _encode(
     errors = latent.values.new_empty(p, q, dtype=torch.float32) if above is not None else None
     largest = largest_scale(latent)
     for band in bands:
-        spread = None if group is None else spread_costs(band.feedback)
+        spread = None if group is None else spread_costs(band.feedback, latent.generator)
         step = rows if above is not None else band.last - band.first
         for first in range(band.first, band.last, step):
             span = slice(first, min(first + step, band.last))
@@ -175,7 +175,7 @@ def _encode(
             scales, zeros = relative_scales(latent.scales, span, coder.order, values, largest)
             feedback = replace(band.feedback, scales=scales, zeros=zeros)
             if group is not None and spread is not None:
-                again = GroupScales(stages, coder, span, largest, feedback, spread, group)
+                again = GroupScales(stages, coder, span, largest, latent, feedback, spread)
                 feedback = replace(feedback, rescale=again, group=group)
             if above is None or errors is None:
                 decoded = coder.quantize_rows(values, span, feedback)

@@ -13,6 +13,9 @@ from reallm_compiler.codecs.scale_field import ScaleField
 SPREAD = 4.0
 """Weight of what errors do to later columns. Above 1, as these are clipped more often as well."""
 
+PROBES = 64
+"""Random vectors by which sums over later columns are estimated."""
+
 
 def largest_scale(latent: Latent) -> float:
     """The largest scale, in terms of which errors are carried; as it is before rows are coded."""
@@ -39,9 +42,9 @@ class GroupScales:
         coder: of it.
         rows: first and last row.
         largest: the largest scale, in terms of which values are given.
+        latent: the latent.
         feedback: along the rows.
         spread: float32 [q], `spread_costs` of that.
-        group: columns of a group.
     """
 
     def __init__(
@@ -50,29 +53,44 @@ class GroupScales:
         coder: ColumnCoder,
         rows: slice,
         largest: float,
+        latent: Latent,
         feedback: RowFeedback,
         spread: Tensor,
-        group: int,
     ) -> None:
-        self._stages, self._coder, self._rows, self._largest = stages, coder, rows, largest
-        self._upper, self._group = feedback.upper, group
+        self._stages, self._coder, self._rows = stages, coder, rows
+        self._largest, self._range = largest, latent.range
+        self._upper = feedback.upper
         self._costs = torch.stack([feedback.importance, spread], dim=1)  # [q, 2]
 
     def __call__(self, targets: Tensor, column: int) -> tuple[Tensor, Tensor | None]:
         """Scales and zeros [n, 1] for targets [n, m] of a group that begins at a column."""
         columns = slice(column, column + targets.shape[1])
-        factors, costs = self._stages.stretches or (1.0,), self._costs[columns]
-        error = self._error(targets, targets, columns, factors[len(factors) // 3])
-        share = error.square().sum(1) / targets.square().sum(1).clamp_(min=1e-30)
+        costs, factors = self._costs[columns], self._stages.stretches or (1.0,)
+        scale, zero = self._stages.rescale(targets * self._largest, None, column, 1.0)
+        divisor = torch.where(scale > 0, scale / self._largest, torch.inf)
+        # The level that stays where it is when the scales are multiplied by a factor.
+        middle: float | Tensor = 0.5 if self._range == "unit" else 0.0
+        values = targets if zero is None else targets - zero / self._largest
+        values = values / divisor
+        if self._range == "integer" and zero is not None:
+            middle = -zero / self._largest / divisor
+        values -= middle
+
+        def error(moved: Tensor, factor: float) -> Tensor:
+            levels = self._coder.nearest((moved / factor).add_(middle), columns, rows=self._rows)
+            return moved.sub(levels.sub_(middle), alpha=factor)
+
+        first = error(values, factors[len(factors) // 3])
+        share = first.square().sum(1) / values.square().sum(1).clamp_(min=1e-30)
         # e = d U^-1 for errors d of the targets, which are moved by e (U - I) = d - e.
-        upper = self._upper[columns, columns]
-        upper = upper + torch.eye(len(upper), device=upper.device)
-        kept = torch.linalg.solve_triangular(upper, error, upper=True, left=False)
-        moved = targets + (error - kept)
+        kept = torch.linalg.solve_triangular(
+            self._upper[columns, columns], first, upper=True, left=False, unitriangular=True
+        )
+        moved = values.add_(first).sub_(kept)
         chosen = moved.new_full((len(moved),), factors[0])
         least = torch.full_like(chosen, torch.inf)
         for factor in factors:
-            now, spread = (self._error(targets, moved, columns, factor).square() @ costs).unbind(1)
+            now, spread = (error(moved, factor).square_() @ costs).unbind(1)
             cost = now + SPREAD * share * spread
             better = cost < least
             if not bool(better.any()):
@@ -82,26 +100,18 @@ class GroupScales:
         scale, zero = self._stages.rescale(targets * self._largest, self._rows, column, chosen)
         return scale / self._largest, None if zero is None else zero / self._largest
 
-    def _error(self, targets: Tensor, moved: Tensor, columns: slice, factor: float) -> Tensor:
-        """What the nearest levels leave of moved targets, with scales for targets, all [n, m]."""
-        found = self._stages.rescale(targets * self._largest, None, columns.start, factor)
-        scale, zero = (None if each is None else each / self._largest for each in found)
-        assert scale is not None
-        centred = moved if zero is None else moved - zero
-        normalised = centred / torch.where(scale > 0, scale, torch.inf)
-        _, level = self._coder.quantize(normalised, columns, rows=self._rows)
-        assert level is not None
-        return centred - level * scale
 
-
-def spread_costs(feedback: RowFeedback) -> Tensor:
+def spread_costs(feedback: RowFeedback, generator: torch.Generator) -> Tensor:
     """float32 [q]: the cost of the moves that an error of one brings to each later column's target.
 
-    sum_{t>s} D_t (U^-1)[s, t]^2
+    sum_{t>s} D_t (U^-1)[s, t]^2, by the mean of ((U^-1 - I) x)^2 for random x of variances D.
     """
-    eye = torch.eye(len(feedback.upper), device=feedback.upper.device)
-    inverse = torch.linalg.solve_triangular(feedback.upper + eye, eye, upper=True)
-    return (inverse - eye).square() @ feedback.importance
+    upper, importance = feedback.upper, feedback.importance
+    signs = torch.randint(0, 2, (len(upper), PROBES), generator=generator).to(upper).mul_(2).sub_(1)
+    probes = signs.mul_(importance.sqrt()[:, None])
+    moves = torch.linalg.solve_triangular(upper, probes, upper=True, unitriangular=True) - probes
+    spread: Tensor = moves.square_().mean(1)
+    return spread
 
 
 def relative_scales(

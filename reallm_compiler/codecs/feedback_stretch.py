@@ -87,7 +87,9 @@ class _Sample:
         values = latent.values[span][::stride][:count].to(torch.float32)
         if coder.order is not None:
             values = values[:, coder.order]
-        scales, zeros = relative_scales(latent.scales, span, coder.order, values, largest_scale(latent))
+        scales, zeros = relative_scales(
+            latent.scales, span, coder.order, values, largest_scale(latent)
+        )
         scales = scales[::stride][:count]
         zeros = None if zeros is None else zeros[::stride][:count]
         self.generator = torch.Generator().manual_seed(latent.generator.initial_seed())

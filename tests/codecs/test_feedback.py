@@ -90,7 +90,7 @@ def coded(plan: MatrixPlan, weight: Tensor, given: MatrixStatistics | None) -> T
 def cost(error: Tensor, given: MatrixStatistics, *, both: bool) -> float:
     error = error.double()
     h = damped(given.inputs, 0.03)
-    g = damped(given.weighted_outputs, 0.1) if both else torch.eye(P).double()  # type: ignore[arg-type]
+    g = damped(given.weighted_outputs, 0.1) if both else torch.eye(len(error)).double()  # type: ignore[arg-type]
     return float(((g @ error) * (error @ h)).sum())
 
 
@@ -145,6 +145,65 @@ def test_a_scalar_grid_with_the_input_side_is_gptq(gaussian):
     chosen = costs[same.index(True)]
     assert chosen < 0.9 * costs[0]  # clipping pays here
     assert chosen < 1.1 * min(costs)
+
+
+BLOCKS: dict[str, Any] = {
+    "scales": {"kind": "minmax", "block": 20},
+    "quantizer": {"kind": "uniform", "bits": 2},
+}
+
+
+@pytest.mark.parametrize("sides", ["input", "both"])
+def test_errors_are_carried_by_the_scales_that_groups_end_with(sides, gaussian):
+    """Each code is the nearest one of its target, by the formulas and the scales as stored."""
+    weight, given, rows = gaussian(P, Q), statistics(), 8
+    plan = MatrixPlan.model_validate(
+        {**BLOCKS, "rounding": {"kind": "feedback", "sides": sides, "rows": rows}}
+    )
+    encoded = encode_matrix(plan, weight, seed=1, source_dtype="f32", statistics=given)
+    decoded = decode_matrix(plan, (P, Q), "f32", encoded.sections, dtype=torch.float64)
+    upper = factor(damped(given.inputs, 0.03))[0].triu(1)
+    above = torch.eye(P).double()
+    if sides == "both":
+        above = block_unit(factor(damped(correlated(P, 2), 0.1))[0], rows)
+    scales, zeros = (
+        encoded.sections[role].double().view(P, 2).repeat_interleave(20, dim=1)
+        for role in ("scales", "zeros")
+    )
+    error = weight.double() - decoded
+    moved = weight.double() + above.triu(1).t() @ error
+    target = moved + (moved - decoded) @ upper
+    nearest = ((target - zeros) / scales * 3).round().clamp(0, 3) / 3 * scales + zeros
+    assert torch.allclose(decoded, nearest, atol=1e-4)
+    first = encode_matrix(  # what the scales would be without feedback
+        MatrixPlan.model_validate(BLOCKS), weight, seed=1, source_dtype="f32"
+    ).sections["scales"]
+    changed = encoded.sections["scales"] != first
+    assert changed.view(P, 2).any(0).all()
+
+
+def test_factors_of_groups_are_chosen_row_by_row(gaussian, monkeypatch):
+    """Rows of two kinds: one factor for all is too large for some, or too small for others."""
+    weight = gaussian(96, 128)
+    weight[::2, ::9] = 5 * weight[::2, ::9].sign()  # these rows want their whole range
+    mixing = torch.randn(128, 128, generator=torch.Generator().manual_seed(2)) / 128**0.5
+    h = (torch.eye(128) + mixing @ mixing.t()).double()
+    plan = MatrixPlan.model_validate(
+        {
+            "scales": {"kind": "absmax", "block": 32},
+            "quantizer": {"kind": "uniform", "bits": 3},
+            "rounding": {"kind": "feedback", "sides": "input"},
+        }
+    )
+
+    def found() -> float:
+        return cost(weight - coded(plan, weight, statistics(h)), statistics(h), both=False)
+
+    chosen, each = found(), []
+    for factor_of_all in AbsmaxScales.stretches:
+        monkeypatch.setattr(AbsmaxScales, "stretches", (factor_of_all,))
+        each.append(found())
+    assert chosen < 0.98 * min(each), (chosen, each)
 
 
 def test_the_factor_is_unit_upper_triangular():

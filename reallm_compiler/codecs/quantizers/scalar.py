@@ -69,6 +69,12 @@ class LevelCoder(ColumnCoder):
         indices = codes.to(torch.int32).view(-1)
         return codes, self._levels.index_select(0, indices).view(codes.shape)
 
+    def nearest(self, block: Tensor, columns: slice, *, rows: slice = slice(None)) -> Tensor:
+        """The nearest levels."""
+        indices = self._nearest(block).to(torch.int32).view(-1)
+        self._levels = self._levels.to(block.device, block.dtype)
+        return self._levels.index_select(0, indices).view(block.shape)
+
     def sections(self) -> Sections:
         """The packed codes."""
         if self._codes is None:

@@ -30,17 +30,47 @@ def levels(bits: int, range: Range) -> Tensor:
 
 def nearest_codes(values: Tensor, bits: int, range: Range) -> Tensor:
     """uint8, of the shape of `values`: nearest levels; values outside the range take its ends."""
-    steps = 2**bits - 1
-    factor, shift = {"integer": (1.0, 0.0), "unit": (steps, 0.0)}.get(range, (steps / 2, steps / 2))
+    if values.numel() <= BLOCK:
+        return _rounded(values, bits, range).to(torch.uint8)
     flat = values.reshape(-1)
-    if len(flat) <= BLOCK:
-        rounded = flat.mul(factor).add_(shift).round_().clamp_(0, steps)
-        return rounded.to(torch.uint8).view(values.shape)
     codes = torch.empty(flat.shape, dtype=torch.uint8, device=flat.device)
     parts = (torch.split(each, BLOCK) for each in (flat, codes))
     for part, out in zip(*parts, strict=True):
-        out.copy_(part.mul(factor).add_(shift).round_().clamp_(0, steps))
+        out.copy_(_rounded(part, bits, range))
     return codes.view(values.shape)
+
+
+def _rounded(values: Tensor, bits: int, range: Range) -> Tensor:
+    """The codes as numbers of the type of `values`, a fresh tensor."""
+    steps = 2**bits - 1
+    if range in ("integer", "unit"):
+        scaled = values.mul(1 if range == "integer" else steps)
+    else:
+        scaled = values.mul(steps / 2).add_(steps / 2)
+    return scaled.round_().clamp_(0, steps)
+
+
+class UniformCoder(LevelCoder):
+    """Codes of single weights by even levels.
+
+    Args:
+        values: the latent [p, q], whose shape and device are meant.
+        bits: width of a code.
+        range: where the levels lie.
+    """
+
+    def __init__(self, values: Tensor, bits: int, range: Range) -> None:
+        nearest = partial(nearest_codes, bits=bits, range=range)
+        super().__init__(values, levels(bits, range), bits, nearest)
+        self._range = range
+
+    def nearest(self, block: Tensor, columns: slice, *, rows: slice = slice(None)) -> Tensor:
+        """The nearest levels but for rounding, by arithmetic instead of look-ups."""
+        steps = 2**self._bits - 1
+        rounded = _rounded(block, self._bits, self._range)
+        if self._range == "integer":
+            return rounded
+        return rounded.div_(steps) if self._range == "unit" else rounded.mul_(2 / steps).sub_(1)
 
 
 class UniformCodec(QuantizerCodec[UniformQuantizer]):
@@ -62,9 +92,7 @@ class UniformCodec(QuantizerCodec[UniformQuantizer]):
         importance: Tensor | None = None,
     ) -> LevelCoder:
         """Each weight by itself."""
-        nearest = partial(nearest_codes, bits=params.bits, range=latent.range)
-        table = levels(params.bits, latent.range)
-        return LevelCoder(latent.values, table, params.bits, nearest)
+        return UniformCoder(latent.values, params.bits, latent.range)
 
     def decoder(
         self,
