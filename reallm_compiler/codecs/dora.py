@@ -45,17 +45,22 @@ def stored(values: Tensor) -> Tensor:
     return numbers.stored(values, torch.float16, "gains of rows", hint)
 
 
-def row_norms(coded: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """||V + L1 L2|| of each row, float32 [p], over panels: no second matrix of full size is made.
+def row_norms(
+    coded: Tensor, left: Tensor | None, right: Tensor | None, columns: Tensor | None = None
+) -> Tensor:
+    """||V c + L1 L2|| of each row, float32 [p], over panels: no second matrix of full size is made.
 
     Args:
-        coded: V [p, q], of any floating type.
+        coded: V [p, q], of any floating type; of a packed one a panel at a time is decoded.
         left, right: L1 [p, r] and L2 [r, q], float32; None for V alone.
+        columns: c [q], what columns of V are multiplied by; None for ones.
     """
     step = max(1, PANEL // coded.shape[1])
     norms = []
     for first in range(0, len(coded), step):
         rows = coded[first : first + step].to(torch.float32, copy=True)
+        if columns is not None:
+            rows *= columns
         if left is not None and right is not None:
             rows.addmm_(left[first : first + step], right)
         norms.append(torch.linalg.vector_norm(rows, dim=1))

@@ -23,7 +23,8 @@ from reallm_compiler.models.text_models import check_predicts_text
 from reallm_compiler.progress import Progress
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
-from reallm_compiler.runtime.models import Mode, open_files
+from reallm_compiler.runtime.mapped import Mode
+from reallm_compiler.runtime.models import open_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -17,7 +17,7 @@ from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate.models import load_for_evaluation
 from reallm_compiler.progress import Progress
 from reallm_compiler.runs.devices import choose_device
-from reallm_compiler.runtime.models import Mode
+from reallm_compiler.runtime.mapped import Mode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

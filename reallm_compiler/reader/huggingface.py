@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -12,9 +11,7 @@ from reallm_compiler.checkpoint.folder import CONFIG
 from reallm_compiler.checkpoint.paths import parse_json
 from reallm_compiler.codecs.sections import TORCH_DTYPES
 from reallm_compiler.errors import SourceError
-from reallm_compiler.models.build import ModelFiles, Stored, build_model
-from reallm_compiler.models.tokenizer import load_tokenizer
-from reallm_compiler.progress import Progress
+from reallm_compiler.models.build import ModelFiles, Stored
 from reallm_compiler.reader.archive import ModelArchive
 
 
@@ -59,19 +56,3 @@ def archive_files(
             for name in archive.tensor_names
         },
     )
-
-
-def build(
-    archive: ModelArchive,
-    *,
-    dtype: torch.dtype | None = None,
-    coded_only: Collection[str] = (),
-    progress: Progress = False,
-) -> tuple[Any, Any]:
-    """The model of an open archive, on the CPU, and its tokenizer or None.
-
-    Arguments and errors are those of `archive_files` and `build_model`.
-    """
-    files = archive_files(archive, dtype=dtype, coded_only=coded_only)
-    tokenizer = load_tokenizer(files.small, files.label)  # before the work
-    return build_model(files, dtype, progress), tokenizer

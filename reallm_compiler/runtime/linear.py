@@ -3,11 +3,12 @@
     y = g * ((c x) V^T + (x L2^T) L1^T) + bias,   g = m / ||V + L1 L2||_row
 
 V [p, q] is the decoded coded part; L1 [p, r], L2 [r, q] and the magnitudes m [p] are float32
-parameters. V is a constant, or decoded each time from scales and tables that are learned
-(`learned.TrackedMatrix`); the codes never change. Archives and adapters hold the gain; m is made of
-it when it is put in, so that tuning has DoRA's parameters. The norms are no part of the graph
-(DoRA, section 4.3, and peft): they scale the gradient and get none. They are computed again
-whenever a factor has changed, over panels of rows, so that no second matrix of full size is made.
+parameters. V is a constant, decoded or packed (`weight.PackedWeight`), or decoded each time from
+scales and tables that are learned (`learned.TrackedMatrix`); the codes never change. Archives and
+adapters hold the gain; m is made of it when it is put in, so that tuning has DoRA's parameters.
+The norms are no part of the graph (DoRA, section 4.3, and peft): they scale the gradient and get
+none. They are computed again whenever a factor has changed, over panels of rows, so that no second
+matrix of full size is made.
 Without gains the sum is taken as it is. Gains c of the columns of V, where
 tuning has added some, are parameters too; V above is then V with its columns multiplied by them.
 """
@@ -28,7 +29,8 @@ class TunedLinear(nn.Module):
     """A linear layer with a coded part, low-rank factors and gains that can be tuned.
 
     Args:
-        coded: V [p, q], rows are outputs, in the type to compute in; or what decodes it.
+        coded: V [p, q], rows are outputs, in the type to compute in, packed or not; or what
+            decodes it.
         left: L1 [p, r]; None for a matrix without residual.
         right: L2 [r, q]; None for a matrix without residual.
         gain: g [p]; None for a matrix without gains.
@@ -84,7 +86,7 @@ class TunedLinear(nn.Module):
         """The whole weight [p, q] in the type of the coded part; without a graph."""
         with torch.no_grad():
             coded = self._coded()
-            total = self._scaled(coded.to(torch.float32, copy=True))
+            total = self._scaled(coded[:].to(torch.float32, copy=True))
             if self.l1 is not None and self.l2 is not None:
                 total.addmm_(self.l1, self.l2)
             gain = self._gain(coded)
@@ -180,6 +182,6 @@ class TunedLinear(nn.Module):
         stale = self._norms is None or seen != self._seen or moving
         if stale or self._norms is None or self._norms.device != coded.device:
             with torch.no_grad():
-                self._norms = dora.row_norms(self._scaled(coded), self.l1, self.l2)
+                self._norms = dora.row_norms(coded, self.l1, self.l2, self.column_gain)
             self._seen = seen
         return self._norms

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
@@ -24,11 +24,8 @@ from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.reader.huggingface import archive_files
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
-from reallm_compiler.runtime.mapped import packed_files
+from reallm_compiler.runtime.mapped import Mode, check_mode, packed_files
 from reallm_formats import Verify
-
-Mode = Literal["dense", "packed"]
-"""How an archive's coded matrices are held: decoded, or as they are stored."""
 
 
 def load(
@@ -109,8 +106,7 @@ def open_files(
 
     Arguments and errors are those of `load`.
     """
-    if mode not in get_args(Mode):
-        raise EvaluationError(f"there is no mode {mode!r}", hint="modes are dense and packed")
+    check_mode(mode)
     if Path(path).is_file() or os.fspath(path).endswith(".reallm"):
         _check_archive_name(path)
         packed = mode == "packed"

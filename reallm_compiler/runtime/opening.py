@@ -10,24 +10,28 @@ import torch
 
 from reallm_compiler.checkpoint.architecture import meta_model
 from reallm_compiler.errors import EvaluationError
+from reallm_compiler.models.build import build_model
 from reallm_compiler.models.names import is_linear, modules_of, parameter_names
+from reallm_compiler.models.tokenizer import load_tokenizer
 from reallm_compiler.planning.learnable import learnable_sections, sections_of
 from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.progress import Progress
 from reallm_compiler.reader.adapter import open_adapter
 from reallm_compiler.reader.archive import ModelArchive, open_archive
-from reallm_compiler.reader.huggingface import archive_files, build
+from reallm_compiler.reader.huggingface import archive_files
 from reallm_compiler.recipe.tuning import DEFAULT_LEARN, Learn
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
 from reallm_compiler.runtime.learned import LearnedSection, TrackedMatrix, learn_parameter
 from reallm_compiler.runtime.linear import TunedLinear
+from reallm_compiler.runtime.mapped import Mode, check_mode, packed_files
 from reallm_compiler.runtime.tunable import TunableModel
 
 
 def open_tunable(
     path: str | os.PathLike[str] | ModelArchive,
     *,
+    mode: Mode = "dense",
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
@@ -40,6 +44,9 @@ def open_tunable(
 
     Args:
         path: the archive, or an open one.
+        mode: `dense` decodes the coded parts once; `packed` leaves them as they are stored, so that
+            the model takes the memory of the file, and computes from the codes. An open archive
+            must have been opened with `private=True` for that.
         adapter: an adapter to start with.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None. An open archive knows it already.
@@ -59,10 +66,13 @@ def open_tunable(
         AdapterError: the adapter belongs to another base.
     """
     device, dtype = choose_device(device, EvaluationError), resolve_dtype(dtype)
+    check_mode(mode)
     if not isinstance(path, ModelArchive):
-        with open_archive(path, decoder=decoder, allow_cost=allow_cost) as archive:
+        private = mode == "packed"
+        with open_archive(path, decoder=decoder, allow_cost=allow_cost, private=private) as archive:
             return open_tunable(
                 archive,
+                mode=mode,
                 adapter=adapter,
                 device=device,
                 dtype=dtype,
@@ -75,11 +85,11 @@ def open_tunable(
             path.use(opened)
             try:
                 return open_tunable(
-                    path, device=device, dtype=dtype, progress=progress, learn=learn
+                    path, mode=mode, device=device, dtype=dtype, progress=progress, learn=learn
                 )
             finally:
                 path.use(before)
-    tunable = _opened(path, device, dtype, progress, learn)
+    tunable = _opened(path, mode, device, dtype, progress, learn)
     if path.adapter is not None:
         tunable.use(path.adapter)
     return tunable
@@ -87,6 +97,7 @@ def open_tunable(
 
 def _opened(
     path: ModelArchive,
+    mode: Mode,
     device: torch.device,
     dtype: torch.dtype | None,
     progress: Progress,
@@ -96,7 +107,10 @@ def _opened(
     paths = _linear_layers(path)
     linear = [matrix for matrix in path.plan.matrices if matrix.name in paths]
     coded_only = {matrix.tensor for matrix in linear}
-    model, tokenizer = build(path, dtype=dtype, coded_only=coded_only, progress=progress)
+    make = packed_files if mode == "packed" else archive_files
+    files = make(path, dtype=dtype, coded_only=coded_only)
+    tokenizer = load_tokenizer(files.small, files.label)  # before the work
+    model = build_model(files, dtype, progress)
     model.requires_grad_(False)
     learned = _learned_sections(path, model, paths, learn)
     layers: dict[str, TunedLinear] = {}

@@ -32,7 +32,10 @@ _library.define("transposed(Tensor x, Tensor[] sections, str form) -> Tensor")
 _library.define(
     "embedding(Tensor indices, Tensor[] sections, str form, ScalarType dtype) -> Tensor"
 )
-_library.define("dequantize(Tensor[] sections, str form, ScalarType dtype) -> Tensor")
+_library.define(
+    "dequantize(Tensor[] sections, str form, ScalarType dtype, int first=0, int? last=None)"
+    " -> Tensor"
+)
 
 
 # ---- products that are kept ------------------------------------------------------------------
@@ -120,9 +123,19 @@ def _embedding(
     return product_of(sections, form, dtype).rows(flat).view(*indices.shape, q)
 
 
-def _dequantize(sections: Sequence[Tensor], form: str, dtype: torch.dtype) -> Tensor:
-    p, _ = parse_form(form).shape
-    return product_of(sections, form, dtype).rows(range(p))
+def _dequantize(
+    sections: Sequence[Tensor],
+    form: str,
+    dtype: torch.dtype,
+    first: int = 0,
+    last: int | None = None,
+) -> Tensor:
+    return product_of(sections, form, dtype).rows(_range(form, first, last))
+
+
+def _range(form: str, first: int, last: int | None) -> range:
+    """The rows [first, last) of a matrix, to its end by default, as a slice reads them."""
+    return range(parse_form(form).shape[0])[first:last]
 
 
 for _name, _function in (
@@ -154,8 +167,15 @@ def _embedding_fake(
     return indices.new_empty((*indices.shape, parse_form(form).shape[1]), dtype=dtype)
 
 
-def _dequantize_fake(sections: Sequence[Tensor], form: str, dtype: torch.dtype) -> Tensor:
-    return sections[0].new_empty(parse_form(form).shape, dtype=dtype)
+def _dequantize_fake(
+    sections: Sequence[Tensor],
+    form: str,
+    dtype: torch.dtype,
+    first: int = 0,
+    last: int | None = None,
+) -> Tensor:
+    rows, columns = len(_range(form, first, last)), parse_form(form).shape[1]
+    return sections[0].new_empty((rows, columns), dtype=dtype)
 
 
 torch.library.register_fake("reallm::linear", _linear_fake, lib=_library)
@@ -198,11 +218,11 @@ def _embedding_gradient(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # noqa:
 
 
 def _keep_dequantize(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401
-    ctx.count = len(inputs[0])
+    ctx.count, ctx.others = len(inputs[0]), len(inputs) - 1
 
 
 def _dequantize_gradient(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:  # noqa: ANN401
-    return [None] * ctx.count, None, None
+    return [None] * ctx.count, *[None] * ctx.others
 
 
 torch.library.register_autograd(

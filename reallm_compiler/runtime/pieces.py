@@ -44,11 +44,13 @@ class Piece(NamedTuple):
         y: Tensor = torch.ops.reallm.transposed(x, list(self.sections), self.form)
         return y
 
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The decoded matrix [p, q]."""
+    def dense(self, dtype: torch.dtype, first: int = 0, last: int | None = None) -> Tensor:
+        """The decoded matrix [p, q], or its rows [first, last)."""
         if not self.form:
-            return self.sections[0].to(dtype)
-        rows: Tensor = torch.ops.reallm.dequantize(list(self.sections), self.form, dtype)
+            return self.sections[0][first:last].to(dtype)
+        rows: Tensor = torch.ops.reallm.dequantize(
+            list(self.sections), self.form, dtype, first, last
+        )
         return rows
 
     def moved(self, device: torch.device) -> Piece:

@@ -93,6 +93,16 @@ def _expert(weight: Any, index: int) -> Any:  # noqa: ANN401
     return type(weight)(Pieces(pieces), weight.dtype, None, weight.flipped)
 
 
+def _rows(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Some rows of a matrix of one piece, decoded; the others are not."""
+    weight, dim, first, last, step = *args, *(None, 0, None, None, 1)[len(args) :]
+    plain = weight.experts is None and not weight.flipped and len(weight.value.pieces) == 1
+    if not plain or dim % 2 != 0 or step != 1:
+        return NotImplemented
+    start, stop, _ = slice(first, last).indices(len(weight))
+    return weight.value.pieces[0].dense(weight.dtype, start, max(start, stop))
+
+
 def _stack(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     """Matrices of one shape as experts."""
     weights, dim = args[0], args[1] if len(args) > 1 else kwargs.get("dim", 0)
@@ -202,6 +212,7 @@ HANDLERS: dict[Any, Handler] = {
     aten.t.default: _transpose,
     aten.transpose.int: _transpose,
     aten.select.int: _select,
+    aten.slice.Tensor: _rows,
     aten.stack.default: _stack,
     aten.cat.default: _cat,
     aten.linear.default: _linear,

@@ -9,6 +9,8 @@ import torch
 
 import reallm_compiler as reallm
 from reallm_compiler.runtime import TunedLinear, open_tunable
+from reallm_compiler.runtime.mapped import Mode
+from reallm_compiler.runtime.weight import PackedWeight
 
 RECIPE = {
     "reallm": 1,
@@ -58,10 +60,48 @@ def test_a_llama_in_parts(tiny_llama: Path, tiny_recipe: Path, tmp_path: Path) -
     }
 
 
-def test_a_gpt2_in_parts(gpt2: Path, tmp_path: Path) -> None:
+def test_over_packed_bases(
+    tiny_llama: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coded parts stay packed: the same outputs, gradients and norms, and never decoded."""
+    path = tmp_path / "llama.reallm"
+    reallm.compile(tiny_recipe, model=tiny_llama, output=path, device="cpu", workers=1)
+    learn = ("factors", "gains", "columns")
+    dense = open_tunable(path, dtype=torch.float32, learn=learn)
+    monkeypatch.setattr(PackedWeight, "dequantize", None)
+    packed = open_tunable(path, mode="packed", dtype=torch.float32, learn=learn)
+    gradients = []
+    for tunable in (dense, packed):
+        for index, (_, parameter) in enumerate(tunable.parameters()):
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+            parameter.data += 0.01 * noise
+        tokens = torch.arange(24)[None] + 3
+        tunable.model(input_ids=tokens, labels=tokens).loss.backward()
+        gradients.append([value.grad for _, value in tunable.parameters()])
+    assert far(logits(packed.model), logits(dense.model)) < 1e-4
+    for found, wanted in zip(gradients[1], gradients[0], strict=True):
+        assert far(found, wanted) < 1e-3
+    for name, layer in packed.layers.items():
+        assert isinstance(layer.coded, PackedWeight)
+        assert layer.coded.packed
+        for part, value in layer.parts().items():
+            assert far(value, dense.layers[name].parts()[part]) < 1e-4, part
+    packed.use(None)  # the archive's own parts again
+    whole, _ = reallm.load(path, dtype=torch.float32)
+    assert far(logits(packed.model), logits(whole)) < 1e-4
+
+
+def far(found: torch.Tensor | None, wanted: torch.Tensor | None) -> float:
+    assert found is not None
+    assert wanted is not None
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
+
+
+@pytest.mark.parametrize("mode", ["dense", "packed"])
+def test_a_gpt2_in_parts(gpt2: Path, tmp_path: Path, mode: Mode) -> None:
     path = tmp_path / "gpt2.reallm"
     reallm.compile(RECIPE, model=gpt2, output=path, device="cpu", workers=1)
-    tunable = open_tunable(path)
+    tunable = open_tunable(path, mode=mode)
     assert len(tunable.layers) == 8
     assert isinstance(tunable.model.get_submodule("transformer.h.0.attn.c_attn"), TunedLinear)
     whole, _ = reallm.load(path)

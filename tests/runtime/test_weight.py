@@ -15,7 +15,7 @@ from reallm_compiler.runtime import weight_ops
 from reallm_compiler.runtime.packed import PackedEmbedding, PackedLinear
 from reallm_compiler.runtime.weight import PackedWeight
 from reallm_compiler.stages import MatrixPlan
-from tests.kernels.packing import dense, packed_matrix
+from tests.kernels.packing import dense, distance, packed_matrix
 from tests.runtime.test_ops import PLAN
 
 
@@ -52,8 +52,14 @@ def test_products_run_from_the_codes(never_dense: None) -> None:
         (torch.addmm(torch.ones(5, 48), x, weight.t()), x @ w.t() + 1),
         (nn.functional.embedding(torch.tensor([[3, 0]]), weight), w[[3, 0]][None]),
     ):
-        assert torch.allclose(found, wanted, atol=1e-4)
+        assert distance(found, wanted) < 1e-4
         assert found.shape == wanted.shape
+
+
+def test_rows_decode_alone(never_dense: None) -> None:
+    weight, w = weight_of(matrix((48, 32)))
+    for rows in (slice(3, 20), slice(-5, None), slice(None), slice(7, 7), slice(40, 99)):
+        assert torch.equal(weight[rows], w[rows])
 
 
 def test_gradients_reach_inputs(never_dense: None) -> None:
@@ -61,7 +67,7 @@ def test_gradients_reach_inputs(never_dense: None) -> None:
     x = torch.randn(2, 5, 32, requires_grad=True)
     torch.nn.functional.linear(x, weight).square().sum().backward()
     y = torch.nn.functional.linear(x, w).detach()
-    assert torch.allclose(x.grad, 2 * y @ w, atol=1e-3)
+    assert distance(x.grad, 2 * y @ w) < 1e-4
 
 
 def test_types_change_what_it_decodes_to_and_not_its_sections(never_dense: None) -> None:
@@ -78,6 +84,8 @@ def test_types_change_what_it_decodes_to_and_not_its_sections(never_dense: None)
 def test_what_it_has_no_product_for_decodes() -> None:
     weight, w = weight_of(matrix((48, 32)))
     assert torch.equal(weight + 0, w)
+    assert torch.equal(weight[::2], w[::2])
+    assert torch.equal(weight.t()[3:5], w.t()[3:5])
     assert torch.equal(torch.linalg.vector_norm(weight, dim=1), torch.linalg.vector_norm(w, dim=1))
     assert weight.packed
 
@@ -116,10 +124,10 @@ def test_experts(never_dense: None) -> None:
     one = stack[torch.tensor(1)]
     assert isinstance(one, PackedWeight)
     assert len(one.value.pieces) == 2
-    assert torch.allclose(torch.nn.functional.linear(x, one), x @ wanted[1].t(), atol=1e-4)
+    assert distance(torch.nn.functional.linear(x, one), x @ wanted[1].t()) < 1e-4
     many = torch.randn(3, 4, 32)
-    assert torch.allclose(torch.bmm(many, stack.mT), torch.bmm(many, wanted.mT), atol=1e-4)
-    assert torch.allclose(torch.bmm(many, stack), torch.bmm(many, wanted), atol=1e-4)
+    assert distance(torch.bmm(many, stack.mT), torch.bmm(many, wanted.mT)) < 1e-4
+    assert distance(torch.bmm(many, stack), torch.bmm(many, wanted)) < 1e-4
 
 
 def test_a_mixed_stack_decodes() -> None:
@@ -135,7 +143,7 @@ def test_a_tied_head_shares_the_codes() -> None:
     head.weight = embedding.weight
     w = dense(packed, torch.float32)
     assert torch.equal(embedding(torch.tensor([1, 47])), w[[1, 47]])
-    assert torch.allclose(head(torch.eye(32)), w.t(), atol=1e-5)
+    assert distance(head(torch.eye(32)), w.t()) < 1e-4
 
 
 def test_saved_and_read_back() -> None:
