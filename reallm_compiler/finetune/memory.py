@@ -24,7 +24,9 @@ from reallm_compiler.models.text import window_of
 from reallm_compiler.planning.learnable import learnable_sections
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
+from reallm_compiler.reader.archive import frozen_plan
 from reallm_compiler.recipe.tuning import DEFAULT_LEARN
+from reallm_compiler.storage.matrix import layout_of
 
 LIBRARIES_BYTES = 420_000_000
 """What Python with torch and transformers holds before any model, about (measured on Linux)."""
@@ -92,6 +94,8 @@ def estimate(
     config: Mapping[str, Any],
     options: FinetuneOptions,
     sequences: int | None = None,
+    *,
+    packed: bool = False,
 ) -> MemoryEstimate:
     """The memory of tuning the model of a plan.
 
@@ -100,6 +104,7 @@ def estimate(
         config: the model's config.json.
         options: settings of the run.
         sequences: how many the text gives, with those held out; as many as can be used when None.
+        packed: the coded parts stay as they are stored.
 
     Raises:
         FinetuneError: the window asked for has more tokens than the model has positions.
@@ -110,7 +115,7 @@ def estimate(
     numel = sum(matrix.numel for matrix in plan.matrices)
     kept = sum(_count(tensor.shape) for tensor in plan.tensors)
     frozen = {
-        "coded weights": numel * width,
+        "coded weights": _coded_bytes(plan) if packed else numel * width,
         "kept weights": kept * width,
     }
     tuned = {matrix.name: tuned_parameters(matrix, options.learn) for matrix in plan.matrices}
@@ -136,6 +141,12 @@ def estimate(
     if "e2e" in options.stages:
         stages["e2e"] = frozen | _end_terms(plan, tuned, sizes, window, width, options)
     return MemoryEstimate(stages=stages, host=host, tuned=sum(tuned.values()), window=window)
+
+
+def _coded_bytes(plan: Plan) -> int:
+    """Bytes of the sections of all coded parts; each matrix counts those that its group shares."""
+    layouts = (layout_of(frozen_plan(one.plan), one.shape, one.dtype) for one in plan.matrices)
+    return sum(spec.nbytes for layout in layouts for spec in layout.sections)
 
 
 def tuned_parameters(matrix: PlannedMatrix, learn: Collection[str] = DEFAULT_LEARN) -> int:

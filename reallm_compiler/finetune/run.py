@@ -51,6 +51,7 @@ from reallm_compiler.runs.identity import machine_fields
 from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.runs.resume import no_interrupted_run
 from reallm_compiler.runs.stop import catch_signals
+from reallm_compiler.runtime.mapped import Mode
 from reallm_compiler.runtime.opening import open_tunable
 from reallm_compiler.runtime.tunable import TunableModel
 
@@ -64,6 +65,7 @@ def finetune(
     text: str | PathLike[str] | Sequence[str | PathLike[str]],
     output: str | PathLike[str],
     options: FinetuneOptions | Mapping[str, Any] | None = None,
+    mode: Mode = "dense",
     adapter: str | PathLike[str] | None = None,
     decoder: str | PathLike[str] | None = None,
     allow_cost: bool = False,
@@ -83,6 +85,8 @@ def finetune(
         output: the adapter, or with `into` the model archive, to write.
         options: settings; a mapping is put over the `finetune` section of the archive's recipe,
             and that over the paper's.
+        mode: `packed` leaves the coded parts as they are stored and computes from their codes: the
+            frozen part of the model takes the memory of the file, and steps take longer.
         adapter: an adapter of the archive to begin with.
         decoder: where the trained decoders are that the archive uses but does not hold: a file, or
             a folder; beside the archive when None.
@@ -111,7 +115,9 @@ def finetune(
     chosen_device = choose_device(device, FinetuneError)
     emit = _counted(on_event is None if progress is None else progress, on_event)
     with contextlib.ExitStack() as stack:
-        base = stack.enter_context(open_archive(archive, decoder=decoder, allow_cost=allow_cost))
+        base = stack.enter_context(
+            open_archive(archive, decoder=decoder, allow_cost=allow_cost, private=mode == "packed")
+        )
         chosen = (
             options
             if isinstance(options, FinetuneOptions)
@@ -126,6 +132,7 @@ def finetune(
         carried = _replaced_by(adapter, base)
         tunable = open_tunable(
             base,
+            mode=mode,
             adapter=adapter,
             device=chosen_device,
             dtype=_DTYPES[chosen.precision],
@@ -148,6 +155,7 @@ def finetune(
             "original": original.facts(),
             "text": text_digest.hex(),
             "options": chosen.plain(),
+            "mode": mode,
             **machine_fields(chosen_device),
         }
         state = State(target, identity, original.read, stop)
@@ -161,7 +169,7 @@ def finetune(
         wanted = "block" in chosen.stages or chosen.checkpointing
         stack.enter_context(_blocks_as_refusals())
         modules = find_blocks(tunable.model, tunable.layers) if wanted else []
-        _start(emit, base, tunable, modules, train, held, chosen, found)
+        _start(emit, base, mode, tunable, modules, train, held, chosen, found)
         blocks, end = _stages(tunable, modules, original, train, held, chosen, state, found, emit)
         parts = {name: layer.parts() for name, layer in tunable.layers.items()}
         own = adapter is None and not {"factors", "gains", "rows", "columns"} & tunable.learn
@@ -290,6 +298,7 @@ def _sequences(
 def _start(
     emit: Callable[[Event], None],
     base: ModelArchive,
+    mode: Mode,
     tunable: TunableModel,
     modules: list[Block],
     train: Sequences,
@@ -311,7 +320,9 @@ def _start(
     end_steps = steps_of(options.e2e, len(train)) if "e2e" in options.stages else 0
     emit(
         Started(
-            memory=estimate(base.plan, config_of(base), options, len(train) + len(held)),
+            memory=estimate(
+                base.plan, config_of(base), options, len(train) + len(held), packed=mode == "packed"
+            ),
             matrices=len(tunable.layers),
             parameters=sum(value.numel() for _, value in tunable.parameters()),
             sequences=len(train),

@@ -95,7 +95,8 @@ def _expert(weight: Any, index: int) -> Any:  # noqa: ANN401
 
 def _rows(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     """Some rows of a matrix of one piece, decoded; the others are not."""
-    weight, dim, first, last, step = *args, *(None, 0, None, None, 1)[len(args) :]
+    given: tuple[Any, ...] = (*args, *(None, 0, None, None, 1)[len(args) :])
+    weight, dim, first, last, step = given
     plain = weight.experts is None and not weight.flipped and len(weight.value.pieces) == 1
     if not plain or dim % 2 != 0 or step != 1:
         return NotImplemented

@@ -126,7 +126,12 @@ def test_what_is_counted_is_exact(base: Path, adapter: Path) -> None:
     coded = sum(layer.coded.numel() for layer in tunable.layers.values())
     assert terms["coded weights"] == 4 * coded
     assert found.host == 0
-    assert found.total("e2e") == sum(terms.values()) == found.peak
+    packed = open_tunable(base, mode="packed")
+    with reallm.open(base) as archive:
+        found = estimate(archive.plan, config, options(stages=["e2e"]), packed=True)
+    weights: list[Any] = [layer.coded for layer in packed.layers.values()]
+    sections = sum(weight.nbytes_stored for weight in weights)
+    assert found.stages["e2e"]["coded weights"] == sections
 
 
 def test_13_billion_weights_fit_40_gigabytes(tmp_path: Path) -> None:
@@ -138,5 +143,7 @@ def test_13_billion_weights_fit_40_gigabytes(tmp_path: Path) -> None:
     assert found.tuned > 200_000_000
     assert 30e9 < found.total("e2e") < 40e9
     assert found.total("block") < found.total("e2e")
+    packed = estimate(plan, LLAMA_13B, settings, packed=True)
+    assert packed.total("e2e") < 20e9
     without = estimate(plan, LLAMA_13B, settings.model_copy(update={"checkpointing": False}))
     assert without.total("e2e") > 40e9

@@ -64,6 +64,18 @@ def test_each_stage_lowers_the_held_out_loss(run: Any, adapter: Path, tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["out.adapter"]
 
 
+def test_over_a_packed_base(run: Any, adapter: Path, tmp_path: Path) -> None:
+    """Tuned over codes that are never decoded whole: nearly the adapter of the decoded base."""
+    report = run("packed.adapter", mode="packed")
+    assert report.after < report.before
+    with open_adapter(adapter) as one, open_adapter(tmp_path / "packed.adapter") as other:
+        assert one.names == other.names
+        for name in one.names:
+            for part, value in one.parts(name).items():
+                found = other.parts(name)[part]
+                assert float((found - value).norm()) < 0.05 * float(value.norm()), (name, part)
+
+
 def test_no_coded_byte_changes(run: Any, base: Path, tmp_path: Path) -> None:
     before = base.read_bytes()
     run("new.reallm", {"stages": ["e2e"]}, into=True)

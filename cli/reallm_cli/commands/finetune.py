@@ -71,6 +71,7 @@ if TYPE_CHECKING:
 @click.option("--adapter", metavar="FILE", help="Begin with this adapter of the archive.")
 @decoder_option
 @cost_option
+@click.option("--packed", is_flag=True, help="Leave the coded parts packed: less memory, slower.")
 @click.option("--window", type=click.IntRange(min=2), metavar="N", help="Tokens per sequence.")
 @click.option(
     "--separator", metavar="TEXT", help="Split the text into documents here. `\\n` is a line end."
@@ -108,6 +109,7 @@ def finetune_command(
     adapter: str | None,
     decoder: str | None,
     allow_cost: bool,
+    packed: bool,
     window: int | None,
     separator: str | None,
     settings: tuple[str, ...],
@@ -140,7 +142,7 @@ def finetune_command(
     if separator is not None:
         plain["separator"] = separator.replace("\\n", "\n").replace("\\t", "\t")
     if dry_run:
-        return _dry_run(terminal, archive, model, plain, as_json=as_json)
+        return _dry_run(terminal, archive, model, plain, packed=packed, as_json=as_json)
     if output is None:
         raise CommandLineError("no output is named", hint="give `-o NAME.adapter`")
     quiet_libraries()
@@ -151,6 +153,7 @@ def finetune_command(
             text=text,
             output=output,
             options=plain,
+            mode="packed" if packed else "dense",
             adapter=adapter,
             decoder=decoder,
             allow_cost=allow_cost,
@@ -228,7 +231,13 @@ def _value(setting: str, text: str) -> Any:  # noqa: ANN401
 
 
 def _dry_run(
-    terminal: Terminal, archive: str, model: str, given: Mapping[str, Any], *, as_json: bool
+    terminal: Terminal,
+    archive: str,
+    model: str,
+    given: Mapping[str, Any],
+    *,
+    packed: bool,
+    as_json: bool,
 ) -> int:
     """The memory of a run, from shapes alone."""
     from reallm_compiler.checkpoint import open_source
@@ -248,7 +257,7 @@ def _dry_run(
     else:
         recipe = load_recipe(archive)
         plan = build(recipe, open_model(recipe, inventory))
-    found = estimate(plan, inventory.config, options_from(given, plan.recipe))
+    found = estimate(plan, inventory.config, options_from(given, plan.recipe), packed=packed)
     if as_json:
         terminal.json(found.to_json())
     else:
