@@ -22,14 +22,13 @@ from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.errors import CodecError
 from reallm_compiler.execute.bands import CODES, BandCoder, band_rows, by_bands
 from reallm_compiler.execute.events import FellBack
-from reallm_compiler.execute.fit.blocks import Blocks
-from reallm_compiler.execute.fit.coder import Begun, BlockCoder, decoded
+from reallm_compiler.execute.fit.coder import Begun, BlockCoder
 from reallm_compiler.execute.fit.text import TextInput
 from reallm_compiler.execute.group_weights import GroupWeights
 from reallm_compiler.execute.statistics import StatisticsInput, read_statistics
 from reallm_compiler.execute.tasks import copied_tensors, fit_key, group_key, group_task, matrix_key
 from reallm_compiler.models.weights import Weights
-from reallm_compiler.planning.fit import FitBlock, fit_blocks, fit_of
+from reallm_compiler.planning.fit import FitBlock, fit_blocks
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
 from reallm_compiler.runs.identity import digest_of
@@ -110,7 +109,7 @@ class CompileRunner:
         blocks = fit_blocks(job.plan)
         self._blocks = {fit_key(block.number): block for block in blocks}
         self._copied = copied_tensors(job.plan, blocks)
-        self._learning: Blocks | None = None
+        self._coder: BlockCoder | None = None
         self._weights = Weights(job.inventory)
         self._files = dict(job.inventory.files)
         self._fitted: dict[str, Mapping[str, torch.Tensor]] = {}
@@ -176,13 +175,14 @@ class CompileRunner:
     def _encoded(
         self, matrix: PlannedMatrix, weight: torch.Tensor, callback: TrainingCallback | None = None
     ) -> Encoded:
+        shared = self._shared(matrix)
         with _located(lambda: matrix.name):
             return encode_matrix(
                 matrix.plan,
                 weight,
                 seed=seed_for(self._plan.seed, matrix.name),
                 source_dtype=matrix.dtype,
-                shared=self._shared(matrix),
+                shared=shared,
                 callback=callback,
                 statistics=self._measured(matrix),
                 layout=matrix.layout,
@@ -196,17 +196,13 @@ class CompileRunner:
 
     def _fit_block(self, block: FitBlock, task: Task, result: TaskResult) -> None:
         """Code a block whose matrices learn together."""
-        fit, text = fit_of(self._plan), self._job.text
-        assert fit is not None  # as it has blocks
-        assert text is not None  # as `check_text` has seen
-        if self._learning is None:
-            blocks = tuple(self._blocks.values())
-            self._learning = Blocks(
-                self._job.inventory, blocks, text.ids, fit.batch, self._job.device
+        if self._coder is None:
+            text = self._job.text
+            assert text is not None  # as `check_text` has seen
+            self._coder = BlockCoder(
+                self._plan, self._job.inventory, text.ids, self._job.device, self._read
             )
-        self._catch_up(self._learning, block.number)
-        coder = BlockCoder(fit, self._learning, self._plan.seed)
-        coded = coder.code(block, self._begun, self._gains, self._callback(task))
+        coded = self._coder.code(block, self._begun, self._gains, self._callback(task))
         if coded.outcome.lost is not None:
             epoch, step = coded.outcome.lost
             self._context.emit(FellBack(name=task.title, epoch=epoch, step=step))
@@ -217,25 +213,7 @@ class CompileRunner:
             self._write(names.tensor_section(tensor.name), [data], result)
         result.errors.update(coded.errors)
 
-    def _catch_up(self, blocks: Blocks, number: int) -> None:
-        """Bring hidden states to a block, through those before it as they are stored."""
-        if blocks.number > number:
-            blocks.rewind()
-        for before in list(self._blocks.values())[blocks.number : number]:
-            weights = {}
-            for matrix in before.matrices:
-                sections = {
-                    spec.role: self._section(matrix.section_name(spec), spec)
-                    for spec in matrix.specs
-                }
-                weights[matrix.name] = decoded(matrix, sections | dict(self._reused(matrix) or {}))
-            for tensor in before.norms:
-                stored = self._section(names.tensor_section(tensor.name), tensor.spec)
-                weights[tensor.name] = stored.to(torch.float32)
-            with blocks.loaded() as loaded:
-                blocks.advance(loaded, weights)
-
-    def _section(self, name: str, spec: SectionSpec) -> torch.Tensor:
+    def _read(self, name: str, spec: SectionSpec) -> torch.Tensor:
         """A section that a finished task has stored."""
         data = self._sink.read(name)
         assert data is not None  # the tasks that this one needs have written it

@@ -113,8 +113,6 @@ def learned_specs(
 ) -> dict[FitWord, list[SectionSpec]]:
     """The sections of numbers of a matrix that learn under each word."""
     found: dict[FitWord, list[SectionSpec]] = {}
-    if layout.plan.autoencoder.trained:
-        return found
     changing = {spec.role for stage in layout.plan.transform for spec in layout.sections_of(stage)}
     for spec in layout.own_sections:
         word: FitWord | None = _OF_TERM.get(spec.term)
@@ -129,7 +127,7 @@ def words_of(layout: MatrixLayout, learn: Sequence[FitWord]) -> tuple[FitWord, .
     """Those words of `learn` by which a matrix can change."""
     plan = layout.plan
     can: set[FitWord] = set(learned_specs(layout, learn))
-    if plan.rounding.alone and plan.quantizer.scalar and not plan.autoencoder.trained:
+    if plan.rounding.alone and plan.quantizer.scalar:
         if plan.scales.from_ends:
             can.add("clip")
         if plan.quantizer.even and plan.scales.range != "free":
@@ -149,6 +147,10 @@ def fit_problems(
         message = "no coded matrix lies in a block of the model"
         return [Problem(location=location, path="fit", message=message)]
     layouts = {id(matrix.layout): matrix.layout for matrix in inside}.values()
+    if any(layout.plan.autoencoder.trained for layout in layouts):
+        message = "blocks do not learn where a matrix has a trained autoencoder: its weights are "
+        message += "what a network makes of latents"
+        return [Problem(location=location, path="fit", message=message)]
     can = {word for layout in layouts for word in words_of(layout, fit.learn)}
     if any(is_norm(tensor) and layer_index(tensor.name) is not None for tensor in tensors):
         can.add("norms")

@@ -231,6 +231,12 @@ def test_an_error_that_is_no_number_falls_back_and_is_named(
         (VQ, "rounding", "an evenly spaced quantizer of single weights"),
         (UNIFORM, "factors", "a `low_rank` residual"),
         (UNIFORM, "magnitudes", "`dora: true`"),
+        (UNIFORM, "channel_scale", "a transform that stores numbers"),
+        (
+            {**VQ, "autoencoder": {"kind": "hnerv", "width": 4}},
+            "norms",
+            "where a matrix has a trained",
+        ),
     ],
 )
 def test_a_word_that_changes_nothing_is_refused(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.codecs import decode_matrix
 from reallm_compiler.codecs.callback import TrainingCallback
 from reallm_compiler.codecs.decode import MatrixDecoder, relative_error, work_dtype
@@ -16,9 +17,12 @@ from reallm_compiler.codecs.learned import LearnedNumbers
 from reallm_compiler.codecs.sections import Sections, check_sections
 from reallm_compiler.execute.fit.blocks import Block, Blocks
 from reallm_compiler.execute.fit.train import Learned, Outcome, Training
-from reallm_compiler.planning.fit import FitBlock
+from reallm_compiler.planning.fit import FitBlock, fit_blocks, fit_of
+from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
-from reallm_compiler.stages import BlockFit, FitWord
+from reallm_compiler.stages import FitWord
+from reallm_compiler.storage.base import SectionSpec
+from reallm_formats import names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,18 +56,34 @@ class CodedBlock:
 
 
 class BlockCoder:
-    """Codes the next block of a model.
+    """Codes the blocks of a model whose matrices learn.
 
     Args:
-        fit: what learns and how.
-        blocks: the model.
-        seed: of the orders of sequences.
+        plan: of the compile.
+        inventory: of the checkpoint, or of the prepared model.
+        ids: int64 [n, t], the text.
+        device: where the numerical work runs.
+        read: a section that was stored, by its name.
+
+    Raises:
+        CompileError: the blocks of this model cannot be run one by one, or memory does not do.
     """
 
-    def __init__(self, fit: BlockFit, blocks: Blocks, seed: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        inventory: Inventory,
+        ids: Tensor,
+        device: torch.device,
+        read: Callable[[str, SectionSpec], Tensor],
+    ) -> None:
+        fit = fit_of(plan)
+        assert fit is not None  # else there are no such blocks
         self._fit = fit
-        self._blocks = blocks
-        self._seed = seed
+        self._all = fit_blocks(plan)
+        self._seed = plan.seed
+        self._read = read
+        self._blocks = Blocks(inventory, self._all, ids, fit.batch, device)
 
     def code(
         self,
@@ -72,14 +92,15 @@ class BlockCoder:
         norm: Callable[[PlannedTensor], Tensor],
         callback: TrainingCallback,
     ) -> CodedBlock:
-        """Let the block learn, and the streams pass it.
+        """Let a block learn; those before it are stored.
 
         Args:
-            block: the next one.
+            block: the block.
             begin: codes a matrix.
             norm: the gains of a norm as they are stored if they do not learn.
             callback: of the training.
         """
+        self._catch_up(block.number)
         begun = {matrix.name: begin(matrix) for matrix in block.matrices}
         matrices = {
             matrix.name: LearnedMatrix(
@@ -116,6 +137,23 @@ class BlockCoder:
                 begun[matrix.name].weight.to(work), MatrixDecoder(layout, found, work)
             )
         return CodedBlock(sections=own, errors=errors, norms=gains, outcome=outcome)
+
+    def _catch_up(self, number: int) -> None:
+        """Bring hidden states to a block, through those before it as they are stored."""
+        if self._blocks.number > number:
+            self._blocks.rewind()
+        for before in self._all[self._blocks.number : number]:
+            weights = {}
+            for matrix in before.matrices:
+                sections = {
+                    spec.role: self._read(matrix.section_name(spec), spec) for spec in matrix.specs
+                }
+                weights[matrix.name] = decoded(matrix, sections)
+            for tensor in before.norms:
+                stored = self._read(names.tensor_section(tensor.name), tensor.spec)
+                weights[tensor.name] = stored.to(torch.float32)
+            with self._blocks.loaded() as loaded:
+                self._blocks.advance(loaded, weights)
 
     def _learn(
         self,
