@@ -47,6 +47,11 @@ SPARSE: Plain = {
     "residual": [{"kind": "sparse", "fraction": "1/3", "rows": 2}],
     "quantizer": {"kind": "none", "dtype": "float16"},
 }
+SUMS: Plain = {
+    "residual": {"kind": "monarch", "blocks": 2, "dtype": "int8"},
+    "scales": {"kind": "rms", "per": "row"},
+    "quantizer": {"kind": "additive", "code_bits": 3, "dim": 2, "dtype": "float16"},
+}
 HNERV: Plain = {
     "autoencoder": {"kind": "hnerv", "patch": 4, "latent": [1, 2, 2], "width": 1},
     "quantizer": {"kind": "none", "dtype": "float16"},
@@ -174,7 +179,7 @@ DOCUMENTS: dict[str, tuple[str, Change]] = {
 
 
 def test_the_forger_makes_archives_that_mean_something(tmp_path: Path) -> None:
-    for method in (METHOD, SORTED, LEVELS, VECTORS, SPARSE, HNERV):
+    for method in (METHOD, SORTED, LEVELS, VECTORS, SPARSE, SUMS, HNERV):
         path = forged(tmp_path / "good.reallm", method=method)
         assert verify(path) == []
         with reallm.open(path) as archive:
@@ -282,6 +287,23 @@ def test_kept_weights_without_a_meaning(at: int, code: int, problem: str, tmp_pa
     change = section("sparse_values", 2, INFINITE)
     (damage,) = verify(forged(tmp_path / "bad.reallm", change, SPARSE))
     assert (damage.rule, damage.message) == ("P5", "element 1 is not a finite number")
+
+
+@pytest.mark.parametrize(
+    ("role", "value", "problem"),
+    [
+        ("monarch_left_scales", BELOW, "element 0 is negative"),
+        ("monarch_right_scales", NAN, "element 0 is not a finite number"),
+        ("codebook", INFINITE, "element 0 is not a finite number"),
+    ],
+)
+def test_factors_and_words_without_a_meaning(
+    role: str, value: bytes, problem: str, tmp_path: Path
+) -> None:
+    path = forged(tmp_path / "bad.reallm", section(role, 0, value), SUMS)
+    (damage,) = verify(path)
+    assert (damage.rule, damage.message) == ("P5", problem)
+    assert f"/{role}," in damage.location
 
 
 @pytest.mark.parametrize(("rule", "change"), DOCUMENTS.values(), ids=DOCUMENTS.keys())

@@ -151,6 +151,19 @@ PLANS = {
         "scales": BLOCKS,
         "quantizer": {"kind": "uniform", "bits": 2},
     },
+    "outliers and monarch": {
+        "residual": [
+            {"kind": "sparse", "fraction": "1/20", "rows": 16},
+            {"kind": "monarch", "dtype": "int8"},
+        ],
+        "scales": BLOCKS,
+        "quantizer": {"kind": "uniform", "bits": 3},
+    },
+    "points of a lattice": {"scales": RMS, "quantizer": {"kind": "e8p", "bits": 3}},
+    "sums of words": {
+        "scales": RMS,
+        "quantizer": {"kind": "additive", "code_bits": 4, "dim": 4, "iterations": 3},
+    },
     "shared": {"scales": RMS, "quantizer": {"kind": "vq", "bits": 2, "dim": 2}, "share": "all"},
 }
 

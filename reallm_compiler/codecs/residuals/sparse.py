@@ -62,7 +62,7 @@ class SparseTerm(ResidualTerm):
         self.values = values
         start = torch.zeros(len(counts) + 1, dtype=torch.int64, device=counts.device)
         torch.cumsum(counts, 0, out=start[1:])
-        self._start = start.tolist()
+        self._start = start.cpu().tolist()
 
     def positions(self, first: int, last: int) -> tuple[Tensor, Tensor, slice]:
         """Rows, from `first`, and columns of the weights in rows [first, last); which these are."""
