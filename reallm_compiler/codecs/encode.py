@@ -25,7 +25,7 @@ from reallm_compiler.codecs.decode import (
     residual_terms,
     work_dtype,
 )
-from reallm_compiler.codecs.latent import StagesCoder, fit_tables
+from reallm_compiler.codecs.latent_coder import StagesCoder, fit_tables
 from reallm_compiler.codecs.numerics.gram import full
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.sections import Sections, check_sections
