@@ -13,7 +13,7 @@ QUICK := tests/test_layers.py tests/test_distribution.py tests/formats tests/rec
   --ignore tests/formats/test_hostile.py --ignore tests/codecs/test_vq.py \
   --ignore tests/codecs/test_trellis.py --ignore tests/codecs/test_hnerv.py
 
-.PHONY: demo test quick slow faults triton check coverage wheel lint types format docs clean
+.PHONY: demo test quick slow faults triton vllm check coverage wheel lint types format docs clean
 
 # The main job on the bundled model: calibrate, compile, verify, size, perplexity, a few generated lines.
 demo: $(VENV)/.runtime
@@ -40,6 +40,10 @@ faults: $(VENV)/.dev
 triton: $(VENV)/.triton
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m triton tests/kernels/test_triton.py
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m triton tests/kernels/test_triton_compiled.py
+
+# vLLM for the CPU, in an environment of its own: the same tokens as transformers. For the night.
+vllm:
+	.ci/vllm $(PYTHON)
 
 # All that CI runs.
 check: lint types test

@@ -51,6 +51,7 @@ LIBRARIES = {
     "lm_eval": 10,
     "matplotlib": 10,
     "triton": 7,
+    "vllm": 11,
 }
 """The lowest layer that may import a library at the top of a file."""
 
