@@ -15,6 +15,7 @@ from reallm_compiler.errors import CompileError, RecipeError, ResumeError
 from reallm_compiler.execute.events import FellBack, TaskDone
 from reallm_compiler.execute.fit import coder, train
 from reallm_compiler.finetune import finetune
+from reallm_compiler.models.sequences import read_texts
 from reallm_compiler.reader.verify import verify
 from reallm_compiler.runs import training
 from tests.conftest import CORPUS
@@ -116,6 +117,8 @@ def test_with_nothing_to_learn_nothing_changes(
     compiled({"reallm": 1, "defaults": UNIFORM}, tiny_llama, plain)
     compiled(fitted(UNIFORM, []), tiny_llama, learned, text=text)
     assert sections(plain) == sections(learned)
+    with reallm.open(learned) as opened:
+        assert opened.provenance["text"] == read_texts([text], CompileError)[1].hex()
 
 
 TOGETHER = fitted(

@@ -99,3 +99,15 @@ def test_eval_reports_the_distance_to_the_original(
     found = reallm.eval(prepared, text=text, window=16, reference=tiny_llama, progress=False)
     assert found.kl is not None
     assert found.kl < 1e-4
+
+
+def test_a_heatmap_is_of_the_prepared_matrix(
+    tiny_llama: Path, tmp_path: Path, prepared: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    from reallm_compiler.evaluate.heatmap import heatmap
+
+    name = "model.layers.0.self_attn.q_proj"
+    drawn = heatmap(prepared, name, tmp_path / "x.png", model=tiny_llama)
+    assert drawn.relative_error == pytest.approx(drawn.stored_error, rel=0.1)
+    assert drawn.relative_error < 0.02
