@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from dataclasses import replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +36,9 @@ STORED = {**DTYPES, torch.int8: "i8"}
 
 MOST_TOKENS = 8
 """Tokens up to which codes are read for the tokens themselves."""
+
+PANEL_ROWS = 512
+"""Rows that are decoded at once."""
 
 LEAST_FOR_THREADS = 1 << 17
 """Weights of a matrix that is worth a second thread."""
@@ -104,6 +109,9 @@ class CompiledProduct:
             low_rank_scales=sides.factors is not None and sides.factors.scales is not None,
             gain=sides.gain is not None,
         )
+        self._row_scales, self._row_shifts = sides.row_scales, sides.row_shifts
+        self._shifted = bool(sides.row_shifts.any())
+        self._factors, self._gain = sides.factors, sides.gain
         self._tensors: list[Tensor] = []  # whose memory the job points to
         self._template = _Job()
         self._fill_template(sides)
@@ -113,11 +121,32 @@ class CompiledProduct:
     def _plain(self) -> PlainProduct:
         return PlainProduct(self._packed, self._dtype)
 
+    @cached_property
+    def _one(self) -> jit.Direct:
+        return jit.direct(self._kernel("one"), self._target)
+
+    @cached_property
+    def _several(self) -> jit.Direct:
+        return jit.direct(self._kernel("several"), self._target)
+
+    @cached_property
+    def _panel(self) -> jit.Panel:
+        return jit.panel(self._kernel("panel"), self._target)
+
+    def _kernel(self, work: Literal["one", "several", "panel"]) -> jit.Kernel:
+        outputs = self._outputs
+        if work == "panel":  # factors and gains are multiplied by torch there
+            own = outputs.low_rank is None
+            outputs = replace(
+                outputs, low_rank=None, low_rank_scales=False, gain=own and outputs.gain
+            )
+        return jit.Kernel(form=self._form, inputs=self._inputs, outputs=outputs, work=work)
+
     def linear(self, x: Tensor) -> Tensor:
         """x W^^T: [n, q] -> [n, p]."""
-        if not 0 < len(x) <= MOST_TOKENS:
-            return self._plain.linear(x)
-        return self._direct(x)
+        if not len(x):
+            return x.new_empty(0, self._packed.shape[0])
+        return self._direct(x) if len(x) <= MOST_TOKENS else self._panels(x)
 
     def transposed(self, x: Tensor) -> Tensor:
         """x W^: [n, p] -> [n, q]."""
@@ -131,7 +160,7 @@ class CompiledProduct:
 
     def _direct(self, x: Tensor) -> Tensor:
         tokens = len(x)
-        kernel = self._kernel(several=tokens > 1)
+        kernel = self._several if tokens > 1 else self._one
         y = torch.empty(tokens, self._packed.shape[0], dtype=self._dtype)
         job = self._job(tokens)
         count = torch.get_num_threads() if self._packed.layout.numel >= LEAST_FOR_THREADS else 1
@@ -148,12 +177,6 @@ class CompiledProduct:
         threads.run_shares(lambda a, b: kernel.sums(address, a, b), lines, count, LINES)
         kernel.finish(address)
         return y
-
-    def _kernel(self, *, several: bool) -> jit.Compiled:
-        kernel = jit.Kernel(
-            form=self._form, inputs=self._inputs, outputs=self._outputs, several=several
-        )
-        return jit.compiled(kernel, self._target)
 
     def _job(self, tokens: int) -> ctypes.Array[ctypes.c_int64]:
         """A job of the calling thread for so many tokens."""
@@ -186,6 +209,56 @@ class CompiledProduct:
             "y": 4 * tokens * self._y_stride,
         }
         return {name: aligned(size) for name, size in sizes.items()}
+
+    # ---- many tokens
+
+    def _panels(self, x: Tensor) -> Tensor:
+        kernel, form, tokens = self._panel, self._form, len(x)
+        p, lines = self._packed.shape[0], form.lines(self._packed.shape)
+        numbers = torch.bfloat16 if self._dtype == torch.bfloat16 else torch.float32
+        inputs = torch.empty(tokens, self._stride, dtype=numbers)
+        results = torch.empty(tokens, self._y_stride)
+        out = torch.empty(tokens, p, dtype=self._dtype)
+        memory = torch.empty(max(x.shape[1], self._stride) + LANES)
+        ordered = torch.empty(self._stride if self._inputs.ordered else 0)
+        kept = torch.empty(tokens * x.shape[1] if self._inputs.kept else 0)
+        job = _Job.from_buffer_copy(self._template)
+        for name, tensor in {
+            "x": x,
+            "out": out,
+            "kept": kept,
+            "mixed": memory,
+            "ordered": ordered,
+            "high": inputs,
+            "y": results,
+        }.items():
+            job[_INDEX[name]] = tensor.data_ptr()
+        job[_INDEX["tokens"]] = tokens
+        address = ctypes.addressof(job)
+        kernel.mixed(address)
+        step = max(1, PANEL_ROWS // form.line_rows)
+        panel = torch.empty(min(step, lines) * form.line_rows, self._stride, dtype=numbers)
+        for first in range(0, lines, step):
+            last = min(first + step, lines)
+            kernel.decode(address, first, last, panel.data_ptr())
+            rows = slice(first * form.line_rows, last * form.line_rows)
+            found = inputs @ panel[: rows.stop - rows.start].t()
+            torch.mul(found, self._row_scales[rows], out=results[:, rows])
+        if self._shifted:
+            ones = inputs.sum(1, dtype=torch.float32)
+            results[:, : len(self._row_shifts)] += ones[:, None] * self._row_shifts
+        kernel.finish(address)
+        return out if self._factors is None else self._with_factors(x, out, numbers)
+
+    def _with_factors(self, x: Tensor, y: Tensor, numbers: torch.dtype) -> Tensor:
+        """g (y + L1 L2 x)."""
+        assert self._factors is not None
+        factors = self._factors
+        inner = x.to(numbers) @ factors.right.to(numbers).t()
+        if factors.scales is not None:
+            inner = inner * factors.scales.to(numbers)
+        y = torch.addmm(y.to(numbers), inner, factors.left.to(numbers).t())
+        return (y if self._gain is None else y * self._gain.to(numbers)).to(self._dtype)
 
     def _fill_template(self, sides: Sides) -> None:
         """What all jobs have in common."""

@@ -11,7 +11,7 @@ import sys
 from ctypes import CFUNCTYPE, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from reallm_compiler.codecs.numerics import emit
 from reallm_compiler.kernels.form import Form
@@ -19,6 +19,7 @@ from reallm_compiler.kernels.llvm_text import Text
 from reallm_compiler.kernels.llvm_text_blocks import write_block_sums
 from reallm_compiler.kernels.llvm_text_call import write_call
 from reallm_compiler.kernels.llvm_text_finish import Outputs, write_finish
+from reallm_compiler.kernels.llvm_text_panel import write_panel
 from reallm_compiler.kernels.llvm_text_prepare import Inputs, write_prepare
 from reallm_compiler.kernels.llvm_text_product import write_row_sums
 from reallm_compiler.kernels.targets import TARGETS, runs_here
@@ -38,13 +39,14 @@ class Kernel:
         form: of the codes.
         inputs: what is done to activations.
         outputs: what is done to results.
-        several: for several tokens at once; the module for one compiles faster.
+        work: `one` for one token, which compiles faster than `several`; or `panel` for panels of
+            numbers and what goes with them.
     """
 
     form: Form
     inputs: Inputs
     outputs: Outputs
-    several: bool
+    work: Literal["one", "several", "panel"]
 
 
 @cache
@@ -61,26 +63,40 @@ def target() -> str | None:
 
 def source(kernel: Kernel, name: str) -> str:
     """A module in LLVM's language for a target."""
-    text = Text()
+    text, form = Text(), kernel.form
     write_prepare(text, kernel.inputs)
-    groups = GROUPS if kernel.several else (1,)
-    for tokens in groups:
-        steps = TARGETS[name].steps(text, kernel.form)
-        if kernel.form.blocks is None:
-            write_row_sums(text, kernel.form, steps, tokens)
-        else:
-            write_block_sums(text, kernel.form, steps, tokens)
     write_finish(text, kernel.outputs)
+    if kernel.work == "panel":
+        write_panel(text, form, TARGETS[name].steps(text, form), kernel.inputs)
+        return str(text)
+    groups = GROUPS if kernel.work == "several" else (1,)
+    for tokens in groups:
+        steps = TARGETS[name].steps(text, form)
+        write = write_row_sums if form.blocks is None else write_block_sums
+        write(text, form, steps, tokens)
     write_call(text, groups)
     return str(text)
 
 
-class Compiled:
-    """The functions of a module, which it owns.
+JOB = CFUNCTYPE(None, c_void_p)
+LINES = CFUNCTYPE(None, c_void_p, c_int64, c_int64)
+PANEL = CFUNCTYPE(None, c_void_p, c_int64, c_int64, c_void_p)
 
-    Args:
-        kernel: what it is compiled from.
-        name: the target.
+
+class _Module:
+    """A compiled module, which owns the code of its functions."""
+
+    def __init__(self, kernel: Kernel, name: str) -> None:
+        self._program = emit.Program(
+            source(kernel, name), optimise=False, processor=TARGETS[name].processor
+        )
+
+    def _function(self, name: str, kind: Any = JOB) -> Any:  # noqa: ANN401 - ctypes' functions
+        return kind(self._program.address(name))
+
+
+class Direct(_Module):
+    """Products of a few tokens with codes.
 
     Attributes:
         linear: all of a layer (address of a job).
@@ -89,19 +105,37 @@ class Compiled:
     """
 
     def __init__(self, kernel: Kernel, name: str) -> None:
-        self._program = emit.Program(
-            source(kernel, name), optimise=False, processor=TARGETS[name].processor
-        )
-        job = CFUNCTYPE(None, c_void_p)
-        self.linear: Any = job(self._program.address("linear"))
-        self.prepare: Any = job(self._program.address("prepare"))
-        self.inner: Any = job(self._program.address("inner"))
-        self.finish: Any = job(self._program.address("finish"))
-        lines = CFUNCTYPE(None, c_void_p, c_int64, c_int64)
-        self.sums: Any = lines(self._program.address("sums"))
+        super().__init__(kernel, name)
+        self.linear = self._function("linear")
+        self.prepare = self._function("prepare")
+        self.inner = self._function("inner")
+        self.finish = self._function("finish")
+        self.sums = self._function("sums", LINES)
+
+
+class Panel(_Module):
+    """Parts of products of many tokens.
+
+    Attributes:
+        mixed: activations in the order of the codes (job).
+        decode: rows of lines (job, first, last, address of the panel).
+        finish: results on their way out (job).
+    """
+
+    def __init__(self, kernel: Kernel, name: str) -> None:
+        super().__init__(kernel, name)
+        self.mixed = self._function("mixed")
+        self.decode = self._function("decode", PANEL)
+        self.finish = self._function("finish")
 
 
 @lru_cache(maxsize=256)
-def compiled(kernel: Kernel, name: str) -> Compiled:
+def direct(kernel: Kernel, name: str) -> Direct:
     """A kernel for a target, compiled once."""
-    return Compiled(kernel, name)
+    return Direct(kernel, name)
+
+
+@lru_cache(maxsize=256)
+def panel(kernel: Kernel, name: str) -> Panel:
+    """A kernel for a target, compiled once."""
+    return Panel(kernel, name)

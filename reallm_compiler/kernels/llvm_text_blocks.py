@@ -37,7 +37,7 @@ def write_block_sums(text: Text, form: Form, target: Steps, tokens: int) -> None
         for name in names:
             target.token(name)
         lines = Lines(text)
-        blocks = _Blocks(text, arrays, lines.periods)
+        blocks = Blocks(text, arrays, lines.periods)
         with text.loop("%first", "%last") as line:
             target.line(lines.base(line.index))
             blocks.decode(line.index)
@@ -50,7 +50,7 @@ def write_block_sums(text: Text, form: Form, target: Steps, tokens: int) -> None
                 lines.put(text.let(f"fmul float {value}, {unit}"), name, line.index)
 
 
-def _line(text: Text, form: Form, target: Steps, names: list[str], blocks: _Blocks) -> list[str]:
+def _line(text: Text, form: Form, target: Steps, names: list[str], blocks: Blocks) -> list[str]:
     """Sums <16 x float> of unit s S over the blocks of a line, for each token."""
     assert form.blocks is not None
     steps, kinds = max(1, form.blocks.block // STEP), target.sums()
@@ -83,7 +83,7 @@ def _line(text: Text, form: Form, target: Steps, names: list[str], blocks: _Bloc
     return list(turn.values)
 
 
-class _Blocks:
+class Blocks:
     """Scales of the blocks of a line, decoded: unit s, and shift s + z."""
 
     def __init__(self, text: Text, arrays: ScaleArrays, periods: str) -> None:
@@ -158,6 +158,16 @@ class _Blocks:
         first = text.let(f"mul i64 {index}, {each}")
         some = text.load(f"<{each} x float>", self._scales, first, "float")
         return text.shuffle("float", each, some, [lane * each // LANES for lane in range(LANES)])
+
+    def of(self, column: str) -> tuple[str, str]:
+        """unit s, and shift s + z, as <16 x float>, of 16 columns of one block."""
+        text = self._text
+        block = text.let(f"udiv i64 {column}, {self._arrays.block}")
+        scale, shift = (
+            text.spread("float", LANES, text.load("float", place, block, "float"))
+            for place in (self._scales, self._shifts)
+        )
+        return scale, shift
 
     def shifted(self, total: str, token: str) -> str:
         """Sums of a token with the terms (shift s + z) X."""

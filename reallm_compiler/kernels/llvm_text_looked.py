@@ -10,6 +10,7 @@ from torch import Tensor
 from reallm_compiler.codecs.windows import WindowValues
 from reallm_compiler.kernels.form import LANES, STEP, Form
 from reallm_compiler.kernels.llvm_text import Text
+from reallm_compiler.kernels.llvm_text_numbers import F16
 from reallm_compiler.kernels.llvm_text_product import grouped
 from reallm_compiler.kernels.llvm_text_wide import W16, Machine, Wide
 
@@ -147,6 +148,23 @@ class Rows(Looked):
             lanes = [2 * (lane // (2 * self.form.codes.dim)) + lane % 2 for lane in range(8)]
             repeated = text.shuffle("i16", columns, some, lanes)
             found[number % 2] = self.multiplied(found[number % 2], vector, repeated, 8)
+        return found
+
+    def numbers(self, entries: list[list[str]]) -> list[list[str]]:
+        """The lanes of each row, of 16 columns."""
+        text, dim, found = self.text, self.form.codes.dim, []
+        for row in range(dim):
+            pieces = []
+            for vectors in grouped(entries[0], LANES // self._columns):
+                own = [lane for lane in range(8) if lane // 2 % dim == row]
+                parts, size = vectors, 8
+                lanes = [*own, *(8 + lane for lane in own)]
+                while len(parts) > 1:
+                    parts = [text.shuffle("i16", size, a, lanes, b) for a, b in grouped(parts, 2)]
+                    size = len(lanes)
+                    lanes = list(range(2 * size))
+                pieces.append(text.let(f"sitofp {W16} {parts[0]} to {F16}"))
+            found.append(pieces)
         return found
 
     def totals(self, sums: Sequence[str]) -> list[str]:

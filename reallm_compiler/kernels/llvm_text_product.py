@@ -45,6 +45,11 @@ class Steps(Protocol):
     ) -> list[str]:
         """Partial sums with the products of 64 codes' entries and a token's activations."""
 
+    def numbers(self, entries: list[list[str]]) -> list[list[str]]:
+        """The entries of the 64 codes of a step in four <16 x float>, for each dimension; with the
+        bias in forms with blocks, as their sums have it.
+        """
+
     def lanes(self, sums: Sequence[str]) -> str:
         """The sums of a block of at most 4096 codes as <16 x float>; lane n holds those of codes
         4n to 4n + 3 of each step.

@@ -273,6 +273,22 @@ class Registers:
                     )
         return found
 
+    def numbers(self, entries: list[list[str]]) -> list[list[str]]:
+        """From bytes without sign."""
+        text, found = self._text, []
+        bias = 0 if self._form.blocks is not None else self.bias
+        for planes in entries:
+            pieces = []
+            for first in range(0, STEP, LANES):
+                value = ""
+                for plane in planes:
+                    part = text.shuffle("i8", STEP, plane, list(range(first, first + LANES)))
+                    one = text.let(f"uitofp <16 x i8> {part} to {F16}")
+                    value = product_sum(text, one, value, same(LOW)) if value else one
+                pieces.append(text.let(f"fsub {F16} {value}, {same(bias)}"))
+            found.append(pieces)
+        return found
+
     def lanes(self, sums: Sequence[str]) -> str:
         """The two highest powers as integers, which fit for a block."""
         text = self._text

@@ -176,6 +176,20 @@ class Wide:
                 found[index] = self.multiplied(found[index], vector, inputs)
         return found
 
+    def numbers(self, entries: list[list[str]]) -> list[list[str]]:
+        """Of both planes."""
+        text, codes, found = self.text, self.form.codes, []
+        for planes in _grouped_twice(entries[0], codes.planes):
+            pieces = []
+            for parts in zip(*planes, strict=True):
+                value = ""
+                for part in parts:
+                    one = text.let(f"sitofp {W16} {part} to {F16}")
+                    value = product_sum(text, one, value, same(LOW)) if value else one
+                pieces.append(value)
+            found.append(pieces)
+        return found
+
     def lanes(self, sums: Sequence[str]) -> str:
         """Pairs of neighbours added up where pieces stand by themselves."""
         text, half = self.text, LANES // 2
@@ -216,3 +230,9 @@ class Wide:
             part = self.text.shuffle("i8", count, entries, list(range(first, first + LANES)))
             found.append(self.text.let(f"sext <16 x i8> {part} to {W16}"))
         return found
+
+
+def _grouped_twice(vectors: list[str], planes: int) -> list[list[list[str]]]:
+    """[dimension][plane][piece]."""
+    pieces = grouped(vectors, PIECES)
+    return [pieces[first : first + planes] for first in range(0, len(pieces), planes)]
