@@ -22,7 +22,7 @@ from reallm_compiler.kernels.llvm_text import SLOTS
 from reallm_compiler.kernels.llvm_text_call import LINES
 from reallm_compiler.kernels.llvm_text_finish import Outputs
 from reallm_compiler.kernels.llvm_text_prepare import Inputs
-from reallm_compiler.kernels.memory import aligned, own_memory
+from reallm_compiler.kernels.memory import aligned, own_memory, own_tensors
 from reallm_compiler.kernels.packed import PackedMatrix
 from reallm_compiler.kernels.plain import PlainProduct
 from reallm_compiler.kernels.sides import Sides, sides_of
@@ -134,13 +134,14 @@ class CompiledProduct:
         return jit.panel(self._kernel("panel"), self._target)
 
     def _kernel(self, work: Literal["one", "several", "panel"]) -> jit.Kernel:
-        outputs = self._outputs
-        if work == "panel":  # factors and gains are multiplied by torch there
+        inputs, outputs = self._inputs, self._outputs
+        if work == "panel":  # factors are multiplied by torch there, and gains after them
             own = outputs.low_rank is None
             outputs = replace(
                 outputs, low_rank=None, low_rank_scales=False, gain=own and outputs.gain
             )
-        return jit.Kernel(form=self._form, inputs=self._inputs, outputs=outputs, work=work)
+            inputs = replace(inputs, kept=False)
+        return jit.Kernel(form=self._form, inputs=inputs, outputs=outputs, work=work)
 
     def linear(self, x: Tensor) -> Tensor:
         """x W^^T: [n, q] -> [n, p]."""
@@ -216,28 +217,22 @@ class CompiledProduct:
         kernel, form, tokens = self._panel, self._form, len(x)
         p, lines = self._packed.shape[0], form.lines(self._packed.shape)
         numbers = torch.bfloat16 if self._dtype == torch.bfloat16 else torch.float32
-        inputs = torch.empty(tokens, self._stride, dtype=numbers)
-        results = torch.empty(tokens, self._y_stride)
         out = torch.empty(tokens, p, dtype=self._dtype)
-        memory = torch.empty(max(x.shape[1], self._stride) + LANES)
-        ordered = torch.empty(self._stride if self._inputs.ordered else 0)
-        kept = torch.empty(tokens * x.shape[1] if self._inputs.kept else 0)
+        step = max(1, PANEL_ROWS // form.line_rows)
+        panel, inputs, results, memory, ordered = own_tensors(
+            (min(step, lines) * form.line_rows, self._stride, numbers),
+            (tokens, self._stride, numbers),
+            (tokens, self._y_stride, torch.float32),
+            (1, max(x.shape[1], self._stride) + LANES, torch.float32),
+            (1, self._stride, torch.float32),
+        )
         job = _Job.from_buffer_copy(self._template)
-        for name, tensor in {
-            "x": x,
-            "out": out,
-            "kept": kept,
-            "mixed": memory,
-            "ordered": ordered,
-            "high": inputs,
-            "y": results,
-        }.items():
+        parts = {"x": x, "out": out, "mixed": memory, "ordered": ordered}
+        for name, tensor in {**parts, "high": inputs, "y": results}.items():
             job[_INDEX[name]] = tensor.data_ptr()
         job[_INDEX["tokens"]] = tokens
         address = ctypes.addressof(job)
         kernel.mixed(address)
-        step = max(1, PANEL_ROWS // form.line_rows)
-        panel = torch.empty(min(step, lines) * form.line_rows, self._stride, dtype=numbers)
         for first in range(0, lines, step):
             last = min(first + step, lines)
             kernel.decode(address, first, last, panel.data_ptr())

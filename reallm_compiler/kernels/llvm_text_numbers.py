@@ -43,19 +43,31 @@ def load_numbers(text: Text, dtype: str, pointer: str, index: str | int, count: 
     return text.let(f"bitcast <{count} x i32> {bits} to {floats}")
 
 
-def store_numbers(text: Text, dtype: str, value: str, pointer: str, index: str | int) -> None:
-    """Writes 16 float32 as numbers of a type, rounded to the nearest."""
-    kind, narrow = narrowed(text, dtype, value)
+def store_numbers(
+    text: Text, dtype: str, value: str, pointer: str, index: str | int, *, exact: bool = False
+) -> None:
+    """Writes 16 float32 as numbers of a type, rounded to the nearest.
+
+    Args:
+        text: where it is written.
+        dtype: the type.
+        value, pointer, index: what and where.
+        exact: the type holds the values, so that nothing needs to be rounded.
+    """
+    kind, narrow = narrowed(text, dtype, value, exact=exact)
     text.store(kind, narrow, pointer, index, kind.split(" x ")[1].rstrip(">"))
 
 
-def narrowed(text: Text, dtype: str, value: str) -> tuple[str, str]:
+def narrowed(text: Text, dtype: str, value: str, *, exact: bool = False) -> tuple[str, str]:
     """(type, value) of 16 float32 as numbers of a type, rounded to the nearest."""
     if dtype == "f32":
         return F16, value
     if dtype == "f16":
         return "<16 x half>", text.let(f"fptrunc {F16} {value} to <16 x half>")
     bits = text.let(f"bitcast {F16} {value} to {I16}")
+    if exact:
+        high = text.let(f"lshr {I16} {bits}, {constants('i32', [16] * LANES)}")
+        return "<16 x i16>", text.let(f"trunc {I16} {high} to <16 x i16>")
     odd = text.let(f"lshr {I16} {bits}, {constants('i32', [16] * LANES)}")
     odd = text.let(f"and {I16} {odd}, {constants('i32', [1] * LANES)}")
     up = text.let(f"add {I16} {bits}, {constants('i32', [0x7FFF] * LANES)}")

@@ -72,6 +72,7 @@ def _period(
 ) -> None:
     """Writes the numbers of a period of a line that begins at element `start` of the panel."""
     first = text.let(f"mul i64 {period}, {form.period}")
+    exact = blocks is None and form.codes.planes == 1  # integers of 8 bits
     between = text.slot("plane_stride" if form.codes.axis == "rows" else "line_codes")
     for step in range(form.period // STEP):
         column = text.let(f"add i64 {first}, {STEP * step}")
@@ -84,4 +85,4 @@ def _period(
                     scale, shift = blocks.of(text.let(f"add i64 {column}, {LANES * number}"))
                     value = product_sum(text, shift, value, scale)
                 at = text.let(f"add i64 {place}, {LANES * number}")
-                store_numbers(text, dtype, value, "%panel", at)
+                store_numbers(text, dtype, value, "%panel", at, exact=exact)

@@ -274,18 +274,22 @@ class Registers:
         return found
 
     def numbers(self, entries: list[list[str]]) -> list[list[str]]:
-        """From bytes without sign."""
-        text, found = self._text, []
-        bias = 0 if self._form.blocks is not None else self.bias
+        """With the bias in forms with blocks, else without."""
+        text, codes, found = self._text, self._form.codes, []
+        kind = "uitofp" if self._form.blocks is not None else "sitofp"
+        each = 1 << codes.window - 1 if codes.identity else BIAS
+        taken = constants("i8", [-each] * STEP)
         for planes in entries:
+            if self._form.blocks is None:
+                planes = [text.let(f"add {V64} {plane}, {taken}") for plane in planes]
             pieces = []
             for first in range(0, STEP, LANES):
                 value = ""
                 for plane in planes:
                     part = text.shuffle("i8", STEP, plane, list(range(first, first + LANES)))
-                    one = text.let(f"uitofp <16 x i8> {part} to {F16}")
+                    one = text.let(f"{kind} <16 x i8> {part} to {F16}")
                     value = product_sum(text, one, value, same(LOW)) if value else one
-                pieces.append(text.let(f"fsub {F16} {value}, {same(bias)}"))
+                pieces.append(value)
             found.append(pieces)
         return found
 

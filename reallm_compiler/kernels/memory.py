@@ -28,6 +28,18 @@ def own_memory(size: int) -> int:
     return _own.first
 
 
+def own_tensors(*wanted: tuple[int, int, torch.dtype]) -> list[Tensor]:
+    """Matrices (rows, columns, type) in the calling thread's memory, until its next call."""
+    sizes = [aligned(rows * columns * dtype.itemsize) for rows, columns, dtype in wanted]
+    place = own_memory(sum(sizes)) - _own.memory.data_ptr()
+    found = []
+    for (rows, columns, dtype), size in zip(wanted, sizes, strict=True):
+        part = _own.memory[place : place + rows * columns * dtype.itemsize]
+        found.append(part.view(dtype).view(rows, columns))
+        place += size
+    return found
+
+
 def aligned(size: int) -> int:
     """A number of bytes after which another part can begin."""
     return -(-size // ALIGNMENT) * ALIGNMENT
