@@ -34,7 +34,7 @@ DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 STORED = {**DTYPES, torch.int8: "i8"}
 """Types of factors."""
 
-MOST_TOKENS = 8
+MOST_TOKENS = 12
 """Tokens up to which codes are read for the tokens themselves."""
 
 PANEL_ROWS = 512

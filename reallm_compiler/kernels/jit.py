@@ -24,7 +24,7 @@ from reallm_compiler.kernels.llvm_text_prepare import Inputs, write_prepare
 from reallm_compiler.kernels.llvm_text_product import write_row_sums
 from reallm_compiler.kernels.targets import TARGETS, runs_here
 
-GROUPS = (4, 1)
+GROUPS = (4, 2, 1)
 """Tokens that a kernel for several takes at once."""
 
 VARIABLE = "REALLM_KERNELS"

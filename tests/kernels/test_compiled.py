@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -74,7 +75,7 @@ PLANS: dict[str, dict[str, Any]] = {
     },
 }
 LONG = {"uniform, long blocks": (9, 640), "normal_float, two levels, rotated": (20, 192)}
-SHAPES = [(13, 48), (72, 80), (24, 128)]
+SHAPES = [(13, 80), (24, 128)]
 
 
 def made(packed: PackedMatrix, target: str, dtype: torch.dtype = torch.float32) -> CompiledProduct:
@@ -105,7 +106,8 @@ def test_products_are_those_of_decoded_weights(name: str, target: str) -> None:
     for shape in [LONG[name]] if name in LONG else SHAPES:
         packed = packed_of(name, shape)
         product, weight = made(packed, target), dense(packed)
-        for tokens in (1, 3):
+        # By codes, and, once for each plan, by panels.
+        for tokens in (1, MOST_TOKENS + 1) if shape[1] != 128 else (1,):
             x = activations(tokens, shape[1])
             assert distance(product.linear(x), x.double() @ weight.t()) < 1e-4
 
@@ -114,11 +116,24 @@ def test_products_are_those_of_decoded_weights(name: str, target: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_activations_of_narrow_types(target: str, dtype: torch.dtype) -> None:
     packed = packed_of("trellis, rotated, with factors", (72, 80))
-    x = activations(2, 80).to(dtype)
-    found = made(packed, target, dtype).linear(x)
-    wanted = made(packed, target).linear(x.float()).to(dtype)
+    x = activations(MOST_TOKENS + 1, 80).to(dtype)
+    product = made(packed, target, dtype)
+    found, wanted = product.linear(x[:2]), made(packed, target).linear(x[:2].float()).to(dtype)
     assert found.dtype == dtype
     assert torch.equal(found, wanted)
+    many = product.linear(x)
+    assert many.dtype == dtype
+    assert distance(many, x.double() @ dense(packed).t()) < 1e-2
+    assert product.linear(x[:0]).shape == (0, 72)
+
+
+@pytest.mark.parametrize("target", HERE)
+def test_panels_are_as_many_as_there_must_be(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = packed_of("vq of rows", (72, 80))
+    x = activations(MOST_TOKENS + 1, 80)
+    wanted = made(packed, target).linear(x)
+    monkeypatch.setattr("reallm_compiler.kernels.compiled.PANEL_ROWS", 16)
+    assert distance(made(packed, target).linear(x), wanted) < 1e-6
 
 
 @pytest.mark.parametrize("target", HERE)
@@ -202,6 +217,30 @@ def test_what_is_not_finite_spoils_its_token_alone(target: str) -> None:
     assert torch.equal(found[0], wanted[0])
     assert bool(found[1:3].isnan().all())
     assert not found[3].any()
+
+
+@pytest.mark.skipif(not emit.available(), reason="llvmlite is not installed")
+@pytest.mark.parametrize("name", ["trellis", "vq of rows", "normal_float", "uniform"])
+def test_kernels_for_arm_are_what_llvm_accepts(name: str) -> None:
+    """Machine code is made, though nothing here can run it."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    packed = packed_of(name, (72, 80))
+    form = form_of(packed.plan, packed.shape)
+    assert TARGETS["neon"].fits(form)
+    product = made(packed, HERE[0])
+    machine = llvm.Target.from_triple("aarch64-unknown-linux-gnu").create_target_machine(
+        cpu="cortex-a76", opt=3
+    )
+    for work in ("several", "panel"):
+        kernel = product._kernel(work)
+        kernel = replace(kernel, inputs=replace(kernel.inputs, planes=False))
+        module = llvm.parse_assembly(jit.source(kernel, "neon"))
+        module.verify()
+        text = machine.emit_assembly(module)
+        assert "smlal" in text or "smull" in text or work == "panel"
 
 
 def test_lines_are_shared_without_gaps() -> None:
