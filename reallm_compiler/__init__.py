@@ -9,8 +9,8 @@
     model, tokenizer = reallm.load("out.reallm")
 
 Commands of the command line have their functions: `calibrate`, `compile`, `verify`,
-`reconstruct`, `export`, `eval`, `survey`, `tune` (for `finetune`). What they return, what they
-raise (always a `ReallmError`) and the events that they report have their names here too.
+`reconstruct`, `export`, `serve`, `eval`, `survey`, `tune` (for `finetune`). What they return, what
+they raise (always a `ReallmError`) and the events that they report have their names here too.
 
 Importing this package imports neither torch nor transformers: each name brings what it needs
 when it is first used.
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from reallm_compiler.finetune.options import FinetuneOptions
     from reallm_compiler.finetune.run import finetune as tune
     from reallm_compiler.integrations.export import ExportReport, export
+    from reallm_compiler.integrations.serve import Server, serve
     from reallm_compiler.planning.budget import Budget, MatrixBudget, Totals
     from reallm_compiler.planning.build import plan
     from reallm_compiler.planning.model import Plan
@@ -127,6 +128,7 @@ __all__ = [
     "RegistryError",
     "ResumeError",
     "Sampled",
+    "Server",
     "SourceError",
     "StepDone",
     "Survey",
@@ -146,6 +148,7 @@ __all__ = [
     "open_tunable",
     "plan",
     "reconstruct",
+    "serve",
     "survey",
     "tune",
     "verify",
@@ -193,6 +196,7 @@ _HOMES = {
     "RegistryError": ("reallm_compiler.errors", "RegistryError"),
     "ResumeError": ("reallm_compiler.errors", "ResumeError"),
     "Sampled": ("reallm_compiler.calibration.events", "Sampled"),
+    "Server": ("reallm_compiler.integrations.serve", "Server"),
     "SourceError": ("reallm_compiler.errors", "SourceError"),
     "StepDone": ("reallm_compiler.finetune.events", "StepDone"),
     "Survey": ("reallm_compiler.evaluate.survey_report", "Survey"),
@@ -211,6 +215,7 @@ _HOMES = {
     "open_tunable": ("reallm_compiler.runtime.opening", "open_tunable"),
     "plan": ("reallm_compiler.planning.build", "plan"),
     "reconstruct": ("reallm_compiler.reader.reconstruct", "reconstruct"),
+    "serve": ("reallm_compiler.integrations.serve", "serve"),
     "survey": ("reallm_compiler.evaluate.survey", "survey_model"),
     "tune": ("reallm_compiler.finetune.run", "finetune"),
     "verify": ("reallm_compiler.reader.verify", "verify"),

@@ -22,7 +22,7 @@ from reallm_compiler.checkpoint import open_source
 ROOT = Path(__file__).parent.parent
 FUNCTIONS = (
     *("calibrate", "compile", "eval", "export", "load", "load_recipe", "open", "open_tunable"),
-    *("plan", "reconstruct", "survey", "tune", "verify"),
+    *("plan", "reconstruct", "serve", "survey", "tune", "verify"),
 )
 ERRORS = (
     *("AdapterError", "CalibrateError", "CodecError", "CompileError", "EvaluationError"),
@@ -37,7 +37,7 @@ UNIONS = ("CalibrateEvent", "CompileEvent", "FinetuneEvent", "OnProgress", "Prog
 VALUES = (
     *("Budget", "CalibrateReport", "CompileReport", "Damage", "Evaluation", "ExportReport"),
     *("FinetuneOptions", "FinetuneReport", "MatrixBudget", "ModelArchive", "Plan", "Problem"),
-    *("Recipe", "Survey", "Totals", "TunableModel"),
+    *("Recipe", "Server", "Survey", "Totals", "TunableModel"),
 )
 NAMES = (*FUNCTIONS, *ERRORS, *EVENTS, *UNIONS, *VALUES)
 

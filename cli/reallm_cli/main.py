@@ -26,6 +26,7 @@ from reallm_cli.commands.finetune import finetune_command
 from reallm_cli.commands.inspect import inspect
 from reallm_cli.commands.recipes import recipes
 from reallm_cli.commands.reconstruct import reconstruct
+from reallm_cli.commands.serve import serve_command
 from reallm_cli.commands.survey import survey_command
 from reallm_cli.commands.verify import verify
 from reallm_cli.diagnostics import from_click, show_bug, show_error
@@ -90,6 +91,7 @@ for command in (
     calibrate_command,
     reconstruct,
     export_command,
+    serve_command,
     decoder,
     eval_command,
     survey_command,

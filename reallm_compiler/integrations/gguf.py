@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.sections import TORCH_DTYPES
-from reallm_compiler.distribution import VERSION
+from reallm_compiler.distribution import VERSION, install_command
 from reallm_compiler.errors import ExportError
 from reallm_compiler.integrations.gguf_blocks import packed
 from reallm_compiler.integrations.gguf_model import GgufModel
@@ -186,7 +186,7 @@ def _library() -> Any:  # noqa: ANN401
     except ImportError as error:
         raise ExportError(
             "the library `gguf` is not installed",
-            hint="install it: `pip install 'reallm-compiler[exports]'`",
+            hint=install_command("exports"),
         ) from error
     logging.getLogger("gguf").setLevel(logging.WARNING)
     return gguf
