@@ -212,13 +212,13 @@ def test_an_error_that_is_no_number_falls_back_and_is_named(
     begin = train.Training.__init__
     calls = 0
 
-    def spoilt(self: Any, fit: Any, learned: Any, error: Any, **more: Any) -> None:
-        def sometimes(indices: Any) -> Any:
+    def spoilt(self: Any, fit: Any, learned: Any, made: Any, error: Any, **more: Any) -> None:
+        def sometimes(indices: Any, weights: Any) -> Any:
             nonlocal calls
             calls += torch.is_grad_enabled()
-            return error(indices) * (math.nan if calls == 5 else 1.0)
+            return error(indices, weights) * (math.nan if calls == 5 else 1.0)
 
-        begin(self, fit, learned, sometimes, **more)
+        begin(self, fit, learned, made, sometimes, **more)
 
     monkeypatch.setattr(train.Training, "__init__", spoilt)
     compiled(TOGETHER, tiny_llama, output, text=text, on_event=events.append)

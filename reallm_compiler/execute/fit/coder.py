@@ -15,7 +15,7 @@ from reallm_compiler.codecs.decode import MatrixDecoder, relative_error, work_dt
 from reallm_compiler.codecs.fit import LearnedMatrix
 from reallm_compiler.codecs.learned import LearnedNumbers
 from reallm_compiler.codecs.sections import Sections, check_sections
-from reallm_compiler.execute.fit.blocks import Block, Blocks
+from reallm_compiler.execute.fit.blocks import Block, Blocks, Weights
 from reallm_compiler.execute.fit.train import Learned, Outcome, Training
 from reallm_compiler.planning.fit import FitBlock, fit_blocks, fit_of
 from reallm_compiler.planning.model import Plan
@@ -182,9 +182,11 @@ class BlockCoder:
         blocks = self._blocks
         targets = blocks.targets(loaded)
 
-        def error(indices: Tensor) -> Tensor:
+        def made_weights() -> dict[str, Tensor]:
             weights = {name: matrix() for name, matrix in matrices.items()}
-            weights |= {name: numbers.values() for name, numbers in norms.items()}
+            return weights | {name: numbers.values() for name, numbers in norms.items()}
+
+        def error(indices: Tensor, weights: Weights) -> Tensor:
             made = loaded.run(indices, blocks.coded, weights)  # [b, t, d]
             wanted = targets[indices].to(made.device)
             return (made.float() - wanted).square().mean()
@@ -192,6 +194,7 @@ class BlockCoder:
         training = Training(
             self._fit,
             learned,
+            made_weights,
             error,
             samples=len(blocks.coded),
             seed=self._seed,

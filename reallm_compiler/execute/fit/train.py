@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from reallm_compiler.codecs.callback import State, TrainingCallback
+from reallm_compiler.execute.fit.blocks import Weights
 from reallm_compiler.execute.fit.optimizer import OPTIMIZERS, Optimizer
 from reallm_compiler.models.sequences import permutation
 from reallm_compiler.stages import BlockFit, FitWord
 
-Error = Callable[[Tensor], Tensor]
-"""Indices of sequences -> the mean squared error of the block's output on them, with its graph."""
+Error = Callable[[Tensor, Weights], Tensor]
+"""Indices of sequences, and weights -> the mean squared error of the block's output, as a graph."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +55,8 @@ class Training:
     Args:
         fit: what and how.
         learned: what learns, by name.
-        error: of the block.
+        weights: makes the weights.
+        error: of the block with them.
         samples: sequences.
         seed: of their order.
         label: the block's own, so that no two have the same order.
@@ -66,6 +68,7 @@ class Training:
         self,
         fit: BlockFit,
         learned: Mapping[str, Learned],
+        weights: Callable[[], Weights],
         error: Error,
         samples: int,
         seed: int,
@@ -75,6 +78,7 @@ class Training:
     ) -> None:
         self._fit = fit
         self._learned = dict(learned)
+        self._weights = weights
         self._error = error
         self._samples = samples
         self._seed = seed
@@ -121,7 +125,8 @@ class Training:
         fit, count = self._fit, self._samples // self._batch
         order = permutation(self._samples, self._seed, "fit", self._label, epoch)
         for step in range(count):
-            error = self._error(order[step * self._batch : (step + 1) * self._batch])
+            chosen = order[step * self._batch : (step + 1) * self._batch]
+            error = self._error(chosen, self._weights())
             if not math.isfinite(float(error.detach())):
                 return epoch + 1, step + 1
             error.backward()  # type: ignore[no-untyped-call]
@@ -135,9 +140,9 @@ class Training:
     @torch.no_grad()
     def _whole_error(self) -> float:
         """The mean squared error on all sequences; infinite where it is no number."""
-        total = 0.0
+        total, weights = 0.0, self._weights()
         for indices in torch.split(torch.arange(self._samples), self._batch):
-            total += float(self._error(indices)) * len(indices)
+            total += float(self._error(indices, weights)) * len(indices)
         return total / self._samples if math.isfinite(total) else math.inf
 
     def _relative(self, error: float) -> float:
