@@ -31,7 +31,7 @@ PATHS = (16, 32, 64, 128, 256, 512, 1024)
 def table_of(params: TrellisQuantizer) -> Tensor:
     """A table for normal values."""
     generator = torch.Generator().manual_seed(0)
-    values = torch.randn(sample_segments(params, 1), SEGMENT, generator=generator)
+    values = torch.randn(sample_segments(params, (4096, 4096), 1), SEGMENT, generator=generator)
     ones = torch.ones_like(values)
     return fit_table(params, Segments(values=values, scales=ones, shares=ones[:, 0]), generator)
 

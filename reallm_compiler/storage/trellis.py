@@ -30,6 +30,9 @@ SAMPLES = 256
 
 LEAST_SEGMENTS = 128
 
+COVERAGE = 16
+"""How often each weight of a small latent is sampled, about: more would teach nothing new."""
+
 WINDOW = 64
 """Columns that the paths of a search remember, a multiple of 16."""
 
@@ -74,10 +77,10 @@ def row_bytes(params: TrellisQuantizer, columns: int) -> int:
     return ceil_div(bits, 8)
 
 
-def sample_segments(params: TrellisQuantizer, sharers: int) -> int:
-    """Segments that are sampled of each of so many latents."""
+def sample_segments(params: TrellisQuantizer, shape: Shape, sharers: int) -> int:
+    """Segments that are sampled of a latent [p, q], one of `sharers` latents."""
     wanted = max(LEAST_SEGMENTS, SAMPLES * 2**params.state_bits // SEGMENT)
-    return ceil_div(wanted, sharers)
+    return min(ceil_div(wanted, sharers), ceil_div(COVERAGE * shape[0] * shape[1], SEGMENT))
 
 
 class TrellisLaw(SizeLaw[TrellisQuantizer]):
@@ -136,4 +139,5 @@ class TrellisLaw(SizeLaw[TrellisQuantizer]):
 
     def group_bytes(self, params: TrellisQuantizer, shapes: Sequence[Shape]) -> int:
         """Sampled segments with their scales in float32, gathered and joined."""
-        return 2 * sample_segments(params, len(shapes)) * len(shapes) * 8 * SEGMENT
+        segments = sum(sample_segments(params, shape, len(shapes)) for shape in shapes)
+        return 2 * segments * 8 * SEGMENT

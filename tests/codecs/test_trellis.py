@@ -19,7 +19,12 @@ from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import TrellisQuantizer
 from reallm_compiler.storage.matrix import layout_of
-from reallm_compiler.storage.trellis import column_widths, high_rate_columns, row_bytes
+from reallm_compiler.storage.trellis import (
+    column_widths,
+    high_rate_columns,
+    row_bytes,
+    sample_segments,
+)
 
 ROW = {"kind": "rms", "per": "row"}
 
@@ -112,6 +117,15 @@ def test_widths_have_a_period_of_16():
 )
 def test_rows_begin_at_words_where_it_costs_little(bits, columns, nbytes):
     assert row_bytes(parameters(bits, state_bits=10), columns) == nbytes
+
+
+@pytest.mark.parametrize(
+    ("shape", "sharers", "segments"),
+    [((4096, 4096), 1, 2048), ((4096, 4096), 224, 10), ((32, 48), 1, 192), ((32, 48), 224, 10)],
+)
+def test_a_table_learns_from_a_sample_and_from_no_weight_too_often(shape, sharers, segments):
+    params = TrellisQuantizer(kind="trellis", bits=2, state_bits=10)
+    assert sample_segments(params, shape, sharers) == segments
 
 
 @pytest.mark.parametrize("bits", [1, "35/16", 8])

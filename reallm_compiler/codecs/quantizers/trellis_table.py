@@ -92,7 +92,7 @@ def sample(
         number of weights.
     """
     p, q = values.shape
-    count = sample_segments(params, sharers)
+    count = sample_segments(params, (p, q), sharers)
     row = torch.randint(p, (count, 1), generator=generator).to(values.device)
     column, padding = _columns(params, q, high_rate, count, generator)
     column, padding = column.to(values.device), padding.to(values.device)
