@@ -112,14 +112,15 @@ def test_the_property_tests_draw_it_and_its_plans_keep_the_size_law() -> None:
     from tests.codecs.size_law import check_plan
     from tests.plans import some_fields
 
-    coded = 0
-    for number in range(60):
+    coded = number = 0
+    while coded < 2 and number < 1000:
+        number += 1
         fields = some_fields(random.Random(number))
         if fields["quantizer"]["kind"] != "lloyd_max":
             continue
         with contextlib.suppress(ValidationError):  # kinds that do not go together
             coded += check_plan(MatrixPlan.model_validate(fields), (8, 16), number)
-    assert coded > 1
+    assert coded == 2
 
 
 @pytest.mark.usefixtures("lloyd_max")
