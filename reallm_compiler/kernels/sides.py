@@ -67,6 +67,26 @@ class Sides:
     factors: StoredFactors | None
 
 
+def transform_sides(packed: PackedMatrix) -> tuple[Side, Side] | None:
+    """What gains of columns and transforms do to inputs and outputs; None if it is not that."""
+    inputs, outputs = Side(), Side()
+    if "column_gain" in packed.sections:
+        inputs.add(Mixing(factors=packed.sections["column_gain"]))
+    for transform in packed.plan.transform:
+        decoder = codec_of(transform).decoder(
+            transform, packed.shape, packed.sections, torch.float32
+        )
+        mixing: tuple[Mixing, Mixing] | None = decoder.mixing()
+        if mixing is None:
+            return None
+        for side, one in zip((inputs, outputs), mixing, strict=True):
+            # Signs of rotations are made on the CPU, whatever the sections are on.
+            factors = None if one.factors is None else one.factors.to(packed.device)
+            if not side.add(Mixing(factors=factors, block=one.block)):
+                return None
+    return inputs, outputs
+
+
 def sides_of(packed: PackedMatrix, form: Form) -> Sides | None:
     """The sides of a packed matrix of a form; None for what does not come to them."""
     plan, shape, sections = packed.plan, packed.shape, packed.sections
@@ -74,14 +94,10 @@ def sides_of(packed: PackedMatrix, form: Form) -> Sides | None:
     if len(found) > 1 or None in found:
         return None
     factors: StoredFactors | None = found[0] if found else None
-    inputs, outputs = Side(), Side()
-    if "column_gain" in sections:
-        inputs.add(Mixing(factors=sections["column_gain"]))
-    for transform in plan.transform:
-        decoder = codec_of(transform).decoder(transform, shape, sections, torch.float32)
-        mixing: tuple[Mixing, Mixing] | None = decoder.mixing()
-        if mixing is None or not (inputs.add(mixing[0]) and outputs.add(mixing[1])):
-            return None
+    around = transform_sides(packed)
+    if around is None:
+        return None
+    inputs, outputs = around
     values: WindowValues = codec_of(plan.quantizer).window_values(
         plan.quantizer, shape, sections, plan.scales.range
     )

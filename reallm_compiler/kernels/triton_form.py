@@ -17,6 +17,7 @@ from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.windows import LOW, WindowValues
 from reallm_compiler.kernels.packed import PackedMatrix
+from reallm_compiler.kernels.sides import times
 from reallm_compiler.storage.registry import size_law_of
 from reallm_compiler.storage.windows import CodeWindows
 from reallm_compiler.units import ceil_div
@@ -131,8 +132,13 @@ class Codes:
         return 1 if self.columns is None else len(self.columns)
 
 
-def codes_of(packed: PackedMatrix) -> Codes | None:
-    """The codes of a packed matrix on its device; None for a form that kernels do not know."""
+def codes_of(packed: PackedMatrix, row_factors: Tensor | None = None) -> Codes | None:
+    """The codes of a packed matrix on its device; None for a form that kernels do not know.
+
+    Args:
+        packed: the matrix.
+        row_factors: float32 [p], of the rows beside their scales.
+    """
     plan, shape, sections = packed.plan, packed.shape, packed.sections
     if plan.autoencoder.trained:
         return None
@@ -157,7 +163,7 @@ def codes_of(packed: PackedMatrix) -> Codes | None:
         scales=scaled.scales,
         zeros=scaled.zeros,
         runs=scaled.runs,
-        row_factors=scaled.row_factors,
+        row_factors=times(scaled.row_factors, row_factors),
         column_factors=_placed(scaled.column_factors, values.order, shape[1]),
         columns=orders[0],
         lines_per_order=orders[1],

@@ -11,17 +11,18 @@ but for panels and what they are multiplied with, which have the type of the act
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.decode import MatrixDecoder, residual_terms, work_dtype
-from reallm_compiler.codecs.windows import Mixing
+from reallm_compiler.codecs.decode import work_dtype
+from reallm_compiler.codecs.registry import codec_of
+from reallm_compiler.codecs.windows import StoredFactors
 from reallm_compiler.kernels.packed import PackedMatrix
 from reallm_compiler.kernels.plain import PlainProduct
+from reallm_compiler.kernels.sides import Side, transform_sides
 from reallm_compiler.kernels.triton_form import GROUPS, PLACES, TILE_ROWS, Codes, codes_of
 from reallm_compiler.units import ceil_div
 
@@ -52,8 +53,8 @@ class TritonProduct:
     Args:
         packed: the matrix, checked.
         codes: its codes.
-        mixings: what its transforms do to inputs and to outputs.
-        factors: L1 and L2 of its residuals.
+        sides: what its transforms do to inputs and to outputs, no factors after the inputs'.
+        factors: of its residuals.
         dtype: type of activations.
     """
 
@@ -61,15 +62,14 @@ class TritonProduct:
         self,
         packed: PackedMatrix,
         codes: Codes,
-        mixings: tuple[Mixing, Mixing],
-        factors: Sequence[tuple[Factor, Factor]],
+        sides: tuple[Side, Side],
+        factors: Sequence[StoredFactors],
         dtype: torch.dtype,
     ) -> None:
         self._packed = packed
         self._codes = codes
         self._dtype = dtype
-        self._inputs, self._outputs = mixings
-        self._column_gain = packed.sections.get("column_gain")
+        self._inputs, self._outputs = sides
         self._gain = packed.sections.get("gain")
         self._factors = factors
         self._plain = PlainProduct(packed, dtype)
@@ -99,23 +99,21 @@ class TritonProduct:
         """What the transforms make of inputs [n, q]."""
         from reallm_compiler.kernels.triton_vectors import rotate
 
-        gains, mixing = self._column_gain, self._inputs
-        if gains is None and mixing.factors is None and mixing.block == 1:
+        factors, block = self._inputs.before, self._inputs.block
+        if factors is None and block == 1:
             return x
         n, q = x.shape
         out = torch.empty(n, q, dtype=dtype, device=x.device)
-        size = max(mixing.block, 256)
+        size = max(block, 256)
         rotate[(ceil_div(q, size), n)](
             x,
-            _or(gains, x),
-            _or(mixing.factors, x),
+            _or(factors, x),
             out,
             q,
-            GAINS=gains is not None,
-            SIGNS=mixing.factors is not None,
+            FACTORS=factors is not None,
             SIZE=size,
-            BLOCK=mixing.block,
-            STEPS=mixing.block.bit_length() - 1,
+            BLOCK=block,
+            STEPS=block.bit_length() - 1,
             **LAUNCH,
         )
         return out
@@ -237,32 +235,32 @@ class TritonProduct:
         )
 
     def _finished(
-        self, parts: Tensor, factors: Tensor | None, residual: Tensor | None, n: int
+        self, parts: Tensor, row_factors: Tensor | None, residual: Tensor | None, n: int
     ) -> Tensor:
         """Outputs [n, p] of sums [spans, n or more, p]."""
         from reallm_compiler.kernels.triton_vectors import finish
 
         spans, count, p = parts.shape
-        mixing, gain = self._outputs, self._gain
+        factors, block, gain = self._outputs.before, self._outputs.block, self._gain
         out = torch.empty(n, p, dtype=self._dtype, device=parts.device)
-        size = max(mixing.block, 256)
+        size = max(block, 256)
         finish[(ceil_div(p, size), n)](
             parts,
+            _or(row_factors, out),
             _or(factors, out),
-            _or(mixing.factors, out),
             _or(residual, out),
             _or(gain, out),
             out,
             p,
             count,
             spans,
-            ROW_FACTORS=factors is not None,
-            SIGNS=mixing.factors is not None,
+            ROW_FACTORS=row_factors is not None,
+            FACTORS=factors is not None,
             RESIDUAL=residual is not None,
             GAINS=gain is not None,
             SIZE=size,
-            BLOCK=mixing.block,
-            STEPS=mixing.block.bit_length() - 1,
+            BLOCK=block,
+            STEPS=block.bit_length() - 1,
             **LAUNCH,
         )
         return out
@@ -270,60 +268,39 @@ class TritonProduct:
     def _residual(self, x: Tensor) -> Tensor | None:
         """x R^T [n, p] of inputs [n, q], float32."""
         total: Tensor | None = None
-        for left, right in self._factors:
+        for one in self._factors:
             if len(x) > MOST_INPUTS:
-                inner = x @ right.decoded(self._dtype).t()
-                more = (inner @ left.decoded(self._dtype).t()).to(torch.float32)
+                right = one.right if one.scales is None else one.right * one.scales[:, None]
+                inner = x @ right.to(self._dtype).t()
+                more = (inner @ one.left.to(self._dtype).t()).to(torch.float32)
             else:
-                more = left.times(right.times(x))
+                more = _times(one.left, None, _times(one.right, one.scales, x))
             total = more if total is None else total.add_(more)
         return total
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Factor:
-    """A factor of a low-rank residual as it is stored.
+def _times(matrix: Tensor, scales: Tensor | None, x: Tensor) -> Tensor:
+    """x M^T [n, rows], float32, of a stored matrix whose rows count `scales`."""
+    from reallm_compiler.kernels.triton_vectors import dense
 
-    Attributes:
-        matrix: integers or floating-point numbers [rows, columns].
-        scales: of its rows or its columns; None for ones.
-        by_columns: which of them.
-    """
-
-    matrix: Tensor
-    scales: Tensor | None
-    by_columns: bool
-
-    def decoded(self, dtype: torch.dtype) -> Tensor:
-        """The factor."""
-        if self.scales is None:
-            return self.matrix.to(dtype)
-        scales = self.scales.to(torch.float32)
-        return (self.matrix * (scales if self.by_columns else scales[:, None])).to(dtype)
-
-    def times(self, x: Tensor) -> Tensor:
-        """Itself times inputs x [n, columns]: float32 [n, rows]."""
-        from reallm_compiler.kernels.triton_vectors import dense
-
-        rows, columns = self.matrix.shape
-        out = torch.empty(len(x), rows, device=x.device)
-        # A long product is divided among all threads of a program, short ones lie side by side.
-        wide = min(1 << (columns - 1).bit_length(), 1024)
-        tall = max(1, 1024 // wide)
-        dense[(ceil_div(rows, tall), len(x))](
-            x,
-            self.matrix,
-            _or(self.scales, out),
-            out,
-            rows,
-            columns,
-            SCALES=self.scales is not None and not self.by_columns,
-            COLUMN_SCALES=self.scales is not None and self.by_columns,
-            ROWS=tall,
-            COLUMNS=wide,
-            **LAUNCH,
-        )
-        return out
+    rows, columns = matrix.shape
+    out = torch.empty(len(x), rows, device=x.device)
+    # A long product is divided among all threads of a program, short ones lie side by side.
+    wide = min(1 << (columns - 1).bit_length(), 1024)
+    tall = max(1, 1024 // wide)
+    dense[(ceil_div(rows, tall), len(x))](
+        x,
+        matrix,
+        _or(scales, out),
+        out,
+        rows,
+        columns,
+        SCALES=scales is not None,
+        ROWS=tall,
+        COLUMNS=wide,
+        **LAUNCH,
+    )
+    return out
 
 
 def triton_product(
@@ -332,11 +309,18 @@ def triton_product(
     """The product with a packed matrix by Triton; None for forms that its kernels do not know."""
     if torch.float64 in (dtype, work_dtype(packed.layout.source_dtype)) or not installed():
         return None
-    factors, mixings = _factors(packed), _mixings(packed)
-    codes = None if factors is None or mixings is None else codes_of(packed)
-    if factors is None or mixings is None or codes is None:
+    factors: list[StoredFactors | None] = [
+        codec_of(stage).factors(stage, packed.sections) for stage in packed.plan.residual
+    ]
+    sides = transform_sides(packed)
+    if None in factors or sides is None or sides[0].after is not None:
         return None
-    return TritonProduct(packed, codes, mixings, factors, dtype)
+    codes = codes_of(packed, sides[1].after)
+    if codes is None:
+        return None
+    inputs, outputs = (_on(side, device) for side in sides)
+    known = [one for one in factors if one is not None]
+    return TritonProduct(packed, codes, (inputs, outputs), known, dtype)
 
 
 @lru_cache(maxsize=1)
@@ -345,48 +329,10 @@ def installed() -> bool:
     return find_spec("triton") is not None
 
 
-def _mixings(packed: PackedMatrix) -> tuple[Mixing, Mixing] | None:
-    """What the transforms do to inputs and to outputs; None if it is not that."""
-    decoder = MatrixDecoder(packed.layout, packed.sections, torch.float32, coded_only=True)
-    if not decoder.transforms:
-        return Mixing(), Mixing()
-    sides = decoder.transforms[0].mixing() if len(decoder.transforms) == 1 else None
-    if sides is None:
-        return None
-    inputs, outputs = (_on(side, packed.device) for side in sides)
-    return inputs, outputs
-
-
-def _on(mixing: Mixing, device: torch.device) -> Mixing:
-    if mixing.factors is None:
-        return mixing
-    factors = mixing.factors.to(device, torch.float32).contiguous()
-    return Mixing(factors=factors, block=mixing.block)
-
-
-def _factors(packed: PackedMatrix) -> list[tuple[Factor, Factor]] | None:
-    """L1 and L2 of each residual; None where one is no such product."""
-    terms = residual_terms(packed.plan.residual, packed.shape, packed.sections, torch.float32)
-    pairs = [term.factors for term in terms]
-    if None in pairs:
-        return None
-    return [
-        (_factor(packed, "l1", pair[0], by_columns=True), _factor(packed, "l2", pair[1]))
-        for pair in pairs
-        if pair is not None
-    ]
-
-
-def _factor(
-    packed: PackedMatrix, role: str, decoded: Tensor, *, by_columns: bool = False
-) -> Factor:
-    """A factor as it is stored, if it is what a section and its scales say, else decoded."""
-    stored, scales = packed.sections.get(role), packed.sections.get(f"{role}_scales")
-    if stored is not None and stored.shape == decoded.shape:
-        factor = Factor(matrix=stored, scales=scales, by_columns=by_columns)
-        if torch.equal(factor.decoded(torch.float32), decoded):
-            return factor
-    return Factor(matrix=decoded.contiguous(), scales=None, by_columns=by_columns)
+def _on(side: Side, device: torch.device) -> Side:
+    if side.before is None:
+        return side
+    return Side(before=side.before.to(device, torch.float32).contiguous(), block=side.block)
 
 
 def _or(tensor: Tensor | None, other: Tensor) -> Tensor:

@@ -20,25 +20,21 @@ def _mixed(values, SIZE: tl.constexpr, BLOCK: tl.constexpr, STEPS: tl.constexpr)
 @triton.jit
 def rotate(
     x,
-    gains,
-    signs,
+    factors,
     out,
     columns,
-    GAINS: tl.constexpr,
-    SIGNS: tl.constexpr,
+    FACTORS: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """H S (gains * x) of inputs x [n, columns], into float32 of the same shape."""
+    """H (factors * x) of inputs x [n, columns], into out of the same shape."""
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     inside = at < columns
     row = tl.program_id(1).to(tl.int64) * columns
     values = tl.load(x + row + at, mask=inside, other=0).to(tl.float32)
-    if GAINS:
-        values *= tl.load(gains + at, mask=inside, other=0)
-    if SIGNS:
-        values *= tl.load(signs + at, mask=inside, other=0)
+    if FACTORS:
+        values *= tl.load(factors + at, mask=inside, other=0)
     values = _mixed(values, SIZE, BLOCK, STEPS)
     tl.store(out + row + at, values.to(out.dtype.element_ty), mask=inside)
 
@@ -96,13 +92,12 @@ def dense(
     rows,
     columns,
     SCALES: tl.constexpr,
-    COLUMN_SCALES: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     """x M^T [n, rows] in float32 of x [n, columns] and a stored matrix [rows, columns].
 
-    The matrix is of integers or floating-point numbers, its rows or its columns times `scales`.
+    The matrix is of integers or floating-point numbers, its rows times `scales`.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     input = tl.program_id(1).to(tl.int64) * columns
@@ -111,8 +106,6 @@ def dense(
         column = start + tl.arange(0, COLUMNS)
         inside = column < columns
         value = tl.load(x + input + column, mask=inside, other=0).to(tl.float32)
-        if COLUMN_SCALES:
-            value *= tl.load(scales + column, mask=inside, other=0).to(tl.float32)
         here = (row < rows)[:, None] & inside[None, :]
         at = row.to(tl.int64)[:, None] * columns + column[None, :]
         total += tl.load(matrix + at, mask=here, other=0).to(tl.float32) * value[None, :]
@@ -126,7 +119,7 @@ def dense(
 def finish(
     parts,
     row_factors,
-    signs,
+    factors,
     residual,
     gains,
     out,
@@ -134,18 +127,18 @@ def finish(
     inputs,
     spans,
     ROW_FACTORS: tl.constexpr,
-    SIGNS: tl.constexpr,
+    FACTORS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     GAINS: tl.constexpr,
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
 ):
-    """gains * (S H (row_factors * sum of parts) + residual), into out [inputs, rows].
+    """gains * (factors * H (row_factors * sum of parts) + residual), into out [inputs, rows].
 
     Args:
         parts: [spans, inputs, rows], sums over spans of columns.
-        row_factors, signs, gains: [rows].
+        row_factors, factors, gains: [rows].
         residual: float32 [inputs, rows].
     """
     row = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
@@ -158,8 +151,8 @@ def finish(
     if ROW_FACTORS:
         values *= tl.load(row_factors + row, mask=inside, other=0)
     values = _mixed(values, SIZE, BLOCK, STEPS)
-    if SIGNS:
-        values *= tl.load(signs + row, mask=inside, other=0)
+    if FACTORS:
+        values *= tl.load(factors + row, mask=inside, other=0)
     if RESIDUAL:
         values += tl.load(residual + here, mask=inside, other=0)
     if GAINS:

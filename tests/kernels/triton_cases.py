@@ -90,6 +90,22 @@ CASES: dict[str, Case] = {
         {"scales": BYTES, "quantizer": {"kind": "normal_float", "bits": 4}},
         (20, 64),
     ),
+    "two transforms": (
+        {
+            "transform": [{"kind": "normalize", "by": "rms", "per": "column"}, *HADAMARD],
+            "scales": {"kind": "absmax", "per": "row"},
+            "quantizer": {"kind": "uniform", "bits": 6},
+        },
+        (20, 48),
+    ),
+    "factors of rows on the inner side of a rotation": (
+        {
+            "transform": [*HADAMARD, {"kind": "normalize", "by": "rms", "per": "row"}],
+            "scales": TENSOR,
+            "quantizer": {"kind": "vq", "bits": 2, "dim": 4},
+        },
+        (32, 48),
+    ),
     "scales of columns": (
         {
             "transform": [{"kind": "normalize", "per": "row"}],
