@@ -16,7 +16,8 @@ from unittest import mock
 
 from reallm_compiler.distribution import install_command
 from reallm_compiler.errors import ExportError
-from reallm_compiler.runtime.models import Mode, load
+from reallm_compiler.runtime.mapped import Mode
+from reallm_compiler.runtime.models import load
 
 
 class Server:
