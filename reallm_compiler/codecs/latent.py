@@ -31,6 +31,7 @@ class StagesDecoder(LatentDecoder):
     Attributes:
         quantized: rows of the normalised latent.
         field: its scales; None without any.
+        order: its stored orders; None without any.
     """
 
     def __init__(
@@ -44,11 +45,11 @@ class StagesDecoder(LatentDecoder):
         self.field: ScaleField | None = codec_of(plan.scales).decoder(
             plan.scales, shape, sections, dtype
         )
-        self._order = codec_of(plan.permutation).decoder(plan.permutation, shape, sections)
+        self.order = codec_of(plan.permutation).decoder(plan.permutation, shape, sections)
         self.quantized: RowDecoder = codec_of(plan.quantizer).decoder(
             plan.quantizer, shape, sections, dtype, plan.scales.range
         )
-        self._rows_in_order = self._order is not None and self._order.rows is not None
+        self._rows_in_order = self.order is not None and self.order.rows is not None
         self.step = shape[0] if self._rows_in_order else self.quantized.step
 
     def rows(self, first: int, last: int) -> Tensor:
@@ -57,13 +58,13 @@ class StagesDecoder(LatentDecoder):
         rows = self.quantized.rows(start, stop)
         if self.field is not None:
             self.field.restore_(rows, start)
-        if self._order is not None:
-            rows = self._order.restore(rows, start)
+        if self.order is not None:
+            rows = self.order.restore(rows, start)
         return rows[first:last] if self._rows_in_order else rows
 
     def fill(self, out: Tensor, first: int, scales: ScaleField | None) -> bool:
         """Rows first, first + 1, ... of the latent into `out` [n, q], of any floating type."""
-        return self._order is None and self.quantized.fill(out, first, self.field)
+        return self.order is None and self.quantized.fill(out, first, self.field)
 
     def whole(self) -> Tensor:
         """The latent, a fresh tensor."""

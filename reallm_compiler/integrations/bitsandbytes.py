@@ -36,6 +36,7 @@ class BitsandbytesLayout:
     """Layers of a folder for bitsandbytes."""
 
     title = "bitsandbytes"
+    wide_products = True
 
     def __init__(self) -> None:
         self._dtype = torch.float32
@@ -49,6 +50,7 @@ class BitsandbytesLayout:
             raise UnfitError(
                 f"{grid.group} weights share a scale: use blocks of {', '.join(map(str, BLOCKS))}"
             )
+        grid.check_order()
         self._dtype = grid.dtype
         pairs = grid.codes.view(-1, 2)
         state = {

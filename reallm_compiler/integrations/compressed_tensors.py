@@ -31,12 +31,14 @@ class CompressedTensorsLayout:
     """Layers of a folder for compressed-tensors."""
 
     title = "compressed-tensors"
+    wide_products = False
 
     def __init__(self) -> None:
         self._layers: dict[tuple[int, bool, int | None], list[str]] = {}
 
     def add(self, name: str, grid: Grid) -> Mapping[str, Tensor]:
         """Packed codes, scales, and zero points where they differ from the middle."""
+        grid.check_order()
         zeros = integer_zeros(grid)
         p, q = grid.codes.shape
         scale = grid.by_rows(exactly(grid.scale, grid.dtype, "scales"))

@@ -49,6 +49,7 @@ def steps_of(grid: Grid) -> Steps:
         raise UnfitError("its levels are no integers: use `uniform` with `affine` scales")
     if grid.group % BLOCK or grid.codes.shape[1] % grid.group:
         raise UnfitError(f"groups of {grid.group} weights are no blocks of {BLOCK} within rows")
+    grid.check_order()
     zero = grid.zeros()
     each = grid.group // BLOCK
     codes = grid.codes.view(-1, BLOCK)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from reallm_compiler.integrations.compressed_tensors import (
@@ -31,10 +30,12 @@ class GptqLayout:
     """Layers of a folder for GPTQ."""
 
     title = "GPTQ"
+    wide_products = False
 
     def __init__(self) -> None:
         self._forms: set[tuple[int, int]] = set()
         self._symmetric = True
+        self._sorted = False
 
     def add(self, name: str, grid: Grid) -> Mapping[str, Tensor]:
         """Packed codes and zero points, scales, and the group of each input."""
@@ -47,12 +48,13 @@ class GptqLayout:
                 "a zero point is 0, and the format stores them less 1: use symmetric scales"
             )
         self._forms.add((grid.bits, -1 if grid.group == q else grid.group))
+        self._sorted |= grid.columns is not None and grid.group < q
         self._symmetric &= bool((zeros == 2 ** (grid.bits - 1)).all())
         return {
             "qweight": words(grid.codes, grid.bits).t(),
             "qzeros": words((zeros - 1).t(), grid.bits),
             "scales": grid.by_rows(exactly(grid.scale, grid.dtype, "scales")).t(),
-            "g_idx": torch.arange(q, dtype=torch.int32) // grid.group,
+            "g_idx": grid.groups(),
         }
 
     def decoded(self, grid: Grid) -> Tensor:
@@ -72,7 +74,7 @@ class GptqLayout:
             "bits": bits,
             "group_size": size,
             "sym": self._symmetric,
-            "desc_act": False,
+            "desc_act": self._sorted,
             "checkpoint_format": "gptq",
             "lm_head": False,
             "modules_in_block_to_quantize": None,

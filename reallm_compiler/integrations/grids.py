@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.contract import ColumnOrder
 from reallm_compiler.codecs.latent import StagesDecoder
 from reallm_compiler.codecs.quantizers.scalar import TableDecoder
 from reallm_compiler.codecs.sections import TORCH_DTYPES
@@ -23,7 +24,7 @@ from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.stages import MatrixPlan, Stage, kind_name
 
-BEFORE_CODES = ("residual", "transform", "autoencoder", "permutation")
+BEFORE_CODES = ("residual", "transform", "autoencoder")
 """Stages that do something to a matrix that no other format knows, unless they are the default."""
 
 
@@ -36,13 +37,15 @@ class Grid:
     """A matrix [p, q] of single codes.
 
     Attributes:
-        codes: uint8 [p, q].
+        codes: uint8 [p, q], columns where they belong.
         bits: width of a code.
         levels: what codes stand for, float32 [2^bits].
         scale: float32 [groups].
         offset: float32 [groups]; None without any.
         group: consecutive weights that share a scale.
         dtype: type of the model's weights.
+        columns: int64 [q], the columns in the order in which they make up groups; None for their
+            own.
     """
 
     codes: Tensor
@@ -52,6 +55,7 @@ class Grid:
     offset: Tensor | None
     group: int
     dtype: torch.dtype
+    columns: Tensor | None = None
 
     @property
     def integers(self) -> bool:
@@ -105,10 +109,35 @@ class Grid:
             offset=None if offset is None else taken(offset),
         )
 
+    def groups(self) -> Tensor:
+        """Which group of its row each column belongs to, int32 [q].
+
+        Raises:
+            UnfitError: groups do not divide the rows.
+        """
+        q = self.codes.shape[1]
+        if q % self.group:
+            raise UnfitError(f"groups of {self.group} weights do not divide its rows of {q}")
+        found = torch.arange(q, dtype=torch.int32) // self.group
+        if self.columns is None:
+            return found
+        return torch.empty_like(found).scatter_(0, self.columns, found)
+
     def wide(self, values: Tensor) -> Tensor:
         """One of the values [groups] for each weight, [p, q]."""
+        if self.columns is not None:
+            return self.by_rows(values)[:, self.groups().to(torch.int64)]
         spread = values.repeat_interleave(self.group)
         return spread[: self.codes.numel()].view(self.codes.shape)
+
+    def check_order(self) -> None:
+        """Refuse groups of columns that do not follow each other.
+
+        Raises:
+            UnfitError: they are such groups, and more than one in a row.
+        """
+        if self.columns is not None and self.group < self.codes.shape[1]:
+            raise UnfitError("its groups are of columns in another order (`permutation`)")
 
 
 def grid_of(archive: ModelArchive, matrix: PlannedMatrix) -> Grid:
@@ -134,15 +163,30 @@ def grid_of(archive: ModelArchive, matrix: PlannedMatrix) -> Grid:
     def flat(values: Tensor) -> Tensor:
         return values.reshape(-1).repeat(count).to(torch.float32)
 
+    codes, columns = _in_place(table.codes(), latent.order, matrix.plan)
     return Grid(
-        codes=table.codes(),
+        codes=codes,
         bits=table.bits,
         levels=table.levels.to(torch.float32),
         scale=flat(field.scale),
         offset=None if field.zero is None else flat(field.zero),
         group=field.block if field.per == "block" else q,
         dtype=TORCH_DTYPES[matrix.dtype],
+        columns=columns,
     )
+
+
+def _in_place(
+    codes: Tensor, order: ColumnOrder | None, plan: MatrixPlan
+) -> tuple[Tensor, Tensor | None]:
+    """Codes with their columns where they belong, and the order in which they were coded."""
+    if order is None:
+        return codes, None
+    columns, until = order.coded(0)
+    if columns is None or until is not None or order.rows is not None:
+        raise UnfitError(f"{named(plan, 'permutation')} gives rows orders of their own")
+    index = columns.to(torch.int64)
+    return torch.empty_like(codes).index_copy_(1, index, codes), index
 
 
 def check_stages(plan: MatrixPlan) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reallm_compiler.checkpoint.architecture import meta_model
+from reallm_compiler.codecs.sections import TORCH_DTYPES
 from reallm_compiler.distribution import VERSION
 from reallm_compiler.errors import ExportError
 from reallm_compiler.integrations.packed_folders import write_config
@@ -101,7 +102,7 @@ def write_hf(
         "tensors": tensors,
         "transposed": sorted(name for name, own in parts.items() if own[0].transposed),
     }
-    write_config(folder, files.config, stated, archive.plan.matrices[0].dtype)
+    write_config(folder, files.config, stated, TORCH_DTYPES[archive.plan.matrices[0].dtype])
     (folder / CARD).write_text(card(archive, quality), encoding="utf-8")
     return []
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from reallm_compiler.checkpoint.architecture import meta_model
 from reallm_compiler.checkpoint.folder import CONFIG
-from reallm_compiler.codecs.sections import DTYPE_NAMES
+from reallm_compiler.codecs.sections import TORCH_DTYPES
 from reallm_compiler.errors import ExportError
 from reallm_compiler.integrations.grids import Grid, UnfitError, grid_of
 from reallm_compiler.models.shards import ShardWriter
@@ -33,9 +34,15 @@ SHOWN = 4
 
 
 class Layout(Protocol):
-    """How a library stores quantised linear layers."""
+    """How a library stores quantised linear layers.
+
+    Attributes:
+        title: what it is called.
+        wide_products: the library multiplies by scales in float32, whatever the model's type.
+    """
 
     title: str
+    wide_products: bool
 
     def add(self, name: str, grid: Grid) -> Mapping[str, Tensor]:
         """The tensors of a layer, by the last parts of their names.
@@ -87,6 +94,7 @@ def write_folder(
         if matrix.name in linear and matrix.name != head and matrix.index is None
     }
     dense = [matrix.name for matrix in matrices if matrix.tensor not in layers]
+    dtype = _type_to_run_in(archive, list(layers.values()), layout)
     writer = ShardWriter(folder)
     unfit: dict[str, list[str]] = defaultdict(list)
     done = 0
@@ -96,7 +104,7 @@ def write_folder(
             writer.add(name, archive.tensor(name))
             continue
         try:
-            for part, tensor in _packed(archive, matrix, layout).items():
+            for part, tensor in _packed(archive, matrix, layout, dtype).items():
                 writer.add(f"{matrix.name}.{part}", tensor)
         except UnfitError as error:
             unfit[str(error)].append(matrix.name)
@@ -115,8 +123,31 @@ def write_folder(
         ) from error
     writer.finish()
     write_files(archive.files(), folder)
-    write_config(folder, files.config, stated, next(iter(layers.values())).dtype)
+    write_config(folder, files.config, stated, dtype)
     return dense
+
+
+def _type_to_run_in(
+    archive: ModelArchive, layers: list[PlannedMatrix], layout: Layout
+) -> torch.dtype:
+    """The type in which a library shall compute with all scales as they are.
+
+    It is the model's own, or float16 for a model in bfloat16 whose scales are float16 numbers.
+    """
+    own = TORCH_DTYPES[layers[0].dtype] if layers else torch.float32
+    if layout.wide_products:
+        return own
+    for dtype in (own, torch.float16):
+        try:
+            if all(_holds(dtype, grid_of(archive, matrix).scale) for matrix in layers):
+                return dtype
+        except UnfitError:  # the reason is given layer by layer
+            return own
+    return own
+
+
+def _holds(dtype: torch.dtype, values: Tensor) -> bool:
+    return torch.equal(values.to(dtype).to(torch.float32), values)
 
 
 def linear_layers(model: nn.Module) -> tuple[set[str], str | None]:
@@ -128,12 +159,12 @@ def linear_layers(model: nn.Module) -> tuple[set[str], str | None]:
 
 
 def write_config(
-    folder: Path, config: Mapping[str, Any], stated: Mapping[str, Any], dtype: str
+    folder: Path, config: Mapping[str, Any], stated: Mapping[str, Any], dtype: torch.dtype
 ) -> None:
     """`config.json` with a statement of quantisation, and the type to run in."""
-    names = {code: str(kind).removeprefix("torch.") for kind, code in DTYPE_NAMES.items()}
     content = {key: value for key, value in config.items() if key != "torch_dtype"}
-    content |= {"dtype": names[dtype], "quantization_config": dict(stated)}
+    content |= {"dtype": str(dtype).removeprefix("torch.")}
+    content |= {"quantization_config": dict(stated)}
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
@@ -144,20 +175,21 @@ def exactly(values: Tensor, dtype: torch.dtype, what: str) -> Tensor:
     Raises:
         UnfitError: that type does not hold them.
     """
-    cast = values.to(dtype)
-    if not torch.equal(cast.to(torch.float32), values):
+    if not _holds(dtype, values):
         name = str(dtype).removeprefix("torch.")
         raise UnfitError(f"its {what} are no {name} numbers: store them with `dtype: {name}`")
-    return cast
+    return values.to(dtype)
 
 
-def _packed(archive: ModelArchive, matrix: PlannedMatrix, layout: Layout) -> Mapping[str, Tensor]:
+def _packed(
+    archive: ModelArchive, matrix: PlannedMatrix, layout: Layout, dtype: torch.dtype
+) -> Mapping[str, Tensor]:
     """The tensors of a layer, after what they decode to was compared with the archive's weights."""
     if matrix.transposed:
         raise UnfitError("its class stores it transposed")
-    grid = grid_of(archive, matrix)
+    grid = replace(grid_of(archive, matrix), dtype=dtype)
     tensors = layout.add(matrix.name, grid)
-    if not torch.equal(layout.decoded(grid), archive.matrix(matrix.name)):
+    if not torch.equal(layout.decoded(grid), archive.matrix(matrix.name, dtype=dtype)):
         raise UnfitError("its products would be rounded in another way")
     return tensors
 

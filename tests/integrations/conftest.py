@@ -27,6 +27,11 @@ PLANS: Mapping[str, Mapping[str, Any]] = {
         "scales": {"kind": "affine", "code_bits": 8, "block": 64, **BF16},
         "quantizer": {"kind": "uniform", "bits": 8},
     },
+    "sorted": {
+        "permutation": {"kind": "norm_sorted"},
+        "scales": {"kind": "affine", "code_bits": 4, "symmetric": True, "block": 64, **BF16},
+        "quantizer": {"kind": "uniform", "bits": 4},
+    },
     "rows": {
         "scales": {"kind": "affine", "code_bits": 2, "symmetric": True, "per": "row", **BF16},
         "quantizer": {"kind": "uniform", "bits": 2},

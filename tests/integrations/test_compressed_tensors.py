@@ -95,6 +95,33 @@ def test_what_does_not_fit_is_refused_with_the_reason(archive_of, tmp_path, scal
     assert reason in caught.value.note
 
 
+def test_scales_in_float16_make_a_model_in_float16(archive_of, tmp_path):
+    plan = {
+        "scales": {"kind": "affine", "code_bits": 4, "dtype": "float16"},
+        "quantizer": {"kind": "uniform", "bits": 4},
+    }
+    archive, out = archive_of("half", plan), tmp_path / "out"
+    reallm.export(archive, out, to="compressed-tensors", progress=False)
+    assert json.loads((out / "config.json").read_text())["dtype"] == "float16"
+    tensors = load_file(out / "model.safetensors")
+    with reallm.open(archive) as opened:
+        name = opened.names[0]
+        scale = tensors[f"{name}.weight_scale"]
+        assert scale.dtype == torch.float16
+        zeros = unpacked(tensors[f"{name}.weight_zero_point"].t().contiguous(), 4).t()
+        codes = unpacked(tensors[f"{name}.weight_packed"], 4)
+        values = (codes - zeros.repeat_interleave(64, 1)).half() * scale.repeat_interleave(64, 1)
+        assert torch.equal(values, opened.matrix(name, dtype=torch.float16))
+
+
+def test_groups_of_sorted_columns_are_refused(archive_of, tmp_path):
+    with pytest.raises(reallm.ExportError) as caught:
+        reallm.export(
+            archive_of("sorted"), tmp_path / "out", to="compressed-tensors", progress=False
+        )
+    assert "its groups are of columns in another order" in caught.value.note
+
+
 def test_other_widths_are_refused(archive_of, tmp_path):
     plan = {
         "scales": {"kind": "affine", "code_bits": 3, "dtype": "bfloat16"},

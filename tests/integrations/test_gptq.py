@@ -12,7 +12,7 @@ import reallm_compiler as reallm
 from reallm_compiler.integrations.gptq import GptqLayout
 from reallm_compiler.integrations.grids import Grid, UnfitError
 
-FORMS = {"symmetric": (4, 32), "rows": (2, -1)}
+FORMS = {"symmetric": (4, 32), "rows": (2, -1), "sorted": (4, 64)}
 
 
 @pytest.fixture(scope="module", params=FORMS)
@@ -45,7 +45,7 @@ def test_the_layout_by_its_definition(archive_of, exported):
             assert torch.equal(values.t().bfloat16(), weight)
     stated = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert (stated["bits"], stated["group_size"], stated["sym"]) == (bits, group, True)
-    assert stated["desc_act"] is False
+    assert stated["desc_act"] is (name == "sorted")
 
 
 @pytest.mark.filterwarnings("ignore")  # of the library
