@@ -146,7 +146,8 @@ def finish(
     here = tl.program_id(1).to(tl.int64) * rows + row
     values = tl.load(parts + here, mask=inside, other=0).to(tl.float32)
     for span in range(1, spans):
-        more = tl.load(parts + span * (inputs * rows).to(tl.int64) + here, mask=inside, other=0)
+        part = tl.cast(inputs, tl.int64) * rows * span
+        more = tl.load(parts + part + here, mask=inside, other=0)
         values += more.to(tl.float32)
     if ROW_FACTORS:
         values *= tl.load(row_factors + row, mask=inside, other=0)

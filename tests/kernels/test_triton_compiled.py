@@ -109,3 +109,19 @@ def test_kernels_fit(form: str, inputs: int, compiled: dict[str, Any], tmp_path:
         assert used["REG"] <= MOST_REGISTERS, name
         assert (used["STACK"], used["LOCAL"]) == (0, 0), name  # nothing is spilled
     assert load_widths(compiled[main]) - {"v2xb32", "v4xb32"} <= FORMS[form]
+
+
+@pytest.mark.parametrize("inputs", [1, 9])
+def test_extents_of_one(inputs: int, compiled: dict[str, Any]) -> None:
+    """Triton compiles arguments that are 1 as constants."""
+    plan = {
+        "residual": {"kind": "low_rank", "rank": 1},
+        "scales": {"kind": "absmax", "per": "row"},
+        "quantizer": {"kind": "uniform", "bits": 8},
+    }
+    packed = packed_matrix(MatrixPlan.model_validate(plan), (1, 16))
+    assert packed is not None
+    product = triton_product(packed, torch.device("cpu"), torch.float16)
+    assert product is not None
+    product.linear(torch.zeros(inputs, 16, dtype=torch.float16))
+    assert "finish" in compiled
