@@ -123,6 +123,8 @@ class MatrixDecoder:
         """Rows [first, last) of the matrix, a fresh tensor [last - first, q]; see `step`."""
         rows = self.transformed_rows(first, last)
         for transform in self.transforms:
+            if rows.requires_grad:  # autograd takes no chain of changes in place of views
+                rows = rows.clone()
             transform.restore_(rows, first)
         for term in self._fixed:
             term.add_(rows, first)

@@ -132,8 +132,7 @@ class _Codes(nn.Module):
         order = codec_of(plan.permutation).decoder(plan.permutation, shape, sections)
         self._places = None if order is None else _places(shape, order).to(rest.device)
         self._fixed: Tensor | None = None
-        if "channel_scale" not in learn:
-            self._fixed = self._latent(sections)
+        self._moved: Tensor | None = None
         free = plan.model_copy(update={"quantizer": NoQuantizer(dtype="float32")})
         self._decoding = layout_of(free, shape, layout.source_dtype)
         (self._role,) = (spec.role for spec in self._decoding.sections_of(free.quantizer))
@@ -145,6 +144,9 @@ class _Codes(nn.Module):
         if "clip" in learn:
             groups = len(self._ends(self._latent(sections))[0])
             self.clip = nn.Parameter(torch.ones(2, groups).to(weight.device))
+        self._begin(sections)
+        if "channel_scale" not in learn:
+            self._fixed = self._latent(sections)
         if "rounding" in learn:
             self.offsets = nn.Parameter(torch.zeros_like(rest))
 
@@ -197,7 +199,28 @@ class _Codes(nn.Module):
         for params in self._plan.transform:
             transform = codec_of(params).decoder(params, self._shape, sections, torch.float32)
             latent = transform.apply_(latent)
-        return latent if self._places is None else latent.view(-1)[self._places].view(self._shape)
+        if self._places is not None:
+            latent = latent.view(-1)[self._places].view(self._shape)
+        return latent if self._moved is None else latent + self._moved
+
+    @torch.no_grad()
+    def _begin(self, sections: Mapping[str, Tensor]) -> None:
+        """Move those numbers of the latent onto their level that were coded by another value.
+
+        A residual that was fitted anew after the codes, such as outliers, leaves something else.
+        """
+        plan, shape = self._plan, self._shape
+        latent = self._latent(sections)
+        y = self._normalised(latent, sections)
+        _, nearest = self._coder(y).quantize(y, slice(0, shape[1]))
+        decoder = codec_of(plan.quantizer).decoder(
+            plan.quantizer, shape, sections, torch.float32, plan.scales.range
+        )
+        coded: Tensor = decoder.rows(0, shape[0])  # [p, q]
+        if nearest is not None and not torch.equal(coded, nearest):
+            scale = codec_of(plan.scales).decoder(plan.scales, shape, sections, torch.float32)
+            steps = (coded - y) * scale.rows(0, shape[0])
+            self._moved = torch.where(coded == nearest, 0.0, steps)
 
     def _ends(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Least and largest value of each group, each [groups]."""

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import random
+from typing import Any, get_args
 
 import pytest
 import torch
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from reallm_compiler.codecs import decode_matrix, encode_matrix
 from reallm_compiler.codecs.fit import LearnedMatrix
+from reallm_compiler.codecs.sections import check_sections
+from reallm_compiler.errors import CodecError
+from reallm_compiler.planning.fit import words_of
 from reallm_compiler.stages import FitWord, MatrixPlan
 from reallm_compiler.storage.matrix import layout_of
+from tests.codecs.size_law import REFUSALS, some_statistics
+from tests.plans import some_plan
 
 SHAPE = (24, 48)
 UNIFORM = {"kind": "uniform", "bits": 3}
@@ -121,3 +129,47 @@ def test_the_range_is_clipped_down_a_gradient() -> None:
         matrix.project_()
     assert errors[-1] < 0.97 * errors[0]
     assert float(clip.detach().max()) <= 1
+
+
+WORDS: tuple[FitWord, ...] = get_args(FitWord)
+
+
+@settings(max_examples=60)
+@given(draw=st.integers(0, 2**32 - 1), held=st.booleans())
+def test_any_stages_learn_what_they_store(draw: int, held: bool) -> None:
+    """Over all kinds: it begins as it was coded, and what it stores keeps the size law."""
+    plan = some_plan(random.Random(draw), share=None)
+    layout = layout_of(plan, (33, 20), "f32")
+    if plan.autoencoder.trained or layout.refusal is not None:
+        return
+    note(f"plan: {plan.plain()}")
+    left_out = {"rounding", "clip"} if held else {"codebooks", "scales"}
+    words = [word for word in WORDS if word not in left_out]
+    weight = torch.randn(33, 20, generator=torch.Generator().manual_seed(draw))
+    try:
+        sections = encode_matrix(
+            plan, weight, seed=1, source_dtype="f32", statistics=some_statistics((33, 20), 1)
+        ).sections
+    except CodecError as error:
+        if not any(text in error.message for text in REFUSALS):
+            raise
+        return  # a type is too narrow for what it would hold
+    matrix = LearnedMatrix(layout, weight, sections, words)
+    learning = {word for _, word, _ in matrix.learned()}
+    assert learning == set(words_of(layout, words))
+    matrix.project_()
+    stored = {spec.role: matrix.sections()[spec.role] for spec in layout.own_sections}
+    check_sections(stored, layout.own_sections)
+    before = decode_matrix(plan, (33, 20), "f32", sections, dtype=torch.float32)
+    after = decode_matrix(plan, (33, 20), "f32", stored, dtype=torch.float32)
+    near = 1e-5 * float(before.abs().max()) + 1e-6
+    assert torch.allclose(after, before, rtol=0, atol=near)
+    for _, _, parameter in matrix.learned():
+        parameter.requires_grad_()
+    made = matrix()
+    assert torch.allclose(made.detach(), after, rtol=0, atol=near)
+    if learning:
+        made.square().sum().backward()
+        for name, _, parameter in matrix.learned():
+            assert parameter.grad is not None, name
+            assert bool(torch.isfinite(parameter.grad).all()), name
