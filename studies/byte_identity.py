@@ -2,6 +2,7 @@
 
     python studies/byte_identity.py                           the demo model, all shipped recipes
     python studies/byte_identity.py --recipe nf4 --kills 3
+    python studies/byte_identity.py --model DIR model.stats   its calibrated recipes too
     python studies/byte_identity.py --model DIR --write before.json
     python studies/byte_identity.py --model DIR --compare before.json
 
@@ -9,8 +10,9 @@ Each recipe is compiled with 1 worker, with 2, and with 2 whose compile is kille
 (SIGKILL, when the journal has grown by a share of the tasks) and goes on with the same command. All
 files must be equal byte by byte. `--write` keeps the digest of every section; `--compare` holds the
 sections of today against those of an earlier version, whose documents may have had other keys.
-Recipes that train for more than `--most-training` operations, or need statistics or a text, are
-left out, and said to be. Prints a line for each recipe and model; ends with 1 if anything differs.
+Recipes that train for more than `--most-training` operations, need statistics of a model that is
+given without, or a text, are left out, and said to be. Prints a line for each recipe and model;
+ends with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import reallm_compiler as reallm
@@ -38,9 +41,25 @@ WORKERS = (1, 2)
 MOST_TRAINING = 10**12
 
 
-def start(recipe: str, model: Path, output: Path, workers: int) -> subprocess.Popen[bytes]:
+@dataclass(frozen=True)
+class Case:
+    """A recipe, a checkpoint folder, and what was measured on that if the recipe needs it."""
+
+    recipe: str
+    model: Path
+    statistics: Path | None
+
+    @property
+    def key(self) -> str:
+        """The last two parts of the folder's path, and the recipe."""
+        return f"{name_of(self.model)} {self.recipe}"
+
+
+def start(case: Case, output: Path, workers: int) -> subprocess.Popen[bytes]:
     """A compile as a process of its own."""
-    arguments = ["compile", recipe, "--model", str(model), "-o", str(output)]
+    arguments = ["compile", case.recipe, "--model", str(case.model), "-o", str(output)]
+    if case.statistics is not None:
+        arguments += ["--stats", str(case.statistics)]
     return subprocess.Popen(
         [*COMMAND, *arguments, "--device", "cpu", "--workers", str(workers)],
         stdout=subprocess.DEVNULL,
@@ -64,11 +83,11 @@ def records(output: Path) -> int:
         return 0
 
 
-def killed(recipe: str, model: Path, output: Path, kills: int, tasks: int) -> int:
+def killed(case: Case, output: Path, kills: int, tasks: int) -> int:
     """Compile with two workers and kill so often; how many kills met a compile at work."""
     struck = 0
     for number in range(1, kills + 1):
-        process = start(recipe, model, output, WORKERS[-1])
+        process = start(case, output, WORKERS[-1])
         wanted = 1 + tasks * number // (kills + 1)
         while process.poll() is None and records(output) < wanted:
             time.sleep(0.002)
@@ -76,7 +95,7 @@ def killed(recipe: str, model: Path, output: Path, kills: int, tasks: int) -> in
         process.communicate()
         struck += process.returncode == -signal.SIGKILL
     if not output.exists():
-        finish(start(recipe, model, output, WORKERS[-1]))
+        finish(start(case, output, WORKERS[-1]))
     return struck
 
 
@@ -91,14 +110,14 @@ def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 
-def study(recipe: str, model: Path, kills: int, folder: Path) -> tuple[list[str], dict[str, str]]:
+def study(case: Case, kills: int, folder: Path) -> tuple[list[str], dict[str, str]]:
     """What differs between the runs of a recipe, and the sections of the first."""
     outputs = {f"{workers} workers": folder / f"{workers}.reallm" for workers in WORKERS}
     for workers, output in zip(WORKERS, outputs.values(), strict=True):
-        finish(start(recipe, model, output, workers))
+        finish(start(case, output, workers))
     outputs[f"{kills} kills"] = folder / "killed.reallm"
-    tasks = len(reallm.plan(recipe, model=model).matrices)
-    struck = killed(recipe, model, folder / "killed.reallm", kills, tasks)
+    tasks = len(reallm.plan(case.recipe, model=case.model).matrices)
+    struck = killed(case, folder / "killed.reallm", kills, tasks)
     wrong = [] if struck == kills else [f"only {struck} of {kills} kills met a compile at work"]
     digests = {hashlib.sha256(path.read_bytes()).digest() for path in outputs.values()}
     first = sections_of(folder / f"{WORKERS[0]}.reallm")
@@ -114,30 +133,43 @@ def name_of(model: Path) -> str:
     return "/".join(model.resolve().parts[-2:])
 
 
-def cases(given: argparse.Namespace) -> Iterator[tuple[Path, str]]:
+def cases(given: argparse.Namespace) -> Iterator[Case]:
     """Models and recipes that are compiled; says which are not."""
     recipes: Sequence[str] = given.recipe or list_shipped()
-    for model in given.model or [DEMO]:
+    for model, *rest in given.model or [[DEMO]]:
         for recipe in recipes:
-            try:
-                training = reallm.plan(recipe, model=model).budget().totals.training_operations
-            except ReallmError as error:
-                print(f"{name_of(model):14} {recipe:24} left out: {error.message}", flush=True)
-                continue
             loaded = load_recipe(recipe)
-            if loaded.statistics == "required" or loaded.fit is not None:
-                print(f"{name_of(model):14} {recipe:24} left out: needs statistics or a text")
-                continue
-            if training > given.most_training:
-                print(f"{name_of(model):14} {recipe:24} left out: trains {training:.1e} operations")
-                continue
-            yield model, recipe
+            statistics = rest[0] if rest and loaded.statistics == "required" else None
+            reason = None
+            if loaded.fit is not None:
+                reason = "learns from a text"
+            elif loaded.statistics == "required" and statistics is None:
+                reason = "needs statistics"
+            else:
+                try:
+                    totals = reallm.plan(recipe, model=model).budget().totals
+                    if totals.training_operations > given.most_training:
+                        reason = f"trains {totals.training_operations:.1e} operations"
+                except ReallmError as error:
+                    reason = error.message
+            case = Case(recipe, model, statistics)
+            if reason is None:
+                yield case
+            else:
+                print(f"{name_of(model):14} {recipe:24} left out: {reason}", flush=True)
 
 
 def main() -> int:
     """Run and print; 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, action="append", help="a checkpoint folder")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        action="append",
+        nargs="+",
+        metavar=("DIR", "STATS"),
+        help="a checkpoint folder, and what `reallm calibrate` measured on it",
+    )
     parser.add_argument("--recipe", action="append", help="a shipped recipe or a file")
     parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--most-training", type=float, default=MOST_TRAINING)
@@ -147,11 +179,10 @@ def main() -> int:
     earlier = json.loads(given.compare.read_text()) if given.compare else {}
     kept: dict[str, dict[str, str]] = {}
     failed = 0
-    for model, recipe in cases(given):
-        key = f"{name_of(model)} {recipe}"
-        began = time.monotonic()
+    for case in cases(given):
+        key, began = case.key, time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            wrong, kept[key] = study(recipe, model, given.kills, Path(folder))
+            wrong, kept[key] = study(case, given.kills, Path(folder))
         if given.compare:
             if key not in earlier:
                 wrong.append(f"not in {given.compare}")
@@ -160,7 +191,7 @@ def main() -> int:
         failed += bool(wrong)
         result = "; ".join(wrong) or "equal"
         seconds = time.monotonic() - began
-        title = f"{name_of(model):14} {recipe:24} {len(kept[key]):4} sections"
+        title = f"{name_of(case.model):14} {case.recipe:24} {len(kept[key]):4} sections"
         print(f"{title} {seconds:6.1f} s  {result}", flush=True)
     if given.write:
         given.write.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
