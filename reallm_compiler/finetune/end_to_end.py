@@ -149,6 +149,7 @@ class EndToEnd:
                 self._save(step, blocks)
             self._check_finite(value, step)
             total += value
+        assert options.lr is not None  # FinetuneOptions.resolved
         self._adam.step(
             rate(step, self.steps, lr=options.lr, warmup=options.warmup, schedule=options.schedule)
         )

@@ -48,7 +48,7 @@ def options_from(
     problems += wrong
     if options is None or problems:
         raise FinetuneError("the settings are wrong: " + "; ".join(_shown(one) for one in problems))
-    return options
+    return options.resolved()
 
 
 def _shown(problem: Problem) -> str:

@@ -1,8 +1,9 @@
 """What may stand in a recipe's `finetune` section: the settings of a tuning run.
 
 The defaults are the paper's (section 4, and its released code). Models of a few million weights
-want learning rates a hundred times larger than those, which were chosen for 7 to 13 billion. The
-same models check the settings that a command or a program gives for one run.
+want learning rates a hundred times larger than those, which were chosen for the factors of 7 to 13
+billion. Other numbers are learned in units of their own root mean square, with a rate of their own.
+The same models check the settings that a command or a program gives for one run.
 """
 
 from __future__ import annotations
@@ -81,7 +82,13 @@ class EndToEndOptions(_Settings):
     accumulation: int = Field(
         default=32, ge=1, le=65536, description="Backward passes per step (gradient accumulation)."
     )
-    lr: float = Field(default=2e-5, gt=0, le=1, description="Largest learning rate of Adam.")
+    lr: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Largest learning rate of Adam; by default 2e-5 where factors or gains of DoRA "
+        "are learned, else 5e-3.",
+    )
     betas: Betas = Field(default=(0.9, 0.95), description="Adam's betas, below 1.")
     epochs: float = Field(default=0.5, gt=0, le=100000, description="Passes over the text.")
     steps: int | None = Field(
@@ -167,6 +174,13 @@ class FinetuneOptions(_Settings):
         if not learn or len(set(learn)) < len(learn):
             raise ValueError("give what is to be learned, each word once")
         return tuple(word for word in get_args(Learn) if word in learn)
+
+    def resolved(self) -> FinetuneOptions:
+        """With the learning rate that goes with what is learned where none is given."""
+        if self.e2e.lr is not None:
+            return self
+        lr = 2e-5 if set(self.learn) & set(DEFAULT_LEARN) else 5e-3
+        return self.model_copy(update={"e2e": self.e2e.model_copy(update={"lr": lr})})
 
     def plain(self) -> dict[str, Any]:
         """All settings as plain data: what an adapter stores."""

@@ -367,6 +367,19 @@ def test_a_hostile_archive_sets_nothing_wrong(section: object, message: str) -> 
 
 
 @pytest.mark.parametrize(
+    ("given", "lr"),
+    [
+        ({}, 2e-5),
+        ({"learn": ["gains", "scales"]}, 2e-5),
+        ({"learn": ["scales", "rows"]}, 5e-3),
+        ({"learn": ["scales"], "e2e": {"lr": 1e-4}}, 1e-4),
+    ],
+)
+def test_the_learning_rate_goes_with_what_is_learned(given: dict[str, Any], lr: float) -> None:
+    assert options_from(given).plain()["e2e"]["lr"] == lr
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"block": {"learning": 1}}, r"block\.learning"),
