@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.column_coder import ColumnCoder
+from reallm_compiler.codecs.column_coder import LAZY, ColumnCoder
 from reallm_compiler.codecs.numerics.gram import cholesky
 
 SETTLED = 1e-3
@@ -49,7 +49,8 @@ def descend(
     groups = [slice(first, min(first + step, columns)) for first in range(0, columns, step)]
     roots = [cholesky(gram[k, k].to(torch.float64)) for k in groups]
     inverses = [torch.cholesky_inverse(root).to(torch.float32) for root in roots]
-    roots = [root.to(torch.float32) for root in roots]
+    steps = list(zip(groups, [root.to(torch.float32) for root in roots], inverses, strict=True))
+    together = max(LAZY // step, 1)
     gram = gram.to(torch.float32)
     divisor = torch.where(scales > 0, scales, torch.inf)
     last = float("inf")
@@ -59,11 +60,18 @@ def descend(
         if cost > (1 - SETTLED) * last:
             break
         last = cost
-        for k, root, inverse in zip(groups, roots, inverses, strict=True):
-            scale = scales[:, k]
-            target = decoded[:, k] + (errors @ gram[:, k]) @ inverse
-            normal = target if zeros is None else target - zeros[:, k]
-            values = coder.improve(normal / divisor[:, k], scale, root, k, rows)
-            new = values * scale if zeros is None else values * scale + zeros[:, k]
-            errors[:, k] += decoded[:, k] - new
-            decoded[:, k] = new
+        for start in range(0, len(steps), together):
+            block = steps[start : start + together]
+            first, end = block[0][0].start, block[-1][0].stop
+            moved = errors @ gram[:, first:end]  # (E H) of these columns [n, m]
+            for k, root, inverse in block:
+                inner = slice(k.start - first, k.stop - first)
+                target = decoded[:, k] + moved[:, inner] @ inverse
+                normal = target if zeros is None else target - zeros[:, k]
+                values = coder.improve(normal / divisor[:, k], scales[:, k], root, k, rows)
+                new = values * scales[:, k]
+                new = new if zeros is None else new + zeros[:, k]
+                change = decoded[:, k] - new
+                moved.addmm_(change, gram[k, first:end])
+                errors[:, k] += change
+                decoded[:, k] = new

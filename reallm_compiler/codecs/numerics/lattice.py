@@ -76,21 +76,21 @@ def e8_words() -> Tensor:
 
 
 @cache
-def _variants(odd: int) -> tuple[Tensor, Tensor]:
+def _variants(odd: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Patterns that magnitudes with an even or odd number of negative signs can become.
 
     A pattern that wants the other number has one sign turned, each in turn.
 
     Returns:
-        float64 [m, 8], and the index of each one's pattern int64 [m].
+        [m, 8], and the index of each one's pattern int64 [m].
     """
     a = patterns()
     same = _odd(a) == odd
     turned = a[~same][:, None] * (1.0 - 2.0 * torch.eye(DIM, dtype=a.dtype))  # [., 8, 8]
     index = torch.arange(PATTERNS)
     return (
-        torch.cat([a[same], turned.flatten(0, 1)]),
-        torch.cat([index[same], index[~same].repeat_interleave(DIM)]),
+        torch.cat([a[same], turned.flatten(0, 1)]).to(device, dtype),
+        torch.cat([index[same], index[~same].repeat_interleave(DIM)]).to(device),
     )
 
 
@@ -118,8 +118,7 @@ def nearest_e8p(values: Tensor, weights: Tensor | None) -> Tensor:
             index = (count == odd).nonzero()[:, 0]
             if not len(index):
                 continue
-            variants, pattern = (one.to(values.device) for one in _variants(odd))
-            variants = variants.to(values.dtype)
+            variants, pattern = _variants(odd, values.dtype, values.device)
             part, own = size[index], None if weights is None else weights[index]
             found = assign(part, own, variants)
             chosen = variants[found]
