@@ -38,10 +38,8 @@ PROMISED = {
     "int4",
 }
 NAMES = list_shipped()
-NOT_MEASURED = {"paper-hnerv"} | {
-    *(f"gptq-{bits}bit{order}" for bits in (2, 3, 4) for order in ("", "-act-order")),
-    *(f"awq-{bits}bit" for bits in (2, 3, 4)),
-    *("nf2", "rtn-3bit", "norm-sorted", "spqr", "quarot-2bit", "autoround", "omniquant", "apiq"),
+NOT_MEASURED = {
+    *("paper-hnerv", "quarot-2bit", "autoround", "omniquant", "apiq"),
     *(f"quip-sharp-{bits}bit" for bits in (2, 3, 4)),
     *("aqlm-2x8", "aqlm-1x16", "qtip", "monarch", "loftq", "lq-lora-fisher", "lora"),
 }
