@@ -75,6 +75,13 @@ PLANS: dict[str, dict[str, Any]] = {
     },
 }
 LONG = {"uniform, long blocks": (9, 640), "normal_float, two levels, rotated": (20, 192)}
+SOME = [
+    "trellis, two widths",
+    "vq of rows",
+    "vq of columns",
+    "normal_float, two levels, rotated",
+    "uniform, blocks with zero points",
+]
 SHAPES = [(13, 80), (24, 128)]
 
 
@@ -146,7 +153,7 @@ def test_sums_are_the_exact_integers(name: str, target: str) -> None:
     sides = sides_of(packed, form)
     values = sides.values
     decoder = dense(packed) / 1.0
-    x = activations(3, 128)
+    x = activations(1, 128)
     ordered = x if sides.order is None else x[:, sides.order[sides.order < 128]]
     if sides.order_factors is not None:
         ordered = ordered * sides.order_factors[sides.order < 128]
@@ -156,7 +163,7 @@ def test_sums_are_the_exact_integers(name: str, target: str) -> None:
         weight = weight / sides.order_factors[sides.order < 128]
     scales, shifts = sides.row_scales[:24, None], sides.row_shifts[:24, None]
     entries = ((weight - shifts) / scales).round().to(torch.int64)
-    total = integer_sums(entries, whole).float()  # [3, 24]
+    total = integer_sums(entries, whole).float()  # [1, 24]
     ones = whole.sum(1, dtype=torch.int64).float()[:, None]
     wanted = (total * scales[:, 0] + ones * shifts[:, 0]) * scale[:, None]
     assert values.unit > 0
@@ -164,7 +171,7 @@ def test_sums_are_the_exact_integers(name: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", HERE)
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("name", SOME)
 def test_results_depend_on_the_token_alone(
     name: str, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
