@@ -24,6 +24,10 @@ FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni")
 
 BIAS = 128
 
+AHEAD = 4096
+"""Bytes from a step to those that are asked of memory meanwhile: a page on, which the processor
+does not guess."""
+
 MOST_REGISTERS = 20
 """Tables that fill more registers lie in memory, where `llvm_text_wide` looks them up."""
 
@@ -181,6 +185,8 @@ class Registers:
         text, window = self._text, self._windows[step]
         start = text.let(f"mul i64 {period}, {self._period_bytes}")
         place = text.at(self._base, text.let(f"add i64 {start}, {window.first}"))
+        ahead = text.at(place, AHEAD)
+        text.call("void", "llvm.prefetch.p0", f"ptr {ahead}", "i32 0", "i32 3", "i32 1")
         if self._form.whole and window.first >= 0 and window.span in (16, 32, 64):
             some = text.load(f"<{window.span} x i8>", place)
             lanes = [min(lane, window.span - 1) for lane in range(STEP)]
