@@ -30,7 +30,8 @@ _NUMBERS = ("f32", "f16", "bf16", "i8")
 _NEEDS: Mapping[FitWord, str] = {
     "rounding": "an evenly spaced quantizer of single weights, scales, and `nearest` rounding",
     "clip": "scales of one level that follow from the ends of a range (`absmax`, `minmax`, "
-    "`affine`), a quantizer of single weights, and `nearest` rounding",
+    "`affine`), a quantizer of single weights, `nearest` rounding, and no residual that is fitted "
+    "in turn after the codes",
     "scales": "scales that are stored as numbers",
     "channel_scale": "a transform that stores numbers (`channel_scale`)",
     "codebooks": "a quantizer with a table of its own",
@@ -128,7 +129,9 @@ def words_of(layout: MatrixLayout, learn: Sequence[FitWord]) -> tuple[FitWord, .
     plan = layout.plan
     can: set[FitWord] = set(learned_specs(layout, learn))
     if plan.rounding.alone and plan.quantizer.scalar:
-        if plan.scales.from_ends:
+        # After a residual that is fitted in turn after the codes, nobody knows what was coded last.
+        known = all(stage.first or stage.rounds == 1 for stage in plan.residual)
+        if plan.scales.from_ends and known:
             can.add("clip")
         if plan.quantizer.even and plan.scales.range != "free":
             can.add("rounding")
