@@ -144,8 +144,9 @@ def _fits(candidate: Candidate) -> bool:
 class Measuring:
     """The rows of one model, those of an earlier run taken as they are."""
 
-    def __init__(self, study: Study, rows: Path | None) -> None:
+    def __init__(self, study: Study, rows: Path | None, *, measure: bool = True) -> None:
         self.study = study
+        self._new = measure
         self._path = rows
         known = read_rows(rows) if rows is not None and rows.exists() else []
         self._known = {
@@ -165,7 +166,7 @@ class Measuring:
         if known is not None:
             return known
         statistics = needs_statistics(document)
-        if budget.totals.training_operations > MOST_TRAINING:
+        if not self._new or budget.totals.training_operations > MOST_TRAINING:
             return None
         if statistics and subject.statistics is None:
             return None
@@ -279,6 +280,7 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", required=True)
     parser.add_argument("--method", action="append", choices=METHODS, help="only these")
     parser.add_argument("--as-shipped", action="store_true", help="no recipe at other bits")
+    parser.add_argument("--kept", action="store_true", help="measure nothing: the rows as they are")
     parser.add_argument(
         "--rows", type=Path, help="keep each row here, and take those that are there already"
     )
@@ -286,7 +288,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="a picture (extra `plots`)")
     given = parser.parse_args()
     study = Study(Subject.parse(given.model), 1, given.rows and given.rows.with_suffix(".base"))
-    measuring = Measuring(study, given.rows)
+    measuring = Measuring(study, given.rows, measure=not given.kept)
     rows = []
     for candidate in candidates():
         if given.method and candidate.method not in given.method:
