@@ -69,18 +69,18 @@ def test_greedy_tokens_are_those_of_transformers(
         )
         wanted.append(made[0, len(prompt) :].tolist())
     assert len(set(map(tuple, wanted))) == len(PROMPTS)
-    for method in ("reallm", "reallm-decoded"):
-        assert vllm_tokens(folder, method, tmp_path / method) == wanted, method
+    for method, mode in (("reallm", "eager"), ("reallm", "compiled"), ("reallm-decoded", "eager")):
+        assert vllm_tokens(folder, method, mode, tmp_path / mode) == wanted, (method, mode)
 
 
-def vllm_tokens(folder: Path, method: str, output: Path) -> list[list[int]]:
+def vllm_tokens(folder: Path, method: str, mode: str, output: Path) -> list[list[int]]:
     settings = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    given = [folder, method, TOKENS, json.dumps(PROMPTS), output]
+    given = [folder, method, mode, TOKENS, json.dumps(PROMPTS), output]
     done = subprocess.run(
         [sys.executable, SCRIPT, *map(str, given)],
         capture_output=True,

@@ -1,6 +1,6 @@
 """Greedy tokens by vLLM, in a process of its own: the ids for each prompt, as JSON in a file.
 
-python tests/integrations/vllm_greedy.py FOLDER METHOD TOKENS PROMPTS OUTPUT
+python tests/integrations/vllm_greedy.py FOLDER METHOD MODE TOKENS PROMPTS OUTPUT
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from vllm import LLM, SamplingParams
 
 if __name__ == "__main__":
-    folder, method, tokens, prompts, output = sys.argv[1:]
+    folder, method, mode, tokens, prompts, output = sys.argv[1:]
     model = LLM(
         model=folder,
         load_format="reallm",
@@ -21,7 +21,7 @@ if __name__ == "__main__":
         max_model_len=96,
         max_num_seqs=4,
         gpu_memory_utilization=0.2,  # of the machine's memory, on the CPU
-        enforce_eager=True,
+        enforce_eager=mode == "eager",
     )
     greedy = SamplingParams(temperature=0, max_tokens=int(tokens), ignore_eos=True)
     given = [{"prompt_token_ids": ids} for ids in json.loads(prompts)]
