@@ -37,7 +37,7 @@ STORED = {**DTYPES, torch.int8: "i8"}
 MOST_TOKENS = 12
 """Tokens up to which codes are read for the tokens themselves."""
 
-PANEL_ROWS = 512
+PANEL_ROWS = 1024
 """Rows that are decoded at once."""
 
 LEAST_FOR_THREADS = 1 << 17
@@ -219,9 +219,10 @@ class CompiledProduct:
         numbers = torch.bfloat16 if self._dtype == torch.bfloat16 else torch.float32
         out = torch.empty(tokens, p, dtype=self._dtype)
         step = max(1, PANEL_ROWS // form.line_rows)
-        panel, inputs, results, memory, ordered = own_tensors(
+        panel, inputs, products, results, memory, ordered = own_tensors(
             (min(step, lines) * form.line_rows, self._stride, numbers),
             (tokens, self._stride, numbers),
+            (tokens, min(step, lines) * form.line_rows, numbers),
             (tokens, self._y_stride, torch.float32),
             (1, max(x.shape[1], self._stride) + LANES, torch.float32),
             (1, self._stride, torch.float32),
@@ -237,7 +238,9 @@ class CompiledProduct:
             last = min(first + step, lines)
             kernel.decode(address, first, last, panel.data_ptr())
             rows = slice(first * form.line_rows, last * form.line_rows)
-            found = inputs @ panel[: rows.stop - rows.start].t()
+            count = rows.stop - rows.start
+            found = products.view(-1)[: tokens * count].view(tokens, count)
+            torch.mm(inputs, panel[:count].t(), out=found)
             torch.mul(found, self._row_scales[rows], out=results[:, rows])
         if self._shifted:
             ones = inputs.sum(1, dtype=torch.float32)
