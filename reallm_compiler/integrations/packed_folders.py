@@ -93,6 +93,7 @@ def write_folder(
         for matrix in matrices
         if matrix.name in linear and matrix.name != head and matrix.index is None
     }
+    coded = {matrix.tensor for matrix in matrices}
     dense = [matrix.name for matrix in matrices if matrix.tensor not in layers]
     dtype = _type_to_run_in(archive, list(layers.values()), layout)
     writer = ShardWriter(folder)
@@ -101,7 +102,8 @@ def write_folder(
     for name in archive.tensor_names:
         matrix = layers.get(name)
         if matrix is None:
-            writer.add(name, archive.tensor(name))
+            decoded = dtype if name in coded else None  # what is kept stays as it is
+            writer.add(name, archive.tensor(name, dtype=decoded))
             continue
         try:
             for part, tensor in _packed(archive, matrix, layout, dtype).items():
@@ -112,9 +114,9 @@ def write_folder(
         report(done, len(layers))
     if unfit or not layers:
         raise _refusal(archive, layout, unfit, len(layers))
-    coded = {matrix.name for matrix in layers.values()}
+    held = {matrix.name for matrix in layers.values()}
     try:
-        stated = layout.config(sorted(linear - coded), head)
+        stated = layout.config(sorted(linear - held), head)
     except UnfitError as error:
         raise ExportError(
             f"{layout.title} cannot hold these layers together: {error}",

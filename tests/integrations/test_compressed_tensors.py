@@ -114,6 +114,24 @@ def test_scales_in_float16_make_a_model_in_float16(archive_of, tmp_path):
         assert torch.equal(values, opened.matrix(name, dtype=torch.float16))
 
 
+def test_coded_embeddings_are_decoded_in_the_type_to_run_in(model_folder, tmp_path):
+    scales = {"kind": "affine", "code_bits": 4, "symmetric": True, "dtype": "float16"}
+    recipe = {
+        "reallm": 1,
+        "defaults": {"scales": scales, "quantizer": {"kind": "uniform", "bits": 4}},
+        "rules": [{"role": "embedding", "set": {}}],
+    }
+    archive, out = tmp_path / "e.reallm", tmp_path / "out"
+    reallm.compile(recipe, model=model_folder, output=archive, device="cpu", progress=False)
+    report = reallm.export(archive, out, to="compressed-tensors", progress=False)
+    assert report.dense == ("model.embed_tokens",)
+    tensors = load_file(out / "model.safetensors")
+    with reallm.open(archive) as opened:
+        name = "model.embed_tokens.weight"
+        assert torch.equal(tensors[name], opened.tensor(name, dtype=torch.float16))
+        assert torch.equal(tensors["model.norm.weight"], opened.tensor("model.norm.weight"))
+
+
 def test_groups_of_sorted_columns_are_refused(archive_of, tmp_path):
     with pytest.raises(reallm.ExportError) as caught:
         reallm.export(
