@@ -39,8 +39,8 @@ PROMISED = {
 }
 NAMES = list_shipped()
 NOT_MEASURED = {
-    *("paper-hnerv", "quarot-2bit", "autoround", "omniquant", "apiq"),
-    *(f"quip-sharp-{bits}bit" for bits in (2, 3, 4)),
+    *("paper-hnerv", "autoround", "omniquant", "apiq"),
+    *("quip-sharp-3bit", "quip-sharp-4bit"),
     *("aqlm-2x8", "aqlm-1x16", "qtip", "monarch", "loftq", "lq-lora-fisher", "lora"),
 }
 """Hours of training, and methods of others that are measured next."""
