@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.kernels.packed import parse_form
-from reallm_compiler.runtime import ops  # noqa: F401 (registers the operators)
+from reallm_compiler.runtime import ops
 
 
 class Piece(NamedTuple):
@@ -34,8 +34,7 @@ class Piece(NamedTuple):
         """x W^T + bias."""
         if not self.form:
             return torch.nn.functional.linear(x, self.sections[0].to(x.dtype), bias)
-        y: Tensor = torch.ops.reallm.linear(x, list(self.sections), self.form, bias)
-        return y
+        return ops.linear(x, self.sections, self.form, bias)
 
     def transposed(self, x: Tensor) -> Tensor:
         """x W."""

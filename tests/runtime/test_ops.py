@@ -131,6 +131,23 @@ def test_sections_that_are_written_to_are_looked_at_again(packed: PackedMatrix) 
         OPS.linear(x, sections, packed.form.text, None)
 
 
+def test_the_direct_call_is_the_operator(packed: PackedMatrix) -> None:
+    sections, form = parts(packed)
+    x, bias = torch.randn(2, 3, 32), torch.randn(48)
+    wanted = OPS.linear(x, sections, form, bias)
+    assert torch.equal(ops.linear(x, sections, form, bias), wanted)
+    followed = ops.linear(x.clone().requires_grad_(True), sections, form, bias)
+    assert followed.requires_grad
+    assert torch.equal(followed, wanted)
+    with torch.no_grad():
+        assert not ops.linear(x.clone().requires_grad_(True), sections, form, bias).requires_grad
+    assert ops.linear(x, sections, form, bias.clone().requires_grad_(True)).requires_grad
+    traced = torch.fx.experimental.proxy_tensor.make_fx(
+        lambda x: ops.linear(x, sections, form, bias)
+    )(x)
+    assert "reallm.linear" in traced.code
+
+
 def test_indices_are_held_against_the_rows(packed: PackedMatrix) -> None:
     sections, form = parts(packed)
     for wrong in (48, -1):
