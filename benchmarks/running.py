@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -24,11 +25,11 @@ from torch import Tensor
 import reallm_compiler as reallm
 from reallm_compiler.codecs.numerics.packing import pack
 from reallm_compiler.codecs.sections import stored_dtype, stored_shape
+from reallm_compiler.errors import FormatError
+from reallm_compiler.kernels import triton_product
 from reallm_compiler.kernels.choose import Product, product_for
 from reallm_compiler.kernels.packed import PackedForm, PackedMatrix
 from reallm_compiler.kernels.plain import PlainProduct
-from reallm_compiler.kernels.triton_form import codes_of
-from reallm_compiler.kernels.triton_product import _factors, _mixings
 from reallm_compiler.recipe.shipped import list_shipped
 from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.values import Ones, Order
@@ -36,6 +37,9 @@ from reallm_compiler.storage.values import Ones, Order
 WIDTH = 4096
 COLD = 128 << 20
 """Bytes of copies that are gone through in turn."""
+
+MOST_MACS = 10**11
+"""A trained decoder that takes more is not waited for."""
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -50,7 +54,7 @@ LLAMA = {
 
 
 def random_section(spec: SectionSpec, generator: torch.Generator) -> Tensor:
-    """A section's tensor that keeps its value rule."""
+    """A section's tensor that keeps its value rule, for the rules known here."""
     if isinstance(spec.values, Ones):
         mask = torch.zeros(spec.shape, dtype=torch.uint8)
         mask.view(-1)[torch.randperm(mask.numel(), generator=generator)[: spec.values.count]] = 1
@@ -102,6 +106,8 @@ def row(name: str, rounds: int) -> str:
     products: list[Product] = [product_for(one, cpu, torch.bfloat16) for one in many]
     weights = [torch.randn(WIDTH, WIDTH, dtype=torch.bfloat16) for _ in range(4)]
     compiled = not isinstance(products[0], PlainProduct)
+    if packed.layout.cost.decode_macs > MOST_MACS:
+        return f"| `{name}` | {8 * packed.nbytes / WIDTH**2:.2f} | plain | | | plain |"
     slow = rounds if compiled else 4
     calls: dict[str, list[Callable[[], object]]] = {
         "packed": [lambda one=one: one.linear(x) for one in products],  # type: ignore[misc]
@@ -109,7 +115,8 @@ def row(name: str, rounds: int) -> str:
     }
     found = in_turn(calls, slow)
     bits = 8 * packed.nbytes / WIDTH**2
-    on_cuda = None not in (codes_of(packed), _factors(packed), _mixings(packed))
+    with mock.patch.object(triton_product, "installed", return_value=True):
+        on_cuda = triton_product.triton_product(packed, cpu, torch.bfloat16) is not None
     return (
         f"| `{name}` | {bits:.2f} | {'kernel' if compiled else 'plain'} | "
         f"{1000 * found['packed']:.2f} | {found['packed'] / found['bf16']:.2f} | "
@@ -127,7 +134,10 @@ def main() -> None:
     print("| recipe | bits | CPU | ms | x bf16 | CUDA |\n|---|---|---|---|---|---|")
     for name in given.recipes or list_shipped():
         with torch.inference_mode():
-            print(row(name, given.rounds), flush=True)
+            try:
+                print(row(name, given.rounds), flush=True)
+            except FormatError:  # random numbers break a rule: outliers of blocks of rows
+                print(f"| `{name}` | | plain | | | plain |", flush=True)
 
 
 if __name__ == "__main__":
