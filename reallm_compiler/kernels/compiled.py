@@ -97,7 +97,7 @@ class CompiledProduct:
             block=sides.inputs.block,
             ordered=sides.order is not None,
             order_factors=sides.order_factors is not None,
-            planes=TARGETS[target].planes,
+            planes=TARGETS[target].planes(form),
             sums=0 if form.blocks is None else form.blocks.block,
             kept=sides.factors is not None,
         )
@@ -294,10 +294,11 @@ class CompiledProduct:
                 rank_scales=_padded(sides.factors.scales, self._rank),
             )
         if form.blocks is not None:
-            values, bias = sides.values, TARGETS[self._target].bias(form)
+            values, target = sides.values, TARGETS[self._target]
+            bias, unit = target.bias(form), target.unit(form)
             sections = packed.sections
             self._set(
-                numbers=torch.tensor([values.unit, values.shift - values.unit * bias]),
+                numbers=torch.tensor([values.unit * unit, values.shift - values.unit * bias]),
                 block_scales=sections["scales"],
                 block_supers=sections.get("scales_super"),
                 block_offset=sections.get("scales_offset"),

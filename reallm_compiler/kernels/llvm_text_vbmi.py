@@ -114,16 +114,10 @@ class Registers:
 
     def begin(self) -> None:
         """Loads the tables, and finds which bytes the last period of a line has."""
-        text, codes = self._text, self._form.codes
+        text = self._text
         self._high, self._low = text.pointer("high"), text.pointer("low")
         self._stride, self._stream = text.slot("plane_stride"), text.slot("line_codes")
-        if not codes.identity:
-            tables = text.pointer("tables")
-            each = max(1, 2**codes.window // STEP)
-            for table in range(codes.planes * codes.dim):
-                self._tables.append(
-                    [text.load(V64, tables, table * each + n, V64) for n in range(each)]
-                )
+        self._load_tables()
         if self._form.whole:
             return
         periods, line = text.slot("periods"), text.slot("line_bytes")
@@ -138,6 +132,17 @@ class Registers:
             ones = text.let(f"shl i64 1, {short}")
             ones = text.let(f"sub i64 {ones}, 1")
             self._rest.append(text.let(f"select i1 {some}, i64 {ones}, i64 -1"))
+
+    def _load_tables(self) -> None:
+        text, codes = self._text, self._form.codes
+        if codes.identity:
+            return
+        tables = text.pointer("tables")
+        each = max(1, 2**codes.window // STEP)
+        for table in range(codes.planes * codes.dim):
+            self._tables.append(
+                [text.load(V64, tables, table * each + n, V64) for n in range(each)]
+            )
 
     def line(self, base: str) -> None:
         """A line of codes begins at `base`."""

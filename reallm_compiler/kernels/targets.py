@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs.numerics import emit
 from reallm_compiler.codecs.windows import WindowValues
-from reallm_compiler.kernels import llvm_text_vbmi
+from reallm_compiler.kernels import llvm_text_vbmi, llvm_text_words
 from reallm_compiler.kernels.form import Form
 from reallm_compiler.kernels.llvm_text import Text
 from reallm_compiler.kernels.llvm_text_evened import Evened
@@ -34,12 +34,14 @@ class Target(Protocol):
     def processor(self) -> str | None:
         """LLVM's name of the processor to compile for; None for this one."""
 
-    @property
-    def planes(self) -> bool:
-        """Whether activations are two planes of int8, else they are integers of 16 bits."""
-
     def fits(self, form: Form) -> bool:
         """Whether there is a kernel for a form."""
+
+    def planes(self, form: Form) -> bool:
+        """Whether activations are two planes of int8, else they are integers of 16 bits."""
+
+    def unit(self, form: Form) -> int:
+        """What an entry of its tables counts, in entries."""
 
     def steps(self, text: Text, form: Form) -> Steps:
         """What writes the parts of a product that know the processor."""
@@ -57,23 +59,34 @@ class Vbmi:
     features = llvm_text_vbmi.FEATURES
     machines = ("x86_64", "AMD64")
     processor: str | None = None
-    planes = True
 
     def fits(self, form: Form) -> bool:
         """Where windows and tables fit into registers."""
         return llvm_text_vbmi.fits(form)
 
+    def planes(self, form: Form) -> bool:
+        """Unless entries have 16 bits."""
+        return not llvm_text_words.fits(form)
+
+    def unit(self, form: Form) -> int:
+        """Entries of 16 bits are halved."""
+        return 2 if llvm_text_words.fits(form) else 1
+
     def steps(self, text: Text, form: Form) -> Steps:
         """In registers of 64 bytes."""
+        if llvm_text_words.fits(form):
+            return llvm_text_words.Words(text, form)
         return llvm_text_vbmi.Registers(text, form)
 
     def tables(self, form: Form, values: WindowValues) -> Tensor | None:
-        """Bytes without sign."""
+        """Bytes without sign, or entries of 16 bits."""
+        if llvm_text_words.fits(form):
+            return llvm_text_words.tables(values)
         return llvm_text_vbmi.tables(form, values)
 
     def bias(self, form: Form) -> int:
         """That of bytes without sign."""
-        return llvm_text_vbmi.bias(form)
+        return 0 if llvm_text_words.fits(form) else llvm_text_vbmi.bias(form)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,11 +97,18 @@ class Wide:
     machines: tuple[str, ...]
     processor: str | None
     instructions: Machine
-    planes: bool = False
 
     def fits(self, form: Form) -> bool:
         """Where one of the ways does."""
         return any(way.fits(form) for way in WAYS)
+
+    def planes(self, form: Form) -> bool:
+        """Never."""
+        return False
+
+    def unit(self, form: Form) -> int:
+        """One."""
+        return 1
 
     def steps(self, text: Text, form: Form) -> Steps:
         """The first way that can do it."""

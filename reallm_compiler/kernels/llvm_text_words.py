@@ -1,0 +1,119 @@
+"""Narrow codes with scales of blocks, for processors with AVX-512 VBMI and VNNI: 16-bit entries.
+
+Two planes of entries and two of activations would be four sums for each block. Codes of up to 5
+bits look up entries of 15 bits in one register instead (vpermw), and activations are integers of
+16 bits (vpdpwssd): of 64 codes each lane adds 4 x 16383 x 32384 < 2^31, which becomes float32
+before more is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reallm_compiler.codecs.windows import LOW, WindowValues
+from reallm_compiler.kernels.form import LANES, STEP, Form
+from reallm_compiler.kernels.llvm_text import constants
+from reallm_compiler.kernels.llvm_text_numbers import F16
+from reallm_compiler.kernels.llvm_text_vbmi import V16, V64, Registers
+
+ENTRIES = 32
+"""Numbers of 16 bits in a register, and codes of half a step."""
+
+V32 = "<32 x i16>"
+
+
+def fits(form: Form) -> bool:
+    """Whether it can be done so: blocks of one step, as lanes hold no more."""
+    codes, blocks = form.codes, form.blocks
+    alike = codes.widths == (codes.window,) and codes.dim == 1 and codes.window <= 5
+    return alike and not codes.identity and blocks is not None and blocks.block == STEP
+
+
+def tables(values: WindowValues) -> Tensor:
+    """int16 [32]: entries halved, repeated."""
+    assert values.table is not None
+    high, low = values.table[:, :, 0].to(torch.float64)
+    halved: Tensor = ((LOW * high + low) / 2).round()
+    return halved.to(torch.int16).repeat(ENTRIES // len(high))
+
+
+class Words(Registers):
+    """Writes the parts of such a product."""
+
+    def _load_tables(self) -> None:
+        self._table = self._text.load(V32, self._text.pointer("tables"))
+
+    def token(self, token: str) -> None:
+        """Where the integers of a token lie."""
+        text = self._text
+        start = text.let(f"mul i64 {token}, {self._stride}")
+        place = text.at(self._high, start, "i16")
+        self._planes[token] = (place, place)
+
+    def entries(self, period: str, step: int) -> list[list[str]]:
+        """Two halves <32 x i16>."""
+        text, bits = self._text, self._form.codes.window
+        raw, found = self._loaded(period, step), []
+        for half in range(0, STEP, ENTRIES):
+            homes = [bits * code // 8 for code in range(half, half + ENTRIES, 4)]
+            own = [min(home + byte, STEP - 1) for home in homes for byte in range(8)]
+            moved = text.shuffle("i8", STEP, raw, own)
+            shifts = [
+                bits * (half + code) - 8 * homes[code // 4] + 8 * byte
+                for code in range(ENTRIES)
+                for byte in range(2)
+            ]
+            index = text.call(
+                V64,
+                "llvm.x86.avx512.pmultishift.qb.512",
+                f"{V64} {constants('i8', shifts)}",
+                f"{V64} {moved}",
+            )
+            index = text.let(f"bitcast {V64} {index} to {V32}")
+            found.append(
+                text.call(
+                    V32,
+                    "llvm.x86.avx512.permvar.hi.512",
+                    f"{V32} {self._table}",
+                    f"{V32} {index}",
+                )
+            )
+        return [found]
+
+    def sums(self) -> list[tuple[str, str]]:
+        """One."""
+        return [(V16, "zeroinitializer")]
+
+    def add(
+        self, sums: Sequence[str], entries: list[list[str]], token: str, column: str
+    ) -> list[str]:
+        """Both halves."""
+        text, total = self._text, sums[0]
+        for number, half in enumerate(entries[0]):
+            place = text.let(f"add i64 {column}, {ENTRIES * number}")
+            values = text.load(V16, self._planes[token][0], place, "i16")
+            words = text.let(f"bitcast {V32} {half} to {V16}")
+            total = text.call(
+                V16,
+                "llvm.x86.avx512.vpdpwssd.512",
+                f"{V16} {total}",
+                f"{V16} {words}",
+                f"{V16} {values}",
+            )
+        return [total]
+
+    def numbers(self, entries: list[list[str]]) -> list[list[str]]:
+        """Four vectors of 16."""
+        text, pieces = self._text, []
+        for half in entries[0]:
+            for first in range(0, ENTRIES, LANES):
+                part = text.shuffle("i16", ENTRIES, half, list(range(first, first + LANES)))
+                pieces.append(text.let(f"sitofp <16 x i16> {part} to {F16}"))
+        return [pieces]
+
+    def lanes(self, sums: Sequence[str]) -> str:
+        """As they are: a block is a whole step."""
+        return self._text.let(f"sitofp {V16} {sums[0]} to {F16}")
