@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.numerics import emit
+from reallm_compiler.errors import FormatError
 from reallm_compiler.kernels import jit, threads
 from reallm_compiler.kernels.choose import product_for
 from reallm_compiler.kernels.compiled import MOST_TOKENS, CompiledProduct, compiled_product
@@ -272,3 +273,20 @@ def test_kernels_are_chosen() -> None:
     packed = packed_of("trellis", (72, 80))
     assert isinstance(product_for(packed, CPU, torch.bfloat16), CompiledProduct)
     assert isinstance(product_for(packed, CPU, torch.float64), PlainProduct)
+
+
+@pytest.mark.parametrize("role", ["codes", "codebook", "high_rate", "scales"])
+def test_forged_sections_never_reach_a_kernel(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter than the form, of another type, in steps, or a mask of too many columns."""
+    monkeypatch.setattr("reallm_compiler.kernels.choose.MAKERS", [("cpu", None)])
+    packed = packed_of("trellis, two widths", (24, 128))
+    whole = packed.sections[role]
+    forged = [whole.reshape(-1)[:-1], whole.to(torch.int32)]
+    if whole.numel() > 1:
+        forged.append(torch.stack([whole, whole], dim=-1)[..., 0])
+    if role == "high_rate":
+        forged.append(torch.full_like(whole, 255))
+    for section in forged:
+        wrong = PackedMatrix(form=packed.form, sections={**packed.sections, role: section})
+        with pytest.raises(FormatError):
+            product_for(wrong, CPU, torch.float32)
