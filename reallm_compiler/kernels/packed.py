@@ -89,7 +89,7 @@ def parse_form(text: str) -> PackedForm:
         plan = MatrixPlan.model_validate(plain["plan"])
         rows, columns = (int(extent) for extent in plain["shape"])
         dtype, column_gain = str(plain["dtype"]), bool(plain["column_gain"])
-    except (ValidationError, ValueError, TypeError, KeyError) as error:
+    except (ValidationError, ValueError, TypeError, KeyError, OverflowError) as error:
         first = str(error).splitlines()[0]
         raise FormatError("P1", f"this is not the form of a packed matrix: {first}") from None
     if min(rows, columns) < 1 or dtype not in TORCH_DTYPES:

@@ -82,7 +82,8 @@ def _spoil(draw: random.Random, sections: list[Tensor]) -> None:
         index = draw.randrange(len(sections))
     if index < 0 or not sections[index].numel():
         return
-    section = sections[index].reshape(-1)[:].clone().view(sections[index].shape)
+    section = torch.empty(sections[index].shape, dtype=sections[index].dtype)
+    section.copy_(sections[index])
     way = draw.randrange(14)
     if way == 0:
         sections[index] = section.reshape(-1)[: draw.randrange(section.numel())]

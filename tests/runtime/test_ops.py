@@ -162,7 +162,17 @@ def test_indices_are_held_against_the_rows(packed: PackedMatrix) -> None:
     )
 
 
-@pytest.mark.parametrize("form", ["", "{}", "[1]", '{"plan": {}, "shape": [0, 1]}', "null"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "",
+        "{}",
+        "[1]",
+        '{"plan": {}, "shape": [0, 1]}',
+        '{"plan": {}, "shape": [Infinity, 1], "dtype": "f32", "column_gain": false}',
+        "null",
+    ],
+)
 def test_what_is_no_form(form: str, packed: PackedMatrix) -> None:
     with pytest.raises(FormatError):
         OPS.linear(torch.randn(1, 32), list(packed.sections.values()), form, None)
