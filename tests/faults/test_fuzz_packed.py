@@ -19,8 +19,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_forged_matrices(tmp_path: Path, plain: bool) -> None:
     outcome = fuzzer.fuzz(300, 1, tmp_path, plain=plain)
     assert outcome.findings == []
-    assert 50 <= outcome.intact <= 150, "mutants must reach what lies behind the check, and not all"
-    assert min(outcome.counts[rule] for rule in ("P1", "P4", "P5")) >= 1
+    assert 40 <= outcome.intact <= 200, "mutants must reach what lies behind the check, and not all"
+    assert min(outcome.counts[rule] for rule in ("P1", "P4")) >= 20
 
 
 @pytest.mark.slow

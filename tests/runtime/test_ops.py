@@ -131,6 +131,18 @@ def test_sections_that_are_written_to_are_looked_at_again(packed: PackedMatrix) 
         OPS.linear(x, sections, packed.form.text, None)
 
 
+def test_a_mask_of_too_many_columns_reaches_no_product() -> None:
+    plan = {"quantizer": {"kind": "trellis", "bits": "5/2", "state_bits": 6, "paths": 4}}
+    packed = packed_matrix(MatrixPlan.model_validate(plan), (8, 32))
+    assert packed is not None
+    sections, form = parts(packed)
+    OPS.linear(torch.randn(1, 32), sections, form, None)
+    mask = list(packed.sections).index("high_rate")
+    sections[mask] = torch.full_like(sections[mask], 0xFF)
+    with pytest.raises(FormatError, match="32 bits are set where 16 must be"):
+        OPS.linear(torch.randn(1, 32), sections, form, None)
+
+
 def test_the_direct_call_is_the_operator(packed: PackedMatrix) -> None:
     sections, form = parts(packed)
     x, bias = torch.randn(2, 3, 32), torch.randn(48)
