@@ -278,7 +278,10 @@ class PackedLinear(LinearMethodBase):  # type: ignore[misc]
     def apply(self, layer: nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Outputs [..., rows of all matrices] for inputs [..., columns]."""
         pieces: Any = layer.reallm_pieces
-        found: list[Tensor] = [piece.linear(x) for piece in pieces]
+        # By the operators themselves, which vLLM's compiler keeps in its graphs.
+        found: list[Tensor] = [
+            torch.ops.reallm.linear(x, list(piece.sections), piece.form, None) for piece in pieces
+        ]
         y = found[0] if len(found) == 1 else torch.cat(found, dim=-1)
         return y if bias is None else y + bias
 
