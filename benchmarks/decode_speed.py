@@ -5,7 +5,7 @@
 
 For each recipe a random matrix is coded, with and without its low-rank residual and magnitudes, and
 decoded again and again. Each measurement alternates with a copy of the result (`clone`) and, for
-NF4, with bitsandbytes' dequantisation, so that a busy machine slows all of them; the medians of the
+NF4, with bitsandbytes' dequantization, so that a busy machine slows all of them; the medians of the
 ratios are printed. `--clock cpu` (the default) counts seconds of the processor, which other work on
 the machine disturbs less. Each result of 16 MB or more is fresh memory of the system,
 as when a model is loaded, not memory that happens to lie free in the process. `--plain` leaves the
@@ -66,7 +66,7 @@ def fresh_memory() -> Callable[[], object]:
 
 
 def bitsandbytes_nf4(weight: torch.Tensor) -> Callable[[], object] | None:
-    """bitsandbytes' dequantisation of the same matrix to bfloat16, where it is installed."""
+    """bitsandbytes' dequantization of the same matrix to bfloat16, where it is installed."""
     try:
         from bitsandbytes import functional
     except ImportError:

@@ -34,7 +34,7 @@ RECIPE: dict[str, Any] = {
 
 
 class Side:
-    """A model whose factors are tuned, and its optimiser."""
+    """A model whose factors are tuned, and its optimizer."""
 
     def __init__(self, name: str, model: Any, parameters: Iterable[torch.Tensor]) -> None:
         self.name = name
@@ -66,12 +66,12 @@ def theirs(folder: Path, rank: int, dora: bool, device: str) -> Side:
     import peft
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    quantised = BitsAndBytesConfig(
+    quantized = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
     )
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        quantization_config=quantised,
+        quantization_config=quantized,
         dtype=torch.float32,
         device_map=device,
         trust_remote_code=False,

@@ -59,7 +59,7 @@ DATA_FREE = tuple(f"reallm-{bits}bit-data-free" for bits in ("2", "3", "4", "4.5
 CALIBRATED = tuple(f"reallm-{bits}bit" for bits in ("2", "2.5", "3", "4"))
 OURS = (*DATA_FREE, *CALIBRATED, "nf4", "rtn-4bit")
 
-Quantise = Callable[[Tensor], tuple[Tensor, int]]
+Quantize = Callable[[Tensor], tuple[Tensor, int]]
 """A matrix [p, q] -> the matrix that the library gives back, and the bits that it stores."""
 
 
@@ -84,27 +84,27 @@ def stored_bits(*tensors: Tensor) -> int:
     return sum(8 * tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def hqq(bits: int, group: int) -> Quantise:
+def hqq(bits: int, group: int) -> Quantize:
     from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 
     config = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)
 
-    def quantise(weight: Tensor) -> tuple[Tensor, int]:
+    def quantize(weight: Tensor) -> tuple[Tensor, int]:
         p, q = weight.shape
         linear = nn.Linear(q, p, bias=False)
         linear.weight.data = weight
         layer = HQQLinear(linear, config, compute_dtype=torch.float16, device="cpu")
         return layer.dequantize(), stored_bits(layer.W_q, layer.meta["scale"], layer.meta["zero"])
 
-    return quantise
+    return quantize
 
 
-def quanto(bits: int, group: int | None) -> Quantise:
+def quanto(bits: int, group: int | None) -> Quantize:
     import optimum.quanto as library
 
     kind = {2: library.qint2, 4: library.qint4, 8: library.qint8}[bits]
 
-    def quantise(weight: Tensor) -> tuple[Tensor, int]:
+    def quantize(weight: Tensor) -> tuple[Tensor, int]:
         if group is None:
             scale = library.AbsmaxOptimizer()(weight, qtype=kind, axis=0)
             coded = library.quantize_weight(weight, kind, 0, scale, optimized=False)
@@ -115,13 +115,13 @@ def quanto(bits: int, group: int | None) -> Quantise:
         )
         return coded.dequantize(), stored_bits(coded._data._data, coded._scale, coded._shift)
 
-    return quantise
+    return quantize
 
 
-def bitsandbytes(kind: str, block: int, double: bool) -> Quantise:
+def bitsandbytes(kind: str, block: int, double: bool) -> Quantize:
     import bitsandbytes.functional as library
 
-    def quantise(weight: Tensor) -> tuple[Tensor, int]:
+    def quantize(weight: Tensor) -> tuple[Tensor, int]:
         # As one long list of blocks: where a row is no whole number of blocks, the CPU version of
         # 0.50 decodes a matrix wrongly. The blocks are the same ones.
         coded, state = library.quantize_4bit(
@@ -132,22 +132,22 @@ def bitsandbytes(kind: str, block: int, double: bool) -> Quantise:
             bits += stored_bits(state.state2.absmax, state.offset)
         return library.dequantize_4bit(coded, state), bits
 
-    return quantise
+    return quantize
 
 
-def bitsandbytes_int8() -> Quantise:
+def bitsandbytes_int8() -> Quantize:
     import bitsandbytes.functional as library
 
-    def quantise(weight: Tensor) -> tuple[Tensor, int]:
+    def quantize(weight: Tensor) -> tuple[Tensor, int]:
         coded, scale, _ = library.int8_vectorwise_quant(weight)
         return coded.float() * scale[:, None] / 127, stored_bits(coded, scale)
 
-    return quantise
+    return quantize
 
 
-def libraries() -> list[tuple[str, str, Callable[[], Quantise]]]:
+def libraries() -> list[tuple[str, str, Callable[[], Quantize]]]:
     """Name, package and maker of every other method."""
-    found: list[tuple[str, str, Callable[[], Quantise]]] = []
+    found: list[tuple[str, str, Callable[[], Quantize]]] = []
     for bits in (2, 3, 4, 8):
         for group in (32, 64, 128):
             name = f"hqq {bits} bit g{group}"
@@ -244,9 +244,9 @@ def measure(
         if not any(fnmatchcase(name, glob) for glob in only):
             continue
         try:
-            quantise, bits = make(), 0
+            quantize, bits = make(), 0
             for matrix, weight in weights.items():
-                decoded, stored = quantise(weight.to(torch.float16))
+                decoded, stored = quantize(weight.to(torch.float16))
                 model.get_submodule(matrix).weight.data = decoded.float().view(weight.shape)
                 bits += stored
         except (ImportError, RuntimeError, ValueError, AssertionError) as error:

@@ -3,8 +3,8 @@
     python studies/finetune_study.py --write docs/finetune-study.md --bits 2 --bits 3 \\
         --model my-model PATH/TO/FOLDER TUNE.txt EVAL.txt window=256 block.lr=1e-3 e2e.lr=1e-3
 
-For each model and width three archives are made from the shipped SVD-initialised recipe: as
-compiled, after block-wise tuning, and after both stages; beside it the same with zero-initialised
+For each model and width three archives are made from the shipped SVD-initialized recipe: as
+compiled, after block-wise tuning, and after both stages; beside it the same with zero-initialized
 factors. Tuning sees TUNE.txt, everything is measured on EVAL.txt. The share of the gap is
 
     (perplexity untuned, SVD - perplexity) / (perplexity untuned, SVD - perplexity of the original)

@@ -6,7 +6,7 @@
 The matrix has mean 0 and deviation 1, so that a constant scores 1.0. Three questions:
 
 1. does training fit it to a relative error under 0.1 at 8-bit weights and 16-bit latents?
-2. at fewer bits, does training with quantised weights (QAT) beat rounding after it (PTQ)?
+2. at fewer bits, does training with quantized weights (QAT) beat rounding after it (PTQ)?
 3. does a decoder of a group serve its members, and one that is reused as it is a new one?
 
 Prints one line per result and exits with 1 if the first answer is no, or the second for any width

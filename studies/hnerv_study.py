@@ -1,4 +1,4 @@
-"""The trained autoencoder against vector and scalar quantisation, at equal exact bits.
+"""The trained autoencoder against vector and scalar quantization, at equal exact bits.
 
     python studies/hnerv_study.py --work DIR --write docs/results.md \\
         --group NAME FOLDER '*.q_proj' --qat FOLDER NAME --block FOLDER TEXT 'layers.0.*' window=256
@@ -15,7 +15,7 @@ Three parts, each run as often as it is named:
     hnerv vq   as hnerv with a large latent, as many numbers as weights: they are coded by vq at
                1.5 bits, and the decoder is what the bytes leave
 
-`--qat`: one matrix, decoders of 8 to 2 bits: trained with quantised weights, and rounded after
+`--qat`: one matrix, decoders of 8 to 2 bits: trained with quantized weights, and rounded after
 training, at equal size (Table 4).
 
 `--block`: a model with the matrices that match coded by nf, vq or hnerv and the others as they
@@ -194,11 +194,11 @@ def group(
 
 
 def qat(study: Study, title: str, matrix: Matrix) -> list[str]:
-    """Quantised training against rounding afterwards, decoder by decoder of one size."""
+    """Quantized training against rounding afterwards, decoder by decoder of one size."""
     lines = [
-        f"### Quantised training: {title}",
+        f"### Quantized training: {title}",
         "",
-        "| decoder bits | width | exact bits | error, trained quantised | error, rounded after |",
+        "| decoder bits | width | exact bits | error, trained quantized | error, rounded after |",
         "|---|---|---|---|---|",
     ]
     options = study.options

@@ -33,7 +33,7 @@ def normal(value: object) -> Any:  # noqa: ANN401 (plain data has no narrower ty
     Raises:
         FormatError: something in it is not allowed in a manifest (rules C3 to C8).
     """
-    return _Normaliser().document(value)
+    return _Normalizer().document(value)
 
 
 def encode(document: object) -> bytes:
@@ -58,8 +58,8 @@ def counted(document: object, *, depth: int = 0) -> tuple[Any, int]:
     Raises:
         FormatError: as `encode` does, but for C9.
     """
-    normaliser = _Normaliser()
-    return normaliser.document(document, depth), normaliser.count
+    normalizer = _Normalizer()
+    return normalizer.document(document, depth), normalizer.count
 
 
 def pack(plain: object) -> bytes:
@@ -78,7 +78,7 @@ def check_count(count: int, size: int) -> None:
         )
 
 
-class _Normaliser:
+class _Normalizer:
     """Copies a document into normal form and counts its values, keys included."""
 
     __slots__ = ("count", "orders")

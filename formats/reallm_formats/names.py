@@ -73,7 +73,7 @@ _DEVICE: Final = re.compile(
 
 
 def folded(path: str) -> str:
-    """A path as file systems compare it that ignore case and Unicode normalisation."""
+    """A path as file systems compare it that ignore case and Unicode normalization."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 

@@ -72,7 +72,7 @@ def manifests() -> Iterator[tuple[str, str, bytes]]:
     alike = {
         "case-alone": ("a.json", "A.json"),
         "folder-by-case": ("A", "a/b"),
-        "normalisation-alone": ("\u00e9.json", "e\u0301.json"),
+        "normalization-alone": ("\u00e9.json", "e\u0301.json"),
     }
     for name, pair in alike.items():
         yield "S5", name, archive([(f"file:{path}", "u8", [0], b"") for path in pair])

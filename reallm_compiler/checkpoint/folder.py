@@ -155,7 +155,7 @@ def gguf_refused(location: str) -> SourceError:
     return SourceError(
         "GGUF files are not read",
         location=location,
-        note="most hold weights that are quantised already",
+        note="most hold weights that are quantized already",
         hint="start from the safetensors checkpoint that it was made from",
     )
 

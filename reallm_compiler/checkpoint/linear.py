@@ -11,7 +11,7 @@ its role is `linear`. The other roles are kept unless a recipe says otherwise:
 embedding   a table that is looked up, of tokens or of positions: no product is made with it
 head        the last layer, which turns a state into scores of tokens or classes
 router      the gate of a mixture of experts: small, and an error in it sends tokens astray
-norm        the scale of a normalisation
+norm        the scale of a normalization
 vector      one extent is 1: a vector in disguise
 other       not named as a layer's weight (a bias of all experts, a state-space parameter)
 """

@@ -2,7 +2,7 @@
 
 Many tools leave no word in the config, so the tensors decide. A checkpoint is refused when
 
-- a tensor has a name that only a quantisation method gives (`qweight`, `weight._data`, ...);
+- a tensor has a name that only a quantization method gives (`qweight`, `weight._data`, ...);
 - a tensor named like a weight holds integers;
 - integers, or 8-bit floats, lie beside scales or zero points of their own;
 - floats have scales under the weight's own name (`X.weight` and `X.weight_scale`).

@@ -1,6 +1,6 @@
-"""What a config says about how its weights are stored: quantised, and in which file.
+"""What a config says about how its weights are stored: quantized, and in which file.
 
-A statement of quantisation may stand in the config itself or in a config inside it
+A statement of quantization may stand in the config itself or in a config inside it
 (`text_config`, `vision_config`, ...). fp8 with scales is read (`scales.py`); every other method,
 and fp8 with a part that would be lost (rotations of the activations, zero points, sparse codes),
 is refused: the weights alone would be another model.
@@ -22,7 +22,7 @@ _ONLINE = ("transform_config", "rotation_config")
 
 
 def statements(config: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(path, statement) of every statement of quantisation, in the config or inside it."""
+    """(path, statement) of every statement of quantization, in the config or inside it."""
     waiting: list[tuple[str, Any]] = [("", config or {})]
     while waiting:
         path, part = waiting.pop()
@@ -37,7 +37,7 @@ def statements(config: Mapping[str, Any] | None) -> Iterator[tuple[str, Mapping[
 
 
 def without_storage(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the plain model: without quantisation and the file of the weights."""
+    """The config of the plain model: without quantization and the file of the weights."""
     found: dict[str, Any] = _without((*_STATEMENTS, WEIGHTS_FILE), config)
     return found
 
@@ -57,7 +57,7 @@ def states_storage(config: Mapping[str, Any] | None) -> bool:
 
 
 def refuse_stated(config: Mapping[str, Any] | None) -> None:
-    """Refuses a config whose weights are quantised by a method that is not read.
+    """Refuses a config whose weights are quantized by a method that is not read.
 
     Raises:
         SourceError: with the path of the key in the config.
@@ -77,9 +77,9 @@ def refuse_stated(config: Mapping[str, Any] | None) -> None:
 def already_quantized(method: str, location: str) -> SourceError:
     """The error for a checkpoint that holds the codes of another method."""
     return SourceError(
-        f"the checkpoint is quantised already ({method})",
+        f"the checkpoint is quantized already ({method})",
         location=location,
-        note="quantising it again would only add error",
+        note="quantizing it again would only add error",
         hint="start from the full-precision checkpoint that it was made from",
     )
 

@@ -22,7 +22,7 @@ class RowFeedback:
         upper: float32 [q, q], the strictly upper triangle of U; where a coder takes `step` columns
             at once, zero within them too.
         importance: float32 [q], D.
-        scales: float32 [n, q] or [1, q], what normalised values are multiplied by before errors
+        scales: float32 [n, q] or [1, q], what normalized values are multiplied by before errors
             are compared.
         zeros: of the same shape, what is added to them then; None for zeros.
         rescale: (targets [n, m] of the columns of a group, first column) -> scales and zeros, each
@@ -70,7 +70,7 @@ class ColumnCoder:
     def quantize(
         self, block: Tensor, columns: slice, *, rows: slice = slice(None), decode: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Codes of a block [n, m] of normalised values, given the columns that were coded before.
+        """Codes of a block [n, m] of normalized values, given the columns that were coded before.
 
         Args:
             block: values for the columns, which may differ from the latent's own.
@@ -80,7 +80,7 @@ class ColumnCoder:
             decode: whether the decoded values are wanted.
 
         Returns:
-            the codes, in the quantizer's own form, and the decoded normalised values [n, m].
+            the codes, in the quantizer's own form, and the decoded normalized values [n, m].
         """
         raise NotImplementedError
 
@@ -95,7 +95,7 @@ class ColumnCoder:
         """Codes whole rows with the errors of earlier columns carried into later ones.
 
         Args:
-            values: float32 [n, q], normalised, in the coded order.
+            values: float32 [n, q], normalized, in the coded order.
             rows: first and last of them.
             feedback: how errors are carried.
 
@@ -155,14 +155,14 @@ class ColumnCoder:
         This one is for single columns, each of whose codes is the nearest one.
 
         Args:
-            values: [n, m], normalised.
-            scales: [n, m] or [1, m], what errors of normalised values are multiplied by.
+            values: [n, m], normalized.
+            scales: [n, m] or [1, m], what errors of normalized values are multiplied by.
             root: C [m, m], lower triangular: an error e of a row costs |e C|^2.
             columns: first and last of them in the coded order.
             rows: first and last row.
 
         Returns:
-            the decoded normalised values [n, m].
+            the decoded normalized values [n, m].
         """
         _, decoded = self.quantize(values, columns, rows=rows)
         assert decoded is not None

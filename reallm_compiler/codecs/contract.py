@@ -352,7 +352,7 @@ class Latent:
     """What a quantizer is given.
 
     Attributes:
-        values: the normalised latent [p, q], float32 (float64 for a float64 source).
+        values: the normalized latent [p, q], float32 (float64 for a float64 source).
         scales: the decoded scales; None if the latent was not scaled.
         range: where the scales put the values, and so where levels lie.
         source_dtype: type of the checkpoint's tensor, a name of the container.
@@ -419,7 +419,7 @@ class QuantizerCodec(Generic[Q]):
         dtype: torch.dtype,
         range: Range,
     ) -> RowDecoder:
-        """A decoder of the normalised latent [p, q]."""
+        """A decoder of the normalized latent [p, q]."""
         raise NotImplementedError
 
     def window_values(
@@ -458,7 +458,7 @@ class LatentCoder(Protocol):
         ...
 
     def prepare(self, latent: Tensor) -> Latent:
-        """Orders and normalises a latent, which is used up: what is quantised."""
+        """Orders and normalizes a latent, which is used up: what is quantized."""
         ...
 
 

@@ -40,7 +40,7 @@ def descend(
         wanted: float32 [n, q], the rows in the coded order.
         decoded: [n, q], what their codes stand for; changed in its place.
         rows: first and last of them.
-        scales: [n, q] or [1, q], what normalised values are multiplied by.
+        scales: [n, q] or [1, q], what normalized values are multiplied by.
         zeros: of the same shape, what is added to them then; None for zeros.
         gram: H [q, q] in the coded order, symmetric and positive definite.
         sweeps: how often each group is coded anew, at most.

@@ -128,8 +128,8 @@ class _Sample:
         carried = replace(self._feedback, scales=given, zeros=shift)
         targets = (self._wanted + moved).repeat(n, 1)
         centred = targets if shift is None else targets - shift
-        normalised = torch.where(given > 0, centred / given, 0.0)
+        normalized = torch.where(given > 0, centred / given, 0.0)
         rows = slice(first, first + n * count)
-        error = targets - self._coder.quantize_rows(normalised, rows, carried)
+        error = targets - self._coder.quantize_rows(normalized, rows, carried)
         total = (error + error @ carried.upper).square() @ carried.importance
         return total.view(n, count).double().sum(1).tolist(), float(error.square().mean())

@@ -1,7 +1,7 @@
 """A matrix that learns while its block follows the original: what `fit` may change of it.
 
 Every number that a matrix stores can learn under held codes (`codecs.gradient`). Where codes are
-made anew in each step, the same decoder is given the quantised latent itself in their place:
+made anew in each step, the same decoder is given the quantized latent itself in their place:
 
     y = (x - z) / s + v step,    y^ = nearest level of y,    W^ = decode(s y^ + z)
 
@@ -162,12 +162,12 @@ class _Codes(nn.Module):
         scales = self._scales(latent)
         floats = {role: one for role, one in scales.items() if one.is_floating_point()}
         given = {**sections, **scales, **numbers}
-        y = self._normalised(latent, given)
+        y = self._normalized(latent, given)
         inside = y.clamp(self._low, self._high)
         _, nearest = self._coder(y.detach()).quantize(y.detach(), slice(0, self._shape[1]))
         assert nearest is not None  # it was asked for
-        quantised = inside + (nearest - inside).detach()
-        tracked = {**floats, **numbers, self._role: quantised}
+        quantized = inside + (nearest - inside).detach()
+        tracked = {**floats, **numbers, self._role: quantized}
         roles = {spec.role for spec in self._decoding.sections}
         held = {role: own for role, own in given.items() if role in roles - tracked.keys()}
         return decode_tracked(self._decoding, held, tracked)
@@ -176,7 +176,7 @@ class _Codes(nn.Module):
         """Scales and codes as they will be stored, given all that is stored beside them."""
         latent = self._latent(sections)
         scales = self._scales(latent)
-        y = self._normalised(latent, {**sections, **scales})
+        y = self._normalized(latent, {**sections, **scales})
         coder = self._coder(y)
         coder.quantize(y, slice(0, self._shape[1]), decode=False)
         stored = {
@@ -211,7 +211,7 @@ class _Codes(nn.Module):
         """
         plan, shape = self._plan, self._shape
         latent = self._latent(sections)
-        y = self._normalised(latent, sections)
+        y = self._normalized(latent, sections)
         _, nearest = self._coder(y).quantize(y, slice(0, shape[1]))
         decoder = codec_of(plan.quantizer).decoder(
             plan.quantizer, shape, sections, torch.float32, plan.scales.range
@@ -237,7 +237,7 @@ class _Codes(nn.Module):
         )
         return made
 
-    def _normalised(self, latent: Tensor, sections: Mapping[str, Tensor]) -> Tensor:
+    def _normalized(self, latent: Tensor, sections: Mapping[str, Tensor]) -> Tensor:
         """y [p, q]."""
         params = self._plan.scales
         field: ScaleField = codec_of(params).decoder(params, self._shape, sections, torch.float32)

@@ -29,7 +29,7 @@ class StagesDecoder(LatentDecoder):
         dtype: precision of the work.
 
     Attributes:
-        quantized: rows of the normalised latent.
+        quantized: rows of the normalized latent.
         field: its scales; None without any.
         order: its stored orders; None without any.
     """

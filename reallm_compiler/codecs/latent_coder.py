@@ -1,6 +1,6 @@
 """The latent of a matrix on its way through permutation, scales and quantizer.
 
-    latent -> order the columns -> scales -> quantise
+    latent -> order the columns -> scales -> quantize
 
 How the codes are chosen is the business of the rounding (`codecs.rounding`), which is handed these
 stages; the way back is `codecs.latent`.
@@ -72,7 +72,7 @@ class StagesCoder:
         return StagesDecoder(self.plan, self.shape, sections, dtype)
 
     def prepare(self, latent: Tensor) -> Latent:
-        """Orders and normalises a latent, which is used up: what is quantised."""
+        """Orders and normalizes a latent, which is used up: what is quantized."""
         return _Stages(self, latent, {}).scaled()
 
 
@@ -173,7 +173,7 @@ class _Stages:
         return {**self._ordered, **self._scales}
 
     def scaled(self, stretch: float = 1.0) -> Latent:
-        """The latent with its scales; one tensor, normalised anew by each call."""
+        """The latent with its scales; one tensor, normalized anew by each call."""
         plan, latent = self._given.plan, self._latent
         if self._applied is not None:
             self._applied.restore_(latent, 0)
@@ -185,7 +185,7 @@ class _Stages:
             plan.scales, latent, reach=reach, stretch=stretch, clip=self._clip
         )
         self._applied = self._field(self._scales)
-        return self._normalised(latent, self._applied)
+        return self._normalized(latent, self._applied)
 
     def _field(self, sections: Sections) -> ScaleField | None:
         plan, dtype = self._given.plan, self._latent.dtype
@@ -193,10 +193,10 @@ class _Stages:
         field: ScaleField | None = codec.decoder(plan.scales, self._given.shape, sections, dtype)
         return field
 
-    def _normalised(self, latent: Tensor, field: ScaleField | None) -> Latent:
+    def _normalized(self, latent: Tensor, field: ScaleField | None) -> Latent:
         """The latent with scales, in its own memory."""
         return Latent(
-            values=latent if field is None else field.normalise_(latent),
+            values=latent if field is None else field.normalize_(latent),
             scales=field,
             range=self._given.plan.scales.range,
             source_dtype=self._given.source_dtype,
@@ -213,7 +213,7 @@ class _Stages:
             sections = codec.encode(plan.scales, self._latent, reach=reach, clip=shares)
             field = self._field(sections)
             assert field is not None
-            latent = self._normalised(self._latent.clone(), field)
+            latent = self._normalized(self._latent.clone(), field)
             coder = quantizer.coder(plan.quantizer, latent, {})
             _, decoded = coder.quantize(latent.values, slice(0, self._given.shape[1]))
             return field.restore_(decoded, 0)

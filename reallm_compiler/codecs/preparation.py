@@ -76,7 +76,7 @@ class Preparation:
         """The statistics of the prepared matrix from those of the original one.
 
         Its inputs are R^T diag(1 / g) x and the gradients at its outputs L^T g, exactly. Where
-        gains are folded, |x|^2 is that of a normalised vector: one number for all tokens, but for
+        gains are folded, |x|^2 is that of a normalized vector: one number for all tokens, but for
         the norm's epsilon, so that a mean weighted by it is the plain mean times that number.
 
         Args:

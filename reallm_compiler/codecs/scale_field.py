@@ -10,7 +10,7 @@ from torch import Tensor
 from reallm_compiler.units import ceil_div
 
 LARGEST = 65504.0
-"""Bound on normalised values, float16's largest: a two-level scale may round far below its s."""
+"""Bound on normalized values, float16's largest: a two-level scale may round far below its s."""
 
 
 class ScaleField:
@@ -53,7 +53,7 @@ class ScaleField:
         aligned = self.block % dim == 0 and self.shape[1] % dim == 0
         return self.per == "row" or (self.per == "block" and aligned)
 
-    def normalise_(self, latent: Tensor) -> Tensor:
+    def normalize_(self, latent: Tensor) -> Tensor:
         """(latent - z) / s in place, 0 where s = 0; latent is [p, q]."""
         divisor = torch.where(self.scale > 0, self.scale, math.inf)
         for first, last in _panels(self.shape):

@@ -1,7 +1,7 @@
 """Scales s and zero points z of groups of weights: the quantizer sees (x - z) / s.
 
 Groups are the whole latent, its rows, its columns, or blocks of consecutive weights read row by
-row. One level stores each scale as a float. Two levels (LQ-LoRA's double quantisation) store
+row. One level stores each scale as a float. Two levels (LQ-LoRA's double quantization) store
 
     offset = least scale of the latent or of a super-block,
     m = largest (s - offset) of a super-block

@@ -8,7 +8,7 @@ For block 0, 1, ...:
      factors are kept, and a few passes without a better one end it;
   4. the inputs are replaced by the tuned block's outputs.
 
-In memory are the quantised model and one original block; inputs and targets of all sequences lie
+In memory are the quantized model and one original block; inputs and targets of all sequences lie
 in host memory.
 """
 

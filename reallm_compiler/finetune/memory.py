@@ -177,7 +177,7 @@ def _block_terms(
         "factors and gains": sum(tuned.values()) * FLOAT,
         "best so far": most * FLOAT,
         "gradients": most * FLOAT,
-        "optimiser states": 2 * most * FLOAT,
+        "optimizer states": 2 * most * FLOAT,
         "one original block": largest * width,
         "activations": tokens * (_per_token(sizes, width) + _passing(sizes, width)),
     }
@@ -215,7 +215,7 @@ def _end_terms(
         "factors and gains": count * FLOAT,
         "best so far": count * FLOAT,
         "gradients": count * FLOAT,
-        "optimiser states": 2 * count * FLOAT,
+        "optimizer states": 2 * count * FLOAT,
         "the original": teacher,
         "activations": inner,
         "logits": ends,

@@ -62,7 +62,7 @@ def export(
 ) -> ExportReport:
     """Write the model of an archive in the format of another program.
 
-    `hf` keeps any plan as it is: reallm itself is the method of quantisation, in transformers. What
+    `hf` keeps any plan as it is: reallm itself is the method of quantization, in transformers. What
     other programs make of the written codes is compared with the archive's weights, and must be
     equal to the last bit.
 

@@ -1,4 +1,4 @@
-"""reallm's codes as a quantisation method of transformers: `from_pretrained` of exported folders.
+"""reallm's codes as a quantization method of transformers: `from_pretrained` of exported folders.
 
     import reallm_compiler                                    # registers the method `reallm`
     model = AutoModelForCausalLM.from_pretrained("folder")    # packed, as `reallm.load` makes it

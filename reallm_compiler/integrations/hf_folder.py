@@ -130,7 +130,7 @@ def card(archive: ModelArchive, quality: Mapping[str, Any] | None = None) -> str
         f"Weights stay in the codes of an archive (reallm {VERSION}); layers compute from them.",
         "",
         "```python",
-        "import reallm_compiler  # registers the quantisation method `reallm`",
+        "import reallm_compiler  # registers the quantization method `reallm`",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         "",
         'model = AutoModelForCausalLM.from_pretrained("PATH")',

@@ -34,7 +34,7 @@ SHOWN = 4
 
 
 class Layout(Protocol):
-    """How a library stores quantised linear layers.
+    """How a library stores quantized linear layers.
 
     Attributes:
         title: what it is called.
@@ -163,7 +163,7 @@ def linear_layers(model: nn.Module) -> tuple[set[str], str | None]:
 def write_config(
     folder: Path, config: Mapping[str, Any], stated: Mapping[str, Any], dtype: torch.dtype
 ) -> None:
-    """`config.json` with a statement of quantisation, and the type to run in."""
+    """`config.json` with a statement of quantization, and the type to run in."""
     content = {key: value for key, value in config.items() if key != "torch_dtype"}
     content |= {"dtype": str(dtype).removeprefix("torch.")}
     content |= {"quantization_config": dict(stated)}

@@ -88,7 +88,7 @@ class _Module:
 
     def __init__(self, kernel: Kernel, name: str) -> None:
         self._program = emit.Program(
-            source(kernel, name), optimise=False, processor=TARGETS[name].processor
+            source(kernel, name), optimize=False, processor=TARGETS[name].processor
         )
 
     def _function(self, name: str, kind: Any = JOB) -> Any:  # noqa: ANN401 - ctypes' functions

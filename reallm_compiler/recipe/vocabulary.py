@@ -56,7 +56,7 @@ SYNONYMS = {
     "group": "block",
     "group_size": "block",
     "codebook": "vq",
-    "quantiser": "quantizer",
+    "quantizer": "quantizer",
     "exclude": "except",
 }
 """Words of other tools and common slips; used for hints only, and only where the word is valid."""

@@ -24,7 +24,7 @@ from reallm_compiler.kernels.choose import Product, plain_only, product_for
 from reallm_compiler.kernels.packed import parse_form
 
 PANEL = 1 << 22
-"""Weights of a matrix that are dequantised in one step."""
+"""Weights of a matrix that are dequantized in one step."""
 
 _library: Any = torch.library.Library("reallm", "DEF")  # type: ignore[no-untyped-call]
 _library.define("linear(Tensor x, Tensor[] sections, str form, Tensor? bias) -> Tensor")

@@ -1,4 +1,4 @@
-"""Parameters of the autoencoder: the latent that is quantised, and what decodes it."""
+"""Parameters of the autoencoder: the latent that is quantized, and what decodes it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Hnerv(AutoencoderStage):
     )
     qat: bool = Field(
         default=True,
-        description="true: the decoder is trained with quantised weights (straight-through) in the "
+        description="true: the decoder is trained with quantized weights (straight-through) in the "
         "second half of the epochs; false: it is rounded after training.",
     )
     reduce: Rational = Field(

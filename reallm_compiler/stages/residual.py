@@ -56,7 +56,7 @@ class LowRank(ResidualStage):
     order: Literal["residual_first", "quantizer_first"] = Field(
         default="residual_first",
         description="Which part is fitted to the whole matrix first: the residual (LQ-LoRA) or the "
-        "quantiser (LoftQ).",
+        "quantizer (LoftQ).",
     )
     iterations: int = Field(
         default=100, ge=1, le=1000, description="Most iterations of the alternating loop."

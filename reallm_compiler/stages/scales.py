@@ -1,4 +1,4 @@
-"""Parameters of the scales: what weights are divided by before they are quantised."""
+"""Parameters of the scales: what weights are divided by before they are quantized."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class ScalesStage(Stage):
 
 
 class NoScales(ScalesStage):
-    """The quantiser sees the latent as it is."""
+    """The quantizer sees the latent as it is."""
 
     range: ClassVar[Range] = "free"
 
@@ -155,7 +155,7 @@ class RmsScales(GroupScales):
 
 
 class AbsmaxScales(GroupScales):
-    """s = largest magnitude of the group (NF normalisation, QLoRA and LQ-LoRA)."""
+    """s = largest magnitude of the group (NF normalization, QLoRA and LQ-LoRA)."""
 
     stretches: ClassVar[tuple[float, ...]] = SHRINKS
 
@@ -168,7 +168,7 @@ class AbsmaxScales(GroupScales):
 
 
 class MinmaxScales(GroupScales):
-    """s = max - min with zero point z = min of the group: the quantiser sees [0, 1]."""
+    """s = max - min with zero point z = min of the group: the quantizer sees [0, 1]."""
 
     range: ClassVar[Range] = "unit"
     stretches: ClassVar[tuple[float, ...]] = SHRINKS

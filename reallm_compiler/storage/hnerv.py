@@ -1,4 +1,4 @@
-"""Size law of the trained autoencoder: a quantised decoder, and the level of each matrix."""
+"""Size law of the trained autoencoder: a quantized decoder, and the level of each matrix."""
 
 from __future__ import annotations
 

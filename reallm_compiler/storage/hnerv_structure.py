@@ -1,4 +1,4 @@
-"""Structure of the trained autoencoder: a quantised decoder and the latents of all patches.
+"""Structure of the trained autoencoder: a quantized decoder and the latents of all patches.
 
 The matrix [p, q] is cut into patches [ph, pw], ragged edges padded. A patch has a latent of c
 channels, h rows and w columns. All latents of a matrix lie in one matrix, on which permutation,

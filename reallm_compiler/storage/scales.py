@@ -1,4 +1,4 @@
-"""Size law of scales, one or two levels (LQ-LoRA's double quantisation).
+"""Size law of scales, one or two levels (LQ-LoRA's double quantization).
 
 One level stores n values. Two levels store n codes of `bits` bits, one super-scale for each
 `superblock` of them and one float32 offset, or an offset for each super-scale. `minmax` stores a

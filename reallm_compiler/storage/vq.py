@@ -1,4 +1,4 @@
-"""Size law of vector quantisation: b d bits per vector and a codebook of 2^(bd) codewords.
+"""Size law of vector quantization: b d bits per vector and a codebook of 2^(bd) codewords.
 
 A latent [p, q] is cut into vectors of dimension d: along `rows`, ceil(p / d) x q vectors of d
 consecutive rows in one column; along `cols`, p x ceil(q / d) vectors of d consecutive columns in

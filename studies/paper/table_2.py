@@ -17,7 +17,7 @@ ELSEWHERE = "no recipe: it needs data or steps that are not here"
 
 
 def loftq(bits: int, rank: Fraction) -> dict[str, Any]:
-    """LoftQ: NormalFloat and SVD in turn, the quantiser first, five times as in its code."""
+    """LoftQ: NormalFloat and SVD in turn, the quantizer first, five times as in its code."""
     changes = {"residual": {"rank": str(rank)}, "quantizer": {"bits": bits}}
     return {"reallm": 1, "extends": "loftq", "defaults": changes}
 

@@ -89,7 +89,7 @@ def test_folder_with_a_config_alone(transformers, tmp_path):
     assert [name for name, _ in inventory.files] == ["config.json", "tokenizer.json"]
 
 
-def test_quantised_fp8_config_is_planned_as_plain(transformers):
+def test_quantized_fp8_config_is_planned_as_plain(transformers):
     config = {
         **SMALL,
         "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},

@@ -39,7 +39,7 @@ REFUSED = {
     "refused_no_text_config": "does not state text_config.hidden_size, text_config.num_hidden",
     "refused_no_type": "names no model_type",
     "refused_no_vision_sizes": "does not state depths, embed_dim",
-    "refused_packed": "quantised already",
+    "refused_packed": "quantized already",
     "refused_text_under_another_name": "does not state text_config.hidden_size",
     "refused_timm_backbone": "names a backbone that transformers would look up on the Hub",
     "refused_too_many_experts": "num_local_experts is 500 in 500 layers",

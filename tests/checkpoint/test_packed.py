@@ -1,4 +1,4 @@
-"""Checkpoints of other quantisation methods: refused by what the config or the tensors show."""
+"""Checkpoints of other quantization methods: refused by what the config or the tensors show."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write(folder, tensors, **config):
 
 
 def refusal(folder):
-    with pytest.raises(SourceError, match="quantised already") as caught:
+    with pytest.raises(SourceError, match="quantized already") as caught:
         open_source(folder)
     assert "full-precision" in caught.value.hint
     return caught.value
@@ -69,13 +69,13 @@ LOCATIONS = {
 @pytest.mark.parametrize("stated", STATED, ids=str)
 @pytest.mark.parametrize("location", LOCATIONS)
 @pytest.mark.parametrize("bare", [False, True])
-def test_quantised_config(tmp_path, stated, location, bare):
+def test_quantized_config(tmp_path, stated, location, bare):
     write(tmp_path, {"w.weight": "BF16 4x4"}, **LOCATIONS[location](stated))
     error = refusal(tmp_path / "config.json" if bare else tmp_path)
     assert error.location == f"config.json: {location}"
 
 
-def test_quantised_config_of_mlx(tmp_path):
+def test_quantized_config_of_mlx(tmp_path):
     write(tmp_path, {"w.weight": "BF16 4x4"}, quantization={"group_size": 64, "bits": 4})
     assert "MLX" in refusal(tmp_path).message
 

@@ -1,4 +1,4 @@
-"""fp8 weights with scales are read as weights; other quantised checkpoints are refused."""
+"""fp8 weights with scales are read as weights; other quantized checkpoints are refused."""
 
 from __future__ import annotations
 

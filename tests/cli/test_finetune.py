@@ -125,7 +125,7 @@ def test_memory_before(run, archive, tiny_recipe, tiny_llama, subject):
     args = ("--dry-run", "--set", "e2e.loss=distill")
     table = run("finetune", what, "--model", model, *args)
     assert table.code == 0
-    for word in ("coded weights", "optimiser states", "one original block", "logits", "all"):
+    for word in ("coded weights", "optimizer states", "one original block", "logits", "all"):
         assert word in table.out
     found = run("finetune", what, "--model", model, *args, "--json").json
     for terms in found["stages"].values():

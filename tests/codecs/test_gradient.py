@@ -26,7 +26,7 @@ PLANS = {
     "an order": {"scales": ROW, "quantizer": NF, "permutation": ORDER},
     "rotated": {"scales": ROW, "quantizer": NF, "transform": ROTATED},
     "columns": {"scales": {"kind": "rms", "per": "column"}, "quantizer": VQ},
-    "normalised": {"transform": [{"kind": "normalize", "block": 16}], "quantizer": VQ},
+    "normalized": {"transform": [{"kind": "normalize", "block": 16}], "quantizer": VQ},
     "vectors": {"scales": ROW, "quantizer": VQ},
     "vectors of floats": {"scales": ROW, "quantizer": {**VQ, "dtype": "float16", "dim": 4}},
     "vectors of a row": {"scales": ROW, "quantizer": {**VQ, "axis": "cols", "dim": 4}},

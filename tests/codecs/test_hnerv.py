@@ -96,7 +96,7 @@ def test_networks_draw_nothing_from_the_global_random_numbers() -> None:
 def test_what_is_stored_decodes_to_what_was_trained(bits: int, qat: bool) -> None:
     params = stage(TINY, decoder_bits=bits, qat=qat)
     decoder = weights.Decoder(params, 6, torch.Generator().manual_seed(3))
-    decoder.start_quantising()
+    decoder.start_quantizing()
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape))
@@ -113,10 +113,10 @@ def test_what_is_stored_decodes_to_what_was_trained(bits: int, qat: bool) -> Non
             assert len(channel.unique()) <= 2**bits
 
 
-def test_gradients_of_quantised_weights() -> None:
+def test_gradients_of_quantized_weights() -> None:
     weight = torch.tensor([[[[0.3]], [[-0.2]], [[5.0]]]], requires_grad=True)  # one channel
     log_step = torch.tensor([0.5]).log().requires_grad_()
-    out = weights._quantised(weight, log_step, 2)
+    out = weights._quantized(weight, log_step, 2)
     assert out.flatten().tolist() == [0.25, -0.25, 0.75]
     out.sum().backward()
     assert weight.grad is not None
@@ -163,7 +163,7 @@ def test_it_learns_what_a_decoder_of_its_shape_can_say() -> None:
     assert measured == pytest.approx(encoded.relative_error, rel=1e-5)
 
 
-def test_training_with_quantised_weights_beats_rounding_after_it() -> None:
+def test_training_with_quantized_weights_beats_rounding_after_it() -> None:
     matrix = decoded_by_chance(stage(SMALL), (2, 2))
     errors = {}
     for qat in (True, False):

@@ -70,7 +70,7 @@ def test_battery(shape, dtype, rank, gaussian, plan_of, check_codec):
     assert error <= max(check_codec(without, weight).relative_error * 1.02, 0.01)
 
 
-def test_the_quantiser_sees_the_stored_factors(gaussian, plan_of, check_codec):
+def test_the_quantizer_sees_the_stored_factors(gaussian, plan_of, check_codec):
     weight = gaussian(48, 64)
     residual = {"kind": "low_rank", "rank": 40, "dtype": "int8"}
     plan = plan_of(residual=residual, quantizer={"kind": "none", "dtype": "float32"})

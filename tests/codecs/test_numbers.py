@@ -170,7 +170,7 @@ def test_scales_are_held_against_the_weights_and_not_against_themselves(gaussian
 
 
 def test_a_rest_that_is_nothing_beside_the_matrix_may_be_lost(gaussian):
-    # The quantiser gives the matrix back but for rounding; the factors of the rest vanish.
+    # The quantizer gives the matrix back but for rounding; the factors of the rest vanish.
     weight = torch.randint(0, 16, SHAPE).float() / 15 * 2 - 1
     weight[:, 0] = 1
     residual = {"kind": "low_rank", "rank": 2, "order": "quantizer_first"}

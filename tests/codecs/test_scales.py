@@ -65,7 +65,7 @@ def test_one_level_against_explicit_groups(kind, per, shape, gaussian, plan_of):
     assert field is not None
     wide = spread(params, field.scale, shape)
     zero = spread(params, field.zero, shape) if kind == "minmax" else 0.0
-    normal = field.normalise_(weight.clone())
+    normal = field.normalize_(weight.clone())
     expected_normal = torch.where(wide > 0, (weight - zero) / wide, 0.0)
     torch.testing.assert_close(normal, expected_normal)
     torch.testing.assert_close(field.restore_(normal, 0), weight, atol=1e-6, rtol=1e-5)

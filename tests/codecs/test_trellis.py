@@ -59,7 +59,7 @@ def test_zeros_decode_to_zeros(plan_of, check_codec):
     assert check_codec(plan, torch.zeros(6, 10)).relative_error == 0
 
 
-# Errors of trellis-coded quantisation of N(0, 1) lie between the best vectors of 4 (0.0958 at 2
+# Errors of trellis-coded quantization of N(0, 1) lie between the best vectors of 4 (0.0958 at 2
 # bits) and the rate-distortion bound 2^(-2 bits).
 @pytest.mark.parametrize(
     ("bits", "state_bits", "most"),

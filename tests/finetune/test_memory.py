@@ -122,7 +122,7 @@ def test_what_is_counted_is_exact(base: Path, adapter: Path) -> None:
     terms = found.stages["e2e"]
     assert found.tuned == numbers
     assert terms["factors and gains"] == terms["gradients"] == 4 * numbers
-    assert terms["optimiser states"] == 8 * numbers
+    assert terms["optimizer states"] == 8 * numbers
     coded = sum(layer.coded.numel() for layer in tunable.layers.values())
     assert terms["coded weights"] == 4 * coded
     assert found.host == 0

@@ -77,7 +77,7 @@ def distance(one: Tensor, other: Tensor) -> float:
     [("gemma, tied", FOLD), *((family, ROTATE) for family in FAMILIES)],
     ids=lambda one: one if isinstance(one, str) else one[-1]["kind"],
 )
-def test_an_unquantised_model_computes_what_the_original_does(
+def test_an_unquantized_model_computes_what_the_original_does(
     family: str, prepare: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     source = save(tmp_path / "source", family)

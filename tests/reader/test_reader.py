@@ -18,7 +18,7 @@ from reallm_compiler.models import shards
 from reallm_compiler.reader.verify import verify
 
 EXACT = {"reallm": 1, "defaults": {}}
-"""No residual, no quantiser: everything in its own type."""
+"""No residual, no quantizer: everything in its own type."""
 
 
 @pytest.fixture(scope="module")

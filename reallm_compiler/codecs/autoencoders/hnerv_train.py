@@ -9,7 +9,7 @@ Two phases share one cosine schedule (linear warm-up from a tenth over the first
    is gone; the decoder alone learns to make the most of exactly what a reader will see. Latents
    that are stored as plain numbers, and frozen decoders, have no such phase.
 
-Weights of the decoder are quantised in the second half of all epochs: steps that are taken from
+Weights of the decoder are quantized in the second half of all epochs: steps that are taken from
 weights which have found their size do better than steps that were there before them, at 6 bits as
 at 2.
 
@@ -41,8 +41,8 @@ WARM_UP = 0.1
 SETTLED = 4
 """One of so many parts of the epochs belongs to the settled phase."""
 
-QUANTISED = 2
-"""The decoder's weights are quantised after one of so many parts of the epochs."""
+QUANTIZED = 2
+"""The decoder's weights are quantized after one of so many parts of the epochs."""
 
 REFITS = 16
 """Times that codebooks are learned in the joint phase."""
@@ -116,7 +116,7 @@ class Trainer:
             self.decoder = Decoder(task.params, task.width, generator).to(device)
         self.encoder = net.Encoder(task.params, generator).to(device)
         self.epoch = 0
-        self._quantises_at = task.params.epochs // QUANTISED
+        self._quantizes_at = task.params.epochs // QUANTIZED
         self._settles_at = task.params.epochs
         if self.decoder is not None and task.latents.coarse:
             self._settles_at -= task.params.epochs // SETTLED
@@ -141,8 +141,8 @@ class Trainer:
             self._restore(saved)
         epochs = self.task.params.epochs
         while self.epoch < epochs:
-            if self.epoch == self._quantises_at and self.decoder is not None:
-                self.decoder.start_quantising()
+            if self.epoch == self._quantizes_at and self.decoder is not None:
+                self.decoder.start_quantizing()
             if self.epoch == self._settles_at:
                 self._settle()
             loss = self._epoch()
@@ -260,7 +260,7 @@ class Trainer:
             if module is not None:
                 module.load_state_dict(_below(state, name))
         if self.decoder is not None:
-            self.decoder.quantised = self.task.params.qat and self.epoch > self._quantises_at
+            self.decoder.quantized = self.task.params.qat and self.epoch > self._quantizes_at
         self.task.latents.restore(
             {key: value.to(device) for key, value in _below(state, "latents").items()}
         )

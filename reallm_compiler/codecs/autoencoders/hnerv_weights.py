@@ -5,7 +5,7 @@ A weight of output channel o becomes the nearest of 2^b levels without a zero,
     w^ = s_o (code - 2^(b-1) + 1/2),   code = clamp(floor(w / s_o) + 2^(b-1), 0, 2^b - 1)
 
 with s_o in float16: every level is used and the range is symmetric, which matters at 2 or 3 bits.
-Training with quantised weights (QAT) passes gradients straight through to w inside the range, and
+Training with quantized weights (QAT) passes gradients straight through to w inside the range, and
 to s_o as in LSQ (Esser et al. 2020): the step is learned, as its logarithm, so that it stays
 positive and moves by fractions of itself. The forward pass of training computes w^ exactly as a
 reader does. What is stored as float16 (stem, head, biases) is rounded in training likewise.
@@ -52,25 +52,25 @@ class Decoder(nn.Module):
         stages = net.start_values(net.stage_shapes(params, width), generator)
         self.plain = nn.ParameterList([nn.Parameter(values) for values in plain])
         self.stages = nn.ParameterList([nn.Parameter(values) for values in stages])
-        # Unused until `start_quantising`.
+        # Unused until `start_quantizing`.
         steps = [torch.zeros(len(values)) for values in stages] if params.qat else []
         self.log_steps = nn.ParameterList([nn.Parameter(step) for step in steps])
-        self.quantised = False
+        self.quantized = False
 
     @torch.no_grad()
-    def start_quantising(self) -> None:
+    def start_quantizing(self) -> None:
         """From now on the forward pass sees the numbers as stored, unless `qat` is false."""
-        self.quantised = self.params.qat
+        self.quantized = self.params.qat
         for log_step, weight in zip(self.log_steps, self.stages, strict=False):
             log_step.copy_(best_steps(weight, self.params.decoder_bits).log())
 
     def tensors(self) -> net.DecoderTensors:
-        """The decoder's numbers for a forward pass: as they are, or as stored once quantised."""
-        if not self.quantised:
+        """The decoder's numbers for a forward pass: as they are, or as stored once quantized."""
+        if not self.quantized:
             return net.assemble(list(self.plain), list(self.stages))
         bits = self.params.decoder_bits
         stages = [
-            _quantised(weight, log_step, bits)
+            _quantized(weight, log_step, bits)
             for weight, log_step in zip(self.stages, self.log_steps, strict=True)
         ]
         return net.assemble([_half(values) for values in self.plain], stages)
@@ -87,7 +87,7 @@ class Decoder(nn.Module):
             CodecError: a number overflows float16, or is none.
         """
         bits = self.params.decoder_bits
-        if self.quantised:
+        if self.quantized:
             steps = [_step(log_step) for log_step in self.log_steps]
         else:
             steps = [best_steps(weight, bits) for weight in self.stages]
@@ -166,7 +166,7 @@ def _levels(codes: Tensor, step: Tensor, bits: int) -> Tensor:
     return codes.to(step.dtype).sub_(centre).mul_(_per_channel(step, codes))
 
 
-class _QuantisedFunction(torch.autograd.Function):
+class _QuantizedFunction(torch.autograd.Function):
     """w^ of (w, log s): the stored levels forward, straight through backward."""
 
     @staticmethod
@@ -192,8 +192,8 @@ class _QuantisedFunction(torch.autograd.Function):
         return gradient * inside, to_step / math.sqrt(count * max(half - 1, 1)), None
 
 
-def _quantised(weight: Tensor, log_step: Tensor, bits: int) -> Tensor:
-    result: Tensor = _QuantisedFunction.apply(weight, log_step, bits)  # type: ignore[no-untyped-call]
+def _quantized(weight: Tensor, log_step: Tensor, bits: int) -> Tensor:
+    result: Tensor = _QuantizedFunction.apply(weight, log_step, bits)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -163,12 +163,12 @@ class Program:
 
     Args:
         text: a module in LLVM's language.
-        optimise: run LLVM's passes first; without them the processor's code is that of the text as
+        optimize: run LLVM's passes first; without them the processor's code is that of the text as
             it stands.
         processor: LLVM's name of the processor to compile for; None for this one.
     """
 
-    def __init__(self, text: str, *, optimise: bool = True, processor: str | None = None) -> None:
+    def __init__(self, text: str, *, optimize: bool = True, processor: str | None = None) -> None:
         if not available():
             raise RuntimeError("llvmlite is not installed, or too old")
         import llvmlite.binding as llvm
@@ -178,7 +178,7 @@ class Program:
             cpu=processor or llvm.get_host_cpu_name(), features=features, opt=3
         )
         module = llvm.parse_assembly(text)
-        if optimise:
+        if optimize:
             options = llvm.create_pipeline_tuning_options(speed_level=2)
             passes = llvm.create_pass_builder(machine, options)
             passes.getModulePassManager().run(module, passes)

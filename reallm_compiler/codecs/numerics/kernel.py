@@ -103,7 +103,7 @@ def compiled(bits: int) -> Callable[[int, int, int, int, int], None] | None:
     """
     if not emit.available() or not emit.processor_has("avx2"):
         return None
-    program = emit.Program(source(bits), optimise=False)
+    program = emit.Program(source(bits), optimize=False)
     kind = CFUNCTYPE(None, c_void_p, c_void_p, c_void_p, c_int64, c_int64)
     function = kind(program.address("look_up"))
 

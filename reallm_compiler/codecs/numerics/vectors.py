@@ -1,4 +1,4 @@
-"""Weighted vectors: what k-means clusters and vector quantisers code."""
+"""Weighted vectors: what k-means clusters and vector quantizers code."""
 
 from __future__ import annotations
 

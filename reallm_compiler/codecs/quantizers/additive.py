@@ -1,6 +1,6 @@
 """Additive quantizer: a vector of d columns is a sum of words, one of each of M codebooks (AQLM).
 
-The codebooks are learned from the normalised latent by residual k-means and then together
+The codebooks are learned from the normalized latent by residual k-means and then together
 (`numerics.sums`). Where codes are chosen in the metric of the inputs, `rounding` says how.
 
 Source: Egiazarian et al. 2024 (AQLM). There a row is divided by its norm: `scales: rms` per row.
@@ -76,7 +76,7 @@ class AdditiveDecoder(RowDecoder):
         self.step = rows_per_byte(self._width * self._bits)
 
     def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last) of the normalised latent."""
+        """Rows [first, last) of the normalized latent."""
         count = (last - first) * self._width
         start = first * self._width * self._bits // 8
         data = self._codes[start : start + bytes_of_bits(count * self._bits)]

@@ -94,7 +94,7 @@ class E8PDecoder(RowDecoder):
             )
 
     def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last) of the normalised latent."""
+        """Rows [first, last) of the normalized latent."""
         rows = self._first.rows(first, last)
         return rows if self._second is None else rows.add_(self._second.rows(first, last))
 

@@ -82,5 +82,5 @@ class PlainDecoder(RowDecoder):
         self._dtype = dtype
 
     def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last) of the normalised latent."""
+        """Rows [first, last) of the normalized latent."""
         return self._values[first:last].to(self._dtype, copy=True)

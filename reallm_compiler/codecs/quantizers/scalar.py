@@ -114,7 +114,7 @@ class TableDecoder(RowDecoder):
         return byte_table(self.levels[:, None], self.bits) if 8 % self.bits == 0 else None
 
     def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last) of the normalised latent."""
+        """Rows [first, last) of the normalized latent."""
         count = (last - first) * self._columns
         start = first * self._columns * self.bits // 8
         data = self._codes[start : start + bytes_of_bits(count * self.bits)]

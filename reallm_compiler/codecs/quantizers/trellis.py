@@ -61,7 +61,7 @@ def choose_high_rate(
 
     Args:
         params: the quantizer.
-        values: the normalised latent [p, q].
+        values: the normalized latent [p, q].
         scales: of the latent.
         importance: float64 [q], what the square of an error in each column costs; None for ones.
 
@@ -213,7 +213,7 @@ class TrellisDecoder(RowDecoder):
         self._factors = None if high_rate is None else high_rate.factors().to(dtype)
 
     def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last) of the normalised latent."""
+        """Rows [first, last) of the normalized latent."""
         states = self._stream.states(self._codes[first:last])
         values = torch.index_select(self._table, 0, states.view(-1)).view(states.shape)
         return values if self._factors is None else values.mul_(self._factors)

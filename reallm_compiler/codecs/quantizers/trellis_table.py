@@ -50,7 +50,7 @@ class Segments:
     """Pieces of rows, with columns in the coded order.
 
     Attributes:
-        values: float32 [n, SEGMENT], normalised, padded with zeros.
+        values: float32 [n, SEGMENT], normalized, padded with zeros.
         scales: of the same shape; 0 for padding.
         shares: float32 [n], what a segment's squared errors count beside those of other latents.
     """
@@ -81,7 +81,7 @@ def sample(
 
     Args:
         params: the quantizer.
-        values: [p, q], normalised.
+        values: [p, q], normalized.
         scales: of the latent.
         high_rate: its columns with codes of one bit more.
         sharers: number of latents.

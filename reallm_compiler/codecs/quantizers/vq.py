@@ -47,7 +47,7 @@ class MatrixVectors:
 
     Args:
         params: how vectors lie.
-        values: the normalised latent, or a block of its columns [p, q].
+        values: the normalized latent, or a block of its columns [p, q].
         scales: the decoded scales of the latent, or None.
         column: the first of the latent's columns that `values` hold.
         row: the first of the latent's rows that they hold.
@@ -280,7 +280,7 @@ class VectorDecoder(RowDecoder):
         self.step = rows_per_byte(self._width * self._bits) * self._high
 
     def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last) of the normalised latent."""
+        """Rows [first, last) of the normalized latent."""
         q = self._shape[1]
         lines = ceil_div(last - first, self._high)  # rows of the grid of codes
         count = lines * self._width

@@ -40,7 +40,7 @@ class NormalizeCodec(TransformCodec[Normalize]):
         sections = {ROLE + role.removeprefix(_LATENT_ROLE): values for role, values in made.items()}
         shape = (matrix.shape[0], matrix.shape[1])
         field = self.decoder(params, shape, sections, matrix.dtype).field
-        return sections, field.normalise_(matrix)
+        return sections, field.normalize_(matrix)
 
     def decoder(
         self, params: Normalize, shape: Shape, sections: Mapping[str, Tensor], dtype: torch.dtype
@@ -67,7 +67,7 @@ class Normalization(MatrixTransform):
 
     def apply_(self, matrix: Tensor) -> Tensor:
         """T(W) in the place of W [p, q]."""
-        return self.field.normalise_(matrix)
+        return self.field.normalize_(matrix)
 
     def restore_(self, rows: Tensor, first: int) -> Tensor:
         """Rows first, first + 1, ... of W in the place of those of T(W)."""
