@@ -198,7 +198,8 @@ def test_a_wrong_archive_path_names_the_nearest(run, archive):
 
 def test_verify_of_an_intact_archive(run, archive):
     result = run("verify", archive)
-    sections = len({*run("inspect", archive, "--json").out.split('"offset"')}) - 1
+    with Archive.open(archive) as opened:
+        sections = len(opened.sections)
     assert (result.code, result.err) == (0, "")
     assert result.out == f"intact: {sections} sections, {archive.stat().st_size:,} bytes\n"
     assert run("verify", archive, "--json").json == {"ok": True, "damages": []}

@@ -162,19 +162,27 @@ def test_recipes_alone_is_the_list_and_the_best_lead(run):
     rows = run("recipes", "list", "--json").json
     order = [(row["best"], row["statistics"] == "required") for row in rows]
     assert order == sorted(order, reverse=True)
-    assert len(set(order)) == 3
+    assert len(set(order)) == 4
     assert rows[0]["name"] == "reallm-2bit"
-    titles = ("`reallm calibrate` first", "best without data", "other methods")
+    titles = (
+        "best at their size",
+        "best without data",
+        "other methods, to compare with",
+        "other methods without statistics",
+    )
     assert sorted(titles, key=alone.out.index) == list(titles)
 
 
 def test_a_listed_rate_is_the_planned_one(run, tmp_path):
     shapes = tmp_path / "shapes.json"
-    names = {f"layers.{layer}.q_proj": [4096, 4096] for layer in range(4)}
+    # As many as make what the whole model shares next to nothing: half a megabyte at most.
+    names = {f"layers.{layer}.q_proj": [4096, 4096] for layer in range(256)}
     shapes.write_text(json.dumps({"shapes": names}))
+    recipe = tmp_path / "recipe.yaml"
     for row in run("recipes", "list", "--json").json:
-        totals = run("budget", row["name"], "--model", shapes, "--json").json["totals"]
-        # A codebook that the whole model shares costs each matrix less than one of its own.
+        # A list of shapes has no graph that could be prepared; it would change no rate.
+        recipe.write_text(f"reallm: 1\nextends: {row['name']}\nprepare: []\n")
+        totals = run("budget", recipe, "--model", shapes, "--json").json["totals"]
         assert totals["exact_bits"] == pytest.approx(float(row["bits"]), abs=1e-3), row["name"]
 
 

@@ -13,7 +13,7 @@ def test_forged_archives(tmp_path: Path) -> None:
     outcome = fuzzer.fuzz(30, 1, tmp_path)
     assert outcome.findings == []
     assert 4 <= outcome.intact <= 26, "mutants must reach what lies behind verify, and not all"
-    assert outcome.counts["load: 0"] >= 3, "no model is ever loaded"
+    assert outcome.counts["load: 0"] >= 1, "no model is ever loaded"
 
 
 @pytest.mark.faults

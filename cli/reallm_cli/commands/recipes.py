@@ -66,6 +66,7 @@ def list_recipes(terminal: Terminal, as_json: bool) -> int:
                 "purpose": purpose(comment),
             }
         )
+    rows.sort(key=lambda row: (not row["best"], row["statistics"] != "required"))  # is stable
     if as_json:
         terminal.json(rows)
         return ExitCode.OK
@@ -76,7 +77,8 @@ def list_recipes(terminal: Terminal, as_json: bool) -> int:
             "required",
         ),
         ("best without data", True, "none"),
-        ("other methods: to compare with, or to tune", False, "none"),
+        ("other methods, to compare with: `reallm calibrate` first", False, "required"),
+        ("other methods without statistics: to compare with, or to tune", False, "none"),
     ):
         sheet = Sheet(
             columns=["<recipe", "exact bits*", "KL**", "<purpose"],
