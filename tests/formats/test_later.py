@@ -116,6 +116,24 @@ def test_what_was_not_read_is_not_checked(path):
         assert [found.rule for found in archive.verify()] == ["S9"]
 
 
+def test_whether_checks_are_still_to_be_made(path, gate):
+    harm(path, "file:part-3")
+    with Archive.open(path, verify="later") as archive:
+        assert not archive.checking
+        archive.read("file:part-0")
+        assert archive.checking
+        gate.set()
+        archive.check()
+        assert not archive.checking
+        archive.read("file:part-3")
+        archive._later.finish()
+        with pytest.raises(FormatError, match="damaged"):
+            _ = archive.checking
+    with Archive.open(path) as archive:
+        archive.read("file:part-0")
+        assert not archive.checking
+
+
 def test_nothing_waits_where_nothing_was_put_off(path):
     with Archive.open(path) as archive:
         archive.read("file:part-0")
