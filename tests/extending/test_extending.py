@@ -155,8 +155,8 @@ def test_a_kind_of_a_known_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         register(
             ExternalKind(stage="quantizer", params=VectorQuantizer, size_law="a:b", codec="a:b")
         )
-    with pytest.raises(RegistryError, match="quantizer"):
-        ExternalKind(stage="quantizer", params=VectorQuantizer, size_law="a:b", codec="a:b")
+    with pytest.raises(RegistryError, match="coder"):
+        ExternalKind(stage="coder", params=VectorQuantizer, size_law="a:b", codec="a:b")
 
 
 def test_a_kind_without_a_size_law_fails() -> None:
