@@ -40,8 +40,7 @@ PROMISED = {
 NAMES = list_shipped()
 NOT_MEASURED = {
     *("paper-hnerv", "autoround", "omniquant", "apiq"),
-    *("quip-sharp-3bit", "quip-sharp-4bit"),
-    *("aqlm-2x8", "aqlm-1x16", "qtip", "monarch", "loftq", "lq-lora-fisher", "lora"),
+    *("aqlm-2x8", "aqlm-1x16", "qtip", "lora"),
 }
 """Hours of training, and methods of others that are measured next."""
 
