@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import pickle
 import pydoc
 import re
@@ -144,3 +145,17 @@ def test_import_and_plan_bring_no_torch() -> None:
         env={"PYTHONPATH": ":".join(sys.path)},
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", reallm_compiler.__all__)
+def test_each_described_argument_is_one(name):
+    """As the site of the documentation wants it: an entry for each, by the name that it has."""
+    described = getattr(reallm_compiler, name)
+    text = inspect.getdoc(described) or ""
+    if not callable(described) or "\nArgs:\n" not in text:
+        return
+    entries = text.partition("\nArgs:\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^    (\S[^:\n]*):", entries, re.MULTILINE)
+    assert found
+    known = inspect.signature(described).parameters
+    assert [one for one in found if one.lstrip("*") not in known] == []

@@ -64,8 +64,10 @@ def serve(
         host: the address to listen on; other machines see only what listens on `0.0.0.0`.
         port: the port; 0 for one that is free.
         name: of the model in requests; the file's name without its ending when None.
-        mode, device, dtype, options: as for `load` (`adapter`, `decoder`, `allow_cost`, `verify`,
-            `progress`).
+        mode: as for `load`.
+        device: as for `load`.
+        dtype: as for `load`.
+        **options: the others of `load`: `adapter`, `decoder`, `allow_cost`, `verify`, `progress`.
 
     Raises:
         ExportError: the libraries of a server are not installed, the port is taken, the model does
