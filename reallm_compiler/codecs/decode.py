@@ -133,7 +133,9 @@ class MatrixDecoder:
         for term in self._factors:
             term.add_(rows, first)
         if self._gains is not None:
-            rows.mul_(self._gains[first:last, None].to(rows.dtype))
+            gains = self._gains[first:last, None].to(rows.dtype)
+            learned = rows.requires_grad or gains.requires_grad
+            rows = rows * gains if learned else rows.mul_(gains)
         return rows
 
     def transformed_rows(self, first: int, last: int) -> Tensor:

@@ -66,12 +66,12 @@ class LevelCoder(ColumnCoder):
         if not decode:
             return codes, None
         self._levels = self._levels.to(block.device, block.dtype)
-        indices = codes.to(torch.int32).view(-1)
+        indices = codes.to(torch.int32).reshape(-1)
         return codes, self._levels.index_select(0, indices).view(codes.shape)
 
     def nearest(self, block: Tensor, columns: slice, *, rows: slice = slice(None)) -> Tensor:
         """The nearest levels."""
-        indices = self._nearest(block).to(torch.int32).view(-1)
+        indices = self._nearest(block).to(torch.int32).reshape(-1)
         self._levels = self._levels.to(block.device, block.dtype)
         return self._levels.index_select(0, indices).view(block.shape)
 
