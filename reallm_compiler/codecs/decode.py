@@ -109,6 +109,7 @@ class MatrixDecoder:
         self._factors = residual_terms(factors, shape, sections, dtype)
         self._gains = None if coded_only else sections.get("gain")
         self._column_gains = None if coded_only else sections.get("column_gain")
+        self._learned = any(values.requires_grad for values in sections.values())
 
     def panels(self) -> Iterator[tuple[int, int]]:
         """Ranges of rows that may be decoded by themselves and fill the matrix."""
@@ -121,11 +122,9 @@ class MatrixDecoder:
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last) of the matrix, a fresh tensor [last - first, q]; see `step`."""
-        rows = self.transformed_rows(first, last)
+        rows = self._changeable(self.transformed_rows(first, last))
         for transform in self.transforms:
-            if rows.requires_grad:  # autograd takes no chain of changes in place of views
-                rows = rows.clone()
-            transform.restore_(rows, first)
+            rows = self._changeable(transform.restore_(rows, first))
         for term in self._fixed:
             term.add_(rows, first)
         if self._column_gains is not None:
@@ -133,10 +132,12 @@ class MatrixDecoder:
         for term in self._factors:
             term.add_(rows, first)
         if self._gains is not None:
-            gains = self._gains[first:last, None].to(rows.dtype)
-            learned = rows.requires_grad or gains.requires_grad
-            rows = rows * gains if learned else rows.mul_(gains)
+            rows.mul_(self._gains[first:last, None].to(rows.dtype))
         return rows
+
+    def _changeable(self, rows: Tensor) -> Tensor:
+        """Rows that may be changed in place: autograd takes no chain of such changes of views."""
+        return rows.clone() if self._learned else rows
 
     def transformed_rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last) of the coded part before its transforms are undone; see `step`."""
