@@ -96,10 +96,6 @@ def ours(subject: Subject, bits: int, grid: str) -> Callable[[], Tensor]:
     )
     statistics = MatrixStatistics(
         inputs=subject.inputs,
-        weighted_inputs=None,
-        outputs=None,
-        weighted_outputs=None,
-        energy=None,
         mean_abs=subject.inputs.diagonal().sqrt(),
         count=1,
     )

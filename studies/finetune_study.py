@@ -175,11 +175,7 @@ TITLES = {"untuned": "as compiled", "block": "block-wise", "e2e": "block-wise, e
 def table(study: Study, rows: list[dict[str, Any]]) -> list[str]:
     """The rows as Markdown, with the share of the gap that each closes."""
     lines = [
-        f"## {study.name}",
-        "",
-        f"Original: perplexity {rows[0]['reference']:.3f} over {rows[0]['tokens']:,} predicted "
-        f"tokens. Settings: `{json.dumps(study.settings)}`.",
-        "",
+        *_heading(study, rows),
         "| bits | factors start as | tuned | exact bits | file bytes | perplexity | KL (nats) "
         "| gap closed | seconds |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -202,11 +198,7 @@ def table(study: Study, rows: list[dict[str, Any]]) -> list[str]:
 def recipes_table(study: Study, rows: list[dict[str, Any]]) -> list[str]:
     """The rows of recipes without factors as Markdown."""
     lines = [
-        f"## {study.name}",
-        "",
-        f"Original: perplexity {rows[0]['reference']:.3f} over {rows[0]['tokens']:,} predicted "
-        f"tokens. Settings: `{json.dumps(study.settings)}`.",
-        "",
+        *_heading(study, rows),
         "| recipe | tuned | exact bits | file bytes | perplexity | KL (nats) |",
         "|---|---|---|---|---|---|",
     ]
@@ -217,6 +209,16 @@ def recipes_table(study: Study, rows: list[dict[str, Any]]) -> list[str]:
             f"| {row['perplexity']:.3f} | {row['kl']:.4f} |"
         )
     return [*lines, ""]
+
+
+def _heading(study: Study, rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"## {study.name}",
+        "",
+        f"Original: perplexity {rows[0]['reference']:.3f} over {rows[0]['tokens']:,} predicted "
+        f"tokens. Settings: `{json.dumps(study.settings)}`.",
+        "",
+    ]
 
 
 def _share(row: dict[str, Any], worst: float) -> float:

@@ -23,8 +23,7 @@ from reallm_compiler.models.blocks import hidden_states
 from reallm_compiler.models.sequences import read_texts
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.text import window_of
-from reallm_compiler.models.text_models import check_predicts_text, check_reads, usable_positions
-from reallm_compiler.models.tokenizer import load_tokenizer
+from reallm_compiler.models.text_models import check_reads, text_tokenizer, usable_positions
 from reallm_compiler.models.weights import shard_facts
 from reallm_compiler.planning.statistics import (
     measured_matrices,
@@ -64,14 +63,7 @@ def prepare(
         CalibrateError, SourceError: as `calibrate` does.
     """
     files = source_files(inventory, inventory.path)
-    check_predicts_text(files)
-    tokenizer = load_tokenizer(files.small, files.label)
-    if tokenizer is None:
-        raise SourceError(
-            "the model has no tokenizer, so no text can be read",
-            location=files.label,
-            hint="put its tokenizer.json beside config.json",
-        )
+    tokenizer = text_tokenizer(files)
     if options.own_text and paths:
         raise CalibrateError(
             "a text is given, and the model was to write one itself",

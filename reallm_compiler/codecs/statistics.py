@@ -34,10 +34,10 @@ class MatrixStatistics:
     """
 
     inputs: Tensor
-    weighted_inputs: Tensor | None
-    outputs: Tensor | None
-    weighted_outputs: Tensor | None
-    energy: float | None
+    weighted_inputs: Tensor | None = None
+    outputs: Tensor | None = None
+    weighted_outputs: Tensor | None = None
+    energy: float | None = None
     mean_abs: Tensor | None
     count: int
 

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from reallm_compiler.errors import EvaluationError, SourceError
+from reallm_compiler.errors import EvaluationError
 from reallm_compiler.evaluate.perplexity import Evaluation, evaluate
 from reallm_compiler.evaluate.text import check_same_tokenizer, read_text
-from reallm_compiler.models import tokenizer as tokenizers
 from reallm_compiler.models.build import ModelFiles, build_model
-from reallm_compiler.models.text_models import check_predicts_text
+from reallm_compiler.models.text_models import text_tokenizer
 from reallm_compiler.progress import Progress
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
@@ -153,14 +152,9 @@ def _model(
 
 def _tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     """The tokenizer, for a model whose class predicts text."""
-    check_predicts_text(files)
-    found: PreTrainedTokenizerBase | None = tokenizers.load_tokenizer(files.small, files.label)
-    if found is None:
-        raise SourceError(
-            "the model has no tokenizer, so no text can be evaluated",
-            location=files.label,
-            hint="put its tokenizer.json beside config.json; an archive must be compiled again",
-        )
+    found: PreTrainedTokenizerBase = text_tokenizer(
+        files, use="evaluated", hint="; an archive must be compiled again"
+    )
     return found
 
 

@@ -86,10 +86,13 @@ class Grid:
         Raises:
             UnfitError: groups do not divide the rows.
         """
-        p, q = self.codes.shape
+        self._check_rows()
+        return values.view(len(self.codes), -1)
+
+    def _check_rows(self) -> None:
+        q = self.codes.shape[1]
         if q % self.group:
             raise UnfitError(f"groups of {self.group} weights do not divide its rows of {q}")
-        return values.view(p, -1)
 
     def rows(self, order: Tensor) -> Grid:
         """The grid of the rows `order` [p].
@@ -115,10 +118,8 @@ class Grid:
         Raises:
             UnfitError: groups do not divide the rows.
         """
-        q = self.codes.shape[1]
-        if q % self.group:
-            raise UnfitError(f"groups of {self.group} weights do not divide its rows of {q}")
-        found = torch.arange(q, dtype=torch.int32) // self.group
+        self._check_rows()
+        found = torch.arange(self.codes.shape[1], dtype=torch.int32) // self.group
         if self.columns is None:
             return found
         return torch.empty_like(found).scatter_(0, self.columns, found)

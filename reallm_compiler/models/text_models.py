@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from reallm_compiler.errors import EvaluationError, ReallmError, SourceError
 from reallm_compiler.models.build import ModelFiles, class_of
+from reallm_compiler.models.tokenizer import load_tokenizer
 
 PROBE = 16
 """Tokens that a model is tried on."""
@@ -28,6 +29,28 @@ _POSITION_KEYS = (
     "seq_length",
     "max_target_positions",
 )
+
+
+def text_tokenizer(files: ModelFiles, *, use: str = "read", hint: str = "") -> Any:  # noqa: ANN401
+    """The tokenizer of a model whose class predicts text.
+
+    Args:
+        files: of the model.
+        use: what shall be done to a text, as messages say it.
+        hint: what else to do about a missing one.
+
+    Raises:
+        SourceError: the model predicts no text, or has no tokenizer, or one that cannot be loaded.
+    """
+    check_predicts_text(files)
+    found = load_tokenizer(files.small, files.label)
+    if found is None:
+        raise SourceError(
+            f"the model has no tokenizer, so no text can be {use}",
+            location=files.label,
+            hint=f"put its tokenizer.json beside config.json{hint}",
+        )
+    return found
 
 
 def check_predicts_text(files: ModelFiles) -> None:

@@ -31,10 +31,6 @@ def statistics_of(columns, seed=3):
     inputs[:, 1:] += 0.7 * inputs[:, :-1]
     return MatrixStatistics(
         inputs=inputs.T @ inputs / len(inputs),
-        weighted_inputs=None,
-        outputs=None,
-        weighted_outputs=None,
-        energy=None,
         mean_abs=inputs.abs().mean(0),
         count=len(inputs),
     )

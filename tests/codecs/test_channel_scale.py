@@ -31,10 +31,6 @@ def uneven(columns, seed=1):
     inputs[:, 1:] += 0.5 * inputs[:, :-1]
     return MatrixStatistics(
         inputs=inputs.T @ inputs / len(inputs),
-        weighted_inputs=None,
-        outputs=None,
-        weighted_outputs=None,
-        energy=None,
         mean_abs=inputs.abs().mean(0),
         count=len(inputs),
     )
@@ -145,10 +141,6 @@ def test_inputs_of_unknown_magnitude_are_taken_by_their_moments(gaussian):
     inputs[3] = inputs[:, 3] = 0
     given = MatrixStatistics(
         inputs=inputs,
-        weighted_inputs=None,
-        outputs=None,
-        weighted_outputs=None,
-        energy=None,
         mean_abs=None,
         count=1,
     )

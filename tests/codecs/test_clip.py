@@ -109,10 +109,6 @@ def test_the_metric_follows_the_order_of_the_columns():
     inputs = statistics.inputs[columns][:, columns]
     moved = some_statistics((8, 16), 3).__class__(
         inputs=inputs,
-        weighted_inputs=None,
-        outputs=None,
-        weighted_outputs=None,
-        energy=None,
         mean_abs=None,
         count=1,
     )

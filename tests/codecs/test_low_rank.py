@@ -171,10 +171,6 @@ def test_a_plan_in_the_metric_of_the_inputs(fit, gaussian, plan_of):
     x = gaussian(100, 24, seed=1) * torch.logspace(0, -1.5, 24)
     given = MatrixStatistics(
         inputs=x.t() @ x / 100,
-        weighted_inputs=None,
-        outputs=None,
-        weighted_outputs=None,
-        energy=None,
         mean_abs=x.abs().mean(0),
         count=100,
     )

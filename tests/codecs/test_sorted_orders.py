@@ -62,10 +62,7 @@ def test_act_order_sorts_by_the_moments_and_keeps_equals_in_order():
     outputs = torch.diag(torch.tensor([1.0, 2, 3, 3, 2, 1]))
     given = MatrixStatistics(
         inputs=inputs,
-        weighted_inputs=None,
         outputs=outputs,
-        weighted_outputs=None,
-        energy=None,
         mean_abs=statistics.mean_abs,
         count=4,
     )
@@ -126,7 +123,6 @@ def test_feedback_in_any_order_is_feedback_on_the_sorted_matrix():
         weighted_inputs=statistics.weighted_inputs[columns][:, columns],
         outputs=statistics.outputs[rows][:, rows],
         weighted_outputs=statistics.weighted_outputs[rows][:, rows],
-        energy=None,
         mean_abs=statistics.mean_abs[columns],
         count=statistics.count,
     )
@@ -151,10 +147,6 @@ def test_orders_of_rows_by_gradients_need_them():
     statistics = some_statistics((8, 6), 1)
     given = MatrixStatistics(
         inputs=statistics.inputs,
-        weighted_inputs=None,
-        outputs=None,
-        weighted_outputs=None,
-        energy=None,
         mean_abs=statistics.mean_abs,
         count=4,
     )

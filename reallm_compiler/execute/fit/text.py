@@ -10,12 +10,11 @@ from torch import Tensor
 
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.checkpoint.architecture import meta_model
-from reallm_compiler.errors import CompileError, SourceError
+from reallm_compiler.errors import CompileError
 from reallm_compiler.models.sequences import cut, permutation, pieces, read_texts
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.text import window_of
-from reallm_compiler.models.text_models import check_predicts_text, usable_positions
-from reallm_compiler.models.tokenizer import load_tokenizer
+from reallm_compiler.models.text_models import text_tokenizer, usable_positions
 from reallm_compiler.planning.fit import fit_blocks, fit_of
 from reallm_compiler.planning.model import Plan
 
@@ -65,14 +64,7 @@ def check_text(plan: Plan, inventory: Inventory, given: Paths | None) -> TextInp
         )
     texts, digest = read_texts(text_paths(given), CompileError)
     files = source_files(inventory, inventory.path)
-    check_predicts_text(files)
-    tokenizer = load_tokenizer(files.small, files.label)
-    if tokenizer is None:
-        raise SourceError(
-            "the model has no tokenizer, so no text can be read",
-            location=files.label,
-            hint="put its tokenizer.json beside config.json",
-        )
+    tokenizer = text_tokenizer(files)
     empty = meta_model(files.config, files.label)
     window = window_of(fit.window, [usable_positions(empty)], CompileError)
     parts = [piece for text in texts for piece in pieces(text)]
