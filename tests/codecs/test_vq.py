@@ -10,7 +10,7 @@ import torch
 from reallm_compiler.codecs import decode_matrix, encode_matrix
 from reallm_compiler.codecs.numerics.codebooks import read_codebook, store_codebook
 from reallm_compiler.codecs.numerics.packing import unpack
-from reallm_compiler.codecs.quantizers import vq
+from reallm_compiler.codecs.quantizers import vector_grid
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.errors import CodecError
 
@@ -39,7 +39,7 @@ def slow_vectors(weight, dim, axis):
 @pytest.mark.parametrize("dim", [1, 2, 3, 4])
 @pytest.mark.parametrize("per", [None, "tensor", "row", "column", "block"])
 def test_vectors_and_weights_by_plain_loops(shape, axis, dim, per, gaussian, plan_of, monkeypatch):
-    monkeypatch.setattr(vq, "CHUNK", 64)
+    monkeypatch.setattr(vector_grid, "CHUNK", 64)
     weight = gaussian(*shape)
     params = plan_of(quantizer=quantizer(2, dim, axis)).quantizer
     field = None
@@ -48,7 +48,7 @@ def test_vectors_and_weights_by_plain_loops(shape, axis, dim, per, gaussian, pla
         field = codec_of(stage).decoder(
             stage, shape, codec_of(stage).encode(stage, weight), torch.float32
         )
-    vectors = vq.MatrixVectors(params, weight, field)
+    vectors = vector_grid.MatrixVectors(params, weight, field)
     expected = slow_vectors(weight, dim, axis)
     inside = slow_vectors(torch.ones(shape), dim, axis)
     expected_weights = inside

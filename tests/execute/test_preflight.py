@@ -14,7 +14,7 @@ import reallm_compiler as reallm
 from reallm_cli.commands.compile import preflight_lines
 from reallm_compiler import system
 from reallm_compiler.codecs import fit_shared
-from reallm_compiler.codecs.quantizers import vq
+from reallm_compiler.codecs.quantizers import vector_grid
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute import preflight
 from reallm_compiler.execute.events import Preflight
@@ -176,13 +176,13 @@ def test_the_sample_of_a_group_is_what_was_counted(monkeypatch: pytest.MonkeyPat
     """As much as the coder really gathers, with fewer vectors than there are."""
     monkeypatch.setattr("reallm_compiler.storage.vq.SHARED_VECTORS", 3000)
     held = []
-    gathered = vq._Sample.vectors
+    gathered = vector_grid._Sample.vectors
 
     def recorded(self: Any) -> Any:
         held.append(gathered(self))
         return held[-1]
 
-    monkeypatch.setattr(vq._Sample, "vectors", recorded)
+    monkeypatch.setattr(vector_grid._Sample, "vectors", recorded)
     stages = {**SHARED, **VECTORS}
     shapes = {"a.weight": [64, 128], "b.weight": [64, 64], "c.weight": [30, 64]}
     plan = planned({"reallm": 1, "defaults": stages}, shapes)

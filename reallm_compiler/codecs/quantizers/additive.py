@@ -8,17 +8,17 @@ Source: Egiazarian et al. 2024 (AQLM). There a row is divided by its norm: `scal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import Latent, QuantizerCodec, RowDecoder, Shape
+from reallm_compiler.codecs.contract import Latent, RowDecoder, Shape
 from reallm_compiler.codecs.numerics.codebooks import read_codebook, store_codebook
 from reallm_compiler.codecs.numerics.packing import pack, rows_per_byte, unpack
 from reallm_compiler.codecs.numerics.sums import fit_books, nearest_sums, sums
 from reallm_compiler.codecs.numerics.vectors import Vectors
-from reallm_compiler.codecs.quantizers.vq import GridCoder, MatrixVectors, as_rows, gathered
+from reallm_compiler.codecs.quantizers.vector_grid import GridCodec, GridCoder, as_rows
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.stages import AdditiveQuantizer, Range
 from reallm_compiler.storage.vq import code_shape
@@ -84,23 +84,22 @@ class AdditiveDecoder(RowDecoder):
         return as_rows(sums(self._books, codes), "cols", (last - first, self._columns))
 
 
-class AdditiveCodec(QuantizerCodec[AdditiveQuantizer]):
+class AdditiveCodec(GridCodec[AdditiveQuantizer]):
     """Vectors as sums of words."""
 
-    def fit(self, params: AdditiveQuantizer, latent: Latent) -> Sections:
-        """The codebooks of one latent."""
-        vectors = MatrixVectors(params, latent.values, latent.scales)
-        return _fit(params, vectors, latent.generator)
-
-    def fit_group(
-        self,
-        params: AdditiveQuantizer,
-        latents: Iterable[Latent],
-        count: int,
-        generator: torch.Generator,
+    def learn(
+        self, params: AdditiveQuantizer, vectors: Vectors, generator: torch.Generator
     ) -> Sections:
-        """The common codebooks of several latents; see `vq.gathered`."""
-        return _fit(params, gathered(params, latents, count, generator), generator)
+        """Codebooks [M, 2^B, d]."""
+        books = fit_books(
+            vectors,
+            params.codebooks,
+            2**params.code_bits,
+            params.beam,
+            params.iterations,
+            generator,
+        )
+        return store_codebook(params.dtype, books)
 
     def coder(
         self,
@@ -124,15 +123,3 @@ class AdditiveCodec(QuantizerCodec[AdditiveQuantizer]):
         """Sums of words by their codes."""
         codes = sections["codes"]
         return AdditiveDecoder(params, shape, codes, read_codebook(sections, codes, dtype))
-
-
-def _fit(params: AdditiveQuantizer, vectors: Vectors, generator: torch.Generator) -> Sections:
-    books = fit_books(
-        vectors,
-        params.codebooks,
-        2**params.code_bits,
-        params.beam,
-        params.iterations,
-        generator,
-    )
-    return store_codebook(params.dtype, books)

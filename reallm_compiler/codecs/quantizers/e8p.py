@@ -19,7 +19,8 @@ from reallm_compiler.codecs.numerics.assignment import assign
 from reallm_compiler.codecs.numerics.lattice import SHIFT, e8_words, e8p_points, nearest_e8p
 from reallm_compiler.codecs.numerics.packing import pack
 from reallm_compiler.codecs.quantizers.scalar import look_up
-from reallm_compiler.codecs.quantizers.vq import GridCoder, VectorDecoder
+from reallm_compiler.codecs.quantizers.vector_grid import GridCoder
+from reallm_compiler.codecs.quantizers.vq import VectorDecoder
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.windows import WindowValues
 from reallm_compiler.stages import E8PQuantizer, Range
