@@ -55,8 +55,7 @@ class AffineCodec(ScalesCodec[AffineScales]):
             return sections
         # From the step as stored, so that the least weight stays near a level.
         step = decode_array(params, "scales", sections, len(step), step.dtype)
-        zero = torch.where(step > 0, -least / step, 0.0).round_().clamp_(0, last)
-        return sections | {ZEROS: pack(zero.to(torch.uint8), params.code_bits)}
+        return sections | _stored_zeros(params, step, least)
 
     def between(self, params: AffineScales, least: Tensor, largest: Tensor) -> Sections:
         """Steps, and zero points that stay where they are for small changes of the ends."""
@@ -65,8 +64,7 @@ class AffineCodec(ScalesCodec[AffineScales]):
         if params.symmetric:
             return {"scales": as_stored(params, 2 * torch.maximum(largest, -least) / last)}
         step = as_stored(params, (largest - least) / last)
-        zero = torch.where(step > 0, -least / step, 0.0).detach().round_().clamp_(0, last)
-        return {"scales": step, ZEROS: pack(zero.to(torch.uint8), params.code_bits)}
+        return {"scales": step, **_stored_zeros(params, step, least)}
 
     def decoder(
         self,
@@ -86,8 +84,14 @@ class AffineCodec(ScalesCodec[AffineScales]):
         sections = {"scales": field.scale.to(TORCH_DTYPES[DTYPES[params.dtype]])}
         if params.symmetric:
             return sections
-        zero = torch.where(field.scale > 0, -field.zero / field.scale, 0.0).round_()
-        return sections | {ZEROS: pack(zero.to(torch.uint8), params.code_bits)}
+        return sections | _stored_zeros(params, field.scale, field.zero)
+
+
+def _stored_zeros(params: AffineScales, step: Tensor, least: Tensor) -> Sections:
+    """The section of the zero points, the codes nearest to -least / step; without a gradient."""
+    zero = torch.where(step > 0, -least / step, 0.0).detach().round()
+    zero = zero.clamp_(0, 2**params.code_bits - 1)
+    return {ZEROS: pack(zero.to(torch.uint8), params.code_bits)}
 
 
 def integer_zeros(params: AffineScales, sections: Mapping[str, Tensor], count: int) -> Tensor:

@@ -10,15 +10,12 @@ Columns are followed by index, never by value: equal columns cannot collide.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import PermutationCodec, Shape
 from reallm_compiler.codecs.numerics.numbers import unit
-from reallm_compiler.codecs.orders import StoredOrder, positions_of, read_order
+from reallm_compiler.codecs.orders import OrderCodec, StoredOrder, positions_of
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.statistics import Metric
 from reallm_compiler.stages import NearestPermutation
@@ -28,7 +25,7 @@ DISTANCE_BYTES = 128 << 20
 """Bytes of distances that may be held at once, or twice the latent's own if that is more."""
 
 
-class NearestCodec(PermutationCodec[NearestPermutation]):
+class NearestCodec(OrderCodec[NearestPermutation]):
     """An order for each block of rows."""
 
     def encode(
@@ -37,16 +34,6 @@ class NearestCodec(PermutationCodec[NearestPermutation]):
         """The section of the orders of a latent [p, q], and the latent in that order."""
         order = StoredOrder(params.rows, columns=find_order(params, latent))
         return order.sections(), order.permute(latent)
-
-    def decoder(
-        self, params: NearestPermutation, shape: Shape, sections: Mapping[str, Tensor]
-    ) -> StoredOrder:
-        """The position of each column in the coded latent [p, q].
-
-        Raises:
-            CodecError: a position lies outside the latent.
-        """
-        return read_order(params.rows, shape, sections)
 
 
 def find_order(params: NearestPermutation, latent: Tensor) -> Tensor:

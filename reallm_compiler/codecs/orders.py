@@ -8,14 +8,16 @@ blocks of rows that share an order of the columns are blocks of the coded latent
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import ColumnOrder, Shape
+from reallm_compiler.codecs.contract import ColumnOrder, PermutationCodec, Shape
 from reallm_compiler.codecs.numerics.packing import pack, unpack
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.errors import CodecError
+from reallm_compiler.stages import PermutationStage
 from reallm_compiler.storage.orders import COLUMNS, ROWS, row_blocks
 from reallm_compiler.units import index_bits
 
@@ -92,19 +94,34 @@ class StoredOrder(ColumnOrder):
             start = stop
 
 
-def read_order(size: int | str, shape: Shape, sections: Mapping[str, Tensor]) -> StoredOrder:
-    """The orders of a latent [p, q] by their sections.
+O = TypeVar("O", bound=PermutationStage)  # noqa: E741 - order
 
-    Raises:
-        CodecError: a position lies outside the latent.
-    """
-    p, q = shape
-    columns = rows = None
-    if COLUMNS in sections:
-        columns = _positions(sections[COLUMNS], row_blocks(size, p), q, "column")
-    if ROWS in sections:
-        rows = _positions(sections[ROWS], 1, p, "row")[0]
-    return StoredOrder(size, columns=columns, rows=rows)
+
+class OrderCodec(PermutationCodec[O]):
+    """The codec of a kind that stores orders; its `rows` say how many rows share one of columns."""
+
+    def decoder(self, params: O, shape: Shape, sections: Mapping[str, Tensor]) -> StoredOrder:
+        """The stored orders of a latent [p, q].
+
+        Raises:
+            CodecError: a position lies outside the latent.
+        """
+        (p, q), size = shape, cast(OrderedRows, params).rows
+        columns = rows = None
+        if COLUMNS in sections:
+            columns = _positions(sections[COLUMNS], row_blocks(size, p), q, "column")
+        if ROWS in sections:
+            rows = _positions(sections[ROWS], 1, p, "row")[0]
+        return StoredOrder(size, columns=columns, rows=rows)
+
+
+class OrderedRows(Protocol):
+    """Parameters of a kind that stores orders."""
+
+    @property
+    def rows(self) -> int | str:
+        """Rows that share one order of the columns, or `all`."""
+        ...
 
 
 def positions_of(visits: Tensor) -> Tensor:

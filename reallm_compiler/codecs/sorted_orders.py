@@ -8,21 +8,18 @@ The largest comes first; among equals their own order stays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract import PermutationCodec, Shape
 from reallm_compiler.codecs.numerics.numbers import unit
-from reallm_compiler.codecs.orders import StoredOrder, positions_of, read_order
+from reallm_compiler.codecs.orders import OrderCodec, StoredOrder, positions_of
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.statistics import Metric
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import ActOrderPermutation, NormSortedPermutation
 
 
-class NormSortedCodec(PermutationCodec[NormSortedPermutation]):
+class NormSortedCodec(OrderCodec[NormSortedPermutation]):
     """Rows by their norms, then the columns of each block of rows."""
 
     def encode(
@@ -41,18 +38,8 @@ class NormSortedCodec(PermutationCodec[NormSortedPermutation]):
         order = StoredOrder(params.rows, columns=columns, rows=rows)
         return order.sections(), order.permute(latent)
 
-    def decoder(
-        self, params: NormSortedPermutation, shape: Shape, sections: Mapping[str, Tensor]
-    ) -> StoredOrder:
-        """The stored orders of a latent [p, q].
 
-        Raises:
-            CodecError: a position lies outside the latent.
-        """
-        return read_order(params.rows, shape, sections)
-
-
-class ActOrderCodec(PermutationCodec[ActOrderPermutation]):
+class ActOrderCodec(OrderCodec[ActOrderPermutation]):
     """One order of the columns, one of the rows."""
 
     def encode(
@@ -77,16 +64,6 @@ class ActOrderCodec(PermutationCodec[ActOrderPermutation]):
             rows = _sorted(moments.outputs.diagonal()).to(latent.device)
         order = StoredOrder("all", columns=columns, rows=rows)
         return order.sections(), order.permute(latent)
-
-    def decoder(
-        self, params: ActOrderPermutation, shape: Shape, sections: Mapping[str, Tensor]
-    ) -> StoredOrder:
-        """The stored orders of a latent [p, q].
-
-        Raises:
-            CodecError: a position lies outside the latent.
-        """
-        return read_order("all", shape, sections)
 
 
 def _sorted(sizes: Tensor) -> Tensor:

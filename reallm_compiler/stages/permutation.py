@@ -68,6 +68,11 @@ class ActOrderPermutation(PermutationStage):
     sides: Sides = "columns"
 
     @property
+    def rows(self) -> Rows:
+        """One order of the columns for all rows."""
+        return "all"
+
+    @property
     def needs_statistics(self) -> bool:
         """Yes."""
         return True

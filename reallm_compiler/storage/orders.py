@@ -52,7 +52,7 @@ class SortedLaw(SizeLaw[NormSortedPermutation | ActOrderPermutation]):
         """The orders for a latent [p, q]."""
         found = []
         if params.sides != "rows":
-            found.append(column_orders(getattr(params, "rows", "all"), shape))
+            found.append(column_orders(params.rows, shape))
         if params.sides != "columns":
             found.append(_orders(ROWS, 1, shape[0]))
         return found
