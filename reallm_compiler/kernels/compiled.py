@@ -27,6 +27,7 @@ from reallm_compiler.kernels.packed import PackedMatrix
 from reallm_compiler.kernels.plain import PlainProduct
 from reallm_compiler.kernels.sides import Sides, sides_of
 from reallm_compiler.kernels.targets import TARGETS
+from reallm_compiler.units import ceil_div
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 """Types of activations, by their names in kernels."""
@@ -322,7 +323,7 @@ class CompiledProduct:
 
 
 def _up(count: int, step: int) -> int:
-    return -(-count // step) * step
+    return ceil_div(count, step) * step
 
 
 def _padded(values: Tensor | None, count: int) -> Tensor | None:

@@ -12,6 +12,7 @@ from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage.base import Context, Shape
 from reallm_compiler.storage.registry import size_law_of
 from reallm_compiler.storage.windows import CodeWindows, ScaleArrays
+from reallm_compiler.units import ceil_div
 
 STEP = 64
 """Codes that a kernel takes in one step."""
@@ -69,15 +70,15 @@ class Form:
 
     def lines(self, shape: Shape) -> int:
         """Lines of codes of a latent [p, q]."""
-        return -(-shape[0] // self.line_rows)
+        return ceil_div(shape[0], self.line_rows)
 
     def line_codes(self, shape: Shape) -> int:
         """Codes of a line of a latent [p, q]."""
-        return -(-shape[1] // self.streams)
+        return ceil_div(shape[1], self.streams)
 
     def padded_codes(self, shape: Shape) -> int:
         """Codes of a line with those that only zeros of inputs meet, up to whole periods."""
-        return -(-self.line_codes(shape) // self.period) * self.period
+        return ceil_div(self.line_codes(shape), self.period) * self.period
 
 
 def form_of(plan: MatrixPlan, shape: Shape) -> Form | None:

@@ -16,7 +16,7 @@ from reallm_compiler.kernels.llvm_text_numbers import (
     product_sum,
     sum_lanes,
 )
-from reallm_compiler.kernels.llvm_text_product import Lines, Steps, grouped
+from reallm_compiler.kernels.llvm_text_product import Lines, Steps, begin_sums, grouped
 from reallm_compiler.storage.windows import ScaleArrays
 
 SCALES = ("block_scales", "block_supers", "block_offset")
@@ -32,10 +32,7 @@ def write_block_sums(text: Text, form: Form, target: Steps, tokens: int) -> None
     arrays = form.blocks
     assert arrays is not None
     with text.function(f"sums{tokens}", "i64 %first", "i64 %last", "i64 %from"):
-        target.begin()
-        names = [text.let(f"add i64 %from, {token}") for token in range(tokens)]
-        for name in names:
-            target.token(name)
+        names = begin_sums(text, target, tokens)
         lines = Lines(text)
         blocks = Blocks(text, arrays, lines.periods)
         with text.loop("%first", "%last") as line:

@@ -59,14 +59,20 @@ class Steps(Protocol):
         """i64 for each row of a line, with `bias` times the sum of the activations too much."""
 
 
+def begin_sums(text: Text, target: Steps, tokens: int) -> list[str]:
+    """What functions `sums<tokens>` begin with; the tokens, %from and those after it."""
+    target.begin()
+    names = [text.let(f"add i64 %from, {token}") for token in range(tokens)]
+    for name in names:
+        target.token(name)
+    return names
+
+
 def write_row_sums(text: Text, form: Form, target: Steps, tokens: int) -> None:
     """The function `sums<tokens>(job, first line, last line, first token)` without blocks."""
     rows = form.line_rows
     with text.function(f"sums{tokens}", "i64 %first", "i64 %last", "i64 %from"):
-        target.begin()
-        names = [text.let(f"add i64 %from, {token}") for token in range(tokens)]
-        for name in names:
-            target.token(name)
+        names = begin_sums(text, target, tokens)
         lines = Lines(text)
         scales, shifts = text.pointer("row_scales"), text.pointer("row_shifts")
         with text.loop("%first", "%last") as line:

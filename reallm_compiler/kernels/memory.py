@@ -7,6 +7,8 @@ import threading
 import torch
 from torch import Tensor
 
+from reallm_compiler.units import ceil_div
+
 ALIGNMENT = 64
 """Bytes at a multiple of which each part begins."""
 
@@ -42,4 +44,4 @@ def own_tensors(*wanted: tuple[int, int, torch.dtype]) -> list[Tensor]:
 
 def aligned(size: int) -> int:
     """A number of bytes after which another part can begin."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return ceil_div(size, ALIGNMENT) * ALIGNMENT

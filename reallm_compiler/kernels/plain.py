@@ -17,6 +17,7 @@ from torch import Tensor
 from reallm_compiler.codecs.decode import MatrixDecoder, residual_terms, work_dtype
 from reallm_compiler.errors import CodecError
 from reallm_compiler.kernels.packed import PackedMatrix
+from reallm_compiler.units import ceil_div
 
 KEPT = 32
 """A decoder is kept between calls if its own numbers take at most one in so many of the bytes of
@@ -133,7 +134,7 @@ class PlainProduct:
         p, q = self._packed.shape
         result = torch.empty(len(rows), q, dtype=self._dtype, device=self._packed.device)
         start = rows.start - rows.start % whole.step
-        stop = min(-(-rows.stop // whole.step) * whole.step, p)
+        stop = min(ceil_div(rows.stop, whole.step) * whole.step, p)
         for first, last in whole.panels():
             low, high = max(first, start), min(last, stop)
             if low >= high:

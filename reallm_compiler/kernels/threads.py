@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 
+from reallm_compiler.units import ceil_div
+
 NAMES = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
 
@@ -70,7 +72,7 @@ def run_shares(work: Callable[[int, int], object], lines: int, threads: int, ste
         threads: how many share them.
         step: shares are multiples of so many lines.
     """
-    pieces = -(-lines // step)
+    pieces = ceil_div(lines, step)
     ends = [min(pieces * part // threads * step, lines) for part in range(threads + 1)]
     later = [
         _pool().submit(work, first, last) for first, last in pairwise(ends[1:]) if first < last
