@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -24,6 +26,32 @@ REFUSALS = ("too small for", "overflow", "zero everywhere")
 """What a codec says of numbers that a narrow type cannot hold."""
 
 
+def coded_or_refused(
+    plan: MatrixPlan, weight: Tensor, seed: int, times: int = 1
+) -> tuple[Any, ...] | None:
+    """Sections of its group, and the coded matrix some times; None if a type is too narrow."""
+    shape = (weight.shape[0], weight.shape[1])
+    try:
+        shared = fit_shared(plan, [weight, weight.t()], seed=2) if plan.share else {}
+        made = (
+            encode_matrix(
+                plan,
+                weight,
+                seed=seed,
+                source_dtype="f32",
+                shared=shared,
+                statistics=some_statistics(shape, seed),
+            )
+            for _ in range(times)
+        )
+        return (shared, *made)
+    except CodecError as error:
+        # Factors of full rank leave rounding alone, and gains of rows of near zeros have no bound.
+        if not any(text in error.message for text in REFUSALS):
+            raise
+        return None
+
+
 def check_plan(plan: MatrixPlan, shape: tuple[int, int], seed: int) -> bool:
     """Code a random matrix of a shape by a plan and decode it.
 
@@ -36,24 +64,10 @@ def check_plan(plan: MatrixPlan, shape: tuple[int, int], seed: int) -> bool:
         assert all(len(text) > 5 for text in layout.refusal)
         return False
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    try:
-        shared = fit_shared(plan, [weight, weight.t()], seed=2) if plan.share else {}
-        first, second = (
-            encode_matrix(
-                plan,
-                weight,
-                seed=seed,
-                source_dtype="f32",
-                shared=shared,
-                statistics=some_statistics(shape, seed),
-            )
-            for _ in range(2)
-        )
-    except CodecError as error:
-        # Factors of full rank leave rounding alone, and gains of rows of near zeros have no bound.
-        if not any(text in error.message for text in REFUSALS):
-            raise
+    made = coded_or_refused(plan, weight, seed, times=2)
+    if made is None:
         return False
+    shared, first, second = made
     check_sections({**shared, **first.sections}, layout.sections)
     assert all(torch.isfinite(values.float()).all() for values in first.sections.values())
     for role, values in first.sections.items():

@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs import decode_matrix, encode_matrix, fit_shared
-from reallm_compiler.errors import CodecError
+from reallm_compiler.codecs import decode_matrix
 from reallm_compiler.kernels.packed import PackedForm, PackedMatrix
 from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage import dora
 from reallm_compiler.storage.matrix import layout_of
-from tests.codecs.size_law import REFUSALS, some_statistics
+from tests.codecs.size_law import coded_or_refused
 
 
 def packed_matrix(
@@ -23,20 +22,10 @@ def packed_matrix(
         return None
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(shape, generator=generator)
-    try:
-        shared = fit_shared(plan, [weight, weight.t()], seed=2) if plan.share else {}
-        coded = encode_matrix(
-            plan,
-            weight,
-            seed=seed,
-            source_dtype="f32",
-            shared=shared,
-            statistics=some_statistics(shape, seed),
-        )
-    except CodecError as error:
-        if not any(text in error.message for text in REFUSALS):
-            raise
+    made = coded_or_refused(plan, weight, seed)
+    if made is None:
         return None
+    shared, coded = made
     sections = {**shared, **coded.sections}
     if column_gain:
         sections["column_gain"] = torch.rand(shape[1], generator=generator).half() + 0.5
