@@ -32,9 +32,9 @@ from reallm_compiler.calibration.prepare import Prepared, prepare
 from reallm_compiler.calibration.schedule import Schedule
 from reallm_compiler.calibration.sequences import predicted
 from reallm_compiler.calibration.spill import Spill, hidden_bytes
-from reallm_compiler.calibration.text import as_paths
 from reallm_compiler.checkpoint import Inventory, open_source
 from reallm_compiler.errors import CalibrateError
+from reallm_compiler.models.sequences import as_paths
 from reallm_compiler.models.weights import Weights, shard_facts
 from reallm_compiler.planning.statistics import (
     StatisticsForm,

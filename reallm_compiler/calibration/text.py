@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,10 +26,3 @@ def draw_sequences(
     found = cut(tokenizer, texts, window, options.separator, CalibrateError)
     order = permutation(len(found), options.seed, "samples")[: options.samples].tolist()
     return [found.ids[number, : int(found.lengths[number])].tolist() for number in order]
-
-
-def as_paths(text: Any) -> tuple[str | os.PathLike[str], ...]:  # noqa: ANN401
-    """One path, several, or none as a tuple."""
-    if text is None:
-        return ()
-    return (text,) if isinstance(text, str | os.PathLike) else tuple(text)

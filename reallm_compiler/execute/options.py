@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.execute.events import Event
+from reallm_compiler.models.sequences import Paths
 from reallm_compiler.recipe import Recipe
 
 OnEvent = Callable[[Event], None]
@@ -28,7 +29,7 @@ class CompileOptions:
     device: str = "auto"
     workers: int | None = None
     statistics: str | os.PathLike[str] | None = None
-    text: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None
+    text: Paths | None = None
     only: str | None = None
     resume: str = "auto"
     force: bool = False

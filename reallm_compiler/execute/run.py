@@ -16,11 +16,12 @@ from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.errors import CompileError, OutputError, SourceError
 from reallm_compiler.execute.archive import compile_archive
 from reallm_compiler.execute.events import CompileReport, Event, Preflight, TaskDone
-from reallm_compiler.execute.fit.text import check_text, text_paths
+from reallm_compiler.execute.fit.text import check_text
 from reallm_compiler.execute.options import CompileOptions, OnEvent, ignore_event
 from reallm_compiler.execute.preflight import DEVICE_TYPES
 from reallm_compiler.execute.statistics import check_statistics
 from reallm_compiler.execute.trial import run_trial, trial_plan, work_of
+from reallm_compiler.models.sequences import as_paths
 from reallm_compiler.models.weights import check_duplicates
 from reallm_compiler.planning.build import build, open_model
 from reallm_compiler.planning.fit import fit_of
@@ -164,7 +165,7 @@ def _compile(options: CompileOptions, stop: StopRequest) -> CompileReport:
         inventory.path or None,
         options.recipe_file,
         options.statistics,
-        *text_paths(options.text),
+        *as_paths(options.text),
     )
     measured = check_statistics(plan, inventory, options.statistics)
     text = check_text(plan, inventory, options.text)

@@ -23,12 +23,14 @@ from torch import Tensor, nn
 
 from reallm_compiler.errors import FinetuneError
 from reallm_compiler.finetune.events import BatchDone, BlockDone
-from reallm_compiler.finetune.optimizer import Adam, rate, restore
+from reallm_compiler.finetune.optimizer import rate, restore
 from reallm_compiler.finetune.options import BlockOptions
 from reallm_compiler.finetune.original import Original
 from reallm_compiler.finetune.state import State
 from reallm_compiler.models.blocks import Block, calls_of, hidden_states, run_block
 from reallm_compiler.models.sequences import Sequences, permutation
+from reallm_compiler.runs.optimizer import Adam
+from reallm_compiler.runs.state import under
 from reallm_compiler.runtime.tunable import TunableModel
 
 
@@ -185,7 +187,7 @@ class BlockWise:
         least = float(within.get("least", math.nan))
         epoch, idle = int(within.get("epoch", 0)), int(within.get("idle", 0))
         if within:
-            adam.load(_under("adam/", tensors))
+            adam.load(under("adam/", tensors))
             best = {name: tensors[f"best/{name}"].to(self.device) for name in best}
         else:
             first = least = self._held_out(number, block, inputs[1], targets[1])
@@ -301,11 +303,3 @@ def _squared(output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 def _count(mask: Tensor, output: Tensor) -> int:
     return int(mask.sum()) * output.shape[-1]
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }

@@ -20,12 +20,13 @@ from torch.utils.checkpoint import checkpoint
 from reallm_compiler.errors import FinetuneError
 from reallm_compiler.finetune.events import StepDone
 from reallm_compiler.finetune.loss import VocabularyLoss
-from reallm_compiler.finetune.optimizer import Adam, rate, restore
+from reallm_compiler.finetune.optimizer import rate, restore
 from reallm_compiler.finetune.options import EndToEndOptions
 from reallm_compiler.finetune.state import State
 from reallm_compiler.finetune.text import batch_indices
 from reallm_compiler.models.blocks import Block
 from reallm_compiler.models.sequences import Sequences
+from reallm_compiler.runs.optimizer import Adam
 from reallm_compiler.runtime.tunable import TunableModel
 
 PROBE = 16

@@ -1,4 +1,4 @@
-"""The optimizer: learning rate by step, and Adam with a state that can be stored."""
+"""Learning rates by step, and values put back."""
 
 from __future__ import annotations
 
@@ -27,42 +27,3 @@ def restore(parameters: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(values[name])
-
-
-class Adam:
-    """Adam over named parameters, whose state can be stored and taken up again.
-
-    Args:
-        parameters: what is tuned, by name.
-        betas: decay of the two moments.
-    """
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], betas: tuple[float, float]) -> None:
-        self.parameters = dict(parameters)
-        self._adam = torch.optim.Adam(self.parameters.values(), betas=betas, foreach=False)
-
-    def step(self, lr: float) -> None:
-        """One step down the gradients, which are then forgotten."""
-        for group in self._adam.param_groups:
-            group["lr"] = lr
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
-
-    def state(self) -> dict[str, Tensor]:
-        """The moments and counts, by parameter's name."""
-        found = {}
-        for name, parameter in self.parameters.items():
-            for key, value in self._adam.state.get(parameter, {}).items():
-                found[f"{name}/{key}"] = value.detach().cpu()
-        return found
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take up a state that `state` gave."""
-        for name, parameter in self.parameters.items():
-            own = {
-                key: state[f"{name}/{key}"].to(parameter.device if key != "step" else "cpu")
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{name}/{key}" in state
-            }
-            if own:
-                self._adam.state[parameter] = {key: value.clone() for key, value in own.items()}

@@ -36,7 +36,7 @@ from reallm_compiler.finetune.state import State
 from reallm_compiler.finetune.store import write_adapter, write_model
 from reallm_compiler.finetune.text import check_number, split
 from reallm_compiler.models.blocks import Block, UnfitBlocksError, find_blocks
-from reallm_compiler.models.sequences import Sequences, cut, read_texts
+from reallm_compiler.models.sequences import Sequences, as_paths, cut, read_texts
 from reallm_compiler.models.text import window_of
 from reallm_compiler.models.text_models import check_predicts_text, check_reads, usable_positions
 from reallm_compiler.planning.document import fixed_text
@@ -109,7 +109,7 @@ def finetune(
     """
     began = time.monotonic()
     target = Path(output).absolute()
-    paths = (text,) if isinstance(text, str | PathLike) else tuple(text)
+    paths = as_paths(text)
     check_file(target, force=force)
     refuse_inputs(target, archive, adapter, decoder, *paths)
     chosen_device = choose_device(device, FinetuneError)

@@ -55,6 +55,17 @@ class Sequences:
         return int((self.lengths - 1).sum())
 
 
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""One path, or several."""
+
+
+def as_paths(given: Paths | None) -> tuple[str | os.PathLike[str], ...]:
+    """One path, several, or none as a tuple."""
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str | os.PathLike) else tuple(given)
+
+
 def read_texts(
     paths: Sequence[str | os.PathLike[str]], error: type[ReallmError]
 ) -> tuple[list[str], bytes]:

@@ -62,6 +62,15 @@ def load_state(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise ValueError(str(error)) from error
 
 
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
 def remove_state(path: Path) -> None:
     """Remove a state file and what a kill left of its next one."""
     path.unlink(missing_ok=True)

@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from reallm_compiler.runs.optimizer import Adam
+
 
 class Optimizer(Protocol):
     """Steps of some parameters."""
@@ -28,8 +30,8 @@ class Optimizer(Protocol):
 class Signs:
     """Each number moves by the learning rate, against the sign of its gradient (AutoRound)."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters = parameters
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = parameters.values()
 
     @torch.no_grad()
     def step(self, rates: Sequence[float]) -> None:
@@ -47,45 +49,7 @@ class Signs:
         """Nothing."""
 
 
-class Adam:
-    """Adam (Kingma and Ba) with its usual settings but the rates."""
-
-    KEYS = ("step", "exp_avg", "exp_avg_sq")
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        groups = [{"params": [parameter]} for parameter in parameters]
-        self._parameters = parameters
-        self._adam = torch.optim.Adam(groups, foreach=False)
-
-    def step(self, rates: Sequence[float]) -> None:
-        """See `Optimizer`."""
-        for group, rate in zip(self._adam.param_groups, rates, strict=True):
-            group["lr"] = rate
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
-
-    def state(self) -> dict[str, Tensor]:
-        """The moments and counts, by number of the parameter."""
-        return {
-            f"{number}/{key}": value.detach().cpu().clone()
-            for number, parameter in enumerate(self._parameters)
-            for key, value in self._adam.state.get(parameter, {}).items()
-        }
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """See `Optimizer`."""
-        for number, parameter in enumerate(self._parameters):
-            found = {
-                key: state[f"{number}/{key}"] for key in self.KEYS if f"{number}/{key}" in state
-            }
-            if found:
-                self._adam.state[parameter] = {
-                    key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
-                    for key, value in found.items()
-                }
-
-
-OPTIMIZERS: Mapping[str, Callable[[Sequence[nn.Parameter]], Optimizer]] = {
+OPTIMIZERS: Mapping[str, Callable[[Mapping[str, nn.Parameter]], Optimizer]] = {
     "adam": Adam,
     "sign": Signs,
 }

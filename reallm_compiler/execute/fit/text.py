@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,14 +9,12 @@ from torch import Tensor
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.checkpoint.architecture import meta_model
 from reallm_compiler.errors import CompileError
-from reallm_compiler.models.sequences import cut, permutation, pieces, read_texts
+from reallm_compiler.models.sequences import Paths, as_paths, cut, permutation, pieces, read_texts
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.text import window_of
 from reallm_compiler.models.text_models import text_tokenizer, usable_positions
 from reallm_compiler.planning.fit import fit_blocks, fit_of
 from reallm_compiler.planning.model import Plan
-
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +28,6 @@ class TextInput:
 
     digest: bytes
     ids: Tensor
-
-
-def text_paths(given: Paths | None) -> list[str | os.PathLike[str]]:
-    """One path, several, or none as a list."""
-    if given is None:
-        return []
-    return [given] if isinstance(given, str | os.PathLike) else list(given)
 
 
 def check_text(plan: Plan, inventory: Inventory, given: Paths | None) -> TextInput | None:
@@ -62,7 +51,7 @@ def check_text(plan: Plan, inventory: Inventory, given: Paths | None) -> TextInp
             "this recipe learns by a text, and none is given",
             hint="give one or more UTF-8 files with `--text FILE`",
         )
-    texts, digest = read_texts(text_paths(given), CompileError)
+    texts, digest = read_texts(as_paths(given), CompileError)
     files = source_files(inventory, inventory.path)
     tokenizer = text_tokenizer(files)
     empty = meta_model(files.config, files.label)

@@ -14,6 +14,7 @@ from reallm_compiler.codecs.callback import State, TrainingCallback
 from reallm_compiler.execute.fit.blocks import Weights
 from reallm_compiler.execute.fit.optimizer import OPTIMIZERS, Optimizer
 from reallm_compiler.models.sequences import permutation
+from reallm_compiler.runs.state import under
 from reallm_compiler.stages import BlockFit, FitWord
 
 Error = Callable[[Tensor, Weights], Tensor]
@@ -98,11 +99,11 @@ class Training:
         else:
             epoch = int(saved["epoch"])
             first, least = (float(value) for value in saved["errors"])
-            self._restore(_under("theta/", saved))
-            best = _under("best/", saved)
-            optimizer.load(_under("optimizer/", saved))
+            self._restore(under("theta/", saved))
+            best = under("best/", saved)
+            optimizer.load(under("optimizer/", saved))
         lost = None
-        while epoch < self._fit.epochs and lost is None:
+        while epoch < self._fit.epochs:
             lost = self._epoch(epoch, optimizer)
             if lost is not None:
                 break
@@ -149,7 +150,7 @@ class Training:
         return math.sqrt(error / self._scale) if self._scale else 0.0
 
     def _optimizer(self) -> Optimizer:
-        parameters = [one.parameter for one in self._learned.values()]
+        parameters = {name: one.parameter for name, one in self._learned.items()}
         return OPTIMIZERS[self._fit.optimizer](parameters)
 
     def _values(self) -> dict[str, Tensor]:
@@ -170,11 +171,3 @@ class Training:
             **{f"best/{name}": value for name, value in best.items()},
             **{f"optimizer/{name}": value for name, value in optimizer.state().items()},
         }
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
