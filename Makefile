@@ -13,7 +13,7 @@ QUICK := tests/test_layers.py tests/test_distribution.py tests/formats tests/rec
   --ignore tests/formats/test_hostile.py --ignore tests/codecs/test_vq.py \
   --ignore tests/codecs/test_trellis.py --ignore tests/codecs/test_hnerv.py
 
-.PHONY: demo test quick slow faults triton vllm check coverage wheel lint types format docs clean
+.PHONY: demo test quick slow properties faults triton vllm check coverage wheel lint types format docs clean
 
 # The main job on the bundled model: calibrate, compile, verify, size, perplexity, a few generated lines.
 demo: $(VENV)/.runtime
@@ -30,6 +30,10 @@ quick: $(VENV)/.dev
 # Tests of a minute and more.
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m slow
+
+# The property tests with new random examples: what they find becomes an `@example`.
+properties: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS) -m hypothesis --hypothesis-profile random tests
 
 # Kills, signals, full disks and forged files, at length: an hour and more.
 faults: $(VENV)/.dev

@@ -133,6 +133,7 @@ class _Codes(nn.Module):
         self._places = None if order is None else _places(shape, order).to(rest.device)
         self._fixed: Tensor | None = None
         self._moved: Tensor | None = None
+        self._ends_moved: tuple[Tensor, Tensor] | None = None
         free = plan.model_copy(update={"quantizer": NoQuantizer(dtype="float32")})
         self._decoding = layout_of(free, shape, layout.source_dtype)
         (self._role,) = (spec.role for spec in self._decoding.sections_of(free.quantizer))
@@ -205,12 +206,13 @@ class _Codes(nn.Module):
 
     @torch.no_grad()
     def _begin(self, sections: Mapping[str, Tensor]) -> None:
-        """Move those numbers of the latent onto their level that were coded by another value.
+        """Move ends of groups, and numbers of the latent, to where they were coded from.
 
         A residual that was fitted anew after the codes, such as outliers, leaves something else.
         """
         plan, shape = self._plan, self._shape
         latent = self._latent(sections)
+        self._begin_ends(latent, sections)
         y = self._normalized(latent, sections)
         _, nearest = self._coder(y).quantize(y, slice(0, shape[1]))
         decoder = codec_of(plan.quantizer).decoder(
@@ -222,10 +224,38 @@ class _Codes(nn.Module):
             steps = (coded - y) * scale.rows(0, shape[0])
             self._moved = torch.where(coded == nearest, 0.0, steps)
 
+    def _begin_ends(self, latent: Tensor, sections: Mapping[str, Tensor]) -> None:
+        """Move the ends of those groups whose stored scales span another range."""
+        made = self._scales(latent)
+        if all(
+            torch.equal(one.to(sections[role].dtype), sections[role]) for role, one in made.items()
+        ):
+            return
+        stored, spanned = self._spans(sections), self._spans({**sections, **made})
+        found = self._ends(latent)
+        self._ends_moved = (
+            torch.where(stored[0] == spanned[0], 0.0, stored[0] - found[0]),
+            torch.where(stored[1] == spanned[1], 0.0, stored[1] - found[1]),
+        )
+
+    def _spans(self, sections: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the outermost levels of each group decode to, each [groups]."""
+        params: Any = self._plan.scales
+        field: ScaleField = codec_of(params).decoder(params, self._shape, sections, torch.float32)
+        p = self._shape[0]
+        scale, zero = field.rows(0, p), field.zero_rows(0, p)  # [p, q]
+        middle = 0.0 if zero is None else zero
+        least, _ = extremes(params, self._low * scale + middle)
+        _, largest = extremes(params, self._high * scale + middle)
+        return least, largest
+
     def _ends(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Least and largest value of each group, each [groups]."""
         scales: Any = self._plan.scales  # one with groups, as `from_ends` says
-        return extremes(scales, latent)
+        least, largest = extremes(scales, latent)
+        if self._ends_moved is None:
+            return least, largest
+        return least + self._ends_moved[0], largest + self._ends_moved[1]
 
     def _scales(self, latent: Tensor) -> Sections:
         """Sections of the scales of the clipped range; none where they do not learn so."""
