@@ -23,4 +23,4 @@ class ChannelScaleLaw(SizeLaw[ChannelScale]):
         """The Gram matrix in float32, and the matrix scaled, coded, decoded and its error moved."""
         p, q = shape
         size = 4 * (q * q + 4 * p * q) if params.alpha == "search" else 0
-        return Cost(host_bytes=size, device_bytes=size)
+        return Cost(host_bytes=size)

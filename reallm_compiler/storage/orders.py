@@ -66,4 +66,4 @@ class SortedLaw(SizeLaw[NormSortedPermutation | ActOrderPermutation]):
         """A copy of the latent in float32, or the moments that it is sorted by in float64."""
         p, q = shape
         size = 8 * (p * p + q * q) if params.needs_statistics else 4 * p * q
-        return Cost(host_bytes=size, device_bytes=size)
+        return Cost(host_bytes=size)

@@ -61,7 +61,7 @@ def search_cost(params: GroupScales, shape: Shape) -> Cost:
         return Cost()
     p, q = shape
     size = 4 * 4 * p * q + (12 * q * q if params.needs_statistics else 0)
-    return Cost(host_bytes=size, device_bytes=size)
+    return Cost(host_bytes=size)
 
 
 class ScalesLaw(SizeLaw[GroupScales]):

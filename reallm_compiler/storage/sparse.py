@@ -126,4 +126,4 @@ class SparseLaw(ResidualLaw[Sparse]):
         """Scores, and with statistics the metric, its factor and its inverse in float64."""
         p, q = shape
         size = 8 * p * q + (8 * 4 * q * q if params.needs_statistics else 0)
-        return Cost(host_bytes=size, device_bytes=size)
+        return Cost(host_bytes=size)
