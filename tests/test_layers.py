@@ -14,6 +14,7 @@ LAYERS = {
     "reallm_compiler.distribution": 1,
     "reallm_compiler.errors": 1,
     "reallm_compiler.hints": 1,
+    "reallm_compiler.numbers": 1,
     "reallm_compiler.tensors": 1,
     "reallm_compiler.units": 1,
     "reallm_compiler.system": 1,

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from reallm_cli.mistakes import CommandLineError
-from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.terminal import Terminal
 from reallm_compiler.hints import did_you_mean, nearest
+from reallm_compiler.recipe.plain_yaml import to_yaml
 from reallm_formats import Archive
 
 

@@ -13,8 +13,8 @@ from typing import Self
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from reallm_cli.numbers import duration_text, grouped, size_text
 from reallm_cli.terminal import Terminal
+from reallm_compiler.numbers import duration_text, grouped, size_text
 from reallm_compiler.system import peak_memory
 
 LINE_SECONDS = 10.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reallm_cli.numbers import bits_text, counted, error_text
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
+from reallm_compiler.numbers import bits_text, counted, error_text
 
 if TYPE_CHECKING:
     from reallm_compiler.evaluate.survey_report import Survey

@@ -3,41 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from reallm_cli.kinds import Kind, kinds_of
-from reallm_cli.numbers import amount_text, bits_column, error_text, grouped, share_text
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
+from reallm_compiler.numbers import amount_text, bits_column, error_text, grouped, share_text
 from reallm_compiler.planning.budget import Budget, MatrixBudget
+from reallm_compiler.planning.kinds import Kind, kinds_of
 from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.opened import Stored
 from reallm_compiler.storage.matrix import TERMS
 from reallm_formats import SectionEntry
 
 TERM_LABELS = {"low_rank": "low rank"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stored:
-    """Bytes that really stand in a file, counted from its own table of sections.
-
-    Attributes:
-        matrices: bytes of each coded matrix, with its part of what its group shares.
-        coded, kept, other: bytes of all coded matrices, kept tensors, and embedded files.
-        header, manifest, padding: the container's own.
-        file: length of the file, from the file system.
-    """
-
-    matrices: Mapping[str, int]
-    coded: int
-    kept: int
-    other: int
-    header: int
-    manifest: int
-    padding: int
-    file: int
 
 
 def show_sizes(

@@ -10,14 +10,14 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reallm_cli import numbers
-from reallm_cli.kinds import kinds_of, pattern_of
-from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.progress import ProgressBar, Reporter
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal, escape
+from reallm_compiler import numbers
 from reallm_compiler.hints import did_you_mean, nearest
 from reallm_compiler.planning.build import plan
+from reallm_compiler.planning.kinds import kinds_of, pattern_of
+from reallm_compiler.recipe.plain_yaml import to_yaml
 
 
 @pytest.mark.parametrize(

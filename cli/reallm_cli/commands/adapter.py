@@ -8,8 +8,8 @@ from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand, ExampleGroup
 from reallm_cli.libraries import quiet_libraries
 from reallm_cli.mistakes import check_archive_path
-from reallm_cli.numbers import counted
 from reallm_cli.terminal import Terminal
+from reallm_compiler.numbers import counted
 
 
 @click.group(

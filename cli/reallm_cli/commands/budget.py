@@ -9,14 +9,15 @@ import click
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_recipe_path
-from reallm_cli.numbers import counted
-from reallm_cli.opened import Opened, is_archive, open_facts
+from reallm_cli.opened import is_archive, open_facts
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
-from reallm_cli.views import Stored, differences, show_sizes
+from reallm_cli.views import differences, show_sizes
 from reallm_compiler.hints import did_you_mean, nearest
+from reallm_compiler.numbers import counted
 from reallm_compiler.planning.collector import resting_collector
 from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.opened import Opened, Stored
 
 
 @click.command(
@@ -153,6 +154,6 @@ def _explain(
 
 
 def _value(value: object) -> str:
-    from reallm_cli.plain_yaml import to_yaml
+    from reallm_compiler.recipe.plain_yaml import to_yaml
 
     return to_yaml(value)

@@ -12,9 +12,9 @@ from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_libraries
 from reallm_cli.mistakes import CommandLineError
-from reallm_cli.numbers import counted, duration_text, grouped, size_text
 from reallm_cli.progress import ProgressBar, Reporter, peak_text
 from reallm_cli.terminal import Terminal
+from reallm_compiler.numbers import counted, duration_text, grouped, size_text
 
 if TYPE_CHECKING:
     from reallm_compiler.calibration.events import CalibrateReport, Event, Started

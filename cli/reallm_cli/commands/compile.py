@@ -11,7 +11,12 @@ from reallm_cli.commands.inspect import show_archive
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import check_recipe_path
-from reallm_cli.numbers import (
+from reallm_cli.opened import open_facts
+from reallm_cli.progress import ProgressBar, Reporter
+from reallm_cli.terminal import Terminal
+from reallm_cli.views import show_matrices
+from reallm_compiler.execute.events import Checked, Event, FellBack, Preflight, Training
+from reallm_compiler.numbers import (
     amount_text,
     counted,
     duration_text,
@@ -20,11 +25,6 @@ from reallm_cli.numbers import (
     rate_text,
     size_text,
 )
-from reallm_cli.opened import open_facts
-from reallm_cli.progress import ProgressBar, Reporter
-from reallm_cli.terminal import Terminal
-from reallm_cli.views import show_matrices
-from reallm_compiler.execute.events import Checked, Event, FellBack, Preflight, Training
 
 TRAINING_SECONDS = 10.0
 """Seconds between two lines about trainings."""

@@ -7,9 +7,9 @@ import click
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import check_archive_path
-from reallm_cli.numbers import counted
 from reallm_cli.progress import BytesReporter
 from reallm_cli.terminal import Terminal
+from reallm_compiler.numbers import counted
 
 
 @click.command(

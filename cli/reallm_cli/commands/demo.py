@@ -16,12 +16,13 @@ from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_libraries
 from reallm_cli.mistakes import check_recipe_path
-from reallm_cli.numbers import bits_text, counted, duration_text, grouped
-from reallm_cli.opened import Opened, open_facts
+from reallm_cli.opened import open_facts
 from reallm_cli.progress import ProgressBar
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import differences, show_sizes
+from reallm_compiler.numbers import bits_text, counted, duration_text, grouped
+from reallm_compiler.planning.opened import Opened
 from reallm_formats import BITS
 
 RECIPE = "reallm-2bit"

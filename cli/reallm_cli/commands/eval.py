@@ -11,12 +11,12 @@ from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_harness, quiet_libraries
 from reallm_cli.mistakes import CommandLineError, check_archive_path, check_text_path
-from reallm_cli.numbers import counted, grouped
 from reallm_cli.options import cost_option, decoder_option
 from reallm_cli.progress import Reporter
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.distribution import VERSION
+from reallm_compiler.numbers import counted, grouped
 
 
 @click.command(

@@ -12,11 +12,11 @@ from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_libraries
 from reallm_cli.mistakes import CommandLineError, check_archive_path
-from reallm_cli.numbers import size_text
 from reallm_cli.options import cost_option, decoder_option
 from reallm_cli.progress import Reporter
 from reallm_cli.terminal import Terminal
 from reallm_compiler.integrations.formats import FORMATS
+from reallm_compiler.numbers import size_text
 from reallm_compiler.publish import LIST
 
 

@@ -11,13 +11,13 @@ from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_libraries
 from reallm_cli.mistakes import CommandLineError, check_archive_path
-from reallm_cli.numbers import counted, duration_text, grouped, size_text
 from reallm_cli.opened import is_archive
 from reallm_cli.options import cost_option, decoder_option
 from reallm_cli.progress import Reporter, peak_text
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.errors import RecipeError
+from reallm_compiler.numbers import counted, duration_text, grouped, size_text
 from reallm_compiler.recipe.document import read_text
 from reallm_compiler.recipe.nodes import to_plain
 from reallm_compiler.recipe.scalars import read_scalar

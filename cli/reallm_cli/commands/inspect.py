@@ -14,16 +14,16 @@ from reallm_cli.commands.inspect_statistics import inspect_statistics
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_archive_path
-from reallm_cli.numbers import bits_text, error_text, grouped
-from reallm_cli.opened import Opened, open_facts
+from reallm_cli.opened import open_facts
 from reallm_cli.options import cost_option, decoder_option
-from reallm_cli.plain_yaml import to_yaml
 from reallm_cli.tables import show_facts
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import section_json, show_sections, show_sizes
 from reallm_compiler.hints import did_you_mean, nearest
+from reallm_compiler.numbers import bits_text, error_text, grouped
 from reallm_compiler.planning.budget import MatrixBudget
-from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.planning.opened import Opened
+from reallm_compiler.recipe.plain_yaml import in_reading_order, to_yaml
 from reallm_formats import Archive, names
 
 
@@ -137,31 +137,11 @@ def show_archive(
     show_facts(terminal, facts, title="archive")
     terminal.data()
     terminal.data(terminal.text("recipe", style="bold"))
-    terminal.data(terminal.text(to_yaml(_in_reading_order(opened.plan.recipe), 2)))
+    terminal.data(terminal.text(to_yaml(in_reading_order(opened.plan.recipe), 2)))
     terminal.data()
     show_sizes(terminal, opened.plan, opened.plan.budget(), errors=opened.errors)
     for alias, tensor in sorted(opened.plan.ties.items()):
         terminal.data(terminal.text(f"tied: {alias} is {tensor}, stored once"))
-
-
-_ORDER = (
-    "reallm", "seed", "statistics", "defaults", "rules", "finetune", "match", "role",
-    "min_fraction", "except", "layers", "set", "keep", "optional", "note", "kind",
-    *MatrixPlan.model_fields,
-)  # fmt: skip
-
-
-def _in_reading_order(value: Any) -> Any:  # noqa: ANN401
-    """Plain data with the keys of its maps in the order in which a recipe is read.
-
-    An archive stores maps sorted, which puts `dora` before `quantizer`.
-    """
-    if isinstance(value, Mapping):
-        keys = sorted(value, key=lambda key: _ORDER.index(key) if key in _ORDER else len(_ORDER))
-        return {key: _in_reading_order(value[key]) for key in keys}
-    if isinstance(value, list | tuple):
-        return [_in_reading_order(item) for item in value]
-    return value
 
 
 def _whole_json(opened: Opened, decoders: Mapping[str, str | None]) -> dict[str, Any]:
@@ -226,7 +206,7 @@ def _show_matrix(terminal: Terminal, opened: Opened, row: MatrixBudget) -> None:
     show_facts(terminal, facts, title=row.name)
     terminal.data()
     terminal.data(terminal.text("plan", style="bold"))
-    terminal.data(terminal.text(to_yaml(_in_reading_order(matrix.plan.plain()), 2)))
+    terminal.data(terminal.text(to_yaml(in_reading_order(matrix.plan.plain()), 2)))
     terminal.data()
     show_sections(terminal, opened.sections_of(matrix))
 

@@ -9,13 +9,13 @@ from typing import Any
 from reallm_cli.archive_views import archive_facts, archive_json, show_settings
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.mistakes import CommandLineError
-from reallm_cli.numbers import amount_text, grouped, share_text
-from reallm_cli.opened import provenance_text
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import section_json, show_sections
 from reallm_compiler.hints import did_you_mean, nearest
+from reallm_compiler.numbers import amount_text, grouped, share_text
 from reallm_compiler.planning.decoders import open_decoder_file
+from reallm_compiler.planning.opened import provenance_text
 from reallm_compiler.stages import Hnerv
 from reallm_compiler.storage import hnerv_costs as costs
 from reallm_compiler.storage import hnerv_structure as structure

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.mistakes import CommandLineError, check_archive_path
-from reallm_cli.numbers import error_text
 from reallm_cli.terminal import Terminal
+from reallm_compiler.numbers import error_text
 
 
 def show_heatmap(

@@ -6,10 +6,10 @@ from typing import Any
 
 from reallm_cli.archive_views import archive_facts, archive_json, rows_named, show_settings
 from reallm_cli.exit_codes import ExitCode
-from reallm_cli.numbers import grouped
-from reallm_cli.opened import provenance_text
 from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
+from reallm_compiler.numbers import grouped
+from reallm_compiler.planning.opened import provenance_text
 from reallm_formats import Archive, StatisticsEntry, names, section_bytes
 
 

@@ -7,10 +7,10 @@ import click
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_archive_path
-from reallm_cli.numbers import counted, size_text
 from reallm_cli.options import cost_option, decoder_option
 from reallm_cli.progress import BytesReporter
 from reallm_cli.terminal import Terminal
+from reallm_compiler.numbers import counted, size_text
 from reallm_compiler.publish import LIST
 
 

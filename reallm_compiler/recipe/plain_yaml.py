@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reallm_compiler.stages import MatrixPlan
+
 LINE = 110
 """Columns that a map on one line may take."""
 
@@ -79,3 +81,23 @@ def _quoted(text: str) -> str:
         char if char.isprintable() else f"\\U{ord(char):08x}"
         for char in json.dumps(text, ensure_ascii=False)
     )
+
+
+_ORDER = (
+    "reallm", "seed", "statistics", "defaults", "rules", "finetune", "match", "role",
+    "min_fraction", "except", "layers", "set", "keep", "optional", "note", "kind",
+    *MatrixPlan.model_fields,
+)  # fmt: skip
+
+
+def in_reading_order(value: Any) -> Any:  # noqa: ANN401
+    """Plain data with the keys of its maps in the order in which a recipe is read.
+
+    An archive stores maps sorted, which puts `dora` before `quantizer`.
+    """
+    if isinstance(value, Mapping):
+        keys = sorted(value, key=lambda key: _ORDER.index(key) if key in _ORDER else len(_ORDER))
+        return {key: in_reading_order(value[key]) for key in keys}
+    if isinstance(value, list | tuple):
+        return [in_reading_order(item) for item in value]
+    return value
