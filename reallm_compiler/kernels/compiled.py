@@ -298,8 +298,9 @@ class CompiledProduct:
             values, target = sides.values, TARGETS[self._target]
             bias, unit = target.bias(form), target.unit(form)
             sections = packed.sections
+            shift = values.shift - form.blocks.zero - values.unit * bias
             self._set(
-                numbers=torch.tensor([values.unit * unit, values.shift - values.unit * bias]),
+                numbers=torch.tensor([values.unit * unit, shift]),
                 block_scales=sections["scales"],
                 block_supers=sections.get("scales_super"),
                 block_offset=sections.get("scales_offset"),

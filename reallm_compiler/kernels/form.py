@@ -102,8 +102,6 @@ def form_of(plan: MatrixPlan, shape: Shape) -> Form | None:
     whole = shape[1] % arrays.block == 0 and (arrays.block in (16, 32) or arrays.block % STEP == 0)
     if not whole or codes.dim > 1 or arrays.dtype not in SCALE_DTYPES or arrays.block > 4096:
         return None
-    if arrays.bits not in (None, 8):
-        return None
     if len(codes.widths) > 1 or codes.widths[0] != codes.window:
         return None  # blocks lie on columns in their own order
     return replace(form, blocks=arrays)

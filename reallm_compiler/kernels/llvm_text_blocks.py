@@ -15,9 +15,10 @@ from reallm_compiler.kernels.llvm_text_numbers import (
     load_numbers,
     product_sum,
     sum_lanes,
+    unpacked,
 )
 from reallm_compiler.kernels.llvm_text_product import Lines, Steps, begin_sums, grouped
-from reallm_compiler.storage.windows import ScaleArrays
+from reallm_compiler.storage.windows import NumberArray, ScaleArrays
 
 SCALES = ("block_scales", "block_supers", "block_offset")
 ZEROS = ("block_zeros", "zero_supers", "zero_offset")
@@ -80,12 +81,22 @@ def _line(text: Text, form: Form, target: Steps, names: list[str], blocks: Block
     return list(turn.values)
 
 
+def _together(array: NumberArray, lanes: int) -> bool:
+    """Whether so many numbers of an array, from a multiple of them on, can be decoded at once: they
+    are whole bytes, and have one super-scale.
+    """
+    if lanes == 1 or array.bits is None:
+        return True
+    return array.superblock % lanes == 0 and lanes * array.bits % 8 == 0
+
+
 class Blocks:
     """Scales of the blocks of a line, decoded: unit s, and shift s + z."""
 
     def __init__(self, text: Text, arrays: ScaleArrays, periods: str) -> None:
         self._text = text
         self._arrays = arrays
+        self._given = [one for one in (arrays.scales, arrays.zeros) if one is not None]
         self._count = text.slot("row_blocks")
         # The last step may reach beyond the last block, to where inputs are zeros.
         most = text.let(f"mul i64 {periods}, {max(1, STEP // arrays.block)}")
@@ -111,39 +122,71 @@ class Blocks:
             rest = text.let(f"urem i64 {count}, {lanes}")
             whole = text.let(f"icmp eq i64 {rest}, 0")
             until = text.let(f"select i1 {whole}, i64 {count}, i64 {done}")
-            if self._arrays.bits is not None and self._arrays.superblock % lanes:
-                continue  # such a group would have several super-scales
+            if not all(_together(array, lanes) for array in self._given):
+                continue
             with text.loop(done, until, lanes) as turn:
                 self._group(text.let(f"add i64 {start}, {turn.index}"), turn.index, lanes)
             done = until
 
     def _group(self, group: str, place: str, lanes: int) -> None:
         text, kind = self._text, f"<{lanes} x float>"
-        scale = self._numbers(SCALES, group, lanes)
+        arrays = self._arrays
+        scale = self._numbers(SCALES, arrays.scales, group, lanes)
         unit, shift = (text.spread("float", lanes, one) for one in (self._unit, self._shift))
         value = text.let(f"fmul {kind} {scale}, {unit}")
         text.store(kind, value, self._scales, place, "float")
+        zeros = arrays.zeros and self._numbers(ZEROS, arrays.zeros, group, lanes)
+        if arrays.zeros is not None and arrays.zeros.integers:
+            shift = text.let(f"fsub {kind} {shift}, {zeros}")
         value = text.let(f"fmul {kind} {scale}, {shift}")
-        if self._arrays.zeros:
-            value = text.let(f"fadd {kind} {value}, {self._numbers(ZEROS, group, lanes)}")
+        if arrays.zeros is not None and not arrays.zeros.integers:
+            value = text.let(f"fadd {kind} {value}, {zeros}")
         text.store(kind, value, self._shifts, place, "float")
 
-    def _numbers(self, slots: tuple[str, str, str], group: str, lanes: int) -> str:
+    def _numbers(
+        self, slots: tuple[str, str, str], array: NumberArray, group: str, lanes: int
+    ) -> str:
         """Decoded scales, or zero points, of groups; as `codecs.scales` does it."""
-        text, arrays, kind = self._text, self._arrays, f"<{lanes} x float>"
+        text, dtype, kind = self._text, self._arrays.dtype, f"<{lanes} x float>"
         values, supers, offset = (text.pointer(slot) for slot in slots)
-        if arrays.bits is None:
-            return load_numbers(text, arrays.dtype, values, group, lanes)
-        codes = text.load(f"<{lanes} x i8>", values, group)
+        if array.bits is None:
+            return load_numbers(text, dtype, values, group, lanes)
+        codes = self._codes(values, array.bits, group, lanes)
         codes = text.let(f"uitofp <{lanes} x i8> {codes} to {kind}")
-        home = text.let(f"udiv i64 {group}, {arrays.superblock}")
-        top = load_numbers(text, arrays.dtype, supers, home, 1)
-        step = text.let(f"fdiv <1 x float> {top}, {constants('float', [number(255.0)])}")
-        step = text.let(f"extractelement <1 x float> {step}, i64 0")
-        step = text.spread("float", lanes, step)
-        least = text.spread("float", lanes, text.load("float", offset))
+        if array.integers:
+            return codes
+        home = text.let(f"udiv i64 {group}, {array.superblock}")
+        top = load_numbers(text, dtype, supers, home, 1)
+        levels = constants("float", [number(float(2**array.bits - 1))])
+        step = text.let(f"fdiv <1 x float> {top}, {levels}")
+        if self._arrays.offset == "matrix":
+            least = load_numbers(text, "f32", offset, 0, 1)
+        else:
+            least = load_numbers(text, dtype, offset, home, 1)
+        step, least = (text.shuffle("float", 1, one, [0] * lanes) for one in (step, least))
         value = text.let(f"fmul {kind} {codes}, {step}")
         return text.let(f"fadd {kind} {value}, {least}")
+
+    def _codes(self, values: str, bits: int, group: str, lanes: int) -> str:
+        """<lanes x i8>: codes from that of a group on; see `_together`."""
+        text = self._text
+        first = text.let(f"mul i64 {group}, {bits}")
+        byte = text.let(f"lshr i64 {first}, 3")
+        if lanes > 1:
+            size = lanes * bits // 8
+            return unpacked(text, text.load(f"<{size} x i8>", values, byte), bits, lanes)
+        last = text.let(f"add i64 {first}, {bits - 1}")
+        last = text.let(f"lshr i64 {last}, 3")
+        low, high = (
+            text.let(f"zext i8 {text.load('i8', values, place)} to i64") for place in (byte, last)
+        )
+        high = text.let(f"shl i64 {high}, 8")
+        by = text.let(f"and i64 {first}, 7")
+        code = text.let(f"or i64 {low}, {high}")
+        code = text.let(f"lshr i64 {code}, {by}")
+        code = text.let(f"and i64 {code}, {(1 << bits) - 1}")
+        code = text.let(f"trunc i64 {code} to i8")
+        return text.let(f"insertelement <1 x i8> poison, i8 {code}, i64 0")
 
     def scales(self, index: str) -> str:
         """<16 x float>: unit s of the lanes of a block, or of the blocks of a step."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from reallm_compiler.codecs.windows import WindowValues
 from reallm_compiler.kernels.form import STEP, Form
 from reallm_compiler.kernels.llvm_text import constants
+from reallm_compiler.kernels.llvm_text_numbers import unpacked
 from reallm_compiler.kernels.llvm_text_wide import Wide
 
 
@@ -71,13 +72,6 @@ class Evened(Wide):
                 value = text.let(f"or {kind} {value}, {more}")
             spread = text.let(f"bitcast {kind} {value} to <64 x i8>")
         else:
-            starts = [bits * code for code in range(STEP)]
-            pairs = [min(start // 8 + half, size) for start in starts for half in (0, 1)]
-            zeros = "zeroinitializer"
-            both = text.shuffle("i8", size, data, pairs, zeros)
-            words = text.let(f"bitcast <128 x i8> {both} to <64 x i16>")
-            shifts = constants("i16", [start % 8 for start in starts])
-            words = text.let(f"lshr <64 x i16> {words}, {shifts}")
-            spread = text.let(f"trunc <64 x i16> {words} to <64 x i8>")
+            return unpacked(text, data, bits, STEP)
         mask = constants("i8", [(1 << bits) - 1] * STEP)
         return text.let(f"and <64 x i8> {spread}, {mask}")

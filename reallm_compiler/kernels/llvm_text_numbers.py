@@ -43,6 +43,19 @@ def load_numbers(text: Text, dtype: str, pointer: str, index: str | int, count: 
     return text.let(f"bitcast <{count} x i32> {bits} to {floats}")
 
 
+def unpacked(text: Text, data: str, bits: int, count: int) -> str:
+    """<count x i8>: codes that lie one after the other in <count bits / 8 x i8>."""
+    size, starts = count * bits // 8, [bits * code for code in range(count)]
+    pairs = [min(start // 8 + half, size) for start in starts for half in (0, 1)]
+    words = f"<{count} x i16>"
+    both = text.shuffle("i8", size, data, pairs, "zeroinitializer")
+    value = text.let(f"bitcast <{2 * count} x i8> {both} to {words}")
+    shifts = constants("i16", [start % 8 for start in starts])
+    value = text.let(f"lshr {words} {value}, {shifts}")
+    value = text.let(f"and {words} {value}, {constants('i16', [(1 << bits) - 1] * count)}")
+    return text.let(f"trunc {words} {value} to <{count} x i8>")
+
+
 def store_numbers(
     text: Text, dtype: str, value: str, pointer: str, index: str | int, *, exact: bool = False
 ) -> None:

@@ -288,8 +288,9 @@ def _array(packed: PackedMatrix, name: str, decoded: Tensor) -> Array:
     offset = sections.get(f"{name}_offset")
     if stored is not None and supers is not None and offset is not None:
         arrays = size_law_of(packed.plan.scales).scale_arrays(packed.plan.scales)
-        if arrays is not None and arrays.bits == 8:
-            return Array(values=stored, supers=supers, offset=offset, each=arrays.superblock)
+        array = None if arrays is None else getattr(arrays, name)
+        if array is not None and array.bits == 8 and arrays.offset == "matrix":
+            return Array(values=stored, supers=supers, offset=offset, each=array.superblock)
     elif stored is not None and stored.is_floating_point():
         return Array(values=stored, supers=stored, offset=stored)
     decoded = decoded.contiguous()

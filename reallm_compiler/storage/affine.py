@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from reallm_compiler.stages import AffineScales
-from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape, SizeLaw
-from reallm_compiler.storage.scales import ZEROS, array_sections, group_count, search_cost
+from reallm_compiler.storage.base import DTYPES, Context, Cost, SectionSpec, Shape, SizeLaw
+from reallm_compiler.storage.scales import (
+    ZEROS,
+    array_sections,
+    group_count,
+    number_array,
+    search_cost,
+)
+from reallm_compiler.storage.windows import NumberArray, ScaleArrays
 
 
 class AffineLaw(SizeLaw[AffineScales]):
@@ -18,6 +25,19 @@ class AffineLaw(SizeLaw[AffineScales]):
             dtype = f"b{params.code_bits}"
             found.append(SectionSpec(role=ZEROS, dtype=dtype, shape=(count,), term="scales"))
         return found
+
+    def scale_arrays(self, params: AffineScales) -> ScaleArrays:
+        """Scales, and integers as zero points: stored ones, or the same one for all."""
+        stored = None if params.symmetric else NumberArray(bits=params.code_bits)
+        return ScaleArrays(
+            per=params.per,
+            block=params.block,
+            dtype=DTYPES[params.dtype],
+            scales=number_array(params, "scales"),
+            zeros=stored,
+            zero=2 ** (params.code_bits - 1) if params.symmetric else 0,
+            offset=params.offset,
+        )
 
     def cost(self, params: AffineScales, shape: Shape, context: Context) -> Cost:
         """What a search takes."""

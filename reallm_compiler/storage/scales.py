@@ -11,7 +11,7 @@ from __future__ import annotations
 from reallm_compiler.stages import GroupScales
 from reallm_compiler.storage.base import DTYPES, Context, Cost, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.values import Finite
-from reallm_compiler.storage.windows import ScaleArrays
+from reallm_compiler.storage.windows import NumberArray, ScaleArrays
 from reallm_compiler.units import ceil_div
 
 ZEROS = "zeros"
@@ -55,6 +55,12 @@ def array_sections(
     ]
 
 
+def number_array(params: GroupScales, name: str) -> NumberArray:
+    """How such an array is read."""
+    bits, superblock = params.second_level(name)
+    return NumberArray() if bits is None else NumberArray(bits=bits, superblock=superblock)
+
+
 def search_cost(params: GroupScales, shape: Shape) -> Cost:
     """Where shares are searched: the latent scaled, decoded, its errors; and the metric."""
     if not params.searched:
@@ -87,16 +93,13 @@ class ScalesLaw(SizeLaw[GroupScales]):
         """What a search takes."""
         return search_cost(params, shape)
 
-    def scale_arrays(self, params: GroupScales) -> ScaleArrays | None:
-        """The arrays, where all have one form and a second level counts from one offset."""
-        levels = {params.second_level(name) for name in self.arrays}
-        if len(levels) > 1 or (params.bits is not None and params.offset != "matrix"):
-            return None
+    def scale_arrays(self, params: GroupScales) -> ScaleArrays:
+        """The arrays."""
         return ScaleArrays(
             per=params.per,
             block=params.block,
             dtype=DTYPES[params.dtype],
-            bits=params.bits,
-            superblock=params.superblock,
-            zeros=ZEROS in self.arrays,
+            scales=number_array(params, "scales"),
+            zeros=number_array(params, ZEROS) if ZEROS in self.arrays else None,
+            offset=params.offset,
         )

@@ -38,21 +38,43 @@ class CodeWindows:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NumberArray:
+    """How an array of scales or of zero points is stored.
+
+    Attributes:
+        bits: of codes, packed one after the other; None for numbers.
+        superblock: codes that share a super-scale; 0 for codes that are the numbers themselves.
+    """
+
+    bits: int | None = None
+    superblock: int = 0
+
+    @property
+    def integers(self) -> bool:
+        """Whether codes are the numbers themselves."""
+        return self.bits is not None and not self.superblock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ScaleArrays:
     """How scales, and zero points where there are any, are stored.
 
     Attributes:
         per: which weights share a scale: `tensor`, `row`, `column` or `block`.
         block: consecutive weights of a row in a block.
-        dtype: stored type of the scales, or of the super-scales, a name of the container.
-        bits: of the codes of a second level; None for one level.
-        superblock: scales that share a super-scale.
-        zeros: there are zero points, stored in the same way.
+        dtype: stored type of numbers and of super-scales, a name of the container.
+        scales: the array of the scales s.
+        zeros: the array of the zero points, which are added to weights; those that are integers z
+            are meant as -s z. None without.
+        zero: an integer z that all groups have without storing it.
+        offset: codes count from one float32 for the whole `matrix`, or from a number of each
+            `superblock`, of type `dtype`.
     """
 
     per: str
     block: int
     dtype: str
-    bits: int | None
-    superblock: int
-    zeros: bool
+    scales: NumberArray
+    zeros: NumberArray | None = None
+    zero: int = 0
+    offset: Literal["matrix", "superblock"] = "matrix"

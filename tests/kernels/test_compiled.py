@@ -70,12 +70,59 @@ PLANS: dict[str, dict[str, Any]] = {
         "transform": [HADAMARD],
         "residual": {"kind": "low_rank", "rank": 1},
     },
+    "uniform, integer zero points": {
+        "quantizer": {"kind": "uniform", "bits": 2},
+        "scales": {"kind": "affine", "code_bits": 2, "block": 16, "dtype": "float16"},
+        "permutation": {"kind": "norm_sorted", "sides": "columns"},
+    },
+    "uniform, integer zero points of 3 bits": {
+        "quantizer": {"kind": "uniform", "bits": 3},
+        "scales": {"kind": "affine", "code_bits": 3, "block": 64, "dtype": "float16"},
+    },
+    "uniform, integer zero points, two levels": {
+        "quantizer": {"kind": "uniform", "bits": 4},
+        "scales": {
+            "kind": "affine",
+            "code_bits": 4,
+            "block": 16,
+            "bits": 5,
+            "superblock": 8,
+            "offset": "superblock",
+            "dtype": "bfloat16",
+        },
+    },
+    "uniform, symmetric": {
+        "quantizer": {"kind": "uniform", "bits": 4},
+        "scales": {"kind": "affine", "code_bits": 4, "symmetric": True, "block": 16},
+    },
+    "uniform, integer zero points of rows": {
+        "quantizer": {"kind": "uniform", "bits": 5},
+        "scales": {"kind": "affine", "code_bits": 5, "per": "row"},
+    },
+    "uniform, levels of their own": {
+        "quantizer": {"kind": "uniform", "bits": 3},
+        "scales": {
+            "kind": "minmax",
+            "block": 16,
+            "bits": 3,
+            "superblock": 16,
+            "zero_bits": 7,
+            "zero_superblock": 4,
+            "offset": "superblock",
+            "dtype": "float16",
+        },
+    },
     "uniform, long blocks": {
         "quantizer": {"kind": "uniform", "bits": 8},
         "scales": {"kind": "absmax", "block": 320, "dtype": "bfloat16"},
     },
 }
-LONG = {"uniform, long blocks": (9, 640), "normal_float, two levels, rotated": (20, 192)}
+LONG = {
+    "uniform, long blocks": (9, 640),
+    "normal_float, two levels, rotated": (20, 192),
+    "uniform, integer zero points of 3 bits": (9, 192),
+    "uniform, levels of their own": (9, 256),
+}
 SOME = [
     "trellis, two widths",
     "vq of rows",
