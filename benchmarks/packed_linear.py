@@ -24,16 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import random_sections
 from benchmarks.timing import add_options, conditions, interleaved
-from reallm_compiler.codecs.numerics.packing import pack
-from reallm_compiler.codecs.sections import stored_dtype, stored_shape
 from reallm_compiler.kernels import jit
 from reallm_compiler.kernels.choose import product_for
 from reallm_compiler.kernels.packed import PackedForm, PackedMatrix
 from reallm_compiler.stages import MatrixPlan
-from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.matrix import layout_of
-from reallm_compiler.storage.values import Ones
 
 ROTATED = {"transform": [{"kind": "hadamard"}], "scales": {"kind": "rms", "per": "tensor"}}
 ROW = {"kind": "rms", "per": "row", "dtype": "float16"}
@@ -70,21 +67,8 @@ LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 def random_matrix(words: dict[str, Any], shape: tuple[int, int]) -> PackedMatrix:
     """A packed matrix of a plan with random sections."""
-    form = PackedForm(layout=layout_of(MatrixPlan.model_validate(words), shape, "bf16"))
-    return form.with_sections([random_section(spec) for spec in form.specs])
-
-
-def random_section(spec: SectionSpec) -> Tensor:
-    dtype, shape = stored_dtype(spec), stored_shape(spec)
-    if isinstance(spec.values, Ones):
-        mask = torch.zeros(spec.shape[0], dtype=torch.uint8)
-        mask[torch.randperm(len(mask))[: spec.values.count]] = 1
-        return pack(mask, 1)
-    if dtype == torch.uint8:
-        return torch.randint(0, 256, shape, dtype=dtype)
-    if dtype == torch.int8:
-        return torch.randint(-127, 128, shape, dtype=dtype)
-    return (torch.rand(shape) / 100 + 0.01).to(dtype)
+    layout = layout_of(MatrixPlan.model_validate(words), shape, "bf16")
+    return random_sections.random_matrix(PackedForm(layout=layout), int(torch.randint(1 << 31, ())))
 
 
 def in_turn(calls: list[Callable[[], object]]) -> Callable[[], object]:

@@ -1,6 +1,7 @@
 """Where each shipped recipe runs from its codes, and the time of a token: docs/running.md's table.
 
-    python benchmarks/running.py
+    python -m benchmarks.running
+    python -m benchmarks.running --where demo/model     # which matrices of a model have kernels
 
 For each recipe the plan of a linear layer of 4096 x 4096, with sections of random numbers that keep
 its value rules: a product's time does not hang on what they are. The product of one token in
@@ -20,19 +21,14 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from torch import Tensor
 
 import reallm_compiler as reallm
-from reallm_compiler.codecs.numerics.packing import pack
-from reallm_compiler.codecs.sections import stored_dtype, stored_shape
-from reallm_compiler.errors import FormatError
+from benchmarks.random_sections import random_matrix
 from reallm_compiler.kernels import triton_product
 from reallm_compiler.kernels.choose import Product, product_for
 from reallm_compiler.kernels.packed import PackedForm, PackedMatrix
 from reallm_compiler.kernels.plain import PlainProduct
 from reallm_compiler.recipe.shipped import list_shipped
-from reallm_compiler.storage.base import SectionSpec
-from reallm_compiler.storage.values import Ones, Order
 
 WIDTH = 4096
 COLD = 128 << 20
@@ -51,27 +47,6 @@ LLAMA = {
     "vocab_size": 32000,
     "dtype": "bfloat16",
 }
-
-
-def random_section(spec: SectionSpec, generator: torch.Generator) -> Tensor:
-    """A section's tensor that keeps its value rule, for the rules known here."""
-    if isinstance(spec.values, Ones):
-        mask = torch.zeros(spec.shape, dtype=torch.uint8)
-        mask.view(-1)[torch.randperm(mask.numel(), generator=generator)[: spec.values.count]] = 1
-        return pack(mask, 1)
-    if isinstance(spec.values, Order):
-        rows, columns = spec.shape
-        return pack(torch.arange(columns).expand(rows, columns), int(spec.dtype[1:]))
-    dtype, shape = stored_dtype(spec), stored_shape(spec)
-    if dtype.is_floating_point:
-        return (torch.rand(shape, generator=generator) * 0.01 + 0.01).to(dtype)
-    return torch.randint(0, 127, shape, generator=generator, dtype=dtype)
-
-
-def random_matrix(form: PackedForm) -> PackedMatrix:
-    """A packed matrix of random numbers."""
-    generator = torch.Generator().manual_seed(0)
-    return form.with_sections([random_section(spec, generator) for spec in form.specs])
 
 
 def copies(packed: PackedMatrix) -> list[PackedMatrix]:
@@ -94,6 +69,42 @@ def in_turn(calls: dict[str, list[Callable[[], object]]], rounds: int) -> dict[s
     return {name: statistics.median(found[2:]) for name, found in seconds.items()}
 
 
+def by_kernel(packed: PackedMatrix, device: str) -> bool:
+    """Whether a device has a kernel for a matrix; for `cuda`, whether one would be made there."""
+    cpu = torch.device("cpu")
+    if device == "cpu":
+        return not isinstance(product_for(packed, cpu, torch.bfloat16), PlainProduct)
+    with mock.patch.object(triton_product, "installed", return_value=True):
+        return triton_product.triton_product(packed, cpu, torch.bfloat16) is not None
+
+
+def coded_matrices(recipe: str, model: Path) -> dict[str, PackedMatrix]:
+    """The matrices of a model that a recipe codes, one for each form and shape, of random numbers.
+
+    Args:
+        recipe: a name or a file.
+        model: a folder with its `config.json`, or that file.
+    """
+    plan = reallm.plan(recipe, model=model)
+    forms = {name: PackedForm(layout=matrix.layout) for name, matrix in plan.by_name.items()}
+    matrices = {form.text: random_matrix(form) for form in forms.values()}
+    return {name: matrices[form.text] for name, form in forms.items()}
+
+
+def place(found: list[bool]) -> str:
+    """A cell of the table: where matrices run."""
+    if len(set(found)) == 1:
+        return "kernel" if found[0] else "plain"
+    return f"kernel {sum(found)} of {len(found)}"
+
+
+def where(name: str, model: Path) -> str:
+    """The line of a recipe: how many of a model's matrices have kernels."""
+    matrices = coded_matrices(name, model).values()
+    cells = [place([by_kernel(one, device) for one in matrices]) for device in ("cpu", "cuda")]
+    return f"| `{name}` | {' | '.join(cells)} |"
+
+
 def row(name: str, rounds: int) -> str:
     """The line of a recipe."""
     with tempfile.TemporaryDirectory() as folder:
@@ -101,26 +112,22 @@ def row(name: str, rounds: int) -> str:
         plan = reallm.plan(name, model=Path(folder) / "config.json")
     matrix = plan.by_name["model.layers.0.self_attn.q_proj"]
     packed = random_matrix(PackedForm(layout=matrix.layout))
-    many = copies(packed)
-    cpu, x = torch.device("cpu"), torch.randn(1, WIDTH, dtype=torch.bfloat16)
-    products: list[Product] = [product_for(one, cpu, torch.bfloat16) for one in many]
-    weights = [torch.randn(WIDTH, WIDTH, dtype=torch.bfloat16) for _ in range(4)]
-    compiled = not isinstance(products[0], PlainProduct)
+    bits = 8 * packed.nbytes / WIDTH**2
+    on_cpu, on_cuda = (place([by_kernel(packed, device)]) for device in ("cpu", "cuda"))
     if packed.layout.cost.decode_macs > MOST_MACS:
-        return f"| `{name}` | {8 * packed.nbytes / WIDTH**2:.2f} | plain | | | plain |"
-    slow = rounds if compiled else 4
+        return f"| `{name}` | {bits:.2f} | {on_cpu} | | | {on_cuda} |"
+    cpu, x = torch.device("cpu"), torch.randn(1, WIDTH, dtype=torch.bfloat16)
+    products: list[Product] = [product_for(one, cpu, torch.bfloat16) for one in copies(packed)]
+    weights = [torch.randn(WIDTH, WIDTH, dtype=torch.bfloat16) for _ in range(4)]
     calls: dict[str, list[Callable[[], object]]] = {
         "packed": [lambda one=one: one.linear(x) for one in products],  # type: ignore[misc]
         "bf16": [lambda w=w: torch.nn.functional.linear(x, w) for w in weights],  # type: ignore[misc]
     }
-    found = in_turn(calls, slow)
-    bits = 8 * packed.nbytes / WIDTH**2
-    with mock.patch.object(triton_product, "installed", return_value=True):
-        on_cuda = triton_product.triton_product(packed, cpu, torch.bfloat16) is not None
+    found = in_turn(calls, rounds if on_cpu == "kernel" else 4)
+    ratio = found["packed"] / found["bf16"]
     return (
-        f"| `{name}` | {bits:.2f} | {'kernel' if compiled else 'plain'} | "
-        f"{1000 * found['packed']:.2f} | {found['packed'] / found['bf16']:.2f} | "
-        f"{'kernel' if on_cuda else 'plain'} |"
+        f"| `{name}` | {bits:.2f} | {on_cpu} | {1000 * found['packed']:.2f} | {ratio:.2f} | "
+        f"{on_cuda} |"
     )
 
 
@@ -129,15 +136,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("recipes", nargs="*", help="all shipped ones if not given")
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--where", type=Path, metavar="MODEL", help="no times: a model's matrices")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print("| recipe | bits | CPU | ms | x bf16 | CUDA |\n|---|---|---|---|---|---|")
-    for name in given.recipes or list_shipped():
-        with torch.inference_mode():
-            try:
-                print(row(name, given.rounds), flush=True)
-            except FormatError:  # random numbers break a rule: outliers of blocks of rows
-                print(f"| `{name}` | | plain | | | plain |", flush=True)
+    heads = "CPU | CUDA |" if given.where else "bits | CPU | ms | x bf16 | CUDA |"
+    print(f"| recipe | {heads}\n|---|{'---|' * heads.count('|')}")
+    with torch.inference_mode():
+        for name in given.recipes or list_shipped():
+            line = where(name, given.where) if given.where else row(name, given.rounds)
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

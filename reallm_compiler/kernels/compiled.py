@@ -24,7 +24,7 @@ from reallm_compiler.kernels.llvm_text_finish import Outputs
 from reallm_compiler.kernels.llvm_text_prepare import Inputs
 from reallm_compiler.kernels.memory import aligned, own_memory, own_tensors
 from reallm_compiler.kernels.packed import PackedMatrix
-from reallm_compiler.kernels.plain import PlainProduct
+from reallm_compiler.kernels.plain import PlainProduct, add_residuals
 from reallm_compiler.kernels.sides import Sides, sides_of
 from reallm_compiler.kernels.targets import TARGETS
 from reallm_compiler.units import ceil_div
@@ -66,7 +66,11 @@ def compiled_product(
     if target is None or form is None or dtype not in DTYPES or not TARGETS[target].fits(form):
         return None
     sides = sides_of(packed, form)
-    return None if sides is None else CompiledProduct(packed, form, sides, dtype, target)
+    if sides is None:
+        return None
+    if sides.beside:
+        return ProductBeside(packed, form, sides, dtype, target)
+    return CompiledProduct(packed, form, sides, dtype, target)
 
 
 class CompiledProduct:
@@ -321,6 +325,34 @@ class CompiledProduct:
                 self._template[_INDEX[name]] = kept.data_ptr()
             elif value is not None:
                 self._template[_INDEX[name]] = value
+
+
+class ProductBeside(CompiledProduct):
+    """Products with a matrix some of whose residuals torch multiplies by, beside the kernel.
+
+    The kernel works in float32 then, and gains come after both.
+    """
+
+    def __init__(
+        self, packed: PackedMatrix, form: Form, sides: Sides, dtype: torch.dtype, target: str
+    ) -> None:
+        super().__init__(packed, form, replace(sides, gain=None), torch.float32, target)
+        self._given = dtype
+        self._stages = sides.beside
+        self._gains = sides.gain
+
+    @cached_property
+    def _plain(self) -> PlainProduct:
+        return PlainProduct(self._packed, self._given)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """x W^^T: [n, q] -> [n, p]."""
+        x = x.to(torch.float32)
+        y = super().linear(x)
+        add_residuals(self._packed, self._stages, x, y)
+        if self._gains is not None:
+            y *= self._gains
+        return y.to(self._given)
 
 
 def _up(count: int, step: int) -> int:

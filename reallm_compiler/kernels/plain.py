@@ -9,6 +9,7 @@ and float64 for activations or checkpoints of float64.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 import torch
@@ -17,11 +18,25 @@ from torch import Tensor
 from reallm_compiler.codecs.decode import MatrixDecoder, residual_terms, work_dtype
 from reallm_compiler.errors import CodecError
 from reallm_compiler.kernels.packed import PackedMatrix
+from reallm_compiler.stages import ResidualStage
 from reallm_compiler.units import ceil_div
 
 KEPT = 32
 """A decoder is kept between calls if its own numbers take at most one in so many of the bytes of
 the matrix: scales and orders that were read once may be larger than what is stored."""
+
+
+def add_residuals(
+    packed: PackedMatrix, stages: Iterable[ResidualStage], x: Tensor, y: Tensor
+) -> None:
+    """x R^T of some residuals of a matrix [p, q], for x [n, q], added to `y` [n, p] in place.
+
+    Residuals without factors see the columns times their gains.
+    """
+    gain = packed.sections.get("column_gain")
+    for term in residual_terms(stages, packed.shape, packed.sections, x.dtype):
+        alone = gain is None or term.factors is not None
+        term.add_product_(x if alone else x * gain.to(x.dtype), y)
 
 
 class PlainProduct:
@@ -73,10 +88,9 @@ class PlainProduct:
         packed, sections = self._packed, self._packed.sections
         coded, x = self._coded, x.to(self._work)
         y = x.new_empty(len(x), packed.shape[0])
-        scaled = x
+        inputs = x
         if "column_gain" in sections:
-            scaled = x * sections["column_gain"].to(self._work)
-        inputs = scaled
+            inputs = x * sections["column_gain"].to(self._work)
         if self._apart:
             for transform in reversed(coded.transforms):
                 inputs = transform.inputs(inputs)
@@ -86,23 +100,10 @@ class PlainProduct:
         if self._apart:
             for transform in coded.transforms:
                 y = transform.outputs(y)
-        self._add_residuals(x, scaled, y)
+        add_residuals(packed, packed.plan.residual, x, y)
         if "gain" in sections:
             y *= sections["gain"].to(self._work)
         return y.to(self._dtype)
-
-    def _add_residuals(self, x: Tensor, scaled: Tensor, y: Tensor) -> None:
-        """x R^T [n, p] added to `y` in place; residuals without factors see the scaled columns."""
-        packed = self._packed
-        stages, shape = packed.layout.plan.residual, packed.shape
-        for term in residual_terms(stages, shape, packed.sections, self._work):
-            if term.factors is not None:
-                left, right = term.factors
-                y.addmm_(x @ right.t(), left.t())
-                continue
-            for first, last in self._coded.panels():
-                rows = x.new_zeros(last - first, shape[1])
-                y[:, first:last] += scaled @ term.add_(rows, first).t()
 
     def transposed(self, x: Tensor) -> Tensor:
         """x W^: [n, p] -> [n, q]."""

@@ -19,6 +19,7 @@ from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.windows import Mixing, StoredFactors, WindowValues
 from reallm_compiler.kernels.form import Form
 from reallm_compiler.kernels.packed import PackedMatrix
+from reallm_compiler.stages import ResidualStage
 
 
 @dataclass(kw_only=True)
@@ -53,7 +54,8 @@ class Sides:
         row_scales: float32 [rows of all lines], what the sum of entries counts.
         row_shifts: of the same shape, what the sum of integers counts.
         gain: float32 [p] or None.
-        factors: of the residual.
+        factors: of a residual that is a product of two.
+        beside: the other residuals, which are no part of this.
     """
 
     values: WindowValues
@@ -65,6 +67,7 @@ class Sides:
     row_shifts: Tensor
     gain: Tensor | None
     factors: StoredFactors | None
+    beside: tuple[ResidualStage, ...] = ()
 
 
 def transform_sides(packed: PackedMatrix) -> tuple[Side, Side] | None:
@@ -90,10 +93,13 @@ def transform_sides(packed: PackedMatrix) -> tuple[Side, Side] | None:
 def sides_of(packed: PackedMatrix, form: Form) -> Sides | None:
     """The sides of a packed matrix of a form; None for what does not come to them."""
     plan, shape, sections = packed.plan, packed.shape, packed.sections
-    found = [codec_of(stage).factors(stage, sections) for stage in plan.residual]
-    if len(found) > 1 or None in found:
-        return None
-    factors: StoredFactors | None = found[0] if found else None
+    factors: StoredFactors | None = None
+    beside = []
+    for stage in plan.residual:
+        found = codec_of(stage).factors(stage, sections) if factors is None else None
+        factors = found or factors
+        if found is None:
+            beside.append(stage)
     around = transform_sides(packed)
     if around is None:
         return None
@@ -134,6 +140,7 @@ def sides_of(packed: PackedMatrix, form: Form) -> Sides | None:
         row_shifts=_rows(form, shape, scale * shift + zero, outputs.after),
         gain=None if "gain" not in sections else sections["gain"].to(torch.float32),
         factors=factors,
+        beside=tuple(beside),
     )
 
 

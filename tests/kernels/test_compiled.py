@@ -14,7 +14,12 @@ from reallm_compiler.codecs.numerics import emit
 from reallm_compiler.errors import FormatError
 from reallm_compiler.kernels import jit, threads
 from reallm_compiler.kernels.choose import product_for
-from reallm_compiler.kernels.compiled import MOST_TOKENS, CompiledProduct, compiled_product
+from reallm_compiler.kernels.compiled import (
+    MOST_TOKENS,
+    CompiledProduct,
+    ProductBeside,
+    compiled_product,
+)
 from reallm_compiler.kernels.form import form_of
 from reallm_compiler.kernels.packed import PackedMatrix
 from reallm_compiler.kernels.plain import PlainProduct
@@ -112,6 +117,20 @@ PLANS: dict[str, dict[str, Any]] = {
             "dtype": "float16",
         },
     },
+    "uniform, outliers, int8 factors and gains": {
+        "quantizer": {"kind": "uniform", "bits": 3},
+        "scales": {"kind": "absmax", "block": 16},
+        "residual": [
+            {"kind": "sparse", "fraction": "1/20", "by": "magnitude"},
+            {"kind": "low_rank", "rank": 3, "dtype": "int8"},
+        ],
+        "dora": True,
+    },
+    "normal_float, monarch": {
+        "quantizer": {"kind": "normal_float", "bits": 3},
+        "scales": ROW,
+        "residual": {"kind": "monarch", "dtype": "int8"},
+    },
     "uniform, long blocks": {
         "quantizer": {"kind": "uniform", "bits": 8},
         "scales": {"kind": "absmax", "block": 320, "dtype": "bfloat16"},
@@ -139,7 +158,8 @@ def made(packed: PackedMatrix, target: str, dtype: torch.dtype = torch.float32) 
     assert TARGETS[target].fits(form)
     sides = sides_of(packed, form)
     assert sides is not None
-    return CompiledProduct(packed, form, sides, dtype, target)
+    kind = ProductBeside if sides.beside else CompiledProduct
+    return kind(packed, form, sides, dtype, target)
 
 
 @cache

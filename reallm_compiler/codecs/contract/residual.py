@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.contract.rows import Shape
+from reallm_compiler.codecs.contract.rows import PANEL, Shape
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.statistics import MatrixStatistics, Metric
 from reallm_compiler.codecs.windows import StoredFactors
@@ -27,6 +27,14 @@ class ResidualTerm:
     def taken_from(self, weight: Tensor) -> Tensor:
         """`weight` [p, q] less R, a fresh tensor."""
         return weight.clone()
+
+    def add_product_(self, x: Tensor, y: Tensor) -> Tensor:
+        """x R^T of activations x [n, q] added to `y` [n, p] in place."""
+        (p, q), step = (y.shape[1], x.shape[1]), max(1, PANEL // x.shape[1])
+        for first in range(0, p, step):
+            last = min(first + step, p)
+            y[:, first:last] += x @ self.add_(x.new_zeros(last - first, q), first).t()
+        return y
 
     @property
     def factors(self) -> tuple[Tensor, Tensor] | None:

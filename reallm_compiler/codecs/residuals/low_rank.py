@@ -136,6 +136,10 @@ class LowRankTerm(ResidualTerm):
         """`weight` [p, q] less R, a fresh tensor."""
         return torch.addmm(weight, self._left, self._right, alpha=-1)
 
+    def add_product_(self, x: Tensor, y: Tensor) -> Tensor:
+        """x R^T of activations x [n, q] added to `y` [n, p] in place."""
+        return y.addmm_(x @ self._right.t(), self._left.t())
+
     @property
     def factors(self) -> tuple[Tensor, Tensor]:
         """L1 and L2."""

@@ -53,6 +53,17 @@ class MonarchTerm(ResidualTerm):
         """Rows first, first + 1, ... of M added to `rows` [n, q] in place."""
         return rows.add_(self._rows(first, first + len(rows)))
 
+    def add_product_(self, x: Tensor, y: Tensor) -> Tensor:
+        """x M^T of activations x [n, q] added to `y` [n, p] in place."""
+        (k, q), p = self._right.shape, len(self._left)
+        pad, missing = torch.nn.functional.pad, self._width * k - q
+        right = pad(self._right, (0, missing)).view(k, k, -1)
+        # [n, k, k]: what the rows of R in each block of columns make of the inputs
+        inner = torch.einsum("ncw,rcw->nrc", pad(x, (0, missing)).view(len(x), k, -1), right)
+        left = pad(self._left, (0, 0, 0, -p % k)).view(-1, k, k)
+        found = torch.einsum("nrc,irc->nir", inner, left)
+        return y.add_(found.reshape(len(x), -1)[:, :p])
+
     def taken_from(self, weight: Tensor) -> Tensor:
         """`weight` [p, q] less M, a fresh tensor."""
         rest = weight.clone()

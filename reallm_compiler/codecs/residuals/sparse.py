@@ -76,6 +76,13 @@ class SparseTerm(ResidualTerm):
         rows[row, column] += self.values[span]
         return rows
 
+    def add_product_(self, x: Tensor, y: Tensor) -> Tensor:
+        """x R^T of activations x [n, q] added to `y` [n, p] in place."""
+        if len(x) * len(self.values) > PIECE or not len(self.values):
+            return super().add_product_(x, y)
+        products = x.index_select(1, self.columns).mul_(self.values).t().contiguous()
+        return y.add_(torch.segment_reduce(products, "sum", lengths=self.counts).t())
+
     def taken_from(self, weight: Tensor) -> Tensor:
         """`weight` [p, q] less R, a fresh tensor."""
         rest = weight.clone()
