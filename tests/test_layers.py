@@ -38,21 +38,22 @@ LAYERS = {
     "reallm_compiler.runtime": 9,
     "reallm_compiler.finetune": 10,
     "reallm_compiler.evaluate": 10,
-    "reallm_compiler.integrations": 11,
-    "reallm_cli": 12,
+    "reallm_compiler.search": 11,
+    "reallm_compiler.integrations": 12,
+    "reallm_cli": 13,
 }
 
 LIBRARIES = {
     "torch": 6,
     "transformers": 8,
     "safetensors": 7,
-    "click": 12,
-    "rich": 12,
+    "click": 13,
+    "rich": 13,
     "peft": 10,
     "lm_eval": 10,
     "matplotlib": 10,
     "triton": 7,
-    "vllm": 11,
+    "vllm": 12,
 }
 """The lowest layer that may import a library at the top of a file."""
 

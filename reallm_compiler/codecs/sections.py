@@ -89,6 +89,11 @@ def to_bytes(tensor: Tensor, spec: SectionSpec) -> memoryview:
         CodecError: the tensor is not of that type and shape.
     """
     check_sections({spec.role: tensor}, [spec])
+    return tensor_bytes(tensor)
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor on any device, little-endian."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     _need_little_endian()
     if not flat.numel():

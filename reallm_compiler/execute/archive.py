@@ -100,6 +100,7 @@ def compile_archive(
                 states=states,
                 statistics=statistics,
                 text=text,
+                cache=options.cache_folder,
             )
             running = results(backend_for(workers.count), job, graph, done, stop, options.on_event)
             with closing(running):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from reallm_compiler.checkpoint import Inventory
@@ -33,7 +34,13 @@ class CompileOptions:
     only: str | None = None
     resume: str = "auto"
     force: bool = False
+    cache: str | os.PathLike[str] | None = None
     on_event: OnEvent = ignore_event
+
+    @property
+    def cache_folder(self) -> Path | None:
+        """The folder of what was coded before; None for none."""
+        return None if self.cache is None else Path(self.cache).absolute()
 
     @property
     def recipe_file(self) -> str | os.PathLike[str] | None:

@@ -116,7 +116,13 @@ def _device_bytes(matrix: PlannedMatrix) -> int:
 
 
 def choose_workers(
-    plan: Plan, asked: int | None, tasks: int, device: torch.device, learning: int = 0
+    plan: Plan,
+    asked: int | None,
+    tasks: int,
+    device: torch.device,
+    learning: int = 0,
+    *,
+    times: int = 1,
 ) -> Workers:
     """Workers, and the memory that they take of the machine and of the device.
 
@@ -129,6 +135,7 @@ def choose_workers(
         tasks: that are left.
         device: where matrices are coded.
         learning: bytes that a worker takes where blocks learn; 0 where none do.
+        times: how often each matrix is coded.
 
     Raises:
         CompileError: not even the largest matrix fits, or not for so many workers.
@@ -136,7 +143,7 @@ def choose_workers(
     free, device_free = free_memory(), free_device_memory(device)
     each, device_each = worker_bytes(plan) + learning, device_worker_bytes(plan) + learning
     if asked is None:
-        numel = sum(matrix.numel for matrix in plan.matrices)
+        numel = times * sum(matrix.numel for matrix in plan.matrices)
         workers = 1 if numel < SMALL_NUMEL or learning else cores()
         if free is not None:
             workers = min(workers, (free - INTERPRETER_BYTES) // (each + INTERPRETER_BYTES))

@@ -45,6 +45,7 @@ def compile_model(
     only: str | None = None,
     resume: str = "auto",
     force: bool = False,
+    cache: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     on_event: OnEvent | None = None,
 ) -> CompileReport:
@@ -62,6 +63,8 @@ def compile_model(
         resume: `auto` goes on where an interrupted run stood, `required` refuses to start
             afresh, `never` starts over.
         force: overwrite an existing archive when the new one is finished.
+        cache: a folder: matrices that were coded before by the same plan and statistics are taken
+            from it, and others are kept in it. The bytes are the same without one.
         progress: see `reallm_compiler.progress`; counts steps (matrices, and some for the rest).
             True when None, or False where `on_event` is given.
         on_event: is called with the preflight and with each finished task.
@@ -82,6 +85,7 @@ def compile_model(
         only=only,
         resume=resume,
         force=force,
+        cache=cache,
         on_event=_counted(on_event is None if progress is None else progress, on_event),
     )
     with catch_signals() as stop, _corrected_hints(resume):

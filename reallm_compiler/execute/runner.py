@@ -5,29 +5,25 @@ This runs in the compiling process or in a worker; both open the same `CompileJo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from reallm_compiler.checkpoint import Inventory
-from reallm_compiler.codecs import encode_matrix, fit_shared, from_bytes, to_bytes
+from reallm_compiler.codecs import from_bytes, to_bytes
 from reallm_compiler.codecs.callback import TrainingCallback
-from reallm_compiler.codecs.decoder_file import read_decoder
-from reallm_compiler.codecs.encode import Encoded
 from reallm_compiler.codecs.sections import Sections
-from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.codecs.statistics_file import StatisticsFile
-from reallm_compiler.errors import CodecError
 from reallm_compiler.execute.bands import CODES, BandCoder, band_rows, by_bands
+from reallm_compiler.execute.coder import MatrixCoder, located
 from reallm_compiler.execute.events import FellBack
 from reallm_compiler.execute.fit.coder import Begun, BlockCoder
 from reallm_compiler.execute.fit.text import TextInput
-from reallm_compiler.execute.group_weights import GroupWeights
-from reallm_compiler.execute.statistics import StatisticsInput, read_statistics
+from reallm_compiler.execute.statistics import StatisticsInput
 from reallm_compiler.execute.tasks import copied_tensors, fit_key, group_key, group_task, matrix_key
-from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.fit import FitBlock, fit_blocks
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
@@ -57,6 +53,7 @@ class CompileJob:
             a trial, which stores nothing.
         statistics: measured statistics of the matrices; None if no plan needs them.
         text: by which blocks learn; None if none do.
+        cache: folder of what was coded before; None for none.
     """
 
     plan: Plan
@@ -65,6 +62,7 @@ class CompileJob:
     states: StateFiles | None
     statistics: StatisticsInput | None = None
     text: TextInput | None = None
+    cache: Path | None = None
 
     @contextmanager
     def open(self, context: Context) -> Iterator[CompileRunner]:
@@ -103,14 +101,16 @@ class CompileRunner:
         self._plan = job.plan
         self._sink = sink
         self._context = context
-        self._statistics = statistics
+        self._one = MatrixCoder(
+            job.inventory, job.plan.seed, job.device, job.plan.decoders, statistics, job.cache
+        )
         self._matrices = {matrix_key(matrix.name): matrix for matrix in job.plan.matrices}
         self._groups = {group_key(group): group for group in job.plan.groups}
         blocks = fit_blocks(job.plan)
         self._blocks = {fit_key(block.number): block for block in blocks}
         self._copied = copied_tensors(job.plan, blocks)
         self._coder: BlockCoder | None = None
-        self._weights = Weights(job.inventory)
+        self._weights = self._one.weights
         self._files = dict(job.inventory.files)
         self._fitted: dict[str, Mapping[str, torch.Tensor]] = {}
 
@@ -150,15 +150,8 @@ class CompileRunner:
 
     def _fit_group(self, group: str, result: TaskResult) -> None:
         members = self._plan.groups[group]
-        weights = GroupWeights(self._load, members)
-        with _located(lambda: weights.current or f"share group {group}"):
-            fitted = fit_shared(
-                members[0].plan,
-                weights,
-                seed=seed_for(self._plan.seed, names.share_section(group, "")),
-                callback=self._callback(group_task(self._plan, group)),
-            )
-        self._fitted[group] = fitted
+        callback = self._callback(group_task(self._plan, group))
+        fitted = self._fitted[group] = self._one.fit_group(group, members, callback)
         for spec in members[0].specs:
             if spec.shared:
                 name = members[0].section_name(spec)
@@ -168,25 +161,11 @@ class CompileRunner:
         if by_bands(matrix):
             self._code_bands(matrix, result)
             return
-        encoded = self._encoded(matrix, self._load(matrix), self._callback(task))
+        encoded = self._one.encode(
+            matrix, self._one.load(matrix), self._shared(matrix), self._callback(task)
+        )
         self._store(matrix, encoded.sections, result)
         result.errors[matrix.name] = encoded.relative_error
-
-    def _encoded(
-        self, matrix: PlannedMatrix, weight: torch.Tensor, callback: TrainingCallback | None = None
-    ) -> Encoded:
-        shared = self._shared(matrix)
-        with _located(lambda: matrix.name):
-            return encode_matrix(
-                matrix.plan,
-                weight,
-                seed=seed_for(self._plan.seed, matrix.name),
-                source_dtype=matrix.dtype,
-                shared=shared,
-                callback=callback,
-                statistics=self._measured(matrix),
-                layout=matrix.layout,
-            )
 
     def _store(self, matrix: PlannedMatrix, sections: Sections, result: TaskResult) -> None:
         """Write the own sections of a matrix."""
@@ -220,9 +199,10 @@ class CompileRunner:
         return from_bytes(data, spec).to(self._job.device)
 
     def _begun(self, matrix: PlannedMatrix) -> Begun:
-        weight = self._load(matrix)
-        encoded = self._encoded(matrix, weight)
-        return Begun(weight=weight, sections={**encoded.sections, **(self._shared(matrix) or {})})
+        loaded, shared = self._one.load(matrix), self._shared(matrix)
+        encoded = self._one.encode(matrix, loaded, shared)
+        common = self._one.common(matrix, shared)
+        return Begun(weight=loaded.weight, sections={**encoded.sections, **common})
 
     def _gains(self, tensor: PlannedTensor) -> torch.Tensor:
         return self._weights.tensor(tensor.name, tensor.dtype)
@@ -234,27 +214,17 @@ class CompileRunner:
             (band.to(self._job.device) for band in rows),
             seed_for(self._plan.seed, matrix.name),
         )
-        with _located(lambda: matrix.name):
+        with located(lambda: matrix.name):
             self._write(names.matrix_section(matrix.name, CODES), coder.codes(), result)
         for role, parts in coder.others.items():
             self._write(names.matrix_section(matrix.name, role), parts, result)
         result.errors[matrix.name] = coder.relative_error
 
-    def _load(self, matrix: PlannedMatrix) -> torch.Tensor:
-        weight = self._weights.matrix(matrix.tensor, matrix.index, transposed=matrix.transposed)
-        return weight.to(self._job.device)
-
-    def _measured(self, matrix: PlannedMatrix) -> MatrixStatistics | None:
-        """The statistics of a matrix whose plan needs them."""
-        if self._statistics is None or not matrix.plan.needs_statistics:
-            return None
-        return read_statistics(self._statistics, matrix, self._weights, self._job.device)
-
     def _shared(self, matrix: PlannedMatrix) -> Mapping[str, torch.Tensor] | None:
         """What the matrix's group has in common, from this process or from the sink."""
         group = matrix.plan.share
         if group is None:
-            return self._reused(matrix)
+            return None
         if group not in self._fitted:
             stored = self._stored(matrix)
             if stored is None:  # a trial fits the group when it first meets it
@@ -274,18 +244,6 @@ class CompileRunner:
                 found[spec.role] = from_bytes(data, spec).to(self._job.device)
         return found
 
-    def _reused(self, matrix: PlannedMatrix) -> Mapping[str, torch.Tensor] | None:
-        """The trained decoder that the matrix uses as it is, from its own file."""
-        digest = matrix.plan.autoencoder.reused
-        if digest is None:
-            return None
-        if digest not in self._fitted:
-            found = read_decoder(self._plan.decoders[digest], digest, matrix.layout.reused_sections)
-            self._fitted[digest] = {
-                role: values.to(self._job.device) for role, values in found.items()
-            }
-        return self._fitted[digest]
-
     def _callback(self, task: Task) -> TrainingCallback:
         return TaskCallback(task, self._job.states, self._context, self._source)
 
@@ -295,13 +253,3 @@ class CompileRunner:
 
     def _write(self, name: str, parts: Iterable[Part], result: TaskResult) -> None:
         result.sections[name] = self._sink.write(name, parts).hex()
-
-
-@contextmanager
-def _located(name: Callable[[], str]) -> Iterator[None]:
-    """Put what was being coded in front of the location of a `CodecError`."""
-    try:
-        yield
-    except CodecError as error:
-        error.location = f"{name()}, {error.location}" if error.location else name()
-        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,16 +80,21 @@ def check_statistics(
         )
     path = Path(given).absolute()
     with StatisticsFile(path) as file:
-        _check_rows(plan, inventory, file)
+        check_rows([m for m in plan.matrices if m.plan.needs_statistics], inventory, file)
         return StatisticsInput(path, file.digest)
 
 
-def _check_rows(plan: Plan, inventory: Inventory, file: StatisticsFile) -> None:
+def check_rows(
+    matrices: Iterable[PlannedMatrix], inventory: Inventory, file: StatisticsFile
+) -> None:
+    """A file of statistics has those of these matrices.
+
+    Raises:
+        CalibrateError, SourceError: as of `check_statistics`.
+    """
     weights = Weights(inventory)
     digests: dict[str, bytes] = {}
-    for matrix in plan.matrices:
-        if not matrix.plan.needs_statistics:
-            continue
+    for matrix in matrices:
         row = file.rows.get(original_name(matrix, weights.by_name[matrix.tensor]))
         if row is None:
             raise CalibrateError(

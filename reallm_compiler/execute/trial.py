@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +21,7 @@ from reallm_compiler.hints import did_you_mean, nearest
 from reallm_compiler.planning.build import KIND
 from reallm_compiler.planning.document import section_blocks, to_document
 from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.runs.backends import backend_for, results
 from reallm_compiler.runs.counter import TaskCounter
 from reallm_compiler.runs.stop import StopRequest
@@ -38,20 +42,30 @@ def trial_plan(plan: Plan, pattern: str) -> Plan:
             f"`--only {pattern}` matches no coded matrix",
             hint=did_you_mean(nearest(pattern, [m.name for m in plan.matrices], 1, cutoff=0.3)),
         )
+    return plan_of(chosen, plan.recipe, plan.traces, plan.decoders)
+
+
+def plan_of(
+    matrices: tuple[PlannedMatrix, ...],
+    recipe: Mapping[str, Any],
+    traces: Mapping[str, tuple[Any, ...]],
+    decoders: Mapping[str, Path],
+) -> Plan:
+    """A plan that codes these matrices and nothing else."""
     return Plan(
-        recipe=plan.recipe,
-        matrices=chosen,
+        recipe=recipe,
+        matrices=matrices,
         tensors=(),
         files=(),
         ties={},
         layout=layout(
             kind=KIND,
             features=[],
-            document=to_document(plan.recipe, chosen, {}),
-            blocks=section_blocks(chosen, (), ()),
+            document=to_document(recipe, matrices, {}),
+            blocks=section_blocks(matrices, (), ()),
         ),
-        traces=plan.traces,
-        decoders=plan.decoders,
+        traces=traces,
+        decoders=decoders,
     )
 
 
@@ -92,7 +106,12 @@ def run_trial(
         )
     )
     job = CompileJob(
-        plan=plan, inventory=inventory, device=device, states=None, statistics=statistics
+        plan=plan,
+        inventory=inventory,
+        device=device,
+        states=None,
+        statistics=statistics,
+        cache=options.cache_folder,
     )
     errors: dict[str, float] = {}
     with closing(
