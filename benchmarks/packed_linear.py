@@ -194,7 +194,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     asked = os.environ.get(jit.VARIABLE)
-    print(f"Kernels for {jit.target()}{' as asked' if asked else ''}; {conditions(given)}\n")
+    targets = " and ".join(jit.targets()) + (" as asked" if asked else "")
+    print(f"Kernels for {targets}; {conditions(given)}\n")
     (measure_model if given.model else measure_matrices)(given)
 
 

@@ -23,11 +23,13 @@ class WindowValues:
     """What the windows of a latent's codes stand for: weight = unit x entry + shift.
 
     Attributes:
-        table: int8 [planes, 2^window, dim]; None for entries that are the windows themselves.
+        table: int8 [planes, 2^window, dim], with several codes of a weight [planes, books x
+            2^window, dim]; None for entries that are the windows themselves.
         unit: of an entry.
         shift: what is added to each weight.
         order: int64 [q], the columns in the coded order; None if that is their own.
         factors: float32 [q], what each column's weights are multiplied by; None for ones.
+        rest: of the further codes, if there are any.
     """
 
     table: Tensor | None
@@ -35,6 +37,7 @@ class WindowValues:
     shift: float = 0.0
     order: Tensor | None = None
     factors: Tensor | None = None
+    rest: WindowValues | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

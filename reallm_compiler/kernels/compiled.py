@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from reallm_compiler.kernels import jit, threads
-from reallm_compiler.kernels.form import LANES, Form, form_of
+from reallm_compiler.kernels.form import LANES, Form, form_for, form_of
 from reallm_compiler.kernels.llvm_text import SLOTS
 from reallm_compiler.kernels.llvm_text_call import LINES
 from reallm_compiler.kernels.llvm_text_finish import Outputs
@@ -27,6 +27,7 @@ from reallm_compiler.kernels.packed import PackedMatrix
 from reallm_compiler.kernels.plain import PlainProduct, add_residuals
 from reallm_compiler.kernels.sides import Sides, sides_of
 from reallm_compiler.kernels.targets import TARGETS
+from reallm_compiler.storage.windows import CodeWindows
 from reallm_compiler.units import ceil_div
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
@@ -59,18 +60,25 @@ class _Own(threading.local):
 
 def compiled_product(
     packed: PackedMatrix, device: torch.device, dtype: torch.dtype
-) -> CompiledProduct | None:
+) -> CompiledProduct | SumProduct | None:
     """The product of a packed matrix by compiled kernels; None for what they do not do."""
-    target = jit.target()
     form = form_of(packed.plan, packed.shape)
-    if target is None or form is None or dtype not in DTYPES or not TARGETS[target].fits(form):
+    if form is None or dtype not in DTYPES:
         return None
+    target = next((name for name in jit.targets() if TARGETS[name].fits(form)), None)
+    return None if target is None else product_by(packed, form, dtype, target)
+
+
+def product_by(
+    packed: PackedMatrix, form: Form, dtype: torch.dtype, target: str
+) -> CompiledProduct | SumProduct | None:
+    """The product of a matrix by the kernels of a target that fits its form; None without sides."""
     sides = sides_of(packed, form)
     if sides is None:
         return None
-    if sides.beside:
-        return ProductBeside(packed, form, sides, dtype, target)
-    return CompiledProduct(packed, form, sides, dtype, target)
+    if len(sides) == 1 and not sides[0].beside:
+        return CompiledProduct(packed, form, sides[0], dtype, target)
+    return SumProduct(packed, form, sides, dtype, target)
 
 
 class CompiledProduct:
@@ -81,7 +89,7 @@ class CompiledProduct:
         form: of its codes.
         sides: what it does on both sides of them.
         dtype: type of activations.
-        target: the processor (`jit.target`).
+        target: the processor (`jit.targets`).
     """
 
     def __init__(
@@ -92,7 +100,7 @@ class CompiledProduct:
         self._dtype = dtype
         self._target = target
         self._rank = 0 if sides.factors is None else _up(sides.factors.left.shape[1], LANES)
-        self._stride = form.streams * form.padded_codes(packed.shape)
+        self._stride = form.padded_columns(packed.shape)
         rows = form.lines(packed.shape) * form.line_rows
         self._y_stride = _up(max(packed.shape[0], rows), LANES)
         self._row_blocks = 0 if form.blocks is None else packed.shape[1] // form.blocks.block
@@ -267,7 +275,7 @@ class CompiledProduct:
         """What all jobs have in common."""
         packed, form = self._packed, self._form
         p, q = packed.shape
-        codes = packed.sections["codes"]
+        codes = packed.sections[form.codes.section]
         lines = form.lines(packed.shape)
         self._set(
             columns=q,
@@ -327,32 +335,56 @@ class CompiledProduct:
                 self._template[_INDEX[name]] = value
 
 
-class ProductBeside(CompiledProduct):
-    """Products with a matrix some of whose residuals torch multiplies by, beside the kernel.
+class SumProduct:
+    """Products with a matrix that is a sum: of codes in several sections, and of residuals that
+    torch multiplies by.
 
-    The kernel works in float32 then, and gains come after both.
+    Terms are float32, each a kernel's own, and gains come after all of them.
+
+    Args:
+        packed: the matrix, checked, on the CPU.
+        form: of its codes.
+        sides: of each section of codes.
+        dtype: type of activations.
+        target: the processor (`jit.targets`).
     """
 
     def __init__(
-        self, packed: PackedMatrix, form: Form, sides: Sides, dtype: torch.dtype, target: str
+        self, packed: PackedMatrix, form: Form, sides: list[Sides], dtype: torch.dtype, target: str
     ) -> None:
-        super().__init__(packed, form, replace(sides, gain=None), torch.float32, target)
-        self._given = dtype
-        self._stages = sides.beside
-        self._gains = sides.gain
+        self._packed = packed
+        self._dtype = dtype
+        self._stages, self._gain = sides[0].beside, sides[0].gain
+        self._terms: list[CompiledProduct] = []
+        codes: CodeWindows | None = form.codes
+        for one in sides:
+            assert codes is not None
+            own, bare = form_for(codes, form, packed.shape), replace(one, gain=None)
+            self._terms.append(CompiledProduct(packed, own, bare, torch.float32, target))
+            codes = codes.rest
 
     @cached_property
     def _plain(self) -> PlainProduct:
-        return PlainProduct(self._packed, self._given)
+        return PlainProduct(self._packed, self._dtype)
 
     def linear(self, x: Tensor) -> Tensor:
         """x W^^T: [n, q] -> [n, p]."""
         x = x.to(torch.float32)
-        y = super().linear(x)
+        y = self._terms[0].linear(x)
+        for term in self._terms[1:]:
+            y += term.linear(x)
         add_residuals(self._packed, self._stages, x, y)
-        if self._gains is not None:
-            y *= self._gains
-        return y.to(self._given)
+        if self._gain is not None:
+            y *= self._gain
+        return y.to(self._dtype)
+
+    def transposed(self, x: Tensor) -> Tensor:
+        """x W^: [n, p] -> [n, q]."""
+        return self._plain.transposed(x)
+
+    def rows(self, rows: Tensor | range) -> Tensor:
+        """Decoded rows [k, q]."""
+        return self._plain.rows(rows)
 
 
 def _up(count: int, step: int) -> int:

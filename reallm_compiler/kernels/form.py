@@ -23,6 +23,9 @@ LANES = 16
 MOST_COLUMNS = 1 << 16
 """Columns whose products surely fit into 32 bits: 2^16 x 255 x 127 < 2^31."""
 
+TOGETHER = 8
+"""Columns of a code that are looked up at once: a load of 8 bytes."""
+
 MOST_WINDOW = 16
 """Bits of the widest window."""
 
@@ -51,9 +54,19 @@ class Form:
         return self.codes.dim if self.codes.axis == "rows" else 1
 
     @property
+    def together(self) -> bool:
+        """Whether all columns of a code are looked up at once, so that inputs lie as they come."""
+        return self.codes.axis == "cols" and self.codes.dim == TOGETHER
+
+    @property
     def streams(self) -> int:
-        """Columns that a code stands for: inputs are laid out as so many vectors."""
-        return self.codes.dim if self.codes.axis == "cols" else 1
+        """Columns of a code that lie apart: inputs are laid out as so many vectors."""
+        return self.codes.dim if self.codes.axis == "cols" and not self.together else 1
+
+    @property
+    def spread(self) -> int:
+        """Columns from what a code stands for to what the next one does."""
+        return self.codes.dim // self.codes.books if self.together else 1
 
     @property
     def period(self) -> int:
@@ -74,11 +87,17 @@ class Form:
 
     def line_codes(self, shape: Shape) -> int:
         """Codes of a line of a latent [p, q]."""
+        if self.together:
+            return ceil_div(shape[1], self.codes.dim) * self.codes.books
         return ceil_div(shape[1], self.streams)
 
     def padded_codes(self, shape: Shape) -> int:
         """Codes of a line with those that only zeros of inputs meet, up to whole periods."""
         return ceil_div(self.line_codes(shape), self.period) * self.period
+
+    def padded_columns(self, shape: Shape) -> int:
+        """Columns of the inputs of a line, up to whole periods."""
+        return self.padded_codes(shape) * self.streams * self.spread
 
 
 def form_of(plan: MatrixPlan, shape: Shape) -> Form | None:
@@ -91,12 +110,16 @@ def form_of(plan: MatrixPlan, shape: Shape) -> Form | None:
     context = Context(source_dtype="f32")
     if arrays is None and scales.sections(plan.scales, shape, context):
         return None
-    if codes is None or codes.window > MOST_WINDOW or codes.dim > 4:
+    if codes is None or codes.window > MOST_WINDOW:
+        return None
+    form = Form(codes=codes)
+    if (codes.dim > 4 or codes.books > 1) and not form.together:
+        return None
+    if codes.dim % codes.books:
         return None
     if (codes.dim > 1 and codes.planes > 1) or max(codes.widths) > codes.window:
         return None
-    form = Form(codes=codes)
-    form = replace(form, whole=form.line_codes(shape) % form.period == 0)
+    form = form_for(codes, form, shape)
     if arrays is None or arrays.per != "block":
         return form
     whole = shape[1] % arrays.block == 0 and (arrays.block in (16, 32) or arrays.block % STEP == 0)
@@ -105,3 +128,9 @@ def form_of(plan: MatrixPlan, shape: Shape) -> Form | None:
     if len(codes.widths) > 1 or codes.widths[0] != codes.window:
         return None  # blocks lie on columns in their own order
     return replace(form, blocks=arrays)
+
+
+def form_for(codes: CodeWindows, form: Form, shape: Shape) -> Form:
+    """The form of other codes of the same latent [p, q]."""
+    own = replace(form, codes=codes)
+    return replace(own, whole=own.line_codes(shape) % own.period == 0)

@@ -50,15 +50,12 @@ class Kernel:
 
 
 @cache
-def target() -> str | None:
-    """The target of kernels on this machine; None if there is none, or llvmlite is missing."""
+def targets() -> tuple[str, ...]:
+    """The targets of kernels on this machine, the fastest first; none if llvmlite is missing."""
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "none" or sys.byteorder != "little" or not emit.available():
-        return None
-    found = [name for name in TARGETS if runs_here(name)]
-    if wanted:
-        return wanted if wanted in found else None
-    return found[0] if found else None
+        return ()
+    return tuple(name for name in TARGETS if runs_here(name) and wanted in ("", name))
 
 
 def source(kernel: Kernel, name: str) -> str:

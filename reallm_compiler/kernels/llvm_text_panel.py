@@ -76,6 +76,7 @@ def _period(
     between = text.slot("plane_stride" if form.codes.axis == "rows" else "line_codes")
     for step in range(form.period // STEP):
         column = text.let(f"add i64 {first}, {STEP * step}")
+        column = text.let(f"mul i64 {column}, {form.spread}")
         for dim, pieces in enumerate(steps.numbers(steps.entries(period, step))):
             offset = text.let(f"mul i64 {between}, {dim}")
             place = text.let(f"add i64 {column}, {offset}")

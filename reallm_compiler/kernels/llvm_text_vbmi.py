@@ -37,6 +37,8 @@ V16 = "<16 x i32>"
 
 def fits(form: Form) -> bool:
     """Whether the codes of a form can be read so."""
+    if form.together:
+        return False
     try:
         for step in range(form.period // STEP):
             Window(form, step)

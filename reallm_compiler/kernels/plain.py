@@ -35,8 +35,8 @@ def add_residuals(
     """
     gain = packed.sections.get("column_gain")
     for term in residual_terms(stages, packed.shape, packed.sections, x.dtype):
-        alone = gain is None or term.factors is not None
-        term.add_product_(x if alone else x * gain.to(x.dtype), y)
+        scaled = gain is not None and term.factors is None
+        term.add_product_(x * gain.to(x.dtype) if gain is not None and scaled else x, y)
 
 
 class PlainProduct:

@@ -8,7 +8,7 @@ columns and gains all come to these; what does not has no kernel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -90,8 +90,23 @@ def transform_sides(packed: PackedMatrix) -> tuple[Side, Side] | None:
     return inputs, outputs
 
 
-def sides_of(packed: PackedMatrix, form: Form) -> Sides | None:
-    """The sides of a packed matrix of a form; None for what does not come to them."""
+def sides_of(packed: PackedMatrix, form: Form) -> list[Sides] | None:
+    """The sides of a packed matrix of a form, and those of further codes of the same weights.
+
+    None for what does not come to them. Residuals and gains belong to the first ones.
+    """
+    whole: WindowValues = codec_of(packed.plan.quantizer).window_values(
+        packed.plan.quantizer, packed.shape, packed.sections, packed.plan.scales.range
+    )
+    first = _sides(packed, form, whole)
+    if first is None or whole.rest is None:
+        return None if first is None else [first]
+    rest = _sides(packed, form, whole.rest)
+    return None if rest is None else [first, replace(rest, gain=None, factors=None, beside=())]
+
+
+def _sides(packed: PackedMatrix, form: Form, values: WindowValues) -> Sides | None:
+    """Those of some codes."""
     plan, shape, sections = packed.plan, packed.shape, packed.sections
     factors: StoredFactors | None = None
     beside = []
@@ -104,9 +119,6 @@ def sides_of(packed: PackedMatrix, form: Form) -> Sides | None:
     if around is None:
         return None
     inputs, outputs = around
-    values: WindowValues = codec_of(plan.quantizer).window_values(
-        plan.quantizer, shape, sections, plan.scales.range
-    )
     columns: Tensor | None = None
     order: ColumnOrder | None = codec_of(plan.permutation).decoder(
         plan.permutation, shape, sections
@@ -168,7 +180,7 @@ def _laid_out(
     latent = torch.arange(q) if coded is None else coded
     columns = latent if permuted is None else permuted[latent]
     factors = times(None if own is None else own[latent], None if after is None else after[columns])
-    missing = form.streams * form.padded_codes(shape) - q
+    missing = form.padded_columns(shape) - q
     columns = torch.nn.functional.pad(columns, (0, missing), value=q)
     streams = columns.view(-1, form.streams).t().reshape(-1)
     if factors is not None:

@@ -15,6 +15,7 @@ from reallm_compiler.stages import AdditiveQuantizer
 from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.codebooks import codebook_sections
 from reallm_compiler.storage.vq import code_shape, vectors_of_each
+from reallm_compiler.storage.windows import CodeWindows
 
 
 class AdditiveLaw(SizeLaw[AdditiveQuantizer]):
@@ -41,6 +42,19 @@ class AdditiveLaw(SizeLaw[AdditiveQuantizer]):
             "codes": params.bits * shape[0] * shape[1],
             "codebook": Fraction(16 * params.codebooks * params.dim * 2**params.code_bits),
         }
+
+    def code_windows(self, params: AdditiveQuantizer, shape: Shape) -> CodeWindows | None:
+        """The codes of a vector one after the other; None where a row of them ends in a byte."""
+        if code_shape(params, shape)[1] * params.codebooks * params.code_bits % 8:
+            return None
+        return CodeWindows(
+            window=params.code_bits,
+            widths=(params.code_bits,),
+            dim=params.dim,
+            axis=params.axis,
+            planes=1 if params.dtype == "int8" else 2,
+            books=params.codebooks,
+        )
 
     def group_bytes(self, params: AdditiveQuantizer, shapes: Sequence[Shape]) -> int:
         """Sampled vectors and their weights, in float32."""

@@ -42,9 +42,19 @@ class E8PLaw(SizeLaw[E8PQuantizer]):
         return {"codes": Fraction(params.bits * shape[0] * shape[1])}
 
     def code_windows(self, params: E8PQuantizer, shape: Shape) -> CodeWindows | None:
-        """One code is one window; None where there are two."""
-        if rest_bits(params):
+        """One code is one window; None where a row of second ones ends within a byte."""
+
+        def windows(bits: int, section: str, rest: CodeWindows | None) -> CodeWindows:
+            return CodeWindows(
+                window=bits,
+                widths=(bits,),
+                dim=params.dim,
+                axis=params.axis,
+                section=section,
+                rest=rest,
+            )
+
+        bits = rest_bits(params)
+        if code_shape(params, shape)[1] * bits % 8:
             return None
-        return CodeWindows(
-            window=FIRST_BITS, widths=(FIRST_BITS,), dim=params.dim, axis=params.axis
-        )
+        return windows(FIRST_BITS, "codes", windows(bits, "rest_codes", None) if bits else None)

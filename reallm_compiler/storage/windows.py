@@ -4,7 +4,9 @@ The codes of all quantizers that have such a form are read in one way. A line of
 of bits, least significant first, that begins at a whole byte. Code i ends `widths[i mod period]`
 bits after the one before it, and is looked up by the `window` last bits up to its end, zeros
 before the line. A window stands for `dim` weights: of consecutive rows in one column, or of
-consecutive columns in one row. Scales lie in arrays of one or two levels.
+consecutive columns in one row. Several codes in a row may stand for the same weights, and so may
+those of another section: what they stand for is added up. Scales lie in arrays of one or two
+levels.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ class CodeWindows:
             int8; 2 for others, entry = 254 high + low.
         identity: there is no table; a window w stands for the entry w - 2^(window - 1).
         computed: entries are computed from windows: a kernel may do that instead of looking up.
+        books: codes that stand for the same weights, one after the other, each with its own table.
+        section: that holds the codes.
+        rest: further codes of the same weights, in another section.
     """
 
     window: int
@@ -35,6 +40,9 @@ class CodeWindows:
     planes: int = 1
     identity: bool = False
     computed: bool = False
+    books: int = 1
+    section: str = "codes"
+    rest: CodeWindows | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

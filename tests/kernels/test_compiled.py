@@ -17,8 +17,8 @@ from reallm_compiler.kernels.choose import product_for
 from reallm_compiler.kernels.compiled import (
     MOST_TOKENS,
     CompiledProduct,
-    ProductBeside,
     compiled_product,
+    product_by,
 )
 from reallm_compiler.kernels.form import form_of
 from reallm_compiler.kernels.packed import PackedMatrix
@@ -117,6 +117,17 @@ PLANS: dict[str, dict[str, Any]] = {
             "dtype": "float16",
         },
     },
+    "e8p, the rest coded by words, rotated": {
+        "quantizer": {"kind": "e8p", "bits": 3},
+        "scales": {"kind": "rms", "per": "tensor"},
+        "transform": [HADAMARD],
+    },
+    "e8p twice, with gains": {
+        "quantizer": {"kind": "e8p", "bits": 4},
+        "scales": ROW,
+        "residual": {"kind": "low_rank", "rank": 5},
+        "dora": True,
+    },
     "uniform, outliers, int8 factors and gains": {
         "quantizer": {"kind": "uniform", "bits": 3},
         "scales": {"kind": "absmax", "block": 16},
@@ -152,14 +163,14 @@ SOME = [
 SHAPES = [(13, 80), (24, 128)]
 
 
-def made(packed: PackedMatrix, target: str, dtype: torch.dtype = torch.float32) -> CompiledProduct:
+def made(packed: PackedMatrix, target: str, dtype: torch.dtype = torch.float32) -> Any:
     form = form_of(packed.plan, packed.shape)
     assert form is not None
-    assert TARGETS[target].fits(form)
-    sides = sides_of(packed, form)
-    assert sides is not None
-    kind = ProductBeside if sides.beside else CompiledProduct
-    return kind(packed, form, sides, dtype, target)
+    if not TARGETS[target].fits(form):
+        pytest.skip("kernels of another target do this form")
+    product = product_by(packed, form, dtype, target)
+    assert product is not None
+    return product
 
 
 @cache
@@ -218,7 +229,7 @@ def test_sums_are_the_exact_integers(name: str, target: str) -> None:
     shape = (24, 128)
     packed = packed_of(name, shape)
     form = form_of(packed.plan, packed.shape)
-    sides = sides_of(packed, form)
+    (sides,) = sides_of(packed, form)
     values = sides.values
     decoder = dense(packed) / 1.0
     x = activations(1, 128)
@@ -329,13 +340,13 @@ def test_lines_are_shared_without_gaps() -> None:
 
 def test_without_llvm_products_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = packed_of("trellis", (72, 80))
-    monkeypatch.setattr(jit, "target", lambda: None)
+    monkeypatch.setattr(jit, "targets", lambda: ())
     assert compiled_product(packed, CPU, torch.float32) is None
     product = product_for(packed, CPU, torch.float32)
     assert isinstance(product, PlainProduct)
 
 
-@pytest.mark.skipif(jit.target() is None, reason="there is no kernel for this processor")
+@pytest.mark.skipif(not jit.targets(), reason="there is no kernel for this processor")
 def test_kernels_are_chosen() -> None:
     packed = packed_of("trellis", (72, 80))
     assert isinstance(product_for(packed, CPU, torch.bfloat16), CompiledProduct)

@@ -39,6 +39,11 @@ QUANTIZERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "vq of rows": ({"kind": "vq", "bits": 2, "dim": 4, "iterations": 1}, ROW),
     "vq of columns": ({"kind": "vq", "bits": 2, "dim": 2, "axis": "cols", "iterations": 1}, ROW),
+    "e8p": ({"kind": "e8p", "bits": 2}, ROW),
+    "sums of four codebooks": (
+        {"kind": "additive", "codebooks": 4, "code_bits": 4, "dim": 8, "iterations": 1, "beam": 1},
+        ROW,
+    ),
     "uniform": ({"kind": "uniform", "bits": 3}, {"kind": "absmax", "per": "row"}),
     "uniform on [0, 1]": ({"kind": "uniform", "bits": 5}, {"kind": "minmax", "per": "row"}),
     "normal_float": ({"kind": "normal_float", "bits": 4}, {"kind": "absmax", "per": "row"}),
@@ -69,9 +74,11 @@ def test_windows_are_the_decoded_weights(name: str, shape: tuple[int, int]) -> N
     if values.table is None:
         entries = (found - 2 ** (form.codes.window - 1))[..., None]
     else:
-        planes = values.table.to(torch.int64)
+        planes, books = values.table.to(torch.int64), form.codes.books
         assert len(planes) == form.codes.planes
+        found = found + (torch.arange(count) % books << form.codes.window)
         entries = (planes[0] if len(planes) == 1 else 254 * planes[0] + planes[1])[found]
+        entries = entries.view(lines, count // books, books, -1).sum(2)
     # [lines, codes, dim]
     if form.codes.axis == "rows":
         entries = entries.transpose(1, 2).reshape(-1, count)[: shape[0]]

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.codecs.contract import Latent, RowDecoder, Shape
-from reallm_compiler.codecs.numerics.codebooks import read_codebook, store_codebook
+from reallm_compiler.codecs.numerics.codebooks import codebook_table, read_codebook, store_codebook
 from reallm_compiler.codecs.numerics.packing import pack, rows_per_byte, unpack
 from reallm_compiler.codecs.numerics.sums import fit_books, nearest_sums, sums
 from reallm_compiler.codecs.numerics.vectors import Vectors
 from reallm_compiler.codecs.quantizers.vector_grid import GridCodec, GridCoder, as_rows
 from reallm_compiler.codecs.sections import Sections
+from reallm_compiler.codecs.windows import WindowValues
 from reallm_compiler.stages import AdditiveQuantizer, Range
 from reallm_compiler.storage.vq import code_shape
 from reallm_compiler.units import bytes_of_bits
@@ -123,3 +124,14 @@ class AdditiveCodec(GridCodec[AdditiveQuantizer]):
         """Sums of words by their codes."""
         codes = sections["codes"]
         return AdditiveDecoder(params, shape, codes, read_codebook(sections, codes, dtype))
+
+    def window_values(
+        self,
+        params: AdditiveQuantizer,
+        shape: Shape,
+        sections: Mapping[str, Tensor],
+        range: Range,
+    ) -> WindowValues:
+        """The codebooks one after the other."""
+        table, unit = codebook_table(sections)
+        return WindowValues(table=table.flatten(1, 2), unit=unit)

@@ -10,6 +10,7 @@ Source: Tseng et al. 2024 (QuIP#), sections 4.2 and 4.3; the scales are those of
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -131,8 +132,20 @@ class E8PCodec(QuantizerCodec[E8PQuantizer]):
     def window_values(
         self, params: E8PQuantizer, shape: Shape, sections: Mapping[str, Tensor], range: Range
     ) -> WindowValues:
-        """The points in quarters, which are integers."""
-        return WindowValues(table=(e8p_points() / SHIFT).to(torch.int8)[None], unit=SHIFT)
+        """The points in quarters, which are integers; words in halves."""
+        table, bits = _quarters(), rest_bits(params)
+        rest: WindowValues | None = None
+        if bits:
+            second = table if params.bits == 4 else (e8_words() * 2).to(torch.int8)[None]
+            unit = SHIFT if params.bits == 4 else 0.5
+            rest = WindowValues(table=second, unit=unit / GAINS[params.bits])
+        return WindowValues(table=table, unit=SHIFT, rest=rest)
+
+
+@cache
+def _quarters() -> Tensor:
+    """int8 [1, 65536, 8]: the points in quarters, once for all matrices."""
+    return (e8p_points() / SHIFT).to(torch.int8)[None]
 
 
 def _rest_points(params: E8PQuantizer, device: torch.device, dtype: torch.dtype) -> Tensor | None:
