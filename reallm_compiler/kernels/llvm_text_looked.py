@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.quantizers.trellis_table import COMPUTED_MEAN, MULTIPLIER
 from reallm_compiler.codecs.windows import WindowValues
 from reallm_compiler.kernels.form import LANES, STEP, Form
-from reallm_compiler.kernels.llvm_text import Text
-from reallm_compiler.kernels.llvm_text_numbers import F16
+from reallm_compiler.kernels.llvm_text import Text, constants
+from reallm_compiler.kernels.llvm_text_numbers import F16, I16
 from reallm_compiler.kernels.llvm_text_product import grouped
 from reallm_compiler.kernels.llvm_text_wide import W16, Machine, Wide
 
@@ -84,6 +86,70 @@ def pair_start(form: Form, width: int) -> int:
     """Where the table of pairs begins whose second code has a width."""
     smaller = {other for other in form.codes.widths if other < width}
     return sum(1 << form.codes.window + other for other in smaller)
+
+
+class Computed(Looked):
+    """Entries are sums of the bytes of products (`trellis_table.computed_entries`), 16 at once."""
+
+    WORD = 32
+
+    @staticmethod
+    def fits(form: Form) -> bool:
+        """Whether they are."""
+        return form.codes.computed
+
+    @staticmethod
+    def tables(form: Form, values: WindowValues) -> None:
+        """None."""
+        return
+
+    def __init__(self, text: Text, form: Form, machine: Machine) -> None:
+        super().__init__(text, replace(form, codes=replace(form.codes, planes=1)), machine)
+        self.most_steps = 32  # of two pieces each: 32 x 2 x (2 x 510 x 32384) < 2^31
+
+    def entries(self, period: str, step: int) -> list[list[str]]:
+        """Four vectors of 16."""
+        self.at_period(period)
+        codes = range(STEP * step, STEP * (step + 1), LANES)
+        return [[self._computed(self._states(first)) for first in codes]]
+
+    def _states(self, first: int) -> str:
+        """<16 x i32>: the windows of 16 codes."""
+        text, window = self.text, self.form.codes.window
+        starts = [self.form.bits(code + 1) - window for code in range(first, first + LANES)]
+        each = LANES  # as many as are sure to lie in one word
+        while each > 1 and any(
+            own[-1] + window - own[0] // 8 * 8 > self.WORD
+            for own in (starts[lane : lane + each] for lane in range(0, LANES, each))
+        ):
+            each //= 2
+        homes = [starts[lane // each * each] // 8 for lane in range(LANES)]
+        vector = "poison"
+        for lane in range(0, LANES, each):
+            word = text.load("i32", self._place, homes[lane])
+            vector = text.let(f"insertelement {I16} {vector}, i32 {word}, i64 {lane}")
+        spread = [lane // each * each for lane in range(LANES)]
+        vector = text.shuffle("i32", LANES, vector, spread)
+        shifts = [start - 8 * home for start, home in zip(starts, homes, strict=True)]
+        vector = text.let(f"lshr {I16} {vector}, {constants('i32', shifts)}")
+        return text.let(f"and {I16} {vector}, {_all((1 << window) - 1)}")
+
+    def _computed(self, states: str) -> str:
+        """<16 x i16>: bytes are added up in pairs, and then the pairs."""
+        text = self.text
+        product = text.let(f"mul {I16} {states}, {_all(MULTIPLIER)}")
+        high = text.let(f"lshr {I16} {product}, {_all(8)}")
+        low, high = (text.let(f"and {I16} {one}, {_all(0x00FF00FF)}") for one in (product, high))
+        pairs = text.let(f"add {I16} {low}, {high}")
+        other = text.let(f"lshr {I16} {pairs}, {_all(16)}")
+        total = text.let(f"add {I16} {pairs}, {other}")
+        total = text.let(f"trunc {I16} {total} to {W16}")
+        mean = constants("i16", [COMPUTED_MEAN] * LANES)
+        return text.let(f"sub {W16} {total}, {mean}")
+
+
+def _all(value: int) -> str:
+    return constants("i32", [value] * LANES)
 
 
 class Rows(Looked):

@@ -3,9 +3,10 @@
 Activations are integers of 16 bits. Pairs of entries and activations are multiplied and added in
 32 bits (pmaddwd on x86, smull and smlal on ARM); before these could overflow they are added up in
 64. A line of codes is copied to where zeros lie before and behind it, so that no step reads
-outside of it. There are five ways from codes to entries:
+outside of it. There are six ways from codes to entries:
 
 - `Evened`: the entry is the code itself, or one of 16, and codes are unpacked in registers;
+- `Computed`: the entry is computed from the window;
 - `Pairs`: two windows of a trellis are looked up at once in a table in memory;
 - `Rows`: a code is looked up once for the rows that it stands for;
 - `Vectors`: a code is looked up once for the eight columns that it stands for;

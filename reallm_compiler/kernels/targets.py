@@ -14,7 +14,7 @@ from reallm_compiler.kernels import llvm_text_vbmi, llvm_text_words
 from reallm_compiler.kernels.form import Form
 from reallm_compiler.kernels.llvm_text import Text
 from reallm_compiler.kernels.llvm_text_evened import Evened
-from reallm_compiler.kernels.llvm_text_looked import Pairs, Rows, Single, Vectors
+from reallm_compiler.kernels.llvm_text_looked import Computed, Pairs, Rows, Single, Vectors
 from reallm_compiler.kernels.llvm_text_product import Steps
 from reallm_compiler.kernels.llvm_text_wide import ARM, X86, Machine
 
@@ -125,7 +125,7 @@ class Wide:
         return 0
 
 
-WAYS: tuple[Any, ...] = (Evened, Pairs, Rows, Vectors, Single)
+WAYS: tuple[Any, ...] = (Evened, Computed, Pairs, Rows, Vectors, Single)
 """Ways from codes to entries, the fastest first."""
 
 

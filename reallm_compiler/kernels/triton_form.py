@@ -6,13 +6,12 @@ form cannot say goes the plain way: `codes_of` returns None.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from reallm_compiler.codecs.quantizers.trellis_table import MULTIPLIER
+from reallm_compiler.codecs.quantizers.trellis_table import COMPUTED_DEVIATION, MULTIPLIER
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.windows import LOW, WindowValues
@@ -39,9 +38,6 @@ TILE_ROWS = 16
 
 HALF_INTEGERS = 2048
 """Integers up to this are exact in float16."""
-
-COMPUTED_UNIT = 1 / math.sqrt(4 * (256**2 - 1) / 12)
-"""What the sum of four bytes counts in a computed table (`trellis_table.computed_table`)."""
 
 DIMS = (1, 2, 4)
 """Elements of a codeword that fit into an int32."""
@@ -206,7 +202,7 @@ def _words(codes: Tensor) -> Tensor:
 def _table(windows: CodeWindows, values: WindowValues) -> tuple[Tensor, float] | None:
     """The table as kernels look it up, and what an entry counts."""
     if windows.computed:
-        return torch.zeros(1), COMPUTED_UNIT
+        return torch.zeros(1), 1 / COMPUTED_DEVIATION
     if windows.dim > 1:
         if values.table is None or values.shift:
             return None

@@ -37,6 +37,10 @@ QUANTIZERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"kind": "trellis", "bits": 2, "state_bits": 9, "table": "computed", "paths": 4},
         ROW,
     ),
+    "trellis, computed, of 16 bits": (
+        {"kind": "trellis", "bits": 3, "state_bits": 16, "table": "computed", "paths": 4},
+        ROW,
+    ),
     "vq of rows": ({"kind": "vq", "bits": 2, "dim": 4, "iterations": 1}, ROW),
     "vq of columns": ({"kind": "vq", "bits": 2, "dim": 2, "axis": "cols", "iterations": 1}, ROW),
     "e8p": ({"kind": "e8p", "bits": 2}, ROW),

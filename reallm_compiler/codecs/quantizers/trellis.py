@@ -29,14 +29,16 @@ from reallm_compiler.codecs.numerics.list_search import SearchProblem
 from reallm_compiler.codecs.quantizers.trellis_search import Searcher, states_of
 from reallm_compiler.codecs.quantizers.trellis_stream import HighRate, RowStream
 from reallm_compiler.codecs.quantizers.trellis_table import (
+    COMPUTED_DEVIATION,
     Segments,
+    computed_entries,
     computed_table,
     fit_table,
     sample,
 )
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.sections import Sections
-from reallm_compiler.codecs.windows import WindowValues, two_planes
+from reallm_compiler.codecs.windows import WindowValues, split
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import Range, TrellisQuantizer
 from reallm_compiler.storage.trellis import high_rate_columns
@@ -291,7 +293,8 @@ class TrellisCodec(QuantizerCodec[TrellisQuantizer]):
         if params.learns_tables:
             table, unit = codebook_table(sections)
         else:
-            table, unit = two_planes(computed_table(params.state_bits))
+            planes = split(computed_entries(params.state_bits))
+            table, unit = torch.stack(planes), 1 / COMPUTED_DEVIATION
         high_rate = HighRate.read(sections, shape[1])
         return WindowValues(
             table=table[..., None],

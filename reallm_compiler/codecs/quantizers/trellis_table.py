@@ -33,16 +33,28 @@ MULTIPLIER = 0x83DCD12D
 """What a state is multiplied by for a computed table, modulo 2^32."""
 
 
+COMPUTED_MEAN = 510
+"""The mean of a sum of four bytes."""
+
+COMPUTED_DEVIATION = math.sqrt(4 * (256**2 - 1) / 12)
+"""The deviation of such a sum."""
+
+
 def computed_table(state_bits: int) -> Tensor:
     """float64 [2^state_bits]: a nearly normal value for each state, of mean 0 and deviation 1.
 
     The four bytes of state x `MULTIPLIER` (modulo 2^32) are added up, as in the computed codes of
     QTIP: (sum - 510) / sqrt(4 (256^2 - 1) / 12).
     """
+    return computed_entries(state_bits).to(torch.float64) / COMPUTED_DEVIATION
+
+
+def computed_entries(state_bits: int) -> Tensor:
+    """int64 [2^state_bits]: the sums less their mean."""
     state = torch.arange(2**state_bits, dtype=torch.int64)
     product = state * MULTIPLIER % 2**32
     total = torch.stack([(product >> shift) % 256 for shift in (0, 8, 16, 24)]).sum(0)
-    return (total - 510).to(torch.float64) / math.sqrt(4 * (256**2 - 1) / 12)
+    return total - COMPUTED_MEAN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
