@@ -125,7 +125,7 @@ def _sides(packed: PackedMatrix, form: Form, values: WindowValues) -> Sides | No
     )
     if order is not None:
         columns, until = order.coded(0)
-        if until is not None:
+        if until is not None or order.rows is not None:
             return None
     scale, zero, own = torch.ones(1), torch.zeros(1), values.factors
     unit, shift = values.unit, values.shift

@@ -353,6 +353,19 @@ def test_kernels_are_chosen() -> None:
     assert isinstance(product_for(packed, CPU, torch.float64), PlainProduct)
 
 
+@pytest.mark.parametrize("sides", ["rows", "both"])
+def test_orders_of_rows_go_the_plain_way(sides: str) -> None:
+    plan = {
+        "quantizer": {"kind": "uniform", "bits": 4},
+        "scales": {"kind": "absmax", "per": "row"},
+        "permutation": {"kind": "norm_sorted", "sides": sides},
+    }
+    packed = packed_matrix(MatrixPlan.model_validate(plan), (72, 80))
+    x = activations(2, 80)
+    found = product_for(packed, CPU, torch.float32).linear(x)
+    assert distance(found, x.double() @ dense(packed).t()) < 1e-4
+
+
 @pytest.mark.parametrize("role", ["codes", "codebook", "high_rate", "scales"])
 def test_forged_sections_never_reach_a_kernel(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorter than the form, of another type, in steps, or a mask of too many columns."""
