@@ -29,6 +29,9 @@ TOGETHER = 8
 MOST_WINDOW = 16
 """Bits of the widest window."""
 
+MOST_BLOCK = 4096
+"""Weights of a block with a scale, at most: their sums are taken in 32 bits."""
+
 SCALE_DTYPES = ("f32", "f16", "bf16")
 """Stored types of scales of blocks."""
 
@@ -123,7 +126,9 @@ def form_of(plan: MatrixPlan, shape: Shape) -> Form | None:
     if arrays is None or arrays.per != "block":
         return form
     whole = shape[1] % arrays.block == 0 and (arrays.block in (16, 32) or arrays.block % STEP == 0)
-    if not whole or codes.dim > 1 or arrays.dtype not in SCALE_DTYPES or arrays.block > 4096:
+    if not whole or arrays.dtype not in SCALE_DTYPES or arrays.block > MOST_BLOCK // codes.dim:
+        return None
+    if codes.dim > 1 and (codes.axis == "cols" or arrays.block % STEP):
         return None
     if len(codes.widths) > 1 or codes.widths[0] != codes.window:
         return None  # blocks lie on columns in their own order

@@ -233,6 +233,17 @@ class Rows(Looked):
             found.append(pieces)
         return found
 
+    def lanes(self, sums: Sequence[str]) -> list[str]:
+        """The sum of a row in its first lane."""
+        text, dim = self.text, self.form.codes.dim
+        both = text.let(f"add <4 x i32> {sums[0]}, {sums[1]}")
+        floats = text.let(f"sitofp <4 x i32> {both} to <4 x float>")
+        zeros = [4] * (LANES - 4 // dim)
+        return [
+            text.shuffle("float", 4, floats, [*range(row, 4, dim), *zeros], "zeroinitializer")
+            for row in range(dim)
+        ]
+
     def totals(self, sums: Sequence[str]) -> list[str]:
         """The lanes of each row."""
         text, dim = self.text, self.form.codes.dim

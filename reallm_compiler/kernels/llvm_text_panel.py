@@ -44,7 +44,7 @@ def write_panel(text: Text, form: Form, steps: Steps, inputs: Inputs) -> None:
         steps.begin()
         lines = Lines(text)
         stride = text.slot("plane_stride")
-        blocks = None if form.blocks is None else Blocks(text, form.blocks, lines.periods)
+        blocks = None if form.blocks is None else Blocks(text, form, lines.periods)
         with text.loop("%first", "%last") as line:
             steps.line(lines.base(line.index))
             if blocks is not None:
@@ -83,7 +83,8 @@ def _period(
             place = text.let(f"add i64 {place}, {start}")
             for number, value in enumerate(pieces):
                 if blocks is not None:
-                    scale, shift = blocks.of(text.let(f"add i64 {column}, {LANES * number}"))
+                    begin = text.let(f"add i64 {column}, {LANES * number}")
+                    scale, shift = blocks.of(begin, dim)
                     value = product_sum(text, shift, value, scale)
                 at = text.let(f"add i64 {place}, {LANES * number}")
                 store_numbers(text, dtype, value, "%panel", at, exact=exact)

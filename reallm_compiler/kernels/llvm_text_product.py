@@ -50,9 +50,9 @@ class Steps(Protocol):
         bias in forms with blocks, as their sums have it.
         """
 
-    def lanes(self, sums: Sequence[str]) -> str:
-        """The sums of a block of at most 4096 codes as <16 x float>; lane n holds those of codes
-        4n to 4n + 3 of each step.
+    def lanes(self, sums: Sequence[str]) -> list[str]:
+        """The sums of a block as <16 x float>, for each row of a line; lane n holds those of codes
+        4n to 4n + 3 of each step, where blocks are shorter than a step.
         """
 
     def totals(self, sums: Sequence[str]) -> list[str]:

@@ -306,8 +306,11 @@ class Registers:
             found.append(pieces)
         return found
 
-    def lanes(self, sums: Sequence[str]) -> str:
+    def lanes(self, sums: Sequence[str]) -> list[str]:
         """The two highest powers as integers, which fit for a block."""
+        return [self._lanes(own) for own in grouped(sums, self._powers)]
+
+    def _lanes(self, sums: Sequence[str]) -> str:
         text = self._text
         factor = constants("i32", [LOW] * LANES)
         whole = text.let(f"mul {V16} {sums[0]}, {factor}")

@@ -192,8 +192,11 @@ class Wide:
             found.append(pieces)
         return found
 
-    def lanes(self, sums: Sequence[str]) -> str:
+    def lanes(self, sums: Sequence[str]) -> list[str]:
         """Pairs of neighbours added up where pieces stand by themselves."""
+        return [self._lanes(own) for own in grouped(sums, self._parts * self.form.codes.planes)]
+
+    def _lanes(self, sums: Sequence[str]) -> str:
         text, half = self.text, LANES // 2
         value = ""
         for parts in grouped(sums, self._parts):

@@ -114,6 +114,6 @@ class Words(Registers):
                 pieces.append(text.let(f"sitofp <16 x i16> {part} to {F16}"))
         return [pieces]
 
-    def lanes(self, sums: Sequence[str]) -> str:
+    def lanes(self, sums: Sequence[str]) -> list[str]:
         """As they are: a block is a whole step."""
-        return self._text.let(f"sitofp {V16} {sums[0]} to {F16}")
+        return [self._text.let(f"sitofp {V16} {sums[0]} to {F16}")]

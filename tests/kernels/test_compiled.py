@@ -65,6 +65,14 @@ PLANS: dict[str, dict[str, Any]] = {
         "quantizer": {"kind": "uniform", "bits": 4},
         "scales": {"kind": "minmax", "block": 16, "dtype": "float16"},
     },
+    "vq, blocks of rows": {
+        "quantizer": {"kind": "vq", "bits": 2, "dim": 4, "iterations": 1},
+        "scales": {"kind": "absmax", "block": 64, "bits": 8, "superblock": 4},
+    },
+    "vq of two rows, blocks with zero points": {
+        "quantizer": {"kind": "vq", "bits": 3, "dim": 2, "iterations": 1},
+        "scales": {"kind": "minmax", "block": 128, "dtype": "bfloat16"},
+    },
     "uniform, two levels of scales": {
         "quantizer": {"kind": "uniform", "bits": 3},
         "scales": {"kind": "minmax", "block": 16, "bits": 8, "superblock": 20},
@@ -150,6 +158,8 @@ PLANS: dict[str, dict[str, Any]] = {
 LONG = {
     "uniform, long blocks": (9, 640),
     "normal_float, two levels, rotated": (20, 192),
+    "vq, blocks of rows": (14, 192),
+    "vq of two rows, blocks with zero points": (5, 256),
     "uniform, integer zero points of 3 bits": (9, 192),
     "uniform, levels of their own": (9, 256),
 }

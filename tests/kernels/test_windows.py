@@ -104,7 +104,7 @@ def test_windows_are_the_decoded_weights(name: str, shape: tuple[int, int]) -> N
     [
         {},
         {"quantizer": {"kind": "uniform", "bits": 3}, "scales": {"kind": "absmax", "block": 24}},
-        {"quantizer": {"kind": "vq", "bits": 2, "dim": 4}, "scales": {"kind": "rms", "block": 64}},
+        {"quantizer": {"kind": "vq", "bits": 2, "dim": 4}, "scales": {"kind": "rms", "block": 32}},
         {"quantizer": {"kind": "vq", "bits": 2, "dim": 8}, "scales": ROW},
     ],
 )
