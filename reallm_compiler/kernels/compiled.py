@@ -95,6 +95,7 @@ class CompiledProduct:
     def __init__(
         self, packed: PackedMatrix, form: Form, sides: Sides, dtype: torch.dtype, target: str
     ) -> None:
+        form = replace(form, orders=sides.group_orders is not None)
         self._packed = packed
         self._form = form
         self._dtype = dtype
@@ -111,7 +112,7 @@ class CompiledProduct:
             ordered=sides.order is not None,
             order_factors=sides.order_factors is not None,
             planes=TARGETS[target].planes(form),
-            sums=0 if form.blocks is None else form.blocks.block,
+            sums=0 if form.blocks is None or form.orders else form.blocks.block,
             kept=sides.factors is not None,
         )
         self._outputs = Outputs(
@@ -160,7 +161,10 @@ class CompiledProduct:
         """x W^^T: [n, q] -> [n, p]."""
         if not len(x):
             return x.new_empty(0, self._packed.shape[0])
-        return self._direct(x) if len(x) <= MOST_TOKENS else self._panels(x)
+        if len(x) <= MOST_TOKENS:
+            return self._direct(x)
+        # Where rows have orders of their own, panels have no order in common with the inputs.
+        return self._plain.linear(x) if self._form.orders else self._panels(x)
 
     def transposed(self, x: Tensor) -> Tensor:
         """x W^: [n, p] -> [n, q]."""
@@ -294,6 +298,8 @@ class CompiledProduct:
             row_scales=_padded(sides.row_scales, self._y_stride),
             row_shifts=_padded(sides.row_shifts, self._y_stride),
             in_factors=sides.inputs.before,
+            group_orders=sides.group_orders,
+            group_lines=sides.group_lines,
             order=None if sides.order is None else sides.order.to(torch.int32),
             order_factors=sides.order_factors,
             out_factors=_padded(sides.outputs.before, self._y_stride),

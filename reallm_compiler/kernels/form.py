@@ -26,6 +26,10 @@ MOST_COLUMNS = 1 << 16
 TOGETHER = 8
 """Columns of a code that are looked up at once: a load of 8 bytes."""
 
+MOST_ORDERED = 1 << 14
+"""Columns of a matrix with several orders of them, at most: activations are put in order on the
+stack of a thread."""
+
 MOST_WINDOW = 16
 """Bits of the widest window."""
 
@@ -45,11 +49,13 @@ class Form:
         blocks: scales of blocks of a row; None where scales belong to rows, columns or the whole,
             and are factors of outputs and inputs.
         whole: a line is whole periods, so that no step reads beyond it.
+        orders: groups of lines have orders of columns of their own.
     """
 
     codes: CodeWindows
     blocks: ScaleArrays | None = None
     whole: bool = False
+    orders: bool = False
 
     @property
     def line_rows(self) -> int:

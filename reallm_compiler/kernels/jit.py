@@ -71,7 +71,7 @@ def source(kernel: Kernel, name: str) -> str:
         steps = TARGETS[name].steps(text, form)
         write = write_row_sums if form.blocks is None else write_block_sums
         write(text, form, steps, tokens)
-    write_call(text, groups)
+    write_call(text, form, kernel.inputs.planes, groups)
     return str(text)
 
 

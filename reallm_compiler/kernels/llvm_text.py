@@ -18,6 +18,7 @@ SLOTS = (
     *("codes", "tables", "row_scales", "row_shifts"),
     *("block_scales", "block_supers", "block_offset"),
     *("block_zeros", "zero_supers", "zero_offset", "row_blocks", "numbers"),
+    *("group_orders", "group_lines"),
     *("in_factors", "order", "order_factors", "out_factors", "gain"),
     *("l1", "l2", "rank_scales", "rank"),
     # Where intermediate numbers lie.

@@ -8,35 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from reallm_compiler.kernels.form import Form
 from reallm_compiler.kernels.llvm_text import Text
+from reallm_compiler.kernels.llvm_text_orders import each_group
 
 LINES = 64
 """Lines whose codes stay in cache while all tokens meet them; threads get multiples of so many."""
 
 
-def write_call(text: Text, groups: Sequence[int]) -> None:
+def write_call(text: Text, form: Form, planes: bool, groups: Sequence[int]) -> None:
     """The functions `sums(job, first line, last line)` and `linear(job)`.
 
     Args:
         text: where it is written; all other functions are there.
+        form: of the codes.
+        planes: whether integers are two planes of int8.
         groups: numbers of tokens that there are `sums<tokens>` for, ending with 1, descending.
     """
     with text.function("sums", "i64 %first", "i64 %last"):
-        tokens = text.slot("tokens")
-        with text.loop("%first", "%last", LINES) as lines:
-            end = text.let(f"add i64 {lines.index}, {LINES}")
-            end = text.call("i64", "llvm.smin.i64", f"i64 {end}", "i64 %last")
-            done = "0"
-            for group in groups:
-                left = text.let(f"sub i64 {tokens}, {done}")
-                rest = text.let(f"srem i64 {left}, {group}")
-                until = text.let(f"sub i64 {tokens}, {rest}")
-                with text.loop(done, until, group) as token:
-                    text.do(
-                        f"call void @sums{group}(ptr %job, i64 {lines.index}, i64 {end}, "
-                        f"i64 {token.index})"
-                    )
-                done = until
+        if form.orders:
+            with each_group(text, form, planes) as (first, last, job):
+                _write_lines(text, groups, first, last, job)
+        else:
+            _write_lines(text, groups, "%first", "%last", "%job")
     with text.function("share"):
         number = text.let(f"call i32 {text.pointer('thread_number')}()")
         count = text.let(f"call i32 {text.pointer('thread_count')}()")
@@ -63,3 +57,22 @@ def write_call(text: Text, groups: Sequence[int]) -> None:
         with text.when(text.let(f"xor i1 {several}, true")):
             text.do(f"call void @sums(ptr %job, i64 0, i64 {text.slot('lines')})")
         text.do("call void @finish(ptr %job)")
+
+
+def _write_lines(text: Text, groups: Sequence[int], first: str, last: str, job: str) -> None:
+    """The sums of lines for all tokens, `LINES` at a time."""
+    tokens = text.slot("tokens")
+    with text.loop(first, last, LINES) as lines:
+        end = text.let(f"add i64 {lines.index}, {LINES}")
+        end = text.call("i64", "llvm.smin.i64", f"i64 {end}", f"i64 {last}")
+        done = "0"
+        for group in groups:
+            left = text.let(f"sub i64 {tokens}, {done}")
+            rest = text.let(f"srem i64 {left}, {group}")
+            until = text.let(f"sub i64 {tokens}, {rest}")
+            with text.loop(done, until, group) as token:
+                text.do(
+                    f"call void @sums{group}(ptr {job}, i64 {lines.index}, i64 {end}, "
+                    f"i64 {token.index})"
+                )
+            done = until

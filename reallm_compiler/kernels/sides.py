@@ -17,9 +17,10 @@ from reallm_compiler.codecs.contract import ColumnOrder
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.windows import Mixing, StoredFactors, WindowValues
-from reallm_compiler.kernels.form import Form
+from reallm_compiler.kernels.form import MOST_ORDERED, Form
 from reallm_compiler.kernels.packed import PackedMatrix
 from reallm_compiler.stages import ResidualStage
+from reallm_compiler.storage.base import Shape
 
 
 @dataclass(kw_only=True)
@@ -54,6 +55,9 @@ class Sides:
         row_scales: float32 [rows of all lines], what the sum of entries counts.
         row_shifts: of the same shape, what the sum of integers counts.
         gain: float32 [p] or None.
+        group_orders: int16 [groups, positions], the column at each position of the inputs for each
+            group of lines that has an order of its own; None without.
+        group_lines: lines of a group.
         factors: of a residual that is a product of two.
         beside: the other residuals, which are no part of this.
     """
@@ -68,6 +72,8 @@ class Sides:
     gain: Tensor | None
     factors: StoredFactors | None
     beside: tuple[ResidualStage, ...] = ()
+    group_orders: Tensor | None = None
+    group_lines: int = 0
 
 
 def transform_sides(packed: PackedMatrix) -> tuple[Side, Side] | None:
@@ -119,14 +125,19 @@ def _sides(packed: PackedMatrix, form: Form, values: WindowValues) -> Sides | No
     if around is None:
         return None
     inputs, outputs = around
-    columns: Tensor | None = None
+    columns = groups = None
     order: ColumnOrder | None = codec_of(plan.permutation).decoder(
         plan.permutation, shape, sections
     )
     if order is not None:
         columns, until = order.coded(0)
-        if until is not None or order.rows is not None:
+        if order.rows is not None:
             return None
+        if until is not None:
+            groups, columns = _group_orders(form, shape, order, until), None
+            apart = values.order is not None or values.factors is not None
+            if groups is None or apart or inputs.after is not None:
+                return None
     scale, zero, own = torch.ones(1), torch.zeros(1), values.factors
     unit, shift = values.unit, values.shift
     if form.blocks is not None:
@@ -137,6 +148,8 @@ def _sides(packed: PackedMatrix, form: Form, values: WindowValues) -> Sides | No
         )
         if field is not None and field.per == "column":
             if field.zero is not None:
+                return None
+            if groups is not None:
                 return None
             own = times(own, field.scale)
         elif field is not None:
@@ -153,6 +166,8 @@ def _sides(packed: PackedMatrix, form: Form, values: WindowValues) -> Sides | No
         gain=None if "gain" not in sections else sections["gain"].to(torch.float32),
         factors=factors,
         beside=tuple(beside),
+        group_orders=groups,
+        group_lines=0 if groups is None or until is None else until // form.line_rows,
     )
 
 
@@ -187,6 +202,20 @@ def _laid_out(
         factors = torch.nn.functional.pad(factors, (0, missing))
         factors = factors.view(-1, form.streams).t().reshape(-1)
     return streams, factors
+
+
+def _group_orders(form: Form, shape: Shape, order: ColumnOrder, rows: int) -> Tensor | None:
+    """`Sides.group_orders` for groups of so many rows; None for what has none."""
+    (p, q), missing = shape, form.padded_columns(shape) - shape[1]
+    if rows % form.line_rows or form.streams > 1 or form.spread > 1 or q + missing > MOST_ORDERED:
+        return None
+    found = []
+    for first in range(0, p, rows):
+        columns, _ = order.coded(first)
+        if columns is None:
+            return None
+        found.append(torch.nn.functional.pad(columns, (0, missing), value=q))
+    return torch.stack(found).to(torch.int16)
 
 
 def _rows(form: Form, shape: tuple[int, int], numbers: Tensor, after: Tensor | None) -> Tensor:

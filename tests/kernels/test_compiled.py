@@ -73,6 +73,19 @@ PLANS: dict[str, dict[str, Any]] = {
         "quantizer": {"kind": "vq", "bits": 3, "dim": 2, "iterations": 1},
         "scales": {"kind": "minmax", "block": 128, "dtype": "bfloat16"},
     },
+    "vq, blocks, orders of groups of rows": {
+        "quantizer": {"kind": "vq", "bits": 2, "dim": 4, "iterations": 1},
+        "scales": {"kind": "absmax", "block": 64, "bits": 8, "superblock": 4},
+        "permutation": {"kind": "nearest", "rows": 8},
+        "residual": {"kind": "low_rank", "rank": 2},
+        "dora": True,
+    },
+    "uniform, orders of groups of rows": {
+        "quantizer": {"kind": "uniform", "bits": 3},
+        "scales": {"kind": "minmax", "per": "row"},
+        "permutation": {"kind": "nearest", "rows": 5},
+        "transform": [{"kind": "hadamard", "sides": "both", "block": 16}],
+    },
     "uniform, two levels of scales": {
         "quantizer": {"kind": "uniform", "bits": 3},
         "scales": {"kind": "minmax", "block": 16, "bits": 8, "superblock": 20},
@@ -159,6 +172,7 @@ LONG = {
     "uniform, long blocks": (9, 640),
     "normal_float, two levels, rotated": (20, 192),
     "vq, blocks of rows": (14, 192),
+    "vq, blocks, orders of groups of rows": (30, 192),
     "vq of two rows, blocks with zero points": (5, 256),
     "uniform, integer zero points of 3 bits": (9, 192),
     "uniform, levels of their own": (9, 256),
@@ -169,6 +183,7 @@ SOME = [
     "vq of columns",
     "normal_float, two levels, rotated",
     "uniform, blocks with zero points",
+    "vq, blocks, orders of groups of rows",
 ]
 SHAPES = [(13, 80), (24, 128)]
 
