@@ -290,16 +290,12 @@ def _sum_rows(logits: Tensor, targets: Tensor, expected: Tensor | None) -> _Sums
             continue
         log_p = expected[block].to(logits.device).float().log_softmax(dim=-1)  # [m, v]
         sums.reference_nll -= _total(log_p.gather(1, column))
-        sums.kl += _total(divergence(log_p, log_q))
+        p = log_p.exp()  # [m, v]
+        # A token that the reference rules out (p = 0) adds nothing, whatever the model gives it.
+        terms = torch.where(p > 0, p * (log_p - log_q), 0.0)  # [m, v]
+        sums.kl += _total(terms.sum(dim=-1))
         sums.agree += int((log_p.argmax(dim=-1) == log_q.argmax(dim=-1)).sum())
     return sums
-
-
-def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) [...] in nats of distributions whose log-probabilities are [..., v]."""
-    p = log_p.exp()
-    # A token that the reference rules out (p = 0) adds nothing, whatever the model gives it.
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim=-1)
 
 
 def _total(values: Tensor) -> float:

@@ -22,7 +22,6 @@ from reallm_compiler.calibration.own_text import OwnText
 from reallm_compiler.checkpoint import Inventory, MatrixFact
 from reallm_compiler.checkpoint.architecture import meta_model
 from reallm_compiler.errors import CompileError
-from reallm_compiler.evaluate.perplexity import divergence
 from reallm_compiler.execute.preflight import INTERPRETER_BYTES, SMALL_NUMEL
 from reallm_compiler.execute.runner import THREADS
 from reallm_compiler.models.joined import Location
@@ -125,7 +124,7 @@ class NoiseRunner:
             weight.add_(noise, alpha=math.sqrt(SIZE * size / own))
             total = 0.0
             for ids, expected in zip(self._parts, self._expected, strict=True):
-                total += float(divergence(expected, self._predicted(ids)).sum())
+                total += _divergence(expected, self._predicted(ids))
             weight.copy_(kept)
         slope = total / self._job.ids.numel() / SIZE
         if not math.isfinite(slope):
@@ -139,6 +138,20 @@ class NoiseRunner:
     def _predicted(self, ids: Tensor) -> Tensor:
         """float32 [b, t, v]: log-probabilities."""
         return run(self._model.model, ids, None, CompileError).float().log_softmax(-1)
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> float:
+    """The sum over tokens of KL(p || q) in nats, of log-probabilities [b, t, v].
+
+    With d = log q - log p it is the sum of p (e^d - 1 - d), of which no term is negative: where q
+    is hardly another one, the terms of the plain sum of -p d all but cancel, and float32 loses it.
+    """
+    total = 0.0
+    for old, new in zip(log_p, log_q, strict=True):  # a sequence at a time
+        p, difference = old.exp(), new - old
+        terms = torch.where(p > 0, p * (torch.expm1(difference) - difference), 0.0)
+        total += float(terms.sum(dtype=torch.float64))
+    return total
 
 
 class _Views(StreamedModel):

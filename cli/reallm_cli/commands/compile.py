@@ -93,6 +93,11 @@ TRAINING_SECONDS = 10.0
     help="What to do with the remains of an interrupted compile of this output.",
 )
 @click.option("--force", is_flag=True, help="Replace the output if it exists.")
+@click.option(
+    "--cache",
+    metavar="DIR",
+    help="Folder of coded matrices: those that are there are not coded again, others are kept.",
+)
 @click.pass_obj
 def compile_command(
     terminal: Terminal,
@@ -106,6 +111,7 @@ def compile_command(
     only: str | None,
     resume: str,
     force: bool,
+    cache: str | None,
 ) -> int:
     """Compile a model by a recipe into one verified archive.
 
@@ -127,6 +133,7 @@ def compile_command(
             only=only,
             resume=resume,
             force=force,
+            cache=cache,
             on_event=reporter.on_event,
         )
     if report.path is None:
