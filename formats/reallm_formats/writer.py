@@ -108,16 +108,19 @@ class Writer(Closing):
                 is then of no use.
             OSError: the disk refuses.
         """
-        section = self._section(name)
-        digest = hashlib.sha256()
-        done = 0
+        section = self.begin(name)
         for part in parts:
-            view = memoryview(part)
-            done += self._fill(section, done, view.cast("B") if view.nbytes else view, digest)
-            del part, view
-        if done < section.nbytes:
-            raise _other_length(section, done)
-        return digest.digest()
+            section.add(part)
+            del part
+        return section.finish()
+
+    def begin(self, name: str) -> SectionWriter:
+        """A section to be filled by parts as they come; several may be under way.
+
+        Args:
+            name: as for `write`.
+        """
+        return SectionWriter(self._descriptor, self._section(name))
 
     def digest(self, name: str) -> bytes:
         """SHA-256 of what the file holds in a section's range now: to check a resumed slot."""
@@ -184,21 +187,6 @@ class Writer(Closing):
             yield part
             start += len(part)
 
-    def _fill(
-        self, section: SectionEntry, done: int, part: memoryview, digest: hashlib._Hash
-    ) -> int:
-        """Write one part of a section after its first `done` bytes; returns the part's bytes."""
-        end = done + part.nbytes
-        if end > section.nbytes:
-            raise _other_length(section, end)
-        if part.nbytes and end == section.nbytes:
-            check_spare(section, part)
-        for start in range(0, part.nbytes, CHUNK):
-            chunk = part[start : start + CHUNK]
-            digest.update(chunk)
-            _write_all(self._descriptor, chunk, section.offset + done + start)
-        return part.nbytes
-
     def _section(self, name: str) -> SectionEntry:
         if name not in self._sections:
             raise ValueError(f"the layout has no section {name!r}")
@@ -216,6 +204,45 @@ class Writer(Closing):
             row["sha256"] = digests[row["name"]]
         plain["document"] = canonical.normal(document)
         return manifest_of(plain)
+
+
+class SectionWriter:
+    """A section that is filled by parts that follow each other; made by `Writer.begin`."""
+
+    def __init__(self, descriptor: int, section: SectionEntry) -> None:
+        self._descriptor = descriptor
+        self._section = section
+        self._digest = hashlib.sha256()
+        self._done = 0
+
+    def add(self, part: Buffer) -> None:
+        """Write the next part.
+
+        Raises:
+            FormatError, OSError: as `Writer.write` does.
+        """
+        section, view = self._section, memoryview(part)
+        view = view.cast("B") if view.nbytes else view
+        end = self._done + view.nbytes
+        if end > section.nbytes:
+            raise _other_length(section, end)
+        if view.nbytes and end == section.nbytes:
+            check_spare(section, view)
+        for start in range(0, view.nbytes, CHUNK):
+            chunk = view[start : start + CHUNK]
+            self._digest.update(chunk)
+            _write_all(self._descriptor, chunk, section.offset + self._done + start)
+        self._done = end
+
+    def finish(self) -> bytes:
+        """The SHA-256 of the section (32 bytes), once all its parts are written.
+
+        Raises:
+            FormatError: they were too few (S7).
+        """
+        if self._done < self._section.nbytes:
+            raise _other_length(self._section, self._done)
+        return self._digest.digest()
 
 
 def _other_length(section: SectionEntry, given: int) -> FormatError:

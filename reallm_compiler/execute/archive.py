@@ -13,23 +13,24 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
-import torch
-
 from reallm_compiler.checkpoint import Inventory
+from reallm_compiler.execute.cluster import backend_on, workers_on
 from reallm_compiler.execute.fit.text import TextInput, text_bytes
 from reallm_compiler.execute.identity import identity_of, provenance
 from reallm_compiler.execute.options import CompileOptions
-from reallm_compiler.execute.preflight import check_disk, choose_workers, preflight_event
+from reallm_compiler.execute.preflight import check_disk, preflight_event
 from reallm_compiler.execute.resume import check_weights
 from reallm_compiler.execute.runner import CompileJob
 from reallm_compiler.execute.statistics import StatisticsInput
 from reallm_compiler.execute.tasks import compile_tasks
 from reallm_compiler.planning.document import to_document
 from reallm_compiler.planning.model import Plan
-from reallm_compiler.runs.backends import backend_for, results
+from reallm_compiler.runs.backends import results
 from reallm_compiler.runs.counter import TaskCounter, record
 from reallm_compiler.runs.identity import digest_of
+from reallm_compiler.runs.machines import Machines
 from reallm_compiler.runs.output import Output
+from reallm_compiler.runs.parcels import ReservedFile
 from reallm_compiler.runs.resume import finished_tasks, start
 from reallm_compiler.runs.sources import checked_sources
 from reallm_compiler.runs.stop import StopRequest
@@ -42,7 +43,7 @@ def compile_archive(
     plan: Plan,
     inventory: Inventory,
     output: Output,
-    device: torch.device,
+    machines: Machines,
     options: CompileOptions,
     stop: StopRequest,
     statistics: StatisticsInput | None = None,
@@ -54,7 +55,7 @@ def compile_archive(
         OutputError, CompileError, ResumeError, SourceError, CodecError: as `compile_model` does.
     """
     graph = compile_tasks(plan, 0 if text is None else text.ids.numel())
-    identity = identity_of(plan, inventory, device, statistics, text)
+    identity = identity_of(plan, inventory, machines.fields, statistics, text)
     states = StateFiles(output.partial, digest_of(identity))
     output.check(force=options.force or output.journal.exists())
     with output.open_journal() as journal:
@@ -68,9 +69,8 @@ def compile_archive(
         output.check(force=options.force)
         reserve = found is None
         done = found or {}
-        workers = choose_workers(
-            plan, options.workers, len(graph) - len(done), device, text_bytes(plan, text)
-        )
+        learning = text_bytes(plan, text)
+        workers = workers_on(machines, plan, options.workers, len(graph) - len(done), learning)
         disk = check_disk(output.path.parent, plan.layout.file_bytes if reserve else 0)
         with stop.in_order():
             if reserve:
@@ -83,7 +83,7 @@ def compile_archive(
             options.on_event(
                 preflight_event(
                     workers,
-                    device,
+                    machines.title,
                     graph,
                     counter,
                     file_bytes=plan.layout.file_bytes,
@@ -96,13 +96,15 @@ def compile_archive(
             job = CompileJob(
                 plan=plan,
                 inventory=inventory,
-                device=device,
+                device=machines.device,
                 states=states,
                 statistics=statistics,
                 text=text,
                 cache=options.cache_folder,
             )
-            running = results(backend_for(workers.count), job, graph, done, stop, options.on_event)
+            reserved = ReservedFile(output.partial, plan.layout)
+            backend = backend_on(machines, plan, workers.count, learning, reserved)
+            running = results(backend, job, graph, done, stop, options.on_event)
             with closing(running):
                 same = checked_sources(running, done, inventory.path)
                 record(same, done, journal, states, counter)

@@ -5,9 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reallm_compiler.planning.budget import Budget
-from reallm_compiler.runs.events import TaskDone, Training
+from reallm_compiler.runs.events import TaskDone, Training, TriedAgain
 
-__all__ = ["Checked", "CompileReport", "Event", "FellBack", "Preflight", "TaskDone", "Training"]
+__all__ = [
+    "Checked",
+    "CompileReport",
+    "Event",
+    "FellBack",
+    "Preflight",
+    "TaskDone",
+    "Training",
+    "TriedAgain",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,4 +108,4 @@ class CompileReport:
         return f"CompileReport({self.path!r}, {self.budget!r}, {self.seconds:.1f} s)"
 
 
-Event = Checked | FellBack | Preflight | Training | TaskDone
+Event = Checked | FellBack | Preflight | Training | TaskDone | TriedAgain

@@ -6,15 +6,12 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.execute.fit.text import TextInput
 from reallm_compiler.execute.statistics import StatisticsInput
 from reallm_compiler.models.weights import shard_facts
 from reallm_compiler.planning.document import fixed_text
 from reallm_compiler.planning.model import Plan
-from reallm_compiler.runs.identity import machine_fields
 from reallm_compiler.runs.tasks import TaskResult
 from reallm_formats import encode_manifest
 
@@ -22,18 +19,20 @@ from reallm_formats import encode_manifest
 def identity_of(
     plan: Plan,
     inventory: Inventory,
-    device: torch.device,
+    machine: Mapping[str, str],
     statistics: StatisticsInput | None = None,
     text: TextInput | None = None,
 ) -> dict[str, Any]:
     """The fields that decide the bytes of the archive, as plain data.
+
+    `machine` are the fields of the machines that do the tasks (`runs.identity.machine_fields`).
 
     Shards are identified by name, length and header; weights are digested while they are
     read, and `resume` reads again what the finished tasks have read.
     """
     return {
         "plan": hashlib.sha256(encode_manifest(plan.layout.manifest)).hexdigest(),
-        **machine_fields(device),
+        **machine,
         "files": {name: hashlib.sha256(data).hexdigest() for name, data in inventory.files},
         "source": shard_facts(inventory),
         **({"statistics": statistics.digest.hex()} if statistics is not None else {}),

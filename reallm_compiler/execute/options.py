@@ -12,6 +12,7 @@ from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.execute.events import Event
 from reallm_compiler.models.sequences import Paths
 from reallm_compiler.recipe import Recipe
+from reallm_compiler.runs.cluster import ClusterOptions
 
 OnEvent = Callable[[Event], None]
 
@@ -32,6 +33,7 @@ class CompileOptions:
     statistics: str | os.PathLike[str] | None = None
     text: Paths | None = None
     only: str | None = None
+    cluster: ClusterOptions | None = None
     resume: str = "auto"
     force: bool = False
     cache: str | os.PathLike[str] | None = None

@@ -23,7 +23,6 @@ from reallm_compiler.execute.events import Preflight
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.runs.counter import TaskCounter
-from reallm_compiler.runs.devices import device_title
 from reallm_compiler.runs.tasks import TaskGraph
 from reallm_compiler.storage.matrix import group_bytes
 from reallm_compiler.system import cores, free_memory
@@ -72,6 +71,12 @@ def worker_bytes(plan: Plan) -> int:
     files = sum(file.nbytes for file in plan.files)
     measured = max(map(_statistics_bytes, plan.matrices), default=0)
     return COPIES * 4 * largest + training + _group_bytes(plan) + files + measured + RESERVE_BYTES
+
+
+def matrix_bytes(matrix: PlannedMatrix) -> int:
+    """Estimated peak memory of a worker that codes one matrix, without the interpreter."""
+    own = COPIES * 4 * numel_in_memory(matrix) + matrix.layout.cost.host_bytes
+    return own + _statistics_bytes(matrix) + RESERVE_BYTES
 
 
 def _statistics_bytes(matrix: PlannedMatrix) -> int:
@@ -206,7 +211,7 @@ def check_disk(folder: Path, needed: int) -> int:
 
 def preflight_event(
     workers: Workers,
-    device: torch.device,
+    title: str,
     graph: TaskGraph,
     counter: TaskCounter,
     *,
@@ -223,7 +228,7 @@ def preflight_event(
         disk_free_bytes=disk_free_bytes,
         memory_bytes=workers.memory_bytes,
         memory_free_bytes=workers.memory_free_bytes,
-        device=device_title(device),
+        device=title,
         device_bytes=workers.device_bytes,
         device_free_bytes=workers.device_free_bytes,
         workers=workers.count,

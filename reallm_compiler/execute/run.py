@@ -25,10 +25,13 @@ from reallm_compiler.models.sequences import as_paths
 from reallm_compiler.models.weights import check_duplicates
 from reallm_compiler.planning.build import build, open_model
 from reallm_compiler.planning.fit import fit_of
+from reallm_compiler.planning.model import Plan
 from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.publish import refuse_inputs
 from reallm_compiler.recipe import Recipe, load_recipe
-from reallm_compiler.runs.devices import choose_device
+from reallm_compiler.runs.cluster import ClusterOptions
+from reallm_compiler.runs.machines import Machines
+from reallm_compiler.runs.open_machines import open_machines
 from reallm_compiler.runs.output import Output
 from reallm_compiler.runs.stop import StopRequest, catch_signals
 
@@ -42,6 +45,7 @@ def compile_model(
     text: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
     device: str = "auto",
     workers: int | None = None,
+    cluster: ClusterOptions | None = None,
     only: str | None = None,
     resume: str = "auto",
     force: bool = False,
@@ -59,6 +63,7 @@ def compile_model(
         text: UTF-8 files, for a recipe by which blocks learn (`fit`).
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that encode; chosen by size, cores and memory when None.
+        cluster: a Ray cluster that encodes; this machine when None.
         only: a glob on matrix names: code those, report their errors, write nothing.
         resume: `auto` goes on where an interrupted run stood, `required` refuses to start
             afresh, `never` starts over.
@@ -82,6 +87,7 @@ def compile_model(
         text=text,
         device=device,
         workers=workers,
+        cluster=cluster,
         only=only,
         resume=resume,
         force=force,
@@ -138,7 +144,21 @@ def _compile(options: CompileOptions, stop: StopRequest) -> CompileReport:
             hint="`reallm budget` works on a bare config; give `compile` a folder with weights",
         )
     check_duplicates(inventory)
-    device = choose_device(options.device, CompileError, types=DEVICE_TYPES)
+    with open_machines(
+        options.device, CompileError, types=DEVICE_TYPES, cluster=options.cluster
+    ) as machines:
+        return _compile_on(machines, plan, recipe, inventory, options, stop, began)
+
+
+def _compile_on(
+    machines: Machines,
+    plan: Plan,
+    recipe: Recipe,
+    inventory: Inventory,
+    options: CompileOptions,
+    stop: StopRequest,
+    began: float,
+) -> CompileReport:
     if options.only is not None:
         if fit_of(plan) is not None:
             raise CompileError(
@@ -147,7 +167,7 @@ def _compile(options: CompileOptions, stop: StopRequest) -> CompileReport:
             )
         part = trial_plan(plan, options.only)
         measured = check_statistics(part, inventory, options.statistics)
-        errors = run_trial(part, plan, inventory, device, options, stop, measured)
+        errors = run_trial(part, plan, inventory, machines, options, stop, measured)
         seconds = time.monotonic() - began
         return CompileReport(
             path=None,
@@ -174,7 +194,7 @@ def _compile(options: CompileOptions, stop: StopRequest) -> CompileReport:
     measured = check_statistics(plan, inventory, options.statistics)
     text = check_text(plan, inventory, options.text)
     errors, resumed = compile_archive(
-        plan, inventory, output, device, options, stop, measured, text
+        plan, inventory, output, machines, options, stop, measured, text
     )
     return CompileReport(
         path=str(output.path),

@@ -69,7 +69,7 @@ class CompileJob:
         """A runner in this process."""
         with (
             fixed_numerics(THREADS, self.device),
-            closing(self._sink()) as sink,
+            closing(context.sink or self._sink()) as sink,
             nullcontext() if self.statistics is None else self.statistics.open() as statistics,
         ):
             yield CompileRunner(self, sink, context, statistics)
@@ -245,7 +245,9 @@ class CompileRunner:
         return found
 
     def _callback(self, task: Task) -> TrainingCallback:
-        return TaskCallback(task, self._job.states, self._context, self._source)
+        # A worker that does not see the output cannot see states beside it either.
+        states = self._job.states if self._context.sink is None else None
+        return TaskCallback(task, states, self._context, self._source)
 
     def _source(self) -> str:
         """A digest of the weights that the task under way has read."""

@@ -8,12 +8,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.errors import CompileError
+from reallm_compiler.execute.cluster import backend_on, workers_on
 from reallm_compiler.execute.options import CompileOptions
-from reallm_compiler.execute.preflight import choose_workers, preflight_event
+from reallm_compiler.execute.preflight import preflight_event
 from reallm_compiler.execute.runner import CompileJob
 from reallm_compiler.execute.statistics import StatisticsInput
 from reallm_compiler.execute.tasks import trial_tasks
@@ -22,8 +21,9 @@ from reallm_compiler.planning.build import KIND
 from reallm_compiler.planning.document import section_blocks, to_document
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
-from reallm_compiler.runs.backends import backend_for, results
+from reallm_compiler.runs.backends import results
 from reallm_compiler.runs.counter import TaskCounter
+from reallm_compiler.runs.machines import Machines
 from reallm_compiler.runs.stop import StopRequest
 from reallm_formats import layout
 
@@ -79,7 +79,7 @@ def run_trial(
     plan: Plan,
     whole: Plan,
     inventory: Inventory,
-    device: torch.device,
+    machines: Machines,
     options: CompileOptions,
     stop: StopRequest,
     statistics: StatisticsInput | None = None,
@@ -90,12 +90,12 @@ def run_trial(
         CompileError, SourceError, CodecError: as `compile_model` does.
     """
     graph = trial_tasks(plan)
-    workers = choose_workers(plan, options.workers, len(graph), device)
+    workers = workers_on(machines, plan, options.workers, len(graph))
     counter = TaskCounter(graph, {}, options.on_event)
     options.on_event(
         preflight_event(
             workers,
-            device,
+            machines.title,
             graph,
             counter,
             file_bytes=0,
@@ -108,15 +108,14 @@ def run_trial(
     job = CompileJob(
         plan=plan,
         inventory=inventory,
-        device=device,
+        device=machines.device,
         states=None,
         statistics=statistics,
         cache=options.cache_folder,
     )
     errors: dict[str, float] = {}
-    with closing(
-        results(backend_for(workers.count), job, graph, {}, stop, options.on_event)
-    ) as running:
+    backend = backend_on(machines, plan, workers.count, 0, None)
+    with closing(results(backend, job, graph, {}, stop, options.on_event)) as running:
         for result in running:
             errors.update(result.errors)
             counter.finished(result)

@@ -51,3 +51,16 @@ class TaskDone:
     errors: dict[str, float]
     tasks_done: int
     numel_done: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TriedAgain:
+    """A task was lost with its worker or its node, and is done again.
+
+    Attributes:
+        name: its title.
+        why: what happened, and where.
+    """
+
+    name: str
+    why: str

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from reallm_compiler.runs.sink import Sink
 from reallm_compiler.runs.tasks import Task, TaskResult
 
 
@@ -17,10 +18,12 @@ class Context:
     Attributes:
         emit: sends an event there; it must be picklable.
         stop_requested: whether a stop was asked for.
+        sink: where sections go, and None for the job's own output, which this process sees.
     """
 
     emit: Callable[[Any], None]
     stop_requested: Callable[[], bool]
+    sink: Sink | None = None
 
 
 class Runner(Protocol):

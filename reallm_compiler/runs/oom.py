@@ -15,19 +15,23 @@ _MESSAGES = ("can't allocate memory", "out of memory")
 """Parts of the messages of torch, on the CPU and on CUDA."""
 
 
+class MemoryShortageError(CompileError):
+    """Memory ran out in the middle of a task."""
+
+
 @contextmanager
 def oom_to_error(location: str) -> Iterator[None]:
-    """Turn running out of memory into a `CompileError` at `location`; all else passes.
+    """Turn running out of memory into an error at `location`; all else passes.
 
     Raises:
-        CompileError: memory ran out.
+        MemoryShortageError: memory ran out.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(part in str(error) for part in _MESSAGES):
             raise
-        raise CompileError(
+        raise MemoryShortageError(
             "memory ran out",
             location=location,
             note="finished matrices are kept",

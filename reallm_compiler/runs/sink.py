@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from reallm_compiler.errors import CompileError
 from reallm_formats import Closing, Layout, Writer
+from reallm_formats.writer import SectionWriter
 
 Part = bytes | memoryview
 
@@ -50,14 +52,12 @@ class FileSink(Closing):
         Raises:
             CompileError: the disk refuses.
         """
-        try:
+        with _disk_errors(name):
             return self._writer.write_parts(name, parts)
-        except OSError as error:
-            raise CompileError(
-                f"cannot write: {error.strerror}",
-                location=f"section {name}",
-                hint="free disk space and run the same command again: finished matrices are kept",
-            ) from error
+
+    def begin(self, name: str) -> OpenSection:
+        """A section to be filled by parts as they come; several may be under way."""
+        return OpenSection(name, self._writer.begin(name))
 
     def read(self, name: str) -> bytes:
         """See `Sink`; what a section holds that was not written yet is undefined."""
@@ -70,6 +70,39 @@ class FileSink(Closing):
     def close(self) -> None:
         """See `Sink`."""
         self._writer.close()
+
+
+class OpenSection:
+    """A section of a reserved archive that is filled part by part; made by `FileSink.begin`."""
+
+    def __init__(self, name: str, writer: SectionWriter) -> None:
+        self._name = name
+        self._writer = writer
+
+    def add(self, part: Part) -> None:
+        """Write the next part.
+
+        Raises:
+            CompileError: the disk refuses.
+        """
+        with _disk_errors(self._name):
+            self._writer.add(part)
+
+    def finish(self) -> bytes:
+        """The section's SHA-256, 32 bytes, once all its parts are written."""
+        return self._writer.finish()
+
+
+@contextmanager
+def _disk_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CompileError(
+            f"cannot write: {error.strerror}",
+            location=f"section {name}",
+            hint="free disk space and run the same command again: finished matrices are kept",
+        ) from error
 
 
 class NullSink(Closing):

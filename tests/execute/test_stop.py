@@ -56,7 +56,7 @@ def handlers() -> list[Any]:
     [
         (run_module, "build"),
         (archive_module, "identity_of"),
-        (archive_module, "choose_workers"),
+        (archive_module, "workers_on"),
         (archive_module, "check_disk"),
     ],
 )

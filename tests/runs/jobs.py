@@ -39,3 +39,28 @@ class HashRunner:
             time.sleep(self.job.seconds)
         digest = hashlib.sha256(task.key.encode()).hexdigest()
         return TaskResult(task=task.key, sections={task.key: digest})
+
+
+@dataclass(frozen=True)
+class WriteJob:
+    """Writes the name of each section into it, behind those that the task needs."""
+
+    @contextmanager
+    def open(self, context: Context) -> Iterator[WriteRunner]:
+        yield WriteRunner(context)
+
+
+@dataclass(frozen=True)
+class WriteRunner:
+    context: Context
+
+    def run(self, task: Task) -> TaskResult:
+        sink = self.context.sink
+        assert sink is not None
+        result = TaskResult(task=task.key)
+        before = b"".join(sink.read(need) or b"" for need in task.needs)
+        for name in task.sections:
+            self.context.emit(f"writes {name}")
+            result.sections[name] = sink.write(name, [before, name.encode()]).hex()
+        sink.flush()
+        return result

@@ -12,10 +12,11 @@ from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import check_recipe_path
 from reallm_cli.opened import open_facts
+from reallm_cli.options import cluster_of, cluster_options
 from reallm_cli.progress import ProgressBar, Reporter
 from reallm_cli.terminal import Terminal
 from reallm_cli.views import show_matrices
-from reallm_compiler.execute.events import Checked, Event, FellBack, Preflight, Training
+from reallm_compiler.execute.events import Checked, Event, FellBack, Preflight, Training, TriedAgain
 from reallm_compiler.numbers import (
     amount_text,
     counted,
@@ -46,6 +47,10 @@ TRAINING_SECONDS = 10.0
         (
             "reallm compile mine.yaml --only '*.q_proj'",
             "try the recipe on some matrices: their bits and errors, no file",
+        ),
+        (
+            "reallm compile mine.yaml --ray auto --workers 64",
+            "on the Ray cluster that this machine is a node of",
         ),
         (
             "reallm compile mine.yaml --resume required",
@@ -80,6 +85,7 @@ TRAINING_SECONDS = 10.0
     metavar="N",
     help="Worker processes.  [default: by size, cores and memory]",
 )
+@cluster_options
 @click.option(
     "--only",
     metavar="PATTERN",
@@ -108,6 +114,8 @@ def compile_command(
     text: tuple[str, ...],
     device: str,
     workers: int | None,
+    ray: str | None,
+    shared_storage: bool,
     only: str | None,
     resume: str,
     force: bool,
@@ -118,6 +126,7 @@ def compile_command(
     RECIPE is a shipped recipe's name or a YAML file. An interrupted compile resumes
     where it stopped when the same command is given again, and ends with the same bytes.
     """
+    cluster = cluster_of(ray, shared_storage)
     check_recipe_path(recipe)
     from reallm_compiler.execute.run import compile_model
 
@@ -130,6 +139,7 @@ def compile_command(
             text=text or None,
             device=device,
             workers=workers,
+            cluster=cluster,
             only=only,
             resume=resume,
             force=force,
@@ -187,6 +197,8 @@ class CompileReporter(Reporter):
                 f"warning: {event.name}: the error was no number any more in epoch {event.epoch}, "
                 f"step {event.step}; the best state before is kept (a smaller `lr` may go on)"
             )
+        elif isinstance(event, TriedAgain):
+            self._terminal.log(f"warning: {event.name} is done again: {event.why}")
         elif self._bar is not None:
             self._bar.update(event.tasks_done, event.numel_done)
 
