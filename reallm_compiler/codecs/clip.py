@@ -16,8 +16,9 @@ from torch import Tensor
 from reallm_compiler.codecs.contract import PANEL
 from reallm_compiler.codecs.scales import groups
 from reallm_compiler.stages import GroupScales
+from reallm_compiler.storage.scales import TRIED
 
-SHARES = tuple(1 - step / 20 for step in range(10))
+SHARES = tuple(1 - step / 20 for step in range(TRIED))
 """What is tried, in order; among equals the first is kept."""
 
 Band = tuple[slice, Tensor]

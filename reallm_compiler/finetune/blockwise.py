@@ -8,6 +8,9 @@ For block 0, 1, ...:
      factors are kept, and a few passes without a better one end it;
   4. the inputs are replaced by the tuned block's outputs.
 
+Blocks are not independent of each other: the inputs of one are what the tuned ones before it make.
+So they are tuned one after the other, and processes share the batches of each (`processes`).
+
 In memory are the quantized model and one original block; inputs and targets of all sequences lie
 in host memory.
 """
@@ -26,12 +29,14 @@ from reallm_compiler.finetune.events import BatchDone, BlockDone
 from reallm_compiler.finetune.optimizer import rate, restore
 from reallm_compiler.finetune.options import BlockOptions
 from reallm_compiler.finetune.original import Original
+from reallm_compiler.finetune.processes import GradientSum, Processes
 from reallm_compiler.finetune.state import State
 from reallm_compiler.models.blocks import Block, calls_of, hidden_states, run_block
 from reallm_compiler.models.sequences import Sequences, permutation
 from reallm_compiler.runs.optimizer import Adam
 from reallm_compiler.runs.state import under
 from reallm_compiler.runtime.tunable import TunableModel
+from reallm_compiler.units import ceil_div
 
 
 class BlockWise:
@@ -48,6 +53,7 @@ class BlockWise:
         dtype: type of the computation.
         state: where to keep how far it is.
         emit: is called with each finished block.
+        processes: that share the batches.
 
     Raises:
         UnfitBlocksError: the blocks cannot be run one by one; says why.
@@ -65,7 +71,9 @@ class BlockWise:
         dtype: torch.dtype,
         state: State,
         emit: Callable[[BatchDone | BlockDone], None],
+        processes: Processes | None = None,
     ) -> None:
+        self.processes = processes or Processes()
         self.tunable = tunable
         self.blocks = blocks
         self.original = original
@@ -120,6 +128,7 @@ class BlockWise:
         for part, made, at in self._parts(number):
             with torch.no_grad():
                 targets[made][at] = self._run(number, original, part, inputs[made], at).cpu()
+        self._complete(targets)
         return targets
 
     def _advance(self, number: int, block: Block, inputs: list[Tensor]) -> None:
@@ -127,6 +136,12 @@ class BlockWise:
         for part, of, at in self._parts(number + 1):
             with torch.no_grad():
                 inputs[of][at] = self._run(number, block.module, part, inputs[of], at).cpu()
+        self._complete(inputs)
+
+    def _complete(self, states: list[Tensor]) -> None:
+        """Fill in what other processes have computed."""
+        for whole in states:
+            self.processes.complete(whole, self._batches(len(whole)))
 
     def _run(
         self,
@@ -143,11 +158,12 @@ class BlockWise:
         )  # it may work in place
 
     def _parts(self, block: int) -> Iterator[tuple[Sequences, int, slice]]:
-        """All batches, to compute what a block needs: their part, its number, indices in it."""
+        """All batches of this process, to compute what a block needs: part, its number, indices."""
         parts = [
-            (part, number, at)
+            (part, number, batches[piece])
             for number, part in enumerate((self.train, self.held))
-            for at in self._batches(len(part))
+            for batches in (self._batches(len(part)),)
+            for piece in self.processes.mine(len(batches))
         ]
         for batch, given in enumerate(parts, 1):
             yield given
@@ -192,22 +208,32 @@ class BlockWise:
         else:
             first = least = self._held_out(number, block, inputs[1], targets[1])
             self._check_finite(first, number, epoch, 0)
-        batch = min(options.batch, len(inputs[0]))
+        batch = min(options.batch * options.accumulation, len(inputs[0]))
+        pieces = ceil_div(batch, options.batch)
+        self.processes.check_pieces(pieces, "block.accumulation")
         per_epoch = len(inputs[0]) // batch
         mask = self.train.mask
         while epoch < options.epochs and idle < options.patience:
             order = permutation(len(inputs[0]), self.seed, "block", number, epoch)
             for step in range(per_epoch):
-                at = order[step * batch : (step + 1) * batch]
-                output = self._run(number, block.module, self.train, inputs[0], at)
-                loss = _squared(output, targets[0][at], mask[at]) / _count(mask[at], output)
-                value = float(loss.detach())
+                together = order[step * batch : (step + 1) * batch]
+                count = _count(mask[together], inputs[0])
+                gradients = GradientSum(self.processes, parameters, pieces)
+                made = {}
+                for piece in self.processes.mine(pieces):
+                    at = together[piece * options.batch : (piece + 1) * options.batch]
+                    output = self._run(number, block.module, self.train, inputs[0], at)
+                    loss = _squared(output, targets[0][at], mask[at]) / count
+                    made[piece] = float(loss.detach())
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    gradients.add(piece)
+                value = sum(self.processes.gathered(made, pieces))
                 if not math.isfinite(value):  # back to the last good state, without momentum
                     restore(parameters, best)
                     still = Adam(parameters, options.betas)
                     self._keep(number, epoch, idle, first, least, still, best, done)
                 self._check_finite(value, number, epoch, step)
-                loss.backward()  # type: ignore[no-untyped-call]
+                gradients.finish()
                 adam.step(
                     rate(
                         epoch * per_epoch + step,
@@ -234,14 +260,14 @@ class BlockWise:
 
     def _held_out(self, number: int, block: Block, inputs: Tensor, targets: Tensor) -> float:
         """Mean squared error on the held-out sequences."""
-        mask = self.held.mask
-        total, count = 0.0, 0
+        mask, batches = self.held.mask, self._batches(len(inputs))
+        made = {}
         with torch.no_grad():
-            for at in self._batches(len(inputs)):
+            for piece in self.processes.mine(len(batches)):
+                at = batches[piece]
                 output = self._run(number, block.module, self.held, inputs, at)
-                total += float(_squared(output, targets[at], mask[at]))
-                count += _count(mask[at], output)
-        return total / count
+                made[piece] = float(_squared(output, targets[at], mask[at]))
+        return sum(self.processes.gathered(made, len(batches))) / _count(mask, inputs)
 
     def _keep(
         self,
@@ -301,5 +327,6 @@ def _squared(output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     return (wrong * mask.to(wrong.device)).sum()
 
 
-def _count(mask: Tensor, output: Tensor) -> int:
-    return int(mask.sum()) * output.shape[-1]
+def _count(mask: Tensor, states: Tensor) -> int:
+    """Numbers of the states [..., d] of real tokens."""
+    return int(mask.sum()) * states.shape[-1]

@@ -22,12 +22,17 @@ from reallm_compiler.finetune.events import StepDone
 from reallm_compiler.finetune.loss import VocabularyLoss
 from reallm_compiler.finetune.optimizer import rate, restore
 from reallm_compiler.finetune.options import EndToEndOptions
+from reallm_compiler.finetune.processes import GradientSum, Processes
 from reallm_compiler.finetune.state import State
 from reallm_compiler.finetune.text import batch_indices
 from reallm_compiler.models.blocks import Block
 from reallm_compiler.models.sequences import Sequences
 from reallm_compiler.runs.optimizer import Adam
 from reallm_compiler.runtime.tunable import TunableModel
+from reallm_compiler.units import ceil_div
+
+HELD_OUT_BATCH = 8
+"""Sequences of a batch of the held-out ones."""
 
 PROBE = 16
 """Tokens of the sequences on which it is tried whether a model runs in two parts."""
@@ -53,6 +58,8 @@ class EndToEnd:
         seed: of the order of sequences.
         state: where to keep how far it is.
         emit: is called with each step.
+        processes: that share the batches of each step.
+        evenly: all of them have to run the model as often, since they share its weights.
 
     Attributes:
         before: held-out loss at the beginning.
@@ -70,7 +77,12 @@ class EndToEnd:
         seed: int,
         state: State,
         emit: Callable[[StepDone], None],
+        processes: Processes | None = None,
+        *,
+        evenly: bool = False,
     ) -> None:
+        self.processes = processes or Processes()
+        self.evenly = evenly
         self.tunable = tunable
         self.train = train
         self.held = held
@@ -141,15 +153,20 @@ class EndToEnd:
         group = self.train.take(at)
         tokens = group.predicted
         total = 0.0
-        for start in range(0, batch, options.batch):
-            part = group.take(range(start, start + options.batch))
-            value = self._loss(*self._batch(part), backward=1 / tokens) / tokens
+        gradients = GradientSum(self.processes, self.parameters, options.accumulation)
+        made = {}
+        for piece in self.processes.mine(options.accumulation):
+            part = group.take(range(piece * options.batch, (piece + 1) * options.batch))
+            made[piece] = self._loss(*self._batch(part), backward=1 / tokens) / tokens
+            gradients.add(piece)
+        for value in self.processes.gathered(made, options.accumulation):
             if not math.isfinite(value):
                 restore(self.parameters, self._best)
                 self._adam = Adam(self.parameters, options.betas)
                 self._save(step, blocks)
             self._check_finite(value, step)
             total += value
+        gradients.finish()
         assert options.lr is not None  # FinetuneOptions.resolved
         self._adam.step(
             rate(step, self.steps, lr=options.lr, warmup=options.warmup, schedule=options.schedule)
@@ -163,15 +180,21 @@ class EndToEnd:
         return ids, part.mask[:, 1:longest].to(self.device)
 
     def _held_out(self, step: int) -> float:
-        total = 0.0
         # Sums depend on nothing but the held-out text, whatever the batch of training.
+        pieces = ceil_div(len(self.held), HELD_OUT_BATCH)
+        made = {}
         with torch.no_grad():
-            for at in range(0, len(self.held), 8):
-                part = self.held.take(range(at, min(at + 8, len(self.held))))
-                total += self._loss(*self._batch(part))
-        loss = total / self.held.predicted
-        self._check_finite(loss, step)
-        return loss
+            for piece, own in self.processes.turns(pieces):
+                if not own and not self.evenly:
+                    continue
+                at = piece * HELD_OUT_BATCH
+                part = self.held.take(range(at, min(at + HELD_OUT_BATCH, len(self.held))))
+                loss = self._loss(*self._batch(part))
+                if own:
+                    made[piece] = loss
+        mean = sum(self.processes.gathered(made, pieces)) / self.held.predicted
+        self._check_finite(mean, step)
+        return mean
 
     def _check_after(self, step: int) -> bool:
         """Checks are spread evenly over the steps."""

@@ -1,7 +1,8 @@
 """What tuning takes in memory, from shapes alone: any config, before a weight is read.
 
 All figures are bytes at the peak of a stage. Weights, factors, gradients and Adam's moments are
-exact counts. Activations are what the backward pass of a Llama-like block keeps for each token,
+exact counts; where gradients of several batches are added up, those of one stand beside the sum.
+Activations are what the backward pass of a Llama-like block keeps for each token,
 and at most once what passes by: the loss of a block or the gradients on their way through its MLP,
 and at the end log-probabilities with their gradients. benchmarks/finetune_memory.py compares the
 sums with what processes take. Another kind of block differs.
@@ -96,6 +97,7 @@ def estimate(
     sequences: int | None = None,
     *,
     packed: bool = False,
+    shards: int = 1,
 ) -> MemoryEstimate:
     """The memory of tuning the model of a plan.
 
@@ -105,6 +107,7 @@ def estimate(
         options: settings of the run.
         sequences: how many the text gives, with those held out; as many as can be used when None.
         packed: the coded parts stay as they are stored.
+        shards: processes that share out the coded weights end to end; a block is whole at a time.
 
     Raises:
         FinetuneError: the window asked for has more tokens than the model has positions.
@@ -139,7 +142,10 @@ def estimate(
         used = most if sequences is None else min(sequences, most)
         host = 2 * used * window * sizes.width * width
     if "e2e" in options.stages:
-        stages["e2e"] = frozen | _end_terms(plan, tuned, sizes, window, width, options)
+        held = frozen
+        if shards > 1:
+            held = frozen | {"coded weights": (numel // shards + _largest_block(plan)) * width}
+        stages["e2e"] = held | _end_terms(plan, tuned, sizes, window, width, options)
     return MemoryEstimate(stages=stages, host=host, tuned=sum(tuned.values()), window=window)
 
 
@@ -157,6 +163,21 @@ def tuned_parameters(matrix: PlannedMatrix, learn: Collection[str] = DEFAULT_LEA
     return factors + gains * p + ("columns" in learn) * q
 
 
+def _blocks(plan: Plan) -> list[list[PlannedMatrix]]:
+    """The coded matrices of each block."""
+    by_layer: dict[int, list[PlannedMatrix]] = {}
+    for matrix in plan.matrices:
+        layer = layer_index(matrix.name)
+        if layer is not None:
+            by_layer.setdefault(layer, []).append(matrix)
+    return list(by_layer.values())
+
+
+def _largest_block(plan: Plan) -> int:
+    """Coded weights of the largest block."""
+    return max((sum(m.numel for m in block) for block in _blocks(plan)), default=0)
+
+
 def _block_terms(
     plan: Plan,
     tuned: Mapping[str, int],
@@ -165,18 +186,14 @@ def _block_terms(
     width: int,
     options: FinetuneOptions,
 ) -> dict[str, int]:
-    by_layer: dict[int, list[PlannedMatrix]] = {}
-    for matrix in plan.matrices:
-        layer = layer_index(matrix.name)
-        if layer is not None:
-            by_layer.setdefault(layer, []).append(matrix)
-    largest = max((sum(m.numel for m in block) for block in by_layer.values()), default=0)
-    most = max((sum(tuned[m.name] for m in block) for block in by_layer.values()), default=0)
+    blocks = _blocks(plan)
+    largest = _largest_block(plan)
+    most = max((sum(tuned[m.name] for m in block) for block in blocks), default=0)
     tokens = options.block.batch * window
     return {
         "factors and gains": sum(tuned.values()) * FLOAT,
         "best so far": most * FLOAT,
-        "gradients": most * FLOAT,
+        "gradients": most * FLOAT * (2 if options.block.accumulation > 1 else 1),
         "optimizer states": 2 * most * FLOAT,
         "one original block": largest * width,
         "activations": tokens * (_per_token(sizes, width) + _passing(sizes, width)),
@@ -214,7 +231,7 @@ def _end_terms(
     return {
         "factors and gains": count * FLOAT,
         "best so far": count * FLOAT,
-        "gradients": count * FLOAT,
+        "gradients": count * FLOAT * (2 if options.e2e.accumulation > 1 else 1),
         "optimizer states": 2 * count * FLOAT,
         "the original": teacher,
         "activations": inner,

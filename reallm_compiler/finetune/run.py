@@ -2,7 +2,7 @@
 
 Steps: (1) settings, text, sequences; (2) the state of an interrupted run; (3) block by block;
 (4) end to end; (5) the file. A run that is killed goes on from its state and ends with the same
-bytes.
+bytes. Under torchrun several processes share the work (`processes`); the first one writes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from reallm_compiler.finetune.events import (
 from reallm_compiler.finetune.memory import estimate
 from reallm_compiler.finetune.options import FinetuneOptions, options_from
 from reallm_compiler.finetune.original import Original
+from reallm_compiler.finetune.processes import Processes, local_device, together
+from reallm_compiler.finetune.sharding import Shards
 from reallm_compiler.finetune.state import State
 from reallm_compiler.finetune.store import write_adapter, write_model
 from reallm_compiler.finetune.text import check_number, split
@@ -70,6 +73,7 @@ def finetune(
     decoder: str | PathLike[str] | None = None,
     allow_cost: bool = False,
     into: bool = False,
+    shard: bool = False,
     device: str = "cpu",
     resume: str = "auto",
     force: bool = False,
@@ -92,6 +96,8 @@ def finetune(
             a folder; beside the archive when None.
         allow_cost: decode it whatever its plan costs to decode; see `open_archive`.
         into: write a whole model archive.
+        shard: under torchrun, share out the frozen weights of the blocks among the processes while
+            the model is tuned end to end; they must be decoded (`dense`).
         device: `cpu`, `cuda` or `cuda:N`.
         resume: `auto` goes on where an interrupted run stood, `required` refuses to start
             afresh, `never` starts over.
@@ -101,20 +107,29 @@ def finetune(
         on_event: is called with what happens.
 
     Raises:
-        FinetuneError: nothing can be tuned, the text or the device is unfit, or a loss is not
-            finite.
+        FinetuneError: nothing can be tuned, the text or the device is unfit, a loss is not finite,
+            or processes differ or are lost.
         ResumeError: an interrupted run had other inputs.
         FormatError, SourceError, AdapterError, OutputError: see `reallm_compiler.errors`;
             `Interrupted` after SIGINT or SIGTERM.
     """
     began = time.monotonic()
+    if shard and mode == "packed":
+        raise FinetuneError(
+            "packed weights are not shared out",
+            hint="leave out `--packed`, or `--shard`: packed weights take the memory of the file",
+        )
     target = Path(output).absolute()
     paths = as_paths(text)
-    check_file(target, force=force)
-    refuse_inputs(target, archive, adapter, decoder, *paths)
-    chosen_device = choose_device(device, FinetuneError)
-    emit = _counted(on_event is None if progress is None else progress, on_event)
     with contextlib.ExitStack() as stack:
+        own_device = partial(choose_device, local_device(device), FinetuneError)
+        processes = stack.enter_context(together(own_device))
+        chosen_device = processes.device
+        shown = processes.leads and (on_event is None if progress is None else progress)
+        emit = _counted(shown, on_event if processes.leads else None)
+        if processes.leads:
+            check_file(target, force=force)
+            refuse_inputs(target, archive, adapter, decoder, *paths)
         base = stack.enter_context(
             open_archive(archive, decoder=decoder, allow_cost=allow_cost, private=mode == "packed")
         )
@@ -124,7 +139,8 @@ def finetune(
             else options_from(options, base.plan.recipe)
         )
         check_predicts_text(archive_files(base))
-        stack.enter_context(locked_output(target))
+        if processes.leads:
+            stack.enter_context(locked_output(target))
         texts, text_digest = read_texts(paths, FinetuneError)
         stack.enter_context(fixed_numerics(chosen.threads, chosen_device))
         stop = stack.enter_context(catch_signals())
@@ -158,7 +174,8 @@ def finetune(
             "mode": mode,
             **machine_fields(chosen_device),
         }
-        state = State(target, identity, original.read, stop)
+        processes.check_same(identity)
+        state = State(target, identity, original.read, stop, processes)
         loaded = None if resume == "never" else state.load()
         found = None
         if loaded is not None:
@@ -166,16 +183,26 @@ def finetune(
             original.check_read(loaded[2])
         elif resume == "required":
             raise no_interrupted_run(target)
-        wanted = "block" in chosen.stages or chosen.checkpointing
+        shard = shard and processes.count > 1
+        if "e2e" in chosen.stages:
+            pieces = chosen.e2e.accumulation
+            processes.check_pieces(pieces, "e2e.accumulation", evenly=shard)
+        wanted = "block" in chosen.stages or chosen.checkpointing or shard
         stack.enter_context(_blocks_as_refusals())
         modules = find_blocks(tunable.model, tunable.layers) if wanted else []
-        _start(emit, base, mode, tunable, modules, train, held, chosen, found)
-        blocks, end = _stages(tunable, modules, original, train, held, chosen, state, found, emit)
-        parts = {name: layer.parts() for name, layer in tunable.layers.items()}
+        shards = Shards(tunable, modules, processes, wanted=shard)
+        parallel = processes.count if shard else 1
+        _start(emit, base, mode, tunable, modules, train, held, chosen, found, parallel)
+        blocks, end = _stages(
+            tunable, modules, original, train, held, chosen, state, found, emit, processes, shards
+        )
+        parts = shards.parts()
         own = adapter is None and not {"factors", "gains", "rows", "columns"} & tunable.learn
         tuned = {} if own else {name: part for name, part in parts.items() if part}
         replaced = carried | {name: one.stored() for name, one in tunable.learned.items()}
-        if into:
+        if not processes.leads:
+            size, error = 0, 0.0
+        elif into:
             size, error = write_model(target, base, tuned, replaced, original, force=force)
         else:
             size, error = write_adapter(
@@ -193,7 +220,8 @@ def finetune(
                 },
                 force=force,
             )
-        state.remove()
+        if processes.leads:
+            state.remove()
     return FinetuneReport(
         path=str(target),
         blocks=tuple(blocks),
@@ -243,6 +271,8 @@ def _stages(
     state: State,
     found: tuple[dict[str, Any], dict[str, torch.Tensor]] | None,
     emit: Callable[[Event], None],
+    processes: Processes,
+    shards: Shards,
 ) -> tuple[list[BlockDone], EndToEnd | None]:
     """Both stages, or one, from where an earlier run stood."""
     position, tensors = found if found is not None else ({}, {})
@@ -264,6 +294,7 @@ def _stages(
             _DTYPES[options.precision],
             state,
             emit,
+            processes,
         )
         blocks = stage.run(position, tensors)
     if "e2e" not in options.stages:
@@ -275,7 +306,21 @@ def _stages(
             _DTYPES[options.precision],
             _reading("original", emit),
         )
-    end = EndToEnd(tunable, teacher, train, held, options.e2e, options.seed, state, emit)
+    for _, parameter in tunable.parameters():
+        parameter.requires_grad_(True)
+    shards.share_out(teacher)
+    end = EndToEnd(
+        tunable,
+        teacher,
+        train,
+        held,
+        options.e2e,
+        options.seed,
+        state,
+        emit,
+        processes,
+        evenly=shards.active,
+    )
     with checkpointed(modules, options.checkpointing):
         end.run(position if in_end else {}, tensors, [plain_of(entry) for entry in blocks])
     return blocks, end
@@ -305,6 +350,7 @@ def _start(
     held: Sequences,
     options: FinetuneOptions,
     found: tuple[dict[str, Any], dict[str, torch.Tensor]] | None,
+    shards: int,
 ) -> None:
     resumed = None
     if found is not None:
@@ -315,13 +361,19 @@ def _start(
             else f"block {position.get('block', len(position['blocks']))}"
         )
     count = min(len(train), options.block.sequences)
-    each = options.block.epochs * (count // min(options.block.batch, count))
+    batch = min(options.block.batch * options.block.accumulation, count)
+    each = options.block.epochs * (count // batch)
     block_steps = each if "block" in options.stages else 0
     end_steps = steps_of(options.e2e, len(train)) if "e2e" in options.stages else 0
     emit(
         Started(
             memory=estimate(
-                base.plan, config_of(base), options, len(train) + len(held), packed=mode == "packed"
+                base.plan,
+                config_of(base),
+                options,
+                len(train) + len(held),
+                packed=mode == "packed",
+                shards=shards,
             ),
             matrices=len(tunable.layers),
             parameters=sum(value.numel() for _, value in tunable.parameters()),

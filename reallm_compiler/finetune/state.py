@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from reallm_compiler.errors import OutputError, ResumeError
+from reallm_compiler.finetune.processes import Processes
 from reallm_compiler.runs.identity import check_same
 from reallm_compiler.runs.state import load_state, remove_state, save_state
 from reallm_compiler.runs.stop import Interrupted, StopRequest
@@ -31,6 +32,7 @@ class State:
         identity: all that decides its bytes, as plain data.
         read: gives digests of the original's tensors that were read so far.
         stop: asked whether to stop.
+        processes: of the run, of which the first one reads and writes.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class State:
         identity: Mapping[str, Any],
         read: Callable[[], Mapping[str, str]],
         stop: StopRequest,
+        processes: Processes | None = None,
     ) -> None:
         self.path = output.with_name(output.name + ".tuning")
         self._identity = dict(identity)
         self._read = read
         self._stop = stop
+        self._processes = processes or Processes()
         self._last = time.monotonic()
 
     def load(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]] | None:
@@ -54,6 +58,13 @@ class State:
         Raises:
             ResumeError: that run had other inputs, or the file is damaged.
         """
+        facts = self._processes.from_first(self._loaded)
+        if facts is None:
+            return None
+        position, tensors, read = facts
+        return position, self._processes.tensors_from_first(tensors), read
+
+    def _loaded(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]] | None:
         if not self.path.exists():
             return None
         try:
@@ -71,8 +82,9 @@ class State:
         return position, tensors, read
 
     def due(self) -> bool:
-        """Whether the state should be saved now."""
-        return self._stop.requested or time.monotonic() - self._last >= SECONDS
+        """Whether the state should be saved now, as the first process or a stop wants it."""
+        late = self._processes.leads and time.monotonic() - self._last >= SECONDS
+        return self._processes.any(self._stop.requested or late)
 
     def save(self, position: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Replace the file; then stop if that was asked for.
@@ -90,15 +102,16 @@ class State:
             "position": dict(position),
             "read": dict(self._read()),
         }
-        whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        try:
-            save_state(self.path, whole, {"state": json.dumps(facts)})
-        except OSError as error:
-            raise OutputError(
-                f"cannot write the state: {error.strerror or error}", location=str(self.path)
-            ) from error
+        if self._processes.leads:
+            whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+            try:
+                save_state(self.path, whole, {"state": json.dumps(facts)})
+            except OSError as error:
+                raise OutputError(
+                    f"cannot write the state: {error.strerror or error}", location=str(self.path)
+                ) from error
         self._last = time.monotonic()
-        if self._stop.requested:
+        if self._processes.any(self._stop.requested):
             raise Interrupted(
                 "stopped: what was tuned so far is kept",
                 location=str(self.path),

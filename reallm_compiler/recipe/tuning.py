@@ -50,7 +50,10 @@ class _Settings(BaseModel):
 class BlockOptions(_Settings):
     """Block-wise tuning: each block follows the original block on what reaches it."""
 
-    batch: int = Field(default=32, ge=1, le=65536, description="Sequences per step.")
+    batch: int = Field(default=32, ge=1, le=65536, description="Sequences per backward pass.")
+    accumulation: int = Field(
+        default=1, ge=1, le=65536, description="Backward passes per step (gradient accumulation)."
+    )
     lr: float = Field(default=1e-5, gt=0, le=1, description="Learning rate of Adam.")
     betas: Betas = Field(default=(0.9, 0.95), description="Adam's betas, below 1.")
     epochs: int = Field(

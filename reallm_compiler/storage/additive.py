@@ -14,8 +14,18 @@ from fractions import Fraction
 from reallm_compiler.stages import AdditiveQuantizer
 from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.codebooks import codebook_sections
-from reallm_compiler.storage.vq import code_shape, vectors_of_each
+from reallm_compiler.storage.vq import code_shape, learned_vectors, vectors_of_each
 from reallm_compiler.storage.windows import CodeWindows
+from reallm_compiler.storage.work import CODEWORDS, SUMS, Work
+
+SAMPLE = 1 << 16
+"""Vectors that several codebooks are learned from together, at most."""
+
+
+def _each(params: AdditiveQuantizer) -> int:
+    """Multiply-accumulates that find the sum for one vector."""
+    sums = 1 + (params.codebooks - 1) * params.beam
+    return sums * params.dim * int(2**params.code_bits)
 
 
 class AdditiveLaw(SizeLaw[AdditiveQuantizer]):
@@ -55,6 +65,17 @@ class AdditiveLaw(SizeLaw[AdditiveQuantizer]):
             planes=1 if params.dtype == "int8" else 2,
             books=params.codebooks,
         )
+
+    def work(self, params: AdditiveQuantizer, shape: Shape, context: Context) -> Work:
+        """Every sum that is kept beside every word of the next codebook."""
+        return {SUMS: math.prod(code_shape(params, shape)) * _each(params)}
+
+    def learning_work(self, params: AdditiveQuantizer, shapes: Sequence[Shape]) -> Work:
+        """k-means for one codebook after the other, then all of them together on a sample."""
+        vectors = min(learned_vectors(params, shapes), SAMPLE)
+        words = params.codebooks * params.dim * 2**params.code_bits
+        joint = params.iterations * vectors * _each(params) if params.codebooks > 1 else 0
+        return {CODEWORDS: params.iterations * vectors * words, SUMS: joint}
 
     def group_bytes(self, params: AdditiveQuantizer, shapes: Sequence[Shape]) -> int:
         """Sampled vectors and their weights, in float32."""

@@ -10,8 +10,10 @@ from reallm_compiler.storage.scales import (
     group_count,
     number_array,
     search_cost,
+    search_work,
 )
 from reallm_compiler.storage.windows import NumberArray, ScaleArrays
+from reallm_compiler.storage.work import Work
 
 
 class AffineLaw(SizeLaw[AffineScales]):
@@ -42,3 +44,7 @@ class AffineLaw(SizeLaw[AffineScales]):
     def cost(self, params: AffineScales, shape: Shape, context: Context) -> Cost:
         """What a search takes."""
         return search_cost(params, shape)
+
+    def work(self, params: AffineScales, shape: Shape, context: Context) -> Work:
+        """What a search takes."""
+        return search_work(params, shape)

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from reallm_compiler.stages import AutoencoderStage, ResidualStage, Stage
 from reallm_compiler.storage.values import Anything, ValueRule
 from reallm_compiler.storage.windows import CodeWindows, ScaleArrays
+from reallm_compiler.storage.work import Work
 from reallm_formats.dtypes import section_bytes
 
 DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "i8"}
@@ -118,6 +119,14 @@ class SizeLaw(Generic[P]):
     def cost(self, params: P, shape: Shape, context: Context) -> Cost:
         """What it costs."""
         return Cost()
+
+    def work(self, params: P, shape: Shape, context: Context) -> Work:
+        """Operations that coding takes (`storage.work`), without what is learned for a group."""
+        return {}
+
+    def learning_work(self, params: P, shapes: Sequence[Shape]) -> Work:
+        """Operations that learn what these matrices share, or one matrix has for itself."""
+        return {}
 
     def refusal(self, params: P, shape: Shape, context: Context) -> str | None:
         """Why this shape cannot be stored so; None if it can."""

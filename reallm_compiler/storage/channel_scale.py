@@ -5,6 +5,7 @@ from __future__ import annotations
 from reallm_compiler.stages import ChannelScale
 from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.values import Finite
+from reallm_compiler.storage.work import PRODUCTS, TRIALS, Work
 
 ROLE = "channel_scale"
 
@@ -24,3 +25,9 @@ class ChannelScaleLaw(SizeLaw[ChannelScale]):
         p, q = shape
         size = 4 * (q * q + 4 * p * q) if params.alpha == "search" else 0
         return Cost(host_bytes=size)
+
+    def work(self, params: ChannelScale, shape: Shape, context: Context) -> Work:
+        """The matrix coded for each exponent, and its errors in the metric."""
+        p, q = shape
+        tried = params.grid if params.alpha == "search" else 0
+        return {TRIALS: tried * p * q, PRODUCTS: tried * p * q * q}

@@ -13,6 +13,7 @@ from reallm_compiler.stages import E8PQuantizer
 from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.vq import code_shape
 from reallm_compiler.storage.windows import CodeWindows
+from reallm_compiler.storage.work import LATTICE, Work
 
 FIRST_BITS = 16
 
@@ -40,6 +41,10 @@ class E8PLaw(SizeLaw[E8PQuantizer]):
     ) -> dict[str, Fraction]:
         """b for each weight."""
         return {"codes": Fraction(params.bits * shape[0] * shape[1])}
+
+    def work(self, params: E8PQuantizer, shape: Shape, context: Context) -> Work:
+        """Every vector, once for each of its codes."""
+        return {LATTICE: shape[0] * shape[1] * (2 if rest_bits(params) else 1)}
 
     def code_windows(self, params: E8PQuantizer, shape: Shape) -> CodeWindows | None:
         """One code is one window; None where a row of second ones ends within a byte."""

@@ -5,8 +5,11 @@ Blocks follow from the shape, and the signs from the recipe's own seed by a form
 
 from __future__ import annotations
 
+import math
+
 from reallm_compiler.stages import Hadamard
-from reallm_compiler.storage.base import Shape, SizeLaw
+from reallm_compiler.storage.base import Context, Shape, SizeLaw
+from reallm_compiler.storage.work import WEIGHTS, Work
 
 
 def block_of(params: Hadamard, extent: int) -> int:
@@ -26,3 +29,8 @@ def column_block(params: Hadamard, shape: Shape) -> int:
 
 class HadamardLaw(SizeLaw[Hadamard]):
     """No sections."""
+
+    def work(self, params: Hadamard, shape: Shape, context: Context) -> Work:
+        """Additions of every level of the fast transform, on either side."""
+        blocks = row_block(params, shape), column_block(params, shape)
+        return {WEIGHTS: math.prod(shape) * sum(block.bit_length() - 1 for block in blocks)}

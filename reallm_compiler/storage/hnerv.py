@@ -10,6 +10,7 @@ from reallm_compiler.storage import hnerv_costs as costs
 from reallm_compiler.storage import hnerv_structure as structure
 from reallm_compiler.storage.base import AutoencoderLaw, Context, Cost, SectionSpec, Shape
 from reallm_compiler.storage.values import Finite
+from reallm_compiler.storage.work import TRAINING, Work
 
 
 class HnervLaw(AutoencoderLaw[Hnerv]):
@@ -53,6 +54,17 @@ class HnervLaw(AutoencoderLaw[Hnerv]):
             host_bytes=costs.working_bytes(params, shape, shared=shared),
             device_bytes=costs.decode_blocks(params, shape, shared=shared),
         )
+
+    def work(self, params: Hnerv, shape: Shape, context: Context) -> Work:
+        """The training of the matrix alone."""
+        cost = self.cost(params, shape, context)
+        return {TRAINING: cost.training_operations - cost.group_operations}
+
+    def learning_work(self, params: Hnerv, shapes: Sequence[Shape]) -> Work:
+        """The training of a decoder that several matrices share; that of one is its own work."""
+        if len(shapes) == 1 or params.decoder is not None:
+            return {}
+        return {TRAINING: sum(costs.joint_operations(params, one, shared=True) for one in shapes)}
 
     def refusal(self, params: Hnerv, shape: Shape, context: Context) -> str | None:
         """Why no decoder of this size exists for a matrix [p, q]; None if one does."""

@@ -12,6 +12,16 @@ from fractions import Fraction
 from reallm_compiler.stages import LowRank
 from reallm_compiler.storage.base import DTYPES, Context, Cost, ResidualLaw, SectionSpec, Shape
 from reallm_compiler.storage.values import Finite
+from reallm_compiler.storage.work import DECOMPOSITIONS, DOUBLE_PRODUCTS, PRODUCTS, Work
+
+OVERSAMPLING = 16
+"""Columns of the sketch of a large matrix beyond the rank."""
+
+POWER_ITERATIONS = 4
+"""Times that the sketch is multiplied by W W^T."""
+
+EXACT_BELOW = 512
+"""min(p, q) up to which the SVD is exact."""
 
 
 def rank_of(params: LowRank, shape: Shape) -> int:
@@ -58,6 +68,22 @@ class LowRankLaw(ResidualLaw[LowRank]):
             return Cost()
         p, q = shape
         return Cost(host_bytes=8 * (3 * q * q + 2 * p * q))
+
+    def work(self, params: LowRank, shape: Shape, context: Context) -> Work:
+        """The factors: of a small matrix exact, of a large one from a sketch; and the metric."""
+        p, q = shape
+        rank = rank_of(params, shape)
+        if params.fit == "zero":
+            return {PRODUCTS: p * q * rank}
+        metric = q**3 + p * q * q + rank * q * q if params.metric == "inputs" else 0
+        if 3 * (rank + OVERSAMPLING) >= min(shape) or min(shape) <= EXACT_BELOW:
+            fitted = {DECOMPOSITIONS: p * q * min(shape)}
+        else:
+            width = rank + OVERSAMPLING
+            products = (2 * POWER_ITERATIONS + 3) * p * q * width
+            small = (2 * POWER_ITERATIONS + 1) * (p + q) // 2 * width**2  # orthogonal bases
+            fitted = {PRODUCTS: products, DECOMPOSITIONS: small + q * width**2}
+        return fitted | {DOUBLE_PRODUCTS: metric}
 
     def rank(self, params: LowRank, shape: Shape) -> int:
         """r."""

@@ -15,6 +15,7 @@ from reallm_compiler.stages import MatrixPlan, Stage
 from reallm_compiler.storage import dora
 from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape
 from reallm_compiler.storage.registry import size_law_of
+from reallm_compiler.storage.work import WEIGHTS, Work, times, total
 
 TERMS = ("codes", "codebook", "decoder", "scales", "permutation", "low_rank", "residual", "dora")
 """The budget terms of a matrix, in the order of tables."""
@@ -88,6 +89,28 @@ class MatrixLayout:
         return Cost.of(
             [size_law_of(stage).cost(stage, shape, context) for stage, shape in self._stages()]
         )
+
+    @cached_property
+    def work(self) -> dict[str, int]:
+        """Operations that coding the matrix takes, as often as its parts are fitted in turn.
+
+        What its share group learns is not among them.
+        """
+        context = self._context()
+        laws = [(size_law_of(stage), stage, shape) for stage, shape in self._stages()]
+        parts = [law.work(stage, shape, context) for law, stage, shape in laws]
+        if not context.shared:
+            parts += [law.learning_work(stage, [shape]) for law, stage, shape in laws]
+        rounds = max((stage.rounds for stage in self.plan.residual), default=1)
+        return total([{WEIGHTS: PASSES * self.numel}, times(rounds, total(parts))])
+
+    @cached_property
+    def gathering_work(self) -> dict[str, int]:
+        """Operations of a member of a share group before the group can learn: its first stages."""
+        context = self._context()
+        early = [one for one in self._named_stages() if one[0] not in LATE_STAGES]
+        parts = [size_law_of(stage).work(stage, shape, context) for _, stage, shape in early]
+        return total([{WEIGHTS: PASSES * self.numel}, *parts])
 
     @cached_property
     def rank(self) -> int:
@@ -173,6 +196,12 @@ class MatrixLayout:
 LATENT_STAGES = ("permutation", "scales", "quantizer", "rounding")
 """Stages that act on the latent, in order."""
 
+LATE_STAGES = ("autoencoder", "quantizer", "rounding")
+"""Stages for which a share group learns first."""
+
+PASSES = 4
+"""Times that the weights are gone over however they are coded: read, split, measured, written."""
+
 
 def layout_of(plan: MatrixPlan, shape: Shape, source_dtype: str) -> MatrixLayout:
     """The layout of a matrix [p, q] of type `source_dtype` under `plan`."""
@@ -196,6 +225,16 @@ class LayoutTable:
         if found is None:
             found = self._known[key] = MatrixLayout(plan, shape, source_dtype)
         return found
+
+
+def group_work(layouts: Sequence[MatrixLayout]) -> dict[str, int]:
+    """Operations that learn what the matrices of a share group have in common."""
+    parts: list[Work] = [layout.gathering_work for layout in layouts]
+    for name, stage, _ in layouts[0]._named_stages():
+        latent = name in LATENT_STAGES
+        shapes = [layout.latent_shape if latent else layout.shape for layout in layouts]
+        parts.append(size_law_of(stage).learning_work(stage, shapes))
+    return total(parts)
 
 
 def group_bytes(layouts: Sequence[MatrixLayout]) -> int:

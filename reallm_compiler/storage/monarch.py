@@ -16,6 +16,7 @@ import math
 from reallm_compiler.stages import Monarch
 from reallm_compiler.storage.base import DTYPES, Context, ResidualLaw, SectionSpec, Shape
 from reallm_compiler.storage.values import Finite
+from reallm_compiler.storage.work import DECOMPOSITIONS, Work
 from reallm_compiler.units import ceil_div
 
 
@@ -45,3 +46,8 @@ class MonarchLaw(ResidualLaw[Monarch]):
             SectionSpec(role=role, dtype=stored, shape=extents, term="residual", values=values)
             for role, stored, extents, values in entries
         ]
+
+    def work(self, params: Monarch, shape: Shape, context: Context) -> Work:
+        """A decomposition of each of the k x k blocks."""
+        p, q = shape
+        return {DECOMPOSITIONS: p * q * max(1, min(shape) // blocks_of(params, shape))}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from reallm_compiler.stages import NearestPermutation
 from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.orders import column_orders, row_blocks
+from reallm_compiler.storage.work import NEIGHBOURS, PRODUCTS, Work
 
 DEVICE_BYTES = 4 << 30
 """Bytes of distances that may be held at once on an accelerator, where all blocks advance."""
@@ -29,3 +30,9 @@ class NearestLaw(SizeLaw[NearestPermutation]):
         table = 4 * columns * columns
         together = max(1, DEVICE_BYTES // table)
         return Cost(device_bytes=2 * table * min(together, row_blocks(params.rows, rows)))
+
+    def work(self, params: NearestPermutation, shape: Shape, context: Context) -> Work:
+        """Distances of all columns in each block, and a walk along them."""
+        rows, columns = shape
+        blocks = row_blocks(params.rows, rows)
+        return {PRODUCTS: rows * columns * columns, NEIGHBOURS: blocks * columns * columns}

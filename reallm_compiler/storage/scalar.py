@@ -8,6 +8,10 @@ from typing import ClassVar, Protocol, TypeVar
 from reallm_compiler.stages import QuantizerStage
 from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.windows import CodeWindows
+from reallm_compiler.storage.work import WEIGHTS, Work
+
+LEVEL_PASSES = 4
+"""Times that a weight is gone over to find its level and to pack its code, about."""
 
 
 class _WithBits(Protocol):
@@ -29,6 +33,10 @@ class ScalarLaw(SizeLaw[S]):
     def sections(self, params: S, shape: Shape, context: Context) -> list[SectionSpec]:
         """The codes of a latent [p, q]."""
         return [SectionSpec(role="codes", dtype=f"b{_bits(params)}", shape=shape, term="codes")]
+
+    def work(self, params: S, shape: Shape, context: Context) -> Work:
+        """A nearest level for every weight."""
+        return {WEIGHTS: LEVEL_PASSES * shape[0] * shape[1]}
 
     def paper_bits(self, params: S, shape: Shape, context: Context) -> dict[str, Fraction]:
         """b for each weight."""

@@ -12,7 +12,11 @@ from reallm_compiler.stages import GroupScales
 from reallm_compiler.storage.base import DTYPES, Context, Cost, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.values import Finite
 from reallm_compiler.storage.windows import NumberArray, ScaleArrays
+from reallm_compiler.storage.work import PRODUCTS, TRIALS, Work
 from reallm_compiler.units import ceil_div
+
+TRIED = 10
+"""Shares of its largest weight that are tried for each group."""
 
 ZEROS = "zeros"
 """Name of the array of zero points; that of the scales is `scales`."""
@@ -70,6 +74,16 @@ def search_cost(params: GroupScales, shape: Shape) -> Cost:
     return Cost(host_bytes=size)
 
 
+def search_work(params: GroupScales, shape: Shape) -> Work:
+    """Where shares are searched: the latent coded for each, and the errors in the metric."""
+    if not params.searched:
+        return {}
+    p, q = shape
+    group = {"block": params.block, "row": q, "tensor": q}.get(params.per, 1)
+    metric = TRIED * p * q * group if params.needs_statistics else 0
+    return {TRIALS: TRIED * p * q, PRODUCTS: metric}
+
+
 class ScalesLaw(SizeLaw[GroupScales]):
     """Arrays of numbers, one for each group of weights.
 
@@ -92,6 +106,10 @@ class ScalesLaw(SizeLaw[GroupScales]):
     def cost(self, params: GroupScales, shape: Shape, context: Context) -> Cost:
         """What a search takes."""
         return search_cost(params, shape)
+
+    def work(self, params: GroupScales, shape: Shape, context: Context) -> Work:
+        """What a search takes."""
+        return search_work(params, shape)
 
     def scale_arrays(self, params: GroupScales) -> ScaleArrays:
         """The arrays."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from reallm_compiler.stages import Sparse
 from reallm_compiler.storage.base import DTYPES, Context, Cost, ResidualLaw, SectionSpec, Shape
 from reallm_compiler.storage.values import Finite, code_rows
+from reallm_compiler.storage.work import DOUBLE_PRODUCTS, TRIALS, WEIGHTS, Work
 from reallm_compiler.units import index_bits
 
 WIDEST = 16
@@ -127,3 +128,14 @@ class SparseLaw(ResidualLaw[Sparse]):
         p, q = shape
         size = 8 * p * q + (8 * 4 * q * q if params.needs_statistics else 0)
         return Cost(host_bytes=size)
+
+    def work(self, params: Sparse, shape: Shape, context: Context) -> Work:
+        """Scores, sorted; with statistics the inverse of the metric, and values fitted by it."""
+        p, q = shape
+        exact = 3 * q**3 + p * q * q if params.needs_statistics else 0
+        tried = params.group if params.by == "leave_one_out" else 0
+        return {
+            WEIGHTS: p * q * (p * q).bit_length(),
+            TRIALS: tried * p * q,
+            DOUBLE_PRODUCTS: exact,
+        }

@@ -20,6 +20,7 @@ from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape, Size
 from reallm_compiler.storage.codebooks import codebook_sections
 from reallm_compiler.storage.values import Finite, Ones
 from reallm_compiler.storage.windows import CodeWindows
+from reallm_compiler.storage.work import PATHS, Work
 from reallm_compiler.units import ceil_div
 
 SEGMENT = 128
@@ -32,6 +33,9 @@ LEAST_SEGMENTS = 128
 
 COVERAGE = 16
 """How often each weight of a small latent is sampled, about: more would teach nothing new."""
+
+LEARNING_PATHS = 64
+"""Paths of the search while a table is learned, at most."""
 
 WINDOW = 64
 """Columns that the paths of a search remember, a multiple of 16."""
@@ -122,6 +126,18 @@ class TrellisLaw(SizeLaw[TrellisQuantizer]):
         paths = min(params.paths, 2**params.state_bits)
         each = WINDOW * (8 + 1 + 2 * 4) + 40 * 2 ** params.widths[-1]
         return Cost(device_bytes=min(DEVICE_ROWS, shape[0]) * paths * each)
+
+    def work(self, params: TrellisQuantizer, shape: Shape, context: Context) -> Work:
+        """A step of every path for every weight."""
+        return {PATHS: shape[0] * shape[1] * min(params.paths, 2**params.state_bits)}
+
+    def learning_work(self, params: TrellisQuantizer, shapes: Sequence[Shape]) -> Work:
+        """Passes over sampled segments."""
+        if not params.learns_tables:
+            return {}
+        segments = sum(sample_segments(params, shape, len(shapes)) for shape in shapes)
+        paths = min(params.paths, LEARNING_PATHS, 2**params.state_bits)
+        return {PATHS: params.iterations * segments * SEGMENT * paths}
 
     def code_windows(self, params: TrellisQuantizer, shape: Shape) -> CodeWindows | None:
         """States; None for rows in which the wide codes have no period of `PERIOD`."""

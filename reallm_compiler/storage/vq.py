@@ -18,6 +18,7 @@ from reallm_compiler.stages import VectorQuantizer
 from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.codebooks import codebook_sections
 from reallm_compiler.storage.windows import CodeWindows
+from reallm_compiler.storage.work import CODEWORDS, Work
 from reallm_compiler.units import ceil_div
 
 SHARED_VECTORS = 1 << 22
@@ -86,11 +87,27 @@ class VectorLaw(SizeLaw[VectorQuantizer]):
             planes=1 if params.dtype == "int8" else 2,
         )
 
+    def work(self, params: VectorQuantizer, shape: Shape, context: Context) -> Work:
+        """Every vector beside every word."""
+        return {CODEWORDS: math.prod(code_shape(params, shape)) * params.dim * 2**params.index_bits}
+
+    def learning_work(self, params: VectorQuantizer, shapes: Sequence[Shape]) -> Work:
+        """k-means."""
+        vectors = learned_vectors(params, shapes)
+        return {CODEWORDS: params.iterations * vectors * params.dim * 2**params.index_bits}
+
     def group_bytes(self, params: VectorQuantizer, shapes: Sequence[Shape]) -> int:
         """Sampled vectors and their weights, in float32."""
         most = vectors_of_each(len(shapes))
         counts = (math.prod(code_shape(params, shape)) for shape in shapes)
         return sum(min(count, most) for count in counts) * params.dim * 8
+
+
+def learned_vectors(params: VectorGrid, shapes: Sequence[Shape]) -> int:
+    """Vectors that a codebook of these latents is learned from."""
+    most = vectors_of_each(len(shapes)) if len(shapes) > 1 else None
+    counts = [math.prod(code_shape(params, shape)) for shape in shapes]
+    return sum(count if most is None else min(count, most) for count in counts)
 
 
 def vectors_of_each(sharers: int) -> int:

@@ -49,6 +49,11 @@ if TYPE_CHECKING:
             "--learn scales,tables,norms",
             "what any archive has: its numbers that are no codes",
         ),
+        (
+            "torchrun --nproc-per-node 8 -m reallm_cli finetune a.reallm --model original "
+            "--text t.txt -o a.adapter --stage e2e --shard",
+            "on eight GPUs, each with an eighth of the frozen weights and of every step",
+        ),
     ],
 )
 @click.argument("archive", metavar="ARCHIVE")
@@ -72,6 +77,11 @@ if TYPE_CHECKING:
 @decoder_option
 @cost_option
 @click.option("--packed", is_flag=True, help="Leave the coded parts packed: less memory, slower.")
+@click.option(
+    "--shard",
+    is_flag=True,
+    help="Under torchrun: share out the frozen weights among the processes (FSDP2).",
+)
 @click.option("--window", type=click.IntRange(min=2), metavar="N", help="Tokens per sequence.")
 @click.option(
     "--separator", metavar="TEXT", help="Split the text into documents here. `\\n` is a line end."
@@ -110,6 +120,7 @@ def finetune_command(
     decoder: str | None,
     allow_cost: bool,
     packed: bool,
+    shard: bool,
     window: int | None,
     separator: str | None,
     settings: tuple[str, ...],
@@ -131,6 +142,7 @@ def finetune_command(
     if not dry_run or is_archive(archive):
         check_archive_path(archive)
     from reallm_compiler.finetune import finetune
+    from reallm_compiler.finetune.processes import ElsewhereError, leads
 
     plain = _settings(settings)
     if stages is not None:
@@ -147,22 +159,28 @@ def finetune_command(
         raise CommandLineError("no output is named", hint="give `-o NAME.adapter`")
     quiet_libraries()
     with _FinetuneReporter(terminal) as reporter:
-        report = finetune(
-            archive,
-            model=model,
-            text=text,
-            output=output,
-            options=plain,
-            mode="packed" if packed else "dense",
-            adapter=adapter,
-            decoder=decoder,
-            allow_cost=allow_cost,
-            into=into,
-            device=device,
-            resume=resume,
-            force=force,
-            on_event=reporter.on_event,
-        )
+        try:
+            report = finetune(
+                archive,
+                model=model,
+                text=text,
+                output=output,
+                options=plain,
+                mode="packed" if packed else "dense",
+                adapter=adapter,
+                decoder=decoder,
+                allow_cost=allow_cost,
+                into=into,
+                shard=shard,
+                device=device,
+                resume=resume,
+                force=force,
+                on_event=reporter.on_event,
+            )
+        except ElsewhereError:  # the process that failed first says why
+            return ExitCode.CANNOT_FINETUNE
+    if not leads():
+        return ExitCode.OK
     if as_json:
         terminal.json(
             {

@@ -15,12 +15,10 @@ from torch import Tensor
 from reallm_compiler.codecs.numerics import k_means
 from reallm_compiler.codecs.numerics.assignment import assign, sums_by_codeword
 from reallm_compiler.codecs.numerics.vectors import DenseVectors, Vectors, sampled
+from reallm_compiler.storage.additive import SAMPLE
 
 SCORES = 1 << 18
 """Scores that are held at once, so that they stay in cache."""
-
-SAMPLE = 1 << 16
-"""Vectors that several codebooks are fitted to together, at most."""
 
 SETTLED = 1e-3
 """Relative gain of a round below which the codebooks stay as they are."""

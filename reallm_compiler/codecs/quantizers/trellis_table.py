@@ -21,13 +21,15 @@ from reallm_compiler.codecs.quantizers.trellis_search import Searcher
 from reallm_compiler.codecs.quantizers.trellis_stream import HighRate, RowStream
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.stages import TrellisQuantizer
-from reallm_compiler.storage.trellis import SEGMENT, column_widths, sample_segments
+from reallm_compiler.storage.trellis import (
+    LEARNING_PATHS,
+    SEGMENT,
+    column_widths,
+    sample_segments,
+)
 
 FEWEST = 4
 """An entry that met fewer values than this stays where it is."""
-
-LEARNING_PATHS = 64
-"""Paths of the search while a table is learned, at most."""
 
 MULTIPLIER = 0x83DCD12D
 """What a state is multiplied by for a computed table, modulo 2^32."""

@@ -24,16 +24,12 @@ from reallm_compiler.codecs.windows import StoredFactors
 from reallm_compiler.errors import CodecError
 from reallm_compiler.stages import LowRank
 from reallm_compiler.storage.base import DTYPES
-from reallm_compiler.storage.low_rank import rank_of
-
-EXACT_BELOW = 512
-"""min(p, q) up to which the SVD is exact."""
-
-OVERSAMPLING = 16
-"""Columns of the sketch beyond the rank."""
-
-POWER_ITERATIONS = 4
-"""Times that the sketch is multiplied by W W^T."""
+from reallm_compiler.storage.low_rank import (
+    EXACT_BELOW,
+    OVERSAMPLING,
+    POWER_ITERATIONS,
+    rank_of,
+)
 
 HINT = "store the residual with `dtype: float32` or `bfloat16`"
 
