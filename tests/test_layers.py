@@ -38,6 +38,7 @@ LAYERS = {
     "reallm_compiler.runtime": 9,
     "reallm_compiler.finetune": 10,
     "reallm_compiler.evaluate": 10,
+    "reallm_compiler.report": 11,
     "reallm_compiler.search": 11,
     "reallm_compiler.integrations": 12,
     "reallm_cli": 13,

@@ -26,6 +26,7 @@ from reallm_cli.commands.finetune import finetune_command
 from reallm_cli.commands.inspect import inspect
 from reallm_cli.commands.recipes import recipes
 from reallm_cli.commands.reconstruct import reconstruct
+from reallm_cli.commands.report import report_command
 from reallm_cli.commands.serve import serve_command
 from reallm_cli.commands.survey import survey_command
 from reallm_cli.commands.verify import verify
@@ -94,6 +95,7 @@ for command in (
     serve_command,
     decoder,
     eval_command,
+    report_command,
     survey_command,
     finetune_command,
     adapter,

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from reallm_compiler.checkpoint import open_source
 from reallm_compiler.errors import EvaluationError, SourceError
 from reallm_compiler.evaluate.pictures import check_matplotlib, check_picture, draw_heatmap
@@ -35,7 +37,12 @@ class Heatmap:
     @property
     def same_model(self) -> bool:
         """Whether the errors agree, as they do for the model that the archive was made of."""
-        return abs(self.relative_error - self.stored_error) <= SAME * max(1e-3, self.stored_error)
+        return same_error(self.relative_error, self.stored_error)
+
+
+def same_error(measured: float, stored: float) -> bool:
+    """Whether an error is the one that an archive states, but for the types it was measured in."""
+    return abs(measured - stored) <= SAME * max(1e-3, stored)
 
 
 def heatmap(
@@ -73,7 +80,7 @@ def heatmap(
                 location=str(archive),
                 hint=did_you_mean(nearest(short, opened.names, 1)),
             )
-        decoded = opened.matrix(short)
+        decoded = opened.matrix(short, dtype=torch.float32)
         stored = opened.errors[short]
         prepared = prepare_stages(opened.recipe)
     inventory = prepare_model(open_source(model), prepared)
