@@ -16,8 +16,8 @@ import reallm_compiler as reallm
 from reallm_compiler import publish as publish_module
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute import archive as archive_module
+from reallm_compiler.execute import coder as coder_module
 from reallm_compiler.execute import run as run_module
-from reallm_compiler.execute import runner as runner_module
 from reallm_compiler.execute.events import TaskDone
 from reallm_compiler.runs import pool as pool_module
 from reallm_compiler.runs import resume as resume_module
@@ -85,7 +85,7 @@ def test_before_the_reservation_nothing_is_left(
         (Writer, "create", 0),
         (archive_module, "start", 0),
         (archive_module, "results", 0),
-        (runner_module, "encode_matrix", 3),
+        (coder_module, "encode_matrix", 3),
     ],
     ids=["reserving", "reserved", "before the first matrix", "in a matrix"],
 )
@@ -172,7 +172,7 @@ def test_a_run_that_starts_over_goes_on_only_without_that(
 def test_a_trial_keeps_nothing_and_stops_at_once(
     tiny_llama: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    struck(monkeypatch, runner_module, "encode_matrix", signal.SIGINT)
+    struck(monkeypatch, coder_module, "encode_matrix", signal.SIGINT)
     with pytest.raises(Interrupted, match="nothing was written"):
         reallm.compile(tiny_recipe, model=tiny_llama, only="*", device="cpu", workers=1)
 
@@ -181,7 +181,7 @@ def test_a_second_signal_does_not_wait(
     tiny_llama: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "o.reallm"
-    struck(monkeypatch, runner_module, "encode_matrix", signal.SIGINT, signal.SIGINT)
+    struck(monkeypatch, coder_module, "encode_matrix", signal.SIGINT, signal.SIGINT)
     done: list[Any] = []
     with pytest.raises(Interrupted, match="finished matrices are kept"):
         compiled(tiny_recipe, tiny_llama, path, on_event=done.append)
