@@ -90,11 +90,20 @@ class CompiledProduct:
         sides: what it does on both sides of them.
         dtype: type of activations.
         target: the processor (`jit.targets`).
+        exact: activations have two sets of integers, else one; as float32 needs it by default.
     """
 
     def __init__(
-        self, packed: PackedMatrix, form: Form, sides: Sides, dtype: torch.dtype, target: str
+        self,
+        packed: PackedMatrix,
+        form: Form,
+        sides: Sides,
+        dtype: torch.dtype,
+        target: str,
+        *,
+        exact: bool | None = None,
     ) -> None:
+        self._exact = dtype == torch.float32 if exact is None else exact
         form = replace(form, orders=sides.group_orders is not None)
         self._packed = packed
         self._form = form
@@ -114,6 +123,7 @@ class CompiledProduct:
             planes=TARGETS[target].planes(form),
             sums=0 if form.blocks is None or form.orders else form.blocks.block,
             kept=sides.factors is not None,
+            exact=self._exact,
         )
         self._outputs = Outputs(
             dtype=DTYPES[dtype],
@@ -122,6 +132,7 @@ class CompiledProduct:
             low_rank=None if sides.factors is None else STORED[sides.factors.left.dtype],
             low_rank_scales=sides.factors is not None and sides.factors.scales is not None,
             gain=sides.gain is not None,
+            exact=self._exact,
         )
         self._row_scales, self._row_shifts = sides.row_scales, sides.row_shifts
         self._shifted = bool(sides.row_shifts.any())
@@ -152,7 +163,11 @@ class CompiledProduct:
         if work == "panel":  # factors are multiplied by torch there, and gains after them
             own = outputs.low_rank is None
             outputs = replace(
-                outputs, low_rank=None, low_rank_scales=False, gain=own and outputs.gain
+                outputs,
+                low_rank=None,
+                low_rank_scales=False,
+                gain=own and outputs.gain,
+                exact=False,
             )
             inputs = replace(inputs, kept=False)
         return jit.Kernel(form=self._form, inputs=inputs, outputs=outputs, work=work)
@@ -206,25 +221,30 @@ class CompiledProduct:
         own.first = place = own_memory(own.size)
         own.job = _Job.from_buffer_copy(self._template)
         own.job[_INDEX["tokens"]] = tokens
+        own.job[_INDEX["integers"]] = self._sets(tokens)
         for name, size in parts.items():
             own.job[_INDEX[name]] = place
             place += size
         return own.job
 
+    def _sets(self, tokens: int) -> int:
+        """Sets of integers of so many tokens."""
+        return 2 * tokens if self._exact else tokens
+
     def _parts(self, tokens: int) -> dict[str, int]:
         """Bytes of the parts of a job's memory."""
-        q = self._packed.shape[1]
+        q, sets = self._packed.shape[1], self._sets(tokens)
         sizes = {
             "kept": 4 * tokens * q if self._rank else 0,
             "mixed": 4 * (max(q, self._stride) + LANES),
             "ordered": 4 * self._stride if self._inputs.ordered else 0,
-            "high": tokens * self._stride * (1 if self._inputs.planes else 2),
-            "low": tokens * self._stride if self._inputs.planes else 0,
-            "scales": 4 * tokens,
-            "totals": 8 * tokens,
-            "block_sums": 4 * tokens * _up(self._row_blocks, LANES),
+            "high": sets * self._stride * (1 if self._inputs.planes else 2),
+            "low": sets * self._stride if self._inputs.planes else 0,
+            "scales": 4 * sets,
+            "totals": 8 * sets,
+            "block_sums": 4 * sets * _up(self._row_blocks, LANES),
             "inner": 4 * tokens * self._rank,
-            "y": 4 * tokens * self._y_stride,
+            "y": 4 * sets * self._y_stride,
         }
         return {name: aligned(size) for name, size in sizes.items()}
 
@@ -366,7 +386,9 @@ class SumProduct:
         for one in sides:
             assert codes is not None
             own, bare = form_for(codes, form, packed.shape), replace(one, gain=None)
-            self._terms.append(CompiledProduct(packed, own, bare, torch.float32, target))
+            exact = dtype == torch.float32
+            term = CompiledProduct(packed, own, bare, torch.float32, target, exact=exact)
+            self._terms.append(term)
             codes = codes.rest
 
     @cached_property

@@ -66,7 +66,7 @@ def source(kernel: Kernel, name: str) -> str:
     if kernel.work == "panel":
         write_panel(text, form, TARGETS[name].steps(text, form), kernel.inputs)
         return str(text)
-    groups = GROUPS if kernel.work == "several" else (1,)
+    groups = GROUPS if kernel.work == "several" else (2, 1) if kernel.inputs.exact else (1,)
     for tokens in groups:
         steps = TARGETS[name].steps(text, form)
         write = write_row_sums if form.blocks is None else write_block_sums

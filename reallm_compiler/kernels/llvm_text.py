@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 SLOTS = (
     # What every call brings.
-    *("x", "out", "tokens", "threads"),
+    *("x", "out", "tokens", "integers", "threads"),
     # The matrix.
     *("columns", "rows", "lines", "line_bytes", "line_codes", "periods"),
     *("codes", "tables", "row_scales", "row_shifts"),

@@ -23,7 +23,8 @@ def write_call(text: Text, form: Form, planes: bool, groups: Sequence[int]) -> N
         text: where it is written; all other functions are there.
         form: of the codes.
         planes: whether integers are two planes of int8.
-        groups: numbers of tokens that there are `sums<tokens>` for, ending with 1, descending.
+        groups: numbers of sets of integers that there are `sums<tokens>` for, ending with 1,
+            descending.
     """
     with text.function("sums", "i64 %first", "i64 %last"):
         if form.orders:
@@ -60,8 +61,8 @@ def write_call(text: Text, form: Form, planes: bool, groups: Sequence[int]) -> N
 
 
 def _write_lines(text: Text, groups: Sequence[int], first: str, last: str, job: str) -> None:
-    """The sums of lines for all tokens, `LINES` at a time."""
-    tokens = text.slot("tokens")
+    """The sums of lines for all sets of integers, `LINES` at a time."""
+    tokens = text.slot("integers")
     with text.loop(first, last, LINES) as lines:
         end = text.let(f"add i64 {lines.index}, {LINES}")
         end = text.call("i64", "llvm.smin.i64", f"i64 {end}", f"i64 {last}")

@@ -17,6 +17,7 @@ from reallm_compiler.kernels.llvm_text_numbers import (
     load_numbers,
     narrowed,
     product_sum,
+    store_numbers,
     sum_lanes,
 )
 
@@ -35,6 +36,7 @@ class Outputs:
         low_rank: the stored type of L1 and L2; None without.
         low_rank_scales: columns of L1 and rows of L2 have scales.
         gain: rows are multiplied by gains.
+        exact: the results of two sets of integers are added up first.
     """
 
     dtype: str
@@ -43,6 +45,7 @@ class Outputs:
     low_rank: str | None
     low_rank_scales: bool
     gain: bool
+    exact: bool
 
 
 def write_finish(text: Text, outputs: Outputs) -> None:
@@ -91,8 +94,15 @@ def _inner(text: Text, outputs: Outputs, token: str) -> None:
 
 def _finish(text: Text, outputs: Outputs, token: str) -> None:
     rows = text.slot("rows")
-    start = text.let(f"mul i64 {token}, {text.slot('y_stride')}")
-    y = text.at(text.pointer("y"), start, "float")
+    stride = text.slot("y_stride")
+    each = text.let(f"mul i64 {stride}, {2 if outputs.exact else 1}")
+    y = text.at(text.pointer("y"), text.let(f"mul i64 {token}, {each}"), "float")
+    if outputs.exact:
+        second = text.at(y, stride, "float")
+        with text.loop(0, stride, LANES) as turn:
+            found, more = (load_numbers(text, "f32", one, turn.index) for one in (y, second))
+            total = text.let(f"fadd {F16} {found}, {more}")
+            store_numbers(text, "f32", total, y, turn.index)
     hadamard(text, y, text.slot("rows_up"), outputs.block)
     if outputs.low_rank is not None:
         _add_low_rank(text, outputs, token, y)

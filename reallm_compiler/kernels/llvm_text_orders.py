@@ -27,7 +27,7 @@ def each_group(text: Text, form: Form, planes: bool) -> Iterator[tuple[str, str,
     size = text.slot("group_lines")
     job = text.let(f"alloca [{len(SLOTS)} x i64], align 64")
     _copy(text, job, "%job", str(8 * len(SLOTS)))
-    tokens, stride = text.slot("tokens"), text.slot("plane_stride")
+    tokens, stride = text.slot("integers"), text.slot("plane_stride")
     each = text.let(f"mul i64 {tokens}, {stride}")
     kind = "i8" if planes else "i16"
     for name in ("high", "low") if planes else ("high",):
@@ -72,7 +72,7 @@ def _put_in_order(text: Text, form: Form, job: str, group: str, kind: str) -> No
     stride = text.slot("plane_stride")
     orders = text.at(text.pointer("group_orders"), text.let(f"mul i64 {group}, {stride}"), "i16")
     names = ("high", "low") if kind == "i8" else ("high",)
-    with text.loop(0, text.slot("tokens")) as token:
+    with text.loop(0, text.slot("integers")) as token:
         start = text.let(f"mul i64 {token.index}, {stride}")
         pairs = []
         for name in names:

@@ -1,11 +1,13 @@
 """Activations on their way to a product, in one pass over each token.
 
 Factors and Hadamard matrices of the inputs, the order in which columns are coded, and integers in
-two planes. `planes.integers` is the same in torch.
+two planes. `planes.integers` is the same in torch. Integers of 16 bits hold activations of 16 bits;
+those of float32 have a second set of integers for what the first one leaves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from reallm_compiler.codecs.windows import LARGEST, LOW
@@ -34,6 +36,7 @@ class Inputs:
         planes: integers are written as two planes of int8, else as int16.
         sums: weights of a block whose integers are added up; 0 for none.
         kept: float32 values of the inputs as they came are kept for the low-rank part.
+        exact: what rounding to integers leaves of a token is a token of its own beside it.
     """
 
     dtype: str
@@ -44,6 +47,7 @@ class Inputs:
     planes: bool
     sums: int
     kept: bool
+    exact: bool
 
 
 def write_prepare(text: Text, inputs: Inputs) -> None:
@@ -112,15 +116,47 @@ def _integers(text: Text, inputs: Inputs, token: str) -> None:
     factor = text.let(f"select i1 {some}, float {factor}, float 0.0")
     scale = text.let(f"fdiv float {most}, {float(LARGEST):e}")
     scale = text.let(f"select i1 {spoilt}, float 0x7FF8000000000000, float {scale}")
-    text.store("float", scale, text.pointer("scales"), token, "float")
     factors = text.spread("float", LANES, factor)
-    start = text.let(f"mul i64 {token}, {stride}")
-    high, low = text.pointer("high"), text.pointer("low")
+
+    def scaled(index: str) -> str:
+        value = load_numbers(text, "f32", values, index)
+        return text.let(f"fmul {F16} {value}, {factors}")
 
     def rounded(index: str) -> str:
-        value = load_numbers(text, "f32", values, index)
-        value = text.let(f"fmul {F16} {value}, {factors}")
-        return text.call(F16, "llvm.rint.v16f32", f"{F16} {value}")
+        return text.call(F16, "llvm.rint.v16f32", f"{F16} {scaled(index)}")
+
+    def left(index: str) -> str:
+        value = scaled(index)
+        whole = text.call(F16, "llvm.rint.v16f32", f"{F16} {value}")
+        rest = text.let(f"fsub {F16} {value}, {whole}")
+        rest = text.let(f"fmul {F16} {rest}, {same(2 * LARGEST)}")
+        return text.call(F16, "llvm.rint.v16f32", f"{F16} {rest}")
+
+    if not inputs.exact:
+        _write_integers(text, inputs, token, scale, rounded)
+        return
+    first = text.let(f"mul i64 {token}, 2")
+    _write_integers(text, inputs, first, scale, rounded)
+    small = text.let(f"fdiv float {scale}, {float(2 * LARGEST):e}")
+    _write_integers(text, inputs, text.let(f"add i64 {first}, 1"), small, left)
+
+
+def _write_integers(
+    text: Text, inputs: Inputs, place: str, scale: str, rounded: Callable[[str], str]
+) -> None:
+    """A set of integers, what one of them counts, and their sums.
+
+    Args:
+        text: where it is written.
+        inputs: what is done to inputs.
+        place: of the set among all.
+        scale: what an integer counts.
+        rounded: integers as <16 x float>, from an element on.
+    """
+    stride = text.slot("plane_stride")
+    text.store("float", scale, text.pointer("scales"), place, "float")
+    start = text.let(f"mul i64 {place}, {stride}")
+    high, low = text.pointer("high"), text.pointer("low")
 
     def whole(value: str) -> str:
         return text.call(I16, "llvm.fptosi.sat.v16i32.v16f32", f"{F16} {value}")
@@ -128,7 +164,7 @@ def _integers(text: Text, inputs: Inputs, token: str) -> None:
     with text.loop(0, stride, LANES, carried=[(I16, "zeroinitializer")]) as turn:
         value = rounded(turn.index)
         integer = whole(value)
-        place = text.let(f"add i64 {start}, {turn.index}")
+        at = text.let(f"add i64 {start}, {turn.index}")
         if inputs.planes:
             top = text.let(f"fmul {F16} {value}, {same(1 / LOW)}")
             top = text.call(F16, "llvm.rint.v16f32", f"{F16} {top}")
@@ -136,26 +172,26 @@ def _integers(text: Text, inputs: Inputs, token: str) -> None:
             rest = text.let(f"fsub {F16} {value}, {rest}")
             for part, pointer in ((top, high), (rest, low)):
                 narrow = text.let(f"trunc {I16} {whole(part)} to <16 x i8>")
-                text.store("<16 x i8>", narrow, pointer, place)
+                text.store("<16 x i8>", narrow, pointer, at)
         else:
             narrow = text.let(f"trunc {I16} {integer} to <16 x i16>")
-            text.store("<16 x i16>", narrow, high, place, "i16")
+            text.store("<16 x i16>", narrow, high, at, "i16")
         turn.next = [text.let(f"add {I16} {turn.values[0]}, {integer}")]
     total = text.call("i32", "llvm.vector.reduce.add.v16i32", f"{I16} {turn.values[0]}")
     total = text.let(f"sext i32 {total} to i64")
-    text.store("i64", total, text.pointer("totals"), token, "i64")
+    text.store("i64", total, text.pointer("totals"), place, "i64")
     if not inputs.sums:
         return
     count = text.slot("row_blocks")
     up = text.let(f"add i64 {count}, {LANES - 1}")
     up = text.let(f"and i64 {up}, -{LANES}")
-    sums = text.at(text.pointer("block_sums"), text.let(f"mul i64 {token}, {up}"), "float")
+    sums = text.at(text.pointer("block_sums"), text.let(f"mul i64 {place}, {up}"), "float")
     with text.loop(count, up) as block:
         text.store("float", "0.0", sums, block.index, "float")
     with text.loop(0, count) as block:
-        first = text.let(f"mul i64 {block.index}, {inputs.sums}")
-        last = text.let(f"add i64 {first}, {inputs.sums}")
-        with text.loop(first, last, LANES, carried=[(I16, "zeroinitializer")]) as turn:
+        begin = text.let(f"mul i64 {block.index}, {inputs.sums}")
+        end = text.let(f"add i64 {begin}, {inputs.sums}")
+        with text.loop(begin, end, LANES, carried=[(I16, "zeroinitializer")]) as turn:
             turn.next = [text.let(f"add {I16} {turn.values[0]}, {whole(rounded(turn.index))}")]
         total = text.call("i32", "llvm.vector.reduce.add.v16i32", f"{I16} {turn.values[0]}")
         wide = text.let(f"sitofp i32 {total} to float")

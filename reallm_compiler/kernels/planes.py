@@ -1,4 +1,5 @@
-"""Activations as integers, x = s (254 high + low) with high and low of int8, about 16 bits.
+"""Activations as integers, x = s (254 high + low) with high and low of int8, about 16 bits. For
+activations of float32 a second set of integers holds what the first one leaves.
 
 Sums of products with int8 weights are exact in 32 and 64 bits, so that results do not depend on
 threads, batches or instruction sets. This is the same in torch as compiled kernels do, bit for
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs.windows import LARGEST, LOW, split
 
-__all__ = ["LARGEST", "LOW", "integer_sums", "integers", "split"]
+__all__ = ["LARGEST", "LOW", "further_integers", "integer_sums", "integers", "split"]
 
 
 def integers(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,10 +26,22 @@ def integers(x: Tensor) -> tuple[Tensor, Tensor]:
         int32 [n, q] from -`LARGEST` to `LARGEST`, and float32 [n], what one of them counts; 0 for
         a row of zeros.
     """
+    scaled, unit = _scaled(x)
+    return scaled.round_().to(torch.int32), unit
+
+
+def further_integers(x: Tensor) -> tuple[Tensor, Tensor]:
+    """What `integers` leave of activations as integers again; see there."""
+    scaled, unit = _scaled(x)
+    rest = (scaled - scaled.round()) * (2 * LARGEST)
+    return rest.round_().to(torch.int32), unit / (2 * LARGEST)
+
+
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [n, q] within the range of the integers, and what 1 counts in each row."""
     most = x.abs().amax(1)
     factor = torch.where(most > 0, LARGEST / most, torch.zeros_like(most))
-    rounded = (x * factor[:, None]).round_().clamp_(-LARGEST, LARGEST)
-    return rounded.to(torch.int32), most / LARGEST
+    return x * factor[:, None], most / LARGEST
 
 
 def integer_sums(entries: Tensor, activations: Tensor) -> Tensor:

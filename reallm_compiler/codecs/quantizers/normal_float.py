@@ -11,7 +11,7 @@ constants in bitsandbytes and its kernels to the last bit.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -23,11 +23,14 @@ from reallm_compiler.codecs.quantizers.scalar import (
     level_codes,
     normal_reach,
 )
-from reallm_compiler.codecs.windows import WindowValues, two_planes
+from reallm_compiler.codecs.windows import LARGEST, WindowValues, split, two_planes
 from reallm_compiler.stages import NormalFloatQuantizer, Range
 
 OFFSET = 0.9677083
 """The outermost quantile, as QLoRA chose it."""
+
+NARROW = 5
+"""Bits of codes whose levels are found in one register (`kernels.llvm_text_words`)."""
 
 
 @lru_cache(maxsize=8)
@@ -98,5 +101,25 @@ class NormalFloatCodec(QuantizerCodec[NormalFloatQuantizer]):
         range: Range,
     ) -> WindowValues:
         """The levels in two planes."""
-        table, unit = two_planes(levels(params.bits)[:, None])
+        table, unit = level_planes(params.bits)
         return WindowValues(table=table, unit=unit)
+
+
+@cache
+def level_planes(bits: int) -> tuple[Tensor, float]:
+    """int8 [2, 2^bits, 1] and its unit: the levels as integers, even ones of narrow codes, whose
+    kernels halve them.
+
+    Levels are no multiples of anything. Of the units that leave 14 to 15 bits, that one is taken by
+    which few levels err least: half as much as by any.
+    """
+    table = levels(bits)
+    if bits > NARROW:
+        return two_planes(table[:, None])
+    most = float(table.abs().max())
+    largest = torch.arange(LARGEST // 4, LARGEST // 2 + 1, dtype=torch.float64)
+    scaled = table * (largest[:, None] / most)  # [units, levels]
+    errors = ((scaled.round() - scaled) / largest[:, None]).square().sum(1)
+    best = int(errors.argmin())
+    planes = split(2 * scaled[best].round())
+    return torch.stack(planes)[..., None], most / (2 * float(largest[best]))
