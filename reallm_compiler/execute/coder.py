@@ -65,6 +65,7 @@ class MatrixCoder:
         decoders: files of trained decoders that are used as they are, by digest.
         statistics: of the matrices; None if no plan needs them.
         cache: a folder in which coded sections are looked up and kept; None for none.
+        keep_groups: those of matrices with a share group too, whose sections fit no other table.
 
     Attributes:
         weights: what reads the checkpoint.
@@ -78,6 +79,8 @@ class MatrixCoder:
         decoders: Mapping[str, Path],
         statistics: StatisticsFile | None = None,
         cache: Path | None = None,
+        *,
+        keep_groups: bool = True,
     ) -> None:
         self.weights = Weights(inventory)
         self._seed = seed
@@ -85,6 +88,7 @@ class MatrixCoder:
         self._decoders = decoders
         self._statistics = statistics
         self._coded = None if cache is None else Cache(cache / CODED, CODED_BYTES)
+        self._keep_groups = keep_groups
         self._reused: dict[str, Sections] = {}
 
     def load(self, matrix: PlannedMatrix) -> Loaded:
@@ -138,7 +142,7 @@ class MatrixCoder:
                 statistics=statistics,
                 layout=matrix.layout,
             )
-        if self._coded is not None:
+        if self._coded is not None and (self._keep_groups or matrix.plan.share is None):
             facts = {"error": encoded.relative_error.hex()}
             sections = {role: data.cpu().contiguous() for role, data in encoded.sections.items()}
             self._coded.put(key, facts, sections)
@@ -260,7 +264,7 @@ def matrix_identity(
     needed = statistics is not None and matrix.plan.needs_statistics
     return {
         **machine_fields(device),
-        "method": {**matrix.plan.plain(), "share": None},
+        "method": matrix.layout.method,
         "in group": matrix.plan.share is not None,
         "shape": matrix.shape,
         "dtype": matrix.dtype,

@@ -111,31 +111,45 @@ def candidates(
         return matrix_identity(matrix, spec, sources[matrix.name], digest, seed, device)
 
     groups: dict[str, tuple[PlannedMatrix, ...]] = {}
-    group_of: dict[MatrixPlan, str] = {}
-    for plan, members in _sharing(matrices).items():
-        assert plan.share is not None
+    group_of: dict[int, str] = {}
+    for plan, (members, same) in _sharing(matrices).items():
+        assert plan.share is not None  # such are these
         own = seed_for(seed, names.share_section(plan.share, ""))
         key = digest_of({"group": [identity(matrix) for matrix in members], "seed": own})
         groups[key] = members
-        group_of[plan] = key
+        group_of |= dict.fromkeys(same, key)
     of_matrix = {}
     for name, several in matrices.items():
         spec = weights.by_name[several[0].tensor]
         metric = [digest, original_name(several[0], spec)]
         made = []
         for matrix in several:
-            group = group_of.get(matrix.plan)
+            group = group_of.get(id(matrix.plan))
             whole = {**identity(matrix), "metric": metric, "common": group}
             made.append(Candidate(matrix=matrix, key=digest_of(whole), group=group))
         of_matrix[name] = tuple(made)
     return Candidates(sources=sources, of_matrix=of_matrix, groups=groups)
 
 
-def _sharing(matrices: Planned) -> dict[MatrixPlan, tuple[PlannedMatrix, ...]]:
-    """The members of each share group: the matrices that have a candidate with its plan."""
+def _sharing(
+    matrices: Planned,
+) -> dict[MatrixPlan, tuple[tuple[PlannedMatrix, ...], set[int]]]:
+    """The members of each share group, and the identities of the plans that are equal to its own.
+
+    Members are the matrices that have a candidate with such a plan. Plans are compared by identity
+    first: a hash of one costs as much as a size law.
+    """
     members: dict[MatrixPlan, dict[str, PlannedMatrix]] = {}
+    of_plan: dict[int, dict[str, PlannedMatrix]] = {}
     for name, several in matrices.items():
         for matrix in several:
-            if matrix.plan.share is not None:
-                members.setdefault(matrix.plan, {}).setdefault(name, matrix)
-    return {plan: tuple(found.values()) for plan, found in members.items()}
+            if matrix.plan.share is None:
+                continue
+            number = id(matrix.plan)
+            if number not in of_plan:
+                of_plan[number] = members.setdefault(matrix.plan, {})
+            of_plan[number].setdefault(name, matrix)
+    return {
+        plan: (tuple(found.values()), {one for one, same in of_plan.items() if same is found})
+        for plan, found in members.items()
+    }

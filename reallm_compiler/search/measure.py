@@ -122,7 +122,13 @@ class MeasureJob:
         ):
             cache = self.cache if self.keep else None
             coder = MatrixCoder(
-                self.inventory, self.seed, self.device, self.decoders, statistics, cache
+                self.inventory,
+                self.seed,
+                self.device,
+                self.decoders,
+                statistics,
+                cache,
+                keep_groups=False,
             )
             yield MeasureRunner(self, coder, context)
 

@@ -5,6 +5,8 @@ A `MatrixLayout` is made once from plan, shape and source type, and handed along
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -74,6 +76,12 @@ class MatrixLayout:
         """Sections that decoding needs from an archive of kind `decoder`; mostly none."""
         params = self.plan.autoencoder
         return tuple(size_law_of(params).reused_sections(params, self.shape))
+
+    @cached_property
+    def method(self) -> str:
+        """A digest of the plan, the name of its share group apart, in hex."""
+        plain = {**self.plan.plain(), "share": None}
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
     @property
     def rows_stand_alone(self) -> bool:

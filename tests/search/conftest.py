@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import reallm_compiler as reallm
+from reallm_compiler.codecs import encode_matrix
 from reallm_compiler.execute import coder
 from tests.conftest import CORPUS
 
@@ -27,7 +28,7 @@ def tiny_statistics(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) 
 def coded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Shapes of the matrices that this process codes."""
     shapes: list[tuple[int, int]] = []
-    real = coder.encode_matrix
+    real = encode_matrix
 
     def counting(plan: Any, weight: Any, **rest: Any) -> Any:
         shapes.append(tuple(weight.shape))

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import reallm_compiler as reallm
+from reallm_compiler.calibration.own_text import OwnText
 from reallm_compiler.checkpoint import open_source
+from reallm_compiler.runs.seeds import seed_for
 from reallm_compiler.runs.stop import Interrupted, StopRequest
 from reallm_compiler.search import noise
 from reallm_compiler.search.damage import measure
@@ -70,7 +72,7 @@ def test_it_is_the_kl_of_the_changed_model(tiny_llama: Path, tmp_path: Path) -> 
     (found,) = slopes(tiny_llama, tmp_path, [name]).values()
     ids = noise._text(
         open_source(str(tiny_llama)),
-        noise.OwnText(tmp_path / "text", {}),
+        OwnText(tmp_path / "text", {}),
         0,
         torch.device("cpu"),
     )
@@ -78,7 +80,7 @@ def test_it_is_the_kl_of_the_changed_model(tiny_llama: Path, tmp_path: Path) -> 
     with torch.no_grad():
         before = model(ids).logits.log_softmax(-1)
         weight = model.get_parameter(f"{name}.weight")
-        generator = torch.Generator().manual_seed(noise.seed_for(0, f"noise/{name}"))
+        generator = torch.Generator().manual_seed(seed_for(0, f"noise/{name}"))
         made = torch.randn(weight.shape, generator=generator)
         weight += made * weight.norm() / made.norm() * math.sqrt(noise.SIZE)
         after = model(ids).logits.log_softmax(-1)
