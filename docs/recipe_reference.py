@@ -22,7 +22,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from reallm_compiler.recipe import json_schema
-from reallm_compiler.recipe.model import RecipeForm, RuleForm
+from reallm_compiler.recipe.model import RecipeForm
+from reallm_compiler.recipe.rule import RuleForm
 from reallm_compiler.recipe.tuning import GROUPS, FinetuneOptions
 from reallm_compiler.recipe.vocabulary import literals, members, stages
 from reallm_compiler.stages import FIT_KINDS, PREPARE_KINDS, MatrixPlan, kind_name

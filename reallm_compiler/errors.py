@@ -13,6 +13,7 @@ from reallm_formats.errors import FormatError, ReallmError
 
 __all__ = [
     "AdapterError",
+    "AllocateError",
     "CalibrateError",
     "CodecError",
     "CompileError",
@@ -112,6 +113,12 @@ class FinetuneError(ReallmError):
     """A model cannot be tuned: an unfit text, nothing to tune, a loss that is not finite."""
 
     code: ClassVar[str] = "cannot-finetune"
+
+
+class AllocateError(ReallmError):
+    """Nothing can be chosen: no target or no candidates are given, or no choice fits."""
+
+    code: ClassVar[str] = "cannot-allocate"
 
 
 class CalibrateError(ReallmError):

@@ -29,6 +29,7 @@ class ExitCode(IntEnum):
     CANNOT_FINETUNE = 13
     CANNOT_CALIBRATE = 14
     CANNOT_EXPORT = 15
+    CANNOT_ALLOCATE = 16
     BUG = 70
     INTERRUPTED = 130
     BROKEN_PIPE = 141
@@ -51,6 +52,7 @@ MEANINGS = {
     ExitCode.CANNOT_FINETUNE: "the model cannot be tuned: an unfit text, a loss that is not finite",
     ExitCode.CANNOT_CALIBRATE: "statistics cannot be measured, or are of another model",
     ExitCode.CANNOT_EXPORT: "a format cannot hold the model exactly, or it cannot be served",
+    ExitCode.CANNOT_ALLOCATE: "no choice of candidates fits, or there is nothing to choose from",
     ExitCode.BUG: "a bug in reallm",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C or a signal",
     ExitCode.BROKEN_PIPE: "the program that read our output went away",
@@ -74,6 +76,7 @@ _BY_ERROR = {
     "cannot-finetune": ExitCode.CANNOT_FINETUNE,
     "cannot-calibrate": ExitCode.CANNOT_CALIBRATE,
     "cannot-export": ExitCode.CANNOT_EXPORT,
+    "cannot-allocate": ExitCode.CANNOT_ALLOCATE,
 }
 
 

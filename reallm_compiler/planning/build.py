@@ -83,21 +83,10 @@ def open_model(
 @resting_collector()
 def build(recipe: Recipe, inventory: Inventory) -> Plan:
     """The plan for the inventory that `open_model` gave for this recipe."""
+    _refuse_choice(recipe)
     facts = inventory.matrices()
     others = inventory.others()
-    decisions = resolve(
-        recipe,
-        [_matrix_candidate(fact) for fact in facts]
-        + [
-            Candidate(
-                name=matrix_name(spec.name),
-                layer=inventory.layer_of(spec.name),
-                is_matrix=False,
-                coded_by_default=False,
-            )
-            for spec in others
-        ],
-    )
+    decisions = resolve(recipe, rule_candidates(inventory))
     matrices = []
     layouts = LayoutTable()
     kept = {spec.name: decisions[matrix_name(spec.name)].keep for spec in others}
@@ -173,6 +162,19 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
     )
 
 
+def rule_candidates(inventory: Inventory) -> list[Candidate]:
+    """All tensors of a model, as the rules of a recipe see them: matrices, then the others."""
+    return [_matrix_candidate(fact) for fact in inventory.matrices()] + [
+        Candidate(
+            name=matrix_name(spec.name),
+            layer=inventory.layer_of(spec.name),
+            is_matrix=False,
+            coded_by_default=False,
+        )
+        for spec in inventory.others()
+    ]
+
+
 def _unknown_note(inventory: Inventory) -> tuple[str, ...]:
     if inventory.complete:
         return ()
@@ -213,6 +215,19 @@ def _kept_dtype(source: str, keep: str | None) -> str:
     if keep is None or keep == "source" or source not in _FLOATS:
         return source
     return DTYPES[keep]
+
+
+def _refuse_choice(recipe: Recipe) -> None:
+    """A recipe that says what to choose from, and not what was chosen."""
+    if recipe.allocate is None:
+        return
+    problem = Problem(
+        location=str(recipe.allocate.location),
+        path="allocate",
+        message="this recipe leaves open which candidate each matrix gets",
+        hint="let `reallm allocate RECIPE --model MODEL -o lock.yaml` choose, and use `lock.yaml`",
+    )
+    raise RecipeError([problem])
 
 
 def _refuse_impossible(

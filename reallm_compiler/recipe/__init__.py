@@ -7,8 +7,9 @@ here: checks, hints, JSON Schema and reference tables.
 """
 
 from reallm_compiler.recipe.load import load_recipe
-from reallm_compiler.recipe.model import Recipe, Rule
+from reallm_compiler.recipe.model import Recipe
 from reallm_compiler.recipe.resolve import Decision, FieldSource, resolve
+from reallm_compiler.recipe.rule import Rule
 from reallm_compiler.recipe.schema import json_schema
 from reallm_compiler.recipe.selection import Candidate
 from reallm_compiler.recipe.shipped import list_shipped, read_shipped

@@ -15,8 +15,10 @@ from dataclasses import replace
 from pydantic import ValidationError
 
 from reallm_compiler.errors import Problem
+from reallm_compiler.recipe.allocation import SECTION as ALLOCATE
+from reallm_compiler.recipe.allocation import AllocateForm
 from reallm_compiler.recipe.messages import Loc, problems_of, shown
-from reallm_compiler.recipe.model import RecipeForm, RuleForm, ShapesForm
+from reallm_compiler.recipe.model import RecipeForm, ShapesForm
 from reallm_compiler.recipe.nodes import (
     ListNode,
     Location,
@@ -26,6 +28,7 @@ from reallm_compiler.recipe.nodes import (
     map_from_plain,
     to_plain,
 )
+from reallm_compiler.recipe.rule import RuleForm
 from reallm_compiler.recipe.tuning import SECTION, FinetuneOptions, unknown_setting
 from reallm_compiler.recipe.vocabulary import (
     homes,
@@ -153,15 +156,25 @@ def _unknown_in_form(loc: Loc, key: str, node: MapNode) -> tuple[str, str | None
     if loc[:1] == (SECTION,):
         return unknown_setting(loc[1:], key, node)
     if loc[:1] == ("rules",):
-        valid, below = keys_of(RuleForm), "put it under `set`"
-    elif loc[:1] == ("prepare",):
+        return unknown_in_rule(loc, key, node)
+    if loc[:1] == (ALLOCATE,):
+        return message, suggestion(key, keys_of(AllocateForm))
+    if loc[:1] == ("prepare",):
         return message, suggestion(key, _keys_of_kind(PREPARE_KINDS, node))
-    elif loc[:1] == ("fit",):
+    if loc[:1] == ("fit",):
         return message, suggestion(key, _keys_of_kind(FIT_KINDS, node))
-    elif loc[:1] == ("model",):
+    if loc[:1] == ("model",):
         return message, suggestion(key, keys_of(ShapesForm))
-    else:
-        valid, below = keys_of(RecipeForm), "put it under `defaults`"
+    return _unknown_beside_plans(key, keys_of(RecipeForm), "put it under `defaults`")
+
+
+def unknown_in_rule(loc: Loc, key: str, node: MapNode) -> tuple[str, str | None]:
+    """Message and hint for a key that no rule has."""
+    return _unknown_beside_plans(key, keys_of(RuleForm), "put it under `set`")
+
+
+def _unknown_beside_plans(key: str, valid: list[str], below: str) -> tuple[str, str | None]:
+    message = f"unknown key `{key}`"
     if key in MatrixPlan.model_fields:
         return message, below
     if near := nearest(key, valid):

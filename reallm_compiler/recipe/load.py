@@ -5,20 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from reallm_compiler.errors import Problem, RecipeError
 from reallm_compiler.recipe import check, check_sets
+from reallm_compiler.recipe.allocation import SECTION as ALLOCATE
+from reallm_compiler.recipe.allocation import NamedPlan
+from reallm_compiler.recipe.check_allocation import bases_of, check_allocation, merge_sections
 from reallm_compiler.recipe.document import read_file
-from reallm_compiler.recipe.match import Pattern, parse_layers
-from reallm_compiler.recipe.model import Recipe, RecipeForm, Rule, RuleForm, ShapesForm
+from reallm_compiler.recipe.model import Recipe, RecipeForm, ShapesForm
 from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode, from_plain
 from reallm_compiler.recipe.patch import merge_maps
+from reallm_compiler.recipe.rule import RuleForm, rule_of
 from reallm_compiler.recipe.shipped import list_shipped, shipped_path
 from reallm_compiler.recipe.tuning import SECTION
 from reallm_compiler.recipe.vocabulary import suggestion
-from reallm_compiler.stages import BlockFit
+from reallm_compiler.stages import BlockFit, PrepareStage
 from reallm_compiler.stages.base import plain_number
 
 _SUFFIXES = (".yaml", ".yml", ".json")
@@ -95,9 +99,14 @@ def _refused(location: str, message: str, hint: str | None = None) -> RecipeErro
 
 
 class _Chain:
-    """A recipe and what it extends, the recipe itself first; gathers problems on the way."""
+    """A recipe and what it extends, the recipe itself first; gathers problems on the way.
 
-    def __init__(self) -> None:
+    Args:
+        candidate: the recipe is one that another chooses from, and may not choose itself.
+    """
+
+    def __init__(self, *, candidate: bool = False) -> None:
+        self.candidate = candidate
         self.files: list[_File] = []
         self.problems: list[Problem] = []
         self.complete = True
@@ -144,9 +153,15 @@ class _Chain:
             return
         self.read(found)
 
+    def _folders(self) -> dict[str, Path | None]:
+        """The folder of each file, by its name in messages."""
+        return {
+            file.tree.location.file: None if file.path is None else file.path.parent
+            for file in self.files
+        }
+
     def problem(self, node: Node, message: str, hint: str | None = None) -> None:
-        location = Problem(location=str(node.location), path=node.path, message=message, hint=hint)
-        self.problems.append(location)
+        self.problems += _at(node, message, hint).problems
 
     def recipe(self) -> Recipe:
         trees = [file.tree for file in reversed(self.files)]  # the most basic first
@@ -156,6 +171,9 @@ class _Chain:
             form, problems = check.check_form(tree)
             self.problems += problems
             forms += [form] if form else []
+            if self.candidate and ALLOCATE in tree.fields:
+                message = "a candidate is a plan, and this recipe chooses among plans itself"
+                self.problem(tree.fields[ALLOCATE], message)
         defaults = check.built_in_plan()
         rules: list[Node] = []
         for tree in maps:
@@ -163,20 +181,26 @@ class _Chain:
             if patch is not None:
                 defaults = merge_maps(defaults, patch)
             rules += check_sets.rule_nodes(tree)
+        allocation = None
         plan = None
+        section = None if self.candidate else merge_sections(maps)
         if self.complete:  # without the base, what follows would be wrong for no reason of its own
             plan, problems = check.check_plan(defaults)
             self.problems += problems + check_sets.check_sets(rules, defaults)
+            if section is not None and plan is not None:
+                named = partial(_named_plan, folders=self._folders(), forms=forms)
+                bases = bases_of(defaults, rules)
+                allocation, problems = check_allocation(section, bases, named)
+                self.problems += problems
         else:
             for patch in check_sets.patches(maps):
                 self.problems += check_sets.check_alone(patch)
         if self.problems or plan is None:
             raise RecipeError(_ordered(self.problems, [file.tree for file in self.files]))
         forms_of_rules = [rule for form in forms for rule in form.rules]
-        checked = [_rule(form, node) for form, node in zip(forms_of_rules, rules, strict=True)]
+        checked = [rule_of(form, node) for form, node in zip(forms_of_rules, rules, strict=True)]
         seed = next((f.seed for f in reversed(forms) if "seed" in f.model_fields_set), 0)
-        said = [form.statistics for form in forms if "statistics" in form.model_fields_set]
-        prepare = next((f.prepare for f in reversed(forms) if "prepare" in f.model_fields_set), ())
+        statistics, prepare = _whole_model(forms)
         fit: BlockFit | None = _last(forms, "fit")
         fit_at = [tree.fields["fit"].location for tree in maps if "fit" in tree.fields]
         model = _last(forms, "model")
@@ -191,23 +215,85 @@ class _Chain:
             plan=plan,
             tree=defaults,
             rules=tuple(checked),
-            statistics=said[-1] if said else "none",
+            statistics=statistics,
             prepare=prepare,
             fit=fit,
             fit_at=fit_at[-1] if fit_at else None,
+            allocate=allocation,
             finetune=finetune,
             document={
                 "reallm": check.VERSION,
                 "seed": seed,
                 "defaults": plan.plain(),
                 "rules": [_rule_document(form) for form in forms_of_rules],
-                **({"statistics": said[-1]} if said and said[-1] != "none" else {}),
+                **({"statistics": statistics} if statistics != "none" else {}),
                 **({"prepare": [s.model_dump(mode="json") for s in prepare]} if prepare else {}),
                 **({} if fit is None else {"fit": fit.model_dump(mode="json")}),
                 **({SECTION: finetune} if finetune else {}),
             },
             files=tuple(file.path for file in reversed(self.files) if file.path),
         )
+
+
+def _whole_model(
+    forms: Sequence[RecipeForm],
+) -> tuple[Literal["none", "required"], tuple[PrepareStage, ...]]:
+    """Whether recipes that extend each other need statistics, and what they do to the model."""
+    said = [form.statistics for form in forms if "statistics" in form.model_fields_set]
+    prepare = next((f.prepare for f in reversed(forms) if "prepare" in f.model_fields_set), ())
+    return said[-1] if said else "none", prepare
+
+
+def _named_plan(
+    node: ScalarNode, folders: Mapping[str, Path | None], forms: Sequence[RecipeForm]
+) -> NamedPlan:
+    """The recipe that a candidate names.
+
+    Args:
+        node: the name or path.
+        folders: of each file, to which paths in it are relative.
+        forms: of the recipe that chooses.
+
+    Raises:
+        RecipeError: there is no such recipe, it is wrong, or it does something to the whole model
+            that the recipe which chooses does not do.
+    """
+    chain = _Chain(candidate=True)
+    folder = folders.get(node.location.file)
+    try:
+        found = _file_of(str(node.value), folder)
+    except RecipeError as error:
+        problem = error.problems[0]
+        raise _at(node, problem.message, problem.hint) from None
+    if not os.path.isfile(found.path):
+        raise _at(node, f"there is no recipe file `{found.path}`")
+    chain.read(found)
+    recipe = chain.recipe()
+    statistics, prepare = _whole_model(forms)
+    if recipe.statistics == "required" and statistics != "required":
+        raise _at(
+            node,
+            f"`{node.value}` needs measured statistics, and this recipe asks for none",
+            "add `statistics: required` to the recipe",
+        )
+    if recipe.prepare and recipe.prepare != prepare:
+        raise _at(
+            node,
+            f"`{node.value}` prepares the whole model, and a candidate is one matrix's plan",
+            "write the same `prepare` into this recipe",
+        )
+    if recipe.fit is not None and recipe.fit != _last(forms, "fit"):
+        raise _at(
+            node,
+            f"`{node.value}` lets blocks learn, and a candidate is one matrix's plan",
+            "write the same `fit` into this recipe",
+        )
+    return NamedPlan(tree=recipe.tree, rules=recipe.rules)
+
+
+def _at(node: Node, message: str, hint: str | None = None) -> RecipeError:
+    location = str(node.location)
+    return RecipeError([Problem(location=location, path=node.path, message=message, hint=hint)])
 
 
 def _last(forms: Sequence[RecipeForm], key: str) -> Any:  # noqa: ANN401 - a field's value
@@ -224,26 +310,6 @@ def _over(base: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
             value = _over(below, value)
         merged[key] = value
     return merged
-
-
-def _rule(form: RuleForm, node: Node) -> Rule:
-    fields = node.fields if isinstance(node, MapNode) else {}
-    patch = fields.get("set")
-    return Rule(
-        match=tuple(Pattern(text) for text in form.match or ("*",)),
-        roles=None if form.role is None else tuple(form.role),
-        min_fraction=form.min_fraction,
-        min_numel=form.min_numel,
-        exceptions=tuple(Pattern(text) for text in form.except_ or ()),
-        layers=None if form.layers is None else parse_layers(form.layers),
-        patch=patch if isinstance(patch, MapNode) else None,
-        keep=form.keep,
-        optional=form.optional,
-        note=form.note,
-        location=node.location,
-        key_locations={key: value.location for key, value in fields.items()},
-        path=node.path,
-    )
 
 
 def _rule_document(form: RuleForm) -> dict[str, Any]:

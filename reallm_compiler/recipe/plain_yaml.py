@@ -25,24 +25,24 @@ def to_yaml(value: Any, indent: int = 0) -> str:  # noqa: ANN401
         )
     if _is_list(value) and value:
         return "\n".join(f"{pad}- {_item(item, indent)}" for item in value)
-    return f"{pad}{_flow(value)}"
+    return f"{pad}{on_one_line(value)}"
 
 
 def _after_key(value: Any, indent: int) -> str:  # noqa: ANN401
     if _is_short(value, indent) and not _has_maps(value):
-        return f" {_flow(value)}"
+        return f" {on_one_line(value)}"
     return f"\n{to_yaml(value, indent + 2)}"
 
 
 def _item(value: Any, indent: int) -> str:  # noqa: ANN401
     if isinstance(value, Mapping) and value:
         return to_yaml(value, indent + 2).lstrip()
-    return _flow(value)
+    return on_one_line(value)
 
 
 def _is_short(value: Any, indent: int) -> bool:  # noqa: ANN401
     simple = not isinstance(value, Mapping) and not _is_list(value)
-    return simple or indent + len(_flow(value)) <= LINE
+    return simple or indent + len(on_one_line(value)) <= LINE
 
 
 def _has_maps(value: Any) -> bool:  # noqa: ANN401
@@ -56,12 +56,13 @@ def _is_list(value: Any) -> bool:  # noqa: ANN401
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def _flow(value: Any) -> str:  # noqa: ANN401
+def on_one_line(value: Any) -> str:  # noqa: ANN401
+    """`value` as YAML on one line."""
     if isinstance(value, Mapping):
-        inside = ", ".join(f"{_scalar(key)}: {_flow(item)}" for key, item in value.items())
+        inside = ", ".join(f"{_scalar(key)}: {on_one_line(item)}" for key, item in value.items())
         return f"{{{inside}}}"
     if _is_list(value):
-        return f"[{', '.join(_flow(item) for item in value)}]"
+        return f"[{', '.join(on_one_line(item) for item in value)}]"
     return _scalar(value)
 
 

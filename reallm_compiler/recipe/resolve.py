@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from reallm_compiler.errors import Problem, RecipeError
 from reallm_compiler.recipe.check import BUILT_IN, check_plan
-from reallm_compiler.recipe.model import Keep, Recipe, Rule
+from reallm_compiler.recipe.model import Recipe
 from reallm_compiler.recipe.nodes import (
     Location,
     MapNode,
@@ -25,6 +25,7 @@ from reallm_compiler.recipe.nodes import (
     to_plain,
 )
 from reallm_compiler.recipe.patch import merge_maps
+from reallm_compiler.recipe.rule import Keep, Rule
 from reallm_compiler.recipe.selection import Candidate, select
 from reallm_compiler.stages import MatrixPlan
 
@@ -81,21 +82,14 @@ def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decisi
         RecipeError: a rule (or an entry of its `except`) matches nothing and is not optional, a
             `set` meets no matrix, or rules together make an impossible plan.
     """
-    chosen, problems = select(recipe.rules, candidates)
-    applied: list[list[int]] = [[] for _ in candidates]
-    for number, indices in enumerate(chosen):
-        for index in indices:
-            applied[index].append(number)
+    applied, problems = _applied(recipe.rules, candidates)
     known: dict[_Applied, Decision | None] = {}
     unique: dict[tuple[str, str, str], Problem] = {}
     keys: dict[str, _Applied] = {}
     trace = _Trace()
-    for candidate, numbers in zip(candidates, applied, strict=True):
-        if not candidate.is_matrix:  # a `set` has no meaning for it; `select` has the complaint
-            numbers = [number for number in numbers if recipe.rules[number].patch is None]
-        key = (candidate.coded_by_default and candidate.is_matrix, tuple(numbers))
+    for candidate, key in zip(candidates, applied, strict=True):
         if key not in known:
-            rules = [recipe.rules[number] for number in numbers]
+            rules = [recipe.rules[number] for number in key[1]]
             known[key], found = _decide(recipe, rules, trace, coded=key[0])
             for problem in found:  # once for each rule, not for each matrix
                 what = (problem.location, problem.path, problem.message)
@@ -106,6 +100,52 @@ def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decisi
         raise RecipeError(list(dict.fromkeys(problems)))
     decisions = _divided(known)
     return {name: decisions[key] for name, key in keys.items()}
+
+
+def merged_trees(
+    defaults: MapNode, rules: Sequence[Rule], candidates: Sequence[Candidate]
+) -> dict[str, MapNode]:
+    """The tree of the plan of each matrix that defaults and rules code, by name.
+
+    It is one object for all matrices to which the same rules apply; groups are not divided.
+
+    Raises:
+        RecipeError: a rule matches nothing and is not optional, or a `set` meets no matrix.
+    """
+    applied, problems = _applied(rules, candidates)
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+    known: dict[_Applied, MapNode] = {}
+    trees = {}
+    for candidate, key in zip(candidates, applied, strict=True):
+        coded, numbers = key
+        kept = rules[numbers[-1]].keep is not None if numbers else not coded
+        if kept or not candidate.is_matrix:
+            continue
+        if key not in known:
+            tree = defaults
+            for patch in (rules[number].patch for number in numbers):
+                tree = tree if patch is None else merge_maps(tree, patch)
+            known[key] = tree
+        trees[candidate.name] = known[key]
+    return trees
+
+
+def _applied(
+    rules: Sequence[Rule], candidates: Sequence[Candidate]
+) -> tuple[list[_Applied], list[Problem]]:
+    """For each candidate what decides about it; and what is wrong with the rules."""
+    chosen, problems = select(rules, candidates)
+    applied: list[list[int]] = [[] for _ in candidates]
+    for number, indices in enumerate(chosen):
+        for index in indices:
+            # A `set` has no meaning for what is no matrix; `select` has the complaint.
+            if candidates[index].is_matrix or rules[number].patch is None:
+                applied[index].append(number)
+    return [
+        (candidate.coded_by_default and candidate.is_matrix, tuple(numbers))
+        for candidate, numbers in zip(candidates, applied, strict=True)
+    ], problems
 
 
 def _decide(
@@ -234,7 +274,7 @@ def _divided(known: Mapping[_Applied, Decision | None]) -> dict[_Applied, Decisi
     parts: dict[str, dict[MatrixPlan, str]] = {}
     for _, decision in sorted(decisions.items(), key=lambda entry: entry[0][1]):
         if decision.plan is not None and decision.plan.share is not None:
-            parts.setdefault(decision.plan.share, {}).setdefault(_learned(decision.plan), "")
+            parts.setdefault(decision.plan.share, {}).setdefault(learned_part(decision.plan), "")
     taken = set(parts)
     for group, plans in parts.items():
         numbered = (f"{group}.{number}" for number in itertools.count(2))
@@ -243,7 +283,7 @@ def _divided(known: Mapping[_Applied, Decision | None]) -> dict[_Applied, Decisi
     return {key: _renamed(decision, parts) for key, decision in decisions.items()}
 
 
-def _learned(plan: MatrixPlan) -> MatrixPlan:
+def learned_part(plan: MatrixPlan) -> MatrixPlan:
     """The part of a plan on which depends what its group learns."""
     return plan.model_copy(update={"share": None, "dora": False})
 
@@ -252,7 +292,7 @@ def _renamed(decision: Decision, parts: Mapping[str, Mapping[MatrixPlan, str]]) 
     plan = decision.plan
     if plan is None or plan.share is None:
         return decision
-    name = parts[plan.share][_learned(plan)]
+    name = parts[plan.share][learned_part(plan)]
     if name == plan.share:
         return decision
     trace = (replace(one, value=name) if one.path == "share" else one for one in decision.trace)

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from reallm_compiler.errors import Problem
 from reallm_compiler.recipe.match import Pattern
-from reallm_compiler.recipe.model import Rule
+from reallm_compiler.recipe.rule import Rule
 from reallm_compiler.recipe.vocabulary import listed, nearest
 
 SHOWN = 24

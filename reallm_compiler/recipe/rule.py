@@ -1,0 +1,191 @@
+"""What may stand in a rule, and what a checked rule is: which matrices, and what they get."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from reallm_compiler.recipe.match import LayerRange, Pattern, parse_layers
+from reallm_compiler.recipe.nodes import Location, MapNode, Node
+from reallm_compiler.stages import Rational
+
+Keep: TypeAlias = Literal["source", "bfloat16", "float16", "float32"]
+Role: TypeAlias = Literal["linear", "embedding", "head", "router"]
+"""What a matrix is for, as far as a rule can ask for it; `sources.linear` derives it from names."""
+
+KEEP_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+
+
+def _as_list(value: object) -> object:
+    if not isinstance(value, str | list):
+        raise ValueError("expected a pattern or a list of patterns")
+    return [value] if isinstance(value, str) else value
+
+
+def _checked_pattern(value: str) -> str:
+    return Pattern(value).text
+
+
+def _canonical_layers(value: object) -> str:
+    return ",".join(str(one) for one in parse_layers(value))
+
+
+def _positive_fraction(value: int | Fraction) -> int | Fraction:
+    if not 0 < value <= 1:
+        raise ValueError("expected a fraction above 0 and up to 1, such as 1/100")
+    return value
+
+
+def _canonical_keep(value: object) -> object:
+    return KEEP_ALIASES.get(value, value) if isinstance(value, str) else value
+
+
+PatternText = Annotated[str, AfterValidator(_checked_pattern)]
+PatternList = Annotated[
+    list[PatternText],
+    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+    Field(min_length=1),
+]
+RoleList = Annotated[
+    list[Role],
+    BeforeValidator(
+        lambda value: [value] if isinstance(value, str) else value,
+        json_schema_input_type=Role | list[Role],
+    ),
+    Field(min_length=1),
+]
+PositiveFraction = Annotated[Rational, AfterValidator(_positive_fraction)]
+LayerText = Annotated[
+    str,
+    BeforeValidator(_canonical_layers, json_schema_input_type=int | str | list[int | str]),
+]
+KeepWord = Annotated[
+    Keep,
+    BeforeValidator(
+        _canonical_keep,
+        json_schema_input_type=Literal[
+            "source", "bfloat16", "float16", "float32", "bf16", "fp16", "fp32"
+        ],
+    ),
+]
+
+
+class Form(BaseModel):
+    """Base of the forms: closed, strictly typed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RuleForm(Form):
+    """A rule: which matrices, and what is different for them."""
+
+    match: PatternList | None = Field(
+        default=None,
+        description="Names of tensors without `.weight`: a glob in which `*` also crosses dots, "
+        "or `re:` and a regular expression for the whole name; a list takes any of its patterns. "
+        "Required, but where `role` selects the matrices.",
+    )
+    role: RoleList | None = Field(
+        default=None,
+        description="Only matrices that are for this, or one of these: the weights of linear "
+        "layers, tables of tokens or positions, the last layer, the gates of experts.",
+    )
+    min_fraction: PositiveFraction | None = Field(
+        default=None,
+        description="Only matrices that hold at least this fraction of all matrices' weights.",
+    )
+    min_numel: int | None = Field(
+        default=None, ge=1, le=2**63 - 1, description="Only matrices of at least so many weights."
+    )
+    except_: PatternList | None = Field(
+        default=None, alias="except", description="Patterns that are excluded."
+    )
+    layers: LayerText | None = Field(
+        default=None,
+        description="Only these layers: `3`, `0-3`, `2..`, `-4..`, or a list; both ends are "
+        "included, negative numbers count from the end.",
+    )
+    set: dict[str, Any] | None = Field(
+        default=None, description="A part of a matrix plan, put over what was set before."
+    )
+    keep: KeepWord | None = Field(
+        default=None, description="Store the tensor uncoded, in its own type or in the named one."
+    )
+    optional: bool = Field(
+        default=False, description="A rule that matches nothing is an error unless this is true."
+    )
+    note: str | None = Field(default=None, description="Free text; changes nothing.")
+
+    @model_validator(mode="after")
+    def _says_which(self) -> RuleForm:
+        if self.match is None and self.role is None:
+            raise ValueError("`match` is missing: it selects the tensors of the rule")
+        return self
+
+    @model_validator(mode="after")
+    def _one_action(self) -> RuleForm:
+        if (self.set is None) == (self.keep is None):
+            many = "both" if self.set is not None else "neither"
+            raise ValueError(f"a rule has either `set` or `keep`; this one has {many}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """A checked rule.
+
+    Attributes:
+        match: patterns, any of which may match.
+        roles: what a matrix may be for; None for all tensors.
+        min_fraction: the least fraction of all matrices' weights that a matrix must hold; None
+            for all tensors.
+        min_numel: the least number of weights that a matrix must have; None for all tensors.
+        exceptions: patterns that are taken out again.
+        layers: ranges of layers, or None for all tensors whether in a layer or not.
+        patch: the fields that the rule sets, with their locations; None for a `keep` rule.
+        keep: the type to keep a tensor in; None for a `set` rule.
+        optional: whether the rule may match nothing.
+        note: free text.
+        location: where the rule starts.
+        key_locations: where the values of its keys are written.
+        path: the rule's path in its own file, such as `rules[2]`.
+    """
+
+    match: tuple[Pattern, ...]
+    roles: tuple[Role, ...] | None
+    min_fraction: int | Fraction | None
+    min_numel: int | None
+    exceptions: tuple[Pattern, ...]
+    layers: tuple[LayerRange, ...] | None
+    patch: MapNode | None
+    keep: Keep | None
+    optional: bool
+    note: str | None
+    location: Location
+    key_locations: Mapping[str, Location]
+    path: str
+
+
+def rule_of(form: RuleForm, node: Node) -> Rule:
+    """The rule that a checked form says, with the locations of its node."""
+    fields = node.fields if isinstance(node, MapNode) else {}
+    patch = fields.get("set")
+    return Rule(
+        match=tuple(Pattern(text) for text in form.match or ("*",)),
+        roles=None if form.role is None else tuple(form.role),
+        min_fraction=form.min_fraction,
+        min_numel=form.min_numel,
+        exceptions=tuple(Pattern(text) for text in form.except_ or ()),
+        layers=None if form.layers is None else parse_layers(form.layers),
+        patch=patch if isinstance(patch, MapNode) else None,
+        keep=form.keep,
+        optional=form.optional,
+        note=form.note,
+        location=node.location,
+        key_locations={key: value.location for key, value in fields.items()},
+        path=node.path,
+    )
