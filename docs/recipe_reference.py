@@ -3,9 +3,9 @@
     python docs/recipe_reference.py           says what is out of date
     python docs/recipe_reference.py --write   brings it up to date
 
-Three files: `recipe.schema.json`, and in `recipe.md` and `finetune.md` each part between
+Files: `recipe.schema.json`, and in `recipe.md`, `allocate.md` and `finetune.md` each part between
 `<!-- generated: NAME -->` and `<!-- end -->`. NAME is a stage, `plan` (the fields of a plan that
-are no stages), `rule`, `recipe`, `finetune` (the section of a recipe) or a group of settings in it.
+are no stages), `rule`, `recipe`, a section of one (`allocate`, `finetune`), or a group of settings.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from reallm_compiler.recipe import json_schema
+from reallm_compiler.recipe.allocation import AllocateForm
 from reallm_compiler.recipe.model import RecipeForm
 from reallm_compiler.recipe.rule import RuleForm
 from reallm_compiler.recipe.tuning import GROUPS, FinetuneOptions
@@ -39,6 +40,11 @@ _VALUES = {
     "keep": "`source`, `bfloat16` (`bf16`), `float16` (`fp16`), `float32` (`fp32`)",
     "set": "part of a plan",
     "finetune": "settings of tuning",
+    "allocate": "candidates and a target",
+    "bytes": "integer, or text such as `3.2GB`",
+    "candidates": "list of names, paths, parts of plans or rules with `set`",
+    "groups": "list of lists of patterns",
+    "lock": "pattern, or list of patterns",
     "prepare": "list of kinds",
     "fit": "a kind",
     "defaults": "plan, or part of one",
@@ -117,6 +123,7 @@ def part(name: str) -> str:
     """The generated text of a part."""
     whole = {"plan": MatrixPlan, "rule": RuleForm, "recipe": RecipeForm, **GROUPS}
     whole["finetune"] = FinetuneOptions
+    whole["allocate"] = AllocateForm
     if name in whole:
         return table(whole[name])
     texts = []
@@ -135,7 +142,7 @@ def part(name: str) -> str:
 def generated() -> dict[Path, str]:
     """Each file that holds generated text, as it should be."""
     files = {DOCS / "recipe.schema.json": json.dumps(json_schema(), indent=2) + "\n"}
-    for page in (DOCS / "recipe.md", DOCS / "finetune.md"):
+    for page in (DOCS / "recipe.md", DOCS / "allocate.md", DOCS / "finetune.md"):
         text = page.read_text(encoding="utf-8")
         files[page] = _PART.sub(
             lambda found: f"{found[1]}\n{part(found['name'])}\n{found[3]}", text

@@ -8,7 +8,7 @@
     reallm.compile("reallm-2bit", model=source, statistics="model.stats", output="out.reallm")
     model, tokenizer = reallm.load("out.reallm")
 
-Commands of the command line have their functions: `calibrate`, `compile`, `verify`,
+Commands of the command line have their functions: `allocate`, `calibrate`, `compile`, `verify`,
 `reconstruct`, `export`, `serve`, `eval`, `survey`, `tune` (for `finetune`). What they return, what
 they raise (always a `ReallmError`) and the events that they report have their names here too.
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from reallm_compiler.calibration.run import calibrate
     from reallm_compiler.errors import (
         AdapterError,
+        AllocateError,
         CalibrateError,
         CodecError,
         CompileError,
@@ -82,12 +83,16 @@ if TYPE_CHECKING:
     from reallm_compiler.runtime.models import load
     from reallm_compiler.runtime.opening import open_tunable
     from reallm_compiler.runtime.tunable import TunableModel
+    from reallm_compiler.search.report import AllocateReport
+    from reallm_compiler.search.run import allocate
     from reallm_formats import Damage
 
 __version__ = distribution.VERSION
 
 __all__ = [
     "AdapterError",
+    "AllocateError",
+    "AllocateReport",
     "BatchDone",
     "BlockDone",
     "Budget",
@@ -138,6 +143,7 @@ __all__ = [
     "Training",
     "TunableModel",
     "__version__",
+    "allocate",
     "calibrate",
     "compile",
     "eval",
@@ -156,6 +162,8 @@ __all__ = [
 
 _HOMES = {
     "AdapterError": ("reallm_compiler.errors", "AdapterError"),
+    "AllocateError": ("reallm_compiler.errors", "AllocateError"),
+    "AllocateReport": ("reallm_compiler.search.report", "AllocateReport"),
     "BatchDone": ("reallm_compiler.finetune.events", "BatchDone"),
     "BlockDone": ("reallm_compiler.finetune.events", "BlockDone"),
     "Budget": ("reallm_compiler.planning.budget", "Budget"),
@@ -205,6 +213,7 @@ _HOMES = {
     "Totals": ("reallm_compiler.planning.budget", "Totals"),
     "Training": ("reallm_compiler.runs.events", "Training"),
     "TunableModel": ("reallm_compiler.runtime.tunable", "TunableModel"),
+    "allocate": ("reallm_compiler.search.run", "allocate"),
     "calibrate": ("reallm_compiler.calibration.run", "calibrate"),
     "compile": ("reallm_compiler.execute.run", "compile_model"),
     "eval": ("reallm_compiler.evaluate.models", "evaluate_files"),

@@ -22,11 +22,28 @@ from reallm_compiler.checkpoint import open_source
 
 ROOT = Path(__file__).parent.parent
 FUNCTIONS = (
-    *("calibrate", "compile", "eval", "export", "load", "load_recipe", "open", "open_tunable"),
+    *(
+        "allocate",
+        "calibrate",
+        "compile",
+        "eval",
+        "export",
+        "load",
+        "load_recipe",
+        "open",
+        "open_tunable",
+    ),
     *("plan", "reconstruct", "serve", "survey", "tune", "verify"),
 )
 ERRORS = (
-    *("AdapterError", "CalibrateError", "CodecError", "CompileError", "EvaluationError"),
+    *(
+        "AdapterError",
+        "AllocateError",
+        "CalibrateError",
+        "CodecError",
+        "CompileError",
+        "EvaluationError",
+    ),
     *("ExportError", "FinetuneError", "FormatError", "Interrupted", "OutputError", "ReallmError"),
     *("RecipeError", "RegistryError", "ResumeError", "SourceError"),
 )
@@ -36,7 +53,15 @@ EVENTS = (
 )
 UNIONS = ("CalibrateEvent", "CompileEvent", "FinetuneEvent", "OnProgress", "Progress")
 VALUES = (
-    *("Budget", "CalibrateReport", "CompileReport", "Damage", "Evaluation", "ExportReport"),
+    *(
+        "AllocateReport",
+        "Budget",
+        "CalibrateReport",
+        "CompileReport",
+        "Damage",
+        "Evaluation",
+        "ExportReport",
+    ),
     *("FinetuneOptions", "FinetuneReport", "MatrixBudget", "ModelArchive", "Plan", "Problem"),
     *("Recipe", "Server", "Survey", "Totals", "TunableModel"),
 )

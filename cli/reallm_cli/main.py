@@ -15,6 +15,7 @@ import click
 from click.shell_completion import shell_complete
 
 from reallm_cli.commands.adapter import adapter
+from reallm_cli.commands.allocate import allocate_command
 from reallm_cli.commands.budget import budget
 from reallm_cli.commands.calibrate import calibrate_command
 from reallm_cli.commands.compile import compile_command
@@ -90,6 +91,7 @@ for command in (
     inspect,
     verify,
     calibrate_command,
+    allocate_command,
     reconstruct,
     export_command,
     serve_command,

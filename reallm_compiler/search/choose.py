@@ -73,9 +73,7 @@ def upgrades(program: Program, choice: Sequence[int], most: int) -> list[tuple[i
     return [(int(table.unit[row]), int(row - table.starts[table.unit[row]])) for row in ordered]
 
 
-def _filled(
-    program: Program, choice: Choice, limit: int, exact: Callable[[Choice], int]
-) -> Choice:
+def _filled(program: Program, choice: Choice, limit: int, exact: Callable[[Choice], int]) -> Choice:
     """The choice with single upgrades until none fits any more."""
     while True:
         size = exact(choice)

@@ -6,6 +6,7 @@ matrices. The text has each of them on its own line, with what it takes and cost
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,17 +70,19 @@ def lock_rules(chosen: Sequence[Chosen], order: Sequence[str]) -> tuple[LockRule
         chosen: of each matrix, in storage order.
         order: labels of candidates, in the order of the rules.
     """
-    found: dict[tuple[str, int, int], list[Chosen]] = {}
+    patches: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}
+    found: dict[tuple[str, str], tuple[dict[str, Any], list[str]]] = {}
     for one in chosen:
-        found.setdefault((one.candidate, id(one.own), id(one.plan)), []).append(one)
+        key = (id(one.own), id(one.plan))
+        if key not in patches:
+            patch = difference(one.own, one.plan)
+            patches[key] = json.dumps(patch), patch
+        text, patch = patches[key]
+        found.setdefault((one.candidate, text), (patch, []))[1].append(one.name)
     rank = {label: number for number, label in enumerate(order)}
     rules = [
-        LockRule(
-            candidate=members[0].candidate,
-            names=tuple(member.name for member in members),
-            set=difference(members[0].own, members[0].plan),
-        )
-        for members in found.values()
+        LockRule(candidate=label, names=tuple(members), set=patch)
+        for (label, _), (patch, members) in found.items()
     ]
     return tuple(sorted(rules, key=lambda rule: rank[rule.candidate]))  # is stable
 

@@ -218,11 +218,7 @@ def _nothing(
 
 def _wrong(candidate: PlanCandidate, message: str, hint: str | None) -> RecipeError:
     return RecipeError(
-        [
-            Problem(
-                location=str(candidate.location), path=candidate.path, message=message, hint=hint
-            )
-        ]
+        [Problem(location=str(candidate.location), path=candidate.path, message=message, hint=hint)]
     )
 
 

@@ -31,6 +31,9 @@ GAP = 1e-5
 NODES = 20_000
 """Nodes of the search tree at most: a bound in seconds would make the result depend on speed."""
 
+SCALE = 1e4
+"""The largest coefficient of a constraint: HiGHS keeps them to 1e-6."""
+
 STEPS = 100
 """Halvings of the interval of the multiplier."""
 
@@ -308,7 +311,9 @@ def _in_order(program: Program, choice: Sequence[int]) -> Choice:
         alike.setdefault(tuple(unit), []).append(number)
     ordered = list(choice)
     for options, numbers in alike.items():
-        taken = sorted((choice[number] for number in numbers), key=lambda i: (-options[i].nbytes, i))
+        taken = sorted(
+            (choice[number] for number in numbers), key=lambda i: (-options[i].nbytes, i)
+        )
         for number, index in zip(numbers, taken, strict=True):
             ordered[number] = index
     return tuple(ordered)
@@ -349,17 +354,23 @@ def _highs(program: Program, limit: int | None, rows: NDArray[np.int64]) -> Choi
         objective = np.concatenate([damage, items])
     else:
         # Bytes above each unit's least: small numbers, so that tolerances are below a byte.
-        base = np.minimum.reduceat(table.nbytes[rows], np.searchsorted(table.unit[rows], np.arange(len(program.units))))
+        base = np.minimum.reduceat(
+            table.nbytes[rows], np.searchsorted(table.unit[rows], np.arange(len(program.units)))
+        )
         above = table.nbytes[rows] - base[table.unit[rows]]
         weights = np.concatenate([above, items])[None, :]
-        constraints.append(LinearConstraint(weights, -np.inf, limit - int(base.sum())))
+        unit = float(weights.max()) / SCALE or 1.0
+        constraints.append(
+            LinearConstraint(weights / unit, -np.inf, (limit - int(base.sum())) / unit)
+        )
     scale = 1e4 / max(float(np.abs(objective).sum() / max(len(program.units), 1)), 1e-300)
     result = milp(
         objective * scale,
         integrality=np.ones(count),
         bounds=Bounds(0, 1),
         constraints=constraints,
-        options={"mip_rel_gap": GAP, "node_limit": NODES},
+        # What `_bound` leaves is small, and the presolve of some versions prints on stdout.
+        options={"mip_rel_gap": GAP, "node_limit": NODES, "presolve": False},
     )
     if result.x is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reallm_compiler.checkpoint import Inventory
+from reallm_compiler.distribution import install_command
 from reallm_compiler.errors import AllocateError, SourceError
 from reallm_compiler.planning.build import open_model
 from reallm_compiler.progress import Progress
@@ -25,8 +27,8 @@ from reallm_compiler.recipe.allocation import (
 )
 from reallm_compiler.search.choose import SmallestError, choose
 from reallm_compiler.search.damage import measure
-from reallm_compiler.search.report import AllocateReport, Lock
 from reallm_compiler.search.offers import find_offers
+from reallm_compiler.search.report import AllocateReport, Lock
 from reallm_compiler.search.search import Search
 from reallm_compiler.stages.base import as_fraction
 
@@ -79,6 +81,7 @@ def allocate(
             location=loaded.name,
             hint="add `allocate: {bytes: 3.2GB, candidates: [...]}`; see docs/allocate.md",
         )
+    check_scipy()
     targets = targets_of(allocation, bytes, bits, scope)
     inventory = open_model(loaded, model)
     if not inventory.complete:
@@ -136,6 +139,19 @@ def allocate(
     )
 
 
+def check_scipy() -> None:
+    """Refuse before any work where nothing can be chosen.
+
+    Raises:
+        AllocateError: scipy is not installed.
+    """
+    if importlib.util.find_spec("scipy") is None:
+        raise AllocateError(
+            "the choice needs scipy, which is not installed",
+            hint=f"install it with `{install_command('allocate')}`",
+        )
+
+
 def targets_of(
     allocation: Allocation,
     bytes_: Size | Sequence[Size] | None,
@@ -175,7 +191,9 @@ def lock_paths(output: Path, targets: Sequence[Target]) -> list[Path]:
     """Where the recipe of each target is written: `lock.yaml`, or `lock-3.2GB.yaml` of several."""
     if len(targets) == 1:
         return [output]
-    return [output.with_name(f"{output.stem}-{_short(target)}{output.suffix}") for target in targets]
+    return [
+        output.with_name(f"{output.stem}-{_short(target)}{output.suffix}") for target in targets
+    ]
 
 
 def _short(target: Target) -> str:

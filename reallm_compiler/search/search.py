@@ -1,4 +1,4 @@
-"""A model, what its matrices may get and what each costs: from a choice to a recipe and its plan."""
+"""A model, what its matrices may get and what that costs: from a choice to a recipe and plan."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from reallm_compiler.planning.model import Plan
 from reallm_compiler.recipe import Recipe, load_recipe
 from reallm_compiler.recipe.allocation import Allocation, Scope, Target
 from reallm_compiler.search.damage import Damage
-from reallm_compiler.search.report import Lock, Point, Share
 from reallm_compiler.search.lock import Chosen, LockRule, lock_document, lock_rules, lock_text
 from reallm_compiler.search.offers import Offers
 from reallm_compiler.search.program import Choice, Program, frontier
+from reallm_compiler.search.report import Lock, Point, Share
 from reallm_compiler.search.sizes import limit_of, program_of, stored_bytes
 
 POINTS = 12

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.recipe.allocation import Scope, Target
 from reallm_compiler.recipe.resolve import learned_part
-from reallm_compiler.search.offers import Offer, Offers
 from reallm_compiler.search.lock import difference
+from reallm_compiler.search.offers import Offer, Offers
 from reallm_compiler.search.program import Choice, Option, Program
 from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage.base import SectionSpec
@@ -74,9 +74,7 @@ class Choices:
         return tuple(choice)
 
 
-def program_of(
-    offers: Offers, damage: Mapping[str, Sequence[float]], scope: Scope
-) -> Choices:
+def program_of(offers: Offers, damage: Mapping[str, Sequence[float]], scope: Scope) -> Choices:
     """The program that chooses among offers.
 
     Args:

@@ -76,7 +76,7 @@ FILES = {
     "unknown key, nothing near": (
         "reallm: 1\nzzz: {}",
         "r.yaml:2:1: zzz: unknown key `zzz` (valid here: `reallm`, `model`, `output`, `seed`, "
-        "`extends`, `defaults`, `rules`, `statistics`, `prepare`, `fit`, `finetune`)",
+        "`extends`, `defaults`, `rules`, `statistics`, `prepare`, `fit`, `allocate`, `finetune`)",
     ),
     "a setting of tuning at the top": (
         "reallm: 1\ne2e: {lr: 1e-3}",
