@@ -37,7 +37,7 @@ def split_evenly(total: int, parts: int) -> list[int]:
 
 
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) ?([A-Za-z]*)", re.ASCII)
-_UNITS = {"": 1, "B": 1} | {
+_UNITS: dict[str, int] = {"": 1, "B": 1} | {
     f"{prefix}{infix}B": base**power
     for infix, base in (("", 1000), ("i", 1024))
     for power, prefixes in enumerate(("kK", "M", "G", "T"), 1)

@@ -79,7 +79,7 @@ def _takes_list(stage: str | None, key: str, kind: str | None) -> bool:
         models: list[Any] = [MatrixPlan]
     else:
         kinds = stages().get(stage, {})
-        models = [kinds[kind]] if kind in kinds else list(kinds.values())
+        models = [kinds[kind]] if kind is not None and kind in kinds else list(kinds.values())
     fields = [model.model_fields[key] for model in models if key in model.model_fields]
     return any(_holds_list(field.annotation) for field in fields)
 

@@ -170,7 +170,7 @@ def smallest(program: Program) -> Choice:
         )
         found = _highs(bytes_only, None, np.arange(len(table.unit)))
         choices += [list(found)] if found is not None else []
-    return tuple(min(choices, key=program.nbytes))
+    return min(map(tuple, choices), key=lambda choice: program.nbytes(choice))
 
 
 def frontier(program: Program, count: int) -> list[Choice]:

@@ -21,6 +21,7 @@ from reallm_compiler.numbers import (
 )
 
 if TYPE_CHECKING:
+    from reallm_compiler.recipe.allocation import Scope
     from reallm_compiler.search.report import AllocateReport, Lock, Point
 
 
@@ -97,7 +98,7 @@ def allocate_command(
     model: str | None,
     sizes: str | None,
     rates: str | None,
-    scope: str | None,
+    scope: Scope | None,
     stats: str | None,
     output: str | None,
     cache: str | None,
