@@ -159,7 +159,9 @@ class Measuring:
 
     def row(self, candidate: Candidate) -> Row | None:
         """What is measured of a candidate; None if it cannot be run here."""
-        subject, document = self.study.subject, candidate.document()
+        subject = self.study.subject
+        document = subject.learning(candidate.document())
+        assert isinstance(document, dict)  # as the candidate's
         budget = reallm.plan(document, model=subject.folder).budget()
         planned = budget.totals.file_bytes
         known = self._known.get((candidate.recipe, candidate.bits, planned))
@@ -242,7 +244,12 @@ def table(study: Study, rows: list[Row]) -> list[str]:
         "",
         "Printed by `python studies/methods.py` (its first lines say how to call it). KL is the "
         f"mean over {base.tokens:,} predicted tokens of KL(original || compressed), in windows of "
-        f"{base.window}; times were taken on a machine that did other work too.",
+        f"{base.window}; times were taken on a machine that did other work too."
+        + (
+            " Blocks learn by {} sequences of {} tokens.".format(*study.subject.sequences)
+            if study.subject.sequences
+            else ""
+        ),
         "",
         "| recipe | bits of a code | exact bits | file bytes | perplexity | KL (nats) "
         "| compile (s) | peak memory (MB) |",

@@ -14,6 +14,7 @@ Each `--model` takes a name, a checkpoint folder, a text, and options:
     bytes=N        only the first N bytes of the text
     stats=FILE     what `reallm calibrate` measured, for the recipes that need it
     calibrate=FILE the text by which blocks learn, for the recipes with `fit`
+    sequences=NxT  blocks learn by N sequences of T tokens (default: what the recipe says)
 
 Compile times are seconds of wall time on this machine; all else is exact. With `--rows FILE` each
 row is kept as soon as it is measured, and the same command goes on after an interruption. Rows of
@@ -72,13 +73,14 @@ class Subject:
     separator: str | None
     statistics: Path | None
     calibration: Path | None
+    sequences: tuple[int, int] | None
 
     @classmethod
     def parse(cls, words: list[str]) -> Subject:
         name, folder, text_path, *rest = words
         options = dict(word.split("=", 1) for word in rest)
         unknown = set(options) - {"window", "separator", "drop", "documents", "bytes"}
-        unknown -= {"stats", "calibrate"}
+        unknown -= {"stats", "calibrate", "sequences"}
         if unknown:
             raise SystemExit(f"unknown option: {sorted(unknown)[0]}")
         text = Path(text_path).read_text(encoding="utf-8")
@@ -92,7 +94,21 @@ class Subject:
         window = int(options["window"]) if "window" in options else None
         statistics = Path(options["stats"]) if "stats" in options else None
         calibration = Path(options["calibrate"]) if "calibrate" in options else None
-        return cls(name, Path(folder), text, window, separator, statistics, calibration)
+        sequences = None
+        if "sequences" in options:
+            samples, tokens = options["sequences"].split("x")
+            sequences = int(samples), int(tokens)
+        return cls(name, Path(folder), text, window, separator, statistics, calibration, sequences)
+
+    def learning(self, recipe: str | dict[str, Any]) -> str | dict[str, Any]:
+        """A recipe whose blocks learn by so many sequences of so many tokens."""
+        fit = load_recipe(recipe).fit
+        if fit is None or self.sequences is None:
+            return recipe
+        samples, window = self.sequences
+        document = {"reallm": 1, "extends": recipe} if isinstance(recipe, str) else recipe
+        changed = {**fit.model_dump(mode="json"), "samples": samples, "window": window}
+        return {**document, "fit": changed}
 
 
 @dataclass(frozen=True)
@@ -154,6 +170,7 @@ class Study:
 
     def compiled(self, recipe: str | dict[str, Any]) -> Measured:
         """An archive of the model by a recipe, measured and let go."""
+        recipe = self.subject.learning(recipe)
         budget = reallm.plan(recipe, model=self.subject.folder).budget()
         planned = budget.totals.file_bytes
         found, seconds = self._row(recipe, planned, lambda: self._measure(recipe, planned))
@@ -262,7 +279,8 @@ def recipes_table(study: Study, recipes: list[str]) -> list[str]:
         f"| {base.bits_per_byte:.4f} | 0 | |"
     ]
     for recipe in recipes:
-        training = reallm.plan(recipe, model=subject.folder).budget().totals.training_operations
+        changed = subject.learning(recipe)
+        training = reallm.plan(changed, model=subject.folder).budget().totals.training_operations
         if training > MOST_TRAINING:
             why = f"not run: {training:.1e} operations of training"
             rows.append(f"| `{recipe}` | {why} | | | | | | | |")
