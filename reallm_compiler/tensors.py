@@ -100,9 +100,11 @@ class RotationSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """How a tensor W' of a prepared model is made of a stored one: W' = L^T W diag(g) R.
+    """How a tensor W' of a prepared model is made of a stored one:
 
-    A bias [p] is a matrix [p, 1].
+        W' = diag(1 / t) L^T W diag(g) R diag(s)
+
+    A bias or a norm's gains [p] are a matrix [p, 1].
 
     Attributes:
         tensor: name of the stored tensor W in the checkpoint.
@@ -110,8 +112,15 @@ class Origin:
         gain_offset: what is added to the stored gains: 1 for norms that scale by 1 + w.
         columns: the rotation R of the columns; None for none.
         rows: the rotation L of the rows; None for none.
-        row_range: first of the rotated rows, and the row after the last; None for all.
+        row_range: first of the rows that are rotated or divided, and the row after the last; None
+            for all.
         constant: the number that fills a norm whose gains are folded away; None for none.
+        column_factors: name of the factors s of the columns (`planning.folding`); None for none.
+        column_heads: of the factors each `head` belong to the columns of `times` heads that follow
+            each other, as (head, times).
+        row_factors: likewise of the factors t by which rows are divided.
+        offset: what is added to the numbers before they are divided, and taken off afterwards: 1
+            for the gains of norms that scale by 1 + w.
     """
 
     tensor: str
@@ -121,3 +130,7 @@ class Origin:
     rows: RotationSpec | None = None
     row_range: tuple[int, int] | None = None
     constant: float | None = None
+    column_factors: str | None = None
+    column_heads: tuple[int, int] = (1, 1)
+    row_factors: str | None = None
+    offset: int = 0

@@ -42,6 +42,7 @@ METHODS = (
     "gptq",
     "gptq-act-order",
     "awq",
+    "awq-folded",
     "omniquant",
     "apiq",
     "autoround",

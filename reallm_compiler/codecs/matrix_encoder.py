@@ -17,14 +17,14 @@ from torch import Tensor
 
 from reallm_compiler.codecs import dora
 from reallm_compiler.codecs.callback import NoCallback, TrainingCallback
-from reallm_compiler.codecs.contract import Coding, MatrixTransform, Trial
+from reallm_compiler.codecs.contract import Coding, MatrixTransform, Shape, Trial
 from reallm_compiler.codecs.decode import MatrixDecoder, relative_error, residual_terms
 from reallm_compiler.codecs.latent_coder import StagesCoder, fit_tables
 from reallm_compiler.codecs.numerics.gram import full
 from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.statistics import MatrixStatistics, Metric
-from reallm_compiler.stages import NearestRounding, NoPermutation, ResidualStage
+from reallm_compiler.stages import MatrixPlan, NearestRounding, NoPermutation, ResidualStage
 from reallm_compiler.storage.matrix import MatrixLayout, layout_of
 
 
@@ -188,31 +188,9 @@ class MatrixEncoder:
         plan, statistics = self.plan, self.statistics
         if statistics is None or not plan.transform[index].needs_statistics:
             return None
-        later = plan.model_copy(
-            update={
-                "residual": (),
-                "transform": plan.transform[index + 1 :],
-                "permutation": NoPermutation(),
-                "scales": plan.scales.unsearched,
-                "rounding": NearestRounding(),
-                "dora": False,
-            }
-        )
-        layout = layout_of(later, self.layout.shape, self.layout.source_dtype)
-
-        def coded(matrix: Tensor) -> Tensor:
-            encoder = MatrixEncoder(
-                layout,
-                matrix,
-                generator=torch.Generator().manual_seed(self.coding.seed),
-                seed=self.coding.seed,
-                shared={},
-                callback=NoCallback(),
-            )
-            decoder = encoder.decoder(encoder.fit())
-            return torch.cat([decoder.rows(first, last) for first, last in decoder.panels()])
-
-        return Trial(statistics=statistics, coded=coded)
+        left = plan.model_copy(update={"transform": plan.transform[index + 1 :]})
+        layout = self.layout
+        return trial_of(left, layout.shape, layout.source_dtype, self.coding.seed, statistics)
 
     def _code(self, target: Tensor) -> Sections:
         """Sections of the coded part of `target` [p, q], which is used up."""
@@ -258,6 +236,43 @@ class MatrixEncoder:
         for first, last in decoder.panels():
             torch.sub(self.weight[first:last], decoder.rows(first, last), out=rest[first:last])
         return rest
+
+
+def trial_of(
+    plan: MatrixPlan, shape: Shape, source_dtype: str, seed: int, statistics: MatrixStatistics
+) -> Trial:
+    """What a transform is chosen by.
+
+    Args:
+        plan: of the matrix, with the later transforms alone.
+        shape, source_dtype: of the matrix.
+        seed: of its generator.
+        statistics: of the matrix before the transform.
+    """
+    later = plan.model_copy(
+        update={
+            "residual": (),
+            "permutation": NoPermutation(),
+            "scales": plan.scales.unsearched,
+            "rounding": NearestRounding(),
+            "dora": False,
+        }
+    )
+    layout = layout_of(later, shape, source_dtype)
+
+    def coded(matrix: Tensor) -> Tensor:
+        encoder = MatrixEncoder(
+            layout,
+            matrix,
+            generator=torch.Generator().manual_seed(seed),
+            seed=seed,
+            shared={},
+            callback=NoCallback(),
+        )
+        decoder = encoder.decoder(encoder.fit())
+        return torch.cat([decoder.rows(first, last) for first, last in decoder.panels()])
+
+    return Trial(statistics=statistics, coded=coded)
 
 
 def _joined(parts: Iterable[Sections]) -> Sections:

@@ -1,7 +1,9 @@
-"""Weights and statistics of a prepared model from those of the original (`prepare`).
+"""Weights and statistics of a prepared model from those of the original.
 
-A prepared matrix is W' = L^T W diag(g) R with orthogonal L and R: norm gains g folded in, residual
-stream and heads rotated. All is computed in float64 and stored in the tensor's own type.
+A prepared matrix is W' = diag(1 / t) L^T W diag(g) R diag(s) with orthogonal L and R: norm gains g
+folded in, residual stream and heads rotated (`prepare`), columns multiplied by factors s by which
+their inputs are divided, as the rows that make other inputs are by t (`fold`). All is computed in
+float64 and stored in the tensor's own type.
 """
 
 from __future__ import annotations
@@ -26,16 +28,30 @@ class Preparation:
     Args:
         origin: as the plan has it.
         gain: the stored gains [q] of its norm; None without one.
+        columns: float64 [n], the factors s of the columns, once for heads that have the same ones;
+            None without them.
+        rows: float64 [n], the factors t of the rows that have some; None without them.
     """
 
-    def __init__(self, origin: Origin, gain: Tensor | None) -> None:
+    def __init__(
+        self,
+        origin: Origin,
+        gain: Tensor | None,
+        columns: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> None:
         self._origin = origin
         self._gains = None if gain is None else gain.to(torch.float64) + origin.gain_offset
+        self._column_factors, self._row_factors = columns, rows
+        if columns is not None:  # [q]
+            head, times = origin.column_heads
+            heads = columns.view(-1, 1, head).expand(-1, times, head)
+            self._column_factors = heads.reshape(-1)
 
     @property
     def by_rows(self) -> bool:
         """Whether each row is made of one stored row alone."""
-        return self._origin.rows is None
+        return self._origin.rows is None and self._row_factors is None
 
     def apply(self, matrix: Tensor) -> Tensor:
         """The prepared tensor of a stored one [p, q] or [p], in its type.
@@ -44,11 +60,11 @@ class Preparation:
         """
         origin = self._origin
         if origin.constant is not None:
-            return torch.full_like(matrix, origin.constant)
+            matrix = torch.full_like(matrix, origin.constant)
         values = matrix if matrix.dim() == 2 else matrix[:, None]
-        if origin.rows is None:
+        if self.by_rows:
             made = _in_parts(values, self._columns, 0)
-        elif origin.columns is None and self._gains is None:
+        elif origin.columns is None and self._gains is None and self._column_factors is None:
             made = _in_parts(values, self._rows, 1)
         else:  # one rounding, after both
             made = self._rows(self._columns(values)).to(values.dtype)
@@ -75,9 +91,11 @@ class Preparation:
     def statistics(self, found: MatrixStatistics) -> MatrixStatistics:
         """The statistics of the prepared matrix from those of the original one.
 
-        Its inputs are R^T diag(1 / g) x and the gradients at its outputs L^T g, exactly. Where
-        gains are folded, |x|^2 is that of a normalized vector: one number for all tokens, but for
-        the norm's epsilon, so that a mean weighted by it is the plain mean times that number.
+        Its inputs are diag(1 / s) R^T diag(1 / g) x and the gradients at its outputs diag(t) L^T g,
+        exactly. Means that are weighted by the length of the other side keep their weights of
+        before the factors s and t. Where gains are folded, |x|^2 is that of a normalized vector:
+        one number for all tokens, but for the norm's epsilon, so that a mean weighted by it is the
+        plain mean times that number.
 
         Args:
             found: of the original, which are not `lacking`.
@@ -91,6 +109,8 @@ class Preparation:
             weighted_outputs, energy = outputs * length, _trace(outputs) * length
         if self._gains is not None and mean_abs is not None:
             mean_abs = mean_abs / self._gains.abs().to(mean_abs)
+        if self._column_factors is not None and mean_abs is not None:
+            mean_abs = mean_abs / self._column_factors.to(mean_abs)
         return replace(
             found,
             inputs=inputs,
@@ -107,16 +127,28 @@ class Preparation:
         if self._gains is not None:
             made = made * self._gains.to(made.device)
         columns = self._origin.columns
-        return made if columns is None else rotate_columns(made, columns)
+        made = made if columns is None else rotate_columns(made, columns)
+        factors = self._column_factors
+        return made if factors is None else made * factors.to(made.device)
 
     def _rows(self, values: Tensor) -> Tensor:
-        """L^T W of columns [p, n], in float64."""
+        """diag(1 / t) L^T W of columns [p, n], in float64."""
+        offset = self._origin.offset
         made = values.to(torch.float64)
-        if self._origin.rows is None:
+        return self._in_rows(made + offset, lambda part, factors: part / factors) - offset
+
+    def _in_rows(self, made: Tensor, scale: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """L^T W of columns [p, n], its rows [m, n] with factors [m, 1] as `scale` makes them."""
+        rotation, factors = self._origin.rows, self._row_factors
+        if rotation is None and factors is None:
             return made
         first, last = self._origin.row_range or (0, len(made))
-        turned = rotate_rows(made[first:last], self._origin.rows)
-        return torch.cat([made[:first], turned, made[last:]])
+        part = made[first:last]
+        if rotation is not None:
+            part = rotate_rows(part, rotation)
+        if factors is not None:
+            part = scale(part, factors.to(part.device)[:, None])
+        return torch.cat([made[:first], part, made[last:]])
 
     def _optional(self, moment: Tensor | None, turn: Callable[[Tensor], Tensor]) -> Tensor | None:
         return None if moment is None else self._moment(moment, turn)
@@ -130,15 +162,16 @@ class Preparation:
         return ((made + made.T) / 2).to(moment.dtype)
 
     def _turn_inputs(self, vectors: Tensor) -> Tensor:
-        """Vectors x [n, q] as R^T diag(1 / g) x."""
+        """Vectors x [n, q] as diag(1 / s) R^T diag(1 / g) x."""
         if self._gains is not None:
             vectors = vectors / self._gains.to(vectors.device)
-        columns = self._origin.columns
-        return vectors if columns is None else rotate_columns(vectors, columns)
+        columns, factors = self._origin.columns, self._column_factors
+        vectors = vectors if columns is None else rotate_columns(vectors, columns)
+        return vectors if factors is None else vectors / factors.to(vectors.device)
 
     def _turn_outputs(self, vectors: Tensor) -> Tensor:
-        """Vectors g [n, p] as L^T g."""
-        return self._rows(vectors.T).T
+        """Vectors g [n, p] as diag(t) L^T g."""
+        return self._in_rows(vectors.T, lambda part, factors: part * factors).T
 
 
 def _in_parts(values: Tensor, apply: Callable[[Tensor], Tensor], dim: int) -> Tensor:

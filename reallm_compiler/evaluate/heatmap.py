@@ -13,7 +13,8 @@ from reallm_compiler.errors import EvaluationError, SourceError
 from reallm_compiler.evaluate.pictures import check_matplotlib, check_picture, draw_heatmap
 from reallm_compiler.hints import did_you_mean, nearest
 from reallm_compiler.models.weights import Weights
-from reallm_compiler.prepare import prepare_model, prepare_stages
+from reallm_compiler.planning.folding import recipe_folds
+from reallm_compiler.prepare import changed_by, prepare_model, prepare_stages
 from reallm_compiler.reader.archive import open_archive
 
 SAME = 1e-3
@@ -82,8 +83,16 @@ def heatmap(
             )
         decoded = opened.matrix(short, dtype=torch.float32)
         stored = opened.errors[short]
-        prepared = prepare_stages(opened.recipe)
+        prepared, folds = prepare_stages(opened.recipe), recipe_folds(opened.recipe)
     inventory = prepare_model(open_source(model), prepared)
+    if folds and f"{short}.weight" in changed_by(inventory):
+        raise EvaluationError(
+            f"`{short}` may be multiplied by factors that the archive does not hold",
+            location=str(archive),
+            note="its recipe folds them into what makes the input (`fold`), so the original's "
+            "matrix cannot be compared",
+            hint="draw a matrix of an archive whose recipe stores the factors",
+        )
     fact = next((fact for fact in inventory.matrices() if fact.name == short), None)
     if fact is None or not inventory.complete:
         raise SourceError(

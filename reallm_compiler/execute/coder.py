@@ -66,6 +66,7 @@ class MatrixCoder:
         statistics: of the matrices; None if no plan needs them.
         cache: a folder in which coded sections are looked up and kept; None for none.
         keep_groups: those of matrices with a share group too, whose sections fit no other table.
+        factors: those that are folded into the inventory's tensors, by name; None without any.
 
     Attributes:
         weights: what reads the checkpoint.
@@ -79,10 +80,11 @@ class MatrixCoder:
         decoders: Mapping[str, Path],
         statistics: StatisticsFile | None = None,
         cache: Path | None = None,
+        factors: Callable[[str], torch.Tensor] | None = None,
         *,
         keep_groups: bool = True,
     ) -> None:
-        self.weights = Weights(inventory)
+        self.weights = Weights(inventory, factors)
         self._seed = seed
         self._device = device
         self._decoders = decoders
@@ -213,7 +215,8 @@ class MatrixCoder:
         identity = matrix_identity(
             matrix, spec, loaded.source, statistics, self._seed, self._device
         )
-        return digest_of({**identity, "common": sections_digest(common)})
+        parts = {"common": common, "factors": self.weights.factors(matrix.tensor)}
+        return digest_of(identity | {key: sections_digest(part) for key, part in parts.items()})
 
     def _found(
         self,

@@ -20,6 +20,7 @@ import torch
 from reallm_compiler.errors import CompileError
 from reallm_compiler.execute.bands import numel_in_memory
 from reallm_compiler.execute.events import Preflight
+from reallm_compiler.planning.folding import Fold
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.runs.counter import TaskCounter
@@ -70,6 +71,7 @@ def worker_bytes(plan: Plan) -> int:
     training = max((matrix.layout.cost.host_bytes for matrix in plan.matrices), default=0)
     files = sum(file.nbytes for file in plan.files)
     measured = max(map(_statistics_bytes, plan.matrices), default=0)
+    measured = max(measured, *map(_fold_bytes, plan.folds.values()), 0)
     return COPIES * 4 * largest + training + _group_bytes(plan) + files + measured + RESERVE_BYTES
 
 
@@ -87,6 +89,14 @@ def _statistics_bytes(matrix: PlannedMatrix) -> int:
         return 0
     p, q = matrix.shape
     return 2 * 4 * (p * p + q * q)
+
+
+def _fold_bytes(fold: Fold) -> int:
+    """Memory while folded factors are searched: the matrices that read one input and what was
+    measured of them, with the Gram matrix that each is tried by.
+    """
+    shapes = [matrix.shape for matrix in fold.matrices]
+    return 4 * sum(p * q + 2 * p * p + 3 * q * q for p, q in shapes)
 
 
 def _group_bytes(plan: Plan) -> int:
@@ -110,7 +120,8 @@ def free_device_memory(device: torch.device) -> int | None:
 def device_worker_bytes(plan: Plan) -> int:
     """Estimated peak memory of one worker on a GPU, in bytes."""
     matrix = max((_device_bytes(matrix) for matrix in plan.matrices), default=0)
-    return matrix + _group_bytes(plan) + CONTEXT_BYTES
+    folds = max(map(_fold_bytes, plan.folds.values()), default=0)
+    return matrix + folds + _group_bytes(plan) + CONTEXT_BYTES
 
 
 def _device_bytes(matrix: PlannedMatrix) -> int:

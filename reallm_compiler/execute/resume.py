@@ -9,9 +9,17 @@ from collections.abc import Callable, Mapping
 
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.execute.events import Checked
-from reallm_compiler.execute.tasks import COPY, copied_tensors, fit_key, group_key, matrix_key
+from reallm_compiler.execute.tasks import (
+    COPY,
+    copied_tensors,
+    fit_key,
+    fold_key,
+    group_key,
+    matrix_key,
+)
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.fit import fit_blocks
+from reallm_compiler.planning.folding import Fold, folds_of
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.runs.sources import check_digests
 from reallm_compiler.runs.tasks import TaskGraph, TaskResult
@@ -58,5 +66,15 @@ def parts_of(plan: Plan) -> dict[str, list[Part]]:
     for group, members in plan.groups.items():
         parts[group_key(group)] = [(matrix.tensor, matrix.index) for matrix in members]
     for matrix in plan.matrices:
-        parts[matrix_key(matrix.name)] = [(matrix.tensor, matrix.index)]
+        folds = folds_of(plan.folds, matrix)
+        own: list[Part] = [(matrix.tensor, matrix.index)]
+        parts[matrix_key(matrix.name)] = own + [part for fold in folds for part in _of_fold(fold)]
+    for fold in plan.folds.values():
+        parts[fold_key(fold.name)] = _of_fold(fold)
     return parts
+
+
+def _of_fold(fold: Fold) -> list[Part]:
+    """What factors are found from: the matrices, and the norm."""
+    read: list[Part] = [(matrix.tensor, matrix.index) for matrix in fold.matrices]
+    return [*read, *(() if fold.norm is None else ((fold.norm.name, None),))]

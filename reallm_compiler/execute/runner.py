@@ -22,9 +22,20 @@ from reallm_compiler.execute.coder import MatrixCoder, located
 from reallm_compiler.execute.events import FellBack
 from reallm_compiler.execute.fit.coder import Begun, BlockCoder
 from reallm_compiler.execute.fit.text import TextInput
+from reallm_compiler.execute.folding import FoldedFactors
 from reallm_compiler.execute.statistics import StatisticsInput
-from reallm_compiler.execute.tasks import copied_tensors, fit_key, group_key, group_task, matrix_key
+from reallm_compiler.execute.tasks import (
+    copied_tensors,
+    fit_key,
+    fold_key,
+    folded_norms,
+    group_key,
+    group_task,
+    matrix_key,
+)
+from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.fit import FitBlock, fit_blocks
+from reallm_compiler.planning.folding import folded_inventory
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
 from reallm_compiler.runs.identity import digest_of
@@ -101,8 +112,17 @@ class CompileRunner:
         self._plan = job.plan
         self._sink = sink
         self._context = context
+        self._factors = FoldedFactors(
+            job.plan, Weights(job.inventory), statistics, job.device, sink, {}
+        )
         self._one = MatrixCoder(
-            job.inventory, job.plan.seed, job.device, job.plan.decoders, statistics, job.cache
+            folded_inventory(job.inventory, job.plan.folds),
+            job.plan.seed,
+            job.device,
+            job.plan.decoders,
+            statistics,
+            job.cache,
+            self._factors,
         )
         self._matrices = {matrix_key(matrix.name): matrix for matrix in job.plan.matrices}
         self._groups = {group_key(group): group for group in job.plan.groups}
@@ -111,6 +131,7 @@ class CompileRunner:
         self._copied = copied_tensors(job.plan, blocks)
         self._coder: BlockCoder | None = None
         self._weights = self._one.weights
+        self._norms = {fold_key(one.name): one for one in folded_norms(job.plan)}
         self._files = dict(job.inventory.files)
         self._fitted: dict[str, Mapping[str, torch.Tensor]] = {}
 
@@ -122,26 +143,38 @@ class CompileRunner:
             CodecError: a matrix cannot be coded.
             CompileError: the disk refuses a write, or memory runs out.
         """
-        self._weights.take_digests()
+        self._take_digests()
         result = TaskResult(task=task.key)
         with oom_to_error(task.title):
             if task.key in self._groups:
                 self._fit_group(self._groups[task.key], result)
             elif task.key in self._blocks:
                 self._fit_block(self._blocks[task.key], task, result)
+            elif task.key in self._norms:
+                self._fold(self._norms[task.key], result)
             elif task.key in self._matrices:
                 self._code(self._matrices[task.key], task, result)
             else:
                 self._copy(result)
         self._sink.flush()
-        result.source.update(self._weights.take_digests())
+        result.source.update(self._take_digests())
         return result
+
+    def _take_digests(self) -> dict[str, str]:
+        """Of all that was read since the last call."""
+        return {**self._factors.weights.take_digests(), **self._weights.take_digests()}
 
     def _copy(self, result: TaskResult) -> None:
         for file in self._plan.files:
             self._write(names.file_section(file.path), [self._files[file.path]], result)
         for tensor in self._copied:
             self._write(names.tensor_section(tensor.name), self._kept(tensor), result)
+
+    def _fold(self, norm: PlannedTensor, result: TaskResult) -> None:
+        """Find the factors of the matrices behind a norm, and store what becomes of it."""
+        with located(lambda: f"the factors of {norm.name}"):
+            self._factors.find(norm.name)
+        self._write(names.tensor_section(norm.name), self._kept(norm), result)
 
     def _kept(self, tensor: PlannedTensor) -> Iterator[memoryview]:
         """The bytes of a kept tensor, by pieces: it may be far larger than any matrix."""

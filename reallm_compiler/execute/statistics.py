@@ -80,7 +80,9 @@ def check_statistics(
         )
     path = Path(given).absolute()
     with StatisticsFile(path) as file:
-        check_rows([m for m in plan.matrices if m.plan.needs_statistics], inventory, file)
+        needing = {m.name: m for m in plan.matrices if m.plan.needs_statistics}
+        needing |= {one.name: one for fold in plan.folds.values() for one in fold.matrices}
+        check_rows(needing.values(), inventory, file)
         return StatisticsInput(path, file.digest)
 
 

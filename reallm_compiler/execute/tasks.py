@@ -2,7 +2,8 @@
 
 What a share group has in common is learned first, as a task of its own; its matrices then read it
 from the reserved file. So each matrix stays a task, and a kill loses at most one per worker. Where
-blocks learn (`fit`), a block is a task, and blocks follow each other.
+blocks learn (`fit`), a block is a task, and blocks follow each other. A norm that factors are
+folded into is a task as well, before the matrices that have these factors.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from reallm_compiler.planning.fit import FitBlock, fit_blocks, fit_of
+from reallm_compiler.planning.folding import folds_of
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
 from reallm_compiler.runs.tasks import Task, TaskGraph
@@ -34,11 +36,22 @@ def fit_key(number: int) -> str:
     return f"fit:{number}"
 
 
+def fold_key(norm: str) -> str:
+    """Key of the task that folds factors into a norm."""
+    return f"fold:{norm}"
+
+
+def folded_norms(plan: Plan) -> list[PlannedTensor]:
+    """The norms that factors are folded into."""
+    return [fold.norm for fold in plan.folds.values() if fold.norm is not None]
+
+
 def compile_tasks(plan: Plan, tokens: int = 0) -> TaskGraph:
     """All tasks of a plan.
 
-    A matrix of a share group needs the group's task, and nothing else; where blocks learn, the
-    matrices of a block are one task, which needs that of the block before it.
+    A matrix of a share group needs the group's task, and one with folded factors that of the norm
+    that has them, and nothing else; where blocks learn, the matrices of a block are one task, which
+    needs that of the block before it.
 
     Args:
         plan: the plan.
@@ -49,12 +62,14 @@ def compile_tasks(plan: Plan, tokens: int = 0) -> TaskGraph:
     inside = {matrix.name for block in blocks for matrix in block.matrices}
     others = [matrix for matrix in plan.matrices if matrix.name not in inside]
     fits = [_fit_task(plan, block, tokens) for block in blocks]
-    return TaskGraph([*_copy_tasks(plan, blocks), *groups, *fits, *map(_matrix_task, others)])
+    folds = [_fold_task(norm) for norm in folded_norms(plan)]
+    coded = [_matrix_task(matrix, _needs(plan, matrix)) for matrix in others]
+    return TaskGraph([*_copy_tasks(plan, blocks), *groups, *fits, *folds, *coded])
 
 
 def trial_tasks(plan: Plan) -> TaskGraph:
     """The tasks that code the matrices alone, when nothing is stored that they could read."""
-    return TaskGraph(_matrix_task(matrix, needs=False) for matrix in plan.matrices)
+    return TaskGraph(_matrix_task(matrix) for matrix in plan.matrices)
 
 
 def group_task(plan: Plan, group: str) -> Task:
@@ -69,9 +84,25 @@ def group_task(plan: Plan, group: str) -> Task:
 
 
 def copied_tensors(plan: Plan, blocks: Iterable[FitBlock]) -> list[PlannedTensor]:
-    """The kept tensors that nothing changes: all but the norms that learn with a block."""
-    learning = {tensor.name for block in blocks for tensor in block.norms}
-    return [tensor for tensor in plan.tensors if tensor.name not in learning]
+    """The kept tensors that nothing changes: all but the norms that learn with a block, or that
+    factors are folded into.
+    """
+    changed = {tensor.name for block in blocks for tensor in block.norms}
+    changed.update(norm.name for norm in folded_norms(plan))
+    return [tensor for tensor in plan.tensors if tensor.name not in changed]
+
+
+def _fold_task(norm: PlannedTensor) -> Task:
+    """The task that finds factors and divides a norm by them."""
+    sections = (names.tensor_section(norm.name),)
+    return Task(key=fold_key(norm.name), title=f"factors of {norm.name}", sections=sections)
+
+
+def _needs(plan: Plan, matrix: PlannedMatrix) -> tuple[str, ...]:
+    """The tasks whose sections a matrix's reads."""
+    folds = [one.name for one in folds_of(plan.folds, matrix) if one.norm is not None]
+    group = matrix.plan.share
+    return (*map(fold_key, folds), *(() if group is None else (group_key(group),)))
 
 
 def _fit_task(plan: Plan, block: FitBlock, tokens: int) -> Task:
@@ -106,12 +137,12 @@ def _copy_tasks(plan: Plan, blocks: Iterable[FitBlock]) -> list[Task]:
     return [Task(key=COPY, title="kept tensors and files", sections=tuple(sections))]
 
 
-def _matrix_task(matrix: PlannedMatrix, *, needs: bool = True) -> Task:
-    group, cost = matrix.plan.share, matrix.layout.cost
+def _matrix_task(matrix: PlannedMatrix, needs: tuple[str, ...] = ()) -> Task:
+    cost = matrix.layout.cost
     return Task(
         key=matrix_key(matrix.name),
         title=matrix.name,
-        needs=(group_key(group),) if group is not None and needs else (),
+        needs=needs,
         sections=tuple(matrix.section_name(spec) for spec in matrix.specs if not spec.shared),
         numel=matrix.numel,
         operations=cost.training_operations - cost.group_operations,

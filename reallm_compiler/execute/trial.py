@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def trial_plan(plan: Plan, pattern: str) -> Plan:
             f"`--only {pattern}` matches no coded matrix",
             hint=did_you_mean(nearest(pattern, [m.name for m in plan.matrices], 1, cutoff=0.3)),
         )
-    return plan_of(chosen, plan.recipe, plan.traces, plan.decoders)
+    return replace(plan_of(chosen, plan.recipe, plan.traces, plan.decoders), folds=plan.folds)
 
 
 def plan_of(

@@ -24,7 +24,8 @@ from reallm_compiler.models.names import parameter_names
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.weights import Weights, shard_facts
 from reallm_compiler.planning.fit import fit_blocks
-from reallm_compiler.prepare import prepare_model, prepare_stages
+from reallm_compiler.planning.folding import recipe_folds
+from reallm_compiler.prepare import changed_by, prepare_model, prepare_stages
 from reallm_compiler.progress import Progress
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.runs.sources import check_digests
@@ -161,11 +162,13 @@ class Original:
     def _check(self, archive: ModelArchive) -> None:
         for matrix in archive.plan.matrices:
             self._known(matrix.tensor)
-        learned = {norm.name for block in fit_blocks(archive.plan) for norm in block.norms}
+        changed = {norm.name for block in fit_blocks(archive.plan) for norm in block.norms}
+        if recipe_folds(archive.recipe):  # hidden states are the same, and that is what is followed
+            changed |= changed_by(self.inventory)
         for tensor in archive.plan.tensors:
             spec = self._known(tensor.name)
             small = spec.count <= CHECKED and spec.dtype == tensor.dtype
-            small = small and tensor.name not in learned
+            small = small and tensor.name not in changed
             if spec.shape != tensor.shape or (
                 small
                 and not torch.equal(

@@ -13,7 +13,7 @@ signal that kills the process.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import FileIO
 from pathlib import Path
 
@@ -80,12 +80,19 @@ def shard_facts(inventory: Inventory) -> dict[str, list[int | str]]:
 class Weights:
     """Reads tensors of an inventory.
 
+    Args:
+        inventory: of the checkpoint, or of a prepared model.
+        factors: float64 [n], the factors of columns and rows that an `Origin` names.
+
     Attributes:
         digests: SHA-256 of the stored bytes of each part that was read, by
             `tensor` or `tensor#index`.
     """
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(
+        self, inventory: Inventory, factors: Callable[[str], Tensor] | None = None
+    ) -> None:
+        self._named_factors = factors
         self.folder = Path(inventory.path)
         self.by_name = {spec.name: spec for spec in (*inventory.tensors, *inventory.duplicates)}
         self.digests: dict[str, str] = {}
@@ -117,7 +124,25 @@ class Weights:
             SourceError: the shard of its norm is missing or too short.
         """
         gain = origin.gain
-        return Preparation(origin, None if gain is None else self._values(gain, None, gain.shape))
+        return Preparation(
+            origin,
+            None if gain is None else self._values(gain, None, gain.shape),
+            self._factors_of(origin.column_factors),
+            self._factors_of(origin.row_factors),
+        )
+
+    def factors(self, tensor: str) -> dict[str, Tensor]:
+        """The factors that are folded into a tensor, by name."""
+        origin = self.by_name[tensor].origin
+        named = () if origin is None else (origin.column_factors, origin.row_factors)
+        found = {name: self._factors_of(name) for name in named if name is not None}
+        return {name: factors for name, factors in found.items() if factors is not None}
+
+    def _factors_of(self, name: str | None) -> Tensor | None:
+        if name is None:
+            return None
+        assert self._named_factors is not None  # who folds them gives them
+        return self._named_factors(name)
 
     def tensor(self, tensor: str, dtype: str) -> Tensor:
         """A whole tensor cast to the section type `dtype`; raises what `pieces` does."""

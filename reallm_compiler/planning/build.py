@@ -22,6 +22,7 @@ from reallm_compiler.planning.collector import resting_collector
 from reallm_compiler.planning.decoders import DecoderFile, resolve_decoders, with_digests
 from reallm_compiler.planning.document import blank_provenance, section_blocks, to_document
 from reallm_compiler.planning.fit import fit_problems
+from reallm_compiler.planning.folding import Fold, plan_folds
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.planning.statistics import StatisticsForm, statistics_bytes
@@ -90,6 +91,8 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
     matrices = []
     layouts = LayoutTable()
     kept = {spec.name: decisions[matrix_name(spec.name)].keep for spec in others}
+    plans = {id(one.plan): one.plan for one in decisions.values() if one.plan is not None}
+    coded = {key: plan.without_folded() if plan.folded else plan for key, plan in plans.items()}
     for fact in facts:
         decision = decisions[fact.name]
         if decision.plan is None:
@@ -101,14 +104,14 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
                 tensor=fact.tensor,
                 index=fact.index,
                 transposed=fact.transposed,
-                layout=layouts.layout_of(decision.plan, fact.shape, fact.dtype),
+                layout=layouts.layout_of(coded[id(decision.plan)], fact.shape, fact.dtype),
             )
         )
     folder = recipe.files[-1].parent if recipe.files else Path()
     matrices, decoders = resolve_decoders(matrices, decisions, folder)
     document = with_digests(recipe.document, decoders)
     _refuse_impossible(recipe, matrices, decisions)
-    _refuse_unmeasured(recipe, matrices, decisions)
+    _refuse_unmeasured(recipe, decisions)
     _refuse_half_kept(matrices, kept)
     tensors = [
         PlannedTensor(
@@ -118,6 +121,8 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         if spec.name in kept
     ]
     _refuse_unfit(recipe, matrices, tensors)
+    folds = plan_folds(inventory, matrices, tensors, decisions)
+    _refuse_folded_fit(recipe, folds)
     files = [PlannedFile(path=path, nbytes=len(data)) for path, data in inventory.files]
     try:
         file_layout = layout(
@@ -152,9 +157,11 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
             *_unknown_note(inventory),
             *_decoder_notes(decoders),
             *_statistics_note(recipe, inventory),
+            *_folds_note(folds),
         ),
         decoders={file.digest: file.path for file in decoders.values()},
         traces={name: decision.trace for name, decision in decisions.items()},
+        folds=folds,
         tensor_bytes=sum(
             spec.stored_bytes + (spec.scale.tensor.stored_bytes if spec.scale is not None else 0)
             for spec in (inventory.original or inventory).tensors
@@ -196,6 +203,17 @@ def _statistics_note(recipe: Recipe, inventory: Inventory) -> tuple[str, ...]:
     return (
         f"the statistics that this recipe needs take about {size:,} bytes in a file of their own "
         "(`reallm calibrate`; less with `--diagonal N`)",
+    )
+
+
+def _folds_note(folds: Mapping[str, Fold]) -> tuple[str, ...]:
+    if not folds:
+        return ()
+    norms = sum(fold.norm is not None for fold in folds.values())
+    count = sum(len(fold.matrices) for fold in folds.values())
+    return (
+        f"factors of {count} matrices are folded into {norms} norms and {len(folds) - norms} "
+        "matrices, and take no bytes",
     )
 
 
@@ -251,19 +269,19 @@ def _refuse_impossible(
         raise RecipeError(list(problems.values()))
 
 
-def _refuse_unmeasured(
-    recipe: Recipe, matrices: list[PlannedMatrix], decisions: Mapping[str, Decision]
-) -> None:
+def _refuse_unmeasured(recipe: Recipe, decisions: Mapping[str, Decision]) -> None:
     """A stage that needs statistics in a recipe that does not say so."""
     if recipe.statistics == "required":
         return
     problems: dict[str, Problem] = {}
     of_plan: dict[int, tuple[str, ...]] = {}
-    for matrix in matrices:
-        if id(matrix.plan) not in of_plan:
-            of_plan[id(matrix.plan)] = matrix.plan.stages_with_statistics
-        for stage in of_plan[id(matrix.plan)]:
-            at = _sources(decisions[matrix.name], stage)[0]
+    for decision in decisions.values():
+        if decision.plan is None:
+            continue
+        if id(decision.plan) not in of_plan:
+            of_plan[id(decision.plan)] = decision.plan.stages_with_statistics
+        for stage in of_plan[id(decision.plan)]:
+            at = _sources(decision, stage)[0]
             problem = Problem(
                 location=at.location,
                 path=at.origin.removesuffix(".kind"),
@@ -290,6 +308,16 @@ def _refuse_unfit(
     problems = fit_problems(recipe.fit, at, matrices, tensors)
     if problems:
         raise RecipeError(problems)
+
+
+def _refuse_folded_fit(recipe: Recipe, folds: Mapping[str, Fold]) -> None:
+    """A `fit` of a model whose factors are folded while it is compiled."""
+    if recipe.fit is None or not folds:
+        return
+    message = "blocks do not learn where factors are folded while matrices are coded"
+    hint = "leave `fold` out of the transform: its factors are stored then, and can learn"
+    at = recipe.name if recipe.fit_at is None else str(recipe.fit_at)
+    raise RecipeError([Problem(location=at, path="fit", message=message, hint=hint)])
 
 
 def _refuse_half_kept(matrices: list[PlannedMatrix], kept: Mapping[str, str | None]) -> None:

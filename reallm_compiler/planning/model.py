@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reallm_compiler.planning.budget import Budget, budget_of
+from reallm_compiler.planning.folding import Fold
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_formats import Layout
 
@@ -33,6 +34,8 @@ class Plan:
         decoders: files of trained decoders that are used as they are, by digest; empty for a plan
             from an archive.
         traces: for each matrix, which rule set which field; empty for a plan from an archive.
+        folds: factors of columns that are folded into what makes their inputs, by name; empty for
+            a plan from an archive, whose matrices are what they have become.
         tensor_bytes: what the checkpoint's tensors take in its files, what is tied once; None
             for a plan from an archive, which knows their types alone.
     """
@@ -46,6 +49,7 @@ class Plan:
     notes: tuple[str, ...] = ()
     decoders: Mapping[str, Path] = field(default_factory=dict)
     traces: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    folds: Mapping[str, Fold] = field(default_factory=dict)
     tensor_bytes: int | None = None
 
     def __repr__(self) -> str:

@@ -1,4 +1,5 @@
-"""The graph of a model: which tensors read the residual stream, and which write it.
+"""The graph of a model: which tensors read the residual stream, which write it, and which make what
+others read.
 
 It is known for the families in `FAMILIES`, by the names of their tensors. Each tensor has one
 `Role`; a tensor without one is refused, as nobody knows what a rotation would do to it.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from reallm_compiler.errors import SourceError
@@ -61,6 +62,50 @@ REFUSED: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Purpose:
+    """What the graph is wanted for, as messages say it.
+
+    Attributes:
+        action: what cannot be done without it.
+        hint: what to do instead.
+    """
+
+    action: str
+    hint: str
+
+
+PREPARE = Purpose(
+    action="`prepare` cannot fold and rotate", hint="leave `prepare` out of the recipe"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Maker:
+    """What makes the input of some matrices, one number of it for each gain or row.
+
+    Attributes:
+        tensor: the gains of a norm [q], or a matrix [p, n] whose outputs reach the input as they
+            are, or times something that it does not make.
+        rows: first of the rows that make the input, and the row after the last; None for all.
+        bias: name of the bias of these rows, whether it is there or not; None for a norm.
+        offset: what a norm adds to its stored gains.
+        head, times: each `head` rows are that input of `times` heads, which follow each other.
+    """
+
+    tensor: str
+    rows: tuple[int, int] | None = None
+    bias: str | None = None
+    offset: int = 0
+    head: int = 1
+    times: int = 1
+
+    @property
+    def norm(self) -> bool:
+        """Whether it is a norm."""
+        return self.bias is None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Role:
     """What a tensor has to do with the residual stream.
 
@@ -73,6 +118,7 @@ class Role:
         values: first of the rows that are the values of heads, and the row after the last; None
             for none.
         attended: its columns are the values of heads.
+        maker: what makes the input that its columns read; None where nothing does alone.
     """
 
     norm: str | None = None
@@ -82,6 +128,7 @@ class Role:
     layer: int | None = None
     values: tuple[int, int] | None = None
     attended: bool = False
+    maker: Maker | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,34 +148,43 @@ class Graph:
     gain_offset: int
 
 
-def graph_of(config: Mapping[str, Any] | None, names: Iterable[str], label: str) -> Graph:
+def graph_of(
+    config: Mapping[str, Any] | None,
+    names: Iterable[str],
+    label: str,
+    purpose: Purpose = PREPARE,
+) -> Graph:
     """The graph of a model.
 
     Args:
         config: its config.
         names: of its tensors, the head's among them also where it is tied to the embedding.
         label: the model's name in messages.
+        purpose: what it is wanted for.
 
     Raises:
         SourceError: the family's graph is not known, or a tensor has no part in it.
     """
-    family, content = _family(config, label)
+    family, content = _family(config, label, purpose)
     hidden, heads = content["hidden_size"], content["num_attention_heads"]
     head = content.get("head_dim") or hidden // heads
     groups = content.get("num_key_value_heads") or heads
-    values = (0, groups * head)
-    if family.fused:  # the rows of q and k come first
+    values, up = (0, groups * head), None
+    if family.fused:  # the rows of q and k come first, and those of gate
         first = (heads + groups) * head
         values = (first, first + groups * head)
+        up = (content["intermediate_size"], 2 * content["intermediate_size"])
+    sizes = _Sizes(head=head, times=heads // groups, values=values, up=up)
     roles: dict[str, Role] = {}
     for name in names:
-        role = _role(name, family, values)
+        role = _role(name, family, sizes)
         if role is None:
-            raise _outside(f"`{name}` has no part in the known graph", content, label)
+            raise _outside(f"`{name}` has no part in the known graph", content, label, purpose)
         roles[name] = role
     for name in (EMBEDDING, LAST_NORM):
         if name not in roles:
-            raise _outside(f"there is no `{name}`, a part of the graph", content, label)
+            what = f"there is no `{name}`, a part of the graph"
+            raise _outside(what, content, label, purpose)
     return Graph(
         roles=roles,
         hidden=hidden,
@@ -137,32 +193,46 @@ def graph_of(config: Mapping[str, Any] | None, names: Iterable[str], label: str)
     )
 
 
-def _outside(what: str, content: Mapping[str, Any], label: str) -> SourceError:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sizes:
+    """Extents that roles need: a head, heads with the same values, rows of values and of `up`."""
+
+    head: int
+    times: int
+    values: tuple[int, int]
+    up: tuple[int, int] | None
+
+
+def _outside(what: str, content: Mapping[str, Any], label: str, purpose: Purpose) -> SourceError:
     return SourceError(
-        f"{what} of a `{content['model_type']}` model, so `prepare` cannot fold and rotate it",
+        f"{what} of a `{content['model_type']}` model, so {purpose.action} it",
         location=label,
-        hint="leave `prepare` out of the recipe",
+        hint=purpose.hint,
     )
 
 
-def _family(config: Mapping[str, Any] | None, label: str) -> tuple[Family, Mapping[str, Any]]:
+def _family(
+    config: Mapping[str, Any] | None, label: str, purpose: Purpose
+) -> tuple[Family, Mapping[str, Any]]:
     if config is None:
         raise SourceError(
-            "`prepare` needs the graph of the model, and there is no config.json to tell it",
+            f"{purpose.action} a model whose graph is unknown: there is no config.json to tell it",
             location=label,
-            hint="give the folder of a whole model, or leave `prepare` out of the recipe",
+            hint=f"give the folder of a whole model, or {purpose.hint}",
         )
     named = config.get("model_type")
     family = FAMILIES.get(named) if isinstance(named, str) else None
     if family is None:
         reason = REFUSED.get(named) if isinstance(named, str) else None
         raise SourceError(
-            f"`prepare` cannot fold and rotate a model of the type `{named}`",
+            f"{purpose.action} a model of the type `{named}`",
             location=label,
             note=reason or f"the graph is known of {', '.join(f'`{name}`' for name in FAMILIES)}",
-            hint="leave `prepare` out of the recipe",
+            hint=purpose.hint,
         )
-    sizes = ("hidden_size", "num_attention_heads")
+    sizes: tuple[str, ...] = ("hidden_size", "num_attention_heads")
+    if family.fused:
+        sizes = (*sizes, "intermediate_size")
     for key in (*sizes, "head_dim", "num_key_value_heads"):
         value = config.get(key)
         if (value is None and key in sizes) or not (value is None or _is_size(value)):
@@ -178,33 +248,46 @@ def _is_size(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _role(name: str, family: Family, values: tuple[int, int]) -> Role | None:
+def _role(name: str, family: Family, sizes: _Sizes) -> Role | None:
     """The role of a tensor; None for a name that the family does not have."""
     if name == EMBEDDING:
         return Role(reads=True)
     if name == LAST_NORM:
         return Role(folded=True)
     if name == HEAD:
-        return Role(norm=LAST_NORM, reads=True)
+        return Role(norm=LAST_NORM, reads=True, maker=_norm(LAST_NORM, family))
     found = _LAYER.fullmatch(name)
     if found is None:
         return None
     layer, part = int(found[1]), found[2]
     before = {norm: f"model.layers.{layer}.{norm}" for norm in _NORMS}
     attention, mlp = (before[norm] for norm in _NORMS)
-    of_values = Role(norm=attention, reads=True, layer=layer, values=values)
+    of_attention = Role(norm=attention, reads=True, maker=_norm(attention, family))
+    of_mlp = Role(norm=mlp, reads=True, maker=_norm(mlp, family))
+    values = sizes.values
+    of_values = replace(of_attention, layer=layer, values=values)
+    value = f"model.layers.{layer}.self_attn.{'qkv' if family.fused else 'v'}_proj"
+    up = f"model.layers.{layer}.mlp.{'gate_up' if family.fused else 'up'}_proj"
+    attended = Maker(
+        tensor=f"{value}.weight",
+        rows=values,
+        bias=f"{value}.bias",
+        head=sizes.head,
+        times=sizes.times,
+    )
+    gated = Maker(tensor=f"{up}.weight", rows=sizes.up, bias=f"{up}.bias")
     of_layer = {
         _NORMS[0]: Role(folded=True),
         _NORMS[1]: Role(folded=True),
-        "self_attn.o_proj.weight": Role(writes=True, layer=layer, attended=True),
+        "self_attn.o_proj.weight": Role(writes=True, layer=layer, attended=True, maker=attended),
         "self_attn.o_proj.bias": Role(writes=True),
-        "mlp.down_proj.weight": Role(writes=True),
+        "mlp.down_proj.weight": Role(writes=True, maker=gated),
         "mlp.down_proj.bias": Role(writes=True),
     }
     if family.fused:
         of_layer |= {
             "self_attn.qkv_proj.weight": of_values,
-            "mlp.gate_up_proj.weight": Role(norm=mlp, reads=True),
+            "mlp.gate_up_proj.weight": of_mlp,
         }
         return of_layer.get(part)
     of_layer |= {
@@ -212,11 +295,15 @@ def _role(name: str, family: Family, values: tuple[int, int]) -> Role | None:
         "self_attn.v_proj.bias": Role(layer=layer, values=values),
         "self_attn.rotary_emb.inv_freq": Role(),
     }
-    for matrix, norm in (("self_attn.q", attention), ("self_attn.k", attention)):
-        of_layer[f"{matrix}_proj.weight"] = Role(norm=norm, reads=True)
+    for matrix in ("self_attn.q", "self_attn.k"):
+        of_layer[f"{matrix}_proj.weight"] = of_attention
         of_layer[f"{matrix}_proj.bias"] = Role()
         of_layer[f"{matrix}_norm.weight"] = Role()
     for matrix in ("mlp.gate", "mlp.up"):
-        of_layer[f"{matrix}_proj.weight"] = Role(norm=mlp, reads=True)
+        of_layer[f"{matrix}_proj.weight"] = of_mlp
         of_layer[f"{matrix}_proj.bias"] = Role()
     return of_layer.get(part)
+
+
+def _norm(name: str, family: Family) -> Maker:
+    return Maker(tensor=name, offset=family.gain_offset)

@@ -218,6 +218,16 @@ class MatrixPlan(Stage):
         return self.model_copy(update={"residual": fixed + others, "dora": dora})
 
     @property
+    def folded(self) -> TransformStage | None:
+        """The transform that is put into what makes the matrix's input; None without one."""
+        return next((stage for stage in self.transform if stage.folded), None)
+
+    def without_folded(self) -> MatrixPlan:
+        """The plan of the matrix as it is coded: what is folded has been done before."""
+        left = tuple(stage for stage in self.transform if not stage.folded)
+        return self.model_copy(update={"transform": left})
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether a stage works in the metric of measured statistics."""
         return bool(self.stages_with_statistics)

@@ -21,6 +21,13 @@ class TransformStage(Stage):
 
     separable: ClassVar[bool] = False
 
+    @property
+    def folded(self) -> bool:
+        """Whether its inverse is put into what makes the matrix's input, so that nothing of it is
+        left to store and the matrix is coded as transformed.
+        """
+        return False
+
 
 class Normalize(TransformStage):
     """The matrix divided by scales of its own blocks before it is encoded, and back after."""
@@ -78,7 +85,8 @@ class ChannelScale(TransformStage):
 
     So the weights that large inputs meet are coded finer (AWQ). But for a common factor that of a
     column is a^alpha, or a^alpha / w^(1 - alpha) (SmoothQuant), with the mean magnitudes a of its
-    input and w of its weights. 16 bits are stored for each column.
+    input and w of its weights. 16 bits are stored for each column, or none if inputs are divided by
+    what makes them (`fold`).
     """
 
     separable: ClassVar[bool] = True
@@ -96,6 +104,16 @@ class ChannelScale(TransformStage):
         default="inputs",
         description="What the factors follow: the inputs, or inputs and weights.",
     )
+    fold: bool = Field(
+        default=False,
+        description="Divide the inputs where they are made, by the gains of the norm or the rows "
+        "of the matrix before, and store nothing. All matrices with one input share its factors.",
+    )
+
+    @property
+    def folded(self) -> bool:
+        """As `fold` says."""
+        return self.fold
 
     @property
     def needs_statistics(self) -> bool:

@@ -178,6 +178,15 @@ def test_what_does_not_go_with_it(change, reason):
         MatrixPlan.model_validate({"transform": [{"kind": "channel_scale"}], **LATER, **change})
 
 
+def test_a_matrix_with_folded_factors_is_coded_as_it_is(gaussian):
+    """It has been multiplied before: `tests/prepare/test_folding.py` has whole models."""
+    weight, statistics = gaussian(12, 16), uneven(16)
+    sections, decoded = coded(plan_of(alpha="1/2", fold=True), weight, statistics)
+    expected, values = coded(MatrixPlan.model_validate(LATER), weight, None)
+    assert torch.equal(decoded, values)
+    assert sections.keys() == expected.keys()
+
+
 def test_it_needs_statistics(gaussian):
     with pytest.raises(CodecError, match="needs the statistics of the matrix's inputs"):
         encode_matrix(plan_of(), gaussian(4, 8), seed=1, source_dtype="f32")

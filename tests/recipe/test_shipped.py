@@ -40,7 +40,7 @@ PROMISED = {
 NAMES = list_shipped()
 NOT_MEASURED = {
     *("paper-hnerv", "autoround", "omniquant", "apiq"),
-    *("aqlm-2x8", "aqlm-1x16", "qtip", "lora"),
+    *("aqlm-2x8", "aqlm-1x16", "qtip", "lora", "awq-4bit-folded", "awq-3bit-folded"),
 }
 """Hours of training, and methods of others that are measured next."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -117,4 +117,18 @@ class TransformCodec(Generic[T]):
         self, params: T, shape: Shape, sections: Mapping[str, Tensor], dtype: torch.dtype
     ) -> MatrixTransform:
         """The transform of a matrix [p, q] as stored."""
+        raise NotImplementedError
+
+    def factors(
+        self, params: T, members: Sequence[tuple[Tensor, Trial]], head: int, times: int
+    ) -> Tensor:
+        """float64 [q], above 0: by what the columns of matrices that have one input are multiplied,
+        for a kind that can be folded.
+
+        Args:
+            params: the stage.
+            members: the matrices, each [p, q], and what is tried of them.
+            head, times: of columns in heads of `head`, each `times` heads that follow each other
+                have the same factors, as they are given the same numbers.
+        """
         raise NotImplementedError

@@ -8,13 +8,15 @@ inputs are large. alpha is given, or searched on a grid: that with the least tr(
 H = E[x x^T] and E the error of the matrix rounded to its nearest codes (AWQ, Lin et al. 2023,
 section 3.2, searches so by the outputs themselves). alpha = 0 leaves the matrix as it is.
 
-Stored are the inverse factors, by which decoded columns are multiplied, in float16.
+Stored are the inverse factors, by which decoded columns are multiplied, in float16. Factors that
+are folded into what makes the input belong to all matrices that read it: alpha is then that with
+the least sum of their costs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import torch
@@ -41,22 +43,29 @@ class ChannelScaleCodec(TransformCodec[ChannelScale]):
     def encode(
         self, params: ChannelScale, matrix: Tensor, trial: Trial | None = None
     ) -> tuple[Sections, Tensor]:
-        """The section of the factors, and the matrix [p, q] transformed in its place."""
+        """The section of the factors, and the matrix [p, q] transformed in its place.
+
+        A matrix whose factors are folded has been multiplied before, and stays as it is.
+        """
+        if params.fold:
+            return {}, matrix
         if trial is None:
             raise CodecError("the transform `channel_scale` needs statistics")
-        if params.alpha == "search":
-            alphas = [Fraction(step, params.grid) for step in range(params.grid)]
-            alpha = best_alpha(params, matrix, trial, alphas)
-        else:
-            alpha = Fraction(params.alpha)
-        stored = inverse_factors(params, matrix, trial, alpha)
+        stored = _chosen(params, [(matrix, trial)], 1, 1)
         return {ROLE: stored}, ChannelScaling(stored, matrix.dtype).apply_(matrix)
+
+    def factors(
+        self, params: ChannelScale, members: Sequence[tuple[Tensor, Trial]], head: int, times: int
+    ) -> Tensor:
+        """float64 [q]: s."""
+        return 1 / _chosen(params, members, head, times).to(torch.float64)
 
     def decoder(
         self, params: ChannelScale, shape: Shape, sections: Mapping[str, Tensor], dtype: torch.dtype
     ) -> ChannelScaling:
         """The factors of a matrix [p, q]."""
-        return ChannelScaling(sections[ROLE], dtype)
+        ones = torch.ones(shape[1], dtype=torch.float16)
+        return ChannelScaling(ones if params.fold else sections[ROLE], dtype)
 
 
 class ChannelScaling(MatrixTransform):
@@ -95,34 +104,70 @@ class ChannelScaling(MatrixTransform):
         return Mixing(factors=self._inverse), Mixing()
 
 
-def inverse_factors(params: ChannelScale, matrix: Tensor, trial: Trial, alpha: Fraction) -> Tensor:
-    """float16 [q]: 1 / s of a matrix [p, q], as stored."""
-    statistics = trial.statistics
-    size = statistics.mean_abs
-    if size is None:
-        moments = statistics.inputs
-        size = (moments if moments.dim() == 1 else moments.diagonal()).sqrt()
-    factors = size.to(matrix.device, torch.float64).pow(float(alpha))
-    if params.by == "both":
-        means = matrix.abs().mean(0, dtype=torch.float64)
-        factors = factors / (means.pow(float(1 - alpha)) + LEAST)
-    factors = factors.clamp(min=LEAST)
-    least, largest = (float(end) for end in torch.aminmax(factors))
-    inverse = math.sqrt(least * largest) / factors
-    return inverse.clamp(*RANGE).to(torch.float16)
+class _Sizes:
+    """The sizes of inputs and weights that factors follow, in float64.
+
+    Args:
+        params: the stage.
+        members: matrices [p, q] that have one input, and what is tried of them.
+        head, times: as of `TransformCodec.factors`.
+    """
+
+    def __init__(
+        self, params: ChannelScale, members: Sequence[tuple[Tensor, Trial]], head: int, times: int
+    ) -> None:
+        matrix, trial = members[0]
+        size = trial.statistics.mean_abs
+        if size is None:
+            moments = trial.statistics.inputs
+            size = (moments if moments.dim() == 1 else moments.diagonal()).sqrt()
+        self._inputs = _alike(size.to(matrix.device, torch.float64), head, times)
+        self._weights: Tensor | None = None
+        if params.by == "both":
+            rows = sum(len(matrix) for matrix, _ in members)
+            sums = torch.stack([matrix.abs().sum(0, dtype=torch.float64) for matrix, _ in members])
+            self._weights = _alike(sums.sum(0) / rows, head, times)
+
+    def inverse(self, alpha: Fraction) -> Tensor:
+        """float16 [q]: 1 / s, as stored."""
+        factors = self._inputs.pow(float(alpha))
+        if self._weights is not None:
+            factors = factors / (self._weights.pow(float(1 - alpha)) + LEAST)
+        factors = factors.clamp(min=LEAST)
+        least, largest = (float(end) for end in torch.aminmax(factors))
+        inverse = math.sqrt(least * largest) / factors
+        return inverse.clamp(*RANGE).to(torch.float16)
 
 
-def best_alpha(
-    params: ChannelScale, matrix: Tensor, trial: Trial, alphas: list[Fraction]
-) -> Fraction:
-    """The exponent with the least cost, the first among equals."""
-    gram = full(trial.statistics.inputs).to(matrix.device, matrix.dtype)
-    best, least = alphas[0], math.inf
-    for alpha in alphas:
-        scaling = ChannelScaling(inverse_factors(params, matrix, trial, alpha), matrix.dtype)
-        coded = trial.coded(scaling.apply_(matrix.clone()))
-        error = scaling.restore_(coded, 0).sub_(matrix)
-        cost = float((error @ gram).mul_(error).sum(dtype=torch.float64))
+def _alike(sizes: Tensor, head: int, times: int) -> Tensor:
+    """The mean of those that are to be alike in the place of each."""
+    heads = sizes.view(-1, times, head)
+    return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1)
+
+
+def _chosen(
+    params: ChannelScale, members: Sequence[tuple[Tensor, Trial]], head: int, times: int
+) -> Tensor:
+    """float16 [q]: 1 / s with the exponent that is given, or the best of the grid."""
+    sizes = _Sizes(params, members, head, times)
+    if params.alpha != "search":
+        return sizes.inverse(Fraction(params.alpha))
+    alphas = [Fraction(step, params.grid) for step in range(params.grid)]
+    grams = [full(trial.statistics.inputs).to(matrix.device) for matrix, trial in members]
+    best, least = sizes.inverse(alphas[0]), math.inf
+    for inverse in map(sizes.inverse, alphas):
+        cost = sum(
+            _cost(matrix, trial, gram, inverse)
+            for (matrix, trial), gram in zip(members, grams, strict=True)
+        )
         if cost < least:
-            best, least = alpha, cost
+            best, least = inverse, cost
     return best
+
+
+def _cost(matrix: Tensor, trial: Trial, gram: Tensor, inverse: Tensor) -> float:
+    """tr(E H E^T) of the error E of a matrix with scaled columns, rounded to nearest."""
+    scaling = ChannelScaling(inverse, matrix.dtype)
+    coded = trial.coded(scaling.apply_(matrix.clone()))
+    error = scaling.restore_(coded, 0).sub_(matrix)
+    return float((error @ gram.to(matrix.dtype)).mul_(error).sum(dtype=torch.float64))
