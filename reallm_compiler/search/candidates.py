@@ -74,6 +74,12 @@ def planned(jobs: Mapping[str, Sequence[MatrixPlan]], inventory: Inventory) -> P
         if fact is None or not plans:
             what = "is no matrix of this model" if fact is None else "has no candidate"
             raise CompileError(f"{name} {what}", location=inventory.path or None)
+        if any(plan.folded for plan in plans):
+            raise CompileError(
+                f"a candidate of {name} folds its factors, which it shares with other matrices",
+                note="the damage of one matrix says nothing of them",
+                hint="leave `fold` out: factors that are stored are each matrix's own",
+            )
         found[name] = tuple(
             PlannedMatrix(
                 name=name,
