@@ -30,6 +30,7 @@ class ExitCode(IntEnum):
     CANNOT_CALIBRATE = 14
     CANNOT_EXPORT = 15
     CANNOT_ALLOCATE = 16
+    DIFFERENT = 17
     BUG = 70
     INTERRUPTED = 130
     BROKEN_PIPE = 141
@@ -53,6 +54,7 @@ MEANINGS = {
     ExitCode.CANNOT_CALIBRATE: "statistics cannot be measured, or are of another model",
     ExitCode.CANNOT_EXPORT: "a format cannot hold the model exactly, or it cannot be served",
     ExitCode.CANNOT_ALLOCATE: "no choice of candidates fits, or there is nothing to choose from",
+    ExitCode.DIFFERENT: "`diff` found a difference",
     ExitCode.BUG: "a bug in reallm",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C or a signal",
     ExitCode.BROKEN_PIPE: "the program that read our output went away",

@@ -21,6 +21,7 @@ from reallm_cli.commands.calibrate import calibrate_command
 from reallm_cli.commands.compile import compile_command
 from reallm_cli.commands.decoder import decoder
 from reallm_cli.commands.demo import demo
+from reallm_cli.commands.diff import diff_command
 from reallm_cli.commands.eval import eval_command
 from reallm_cli.commands.export import export_command
 from reallm_cli.commands.finetune import finetune_command
@@ -98,6 +99,7 @@ for command in (
     decoder,
     eval_command,
     report_command,
+    diff_command,
     survey_command,
     finetune_command,
     adapter,

@@ -30,7 +30,7 @@ def test_all_commands_of_the_design_are_there():
     assert {path[0] for path in ALL} == {
         "compile", "budget", "inspect", "verify", "reconstruct", "eval", "recipes", "demo",
         "decoder", "survey", "finetune", "adapter", "calibrate", "allocate", "export", "serve",
-        "report",
+        "report", "diff",
     }  # fmt: skip
     assert {path[1] for path in ALL if len(path) == 2} == {
         "list", "show", "schema", "export", "import",
