@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Literal
@@ -25,7 +26,7 @@ from reallm_compiler.kernels.llvm_text_prepare import Inputs
 from reallm_compiler.kernels.memory import aligned, own_memory, own_tensors
 from reallm_compiler.kernels.packed import PackedMatrix
 from reallm_compiler.kernels.plain import PlainProduct, add_residuals
-from reallm_compiler.kernels.sides import Sides, sides_of
+from reallm_compiler.kernels.sides import Sides, sides_of, times
 from reallm_compiler.kernels.targets import TARGETS
 from reallm_compiler.storage.windows import CodeWindows
 from reallm_compiler.units import ceil_div
@@ -137,6 +138,9 @@ class CompiledProduct:
         self._row_scales, self._row_shifts = sides.row_scales, sides.row_shifts
         self._shifted = bool(sides.row_shifts.any())
         self._factors, self._gain = sides.factors, sides.gain
+        self._order = None if sides.order is None else sides.order.to(torch.int32)
+        self._order_factors, self._in_factors = sides.order_factors, sides.inputs.before
+        self._out_factors = times(sides.outputs.before, sides.gain)
         self._tensors: list[Tensor] = []  # whose memory the job points to
         self._template = _Job()
         self._fill_template(sides)
@@ -157,6 +161,32 @@ class CompiledProduct:
     @cached_property
     def _panel(self) -> jit.Panel:
         return jit.panel(self._kernel("panel"), self._target)
+
+    @cached_property
+    def _back(self) -> jit.Panel:
+        """For gradients: inputs take the part of outputs, and outputs that of inputs."""
+        inputs = replace(
+            self._inputs,
+            factors=self._outputs.factors or self._outputs.gain,
+            block=self._outputs.block,
+            ordered=False,
+            order_factors=False,
+            sums=0,
+            kept=False,
+            exact=False,
+        )
+        outputs = Outputs(
+            dtype=self._inputs.dtype,
+            factors=self._inputs.factors,
+            block=self._inputs.block,
+            low_rank=None,
+            low_rank_scales=False,
+            gain=False,
+            exact=False,
+        )
+        work: Literal["panel"] = "panel"
+        kernel = jit.Kernel(form=self._form, inputs=inputs, outputs=outputs, work=work)
+        return jit.panel(kernel, self._target)
 
     def _kernel(self, work: Literal["one", "several", "panel"]) -> jit.Kernel:
         inputs, outputs = self._inputs, self._outputs
@@ -183,7 +213,9 @@ class CompiledProduct:
 
     def transposed(self, x: Tensor) -> Tensor:
         """x W^: [n, p] -> [n, q]."""
-        return self._plain.transposed(x)
+        if not len(x):
+            return x.new_empty(0, self._packed.shape[1])
+        return self._plain.transposed(x) if self._form.orders else self._panels_transposed(x)
 
     def rows(self, rows: Tensor | range) -> Tensor:
         """Decoded rows [k, q]."""
@@ -253,7 +285,7 @@ class CompiledProduct:
     def _panels(self, x: Tensor) -> Tensor:
         kernel, form, tokens = self._panel, self._form, len(x)
         p, lines = self._packed.shape[0], form.lines(self._packed.shape)
-        numbers = torch.bfloat16 if self._dtype == torch.bfloat16 else torch.float32
+        numbers = self._numbers
         out = torch.empty(tokens, p, dtype=self._dtype)
         step = max(1, PANEL_ROWS // form.line_rows)
         panel, inputs, products, results, memory, ordered = own_tensors(
@@ -271,19 +303,104 @@ class CompiledProduct:
         job[_INDEX["tokens"]] = tokens
         address = ctypes.addressof(job)
         kernel.mixed(address)
-        for first in range(0, lines, step):
-            last = min(first + step, lines)
-            kernel.decode(address, first, last, panel.data_ptr())
-            rows = slice(first * form.line_rows, last * form.line_rows)
-            count = rows.stop - rows.start
-            found = products.view(-1)[: tokens * count].view(tokens, count)
-            torch.mm(inputs, panel[:count].t(), out=found)
+        for rows, decoded in self._decoded(kernel, panel):
+            found = products.view(-1)[: tokens * len(decoded)].view(tokens, len(decoded))
+            torch.mm(inputs, decoded.t(), out=found)
             torch.mul(found, self._row_scales[rows], out=results[:, rows])
         if self._shifted:
             ones = inputs.sum(1, dtype=torch.float32)
             results[:, : len(self._row_shifts)] += ones[:, None] * self._row_shifts
         kernel.finish(address)
         return out if self._factors is None else self._with_factors(x, out, numbers)
+
+    @property
+    def _numbers(self) -> torch.dtype:
+        """The type of panels."""
+        return torch.bfloat16 if self._dtype == torch.bfloat16 else torch.float32
+
+    def _decoded(self, kernel: jit.Panel, panel: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, their entries [rows, stride]) of all rows, in the memory of `panel`."""
+        form, each = self._form, panel.stride(0) * panel.itemsize
+        lines, step = form.lines(self._packed.shape), len(panel) // form.line_rows
+        job = ctypes.addressof(self._template)
+        for first in range(0, lines, step):
+            count = min(step, lines - first)
+
+            def decode(a: int, b: int, first: int = first) -> None:
+                start = panel.data_ptr() + a * form.line_rows * each
+                kernel.decode(job, first + a, first + b, start)
+
+            shares = min(torch.get_num_threads(), ceil_div(count, LINES))
+            threads.run_shares(decode, count, shares, LINES)
+            rows = slice(first * form.line_rows, (first + count) * form.line_rows)
+            yield rows, panel[: count * form.line_rows]
+
+    def _panels_transposed(self, x: Tensor) -> Tensor:
+        """Gradients go the way of activations back: what is done to outputs comes first."""
+        kernel, form, tokens = self._back, self._form, len(x)
+        (p, q), numbers = self._packed.shape, self._numbers
+        step = max(1, PANEL_ROWS // form.line_rows)
+        rows = min(step, form.lines(self._packed.shape)) * form.line_rows
+        out = torch.empty(tokens, q, dtype=self._dtype)
+        panel, inputs, memory = own_tensors(
+            (rows, self._stride, numbers),
+            (tokens, self._y_stride, numbers),
+            (1, self._y_stride + LANES, torch.float32),
+        )
+        padded = pad(x, (0, _up(p, LANES) - p)) if p % LANES else x
+        self._call(
+            kernel.mixed,
+            tokens=tokens,
+            columns=padded.shape[1],
+            plane_stride=self._y_stride,
+            x=padded,
+            mixed=memory,
+            high=inputs,
+            in_factors=_padded(self._out_factors, self._y_stride),
+        )
+        results = torch.zeros(tokens, self._stride)
+        scaled = inputs[:, : len(self._row_scales)] * self._row_scales.to(numbers)
+        for span, decoded in self._decoded(kernel, panel):
+            results += scaled[:, span] @ decoded
+        if self._shifted:
+            ones = inputs[:, : len(self._row_shifts)].float() @ self._row_shifts
+            results += ones[:, None]
+        if self._order_factors is not None:
+            results *= self._order_factors
+        results = self._in_place(results)
+        self._call(
+            kernel.finish,
+            tokens=tokens,
+            rows=q,
+            rows_up=q,
+            y_stride=q,
+            y=results,
+            out=out,
+            out_factors=self._in_factors,
+        )
+        if self._factors is None:
+            return out
+        given = x if self._gain is None else x * self._gain.to(x.dtype)
+        inner = given.to(numbers) @ self._factors.left.to(numbers)
+        if self._factors.scales is not None:
+            inner = inner * self._factors.scales.to(numbers)
+        return torch.addmm(out.to(numbers), inner, self._factors.right.to(numbers)).to(self._dtype)
+
+    def _in_place(self, results: Tensor) -> Tensor:
+        """float32 [n, q], contiguous: numbers at the positions of inputs back at their columns."""
+        q = self._packed.shape[1]
+        if self._order is None:
+            return results[:, :q].contiguous()
+        positions = torch.empty(q + 1, dtype=torch.int64)
+        positions[self._order.long()] = torch.arange(len(self._order))
+        return results.index_select(1, positions[:q])
+
+    def _call(self, function: Callable[[int], object], **values: Tensor | int | None) -> None:
+        """Calls a function of a kernel with a job that differs in some slots."""
+        job = _Job.from_buffer_copy(self._template)
+        for name, value in values.items():
+            job[_INDEX[name]] = value.data_ptr() if isinstance(value, Tensor) else value or 0
+        function(ctypes.addressof(job))
 
     def _with_factors(self, x: Tensor, y: Tensor, numbers: torch.dtype) -> Tensor:
         """g (y + L1 L2 x)."""
@@ -320,7 +437,7 @@ class CompiledProduct:
             in_factors=sides.inputs.before,
             group_orders=sides.group_orders,
             group_lines=sides.group_lines,
-            order=None if sides.order is None else sides.order.to(torch.int32),
+            order=self._order,
             order_factors=sides.order_factors,
             out_factors=_padded(sides.outputs.before, self._y_stride),
             gain=_padded(sides.gain, self._y_stride),

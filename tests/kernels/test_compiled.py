@@ -223,6 +223,15 @@ def test_products_are_those_of_decoded_weights(name: str, target: str) -> None:
             assert distance(product.linear(x), x.double() @ weight.t()) < 1e-4
 
 
+@pytest.mark.parametrize("name", PLANS)
+def test_gradients_are_those_of_decoded_weights(name: str) -> None:
+    packed = packed_of(name, LONG.get(name, SHAPES[0]))
+    product, weight = product_for(packed, CPU, torch.float32), dense(packed)
+    x = activations(3, packed.shape[0])
+    assert distance(product.transposed(x), x.double() @ weight) < 1e-4
+    assert product.transposed(x[:0]).shape == (0, packed.shape[1])
+
+
 @pytest.mark.parametrize("target", HERE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_activations_of_narrow_types(target: str, dtype: torch.dtype) -> None:
