@@ -28,6 +28,7 @@ from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTe
 from reallm_compiler.planning.statistics import StatisticsForm, statistics_bytes
 from reallm_compiler.prepare import prepare_model
 from reallm_compiler.recipe import Candidate, Decision, FieldSource, Recipe, load_recipe, resolve
+from reallm_compiler.recipe.resolve import Traces
 from reallm_compiler.storage.base import DTYPES
 from reallm_compiler.storage.matrix import LayoutTable
 from reallm_formats import layout
@@ -160,7 +161,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
             *_folds_note(folds),
         ),
         decoders={file.digest: file.path for file in decoders.values()},
-        traces={name: decision.trace for name, decision in decisions.items()},
+        traces=Traces(decisions),
         folds=folds,
         tensor_bytes=sum(
             spec.stored_bytes + (spec.scale.tensor.stored_bytes if spec.scale is not None else 0)

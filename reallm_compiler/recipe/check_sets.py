@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 from reallm_compiler.errors import Problem
 from reallm_compiler.recipe.check import built_in_plan, check_plan
-from reallm_compiler.recipe.nodes import ListNode, MapNode, Node, ScalarNode
-from reallm_compiler.recipe.patch import merge_maps
+from reallm_compiler.recipe.nodes import ListNode, MapNode, Node, ScalarNode, to_plain
+from reallm_compiler.recipe.patch import merge_all, merge_maps
 from reallm_compiler.recipe.vocabulary import keys_of, stages
 
 _NEIGHBOURS = 64
@@ -51,21 +52,39 @@ def check_sets(rules: Sequence[Node], defaults: MapNode) -> list[Problem]:
     known = {problem.message for problem in of_defaults if problem.path == defaults.path}
     problems: list[Problem] = []
     earlier: list[MapNode] = []
-    together = defaults
+    together = _Together(defaults)
+    right: set[str] = set()  # what was found right once: a recipe may have a rule for each matrix
     for rule in rules:
         patch = rule.fields.get("set") if isinstance(rule, MapNode) else None
         if not isinstance(patch, MapNode):
             continue
-        found = _own_problems(defaults, patch)
-        if found and plan is not None and earlier and len(problems) < _ENOUGH:
-            if _fits_an_earlier(earlier, together, defaults, patch):
+        text = json.dumps(to_plain(patch))
+        found = [] if text in right else _own_problems(defaults, patch)
+        if not found:
+            right.add(text)
+        elif plan is not None and earlier and len(problems) < _ENOUGH:
+            merged = together.all(earlier)
+            if _fits_an_earlier(earlier, merged, defaults, patch):
                 found = []
             elif _builds_on(earlier, patch) and not _knows(defaults, patch):
-                found = _own_problems(together, patch) or found
+                found = _own_problems(merged, patch) or found
         problems += [problem for problem in found if problem.message not in known]
         earlier.append(patch)
-        together = merge_maps(together, patch)
     return problems
+
+
+class _Together:
+    """The defaults with the parts of all earlier rules put over them, merged when asked for."""
+
+    def __init__(self, defaults: MapNode) -> None:
+        self._tree = defaults
+        self._count = 0
+
+    def all(self, patches: Sequence[MapNode]) -> MapNode:
+        """All of `patches` put over the defaults; the next call has more of them."""
+        self._tree = merge_all((self._tree, *patches[self._count :]))
+        self._count = len(patches)
+        return self._tree
 
 
 def check_alone(patch: MapNode) -> list[Problem]:

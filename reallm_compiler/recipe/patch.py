@@ -10,6 +10,9 @@ Each field of the result is the very node that set it, so its location is that o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import reduce
+
 from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode, to_plain
 from reallm_compiler.stages import SHARING, shares
 
@@ -35,6 +38,11 @@ def merge_maps(base: MapNode, patch: MapNode) -> MapNode:
         path=patch.path,
         key_locations={**base.key_locations, **patch.key_locations},
     )
+
+
+def merge_all(layers: Sequence[MapNode]) -> MapNode:
+    """Several maps, each put over those before it."""
+    return reduce(merge_maps, layers)
 
 
 def _kind_changes(base: MapNode, patch: MapNode) -> bool:

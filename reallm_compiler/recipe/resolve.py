@@ -4,67 +4,69 @@ Rules run in order. A `set` rule codes a matrix and patches its plan; a `keep` r
 tensor. The last rule that matches says whether a tensor is coded or kept; the plan of a coded one
 is the defaults with every matching `set` put over them, in order.
 
-Decisions depend only on which rules apply, so they are made once for each distinct set of rules.
+A plan depends only on what the rules say that apply, so it is made once for all rules that say the
+same, and a recipe may have a rule for each matrix. Who set a field is found when it is asked for.
 Share groups whose members turn out to have different plans are divided at the end.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from functools import cached_property
+from typing import TypeAlias
 
 from reallm_compiler.errors import Problem, RecipeError
-from reallm_compiler.recipe.check import BUILT_IN, check_plan
+from reallm_compiler.recipe.check import check_plan
 from reallm_compiler.recipe.model import Recipe
-from reallm_compiler.recipe.nodes import (
-    Location,
-    MapNode,
-    leaves,
-    to_plain,
-)
-from reallm_compiler.recipe.patch import merge_maps
+from reallm_compiler.recipe.nodes import MapNode, to_plain
+from reallm_compiler.recipe.patch import merge_all, merge_maps
 from reallm_compiler.recipe.rule import Keep, Rule
 from reallm_compiler.recipe.selection import Candidate, select
+from reallm_compiler.recipe.trace import FieldSource, trace_of, trace_of_kept
 from reallm_compiler.stages import MatrixPlan
 
 __all__ = ["Candidate", "Decision", "FieldSource", "resolve"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FieldSource:
-    """Who set a field.
-
-    Attributes:
-        path: the field, such as `residual.rank`, or `keep`.
-        value: its value as plain data.
-        location: `file:line` of the last writer; `default` if no recipe wrote it.
-        origin: the last writer's path in its document, such as `rules[2].set.residual.rank` or
-            `defaults.residual.rank`; empty if no recipe wrote it.
-        overridden: `file:line` of earlier writers of the same field, the first one first.
-    """
-
-    path: str
-    value: object
-    location: str
-    origin: str
-    overridden: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Decision:
     """What happens to a tensor.
 
     Attributes:
         plan: how it is coded; None if it is kept.
         keep: the type it is kept in, or `source` for its own; None if it is coded.
-        trace: for every field of the plan who set it; for a kept tensor one entry, `keep`.
+        layers: the defaults and the parts that were put over them to make the plan.
+        rule: the rule that keeps a tensor; None if none does.
     """
 
     plan: MatrixPlan | None
     keep: Keep | None
-    trace: tuple[FieldSource, ...]
+    layers: tuple[MapNode, ...] = ()
+    rule: Rule | None = None
+
+    @cached_property
+    def trace(self) -> tuple[FieldSource, ...]:
+        """For every field of the plan who set it; for a kept tensor one entry, `keep`."""
+        return trace_of_kept(self.rule) if self.plan is None else trace_of(self.plan, self.layers)
+
+
+class Traces(Mapping[str, tuple[FieldSource, ...]]):
+    """Who set which field of each tensor's plan, by name."""
+
+    def __init__(self, decisions: Mapping[str, Decision]) -> None:
+        self._decisions = decisions
+
+    def __getitem__(self, name: str) -> tuple[FieldSource, ...]:
+        return self._decisions[name].trace
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._decisions)
+
+    def __len__(self) -> int:
+        return len(self._decisions)
 
 
 _Applied: TypeAlias = tuple[bool, tuple[int, ...]]
@@ -86,11 +88,10 @@ def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decisi
     known: dict[_Applied, Decision | None] = {}
     unique: dict[tuple[str, str, str], Problem] = {}
     keys: dict[str, _Applied] = {}
-    trace = _Trace()
+    deciding = _Deciding(recipe)
     for candidate, key in zip(candidates, applied, strict=True):
         if key not in known:
-            rules = [recipe.rules[number] for number in key[1]]
-            known[key], found = _decide(recipe, rules, trace, coded=key[0])
+            known[key], found = deciding.of(key)
             for problem in found:  # once for each rule, not for each matrix
                 what = (problem.location, problem.path, problem.message)
                 unique.setdefault(what, _met_at(problem, candidate.name))
@@ -118,15 +119,10 @@ def merged_trees(
     known: dict[_Applied, MapNode] = {}
     trees = {}
     for candidate, key in zip(candidates, applied, strict=True):
-        coded, numbers = key
-        kept = rules[numbers[-1]].keep is not None if numbers else not coded
-        if kept or not candidate.is_matrix:
+        if not candidate.is_matrix or not _is_coded(key, rules):
             continue
         if key not in known:
-            tree = defaults
-            for patch in (rules[number].patch for number in numbers):
-                tree = tree if patch is None else merge_maps(tree, patch)
-            known[key] = tree
+            known[key] = merge_all(_layers(defaults, key, rules))
         trees[candidate.name] = known[key]
     return trees
 
@@ -148,30 +144,48 @@ def _applied(
     ], problems
 
 
-def _decide(
-    recipe: Recipe, rules: Sequence[Rule], trace: _Trace, *, coded: bool
-) -> tuple[Decision | None, list[Problem]]:
-    """The decision for a tensor to which `rules` apply."""
-    last = rules[-1] if rules else None
-    if last is not None and last.keep is not None:
-        source = FieldSource(
-            path="keep",
-            value=last.keep,
-            location=_line(last.key_locations.get("keep", last.location), f"{last.path}.keep"),
-            origin=f"{last.path}.keep",
-        )
-        return Decision(plan=None, keep=last.keep, trace=(source,)), []
-    if last is None and not coded:
-        source = FieldSource(path="keep", value="source", location=BUILT_IN.file, origin="")
-        return Decision(plan=None, keep="source", trace=(source,)), []
-    layers = [recipe.tree, *(rule.patch for rule in rules if rule.patch is not None)]
-    tree = layers[0]
-    for patch in layers[1:]:
-        tree = merge_maps(tree, patch)
-    plan, problems = check_plan(tree)
-    if plan is None:
-        return None, [_earliest(problem, layers) for problem in problems]
-    return Decision(plan=plan, keep=None, trace=trace.of(plan, tree, layers)), []
+def _is_coded(key: _Applied, rules: Sequence[Rule]) -> bool:
+    """Whether a tensor is coded: as its last rule says, or else by default."""
+    coded, numbers = key
+    return rules[numbers[-1]].keep is None if numbers else coded
+
+
+def _layers(defaults: MapNode, key: _Applied, rules: Sequence[Rule]) -> tuple[MapNode, ...]:
+    """The defaults and the parts of plans that apply to a tensor, in order."""
+    patches = (rules[number].patch for number in key[1])
+    return (defaults, *(patch for patch in patches if patch is not None))
+
+
+class _Deciding:
+    """Decides; what several rules say alike is merged and checked once."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._plans: dict[tuple[int, ...], MatrixPlan] = {}
+        texts: dict[str | None, int] = {None: -1}
+        self._said = [
+            texts.setdefault(
+                None if rule.patch is None else json.dumps(to_plain(rule.patch)), len(texts)
+            )
+            for rule in recipe.rules
+        ]
+
+    def of(self, key: _Applied) -> tuple[Decision | None, list[Problem]]:
+        """The decision for a tensor, or what is wrong with its plan."""
+        rules = self._recipe.rules
+        if not _is_coded(key, rules):
+            last = rules[key[1][-1]] if key[1] else None
+            keep: Keep = "source" if last is None or last.keep is None else last.keep
+            return Decision(plan=None, keep=keep, rule=last), []
+        layers = _layers(self._recipe.tree, key, rules)
+        said = tuple(self._said[number] for number in key[1] if self._said[number] >= 0)
+        plan = self._plans.get(said)
+        if plan is None:
+            plan, problems = check_plan(merge_all(layers))
+            if plan is None:
+                return None, [_earliest(problem, layers) for problem in problems]
+            self._plans[said] = plan
+        return Decision(plan=plan, keep=None, layers=layers), []
 
 
 def _earliest(problem: Problem, layers: Sequence[MapNode]) -> Problem:
@@ -197,72 +211,6 @@ def _met_at(problem: Problem, name: str) -> Problem:
     )
 
 
-def _line(location: Location, path: str) -> str:
-    """`file:line`; a recipe without lines is cited by path."""
-    if location == BUILT_IN:
-        return location.file
-    return f"{location.file}:{location.line}" if location.line else f"{location.file}: {path}"
-
-
-class _Trace:
-    """Finds who set a field; the fields of each part of a plan are listed once."""
-
-    def __init__(self) -> None:
-        self._fields: dict[int, dict[str, str]] = {}
-
-    def of(
-        self, plan: MatrixPlan, tree: MapNode, layers: Sequence[MapNode]
-    ) -> tuple[FieldSource, ...]:
-        """The sources of a plan's fields; `tree` is what `layers` were merged to, in order."""
-        final = dict(leaves(tree))
-        writers = [self._written(layer) for layer in layers]
-        sources = []
-        for path, value in _fields(_as_written(plan.plain(), tree)):
-            node = final.get(path)
-            if node is None or node.location == BUILT_IN:
-                source = FieldSource(path=path, value=value, location=BUILT_IN.file, origin="")
-            else:
-                location = _line(node.location, node.path)
-                others = (written[path] for written in writers if path in written)
-                source = FieldSource(
-                    path=path,
-                    value=value,
-                    location=location,
-                    origin=node.path,
-                    overridden=tuple(other for other in others if other != location),
-                )
-            sources.append(source)
-        return tuple(sources)
-
-    def _written(self, layer: MapNode) -> dict[str, str]:
-        """The fields that a part of a plan writes, and in which line."""
-        if id(layer) not in self._fields:
-            self._fields[id(layer)] = {
-                path: _line(node.location, node.path)
-                for path, node in leaves(layer)
-                if node.location != BUILT_IN
-            }
-        return self._fields[id(layer)]
-
-
-def _as_written(plan: Mapping[str, Any], tree: MapNode) -> dict[str, Any]:
-    """A plain plan with the list of a stage as the map of its one kind, where that was written."""
-    written = dict(plan)
-    for key, node in tree.fields.items():
-        if isinstance(node, MapNode) and isinstance(plan[key], list):
-            written[key] = plan[key][0] if plan[key] else to_plain(node)
-    return written
-
-
-def _fields(plan: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields of a plain plan, each with its path."""
-    for key, value in plan.items():
-        if isinstance(value, Mapping):
-            yield from _fields(value, f"{path}{key}.")
-        else:
-            yield f"{path}{key}", value
-
-
 def _divided(known: Mapping[_Applied, Decision | None]) -> dict[_Applied, Decision]:
     """The decisions with share groups that hold what one codebook, table or decoder can serve.
 
@@ -271,16 +219,26 @@ def _divided(known: Mapping[_Applied, Decision | None]) -> dict[_Applied, Decisi
     first rules apply, or none, keeps the group's name; the others are numbered: `NAME.2`, ...
     """
     decisions = {key: decision for key, decision in known.items() if decision is not None}
-    parts: dict[str, dict[MatrixPlan, str]] = {}
+    plans: dict[int, MatrixPlan] = {}  # one object stands for many matrices, and a hash costs much
     for _, decision in sorted(decisions.items(), key=lambda entry: entry[0][1]):
         if decision.plan is not None and decision.plan.share is not None:
-            parts.setdefault(decision.plan.share, {}).setdefault(learned_part(decision.plan), "")
+            plans.setdefault(id(decision.plan), decision.plan)
+    parts: dict[str, dict[MatrixPlan, str]] = {}
+    for plan in plans.values():
+        assert plan.share is not None
+        parts.setdefault(plan.share, {}).setdefault(learned_part(plan), "")
     taken = set(parts)
-    for group, plans in parts.items():
+    for group, learned in parts.items():
         numbered = (f"{group}.{number}" for number in itertools.count(2))
         names = itertools.chain([group], (name for name in numbered if name not in taken))
-        plans.update(zip(list(plans), names, strict=False))
-    return {key: _renamed(decision, parts) for key, decision in decisions.items()}
+        learned.update(zip(list(learned), names, strict=False))
+    renamed = {number: _renamed(plan, parts) for number, plan in plans.items()}
+    return {
+        key: replace(decision, plan=renamed[id(decision.plan)])
+        if id(decision.plan) in renamed
+        else decision
+        for key, decision in decisions.items()
+    }
 
 
 def learned_part(plan: MatrixPlan) -> MatrixPlan:
@@ -288,12 +246,8 @@ def learned_part(plan: MatrixPlan) -> MatrixPlan:
     return plan.model_copy(update={"share": None, "dora": False})
 
 
-def _renamed(decision: Decision, parts: Mapping[str, Mapping[MatrixPlan, str]]) -> Decision:
-    plan = decision.plan
-    if plan is None or plan.share is None:
-        return decision
+def _renamed(plan: MatrixPlan, parts: Mapping[str, Mapping[MatrixPlan, str]]) -> MatrixPlan:
+    """A plan with the name of its part of the group."""
+    assert plan.share is not None
     name = parts[plan.share][learned_part(plan)]
-    if name == plan.share:
-        return decision
-    trace = (replace(one, value=name) if one.path == "share" else one for one in decision.trace)
-    return replace(decision, plan=plan.model_copy(update={"share": name}), trace=tuple(trace))
+    return plan if name == plan.share else plan.model_copy(update={"share": name})
