@@ -154,6 +154,8 @@ def resolve_decoders(
 
 def with_digests(document: Any, files: Mapping[str, DecoderFile]) -> Any:  # noqa: ANN401
     """A recipe's document with the digests of decoders instead of their paths."""
+    if not files:
+        return document
     if isinstance(document, Mapping):
         return {
             key: files[value].digest

@@ -12,7 +12,6 @@ Share groups whose members turn out to have different plans are divided at the e
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from typing import TypeAlias
 from reallm_compiler.errors import Problem, RecipeError
 from reallm_compiler.recipe.check import check_plan
 from reallm_compiler.recipe.model import Recipe
-from reallm_compiler.recipe.nodes import MapNode, to_plain
+from reallm_compiler.recipe.nodes import MapNode
 from reallm_compiler.recipe.patch import merge_all, merge_maps
 from reallm_compiler.recipe.rule import Keep, Rule
 from reallm_compiler.recipe.selection import Candidate, select
@@ -161,14 +160,7 @@ class _Deciding:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._plans: dict[tuple[int, ...], MatrixPlan] = {}
-        texts: dict[str | None, int] = {None: -1}
-        self._said = [
-            texts.setdefault(
-                None if rule.patch is None else json.dumps(to_plain(rule.patch)), len(texts)
-            )
-            for rule in recipe.rules
-        ]
+        self._plans: dict[tuple[str, ...], MatrixPlan] = {}
 
     def of(self, key: _Applied) -> tuple[Decision | None, list[Problem]]:
         """The decision for a tensor, or what is wrong with its plan."""
@@ -178,7 +170,8 @@ class _Deciding:
             keep: Keep = "source" if last is None or last.keep is None else last.keep
             return Decision(plan=None, keep=keep, rule=last), []
         layers = _layers(self._recipe.tree, key, rules)
-        said = tuple(self._said[number] for number in key[1] if self._said[number] >= 0)
+        texts = (rules[number].said for number in key[1])
+        said = tuple(text for text in texts if text is not None)
         plan = self._plans.get(said)
         if plan is None:
             plan, problems = check_plan(merge_all(layers))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -147,6 +148,7 @@ class Rule:
         exceptions: patterns that are taken out again.
         layers: ranges of layers, or None for all tensors whether in a layer or not.
         patch: the fields that the rule sets, with their locations; None for a `keep` rule.
+        said: the patch as text, the same for rules that set the same; None for a `keep` rule.
         keep: the type to keep a tensor in; None for a `set` rule.
         optional: whether the rule may match nothing.
         note: free text.
@@ -162,12 +164,19 @@ class Rule:
     exceptions: tuple[Pattern, ...]
     layers: tuple[LayerRange, ...] | None
     patch: MapNode | None
+    said: str | None
     keep: Keep | None
     optional: bool
     note: str | None
     location: Location
     key_locations: Mapping[str, Location]
     path: str
+
+    @property
+    def only(self) -> str | None:
+        """The one name that the rule can match, where it says no more than that."""
+        more = self.roles or self.min_fraction or self.min_numel or self.exceptions or self.layers
+        return self.match[0].exact if len(self.match) == 1 and not more else None
 
 
 def rule_of(form: RuleForm, node: Node) -> Rule:
@@ -182,6 +191,7 @@ def rule_of(form: RuleForm, node: Node) -> Rule:
         exceptions=tuple(Pattern(text) for text in form.except_ or ()),
         layers=None if form.layers is None else parse_layers(form.layers),
         patch=patch if isinstance(patch, MapNode) else None,
+        said=None if form.set is None else json.dumps(form.set),
         keep=form.keep,
         optional=form.optional,
         note=form.note,

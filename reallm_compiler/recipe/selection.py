@@ -139,6 +139,10 @@ class _Model:
 
 
 def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
+    if rule.only is not None and rule.only in model.indices:  # the rules of single matrices
+        taken = model.indices[rule.only]
+        if rule.patch is None or rule.optional or model.is_matrix(taken[0]):
+            return taken, []
     by_layer = model.matching(rule.match)
     if rule.roles is not None:
         named, by_layer = by_layer, model.matching(rule.match, rule.roles)
