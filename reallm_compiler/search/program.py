@@ -143,9 +143,9 @@ def solve(program: Program, limit: int) -> Choice | None:
     known = _feasible(program, limit)
     if known is None:
         return None
-    bound, reduced = _bound(program, limit)
-    distance = program.damage(known) - bound
-    if distance <= GAP * abs(bound):
+    lowest, reduced = _relaxed(program, limit)
+    distance = program.damage(known) - lowest
+    if distance <= GAP * abs(lowest):
         return _in_order(program, known)
     table = program.table
     kept = reduced <= distance * (1 + 1e-9)
@@ -295,7 +295,12 @@ def _feasible(program: Program, limit: int) -> Choice | None:
     return fill(program, limit, least) if program.nbytes(least) <= limit else None
 
 
-def _bound(program: Program, limit: int) -> tuple[float, NDArray[np.float64]]:
+def bound(program: Program, limit: int) -> float:
+    """A damage that no choice within `limit` bytes is below."""
+    return _relaxed(program, limit)[0]
+
+
+def _relaxed(program: Program, limit: int) -> tuple[float, NDArray[np.float64]]:
     """The Lagrangian bound with free items, and each option's reduced cost."""
     table = program.table
     price = _price(program, limit)
@@ -369,7 +374,7 @@ def _highs(program: Program, limit: int | None, rows: NDArray[np.int64]) -> Choi
         integrality=np.ones(count),
         bounds=Bounds(0, 1),
         constraints=constraints,
-        # What `_bound` leaves is small, and the presolve of some versions prints on stdout.
+        # What the bound leaves is small, and the presolve of some versions prints on stdout.
         options={"mip_rel_gap": GAP, "node_limit": NODES, "presolve": False},
     )
     if result.x is None:
