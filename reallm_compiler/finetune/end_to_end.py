@@ -64,6 +64,7 @@ class EndToEnd:
     Attributes:
         before: held-out loss at the beginning.
         least: the best held-out loss.
+        losses: each held-out loss with the number of steps made before it.
         speed: steps per second of those made by this process; None without any.
     """
 
@@ -93,6 +94,7 @@ class EndToEnd:
         self.device = torch.device(tunable.model.device)
         self.parameters = dict(tunable.parameters())
         self.before = self.least = math.nan
+        self.losses: list[tuple[int, float]] = []
         self.speed: float | None = None
         self._best: dict[str, Tensor] = {}
         self._adam = Adam(self.parameters, options.betas)
@@ -112,13 +114,14 @@ class EndToEnd:
         """Make all steps, from where an earlier run stood.
 
         Args:
-            position: `step`, `before`, `least`; empty to begin.
+            position: `step`, `before`, `least`, `losses`; empty to begin.
             tensors: Adam's moments and the best factors.
             blocks: what block-wise tuning has done, to be kept in the state.
         """
         step = int(position.get("step", 0))
         if position:
             self.before, self.least = float(position["before"]), float(position["least"])
+            self.losses = [(int(at), float(loss)) for at, loss in position["losses"]]
             self._adam.load(
                 {name[5:]: value for name, value in tensors.items() if name.startswith("adam/")}
             )
@@ -194,6 +197,7 @@ class EndToEnd:
                     made[piece] = loss
         mean = sum(self.processes.gathered(made, pieces)) / self.held.predicted
         self._check_finite(mean, step)
+        self.losses.append((step, mean))
         return mean
 
     def _check_after(self, step: int) -> bool:
@@ -210,6 +214,7 @@ class EndToEnd:
             "step": step,
             "before": self.before,
             "least": self.least,
+            "losses": self.losses,
             "blocks": blocks,
         }
         tensors: dict[str, Tensor] = {}

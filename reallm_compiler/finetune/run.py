@@ -44,6 +44,7 @@ from reallm_compiler.models.text import window_of
 from reallm_compiler.models.text_models import check_predicts_text, check_reads, usable_positions
 from reallm_compiler.planning.document import fixed_text
 from reallm_compiler.planning.learnable import learnable_sections
+from reallm_compiler.planning.tuned import to_provenance
 from reallm_compiler.progress import OnProgress, Progress, progress_callback
 from reallm_compiler.publish import check_file, locked_output, refuse_inputs
 from reallm_compiler.reader.adapter import open_adapter
@@ -200,10 +201,16 @@ def finetune(
         own = adapter is None and not {"factors", "gains", "rows", "columns"} & tunable.learn
         tuned = {} if own else {name: part for name, part in parts.items() if part}
         replaced = carried | {name: one.stored() for name, one in tunable.learned.items()}
+        record = to_provenance(
+            [(block.before, block.after) for block in blocks],
+            end.losses if end is not None else (),
+        )
         if not processes.leads:
             size, error = 0, 0.0
         elif into:
-            size, error = write_model(target, base, tuned, replaced, original, force=force)
+            size, error = write_model(
+                target, base, tuned, replaced, original, record=record, force=force
+            )
         else:
             size, error = write_adapter(
                 target,
@@ -217,6 +224,7 @@ def finetune(
                     "reallm": fixed_text(str(identity["reallm"])),
                     "torch": fixed_text(str(identity["torch"])),
                     "text": text_digest,
+                    **record,
                 },
                 force=force,
             )

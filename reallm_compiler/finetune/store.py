@@ -23,6 +23,7 @@ from reallm_compiler.errors import AdapterError
 from reallm_compiler.finetune.original import Original
 from reallm_compiler.planning.document import section_blocks, to_document
 from reallm_compiler.planning.learnable import learnable_sections, sections_of
+from reallm_compiler.planning.tuned import without_record
 from reallm_compiler.publish import whole_file
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.storage import adapter as adapter_storage
@@ -144,12 +145,13 @@ def write_model(
     replaced: Mapping[str, Tensor],
     original: Original,
     *,
+    record: Mapping[str, str] = MappingProxyType({}),
     force: bool = False,
 ) -> tuple[int, float]:
     """Write a model archive with tuned parts; all other sections are those of `archive`.
 
-    Factors get the types of the archive's plan, and relative errors are measured again. Arguments,
-    results and errors are those of `write_adapter`.
+    Factors get the types of the archive's plan, and relative errors are measured again; `record`
+    joins the provenance. Other arguments, results and errors are those of `write_adapter`.
     """
     plan = archive.plan
     for name, parts in tuned.items():
@@ -162,7 +164,8 @@ def write_model(
                 f"the plan of {name} has no such gains, so a new archive cannot hold them",
                 hint="write an adapter, or leave `rows` and `columns` out of what is learned",
             )
-    provenance = {**archive.manifest.document["provenance"], "tuned_from": archive.digest}
+    earlier = without_record(archive.manifest.document["provenance"])
+    provenance = {**earlier, "tuned_from": archive.digest, **record}
     errors = dict(archive.errors)
     file_layout = layout(
         kind="model",

@@ -25,6 +25,9 @@ DASHES = ("", "6 3", "2 2", "8 3 2 3", "12 3")
 TICKS = 5
 """Labels of an axis, about."""
 
+MARKED = 40
+"""Most points of a curve that are marked one by one."""
+
 Point = tuple[float, float]
 
 
@@ -37,6 +40,7 @@ class Series:
         points: (x, y), in ascending order of x for a curve.
         low, high: range around each point, if any.
         number: which colour, dash and shape it has.
+        joined: whether a curve goes through the points.
     """
 
     label: str
@@ -44,6 +48,7 @@ class Series:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     number: int = 0
+    joined: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,9 +84,7 @@ class _Scale:
         return self.start + min(1.0, max(0.0, part)) * (self.end - self.start)
 
 
-def chart(
-    title: str, series: Sequence[Series], x: Axis, y: Axis, *, curves: bool = True
-) -> Element:
+def chart(title: str, series: Sequence[Series], x: Axis, y: Axis) -> Element:
     """A drawing of series, which says in words what it shows.
 
     Args:
@@ -89,7 +92,6 @@ def chart(
         series: what is drawn; values that are not finite, or that a logarithmic axis does not
             have, are left out.
         x, y: the axes.
-        curves: join the points of a series.
     """
     drawn = [one for one in (_shown(one, x, y) for one in series) if one.points]
     points = [point for one in drawn for point in one.points]
@@ -100,8 +102,8 @@ def chart(
     up = _scale([value for _, value in points] + reach, y, HEIGHT - BOTTOM, TOP)
     parts = [*_grid(across, up, x, y)]
     for one in drawn:
-        parts += _curve(one, across, up) if curves else []
-        if not curves or len(one.points) <= 40:
+        parts += _curve(one, across, up) if one.joined else []
+        if not one.joined or len(one.points) <= MARKED:
             parts += [_mark(across(at), up(value), one) for at, value in one.points]
     described = "; ".join(_in_words(one) for one in drawn)
     drawing = element(
@@ -149,6 +151,7 @@ def _shown(one: Series, x: Axis, y: Axis) -> Series:
         low=[one.low[i] for i in kept] if ranged else (),
         high=[one.high[i] for i in kept] if ranged else (),
         number=one.number,
+        joined=one.joined,
     )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reallm_compiler.planning.opened import provenance_text
+from reallm_compiler.planning.tuned import from_provenance
 from reallm_compiler.recipe.plain_yaml import in_reading_order, to_yaml
+from reallm_compiler.report.drawing import Axis, Series, chart, legend, side_by_side
 from reallm_compiler.report.elements import Element, element, join, table
 from reallm_compiler.report.files import AdapterFile, ModelFile, ReportFile
 from reallm_compiler.report.overview import count, error
@@ -52,6 +54,39 @@ def adapter_matrices(adapters: Sequence[AdapterFile]) -> Element:
             shown = f"{adapter.label}: {len(rows):,} matrices"
             parts.append(element("details", element("summary", shown), made))
     return join(parts)
+
+
+def tuning(files: Sequence[ReportFile]) -> Element:
+    """Held-out errors of blocks before and after tuning, and losses end to end by step."""
+    drawn: list[Element] = []
+    labels: list[str] = []
+    blocks: list[Series] = []
+    losses: list[Series] = []
+    for file in files:
+        tuned = from_provenance(_provenance_of(file))
+        if not tuned.blocks and not tuned.losses:
+            continue
+        first = len(labels)
+        for number, label in enumerate((f"{file.label}, before", file.label)):
+            points = [(float(block), pair[number]) for block, pair in enumerate(tuned.blocks)]
+            blocks.append(Series(label=label, points=points, number=first + number))
+            labels.append(label)
+        steps = [(float(step), loss) for step, loss in tuned.losses]
+        losses.append(Series(label=file.label, points=steps, number=first + 1))
+    if any(one.points for one in blocks):
+        x, y = Axis(label="block", whole=True), Axis(label="mean squared error", zero=True)
+        drawn.append(chart("held-out error of each block", blocks, x, y))
+    if any(one.points for one in losses):
+        x, y = Axis(label="steps", whole=True), Axis(label="nats per token")
+        drawn.append(chart("held-out loss end to end", losses, x, y))
+    return join([legend(labels), side_by_side(drawn)]) if drawn else Element()
+
+
+def _provenance_of(file: ReportFile) -> Mapping[str, object]:
+    if isinstance(file, AdapterFile):
+        return file.document.provenance
+    stored: Mapping[str, object] = file.opened.manifest.document["provenance"]
+    return stored
 
 
 def _facts(facts: Mapping[str, str]) -> Element:

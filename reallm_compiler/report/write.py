@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 from reallm_compiler.publish import check_file, new_file, refuse_inputs
 from reallm_compiler.report.files import AdapterFile, ModelFile, read_files
-from reallm_compiler.report.frontier import frontier
+from reallm_compiler.report.frontier import frontier, read_planned
 from reallm_compiler.report.layers import all_matrices, errors_by_block, heat_maps
-from reallm_compiler.report.made import adapter_matrices, provenance, recipes
+from reallm_compiler.report.made import adapter_matrices, provenance, recipes, tuning
 from reallm_compiler.report.overview import bytes_of, summary
 from reallm_compiler.report.page import Part, page
 from reallm_compiler.report.steps import OnStep, Steps
@@ -43,6 +43,7 @@ def write_report(
     *,
     reference: str | os.PathLike[str] | None = None,
     text: str | os.PathLike[str] | None = None,
+    planned: str | os.PathLike[str] | None = None,
     mode: Literal["dense", "packed"] = "dense",
     window: int | None = None,
     device: str = "cpu",
@@ -62,6 +63,7 @@ def write_report(
         reference: the checkpoint that they were made of: adds errors as norms, spectra and
             distributions. Its matrices are read one at a time.
         text: a text to measure perplexity on, and with a reference the KL divergence.
+        planned: what `reallm allocate --json` printed; its frontier is drawn.
         mode: how archives run on the text, as for `load`.
         window: tokens at once; see `evaluate`.
         device: where models run on the text.
@@ -79,8 +81,9 @@ def write_report(
     """
     target = Path(output)
     check_file(target, force=force)
-    refuse_inputs(target, *files, reference, text)
+    refuse_inputs(target, *files, reference, text, planned)
     found = read_files(files)
+    allocation = read_planned(planned) if planned is not None else None
     models = [file for file in found if isinstance(file, ModelFile)]
     adapters = [file for file in found if isinstance(file, AdapterFile)]
     report_step = on_step if on_step is not None else Steps(progress)
@@ -107,7 +110,11 @@ def write_report(
         parts += [
             Part("layers", "Bits and error by layer", heat_maps(models)),
             Part("blocks", "Errors by block", errors_by_block(models, norms)),
-            Part("frontier", "Size against what is lost", frontier(models, norms, quality)),
+            Part(
+                "frontier",
+                "Size against what is lost",
+                frontier(models, norms, quality, allocation),
+            ),
         ]
     if text is not None:
         from reallm_compiler.report.quality import quality as quality_part
@@ -122,6 +129,7 @@ def write_report(
             Part("distributions", "Distributions", distributions(labels, originals)),
         ]
     parts += [
+        Part("tuning", "Tuning", tuning(found)),
         Part("recipes", "Recipes", recipes(models)),
         Part("provenance", "Provenance", provenance(found)),
         Part("matrices", "All matrices", all_matrices(models)),

@@ -8,6 +8,9 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
+from reallm_cli.main import main
 from vectors import forge
 
 VOID = {"meta", "br"}
@@ -190,6 +193,18 @@ def test_beside_the_original_and_on_a_text(run, archive, tiny_llama, text, tmp_p
     assert "is not the model" not in captions
 
 
+def test_the_frontier_of_an_allocation(run, archive, tmp_path):
+    points = [{"bytes": 1000, "bits": 2.0, "kl": 0.1}, {"bytes": 2000, "bits": 4.0, "kl": 0.01}]
+    planned = {"scope": "file", "targets": points[:1], "frontier": points, "uniform": points}
+    (tmp_path / "f.json").write_text(json.dumps(planned))
+    found = page(run, tmp_path / "r.html", archive, "--frontier", tmp_path / "f.json")
+    assert "mixes: 0.1 at 1000 to 0.01 at 2000, least 0.01, largest 0.1" in found.text
+    (tmp_path / "f.json").write_text(json.dumps({"scope": "file"}))
+    refused = run("report", archive, "--frontier", tmp_path / "f.json", "-o", tmp_path / "x")
+    assert refused.code == 4
+    assert "not what `reallm allocate --json` prints" in refused.err
+
+
 def test_another_model_is_noticed(run, archive, tiny_llama, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -221,3 +236,35 @@ def test_what_is_no_model_is_refused(run, archive, tiny_llama, tmp_path):
     assert run("report", archive, *output).code == 6
     assert (tmp_path / "r.html").read_text() == "mine"
     assert run("report", archive, "-o", archive, "--force").code == 6
+
+
+@pytest.fixture(scope="module")
+def adapter(archive, tiny_llama, text, tmp_path_factory):
+    path = tmp_path_factory.mktemp("adapters") / "one.adapter"
+    settings = ("window=32", "block.epochs=1", "e2e.steps=2", "e2e.checks=2", "e2e.batch=2")
+    args = ["finetune", archive, "--model", tiny_llama, "--text", text, "-o", path]
+    assert main(list(map(str, [*args, *(f"--set={one}" for one in settings)]))) == 0
+    return path
+
+
+def test_an_adapter_beside_its_base(run, archive, adapter, text, tmp_path):
+    found = page(run, tmp_path / "r.html", archive, adapter, "--text", text, "--window", 32)
+    (row,) = found.tables["adapters"][1:]
+    assert row[-1] == archive.stem
+    known = run("inspect", adapter, "--json").json
+    assert json.loads(row[1]) == known["file_bytes"]
+    rows = found.tables["one"][1:]
+    assert [(one[0], *map(json.loads, one[1:])) for one in rows] == [
+        (one["name"], one["rank"], one["rounding_error"], one["bytes"]) for one in known["matrices"]
+    ]
+    base, tuned = found.tables["quality on the text"][1:3]
+    assert json.loads(tuned[1]) != json.loads(base[1])
+    for said in ("held-out loss end to end", "held-out error of each block"):
+        assert said in found.text
+    losses = known["provenance"]["tuned_losses"].split(", ")
+    assert [loss.split(" ")[0] for loss in losses] == ["0", "1", "2"]
+    for loss in losses:
+        assert f"{float(loss.split(' ')[1]):.4g}" in found.text
+    alone = page(run, tmp_path / "a.html", adapter)
+    assert "models" not in alone.tables
+    assert run("report", adapter, "-o", tmp_path / "b.html", "--text", text).code == 0

@@ -33,6 +33,9 @@ from reallm_compiler.numbers import counted
 @click.option("-o", "--output", metavar="FILE", required=True, help="The HTML file to write.")
 @click.option("--reference", metavar="MODEL", help="The checkpoint that the archives were made of.")
 @click.option("--text", metavar="FILE", help="UTF-8 text to measure the archives on.")
+@click.option(
+    "--frontier", metavar="FILE", help="What `reallm allocate --json` printed, to be drawn too."
+)
 @click.option("--window", type=click.IntRange(min=2), metavar="N", help="Tokens per window.")
 @click.option("--packed", is_flag=True, help="Run archives on the text from their codes.")
 @click.option("--device", default="auto", show_default=True, metavar="DEVICE", help="For the text.")
@@ -46,6 +49,7 @@ def report_command(
     output: str,
     reference: str | None,
     text: str | None,
+    frontier: str | None,
     window: int | None,
     packed: bool,
     device: str,
@@ -77,6 +81,7 @@ def report_command(
             output,
             reference=reference,
             text=text,
+            planned=frontier,
             mode=mode,
             window=window,
             device=device,
