@@ -45,6 +45,7 @@ from reallm_compiler.checkpoint.quantization import (
 from reallm_compiler.checkpoint.remarks import remarks
 from reallm_compiler.checkpoint.scales import attach_scales
 from reallm_compiler.checkpoint.stated import check_model_types
+from reallm_compiler.checkpoint.store import is_url, mirrored
 from reallm_compiler.checkpoint.ties import find_ties
 from reallm_compiler.errors import SourceError
 from reallm_compiler.tensors import TensorSpec
@@ -136,7 +137,8 @@ def open_source(
         model: a folder with safetensors; one safetensors file (its matrices alone); a
             `config.json` or a folder with nothing more; a YAML or JSON file
             `{shapes: {NAME: [p, q]}}`; the content of either as a mapping, or as JSON text that
-            starts with `{`; or a Hub id `ORG/NAME`, optionally with `@REVISION`.
+            starts with `{`; a folder in an object store, such as `s3://BUCKET/PATH`; or a Hub id
+            `ORG/NAME`, optionally with `@REVISION`.
         weights: whether weights will be read: without, those of a Hub id are not downloaded, and
             the headers of those that the local cache lacks are read on the Hub.
 
@@ -151,6 +153,8 @@ def open_source(
     if text.lstrip().startswith("{"):
         label = "the given text"
         return _from_document(parse_json(text.encode(), label), "", (), label)
+    if is_url(text):
+        return _from_store(text)
     path = Path(os.path.expanduser(text))
     try:
         # Unlike os.path.isdir, stat distinguishes "no permission" from "not there".
@@ -183,6 +187,11 @@ def _from_hub(text: str, path: Path, *, weights: bool) -> Inventory:
         return inventory
     note = f"no safetensors of {text} can be downloaded: only its config is used"
     return replace(inventory, notes=(*inventory.notes, note))
+
+
+def _from_store(url: str) -> Inventory:
+    with mirrored(url) as folder:
+        return replace(_from_folder(folder), path=url)
 
 
 def _is_a_slip(path: Path) -> bool:

@@ -13,14 +13,15 @@ signal that kills the process.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
-from io import FileIO
-from pathlib import Path
+from io import RawIOBase
 
 import torch
 from torch import Tensor
 
 from reallm_compiler.checkpoint import Inventory
+from reallm_compiler.checkpoint.store import open_shard, shard_bytes
 from reallm_compiler.codecs.numerics.numbers import Loss
 from reallm_compiler.codecs.preparation import Preparation
 from reallm_compiler.codecs.sections import TORCH_DTYPES
@@ -73,7 +74,7 @@ def shard_facts(inventory: Inventory) -> dict[str, list[int | str]]:
     facts: dict[str, list[int | str]] = {}
     for shard, rows in sorted(headers.items()):
         digest = hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
-        facts[shard] = [Path(inventory.path, shard).stat().st_size, digest]
+        facts[shard] = [shard_bytes(inventory.path, shard), digest]
     return facts
 
 
@@ -93,7 +94,7 @@ class Weights:
         self, inventory: Inventory, factors: Callable[[str], Tensor] | None = None
     ) -> None:
         self._named_factors = factors
-        self.folder = Path(inventory.path)
+        self.folder = inventory.path
         self.by_name = {spec.name: spec for spec in (*inventory.tensors, *inventory.duplicates)}
         self.digests: dict[str, str] = {}
 
@@ -267,7 +268,7 @@ class Weights:
         """The bytes [begin, end) of a shard, `size` at a time; then their digest is known."""
         digest = hashlib.sha256()
         try:
-            with (self.folder / spec.shard).open("rb", buffering=0) as file:
+            with open_shard(self.folder, spec.shard) as file:
                 file.seek(begin)
                 for first in range(begin, end, size):
                     data = bytearray(min(size, end - first))
@@ -276,7 +277,7 @@ class Weights:
                         raise SourceError(
                             f"the shard ends {end - first - count:,} bytes before the end of "
                             f"{spec.name}",
-                            location=str(self.folder / spec.shard),
+                            location=os.path.join(self.folder, spec.shard),
                             note="it has changed since its header was read, or was not copied "
                             "whole",
                             hint="copy or download this file again and run the same command again",
@@ -285,8 +286,8 @@ class Weights:
                     yield data
         except OSError as error:
             raise SourceError(
-                f"cannot read a shard: {error.strerror}",
-                location=str(self.folder / spec.shard),
+                f"cannot read a shard: {error.strerror or error}",
+                location=os.path.join(self.folder, spec.shard),
                 hint="put the file back and run the same command again: finished matrices are kept",
             ) from error
         name = spec.name if begin == spec.begin else f"{spec.name}#{begin - spec.begin}"
@@ -299,7 +300,7 @@ def _scale_index(spec: TensorSpec, index: int | None) -> int | None:
     return index if len(spec.scale.tensor.shape) == len(spec.shape) else None
 
 
-def _fill(file: FileIO, data: bytearray) -> int:
+def _fill(file: RawIOBase, data: bytearray) -> int:
     """Read into `data` until it is full or the file ends; returns the bytes read."""
     view, filled = memoryview(data), 0
     while filled < len(data):

@@ -88,7 +88,7 @@ class Nodes:
 
         self.fault = fault
         head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-        self._cluster = Cluster(initialize_head=True, head_node_args={**head, **settings})
+        self._cluster: Any = Cluster(initialize_head=True, head_node_args={**head, **settings})
         self.others = [self.add() for _ in range(beside)]
 
     @property
@@ -114,7 +114,7 @@ class Nodes:
         self._cluster.shutdown()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
-            self._cluster = None
+            del self._cluster
             gc.collect()  # Ray leaves files open
 
 
