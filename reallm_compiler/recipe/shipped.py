@@ -23,6 +23,9 @@ DATA_FREE = (
 FIRST_CHOICE = "reallm-2bit"
 """What a user who knows nothing else should take: a seventh of bfloat16, at little loss."""
 
+CHOICES = "choices"
+"""The folder of recipes with candidates, among the others."""
+
 _PACKAGE = Path(__file__).resolve().parent
 _FOLDERS = (_PACKAGE.parent / "_recipes", _PACKAGE.parent.parent / "recipes")
 
@@ -32,20 +35,27 @@ def _home() -> Path:
 
 
 def list_shipped() -> list[str]:
-    """The names of all shipped recipes, in alphabetical order."""
+    """The names of all shipped recipes that can be compiled, in alphabetical order."""
     return sorted(path.stem for path in _home().glob("*.yaml"))
+
+
+def list_choices() -> list[str]:
+    """The names of the shipped recipes that `reallm allocate` chooses from, likewise."""
+    return sorted(path.stem for path in (_home() / CHOICES).glob("*.yaml"))
 
 
 def shipped_path(name: str) -> Path | None:
     """The file of a shipped recipe; None if there is no recipe of that name."""
-    return _home() / f"{name}.yaml" if name in list_shipped() else None
+    if name in list_shipped():
+        return _home() / f"{name}.yaml"
+    return _home() / CHOICES / f"{name}.yaml" if name in list_choices() else None
 
 
 def read_shipped(name: str) -> str:
     """The text of a shipped recipe.
 
     Raises:
-        KeyError: there is no recipe of that name; `list_shipped` has them all.
+        KeyError: there is no recipe of that name; `list_shipped` and `list_choices` have all.
     """
     path = shipped_path(name)
     if path is None:

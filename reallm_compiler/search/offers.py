@@ -91,18 +91,21 @@ def find_offers(recipe: Recipe, allocation: Allocation, inventory: Inventory) ->
     fitting: set[str] = set()
     for index, candidate in enumerate(allocation.candidates):
         offered_trees = _trees_of(candidate, trees, coded)
-        refused.setdefault(candidate.path, (candidate, None))
+        if candidate.rule is None or not candidate.rule.optional:
+            refused.setdefault(candidate.path, (candidate, None))
         for name in free:
             if name not in offered_trees:
                 continue
             plan, found = plans.of(offered_trees[name])
             if plan is None:
-                refused[candidate.path] = candidate, found[0].message
+                if candidate.path in refused:
+                    refused[candidate.path] = candidate, found[0].message
                 continue
             layout = layouts.layout_of(plan, facts[name].shape, facts[name].dtype)
             if layout.refusal is not None:
                 why = f"{layout.refusal[1]}; {name} is {_shape(facts[name])}"
-                refused[candidate.path] = candidate, why
+                if candidate.path in refused:
+                    refused[candidate.path] = candidate, why
                 continue
             fitting.add(candidate.path)
             if plan.needs_statistics and recipe.statistics != "required":

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from reallm_compiler.errors import Problem, RecipeError
 from reallm_compiler.recipe import list_shipped, load_recipe
+from reallm_compiler.recipe.shipped import list_choices
 from reallm_compiler.recipe.vocabulary import keys_of, stages
 from reallm_compiler.stages import MatrixPlan
 
-SHIPPED = ", ".join(f"`{name}`" for name in list_shipped())
+SHIPPED = ", ".join(f"`{name}`" for name in [*list_shipped(), *list_choices()])
 
 
 @pytest.fixture

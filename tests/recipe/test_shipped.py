@@ -10,7 +10,13 @@ import pytest
 
 from reallm_compiler.recipe import Candidate, list_shipped, load_recipe, read_shipped, resolve
 from reallm_compiler.recipe import shipped as shipped_module
-from reallm_compiler.recipe.shipped import BEST, DATA_FREE, FIRST_CHOICE, head_comment
+from reallm_compiler.recipe.shipped import (
+    BEST,
+    DATA_FREE,
+    FIRST_CHOICE,
+    head_comment,
+    list_choices,
+)
 from reallm_compiler.stages import AbsmaxScales, MatrixPlan, UniformQuantizer
 from reallm_compiler.storage.matrix import layout_of
 from reallm_compiler.units import bits_per_weight
@@ -47,7 +53,20 @@ NOT_MEASURED = {
 
 def test_all_promised_recipes_are_there():
     assert set(NAMES) >= PROMISED
-    assert {path.stem for path in (ROOT / "recipes").iterdir()} == set(NAMES)
+    assert {path.stem for path in (ROOT / "recipes").glob("*.*")} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", list_choices())
+def test_a_recipe_to_choose_from_is_one(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.allocate is not None
+    assert recipe.allocate.target is None  # the command says it
+    counts = {"reallm-mixed": 14, "reallm-mixed-data-free": 15, "lq-lora-mixed": 432}
+    assert len(recipe.allocate.candidates) == counts[name]
+    comment = head_comment(read_shipped(name))
+    assert f"reallm allocate {name} --model PATH" in comment
+    assert "Source:" in comment
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -48,13 +48,15 @@ def list_recipes(terminal: Terminal, as_json: bool) -> int:
         BEST,
         DATA_FREE,
         head_comment,
+        list_choices,
         list_shipped,
         measured_kl,
         read_shipped,
     )
 
     rows: list[dict[str, Any]] = []
-    for name in sorted(list_shipped(), key=[*BEST, *DATA_FREE, *list_shipped()].index):
+    names = sorted(list_shipped(), key=[*BEST, *DATA_FREE, *list_shipped()].index)
+    for name in [*names, *list_choices()]:
         comment = head_comment(read_shipped(name))
         rows.append(
             {
@@ -62,6 +64,7 @@ def list_recipes(terminal: Terminal, as_json: bool) -> int:
                 "bits": expected_bits(comment),
                 "kl": measured_kl(name),
                 "best": name in (*BEST, *DATA_FREE),
+                "candidates": name in list_choices(),
                 "statistics": load_recipe(name).statistics,
                 "purpose": purpose(comment),
             }
@@ -85,12 +88,19 @@ def list_recipes(terminal: Terminal, as_json: bool) -> int:
             rows=[
                 (row["name"], row["bits"], row["kl"], row["purpose"])
                 for row in rows
-                if (row["best"], row["statistics"]) == (best, statistics)
+                if (row["best"], row["statistics"]) == (best, statistics) and not row["candidates"]
             ],
             wrap="<purpose",
         )
         show_sheet(terminal, sheet, title=title)
         terminal.data()
+    sheet = Sheet(
+        columns=["<recipe", "<purpose"],
+        rows=[(row["name"], row["purpose"]) for row in rows if row["candidates"]],
+        wrap="<purpose",
+    )
+    show_sheet(terminal, sheet, title="to choose from to a number of bytes: `reallm allocate`")
+    terminal.data()
     terminal.data("* at 4096 x 4096; `reallm budget RECIPE --model MODEL` has yours")
     terminal.data(
         "** nats from the original for each token, on a model of 11 million weights; smaller is "
@@ -104,9 +114,9 @@ def list_recipes(terminal: Terminal, as_json: bool) -> int:
 @click.pass_obj
 def show_recipe(terminal: Terminal, name: str) -> int:
     """Print a shipped recipe as it is written."""
-    from reallm_compiler.recipe.shipped import list_shipped, read_shipped
+    from reallm_compiler.recipe.shipped import list_choices, list_shipped, read_shipped
 
-    known = list_shipped()
+    known = [*list_shipped(), *list_choices()]
     if name not in known:
         raise CommandLineError(
             f"there is no shipped recipe `{name}`",
