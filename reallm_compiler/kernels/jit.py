@@ -31,6 +31,9 @@ VARIABLE = "REALLM_KERNELS"
 """Environment variable that names the target of kernels; `none` for none."""
 
 
+Work = Literal["one", "several", "panel"]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernel:
     """What a module is compiled from.
@@ -46,7 +49,7 @@ class Kernel:
     form: Form
     inputs: Inputs
     outputs: Outputs
-    work: Literal["one", "several", "panel"]
+    work: Work
 
 
 @cache

@@ -46,9 +46,9 @@ class Sides:
     """Both sides of a matrix [p, q].
 
     Attributes:
-        values: what the codes stand for.
+        values: what the codes stand for; orders and factors are in the sides.
         inputs: applied to x; `after` is contained in `order_factors`.
-        order: int64 [positions], the column at each position of the laid out inputs, q for none;
+        order: int32 [positions], the column at each position of the laid out inputs, q for none;
             None where inputs lie as they come.
         order_factors: float32 [positions] or None.
         outputs: applied the other way round: `after`, Hadamard matrices, `before`.
@@ -153,10 +153,12 @@ def _sides(packed: PackedMatrix, form: Form, values: WindowValues) -> Sides | No
                 return None
             own = times(own, field.scale)
         elif field is not None:
+            if field.zero is not None and own is not None:
+                return None  # a zero point has no factors of columns
             scale, zero = field.scale, zero if field.zero is None else field.zero
     laid, factors_laid = _laid_out(form, shape, columns, values.order, own, inputs.after)
     return Sides(
-        values=values,
+        values=replace(values, order=None, factors=None, rest=None),
         inputs=inputs,
         order=laid,
         order_factors=factors_laid,
@@ -201,7 +203,7 @@ def _laid_out(
     if factors is not None:
         factors = torch.nn.functional.pad(factors, (0, missing))
         factors = factors.view(-1, form.streams).t().reshape(-1)
-    return streams, factors
+    return streams.to(torch.int32), factors
 
 
 def _group_orders(form: Form, shape: Shape, order: ColumnOrder, rows: int) -> Tensor | None:

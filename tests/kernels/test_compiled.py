@@ -80,7 +80,8 @@ PLANS: dict[str, dict[str, Any]] = {
         "residual": {"kind": "low_rank", "rank": 2},
         "dora": True,
     },
-    "uniform, orders of groups of rows": {
+    "uniform, orders of groups of rows, outliers": {
+        "residual": {"kind": "sparse", "fraction": "1/20", "by": "magnitude"},
         "quantizer": {"kind": "uniform", "bits": 3},
         "scales": {"kind": "minmax", "per": "row"},
         "permutation": {"kind": "nearest", "rows": 5},
@@ -254,7 +255,7 @@ def test_panels_are_as_many_as_there_must_be(target: str, monkeypatch: pytest.Mo
     packed = packed_of("vq of rows", (72, 80))
     x = activations(MOST_TOKENS + 1, 80)
     wanted = made(packed, target).linear(x)
-    monkeypatch.setattr("reallm_compiler.kernels.compiled.PANEL_ROWS", 16)
+    monkeypatch.setattr("reallm_compiler.kernels.compiled_many.PANEL_ROWS", 16)
     assert distance(made(packed, target).linear(x), wanted) < 1e-6
 
 
@@ -296,7 +297,7 @@ def test_results_depend_on_the_token_alone(
     name: str, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not on the tokens beside it, nor on the number of threads."""
-    monkeypatch.setattr("reallm_compiler.kernels.compiled.LEAST_FOR_THREADS", 1)
+    monkeypatch.setattr("reallm_compiler.kernels.compiled_few.LEAST_FOR_THREADS", 1)
     shape = (200, LONG.get(name, (0, 128))[1])
     packed = packed_of(name, shape)
     product = made(packed, target)
@@ -316,7 +317,7 @@ def test_results_depend_on_the_token_alone(
 
 @pytest.mark.parametrize("target", HERE)
 def test_python_threads_do_the_same(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reallm_compiler.kernels.compiled.LEAST_FOR_THREADS", 1)
+    monkeypatch.setattr("reallm_compiler.kernels.compiled_few.LEAST_FOR_THREADS", 1)
     packed = packed_of("trellis, rotated, with factors", (200, 128))
     x = activations(2, 128)
     wanted = made(packed, target).linear(x)
@@ -362,7 +363,7 @@ def test_kernels_for_arm_are_what_llvm_accepts(name: str) -> None:
         cpu="cortex-a76", opt=3
     )
     for work in ("several", "panel"):
-        kernel = product._kernel(work)
+        kernel = product._few._kernel(work)
         kernel = replace(kernel, inputs=replace(kernel.inputs, planes=False))
         module = llvm.parse_assembly(jit.source(kernel, "neon"))
         module.verify()
@@ -394,17 +395,25 @@ def test_kernels_are_chosen() -> None:
     assert isinstance(product_for(packed, CPU, torch.float64), PlainProduct)
 
 
-@pytest.mark.parametrize("sides", ["rows", "both"])
-def test_orders_of_rows_go_the_plain_way(sides: str) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"permutation": {"kind": "norm_sorted", "sides": "rows"}},
+        {"permutation": {"kind": "norm_sorted", "sides": "both"}},
+        {"quantizer": TRELLIS, "scales": {"kind": "minmax", "per": "row"}},
+    ],
+)
+def test_what_kernels_do_not_do_goes_the_plain_way(words: dict[str, Any]) -> None:
+    """Orders of rows, and zero points beside factors of columns."""
     plan = {
         "quantizer": {"kind": "uniform", "bits": 4},
         "scales": {"kind": "absmax", "per": "row"},
-        "permutation": {"kind": "norm_sorted", "sides": sides},
+        **words,
     }
     packed = packed_matrix(MatrixPlan.model_validate(plan), (72, 80))
-    x = activations(2, 80)
-    found = product_for(packed, CPU, torch.float32).linear(x)
-    assert distance(found, x.double() @ dense(packed).t()) < 1e-4
+    product, x = product_for(packed, CPU, torch.float32), activations(2, 80)
+    assert isinstance(product, PlainProduct)
+    assert distance(product.linear(x), x.double() @ dense(packed).t()) < 1e-4
 
 
 @pytest.mark.parametrize("role", ["codes", "codebook", "high_rate", "scales"])
