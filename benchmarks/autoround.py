@@ -91,7 +91,7 @@ def main() -> None:
     torch.set_num_threads(1)
     began = time.process_time()
     make = {"ours": ours, "theirs": theirs}[given.which]
-    model = make(given.model, given.text, given.sequences, given.window, given.epochs)
+    model = make(given.model, given.text, given.sequences, given.window, given.epochs).float()
     seconds = time.process_time() - began
     original, tokenizer = load_for_evaluation(given.model)
     valid = given.valid.read_bytes()[: given.bytes].decode(errors="ignore")
