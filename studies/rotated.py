@@ -5,7 +5,7 @@
 For each kind of matrix, of the original and of the model with norms folded and rotated: the
 kurtosis of the weights (3 for normal ones), how far the largest input channel lies above the root
 mean square of all, and tr(E H E^T) of the rotated matrix as a part of the original's, with codes
-that are nearest or carry errors (GPTQ), and scales for each row or for each group of 64. tr(E H E^T)
+that are nearest or carry errors (GPTQ), and scales for each row or each group of 64. tr(E H E^T)
 is the mean square of the same outputs in both. Means over layers are geometric.
 """
 

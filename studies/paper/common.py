@@ -9,7 +9,8 @@ The paper is ReALLM (arXiv 2405.13155). Each script takes the same options:
     --window N        tokens of a window (default 256)
     --rank R          what stands for rank 64 of 4096 (default 1/64 of min(p, q))
     --long            longer tuning (default: seconds to minutes on one core)
-    --set PATH=VALUE  a setting of the tuning run, such as e2e.steps=2000
+    --set PATH=VALUE  a setting of the tuning run, such as e2e.steps=2000, or fit.epochs=1 of the
+                      recipes by which blocks learn while they are coded
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ SHORT = {
     "block": {"lr": 1e-3, "batch": 16, "sequences": 64, "epochs": 2, "patience": 2},
     "e2e": {"lr": 1e-3, "batch": 8, "accumulation": 1, "steps": 40, "checks": 2},
 }
+FIT = {"samples": 64, "epochs": 20}
+"""How much blocks learn while they are coded; with --long as the recipes say."""
+
 LONG = {
     "held_out": 32,
     "block": {"lr": 1e-3, "batch": 16, "sequences": 512, "epochs": 10, "patience": 3},
@@ -75,6 +79,7 @@ class Study:
         self.folder = Path(tempfile.mkdtemp(prefix="study-"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.settings = {"window": given.window, **(LONG if given.long else SHORT)}
+        self.settings["fit"] = {"window": given.window, **({} if given.long else FIT)}
         for word in given.set:
             path, value = word.split("=", 1)
             stage, _, name = path.rpartition(".")
@@ -98,12 +103,15 @@ class Study:
         path = self.folder / f"{name}.reallm"
         if not path.exists():
             papers = {**recipe, "rules": [*recipe.get("rules", []), LINEAR_ONLY]}
-            needed = load_recipe(papers).statistics == "required"
+            loaded = load_recipe(papers)
+            if loaded.fit is not None:
+                papers["fit"] = {**loaded.fit.model_dump(mode="json"), **self.settings["fit"]}
             reallm.compile(
                 papers,
                 model=self.given.model,
                 output=path,
-                statistics=self.statistics if needed else None,
+                statistics=self.statistics if loaded.statistics == "required" else None,
+                text=self.tune_files if loaded.fit is not None else None,
                 device="cpu",
                 workers=1,
             )
@@ -129,12 +137,13 @@ class Study:
         """`archive` after one stage of tuning, `block` or `e2e`, made once."""
         path = archive.with_name(f"{archive.stem}-{stage}.reallm")
         if not path.exists():
+            options = {name: value for name, value in self.settings.items() if name != "fit"}
             reallm.tune(
                 archive,
                 model=self.given.model,
                 text=self.tune_files,
                 output=path,
-                options={**self.settings, "stages": [stage]},
+                options={**options, "stages": [stage]},
                 into=True,
                 on_event=lambda event: print(event, file=sys.stderr, flush=True),
             )

@@ -16,6 +16,7 @@ NAMES = ["table_1", "table_2", "table_3", "table_5", "table_6", "table_7"]
 LEAST = (
     "--set", "held_out=1", "--set", "block.epochs=1", "--set", "block.sequences=2",
     "--set", "e2e.steps=1", "--set", "e2e.batch=1", "--set", "e2e.checks=0",
+    "--set", "fit.samples=2", "--set", "fit.epochs=1",
 )  # fmt: skip
 
 
@@ -76,7 +77,8 @@ def test_table_2_runs_what_a_recipe_can_say(run, small) -> None:
 
     rows, _ = run("table_2", *small, *LEAST, change=fewer)
     by_name = {row[0]: row for row in rows[1:]}
-    assert by_name["Omniquant"][3:6] == ["", "", ""]
+    assert float(by_name["Omniquant"][3]) > 1
+    assert by_name["Omniquant"][5] == "3.2969"
     assert by_name["GPTQ"][5] == "3.1484"
     assert by_name["GPTQ"][4] == ""
     assert float(by_name["LoftQ"][4]) > 1
@@ -89,9 +91,16 @@ def test_methods_of_table_2_are_recipes(bits: int) -> None:
     import reallm_compiler as reallm
 
     table: Any = importlib.import_module("studies.paper.table_2")
-    model = {"shapes": {"matrix": [4096, 4096]}}
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads")
+    model = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 8,
+        "num_hidden_layers": 1,
+        **dict(zip(sizes, (4096, 4096, 32), strict=True)),
+    }
     for name, width, _, recipe, *_ in table.methods(Fraction(1, 64)):
-        if recipe is not None and width == bits:
+        if width == bits:
             paper = float(reallm.plan(recipe, model=model).budget().totals.paper_bits)
             assert bits <= paper < bits + 0.6, name
 
