@@ -8,7 +8,7 @@ Matrices of normal weights (statistics of made inputs where a recipe needs them)
 of a Llama runs forward and back, tokens are added to second moments, bytes are copied with their
 digest; each in processor seconds of one thread. The rates are those that make the relative errors
 of all timings least, none below zero. Timings and rates stand in
-`reallm_compiler/planning/rates.json`.
+`reallm_compiler/estimates/rates.json`.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ import math
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.scale import COMMAND, ENVIRONMENT, write_checkpoint
 from benchmarks.timing import Timer, conditions
 from reallm_compiler.codecs import encode_matrix
 from reallm_compiler.codecs.statistics import MatrixStatistics
-from reallm_compiler.planning import rates as known
-from reallm_compiler.planning.rates import Point, Rates
+from reallm_compiler.estimates import rates as known
+from reallm_compiler.estimates.rates import Point, Rates
 from reallm_compiler.recipe import load_recipe
 from reallm_compiler.storage import work as operations
 from reallm_compiler.storage.matrix import layout_of
@@ -66,6 +67,8 @@ RECIPES: dict[str, tuple[tuple[int, int], ...]] = {
 }
 TRAINED = {"reallm": 1, "extends": "paper-hnerv", "defaults": {"autoencoder": {"epochs": 2}}}
 """The trained autoencoder with two epochs in place of its thousands."""
+
+TRAINED_POINT = ("paper-hnerv of 2 epochs", TRAINED)
 
 TOKENS = 512
 BLOCKS = ((1024, 2816), (2048, 5632), (4096, 11008))
@@ -106,8 +109,27 @@ def coded(title: str, recipe: Any, shape: tuple[int, int]) -> Point:
     def run() -> object:
         return encode_matrix(plan, weight, seed=1, source_dtype="bf16", statistics=measured)
 
-    work = {**layout_of(plan, shape, "bf16").work, operations.MATRICES: 1}
-    return timed(f"{title} {shape[0]} x {shape[1]}", work, run)
+    return timed(title_of(title, shape), work_of(recipe, shape), run)
+
+
+def title_of(name: str, shape: tuple[int, int]) -> str:
+    return f"{name} {shape[0]} x {shape[1]}"
+
+
+def work_of(recipe: Any, shape: tuple[int, int]) -> Mapping[str, int]:
+    return {**layout_of(plan_of(recipe), shape, "bf16").work, operations.MATRICES: 1}
+
+
+def counted_anew(points: Mapping[str, Point]) -> dict[str, Point]:
+    """The same timings, with their operations as the size laws count them now."""
+    coded = [(name, name, shape) for name, shapes in RECIPES.items() for shape in shapes]
+    coded.append((*TRAINED_POINT, (1024, 1024)))
+    found = dict(points)
+    for name, recipe, shape in coded:
+        title = title_of(name, shape)
+        if title in found:
+            found[title] = replace(found[title], work=work_of(recipe, shape))
+    return found
 
 
 def timed(title: str, work: Mapping[str, int], run: Callable[[], object], rounds: int = 1) -> Point:
@@ -174,16 +196,14 @@ def byte_point() -> Point:
 
 
 def start_point() -> Point:
-    """A process that is ready to code."""
-    code = "import reallm_compiler.execute.runner, reallm_compiler.codecs.encode"
-    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    args = [sys.executable, "-c", code]
-    return timed(
-        "start of a process",
-        {operations.PROCESSES: 1},
-        lambda: subprocess.run(args, env=environment, check=True),
-        3,
-    )
+    """The command line compiling next to nothing: imports, planning, an archive of one matrix."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "model"
+        write_checkpoint(model, weights=4096, hidden=64, inner=64)
+        args = [*COMMAND, "compile", "rtn-4bit", "--model", str(model), "--force", "--workers", "1"]
+        args += ["-o", str(Path(folder) / "a.reallm"), "--device", "cpu"]
+        run = partial(subprocess.run, args, env=ENVIRONMENT, check=True, stderr=subprocess.DEVNULL)
+        return timed("start of a process", {operations.PROCESSES: 1}, run, 3)
 
 
 def measured(only: list[str]) -> Iterator[Point]:
@@ -194,7 +214,7 @@ def measured(only: list[str]) -> Iterator[Point]:
         for shape in shapes if wanted(recipe) else ():
             yield coded(recipe, recipe, shape)
     if wanted("paper-hnerv"):
-        yield coded("paper-hnerv of 2 epochs", TRAINED, (1024, 1024))
+        yield coded(*TRAINED_POINT, (1024, 1024))
     if wanted("model"):
         yield from block_points()
         yield from moment_points()
@@ -246,20 +266,19 @@ def show(rates: Rates) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--fit", action="store_true", help="write rates of the known timings")
     parser.add_argument("--only", action="append", default=[], help="a recipe, `model` or `bytes`")
     given = parser.parse_args()
     given.threads, given.rounds, given.clock = 1, 1, "cpu"
     torch.set_num_threads(1)
     old = known.rates_of(json.loads(FILE.read_text())) if FILE.exists() else None
-    if not given.measure and old is not None:
-        show(old)
-        return
-    points = {point.title: point for point in (old.points if old is not None else ())}
-    for point in measured(given.only):
+    points = counted_anew({one.title: one for one in old.points} if old is not None else {})
+    for point in measured(given.only) if given.measure else ():
         print(f"{point.title}: {point.seconds:.3g} s", flush=True)
         points[point.title] = point
-        found = tuple(points.values())
-        rates = Rates(machine=conditions(given), costs=fitted(found), points=found)
+    found = tuple(points.values())
+    rates = Rates(machine=conditions(given), costs=fitted(found), points=found)
+    if given.measure or given.fit:
         FILE.write_text(json.dumps(rates.to_json(), indent=1) + "\n")
     show(rates)
 

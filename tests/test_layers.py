@@ -40,6 +40,7 @@ LAYERS = {
     "reallm_compiler.evaluate": 10,
     "reallm_compiler.report": 11,
     "reallm_compiler.search": 11,
+    "reallm_compiler.estimates": 11,
     "reallm_compiler.integrations": 12,
     "reallm_cli": 13,
 }

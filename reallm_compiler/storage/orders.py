@@ -5,10 +5,14 @@ from __future__ import annotations
 from reallm_compiler.stages import ActOrderPermutation, NormSortedPermutation
 from reallm_compiler.storage.base import Context, Cost, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.values import Order
+from reallm_compiler.storage.work import WEIGHTS, Work
 from reallm_compiler.units import ceil_div, index_bits
 
 COLUMNS = "order"
 """Role of the section with the orders of the columns."""
+
+SORTING_PASSES = 16
+"""Times that the weights are gone over to sort them, about: they are moved one by one."""
 
 ROWS = "row_order"
 """Role of the section with the order of the rows."""
@@ -67,3 +71,12 @@ class SortedLaw(SizeLaw[NormSortedPermutation | ActOrderPermutation]):
         p, q = shape
         size = 8 * (p * p + q * q) if params.needs_statistics else 4 * p * q
         return Cost(host_bytes=size)
+
+    def work(
+        self,
+        params: NormSortedPermutation | ActOrderPermutation,
+        shape: Shape,
+        context: Context,
+    ) -> Work:
+        """Norms, and the latent put in order."""
+        return {WEIGHTS: SORTING_PASSES * shape[0] * shape[1]}

@@ -35,8 +35,8 @@ class ScalarLaw(SizeLaw[S]):
         return [SectionSpec(role="codes", dtype=f"b{_bits(params)}", shape=shape, term="codes")]
 
     def work(self, params: S, shape: Shape, context: Context) -> Work:
-        """A nearest level for every weight."""
-        return {WEIGHTS: LEVEL_PASSES * shape[0] * shape[1]}
+        """A nearest level for every weight, which is looked up where levels are not even."""
+        return {WEIGHTS: LEVEL_PASSES * (1 if self.even else 2) * shape[0] * shape[1]}
 
     def paper_bits(self, params: S, shape: Shape, context: Context) -> dict[str, Fraction]:
         """b for each weight."""

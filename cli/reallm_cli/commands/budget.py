@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
+from reallm_cli.commands.budget_time import Timing, show_time, time_options
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_recipe_path
@@ -35,6 +37,10 @@ from reallm_compiler.planning.opened import Opened, Stored
             "which line of the recipe set which field of that matrix",
         ),
         ("reallm budget model.reallm", "planned against stored bytes of a finished archive"),
+        (
+            "reallm budget reallm-2bit --model config.json --time --nodes 1 --nodes 8",
+            "hours, memory, bytes moved and money of every step, on one node and on eight",
+        ),
     ],
 )
 @click.argument("source", metavar="RECIPE_OR_ARCHIVE")
@@ -46,10 +52,16 @@ from reallm_compiler.planning.opened import Opened, Stored
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 @click.option("--explain", metavar="NAME", help="Show which rule set which field of one matrix.")
+@time_options
 @click.pass_obj
 @resting_collector()
 def budget(
-    terminal: Terminal, source: str, model: str | None, as_json: bool, explain: str | None
+    terminal: Terminal,
+    source: str,
+    model: str | None,
+    as_json: bool,
+    explain: str | None,
+    timing: Timing,
 ) -> int:
     """Show the exact size of an archive, to the byte, before any work.
 
@@ -60,6 +72,8 @@ def budget(
     plan = _plan(source, model, opened)
     if explain is not None:
         return _explain(terminal, plan, explain, as_json=as_json, archive=opened)
+    if timing.wanted:
+        return show_time(terminal, plan, _config(source, model, opened), timing, as_json=as_json)
     sizes = plan.budget()
     stored = opened.stored if opened is not None and _same_matrices(plan, opened.plan) else None
     if as_json:
@@ -100,6 +114,21 @@ def _plan(source: str, model: str | None, opened: Opened | None) -> Plan:
     from reallm_compiler.recipe import load_recipe
 
     return build_plan(load_recipe(opened.plan.recipe), model=model)
+
+
+def _config(source: str, model: str | None, opened: Opened | None) -> Mapping[str, Any] | None:
+    """The config of the model of a plan; None where it has none."""
+    if opened is not None and model is None:
+        from reallm_compiler.finetune.run import config_of
+        from reallm_compiler.reader.archive import open_archive
+
+        with open_archive(opened.path, allow_cost=True) as archive:
+            return config_of(archive)
+    from reallm_compiler.planning.build import open_model
+    from reallm_compiler.recipe import load_recipe
+
+    recipe = load_recipe(source if opened is None else opened.plan.recipe)
+    return open_model(recipe, model, weights=False).config
 
 
 def _same_matrices(plan: Plan, stored: Plan) -> bool:
