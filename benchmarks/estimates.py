@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,11 +35,10 @@ LAYER = 32_000_000
 def seconds_of(args: list[str]) -> float:
     """Processor seconds of the command line."""
     timer = Timer("cpu")
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
-    timer.run(
-        "run", lambda: subprocess.run([*COMMAND, *args], env=environment, check=True, **quiet)
-    )
+    quiet = subprocess.DEVNULL
+    whole = [*COMMAND, *args]
+    run = partial(subprocess.run, whole, env=ENVIRONMENT, check=True, stdout=quiet, stderr=quiet)
+    timer.run("run", run)
     return timer.median("run")
 
 

@@ -40,22 +40,23 @@ from reallm_compiler.storage import work as operations
 from reallm_compiler.storage.matrix import layout_of
 
 FILE = Path(known.__file__).with_name(known.FILE)
-SMALL, TALL, WIDE, LARGE = (512, 1024), (2048, 1024), (1024, 2048), (4096, 4096)
+SMALL, TALL, WIDE, LONG = (512, 1024), (2048, 1024), (1024, 2048), (1024, 4096)
+LARGE = (4096, 4096)
 RECIPES: dict[str, tuple[tuple[int, int], ...]] = {
     "nf4": (TALL, WIDE, LARGE),
     "rtn-4bit": (TALL, WIDE, LARGE),
     "rtn-2bit": (WIDE, LARGE),
-    "reallm-2bit-data-free": (SMALL, TALL, WIDE, LARGE),
-    "reallm-4bit-data-free": (SMALL, TALL, WIDE),
-    "reallm-2bit": (SMALL, TALL, WIDE, LARGE),
+    "reallm-2bit-data-free": (SMALL, WIDE, LONG),
+    "reallm-4bit-data-free": (SMALL,),
+    "reallm-2bit": (SMALL, TALL, WIDE, LONG),
     "reallm-4bit": (TALL, WIDE),
     "qtip": (SMALL,),
-    "reallm-2bit-tunable": (SMALL, TALL, WIDE, LARGE),
-    "paper-2bit": (SMALL, TALL, WIDE, LARGE),
+    "reallm-2bit-tunable": (SMALL, TALL, WIDE, LONG),
+    "paper-2bit": (SMALL, TALL, WIDE, LONG),
     "paper-3bit": (SMALL, TALL),
     "gptq-4bit": (SMALL, TALL, WIDE, LARGE),
     "gptq-2bit-act-order": (TALL, WIDE),
-    "awq-4bit": (SMALL, TALL, WIDE, LARGE),
+    "awq-4bit": (SMALL, TALL, WIDE),
     "spqr": (SMALL, TALL, WIDE),
     "quip-sharp-2bit": (SMALL, TALL, WIDE),
     "quip-sharp-4bit": (SMALL,),
@@ -122,7 +123,9 @@ def work_of(recipe: Any, shape: tuple[int, int]) -> Mapping[str, int]:
 
 def counted_anew(points: Mapping[str, Point]) -> dict[str, Point]:
     """The same timings, with their operations as the size laws count them now."""
-    coded = [(name, name, shape) for name, shapes in RECIPES.items() for shape in shapes]
+    coded: list[tuple[str, Any, tuple[int, int]]] = [
+        (name, name, shape) for name, shapes in RECIPES.items() for shape in shapes
+    ]
     coded.append((*TRAINED_POINT, (1024, 1024)))
     found = dict(points)
     for name, recipe, shape in coded:
@@ -182,6 +185,18 @@ def moment_points() -> Iterator[Point]:
         yield timed(f"moments of {width}", work, partial(sums.addmm_, states.t(), states), 3)
 
 
+def product_points() -> Iterator[Point]:
+    """Products of square matrices in float32 and float64."""
+    for name, dtype in (
+        (operations.PRODUCTS, torch.float32),
+        (operations.DOUBLE_PRODUCTS, torch.float64),
+    ):
+        for size in (1024, 2048):
+            matrix = torch.randn(size, size, dtype=dtype)
+            run = partial(torch.mm, matrix, matrix)
+            yield timed(f"product of {size} in {dtype}", {name: size**3}, run, 3)
+
+
 def byte_point() -> Point:
     """Bytes read, copied and digested."""
     data = os.urandom(1 << 26)
@@ -218,6 +233,7 @@ def measured(only: list[str]) -> Iterator[Point]:
     if wanted("model"):
         yield from block_points()
         yield from moment_points()
+        yield from product_points()
     if wanted("bytes"):
         yield byte_point()
         yield start_point()

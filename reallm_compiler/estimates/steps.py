@@ -37,6 +37,7 @@ class Step:
         hours: until it ends.
         gpu_hours: hours of a GPU in place of the cores; None where none was measured or assumed.
         memory_bytes: of a node, at the peak.
+        fits: a node has as much.
         disk_bytes: read from and written to disks, of all nodes together.
         network_bytes: moved between nodes.
         dollars: rent of all cores for that time.
@@ -51,6 +52,7 @@ class Step:
     hours: float | None
     gpu_hours: float | None
     memory_bytes: int
+    fits: bool
     disk_bytes: int
     network_bytes: int
     dollars: float | None
@@ -249,6 +251,7 @@ def _step(
         hours=None if wall is None else wall / HOUR,
         gpu_hours=gpu,
         memory_bytes=memory,
+        fits=memory <= machine.memory,
         disk_bytes=disk,
         network_bytes=network,
         dollars=None if wall is None else machine.rent(used or nodes, wall),

@@ -24,6 +24,11 @@ class RoundingStage(Stage):
         """Whether codes of some columns are chosen again, the others as they are."""
         return False
 
+    @property
+    def choices(self) -> int:
+        """How often each code is chosen, at most."""
+        return 1
+
 
 class NearestRounding(RoundingStage):
     """Each code is the nearest one, or the path of least error; no data is needed."""
@@ -84,6 +89,11 @@ class FeedbackRounding(RoundingStage):
     def recodes(self) -> bool:
         """In sweeps."""
         return self.sweeps > 0
+
+    @property
+    def choices(self) -> int:
+        """Once, and in every sweep."""
+        return 1 + self.sweeps
 
     @model_validator(mode="after")
     def _sweeps_along_the_inputs(self) -> FeedbackRounding:

@@ -105,10 +105,13 @@ class MatrixLayout:
         What its share group learns is not among them.
         """
         context = self._context()
-        laws = [(size_law_of(stage), stage, shape) for stage, shape in self._stages()]
-        parts = [law.work(stage, shape, context) for law, stage, shape in laws]
-        if not context.shared:
-            parts += [law.learning_work(stage, [shape]) for law, stage, shape in laws]
+        parts = []
+        for name, stage, shape in self._named_stages():
+            law = size_law_of(stage)
+            chosen = self.plan.rounding.choices if name == "quantizer" else 1
+            parts.append(times(chosen, law.work(stage, shape, context)))
+            if not context.shared:
+                parts.append(law.learning_work(stage, [shape]))
         rounds = max((stage.rounds for stage in self.plan.residual), default=1)
         return total([{WEIGHTS: PASSES * self.numel}, times(rounds, total(parts))])
 

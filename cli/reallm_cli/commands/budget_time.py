@@ -161,12 +161,17 @@ def row_of(step: Step) -> tuple[str, ...]:
         amount(step.cpu_hours),
         amount(step.hours),
         amount(step.gpu_hours),
-        size_text(step.memory_bytes),
+        memory_text(step),
         size_text(step.disk_bytes),
         size_text(step.network_bytes) if step.network_bytes else "0",
         amount(step.dollars),
         amount(step.gpu_dollars),
     )
+
+
+def memory_text(step: Step) -> str:
+    """The memory of a node, with a mark where it has less."""
+    return size_text(step.memory_bytes) + ("" if step.fits else " (too much)")
 
 
 def amount(value: float | None) -> str:
@@ -184,8 +189,8 @@ def basis(found: list[Step], timing: Timing, measured_on: str, points: int) -> l
     lines = [
         f"rates of one core from {points} timings ({measured_on}); at larger sizes they are "
         "extrapolated by the operations of each kind",
-        f"a node: {machine.cores} cores, {size_text(machine.memory)}; {machine.core_price:g} dollars "
-        "for a core and an hour, idle ones included (prices are assumptions: give your own)",
+        f"a node: {machine.cores} cores, {size_text(machine.memory)}; a core and an hour: "
+        f"{machine.core_price:g} dollars, idle ones too (prices are assumptions: give your own)",
     ]
     if machine.gpu_flops is None:
         lines.append(

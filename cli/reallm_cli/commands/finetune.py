@@ -50,9 +50,9 @@ if TYPE_CHECKING:
             "what any archive has: its numbers that are no codes",
         ),
         (
-            "torchrun --nproc-per-node 8 -m reallm_cli finetune a.reallm --model original "
-            "--text t.txt -o a.adapter --stage e2e --shard",
-            "on eight GPUs, each with an eighth of the frozen weights and of every step",
+            "torchrun --nproc-per-node 8 -m reallm_cli finetune a.reallm --model original --text "
+            "t.txt ...",
+            "on eight GPUs, each with an eighth of every step; with `--shard` of the weights too",
         ),
     ],
 )
