@@ -26,14 +26,15 @@ def advise(rows: Sequence[MatrixSurvey], tried: Sequence[RecipeSurvey]) -> Advic
             f"the weights, which a trained decoder can use; see what it costs with "
             f"`reallm budget`, and what it gains with `--recipe {TRAINED} --only NAME`",
         )
+    own, free = (measured_kl(name)[0] for name in (FIRST_CHOICE, DATA_FREE[0]))
     larger = ", ".join(f"`{name}`" for name in BEST if name != FIRST_CHOICE)
     return Advice(
         recipe=FIRST_CHOICE,
         measured=False,
         explanation="the shipped recipe with the least loss at its size where matrices have no "
-        f"strong structure, as here: KL {measured_kl(FIRST_CHOICE)} nats on the largest model of "
+        f"strong structure, as here: KL {own} nats on the largest model of "
         "docs/results.md; it needs statistics of the model, which `reallm calibrate` measures; "
-        f"larger: {larger}; without statistics `{DATA_FREE[0]}` (KL {measured_kl(DATA_FREE[0])}), "
+        f"larger: {larger}; without statistics `{DATA_FREE[0]}` (KL {free}), "
         f"which `--recipe {DATA_FREE[0]}` tries on these matrices",
     )
 

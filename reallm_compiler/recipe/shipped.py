@@ -73,7 +73,9 @@ def head_comment(text: str) -> str:
     return "\n".join(lines).strip()
 
 
-def measured_kl(name: str) -> str:
-    """The KL divergence in nats that a recipe's head says was measured; empty if none was."""
-    found = re.search(r"KL (\d+\.\d+)", head_comment(read_shipped(name)))
-    return found[1] if found else ""
+def measured_kl(name: str) -> tuple[str, str]:
+    """The KL divergence in nats that a recipe's head says was measured, and the page that it stands
+    on, which says on how much text; both empty if none was.
+    """
+    found = re.search(r"KL (\d+\.\d+)[^()]*\((.*?)\)", head_comment(read_shipped(name)))
+    return (found[1], found[2]) if found else ("", "")

@@ -149,10 +149,14 @@ def test_recipes_are_listed_with_their_purpose(run):
     assert names | {"rtn-4bit", "rtn-2bit"} <= {row["name"] for row in rows}
     shown = run("recipes", "list").out
     for row in rows:
-        assert set(row) == {"name", "bits", "kl", "best", "statistics", "purpose"}
+        keys = {"name", "bits", "kl", "measured", "best", "candidates", "statistics", "purpose"}
+        assert set(row) == keys
         assert row["purpose"]
-        assert float(row["bits"]) > 1
+        assert row["candidates"] or float(row["bits"]) > 1
         assert row["name"] in shown
+        assert bool(row["kl"]) == bool(row["measured"])
+        line = next(one for one in shown.splitlines() if one.split()[:1] == [row["name"]])
+        assert ("***" in line) == (row["measured"] == "docs/methods.md")
 
 
 def test_recipes_alone_is_the_list_and_the_best_lead(run):
