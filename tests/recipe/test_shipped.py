@@ -46,7 +46,11 @@ PROMISED = {
 NAMES = list_shipped()
 NOT_MEASURED = {
     *("paper-hnerv", "autoround", "omniquant", "apiq"),
-    *("aqlm-2x8", "aqlm-1x16", "qtip", "lora", "awq-4bit-folded", "awq-3bit-folded"),
+    *(
+        "aqlm-2x8",
+        "aqlm-1x16",
+        "qtip",
+    ),
 }
 """Hours of training, and methods of others that are measured next."""
 
@@ -174,7 +178,7 @@ def measured() -> dict[str, tuple[float, str]]:
     """
     found: dict[str, tuple[float, str]] = {}
     for page, head, row in (
-        ("methods", "## Measured on gutenberg-11m\n", r"\d \| ([\d.]+) \|(?:[^|]*\|){2}"),
+        ("methods", "## Measured on gutenberg-11m\n", r"\d+ \| ([\d.]+) \|(?:[^|]*\|){2}"),
         ("results", "## gutenberg-11m\n", r"([\d.]+) \|(?:[^|]*\|){5}"),
     ):
         text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
