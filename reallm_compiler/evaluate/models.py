@@ -22,6 +22,7 @@ from reallm_compiler.models.text_models import text_tokenizer
 from reallm_compiler.progress import Progress
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
+from reallm_compiler.runtime.kv_settings import KvSource, kv_settings
 from reallm_compiler.runtime.mapped import Mode
 from reallm_compiler.runtime.models import open_files
 
@@ -93,6 +94,8 @@ def evaluate_files(
     random_windows: int | None = None,
     seed: int = 0,
     batch: int | None = None,
+    kv_cache: KvSource | None = None,
+    kv_step: int = 1,
     device: str = "cpu",
     dtype: str | None = None,
     progress: Progress = False,
@@ -102,13 +105,15 @@ def evaluate_files(
 
     What is cheap is checked first: the text, then classes and tokenizers, then the weights are
     read. The arguments are those of `load_for_evaluation` and `evaluate`, and so are the errors.
-    `mode` is how `model` is run; a reference is decoded. `progress` counts windows;
+    `mode` is how `model` is run; a reference is decoded. `kv_cache` is what `load` takes; without
+    it, windows are run as a whole, whatever the recipe of an archive says. `progress` counts windows;
     `load_progress` counts the tensors of each model before, by default where `progress` is True.
     """
     loading = progress is True if load_progress is None else load_progress
     where = choose_device(device, EvaluationError)
     chosen = _dtype(dtype, where)
     content = read_text(text)
+    cache = None if kv_cache is None else kv_settings(kv_cache)
     with ExitStack() as stack:
         files = stack.enter_context(
             open_files(
@@ -139,6 +144,8 @@ def evaluate_files(
         random_windows=random_windows,
         seed=seed,
         batch=batch,
+        kv_cache=cache,
+        kv_step=kv_step,
         progress=progress,
     )
 

@@ -41,6 +41,8 @@ from reallm_compiler.evaluate.text import (
 from reallm_compiler.models.text import LITERATURE_WINDOW, window_of
 from reallm_compiler.models.text_models import check_reads, run, usable_positions
 from reallm_compiler.progress import Progress, progress_callback
+from reallm_compiler.runtime.kv_cache import new_cache
+from reallm_compiler.stages import KvCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -141,6 +143,8 @@ def evaluate(
     random_windows: int | None = None,
     seed: int = 0,
     batch: int | None = None,
+    kv_cache: KvCache | None = None,
+    kv_step: int = 1,
     device: str | torch.device | None = None,
     progress: Progress = False,
 ) -> Evaluation:
@@ -159,6 +163,9 @@ def evaluate(
         seed: of that draw.
         batch: windows at once; without it as many as 2048 tokens hold, at least one. It changes
             memory and speed, and the results only by rounding.
+        kv_cache: feed `model` a few tokens at a time, as `generate` does, and keep the keys and
+            values of those before so; None for whole windows at once. The reference has no cache.
+        kv_step: tokens at a time with `kv_cache`.
         device: where to move the models to; without it they stay where they are.
         progress: see `reallm_compiler.progress`; counts windows, after each batch.
 
@@ -167,6 +174,8 @@ def evaluate(
             differ, a loss is not finite (with the window's number), or memory runs out.
     """
     models = [model] if reference is None else [model, reference]
+    if kv_step < 1:
+        raise EvaluationError(f"expected a step of at least 1 token, got {kv_step}")
     if batch is not None and batch < 1:
         raise EvaluationError(
             f"expected a batch of at least 1 window, got {batch}", hint="give 1 or more"
@@ -194,7 +203,7 @@ def evaluate(
     report = progress_callback(progress, "evaluate", "windows")
     for start in range(0, total, at_once):
         group = cut.sequences[start : start + at_once]
-        for index, part in enumerate(_measure(model, reference, group)):
+        for index, part in enumerate(_measure(model, reference, group, kv_cache, kv_step)):
             _check_finite(part, cut, start + index)
             sums.add(part)
         report(start + len(group), total)
@@ -232,12 +241,19 @@ def _perplexity(loss: float, whose: str) -> float:
 
 
 def _measure(
-    model: PreTrainedModel, reference: PreTrainedModel | None, group: Sequence[tuple[int, ...]]
+    model: PreTrainedModel,
+    reference: PreTrainedModel | None,
+    group: Sequence[tuple[int, ...]],
+    kv_cache: KvCache | None,
+    kv_step: int,
 ) -> list[_Sums]:
     """The sums of each sequence of one batch."""
     ids, mask = _pad(group)  # [b, t]
     with torch.inference_mode():
-        logits = run(model, ids, mask)  # [b, t, v]
+        if kv_cache is None:
+            logits = run(model, ids, mask)  # [b, t, v]
+        else:
+            logits = run_cached(model, ids, mask, kv_cache, kv_step)  # [b, t, v]
         expected = None if reference is None else run(reference, ids, mask)  # [b, t, v]
         if expected is not None and expected.shape != logits.shape:
             raise EvaluationError(
@@ -255,6 +271,18 @@ def _measure(
                 )
             )
     return parts
+
+
+def run_cached(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor | None, params: KvCache, step: int
+) -> Tensor:
+    """Logits [b, t, v] of token ids [b, t], fed `step` tokens at a time through a cache."""
+    cache = new_cache(model, params)
+    parts = []
+    for start in range(0, ids.shape[1], step):
+        seen = None if mask is None else mask[:, : start + step]
+        parts.append(run(model, ids[:, start : start + step], seen, cache=cache))
+    return torch.cat(parts, dim=1)
 
 
 def _pad(group: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor | None]:

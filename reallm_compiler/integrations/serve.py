@@ -67,7 +67,8 @@ def serve(
         mode: as for `load`.
         device: as for `load`.
         dtype: as for `load`.
-        **options: the others of `load`: `adapter`, `decoder`, `allow_cost`, `verify`, `progress`.
+        **options: the others of `load`: `adapter`, `decoder`, `allow_cost`, `verify`, `kv_cache`,
+            `progress`.
 
     Raises:
         ExportError: the libraries of a server are not installed, the port is taken, the model does

@@ -55,6 +55,7 @@ class ModelFiles:
         tensors: by their names in the checkpoint; of tied tensors one is enough.
         experts: transformers' name of how stacks of experts are run; its own choice when None.
         finish: called with the model when it is built.
+        kv_cache: the `kv_cache` section of the recipe that an archive was compiled by; None without.
     """
 
     label: str
@@ -63,6 +64,7 @@ class ModelFiles:
     tensors: Mapping[str, Stored]
     experts: str | None = None
     finish: Callable[[Any], None] | None = None
+    kv_cache: Mapping[str, Any] | None = None
 
 
 def build_model(

@@ -152,8 +152,16 @@ def run(
     ids: Tensor,
     mask: Tensor | None,
     error: type[ReallmError] = EvaluationError,
+    cache: Any = None,  # noqa: ANN401
 ) -> Tensor:
     """Logits [b, t, v] of token ids [b, t], in the model's type and on its device.
+
+    Args:
+        model: the model.
+        ids: the tokens.
+        mask: [b, t], or with a cache [b, tokens before + t]; None where all are real.
+        error: what to raise.
+        cache: transformers' own, of the tokens before; these are added to it. None without any.
 
     Raises:
         ReallmError: of the class `error`: the model does not take them, or memory runs out.
@@ -161,13 +169,16 @@ def run(
     device = model.device
     mask = None if mask is None else mask.to(device)
     try:
-        output = model(input_ids=ids.to(device), attention_mask=mask, use_cache=False)
+        cached = {"use_cache": cache is not None, "past_key_values": cache}
+        output = model(input_ids=ids.to(device), attention_mask=mask, **cached)
         logits: Tensor = output.logits
     except torch.cuda.OutOfMemoryError as found:
         raise error(
             f"the device ran out of memory on a batch of {ids.shape[0]} windows",
             hint="give a smaller batch or window, or evaluate on the CPU",
         ) from found
+    except ReallmError:
+        raise
     except Exception as found:  # whatever a class raises for text that it does not take
         reason = (str(found).strip().splitlines() or [""])[0]
         raise error(

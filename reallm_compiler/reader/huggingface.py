@@ -55,4 +55,5 @@ def archive_files(
             )
             for name in archive.tensor_names
         },
+        kv_cache=plan.recipe.get("kv_cache"),
     )

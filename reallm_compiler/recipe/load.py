@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reallm_compiler.errors import Problem, RecipeError
-from reallm_compiler.recipe import check, check_sets
+from reallm_compiler.recipe import check, check_cache, check_sets
 from reallm_compiler.recipe.allocation import SECTION as ALLOCATE
 from reallm_compiler.recipe.allocation import NamedPlan
 from reallm_compiler.recipe.check_allocation import bases_of, check_allocation, merge_sections
@@ -195,6 +195,8 @@ class _Chain:
         else:
             for patch in check_sets.patches(maps):
                 self.problems += check_sets.check_alone(patch)
+        kv_cache, problems = check_cache.kv_cache_of(maps, complete=self.complete)
+        self.problems += problems
         if self.problems or plan is None:
             raise RecipeError(_ordered(self.problems, [file.tree for file in self.files]))
         forms_of_rules = [rule for form in forms for rule in form.rules]
@@ -220,6 +222,7 @@ class _Chain:
             fit=fit,
             fit_at=fit_at[-1] if fit_at else None,
             allocate=allocation,
+            kv_cache=kv_cache,
             finetune=finetune,
             document={
                 "reallm": check.VERSION,
@@ -229,6 +232,7 @@ class _Chain:
                 **({"statistics": statistics} if statistics != "none" else {}),
                 **({"prepare": [s.model_dump(mode="json") for s in prepare]} if prepare else {}),
                 **({} if fit is None else {"fit": fit.model_dump(mode="json")}),
+                **({} if kv_cache is None else {"kv_cache": kv_cache.model_dump(mode="json")}),
                 **({SECTION: finetune} if finetune else {}),
             },
             files=tuple(file.path for file in reversed(self.files) if file.path),

@@ -17,7 +17,7 @@ from reallm_compiler.recipe.allocation import AllocateForm, Allocation
 from reallm_compiler.recipe.nodes import MAX_INTEGER, Location, MapNode
 from reallm_compiler.recipe.rule import Form, Rule, RuleForm
 from reallm_compiler.recipe.tuning import FinetuneOptions
-from reallm_compiler.stages import BlockFit, MatrixPlan, Prepare, PrepareStage
+from reallm_compiler.stages import BlockFit, KvCache, MatrixPlan, Prepare, PrepareStage
 
 
 class ShapesForm(Form):

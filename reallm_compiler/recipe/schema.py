@@ -12,7 +12,7 @@ import copy
 from typing import Any
 
 from reallm_compiler.recipe.model import RecipeForm
-from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.stages import KvCache, MatrixPlan
 
 _PART = "Part"
 _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
@@ -21,8 +21,10 @@ _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "ex
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a recipe file."""
     schema = RecipeForm.model_json_schema(by_alias=True)
-    plan = MatrixPlan.model_json_schema()
-    whole = {**plan.pop("$defs"), "MatrixPlan": plan}
+    whole: dict[str, Any] = {}
+    for model in (MatrixPlan, KvCache):
+        found = model.model_json_schema()
+        whole |= {**found.pop("$defs"), model.__name__: found}
     parts = {f"{name}{_PART}": _part(definition) for name, definition in whole.items()}
     definitions = {**schema.pop("$defs"), **whole, **parts}
 
@@ -36,8 +38,18 @@ def json_schema() -> dict[str, Any]:
 
     defaults = schema["properties"]["defaults"]
     schema["properties"]["defaults"] = _reference(f"MatrixPlan{_PART}", defaults)
+    cache = schema["properties"]["kv_cache"]
+    schema["properties"]["kv_cache"] = {
+        "anyOf": [{"$ref": f"#/$defs/KvCache{_PART}"}, {"type": "null"}],
+        "description": cache["description"],
+    }
     schema["if"] = {"not": {"required": ["extends"]}}
-    schema["then"] = {"properties": {"defaults": {"$ref": "#/$defs/MatrixPlan"}}}
+    schema["then"] = {
+        "properties": {
+            "defaults": {"$ref": "#/$defs/MatrixPlan"},
+            "kv_cache": {"anyOf": [{"$ref": "#/$defs/KvCache"}, {"type": "null"}]},
+        }
+    }
     schema["description"] = "A recipe of reallm: how each matrix of a model is coded."
     document = _untitled({**schema, "$defs": dict(sorted(definitions.items()))})
     return {

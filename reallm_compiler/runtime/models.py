@@ -24,6 +24,8 @@ from reallm_compiler.reader.archive import open_archive
 from reallm_compiler.reader.huggingface import archive_files
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
+from reallm_compiler.runtime.kv_cache import generate_with
+from reallm_compiler.runtime.kv_settings import KvSource, kv_settings
 from reallm_compiler.runtime.mapped import Mode, check_mode, packed_files
 from reallm_formats import Verify
 
@@ -38,6 +40,7 @@ def load(
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
     verify: Verify = "now",
+    kv_cache: KvSource | None = None,
     progress: Progress = False,
 ) -> tuple[Any, Any]:
     """A model, in evaluation mode, and its tokenizer.
@@ -63,6 +66,9 @@ def load(
         verify: `later` lets an archive's digests be checked in the background while it is decoded;
             the model is given out when all are right. A packed model is given out at once, and
             damage that is found is raised by its next call.
+        kv_cache: how `model.generate` keeps keys and values: a shipped recipe such as `kv-4bit`, a
+            recipe file, an archive, or the `kv_cache` section of a recipe as plain data; `none` for
+            as they are. None for what the recipe of this archive says, if it says something.
         progress: see `reallm_compiler.progress`; counts tensors that are read or decoded.
 
     Returns:
@@ -74,6 +80,7 @@ def load(
             those of its class, its decoder is not there, or it needs code of its repository.
         FormatError: the archive, the adapter or the decoder is damaged.
         AdapterError: the adapter belongs to another base.
+        RecipeError: the recipe of the cache is wrong, or says nothing of one.
     """
     device = choose_device(device, EvaluationError)
     chosen = resolve_dtype(dtype)
@@ -86,9 +93,13 @@ def load(
         allow_cost=allow_cost,
         verify=verify,
     ) as files:
+        cache = kv_settings(kv_cache, own=files.kv_cache)
         tokenizer = load_tokenizer(files.small, files.label)  # before the work
         model = build_model(files, chosen, progress)
-    return model.to(device).eval(), tokenizer
+    model = model.to(device).eval()
+    if cache is not None:
+        generate_with(model, cache)
+    return model, tokenizer
 
 
 @contextmanager

@@ -12,6 +12,7 @@ what it does is its codec in `codecs`. The names of kinds and parameters are tho
 from reallm_compiler.stages.autoencoder import AutoencoderStage, Hnerv, Identity
 from reallm_compiler.stages.base import Extent, FloatType, Rational, Stage, Whole
 from reallm_compiler.stages.fit import FIT_KINDS, BlockFit, FitWord
+from reallm_compiler.stages.kv_cache import CachedKeys, CachedStates, CachedValues, KvCache
 from reallm_compiler.stages.permutation import (
     ActOrderPermutation,
     NearestPermutation,
@@ -70,6 +71,9 @@ __all__ = [
     "AffineScales",
     "AutoencoderStage",
     "BlockFit",
+    "CachedKeys",
+    "CachedStates",
+    "CachedValues",
     "ChannelScale",
     "E8PQuantizer",
     "Extent",
@@ -82,6 +86,7 @@ __all__ = [
     "Hadamard",
     "Hnerv",
     "Identity",
+    "KvCache",
     "LowRank",
     "MatrixPlan",
     "MinmaxScales",

@@ -23,6 +23,8 @@ class QuantizerStage(Stage):
         coarse: it stores few bits, so that a trained autoencoder gains by learning with its codes.
         scalar: each weight has a code of its own, for one of some fixed levels.
         even: and the levels are evenly spaced.
+        codes_caches: numbers are coded as they come, without a search, so that it can code keys and
+            values while a model runs.
     """
 
     ranges: ClassVar[frozenset[Range]] = frozenset({"free", "signed", "unit"})
@@ -32,6 +34,7 @@ class QuantizerStage(Stage):
     coarse: ClassVar[bool] = True
     scalar: ClassVar[bool] = False
     even: ClassVar[bool] = False
+    codes_caches: ClassVar[bool] = False
 
     @property
     def learns_tables(self) -> bool:
@@ -58,6 +61,7 @@ class UniformQuantizer(QuantizerStage):
     ranges: ClassVar[frozenset[Range]] = frozenset({"signed", "unit", "integer"})
     scalar: ClassVar[bool] = True
     even: ClassVar[bool] = True
+    codes_caches: ClassVar[bool] = True
 
     kind: Literal["uniform"]
     bits: int = Field(ge=1, le=8, description="Bits per weight.")
@@ -73,6 +77,7 @@ class NormalFloatQuantizer(QuantizerStage):
 
     ranges: ClassVar[frozenset[Range]] = frozenset({"signed"})
     scalar: ClassVar[bool] = True
+    codes_caches: ClassVar[bool] = True
 
     kind: Literal["normal_float"]
     bits: int = Field(ge=1, le=8, description="Bits per weight.")
@@ -87,6 +92,7 @@ class VectorQuantizer(QuantizerStage):
     """k-means codebook of 2^(bits x dim) codewords of dimension dim (paper, section 3)."""
 
     shares: ClassVar[str | None] = "a codebook"
+    codes_caches: ClassVar[bool] = True
 
     kind: Literal["vq"]
     bits: Rational = Field(description="Bits per weight b; b x dim must be an integer up to 16.")
@@ -133,6 +139,7 @@ class E8PQuantizer(QuantizerStage):
 
     ranges: ClassVar[frozenset[Range]] = frozenset({"free", "signed"})
     codes_latents: ClassVar[bool] = False
+    codes_caches: ClassVar[bool] = True
 
     kind: Literal["e8p"]
     bits: Literal[2, 3, 4] = Field(

@@ -34,6 +34,10 @@ from reallm_compiler.numbers import counted, grouped
             "run it from its codes, in the memory of the file",
         ),
         (
+            "reallm eval model.reallm --text wiki.test.raw --kv-cache kv-4bit --reference model",
+            "token by token through a quantized cache of keys and values",
+        ),
+        (
             "reallm eval path/to/model --text stories.txt --separator '<|endoftext|>'",
             "each document by itself after one BOS token",
         ),
@@ -77,6 +81,20 @@ from reallm_compiler.numbers import counted, grouped
     help="Batch size in windows.  [default: by size]",
 )
 @click.option(
+    "--kv-cache",
+    metavar="NAME|RECIPE",
+    help="Feed the model through a quantized cache of keys and values: kv-8bit, kv-4bit, kv-3bit, "
+    "kv-2bit, a recipe or an archive that has one.",
+)
+@click.option(
+    "--kv-step",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Tokens at a time with `--kv-cache`.",
+)
+@click.option(
     "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu or cuda."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
@@ -99,6 +117,8 @@ def eval_command(
     random_windows: int | None,
     seed: int,
     batch: int | None,
+    kv_cache: str | None,
+    kv_step: int,
     device: str,
     as_json: bool,
 ) -> int:
@@ -151,6 +171,8 @@ def eval_command(
             random_windows=random_windows,
             seed=seed,
             batch=batch,
+            kv_cache=kv_cache,
+            kv_step=kv_step,
             device=device,
             progress=partial(reporter.measure, "eval", "windows", last=True),
             load_progress=partial(reporter.measure, "load", "tensors"),

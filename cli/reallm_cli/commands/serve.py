@@ -43,6 +43,11 @@ from reallm_cli.terminal import Terminal
 @click.option(
     "--device", default="auto", show_default=True, metavar="DEVICE", help="auto, cpu or cuda."
 )
+@click.option(
+    "--kv-cache",
+    metavar="NAME|RECIPE",
+    help="Keep keys and values quantized: kv-4bit, ..., or `none`.  [default: the archive's recipe]",
+)
 @click.option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.  [default: stored]")
 @decoder_option
 @cost_option
@@ -56,6 +61,7 @@ def serve_command(
     mode: str,
     adapter: str | None,
     device: str,
+    kv_cache: str | None,
     dtype: str | None,
     decoder: str | None,
     allow_cost: bool,
@@ -80,6 +86,7 @@ def serve_command(
             mode="packed" if mode == "packed" else "dense",
             adapter=adapter,
             device=device,
+            kv_cache=kv_cache,
             dtype=dtype,
             decoder=decoder,
             allow_cost=allow_cost,
