@@ -5,7 +5,8 @@
 
 Files: `recipe.schema.json`, and in `recipe.md`, `allocate.md` and `finetune.md` each part between
 `<!-- generated: NAME -->` and `<!-- end -->`. NAME is a stage, `plan` (the fields of a plan that
-are no stages), `rule`, `recipe`, a section of one (`allocate`, `finetune`), or a group of settings.
+are no stages), `rule`, `recipe`, a section of one (`allocate`, `kv_cache`, `finetune`), or a group
+of settings.
 """
 
 from __future__ import annotations
@@ -27,7 +28,15 @@ from reallm_compiler.recipe.model import RecipeForm
 from reallm_compiler.recipe.rule import RuleForm
 from reallm_compiler.recipe.tuning import GROUPS, FinetuneOptions
 from reallm_compiler.recipe.vocabulary import literals, members, stages
-from reallm_compiler.stages import FIT_KINDS, PREPARE_KINDS, MatrixPlan, kind_name
+from reallm_compiler.stages import (
+    FIT_KINDS,
+    PREPARE_KINDS,
+    CachedKeys,
+    CachedValues,
+    KvCache,
+    MatrixPlan,
+    kind_name,
+)
 
 DOCS = Path(__file__).resolve().parent
 _PART = re.compile(r"(<!-- generated: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -45,6 +54,11 @@ _VALUES = {
     "candidates": "list of names, paths, parts of plans or rules with `set`",
     "groups": "list of lists of patterns",
     "lock": "pattern, or list of patterns",
+    "kv_cache": "settings of a cache, or `null`",
+    "keys": "map, see below",
+    "values": "map, see below",
+    "scales": "a kind of `scales`",
+    "quantizer": "a kind of `quantizer`",
     "prepare": "list of kinds",
     "fit": "a kind",
     "defaults": "plan, or part of one",
@@ -121,9 +135,11 @@ def table(model: type[BaseModel]) -> str:
 
 def part(name: str) -> str:
     """The generated text of a part."""
-    whole = {"plan": MatrixPlan, "rule": RuleForm, "recipe": RecipeForm, **GROUPS}
+    whole: dict[str, type[BaseModel]] = {**GROUPS, "plan": MatrixPlan}
+    whole |= {"rule": RuleForm, "recipe": RecipeForm}
     whole["finetune"] = FinetuneOptions
     whole["allocate"] = AllocateForm
+    whole |= {"kv_cache": KvCache, "keys": CachedKeys, "values": CachedValues}
     if name in whole:
         return table(whole[name])
     texts = []

@@ -103,5 +103,5 @@ def check_keeps_heads(model: Any, label: str | None = None) -> None:  # noqa: AN
         raise SourceError(
             f"keys and values of {type(model).__name__} cannot be quantized: {why}",
             location=label,
-            hint="leave the cache as it is: `--kv-cache none`, or `kv_cache=\"none\"`",
+            hint='leave the cache as it is: `--kv-cache none`, or `kv_cache="none"`',
         )

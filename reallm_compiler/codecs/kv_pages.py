@@ -10,20 +10,22 @@ taken out or repeated, without decoding.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.contract import Shape
 from reallm_compiler.codecs.latent import StagesDecoder
 from reallm_compiler.codecs.latent_coder import StagesCoder
 from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.transforms.hadamard import Rotation
-from reallm_compiler.stages import CachedStates, Hadamard
+from reallm_compiler.stages import CachedStates, Hadamard, MatrixPlan
 from reallm_compiler.storage.kv_cache import check_pages, own_sections, page_layout
-from reallm_compiler.storage.matrix import MatrixLayout
+from reallm_compiler.storage.matrix import MatrixLayout, layout_of
 from reallm_compiler.units import ceil_div
 
-SAMPLE = 1 << 18
+SAMPLE = 1 << 17
 """Normal numbers that tables are learned from, about."""
 
 MIXING = Hadamard(kind="hadamard", sides="columns", block=4096)
@@ -40,7 +42,6 @@ class PageCodec:
         channels: d.
         angles: float32 [r / 2], by how much the rotary embedding turns the r first channels from
             token to token; None where pages are coded as they come.
-        tables: what the quantizer learned (`learned_tables`).
 
     Raises:
         CodecError: pages of this shape cannot be coded so.
@@ -55,12 +56,11 @@ class PageCodec:
         channels: int,
         *,
         angles: Tensor | None = None,
-        tables: Mapping[str, Tensor] | None = None,
     ) -> None:
         check_pages(name, states, page, heads, channels)
         self._states, self._page, self._heads, self._channels = states, page, heads, channels
         self._layout = page_layout(states, page, heads, channels)
-        self._tables = learned_tables(self._layout) if tables is None else tables
+        self._tables = learned_tables(states.plan, self._layout.shape)
         self._turn: tuple[Tensor, Tensor] | None = None
         if angles is not None:
             turned = torch.arange(page, device=angles.device)[:, None] * angles.float()
@@ -122,21 +122,23 @@ class PageCodec:
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Channels i and i + r / 2 of x [..., P, d] turned by the angle of each token, for i < r / 2."""
+    """Channels i and i + r / 2 of x [..., P, d] turned by each token's angles, for i < r / 2."""
     half = cos.shape[1]
     cos, sin = cos.to(x.device), sin.to(x.device)
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
-def learned_tables(layout: MatrixLayout) -> Sections:
-    """Tables of the quantizer, learned from normal numbers under the same scales.
+@lru_cache(maxsize=16)
+def learned_tables(plan: MatrixPlan, shape: Shape) -> Mapping[str, Tensor]:
+    """Tables of the quantizer of pages [p, q], learned from normal numbers under the same scales.
 
     So no sequence depends on another, and all layers share them. Empty for kinds that learn none.
     """
+    layout = layout_of(plan, shape, "f32")
     if not layout.table_roles:
         return {}
-    p, q = layout.shape
+    p, q = shape
     rows = ceil_div(SAMPLE, p * q) * p
     generator = torch.Generator().manual_seed(0)
     sample = torch.randn(rows, q, generator=generator)

@@ -106,8 +106,9 @@ def evaluate_files(
     What is cheap is checked first: the text, then classes and tokenizers, then the weights are
     read. The arguments are those of `load_for_evaluation` and `evaluate`, and so are the errors.
     `mode` is how `model` is run; a reference is decoded. `kv_cache` is what `load` takes; without
-    it, windows are run as a whole, whatever the recipe of an archive says. `progress` counts windows;
-    `load_progress` counts the tensors of each model before, by default where `progress` is True.
+    it, windows are run as a whole, whatever the recipe of an archive says. `progress` counts
+    windows; `load_progress` counts the tensors of each model before, by default where `progress` is
+    True.
     """
     loading = progress is True if load_progress is None else load_progress
     where = choose_device(device, EvaluationError)

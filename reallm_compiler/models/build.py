@@ -55,7 +55,7 @@ class ModelFiles:
         tensors: by their names in the checkpoint; of tied tensors one is enough.
         experts: transformers' name of how stacks of experts are run; its own choice when None.
         finish: called with the model when it is built.
-        kv_cache: the `kv_cache` section of the recipe that an archive was compiled by; None without.
+        kv_cache: the `kv_cache` section of an archive's recipe; None without.
     """
 
     label: str

@@ -11,12 +11,12 @@ from reallm_compiler.recipe.messages import Loc, problems_of
 from reallm_compiler.recipe.nodes import MapNode, ScalarNode, find, to_plain
 from reallm_compiler.recipe.patch import merge_maps
 from reallm_compiler.recipe.vocabulary import keys_of, listed, nearest, owners, stages, suggestion
-from reallm_compiler.stages import CachedKeys, CachedValues, KvCache
+from reallm_compiler.stages import CachedKeys, CachedValues, KvCache, Stage
 
 SECTION = "kv_cache"
 """The section's key in a recipe."""
 
-PARTS = {"keys": CachedKeys, "values": CachedValues}
+PARTS: dict[str, type[Stage]] = {"keys": CachedKeys, "values": CachedValues}
 
 
 def kv_cache_of(

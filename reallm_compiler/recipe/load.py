@@ -19,7 +19,7 @@ from reallm_compiler.recipe.model import Recipe, RecipeForm, ShapesForm
 from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode, from_plain
 from reallm_compiler.recipe.patch import merge_maps
 from reallm_compiler.recipe.rule import RuleForm, rule_of
-from reallm_compiler.recipe.shipped import list_choices, list_shipped, shipped_path
+from reallm_compiler.recipe.shipped import list_all, shipped_path
 from reallm_compiler.recipe.tuning import SECTION
 from reallm_compiler.recipe.vocabulary import suggestion
 from reallm_compiler.stages import BlockFit, PrepareStage
@@ -90,7 +90,7 @@ def _file_of(source: str, folder: Path | None) -> _Found:
     is_name = os.sep not in source and not source.endswith(_SUFFIXES)
     if is_name and not os.path.exists(path):
         message = f"there is no shipped recipe `{source}`, and no file of that name"
-        raise _refused(source, message, suggestion(source, [*list_shipped(), *list_choices()]))
+        raise _refused(source, message, suggestion(source, list_all()))
     return _Found(path=path, label=str(path), name=path.stem)
 
 

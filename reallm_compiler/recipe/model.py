@@ -74,6 +74,10 @@ class RecipeForm(Form):
         description="What `reallm allocate` chooses from, for each matrix, and how much may be "
         "stored. It writes the choice as a recipe; this one cannot be compiled.",
     )
+    kv_cache: dict[str, Any] | None = Field(
+        default=None,
+        description="How the model keeps keys and values while it generates; it changes no matrix.",
+    )
     finetune: FinetuneOptions = Field(
         default_factory=FinetuneOptions,
         description="Settings of `reallm finetune` on the archive; they change no matrix.",
@@ -97,6 +101,7 @@ class Recipe:
         fit: what learns while matrices are coded; None if nothing does.
         fit_at: where that is written.
         allocate: what a plan is chosen from for each matrix; None for a recipe that says it all.
+        kv_cache: how keys and values are kept; None for as they are.
         finetune: what the recipe sets of tuning, as plain data; empty if it sets nothing.
         document: plain data with all of this, without model and output; it holds every
             field of the defaults, so that an archive does not depend on later defaults.
@@ -115,6 +120,7 @@ class Recipe:
     fit: BlockFit | None = None
     fit_at: Location | None = None
     allocate: Allocation | None = None
+    kv_cache: KvCache | None = None
     finetune: Mapping[str, Any]
     document: Mapping[str, Any]
     files: tuple[Path, ...] = ()

@@ -26,6 +26,9 @@ FIRST_CHOICE = "reallm-2bit"
 CHOICES = "choices"
 """The folder of recipes with candidates, among the others."""
 
+CACHES = "caches"
+"""The folder of recipes of keys and values alone, which code no matrix."""
+
 _PACKAGE = Path(__file__).resolve().parent
 _FOLDERS = (_PACKAGE.parent / "_recipes", _PACKAGE.parent.parent / "recipes")
 
@@ -44,18 +47,31 @@ def list_choices() -> list[str]:
     return sorted(path.stem for path in (_home() / CHOICES).glob("*.yaml"))
 
 
+def list_caches() -> list[str]:
+    """The names of the shipped recipes of keys and values, likewise."""
+    return sorted(path.stem for path in (_home() / CACHES).glob("*.yaml"))
+
+
+def list_all() -> list[str]:
+    """The names of all shipped recipes."""
+    return [*list_shipped(), *list_choices(), *list_caches()]
+
+
 def shipped_path(name: str) -> Path | None:
     """The file of a shipped recipe; None if there is no recipe of that name."""
     if name in list_shipped():
         return _home() / f"{name}.yaml"
-    return _home() / CHOICES / f"{name}.yaml" if name in list_choices() else None
+    for folder, names in ((CHOICES, list_choices()), (CACHES, list_caches())):
+        if name in names:
+            return _home() / folder / f"{name}.yaml"
+    return None
 
 
 def read_shipped(name: str) -> str:
     """The text of a shipped recipe.
 
     Raises:
-        KeyError: there is no recipe of that name; `list_shipped` and `list_choices` have all.
+        KeyError: there is no recipe of that name; `list_all` has them all.
     """
     path = shipped_path(name)
     if path is None:

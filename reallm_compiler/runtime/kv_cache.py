@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,24 +25,29 @@ from reallm_compiler.stages import KvCache
 from reallm_compiler.storage.kv_cache import coded_pages
 
 
-class QuantizedCache(DynamicCache):  # type: ignore[misc] # transformers has no types
+class QuantizedCache(DynamicCache):
     """A cache whose old tokens are codes."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors that it holds."""
-        shared: dict[int, Tensor] = {}
+        tables: dict[int, Tensor] = {}
         total = 0
-        for layer in self.layers:
+        layers: list[Any] = [*self.layers]
+        for layer in layers:
             if isinstance(layer, PagedLayer):
                 total += layer.nbytes
-                shared |= {table.data_ptr(): table for table in layer.tables}
+                tables |= {id(table): table for table in layer.tables}
             elif layer.is_initialized:
-                total += sum(t.numel() * t.element_size() for t in (layer.keys, layer.values))
-        return total + sum(t.numel() * t.element_size() for t in shared.values())
+                total += _bytes_of((layer.keys, layer.values))
+        return total + _bytes_of(tables.values())
 
 
-class PagedLayer(DynamicLayer):  # type: ignore[misc]
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class PagedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of one layer.
 
     A call of the model sees its own tokens, and those of the window, as they are. Afterwards the
@@ -56,7 +62,7 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]
     is_croppable = False  # a token that was coded does not become what it was
 
     def __init__(self, params: KvCache, codecs: _Codecs) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._params = params
         self._codecs = codecs
         self._parts: tuple[CachedTokens, ...] = ()
@@ -142,7 +148,9 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """These sequences alone."""
-        self._select(lambda t, dim: t[indices.to(t.device)] if dim == 0 else t[:, indices.to(t.device)])
+        self._select(
+            lambda t, dim: t[indices.to(t.device)] if dim == 0 else t[:, indices.to(t.device)]
+        )
 
     def _select(self, of_batch: Any) -> None:  # noqa: ANN401
         for part in self._parts:
@@ -208,7 +216,8 @@ def rotary_angles(model: Any) -> Tensor | None:  # noqa: ANN401
     }
     for name in ("full_attention_inv_freq", "inv_freq"):
         if name in found:
-            return found[name].detach().float()
+            angles: Tensor = found[name].detach().float()
+            return angles
     return None
 
 
@@ -247,4 +256,3 @@ def generate_with(model: Any, params: KvCache) -> None:  # noqa: ANN401
         return generate(self, *args, **kwargs)
 
     model.generate = types.MethodType(quantized, model)
-

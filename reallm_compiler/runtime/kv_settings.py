@@ -19,9 +19,7 @@ NONE = "none"
 """No quantized cache, whatever a recipe says."""
 
 
-def kv_settings(
-    source: KvSource | None, *, own: Mapping[str, Any] | None = None
-) -> KvCache | None:
+def kv_settings(source: KvSource | None, *, own: Mapping[str, Any] | None = None) -> KvCache | None:
     """The settings that a source names.
 
     Args:

@@ -31,7 +31,7 @@ class CachedStates(Stage):
         description="Mix the channels of each head by a signed Hadamard matrix before.",
     )
     scales: Annotated[ScalesStage, OneKindOf("scales")] = Field(
-        description="Scales of a page's matrix, of a kind below."
+        description="Scales of a page's matrix."
     )
     quantizer: Annotated[QuantizerStage, OneKindOf("quantizer")] = Field(
         description="Its quantizer: `uniform`, `normal_float`, `vq` or `e8p`."

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reallm_compiler.errors import CodecError
-from reallm_compiler.stages import CachedStates, KvCache
+from reallm_compiler.stages import CachedStates, KvCache, MatrixPlan
 from reallm_compiler.storage.base import SectionSpec, Shape
 from reallm_compiler.storage.matrix import MatrixLayout, layout_of
 
@@ -128,10 +128,11 @@ def layer_bytes(params: KvCache, shape: HeadShape, tokens: int, number_bytes: in
     return LayerBytes(kept=numbers * number_bytes, coded=coded, kept_tokens=kept)
 
 
-def table_bytes(params: KvCache, shape: HeadShape) -> int:
-    """Codebooks of keys and of values, which all layers and pages share."""
-    total = 0
+def table_bytes(params: KvCache, shape: HeadShape) -> dict[tuple[MatrixPlan, Shape], int]:
+    """Bytes of codebooks, by the plan and the shape of the pages that share one."""
+    found = {}
     for name, channels in (("keys", shape.keys), ("values", shape.values)):
         layout = page_layout(getattr(params, name), params.page, shape.heads, channels)
-        total += sum(s.nbytes for s in layout.sections if s.role in layout.table_roles)
-    return total
+        tables = [spec.nbytes for spec in layout.sections if spec.role in layout.table_roles]
+        found[layout.plan, layout.shape] = sum(tables)
+    return found

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reallm_compiler.errors import Problem, RecipeError
-from reallm_compiler.recipe import list_shipped, load_recipe
-from reallm_compiler.recipe.shipped import list_choices
+from reallm_compiler.recipe import load_recipe
+from reallm_compiler.recipe.shipped import list_all
 from reallm_compiler.recipe.vocabulary import keys_of, stages
 from reallm_compiler.stages import MatrixPlan
 
-SHIPPED = ", ".join(f"`{name}`" for name in [*list_shipped(), *list_choices()])
+SHIPPED = ", ".join(f"`{name}`" for name in list_all())
 
 
 @pytest.fixture
@@ -77,7 +77,8 @@ FILES = {
     "unknown key, nothing near": (
         "reallm: 1\nzzz: {}",
         "r.yaml:2:1: zzz: unknown key `zzz` (valid here: `reallm`, `model`, `output`, `seed`, "
-        "`extends`, `defaults`, `rules`, `statistics`, `prepare`, `fit`, `allocate`, `finetune`)",
+        "`extends`, `defaults`, `rules`, `statistics`, `prepare`, `fit`, `allocate`, `kv_cache`, "
+        "`finetune`)",
     ),
     "a setting of tuning at the top": (
         "reallm: 1\ne2e: {lr: 1e-3}",

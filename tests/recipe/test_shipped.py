@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from reallm_compiler.checkpoint.attention import CachedLayer
+from reallm_compiler.planning.kv_cache import cache_budget
 from reallm_compiler.recipe import Candidate, list_shipped, load_recipe, read_shipped, resolve
 from reallm_compiler.recipe import shipped as shipped_module
 from reallm_compiler.recipe.shipped import (
@@ -15,6 +17,7 @@ from reallm_compiler.recipe.shipped import (
     DATA_FREE,
     FIRST_CHOICE,
     head_comment,
+    list_caches,
     list_choices,
 )
 from reallm_compiler.stages import AbsmaxScales, MatrixPlan, UniformQuantizer
@@ -139,6 +142,23 @@ def test_its_head_has_the_right_numbers(name):
         assert f"(paper bits {float(layout_of(plan, SHAPE, 'bf16').paper_bits()):.6f})" in head
     if shared:
         assert f"and {shared} bytes once" in head
+
+
+@pytest.mark.parametrize("name", list_caches())
+def test_recipes_of_caches_are_of_nothing_else(name):
+    recipe = load_recipe(name)
+    assert recipe.kv_cache is not None
+    assert load_recipe(recipe.document).kv_cache == recipe.kv_cache
+    assert (recipe.plan, recipe.rules, recipe.statistics) == (MatrixPlan(), (), "none")
+    assert name not in NAMES
+    head = head_comment(read_shipped(name))
+    rest = head.split("\n\n", 1)[1]
+    assert re.search(r"^Source:  \S", rest, re.MULTILINE)
+    assert f"--kv-cache {name}" in rest
+    layer = CachedLayer(heads=8, keys=128, values=128)
+    token = cache_budget(recipe.kv_cache, [layer], 1, 2).token
+    bits = 8 * token / (8 * 256)
+    assert f"Size:    {float(bits):.4f} bits a number" in rest
 
 
 def test_the_two_bits_of_the_paper_add_up():

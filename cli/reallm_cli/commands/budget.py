@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from reallm_cli.commands.budget_time import Timing, show_time, time_options
+from reallm_cli.context_view import context_budget, show_context
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import CommandLineError, check_recipe_path
@@ -36,6 +37,10 @@ from reallm_compiler.planning.opened import Opened, Stored
             "reallm budget mine.yaml --explain model.layers.0.self_attn.q_proj",
             "which line of the recipe set which field of that matrix",
         ),
+        (
+            "reallm budget kv-4bit --model path/to/config.json --context 8192",
+            "also the keys and values of so many tokens",
+        ),
         ("reallm budget model.reallm", "planned against stored bytes of a finished archive"),
         (
             "reallm budget reallm-2bit --model config.json --time --nodes 1 --nodes 8",
@@ -53,6 +58,12 @@ from reallm_compiler.planning.opened import Opened, Stored
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
 @click.option("--explain", metavar="NAME", help="Show which rule set which field of one matrix.")
 @time_options
+@click.option(
+    "--context",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also show the keys and values of N tokens, by the recipe's `kv_cache`.",
+)
 @click.pass_obj
 @resting_collector()
 def budget(
@@ -62,6 +73,7 @@ def budget(
     as_json: bool,
     explain: str | None,
     timing: Timing,
+    context: int | None,
 ) -> int:
     """Show the exact size of an archive, to the byte, before any work.
 
@@ -75,11 +87,17 @@ def budget(
     if timing.wanted:
         return show_time(terminal, plan, _config(source, model, opened), timing, as_json=as_json)
     sizes = plan.budget()
+    cache = None
+    if context is not None:
+        label = model or source
+        cache = context_budget(plan.recipe, _config(source, model, opened), label, context)
     stored = opened.stored if opened is not None and _same_matrices(plan, opened.plan) else None
     if as_json:
         payload = sizes.to_json()
         if stored is not None:
             payload["stored"] = stored_json(stored)
+        if cache is not None:
+            payload["kv_cache"] = cache.to_json()
         terminal.json(payload)
     else:
         show_sizes(terminal, plan, sizes, stored=stored)
@@ -87,6 +105,8 @@ def budget(
             found = differences(sizes, stored)
             for line in found or ["planned and stored bytes agree"]:
                 terminal.data(line)
+        if cache is not None:
+            show_context(terminal, cache)
     return ExitCode.OK
 
 

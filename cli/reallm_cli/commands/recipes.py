@@ -49,6 +49,7 @@ def list_recipes(terminal: Terminal, as_json: bool) -> int:
         BEST,
         DATA_FREE,
         head_comment,
+        list_caches,
         list_choices,
         list_shipped,
         measured_kl,
@@ -57,7 +58,7 @@ def list_recipes(terminal: Terminal, as_json: bool) -> int:
 
     rows: list[dict[str, Any]] = []
     names = sorted(list_shipped(), key=[*BEST, *DATA_FREE, *list_shipped()].index)
-    for name in [*names, *list_choices()]:
+    for name in [*names, *list_choices(), *list_caches()]:
         comment = head_comment(read_shipped(name))
         kl, page = measured_kl(name)
         rows.append(
@@ -68,6 +69,7 @@ def list_recipes(terminal: Terminal, as_json: bool) -> int:
                 "measured": page,
                 "best": name in (*BEST, *DATA_FREE),
                 "candidates": name in list_choices(),
+                "kv_cache": name in list_caches(),
                 "statistics": load_recipe(name).statistics,
                 "purpose": purpose(comment),
             }
@@ -91,19 +93,24 @@ def list_recipes(terminal: Terminal, as_json: bool) -> int:
             rows=[
                 (row["name"], row["bits"], row["kl"] + _mark(row["measured"]), row["purpose"])
                 for row in rows
-                if (row["best"], row["statistics"]) == (best, statistics) and not row["candidates"]
+                if (row["best"], row["statistics"]) == (best, statistics)
+                and not (row["candidates"] or row["kv_cache"])
             ],
             wrap="<purpose",
         )
         show_sheet(terminal, sheet, title=title)
         terminal.data()
-    sheet = Sheet(
-        columns=["<recipe", "<purpose"],
-        rows=[(row["name"], row["purpose"]) for row in rows if row["candidates"]],
-        wrap="<purpose",
-    )
-    show_sheet(terminal, sheet, title="to choose from to a number of bytes: `reallm allocate`")
-    terminal.data()
+    for title, key in (
+        ("to choose from to a number of bytes: `reallm allocate`", "candidates"),
+        ("of keys and values alone: `reallm eval --kv-cache RECIPE`", "kv_cache"),
+    ):
+        sheet = Sheet(
+            columns=["<recipe", "<purpose"],
+            rows=[(row["name"], row["purpose"]) for row in rows if row[key]],
+            wrap="<purpose",
+        )
+        show_sheet(terminal, sheet, title=title)
+        terminal.data()
     terminal.data("* at 4096 x 4096; `reallm budget RECIPE --model MODEL` has yours")
     terminal.data(
         "** nats from the original for each token, on a model of 11 million weights; smaller is "
@@ -126,9 +133,9 @@ def _mark(page: str) -> str:
 @click.pass_obj
 def show_recipe(terminal: Terminal, name: str) -> int:
     """Print a shipped recipe as it is written."""
-    from reallm_compiler.recipe.shipped import list_choices, list_shipped, read_shipped
+    from reallm_compiler.recipe.shipped import list_all, read_shipped
 
-    known = [*list_shipped(), *list_choices()]
+    known = list_all()
     if name not in known:
         raise CommandLineError(
             f"there is no shipped recipe `{name}`",

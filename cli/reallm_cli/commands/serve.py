@@ -46,7 +46,8 @@ from reallm_cli.terminal import Terminal
 @click.option(
     "--kv-cache",
     metavar="NAME|RECIPE",
-    help="Keep keys and values quantized: kv-4bit, ..., or `none`.  [default: the archive's recipe]",
+    help="Keep keys and values quantized: kv-4bit, ..., or `none`.  [default: as the archive's "
+    "recipe says]",
 )
 @click.option("--dtype", metavar="TYPE", help="float32, bfloat16 or float16.  [default: stored]")
 @decoder_option
