@@ -136,8 +136,11 @@ class Study:
     What is measured goes into a file of rows as well, so that a run that is interrupted goes on.
     """
 
-    def __init__(self, subject: Subject, workers: int, rows: Path | None) -> None:
+    def __init__(
+        self, subject: Subject, workers: int, rows: Path | None, cache: Path | None = None
+    ) -> None:
         self.subject = subject
+        self.cache = cache
         self.workers = workers
         self.rows = rows
         self.options: dict[str, Any] = {"window": subject.window, "separator": subject.separator}
@@ -200,6 +203,7 @@ class Study:
                 text=self.subject.calibration if needs_text(recipe) else None,
                 device="cpu",
                 workers=self.workers,
+                cache=self.cache,
             )
             seconds = cpu_seconds() - began
             stored = path.stat().st_size
