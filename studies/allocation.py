@@ -3,9 +3,9 @@
     python studies/allocation.py --write docs/allocate.md --rows rows.jsonl --cache FOLDER \\
         --model my-model PATH/TO/FOLDER PATH/TO/text.txt window=256 stats=my-model.stats
 
-`--model` takes what `studies/results.py` takes. Each model is allocated by `reallm_compiler.allocate`
-to each target of exact bits of its linear layers (embeddings keep the 8 bits of the recipes), with
-its statistics and without, and compiled by the recipe that comes out. Beside it stands the one rate
+`--model` takes what `studies/results.py` takes. `reallm_compiler.allocate` chooses for each target
+of exact bits of the linear layers (embeddings keep the 8 bits of the recipes), with statistics and
+without, and the recipe that comes out is compiled. Beside it stands the one rate
 for all matrices, a multiple of 1/16 bit, that makes the smallest archive of no fewer bytes, and the
 greedy choice of EXL3 by its formula: whole bits a matrix, raised where the KL falls most by byte.
 
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -150,9 +151,17 @@ def allocated(case: Case, targets: Sequence[str]) -> dict[str, tuple[dict[str, A
         workers=study.workers,
     )
     return {
-        target: (lock.document, lock.point.kl)
+        target: (_document(lock.text), lock.point.kl)
         for target, lock in zip(targets, report.locks, strict=True)
     }
+
+
+def _document(text: str) -> dict[str, Any]:
+    """A recipe's text as plain data."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "lock.yaml")
+        path.write_text(text, encoding="utf-8")
+        return dict(load_recipe(path).document)
 
 
 def greedy(case: Case, target: str) -> dict[str, Any]:
@@ -263,7 +272,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--write", type=Path, help="put the tables into this page as well")
     given = parser.parse_args()
-    tables, mixes = [], []
+    tables: list[str] = []
+    mixes: list[str] = []
     for words in given.model:
         study = Study(Subject.parse(words), given.workers, given.rows, given.cache)
         cases = [
@@ -294,16 +304,16 @@ def main() -> None:
     page = [
         "## Measured",
         "",
-        "Printed by `python studies/allocation.py` (its first lines say how to call it). Exact bits "
-        f"are those of the linear layers; candidates are {rates}. `one rate` is the rate for all "
-        "matrices, a multiple of 1/16 bit, of the smallest archive of no fewer bytes.",
+        "Printed by `python studies/allocation.py` (its first lines say how to call it). Exact "
+        f"bits are those of the linear layers; candidates are {rates}. `one rate` is the rate for "
+        "all matrices, a multiple of 1/16 bit, of the smallest archive of no fewer bytes.",
         "",
         *tables,
     ]
     if mixes:
         page += [
-            f"Rank correlation (Spearman) of predicted and measured KL over {MIXES} random mixes of "
-            f"{len(MIXED)} rates, and the median of predicted over measured:",
+            f"Rank correlation (Spearman) of predicted and measured KL over {MIXES} random mixes "
+            f"of {len(MIXED)} rates, and the median of predicted over measured:",
             "",
             "| model | damage measured | correlation | KL of the mixes | predicted / measured |",
             "|---|---|---|---|---|",
