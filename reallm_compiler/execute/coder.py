@@ -32,6 +32,7 @@ from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.runs.cache import Cache
 from reallm_compiler.runs.identity import digest_of, machine_fields
 from reallm_compiler.runs.seeds import seed_for
+from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.tensors import TensorSpec
 from reallm_formats import names
 
@@ -231,13 +232,10 @@ class MatrixCoder:
             return None
         facts, tensors = entry
         specs = matrix.layout.own_sections
+        if not fits(tensors, specs):
+            return None
+        sections = {spec.role: tensors[spec.role].to(self._device) for spec in specs}
         try:
-            check_sections(tensors, specs)
-            for spec in specs:
-                data = to_bytes(tensors[spec.role], spec)
-                if spec.values.problem(data, spec.dtype, spec.shape) is not None:
-                    return None
-            sections = {spec.role: tensors[spec.role].to(self._device) for spec in specs}
             found = Encoded(sections=sections, relative_error=float.fromhex(facts["error"]))
             work = loaded.weight.to(work_dtype(matrix.dtype))
             error = relative_error(work, self.decoder_of(matrix, found, common))
@@ -275,6 +273,18 @@ def matrix_identity(
         "statistics": [statistics, original_name(matrix, spec)] if needed else None,
         "seed": seed_for(seed, matrix.name),
     }
+
+
+def fits(sections: Mapping[str, torch.Tensor], specs: Sequence[SectionSpec]) -> bool:
+    """Whether sections, wherever they come from, are those of a size law, with values it allows."""
+    try:
+        check_sections(sections, specs)
+    except CodecError:
+        return False
+    return all(
+        spec.values.problem(to_bytes(sections[spec.role], spec), spec.dtype, spec.shape) is None
+        for spec in specs
+    )
 
 
 def sections_digest(sections: Mapping[str, torch.Tensor]) -> str:

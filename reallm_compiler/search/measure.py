@@ -7,7 +7,7 @@ that candidate. Tables and damages go into a cache, which is how processes pass 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.errors import SourceError
 from reallm_compiler.execute.bands import BandCoder, band_rows, by_bands
-from reallm_compiler.execute.coder import MatrixCoder, located
+from reallm_compiler.execute.coder import MatrixCoder, fits, located
 from reallm_compiler.execute.runner import THREADS
 from reallm_compiler.execute.statistics import StatisticsInput
 from reallm_compiler.planning.parts import PlannedMatrix
@@ -33,6 +33,7 @@ from reallm_compiler.runs.seeds import seed_for
 from reallm_compiler.runs.stop import Interrupted
 from reallm_compiler.runs.tasks import Task, TaskGraph, TaskResult
 from reallm_compiler.search.candidates import Candidate, Candidates
+from reallm_compiler.storage.base import SectionSpec
 
 DAMAGE = "damage"
 """Folder of a cache that holds damages."""
@@ -229,16 +230,23 @@ class MeasureRunner:
 
     def _common(self, key: str) -> Sections:
         """What a share group has in common: as it was learned before, or learned now."""
-        entry = self._shared.get(key)
-        if entry is not None:
-            return {role: data.to(self._job.device) for role, data in entry[1].items()}
         members = self._job.candidates.groups[key]
+        known = self._known(key, members[0].layout.shared_sections)
+        if known is not None:
+            return known
         group = members[0].plan.share
         assert group is not None
         fitted = self._coder.fit_group(group, members)
         kept = {role: data.cpu().contiguous() for role, data in fitted.items()}
         self._shared.put(key, {}, kept)
         return fitted
+
+    def _known(self, key: str, specs: Sequence[SectionSpec]) -> Sections | None:
+        """What the cache holds of a share group, if it is what its size law says."""
+        entry = self._shared.get(key)
+        if entry is None or not fits(entry[1], specs):
+            return None
+        return {role: data.to(self._job.device) for role, data in entry[1].items()}
 
 
 def error_of(weight: torch.Tensor, decoder: MatrixDecoder) -> torch.Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -209,9 +210,8 @@ def slopes(
     done = len(found)
     report(done, len(wanted))
     if left:
-        text = cache / f"own-text-{digest_of(identity)[:16]}.safetensors"
         with fixed_numerics(THREADS, device), stop.at_once():
-            ids = _text(inventory, OwnText(text, {"run": digest_of(identity)}), seed, device)
+            ids = _text(inventory, seed, device)
         facts = tuple(fact for fact in inventory.matrices() if fact.name in keys)
         job = NoiseJob(inventory=inventory, facts=facts, ids=ids, seed=seed, device=device)
         graph = TaskGraph(Task(key=name, title=name) for name in left)
@@ -253,13 +253,15 @@ def _known(store: Cache, keys: Mapping[str, str]) -> dict[str, float]:
     return found
 
 
-def _text(inventory: Inventory, text: OwnText, seed: int, device: torch.device) -> Tensor:
+def _text(inventory: Inventory, seed: int, device: torch.device) -> Tensor:
     """int64 [n, t]: what the model writes."""
     files = source_files(inventory, inventory.path)
     tokenizer = text_tokenizer(files)
     positions = usable_positions(meta_model(files.config, files.label))
     window = min(WINDOW, window_of(None, [positions], CompileError))
-    rows = text.sequences(files, tokenizer, SAMPLES, window, seed, device, lambda event: None)
+    with TemporaryDirectory(prefix="reallm-") as folder:
+        text = OwnText(Path(folder, "text"), {})
+        rows = text.sequences(files, tokenizer, SAMPLES, window, seed, device, lambda event: None)
     return torch.tensor(rows)
 
 

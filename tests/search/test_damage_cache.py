@@ -26,6 +26,7 @@ RECIPE: dict[str, Any] = {
         "quantizer": {"kind": "uniform", "bits": 3},
         "rounding": {"kind": "feedback"},
     },
+    "rules": [{"match": ["*.layers.1.*", "*.mlp.*"], "keep": "source"}],
 }
 SHARING: dict[str, Any] = {
     "reallm": 1,
@@ -51,6 +52,17 @@ def plain(
     """The archive of a compile without a cache."""
     output = tmp_path_factory.mktemp("plain") / "out.reallm"
     return compiled(RECIPE, tiny_llama, output, statistics=tiny_statistics)
+
+
+@pytest.fixture(scope="module")
+def filled(
+    tiny_llama: Path, tiny_statistics: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A cache that a compile has filled."""
+    folder = tmp_path_factory.mktemp("filled")
+    given: dict[str, Any] = {"statistics": tiny_statistics, "cache": folder / "cache"}
+    compiled(RECIPE, tiny_llama, folder / "out.reallm", **given)
+    return folder / "cache"
 
 
 def test_compile_takes_over_what_was_measured(
@@ -163,10 +175,10 @@ def test_what_is_not_whole_is_coded_again(
     tmp_path: Path,
     coded: list[tuple[int, int]],
     plain: bytes,
+    filled: Path,
 ) -> None:
+    shutil.copytree(filled, tmp_path / "cache")
     given: dict[str, Any] = {"statistics": tiny_statistics, "cache": tmp_path / "cache"}
-    compiled(RECIPE, tiny_llama, tmp_path / "out.reallm", **given)
-    coded.clear()
     path = sorted((tmp_path / "cache" / CODED).rglob("*.safetensors"))[0]
     HOSTILE[how](path)
     assert compiled(RECIPE, tiny_llama, tmp_path / "out.reallm", **given) == plain
@@ -189,6 +201,17 @@ def test_damages_are_not_trusted_either(
     save_state(one, {}, {**facts, "kl": (0.0).hex()})
     Cache(tmp_path / "damage").put(two.stem, {"error": "-inf", "kl": "nan"}, {})
     assert run() == first
+
+
+def test_tables_are_not_trusted_either(tiny_llama: Path, tmp_path: Path) -> None:
+    plan = reallm.plan(SHARING, model=tiny_llama)
+    jobs = {matrix.name: [matrix.plan] for matrix in plan.matrices[:2]}
+    first = measure(jobs, open_source(str(tiny_llama)), cache=tmp_path)
+    (table,) = (tmp_path / "shared").rglob("*.safetensors")
+    for path in (tmp_path / "damage").rglob("*.safetensors"):
+        path.unlink()
+    Cache(tmp_path / "shared").put(table.stem, {}, {"codebook": torch.zeros(3)})
+    assert measure(jobs, open_source(str(tiny_llama)), cache=tmp_path) == first
 
 
 def test_the_oldest_go_beyond_a_bound(tmp_path: Path) -> None:

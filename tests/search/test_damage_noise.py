@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import reallm_compiler as reallm
-from reallm_compiler.calibration.own_text import OwnText
 from reallm_compiler.checkpoint import open_source
 from reallm_compiler.runs.seeds import seed_for
 from reallm_compiler.runs.stop import Interrupted, StopRequest
@@ -70,12 +69,7 @@ def test_it_is_the_kl_of_the_changed_model(tiny_llama: Path, tmp_path: Path) -> 
 
     name = WANTED[1]
     (found,) = slopes(tiny_llama, tmp_path, [name]).values()
-    ids = noise._text(
-        open_source(str(tiny_llama)),
-        OwnText(tmp_path / "text", {}),
-        0,
-        torch.device("cpu"),
-    )
+    ids = noise._text(open_source(str(tiny_llama)), 0, torch.device("cpu"))
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
     with torch.no_grad():
         before = model(ids).logits.log_softmax(-1)
