@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import Phase, given, note, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from reallm_compiler.codecs.numerics import emit
@@ -29,6 +32,7 @@ from reallm_compiler.kernels.targets import TARGETS, runs_here
 from reallm_compiler.stages import MatrixPlan
 from tests.kernels.packing import dense, distance, packed_matrix
 from tests.kernels.test_windows import QUANTIZERS, ROW
+from tests.plans import some_plan
 
 CPU = torch.device("cpu")
 HERE = [name for name in TARGETS if emit.available() and runs_here(name)]
@@ -222,6 +226,28 @@ def test_products_are_those_of_decoded_weights(name: str, target: str) -> None:
         for tokens in (1, MOST_TOKENS + 1) if shape[1] != 128 else (1,):
             x = activations(tokens, shape[1])
             assert distance(product.linear(x), x.double() @ weight.t()) < 1e-4
+
+
+@settings(max_examples=12, phases=[Phase.explicit, Phase.generate])
+@given(draw=st.integers(0, 2**32 - 1), shape=st.sampled_from([(5, 80), (33, 48), (64, 64)]))
+def test_any_stages_together(draw: int, shape: tuple[int, int]) -> None:
+    """Whatever kernels take of the plans that can be drawn."""
+    plan = some_plan(random.Random(draw))
+    note(f"plan: {plan.plain()}")
+    if form_of(plan, shape) is None:
+        return
+    packed = packed_matrix(plan, shape, column_gain=draw % 2 == 1)
+    product = None if packed is None else compiled_product(packed, CPU, torch.float32)
+    if packed is None or product is None:
+        return
+    weight = dense(packed)
+    x, g = activations(MOST_TOKENS + 1, shape[1]), activations(2, shape[0])
+    # Errors are held against the size of what was added: sums of large terms may cancel.
+    scale = 1e-4 * float(weight.norm()) + 1e-30
+    for some in (x[:1], x):
+        wrong = product.linear(some) - some.double() @ weight.t()
+        assert float(wrong.norm()) < scale * float(some.norm())
+    assert float((product.transposed(g) - g.double() @ weight).norm()) < scale * float(g.norm())
 
 
 @pytest.mark.parametrize("name", PLANS)
