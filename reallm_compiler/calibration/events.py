@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reallm_compiler.runs.events import TaskDone
+from reallm_compiler.runs.events import TaskDone, TriedAgain
+
+__all__ = ["CalibrateReport", "ChunkDone", "Event", "Sampled", "Started", "TaskDone", "TriedAgain"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,4 +94,4 @@ class CalibrateReport:
     tasks_resumed: int
 
 
-Event = Started | Sampled | ChunkDone | TaskDone
+Event = Started | Sampled | ChunkDone | TaskDone | TriedAgain

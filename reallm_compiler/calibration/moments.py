@@ -7,7 +7,7 @@ made of jobs that touch different numbers, so several threads may do them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,9 @@ from reallm_formats.kinds.statistics import FULL, NONE
 LARGEST = 1e30
 """A token with a larger |x|^2, |g|^2 or product of both is left out, as is one with a NaN: float32
 holds no sum of such squares."""
+
+COUNTS = "counts"
+"""Role of the tokens that reached a matrix, and of those of them that were left out."""
 
 Job = Callable[[], None]
 
@@ -123,9 +126,23 @@ class MatrixSums:
             yield from self._symmetric("weighted_outputs", weighted)
             yield from self._energy(tokens)
 
+    def state(self) -> dict[str, Tensor]:
+        """The sums of some tokens, on the CPU, to be added to others."""
+        counts = torch.tensor([self.reached, self.left_out], dtype=torch.int64)
+        return {**{role: total.cpu() for role, total in self._sums.items()}, COUNTS: counts}
+
+    def add(self, state: Mapping[str, Tensor]) -> None:
+        """Add the sums of other tokens."""
+        reached, left_out = state[COUNTS].tolist()
+        self.reached += reached
+        self.left_out += left_out
+        for role, values in state.items():
+            if role != COUNTS:
+                self._sum(role, tuple(values.shape)).add_(values.to(self._device))
+
     def parts(self, role: str, tokens: int) -> Iterator[Tensor]:
         """A section of the matrix, piece by piece, on the CPU: means over `tokens`."""
-        if role == "counts":
+        if role == COUNTS:
             yield torch.tensor([self.reached, self.left_out], dtype=torch.int64).view(torch.uint64)
             return
         dtype = torch.float64 if role == "energy" else torch.float32

@@ -20,6 +20,7 @@ class CalibrateOptions:
         separator: where the text is split into documents; None cuts it into windows.
         own_text: draw the text from the model itself.
         form: how much is measured and stored.
+        shards: of the text, whose sums are added up in their order.
     """
 
     samples: int = 256
@@ -28,6 +29,7 @@ class CalibrateOptions:
     separator: str | None = None
     own_text: bool = False
     form: StatisticsForm = field(default_factory=StatisticsForm)
+    shards: int = 1
 
     def check(self) -> None:
         """Refuse settings without a meaning.
@@ -39,6 +41,7 @@ class CalibrateOptions:
             ("samples", self.samples, 1),
             ("window", self.window, 2),
             ("seed", self.seed, 0),
+            ("shards", self.shards, 1),
             ("diagonal", self.form.diagonal, 0),
         ):
             if value is not None and (type(value) is not int or value < least):
@@ -66,4 +69,5 @@ class CalibrateOptions:
             "own_text": self.own_text,
             "gradients": self.form.gradients,
             "diagonal": self.form.diagonal,
+            **({"shards": self.shards} if self.shards > 1 else {}),
         }

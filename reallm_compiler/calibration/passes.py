@@ -18,15 +18,18 @@ from reallm_compiler.calibration.labels import gradient_of_logits
 from reallm_compiler.calibration.moments import Job, MatrixSums
 from reallm_compiler.calibration.original import Original
 from reallm_compiler.calibration.recorder import Recorder, jobs
-from reallm_compiler.calibration.schedule import Measurement, Schedule, gradient, hidden
+from reallm_compiler.calibration.schedule import Measurement, gradient, hidden
 from reallm_compiler.calibration.sequences import Chunk
+from reallm_compiler.calibration.shards import SUM, Shard, ShardedSchedule, split_key, sums_file
 from reallm_compiler.calibration.spill import Spill
+from reallm_compiler.calibration.sums import add_sums, save_sums
 from reallm_compiler.models.blocks import Call, Calls, hidden_states, run_block
 from reallm_compiler.runs.job import Context
 from reallm_compiler.runs.oom import oom_to_error
 from reallm_compiler.runs.sink import Sink
 from reallm_compiler.runs.stop import Interrupted
 from reallm_compiler.runs.tasks import Task, TaskResult
+from reallm_compiler.runs.training import StateFiles
 from reallm_formats import StatisticsEntry
 
 
@@ -38,9 +41,9 @@ class PassRunner:
         calls: what it calls its blocks with; None if it is run as a whole.
         measurement: what is measured.
         schedule: its passes.
-        chunks: the sequences.
+        shards: the sequences, and where their hidden states are kept.
+        states: names the files of sums over a shard.
         seed: of the labels.
-        spill: where hidden states are kept.
         sink: where sections go.
         context: how the run is told of, and stopped.
         pool: threads, each of which runs one chunk at a time.
@@ -53,10 +56,10 @@ class PassRunner:
         original: Original,
         calls: Calls | None,
         measurement: Measurement,
-        schedule: Schedule,
-        chunks: Sequence[Chunk],
+        schedule: ShardedSchedule,
+        shards: Sequence[Shard],
+        states: StateFiles,
         seed: int,
-        spill: Spill,
         sink: Sink,
         context: Context,
         pool: Executor,
@@ -66,13 +69,14 @@ class PassRunner:
         self._original = original
         self._calls = calls
         self._measurement = measurement
-        self._chunks = chunks
+        self._shards = shards
+        self._shard = shards[0]
+        self._states = states
         self._seed = seed
-        self._spill = spill
         self._sink = sink
         self._context = context
         self._schedule = schedule
-        self._keys = [one.key for one in schedule.passes]
+        self._keys = [one.key for one in schedule.of_shard.passes]
         self._pool = pool
         self._workers = workers
         self._device = device
@@ -87,20 +91,48 @@ class PassRunner:
             CompileError: the disk refuses a section, or memory runs out.
             Interrupted: a stop was asked for within the task.
         """
-        for name in self._schedule.files() - self._schedule.live(task.key):
-            self._spill.remove(name)
-        rows = self._measurement.rows_of(task.key)
-        self._sums = {row.name: MatrixSums(row, self._device) for row in rows}
         self._original.weights.take_digests()
-        kind, _, number = task.key.partition(":")
-        work: Callable[..., None] = getattr(self, f"_{kind}")
+        result = TaskResult(task=task.key)
         with oom_to_error(task.title):
-            work(task.key, *([int(number)] if number else []))
-            result = TaskResult(task=task.key)
-            self._store(rows, result)
+            if task.key.startswith(SUM):
+                self._add_up(task.key, result)
+            else:
+                self._pass(task.key, result)
         self._sink.flush()
         result.source.update(self._original.weights.take_digests())
         return result
+
+    def _pass(self, task: str, result: TaskResult) -> None:
+        """Make a pass over a shard."""
+        key, number = split_key(task)
+        schedule, self._shard = self._schedule.of_shard, self._shards[number]
+        for name in schedule.files() - schedule.live(key):
+            self._spill.remove(name)
+        rows = self._measurement.rows_of(key)
+        self._sums = {row.name: MatrixSums(row, self._device) for row in rows}
+        kind, _, block = key.partition(":")
+        work: Callable[..., None] = getattr(self, f"_{kind}")
+        work(key, *([int(block)] if block else []))
+        if not self._schedule.sharded:
+            self._store(rows, result)
+        elif rows:
+            save_sums(self._states.path(sums_file(task)), self._sums)
+
+    def _add_up(self, task: str, result: TaskResult) -> None:
+        """Add up the sums of all shards, in order, and store them."""
+        rows = self._measurement.rows_of(task.removeprefix(SUM))
+        self._sums = {row.name: MatrixSums(row, self._device) for row in rows}
+        for part in self._schedule.parts_of(task):
+            add_sums(self._states.path(sums_file(part)), self._sums)
+        self._store(rows, result)
+
+    @property
+    def _chunks(self) -> Sequence[Chunk]:
+        return self._shard.chunks
+
+    @property
+    def _spill(self) -> Spill:
+        return self._shard.spill
 
     def _stem(self, key: str) -> None:
         self._read_kept()
@@ -203,8 +235,9 @@ class PassRunner:
 
     def _waves(self, key: str) -> Iterator[list[tuple[int, Chunk]]]:
         """All chunks, on the device, as many together as there are threads; with progress."""
-        steps = len(self._keys) * len(self._chunks)
-        before = self._keys.index(key) * len(self._chunks)
+        whole = sum(len(shard.chunks) for shard in self._shards)
+        steps = len(self._keys) * whole
+        before = self._keys.index(key) * whole + self._shard.before
         for first in range(0, len(self._chunks), self._workers):
             if self._context.stop_requested():
                 raise Interrupted(
@@ -244,7 +277,7 @@ class PassRunner:
 
     @property
     def _tokens(self) -> int:
-        return sum(chunk.ids.numel() for chunk in self._chunks)
+        return sum(chunk.ids.numel() for shard in self._shards for chunk in shard.chunks)
 
 
 def _gradient_of(states: Tensor) -> Tensor:

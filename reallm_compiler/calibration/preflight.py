@@ -19,6 +19,7 @@ from reallm_compiler.calibration.original import Original
 from reallm_compiler.calibration.schedule import Measurement
 from reallm_compiler.calibration.sequences import Chunk
 from reallm_compiler.errors import CalibrateError
+from reallm_compiler.runs.machines import Machines
 from reallm_compiler.system import cores, free_memory
 
 LIBRARIES_BYTES = 450 * 2**20
@@ -53,14 +54,19 @@ class MemoryNeed:
 
 
 def memory_need(
-    original: Original, measurement: Measurement, chunks: Sequence[Chunk], width: int
+    original: Original,
+    measurement: Measurement,
+    chunks: Sequence[Chunk],
+    width: int,
+    *,
+    sharded: bool = False,
 ) -> MemoryNeed:
-    """The estimated peak of memory."""
+    """The estimated peak of memory; sums of shards are there twice while they are added up."""
     tokens = max(chunk.ids.numel() for chunk in chunks)
     longest = max(chunk.ids.shape[1] for chunk in chunks)
     around = [measurement.stem, measurement.tail]
     parts = [*measurement.parts, *around] if measurement.parts else [measurement.rows]
-    sums = max(sum(map(sums_bytes, part)) for part in parts)
+    sums = max(sum(map(sums_bytes, part)) for part in parts) * (2 if sharded else 1)
     widths = max(sum(sum(row.shape) for row in part) for part in parts)
     config = original.model.config.get_text_config()
     vocabulary = int(getattr(config, "vocab_size", 0) or 0)
@@ -78,6 +84,31 @@ def choose_workers(need: MemoryNeed, asked: int | None, chunks: int, device: tor
         if free is not None:
             asked = min(asked, (free + LIBRARIES_BYTES - need.shared) // max(1, need.each))
     return max(1, min(asked, chunks))
+
+
+def workers_on(
+    machines: Machines, need: MemoryNeed, asked: int | None, chunks: int, shards: int
+) -> tuple[int, int, int | None]:
+    """What runs at once, the memory that it takes, and what is free, None if that is unknown.
+
+    On this machine threads that run chunks, on a cluster tasks that each run a shard.
+
+    Raises:
+        CalibrateError: memory is too small.
+    """
+    slots = machines.slots(need.of(1), need.of(1))
+    if slots is None:
+        count = choose_workers(need, asked, chunks, machines.device)
+        return count, need.of(count), check_memory(need.of(count))
+    if not slots.count:
+        raise CalibrateError(
+            f"no node of the cluster has enough memory: about {need.of(1) >> 20:,} MiB are needed, "
+            f"and the largest node offers {slots.largest_bytes >> 20:,} MiB",
+            hint="keep diagonals of large matrices with `--diagonal N`, leave gradients out with "
+            "`--no-gradients`, or give a smaller `--window`",
+        )
+    count = max(1, min(asked or slots.count, slots.count, shards))
+    return count, LIBRARIES_BYTES + count * need.of(1), slots.memory_bytes
 
 
 def check_memory(needed: int) -> int | None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from reallm_compiler.calibration.events import Event
 from reallm_compiler.calibration.options import CalibrateOptions
 from reallm_compiler.calibration.original import Original
 from reallm_compiler.calibration.own_text import OwnText
-from reallm_compiler.calibration.probe import TOKENS, Probed, probe
+from reallm_compiler.calibration.probe import TOKENS, Probed, probe_model
 from reallm_compiler.calibration.sequences import Chunk, chunks_of, predicted
 from reallm_compiler.calibration.text import draw_sequences
 from reallm_compiler.checkpoint import Inventory
@@ -38,8 +39,9 @@ from reallm_formats import Layout
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
-    """Everything that is known before the first pass."""
+    """Everything that is known before the first pass; the model was tried on `ids` [2, t]."""
 
+    ids: Tensor
     probed: Probed
     chunks: list[Chunk]
     layout: Layout
@@ -91,10 +93,7 @@ def prepare(
     count = min(TOKENS, window)
     rows = [(sequence * count)[:count] for sequence in (sequences[0], sequences[-1])]
     ids = torch.tensor(rows, device=device)
-    probed = probe(original, facts, options.form, ids)
-    if probed.calls is None and original.blocks:
-        whole = Original(inventory, facts, device, whole=True)
-        probed = replace(probe(whole, facts, options.form, ids), note=probed.note)
+    probed = probe_model(inventory, options.form, ids, device, original)
     width = 0
     if probed.calls is not None:
         first = probed.original.blocks[0].module
@@ -104,6 +103,7 @@ def prepare(
         probed.measurement.rows, tokens=predicted(chunks), settings=settings
     )
     return Prepared(
+        ids=ids,
         probed=probed,
         chunks=chunks,
         layout=statistics_layout(document),

@@ -11,9 +11,14 @@ from torch import Tensor
 from reallm_compiler.calibration.original import Original
 from reallm_compiler.calibration.products import Product, Products
 from reallm_compiler.calibration.schedule import Measurement
-from reallm_compiler.checkpoint import MatrixFact
+from reallm_compiler.checkpoint import Inventory, MatrixFact
 from reallm_compiler.models.blocks import Calls, UnfitBlocksError, calls_of, hidden_states
-from reallm_compiler.planning.statistics import StatisticsForm, same_inputs, statistics_rows
+from reallm_compiler.planning.statistics import (
+    StatisticsForm,
+    measured_matrices,
+    same_inputs,
+    statistics_rows,
+)
 from reallm_formats.kinds.statistics import NONE
 
 TOKENS = 16
@@ -37,6 +42,35 @@ class Probed:
     measurement: Measurement
     left_out: tuple[str, ...]
     note: str | None = None
+
+
+def probe_model(
+    inventory: Inventory,
+    form: StatisticsForm,
+    ids: Tensor,
+    device: torch.device,
+    original: Original | None = None,
+) -> Probed:
+    """Try a checkpoint's model, by blocks if they can be run one by one, else as a whole.
+
+    Args:
+        inventory: of the checkpoint.
+        form: how much is measured.
+        ids: int64 [2, t], on the device.
+        device: where it runs.
+        original: the model, if it is there already.
+
+    Raises:
+        SourceError: a shard cannot be read.
+    """
+    facts = measured_matrices(inventory)
+    if original is None:
+        original = Original(inventory, facts, device)
+    probed = probe(original, facts, form, ids)
+    if probed.calls is None and original.blocks:
+        whole = Original(inventory, facts, device, whole=True)
+        probed = replace(probe(whole, facts, form, ids), note=probed.note)
+    return probed
 
 
 def probe(

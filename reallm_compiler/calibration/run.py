@@ -11,53 +11,43 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from reallm_compiler.calibration.events import CalibrateReport, ChunkDone, Event, Started
 from reallm_compiler.calibration.finish import finish, report_of
+from reallm_compiler.calibration.job import THREADS, CalibrateJob
 from reallm_compiler.calibration.options import CalibrateOptions
-from reallm_compiler.calibration.passes import PassRunner
-from reallm_compiler.calibration.preflight import (
-    check_disk,
-    check_memory,
-    choose_workers,
-    memory_need,
-)
-from reallm_compiler.calibration.prepare import Prepared, prepare
-from reallm_compiler.calibration.schedule import Schedule
+from reallm_compiler.calibration.preflight import check_disk, memory_need, workers_on
+from reallm_compiler.calibration.prepare import prepare
 from reallm_compiler.calibration.sequences import predicted
-from reallm_compiler.calibration.spill import Spill, hidden_bytes
+from reallm_compiler.calibration.shards import ShardedSchedule, shards_of, sums_file
 from reallm_compiler.checkpoint import Inventory, open_source
 from reallm_compiler.errors import CalibrateError
 from reallm_compiler.models.sequences import as_paths
 from reallm_compiler.models.weights import Weights, shard_facts
-from reallm_compiler.planning.statistics import (
-    StatisticsForm,
-)
+from reallm_compiler.planning.statistics import StatisticsForm
 from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.publish import refuse_inputs
-from reallm_compiler.runs.backends import InProcess, results
+from reallm_compiler.runs.backends import results
+from reallm_compiler.runs.cluster import ClusterOptions
 from reallm_compiler.runs.counter import TaskCounter, record
-from reallm_compiler.runs.devices import choose_device, device_title
 from reallm_compiler.runs.identity import digest_of, machine_fields
-from reallm_compiler.runs.job import Context
-from reallm_compiler.runs.numerics import fixed_numerics, fixed_thread_pool
+from reallm_compiler.runs.machines import Machines, ThisMachine
+from reallm_compiler.runs.numerics import fixed_numerics
+from reallm_compiler.runs.open_machines import open_machines
 from reallm_compiler.runs.output import Output
 from reallm_compiler.runs.resume import finished_tasks, start
-from reallm_compiler.runs.sink import FileSink
 from reallm_compiler.runs.sources import check_digests, checked_sources
 from reallm_compiler.runs.stop import StopRequest, catch_signals
 from reallm_compiler.runs.tasks import TaskResult
 from reallm_compiler.runs.training import StateFiles
 from reallm_formats import encode_manifest
-
-THREADS = 1
-"""Threads of torch in each worker: fixed, because sums depend on it."""
 
 DEVICE_TYPES = ("cpu", "cuda")
 
@@ -76,6 +66,8 @@ def calibrate(
     diagonal: int | None = None,
     device: str = "auto",
     workers: int | None = None,
+    shards: int = 1,
+    cluster: ClusterOptions | None = None,
     resume: str = "auto",
     force: bool = False,
     progress: Progress | None = None,
@@ -102,7 +94,10 @@ def calibrate(
         diagonal: of matrices [n, n] with n above this keep the diagonal alone; None keeps all.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: threads that run chunks of tokens at once; by cores and memory when None. The
-            bytes do not depend on it.
+            bytes do not depend on it. On a cluster, tasks at once.
+        shards: of the text, each of which a machine of a cluster can measure by itself; the sums
+            of all are added up in order, so that the bytes depend on the number.
+        cluster: a Ray cluster that measures; this machine when None.
         resume: `auto` goes on where an interrupted run stood, `required` refuses to start afresh,
             `never` starts over.
         force: overwrite an existing file when the new one is finished.
@@ -123,18 +118,25 @@ def calibrate(
         separator=separator,
         own_text=own_text,
         form=StatisticsForm(gradients=gradients, diagonal=diagonal),
+        shards=shards,
     )
     options.check()
     emit = _counted(on_event is None if progress is None else progress, on_event)
     with catch_signals() as stop:
         try:
-            with stop.at_once():
+            with (
+                stop.at_once(),
+                open_machines(
+                    device, CalibrateError, types=DEVICE_TYPES, cluster=cluster
+                ) as machines,
+            ):
+                _check_cluster(cluster, machines, options)
                 return _calibrate(
                     model,
                     as_paths(text),
                     Output(Path(output).absolute()),
                     options,
-                    choose_device(device, CalibrateError, types=DEVICE_TYPES),
+                    machines,
                     resume,
                     emit,
                     stop,
@@ -150,7 +152,7 @@ def _calibrate(
     paths: tuple[str | os.PathLike[str], ...],
     output: Output,
     options: CalibrateOptions,
-    device: torch.device,
+    machines: Machines,
     resume: str,
     emit: Callable[[Event], None],
     stop: StopRequest,
@@ -159,6 +161,8 @@ def _calibrate(
     force: bool,
 ) -> CalibrateReport:
     began = time.monotonic()
+    # What is known before the first pass depends on shapes alone, and is found out here.
+    device = machines.device if isinstance(machines, ThisMachine) else torch.device("cpu")
     inventory = model if isinstance(model, Inventory) else open_source(model)
     refuse_inputs(output.path, inventory.path or None, *paths)
     output.check(force=force or output.journal.exists())
@@ -166,33 +170,38 @@ def _calibrate(
         stop.kept = bool(journal.records)
         ready = prepare(inventory, paths, options, device, output, emit)
         measurement = ready.probed.measurement
-        shapes = [(chunk.ids.shape[0], chunk.ids.shape[1]) for chunk in ready.chunks]
-        schedule = Schedule(measurement, hidden_bytes(shapes, ready.width))
-        graph = schedule.tasks()
         identity = {
             "plan": hashlib.sha256(encode_manifest(ready.layout.manifest)).hexdigest(),
             "text": ready.text.hex(),
             "files": {name: hashlib.sha256(data).hexdigest() for name, data in inventory.files},
             "source": shard_facts(inventory),
-            **machine_fields(device),
+            **machines.fields,
         }
         states = StateFiles(output.partial, digest_of(identity))
-        spill = Spill(states, shapes, ready.width)
+        shards = shards_of(ready.chunks, options.shards, states, ready.width)
+        schedule = ShardedSchedule(measurement, shards, ready.width)
+        graph = schedule.tasks()
         found = finished_tasks(journal, graph, identity, output, ready.layout, resume=resume)
         if found is not None:
             _check_weights(inventory, found)
             if output.is_finished(found):
                 journal.remove()
                 return report_of(output, ready, began, resumed=len(graph))
-            if not all(spill.has(name) for name in schedule.needed(found)):
+            if not schedule.has_files(found, states):
                 found = {}  # hidden states are gone: what needs them is made again
         output.check(force=force)
         done = found or {}
         reserve = found is None
         disk = (ready.layout.file_bytes if reserve else 0) + schedule.disk_bytes()
-        need = memory_need(ready.probed.original, measurement, ready.chunks, ready.width)
-        count = choose_workers(need, workers, len(ready.chunks), device)
-        free, disk_free = check_memory(need.of(count)), check_disk(output.path.parent, disk)
+        need = memory_need(
+            ready.probed.original,
+            measurement,
+            ready.chunks,
+            ready.width,
+            sharded=schedule.sharded,
+        )
+        count, memory, free = workers_on(machines, need, workers, len(ready.chunks), len(shards))
+        disk_free = check_disk(output.path.parent, disk)
         with stop.in_order():
             if reserve:
                 output.reserve(ready.layout)
@@ -212,10 +221,10 @@ def _calibrate(
                     file_bytes=ready.layout.file_bytes,
                     disk_bytes=disk,
                     disk_free_bytes=disk_free,
-                    memory_bytes=need.of(count),
+                    memory_bytes=memory,
                     workers=count,
                     memory_free_bytes=free,
-                    device=device_title(device),
+                    device=machines.title,
                     tasks=len(graph),
                     tasks_done=resumed,
                     notes=(
@@ -224,10 +233,29 @@ def _calibrate(
                     ),
                 )
             )
-            job = _Job(ready, schedule, output.partial, options.seed, spill, count, device)
-            running = results(InProcess(), job, graph, done, stop, emit)
+            alone = isinstance(machines, ThisMachine)
+            job = CalibrateJob(
+                inventory=inventory,
+                form=options.form,
+                ids=ready.ids,
+                probed=ready.probed if alone else None,
+                measurement=measurement,
+                schedule=schedule,
+                shards=shards,
+                states=states,
+                partial=output.partial,
+                layout=ready.layout,
+                seed=options.seed,
+                workers=count if alone else 1,
+                device=machines.device,
+            )
+            backend = machines.backend(1 if alone else count, memory=lambda task: need.of(1))
+            counting = _counting(emit, schedule.chunks_in(done))
+            running = results(backend, job, graph, done, stop, counting)
             with closing(running):
-                same = checked_sources(running, done, inventory.path)
+                same = _without_sums(
+                    checked_sources(running, done, inventory.path), schedule, states
+                )
                 record(same, done, journal, states, TaskCounter(graph, done, emit))
             finish(ready, output, done, identity)
             output.publish()
@@ -236,39 +264,53 @@ def _calibrate(
     return report_of(output, ready, began, resumed=resumed)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What the passes of one calibration have in common (`runs.job.Job`)."""
+def _counting(emit: Callable[[Any], None], done: int) -> Callable[[Any], None]:
+    """Counts chunks as they come: several shards may be under way, each of which counts its own."""
 
-    ready: Prepared
-    schedule: Schedule
-    partial: Path
-    seed: int
-    spill: Spill
-    workers: int
-    device: torch.device
+    def hear(event: Any) -> None:  # noqa: ANN401 - whatever a task sends
+        nonlocal done
+        if isinstance(event, ChunkDone):
+            done += 1
+            event = replace(event, steps_done=min(done, event.steps))
+        emit(event)
 
-    @contextmanager
-    def open(self, context: Context) -> Iterator[PassRunner]:
-        """A runner in this process."""
-        with (
-            closing(FileSink(self.partial, self.ready.layout)) as sink,
-            fixed_thread_pool(self.workers, THREADS) as pool,
-        ):
-            yield PassRunner(
-                self.ready.probed.original,
-                self.ready.probed.calls,
-                self.ready.probed.measurement,
-                self.schedule,
-                self.ready.chunks,
-                self.seed,
-                self.spill,
-                sink,
-                context,
-                pool,
-                self.workers,
-                self.device,
-            )
+    return hear
+
+
+def _without_sums(
+    found: Iterable[TaskResult], schedule: ShardedSchedule, states: StateFiles
+) -> Iterator[TaskResult]:
+    """The results; sums of shards are removed when what they add up to is in the journal."""
+    for result in found:
+        yield result
+        for part in schedule.parts_of(result.task):
+            states.remove(sums_file(part))
+
+
+def _check_cluster(
+    cluster: ClusterOptions | None, machines: Machines, options: CalibrateOptions
+) -> None:
+    """Refuse a cluster that cannot hand on hidden states, or whose text would be another.
+
+    Raises:
+        CalibrateError: why.
+    """
+    if cluster is None:
+        return
+    if not cluster.shared_storage and cluster.address != "local":
+        raise CalibrateError(
+            "on a cluster a calibration needs storage that all nodes share",
+            note="hidden states and sums are handed from pass to pass beside the output",
+            hint="write the output where all nodes see it, and say so with `--shared-storage`",
+        )
+    own = machine_fields(torch.device("cpu"))["compute"]
+    if options.own_text and machines.fields["compute"] != own:
+        raise CalibrateError(
+            "the nodes of the cluster are of another kind than this machine, which would draw the "
+            "text",
+            note=f"`{own}` here, `{machines.fields['compute']}` there",
+            hint="run this command on a node of the same kind, or give a text with `--text`",
+        )
 
 
 def _check_weights(inventory: Inventory, done: Mapping[str, TaskResult]) -> None:

@@ -103,7 +103,7 @@ class Schedule:
         return TaskGraph(
             Task(
                 key=one.key,
-                title=_title(one.key),
+                title=title_of(one.key),
                 needs=needs,
                 sections=tuple(name for row in rows_of(one.key) for name, _, _ in row.sections()),
                 numel=sum(row.shape[0] * row.shape[1] for row in rows_of(one.key)),
@@ -161,6 +161,7 @@ class Schedule:
         return passes
 
 
-def _title(key: str) -> str:
+def title_of(key: str) -> str:
+    """A pass for people."""
     kind, _, number = key.partition(":")
     return f"{kind} pass of block {number}" if number else f"{kind} of the model"

@@ -1,12 +1,13 @@
 """Hidden states at the borders of blocks, on disk: one file of float32 for each border.
 
 A file is written beside its name, forced onto the disk and renamed, so there is a whole one or
-none. Its name says which run it belongs to.
+none, also where a task is done twice at once. Its name says which run it belongs to.
 """
 
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -31,10 +32,18 @@ class Spill:
         states: names them, beside the unfinished output.
         shapes: (b, t) of each chunk of sequences.
         width: numbers d of a hidden state.
+        prefix: of the files' names, where a run has several of these.
     """
 
-    def __init__(self, states: StateFiles, shapes: Sequence[tuple[int, int]], width: int) -> None:
+    def __init__(
+        self,
+        states: StateFiles,
+        shapes: Sequence[tuple[int, int]],
+        width: int,
+        prefix: str = "",
+    ) -> None:
         self._states = states
+        self._prefix = prefix
         self._shapes = [(rows, columns, width) for rows, columns in shapes]
         self._starts = [0]
         for rows, columns in shapes:
@@ -75,13 +84,14 @@ class Spill:
             CalibrateError: the disk refuses.
         """
         path = self._path(name)
+        fresh = new_path(path.with_name(f"{path.name}.{uuid.uuid4().hex}"))
         try:
-            with new_path(path).open("wb") as file:
+            with fresh.open("wb") as file:
                 for values in chunks:
                     file.write(values.detach().float().cpu().contiguous().numpy().data)
                 file.flush()
                 sync(file.fileno())
-            os.replace(new_path(path), path)
+            os.replace(fresh, path)
         except OSError as error:
             raise self._refused(name, "written", error) from error
 
@@ -90,7 +100,7 @@ class Spill:
         remove_state(self._path(name))
 
     def _path(self, name: str) -> Path:
-        return self._states.path(f"{self._states.run} {name}")
+        return self._states.path(f"{self._states.run} {self._prefix}{name}")
 
     def _refused(self, name: str, verb: str, error: OSError) -> CalibrateError:
         return CalibrateError(

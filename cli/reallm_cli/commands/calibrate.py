@@ -12,6 +12,7 @@ from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_libraries
 from reallm_cli.mistakes import CommandLineError
+from reallm_cli.options import cluster_of, cluster_options
 from reallm_cli.progress import ProgressBar, Reporter, peak_text
 from reallm_cli.terminal import Terminal
 from reallm_compiler.numbers import counted, duration_text, grouped, size_text
@@ -90,6 +91,15 @@ SHOWN = 3
     help="Threads that run parts of the text at once.  [default: by cores and memory]",
 )
 @click.option(
+    "--shards",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Parts of the text that machines of a cluster measure by themselves; changes the bytes.",
+)
+@cluster_options
+@click.option(
     "--resume",
     type=click.Choice(["auto", "required", "never"]),
     default="auto",
@@ -113,6 +123,9 @@ def calibrate_command(
     diagonal: int | None,
     device: str,
     workers: int | None,
+    shards: int,
+    ray: str | None,
+    shared_storage: bool,
     resume: str,
     as_json: bool,
     force: bool,
@@ -130,6 +143,7 @@ def calibrate_command(
             "`--text FILE` and `--own-text` exclude each other" if own_text else "no text is given",
             hint="give one or more with `--text FILE`, or let the model write it: `--own-text`",
         )
+    cluster = cluster_of(ray, shared_storage)
     from reallm_compiler.calibration.run import calibrate
 
     quiet_libraries()
@@ -149,6 +163,8 @@ def calibrate_command(
             diagonal=diagonal,
             device=device,
             workers=workers,
+            shards=shards,
+            cluster=cluster,
             resume=resume,
             force=force,
             on_event=reporter.on_event,
@@ -200,7 +216,7 @@ class CalibrateReporter(Reporter):
 
     def on_event(self, event: Event) -> None:
         """Log one event."""
-        from reallm_compiler.calibration.events import ChunkDone, Sampled, Started
+        from reallm_compiler.calibration.events import ChunkDone, Sampled, Started, TriedAgain
 
         if isinstance(event, Started):
             self._end_bar()
@@ -210,6 +226,8 @@ class CalibrateReporter(Reporter):
             self._measure("own text", "tokens", event.tokens_done, event.tokens)
         elif isinstance(event, ChunkDone):
             self._measure("calibrate", "steps", event.steps_done, event.steps)
+        elif isinstance(event, TriedAgain):
+            self._terminal.log(f"warning: {event.name} is done again: {event.why}")
 
     def _measure(self, label: str, unit: str, done: int, total: int) -> None:
         if self._bar is None:
