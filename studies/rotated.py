@@ -1,6 +1,6 @@
 """What a rotation of the model (`prepare: rotate`) does to the matrices: outliers, and errors.
 
-    python studies/rotated.py --model FOLDER --stats FILE [--bits 2]
+    python studies/rotated.py --model FOLDER --stats FILE [--bits 2] [--matrix GLOB]
 
 For each kind of matrix, of the original and of the model with norms folded and rotated: the
 kurtosis of the weights (3 for normal ones), how far the largest input channel lies above the root
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--stats", type=Path, required=True)
     parser.add_argument("--bits", type=int, default=2)
+    parser.add_argument("--matrix", default="*.layers.*", help="glob on the names of matrices")
     given = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
@@ -82,7 +84,7 @@ def main() -> None:
         weights = Weights(inventory)
         with StatisticsFile(given.stats) as file:
             for matrix in build(recipe, inventory).matrices:
-                if matrix.name.rpartition(".")[0] == "":
+                if not fnmatchcase(matrix.name, given.matrix):
                     continue
                 statistics = read_statistics(file, matrix, weights, torch.device("cpu"))
                 weight = weights.matrix(matrix.tensor, matrix.index, transposed=matrix.transposed)
