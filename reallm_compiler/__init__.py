@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         BatchDone,
         BlockDone,
         FinetuneReport,
+        MatricesWritten,
         StepDone,
         TensorsRead,
     )
@@ -119,6 +120,7 @@ __all__ = [
     "FinetuneStarted",
     "FormatError",
     "Interrupted",
+    "MatricesWritten",
     "MatrixBudget",
     "ModelArchive",
     "OnProgress",
@@ -189,6 +191,7 @@ _HOMES = {
     "FinetuneStarted": ("reallm_compiler.finetune.events", "Started"),
     "FormatError": ("reallm_compiler.errors", "FormatError"),
     "Interrupted": ("reallm_compiler.runs.stop", "Interrupted"),
+    "MatricesWritten": ("reallm_compiler.finetune.events", "MatricesWritten"),
     "MatrixBudget": ("reallm_compiler.planning.budget", "MatrixBudget"),
     "ModelArchive": ("reallm_compiler.reader.archive", "ModelArchive"),
     "OnProgress": ("reallm_compiler.progress", "OnProgress"),

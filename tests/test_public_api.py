@@ -49,7 +49,8 @@ ERRORS = (
 )
 EVENTS = (
     *("BatchDone", "BlockDone", "CalibrateStarted", "Checked", "ChunkDone", "FellBack"),
-    *("FinetuneStarted", "Preflight", "Sampled", "StepDone", "TaskDone", "TensorsRead", "Training"),
+    *("FinetuneStarted", "MatricesWritten", "Preflight", "Sampled", "StepDone", "TaskDone"),
+    *("TensorsRead", "Training"),
 )
 UNIONS = ("CalibrateEvent", "CompileEvent", "FinetuneEvent", "OnProgress", "Progress")
 VALUES = (

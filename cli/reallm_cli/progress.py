@@ -14,14 +14,13 @@ from typing import Self
 from rich.progress import BarColumn, Progress, TextColumn
 
 from reallm_cli.terminal import Terminal
-from reallm_compiler.numbers import duration_text, grouped, size_text
+from reallm_compiler.numbers import grouped, size_text
+from reallm_compiler.progress import pace_text
+from reallm_compiler.runs.events import Checked
 from reallm_compiler.system import peak_memory
 
 LINE_SECONDS = 10.0
 """Seconds between two lines where there is no terminal."""
-
-FIRST_SECONDS = 1.0
-"""Seconds that must have been measured before a rate is shown."""
 
 
 def peak_text() -> str:
@@ -40,7 +39,7 @@ class ProgressBar:
         unit: what is counted, such as `matrices`.
         work: amount of work in all (weights, tokens), of which the rate is taken.
         initial, initial_work: what an earlier run had finished.
-        rate: how the speed is written, given work per second.
+        rate: how the speed is written, given work per second; by the unit when None.
         last: where there is no terminal, log when the last unit is done, however soon.
         clock: seconds, for tests.
     """
@@ -110,16 +109,12 @@ class ProgressBar:
         self.update(done, done)
 
     def _tail(self, done: int, work: int) -> str:
-        parts = [f"{grouped(done)} of {grouped(self._total)} {self._unit}"]
-        seconds = self._clock() - self._start
-        fresh = work - self._initial_work
-        if done > self._initial and fresh > 0 and seconds >= FIRST_SECONDS:
-            if self._rate is not None:
-                parts.append(self._rate(fresh / seconds))
-            if done < self._total:
-                left = (self._work - work) * seconds / fresh
-                parts.append(f"{duration_text(left)} left")
-        return ", ".join(parts)
+        shown = f"{grouped(done)} of {grouped(self._total)} {self._unit}"
+        if done <= self._initial:
+            return shown
+        left = self._work - work if done < self._total else 0
+        fresh, seconds = work - self._initial_work, self._clock() - self._start
+        return shown + pace_text(self._unit, left, fresh, seconds, self._rate)
 
     def _make_bar(self) -> Progress:
         return Progress(
@@ -186,6 +181,13 @@ class Reporter:
             ).__enter__()
         self._bar.retarget(done, total)
 
+    def on_checked(self, event: Checked) -> None:
+        """Show the re-reading of finished steps' weights, before a run is resumed."""
+        label = "read the weights of finished steps again"
+        self.measure(label, "steps", event.tasks_done, event.tasks)
+        if event.tasks_done == event.tasks:
+            self.end_bar()
+
     def end_bar(self) -> None:
         """Take the progress bar away."""
         if self._bar is not None:
@@ -209,7 +211,6 @@ class BytesReporter(Reporter):
                 total=total,
                 unit="bytes",
                 work=total,
-                rate=lambda speed: f"{size_text(round(speed))}/s",
                 last=False,
             ).__enter__()
         self._bar.update(done, done)

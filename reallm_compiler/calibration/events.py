@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reallm_compiler.runs.events import TaskDone, TriedAgain
+from reallm_compiler.runs.events import Checked, TaskDone, TriedAgain
 
-__all__ = ["CalibrateReport", "ChunkDone", "Event", "Sampled", "Started", "TaskDone", "TriedAgain"]
+__all__ = [
+    "CalibrateReport",
+    "Checked",
+    "ChunkDone",
+    "Event",
+    "Sampled",
+    "Started",
+    "TaskDone",
+    "TriedAgain",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,4 +103,4 @@ class CalibrateReport:
     tasks_resumed: int
 
 
-Event = Started | Sampled | ChunkDone | TaskDone | TriedAgain
+Event = Started | Sampled | Checked | ChunkDone | TaskDone | TriedAgain

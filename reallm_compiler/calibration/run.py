@@ -19,7 +19,13 @@ from typing import Any
 
 import torch
 
-from reallm_compiler.calibration.events import CalibrateReport, ChunkDone, Event, Started
+from reallm_compiler.calibration.events import (
+    CalibrateReport,
+    ChunkDone,
+    Event,
+    Sampled,
+    Started,
+)
 from reallm_compiler.calibration.finish import finish, report_of
 from reallm_compiler.calibration.job import THREADS, CalibrateJob
 from reallm_compiler.calibration.options import CalibrateOptions
@@ -37,6 +43,7 @@ from reallm_compiler.publish import refuse_inputs
 from reallm_compiler.runs.backends import results
 from reallm_compiler.runs.cluster import ClusterOptions
 from reallm_compiler.runs.counter import TaskCounter, record
+from reallm_compiler.runs.events import Checked
 from reallm_compiler.runs.identity import digest_of, machine_fields
 from reallm_compiler.runs.machines import Machines, ThisMachine
 from reallm_compiler.runs.numerics import fixed_numerics
@@ -183,7 +190,7 @@ def _calibrate(
         graph = schedule.tasks()
         found = finished_tasks(journal, graph, identity, output, ready.layout, resume=resume)
         if found is not None:
-            _check_weights(inventory, found)
+            _check_weights(inventory, found, emit)
             if output.is_finished(found):
                 journal.remove()
                 return report_of(output, ready, began, resumed=len(graph))
@@ -313,7 +320,9 @@ def _check_cluster(
         )
 
 
-def _check_weights(inventory: Inventory, done: Mapping[str, TaskResult]) -> None:
+def _check_weights(
+    inventory: Inventory, done: Mapping[str, TaskResult], emit: Callable[[Event], None]
+) -> None:
     """The weights that finished passes read are in the checkpoint as they were then.
 
     Raises:
@@ -322,9 +331,13 @@ def _check_weights(inventory: Inventory, done: Mapping[str, TaskResult]) -> None
     """
     weights = Weights(inventory)
     wanted = {name: hexes for result in done.values() for name, hexes in result.source.items()}
-    for name in wanted:
-        if name in weights.by_name:  # scales are read with their weights
-            weights.read(name)
+    unread = set(wanted)
+    for count, result in enumerate(done.values(), 1):
+        for name in unread.intersection(result.source):
+            if name in weights.by_name:  # scales are read with their weights
+                weights.read(name)
+        unread.difference_update(result.source)
+        emit(Checked(tasks_done=count, tasks=len(done)))
     check_digests(inventory.path, wanted, weights.digests, "calibration")
 
 
@@ -333,10 +346,13 @@ def _counted(
 ) -> Callable[[Event], None]:
     """What is called with every event, and reports the chunks among them as progress."""
     count = progress_callback(progress, "calibrate", "steps")
+    sampled = progress_callback(progress is True, "own text", "tokens")
 
     def hear(event: Event) -> None:
         if isinstance(event, ChunkDone):
             count(event.steps_done, event.steps)
+        elif isinstance(event, Sampled):
+            sampled(event.tokens_done, event.tokens)
         if on_event is not None:
             on_event(event)
 

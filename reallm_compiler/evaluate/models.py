@@ -39,7 +39,7 @@ def load_for_evaluation(
     adapter: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
-    progress: Progress = False,
+    progress: Progress | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model that predicts text and its tokenizer, ready to be evaluated.
 
@@ -98,7 +98,7 @@ def evaluate_files(
     kv_step: int = 1,
     device: str = "cpu",
     dtype: str | None = None,
-    progress: Progress = False,
+    progress: Progress | None = None,
     load_progress: Progress | None = None,
 ) -> Evaluation:
     """Measure the model at `model` on the text file `text`: the whole of `reallm eval`.
@@ -107,10 +107,12 @@ def evaluate_files(
     read. The arguments are those of `load_for_evaluation` and `evaluate`, and so are the errors.
     `mode` is how `model` is run; a reference is decoded. `kv_cache` is what `load` takes; without
     it, windows are run as a whole, whatever the recipe of an archive says. `progress` counts
-    windows; `load_progress` counts the tensors of each model before, by default where `progress` is
-    True.
+    windows; `load_progress` counts the tensors of each model before, by default as `progress`
+    unless that is a function.
     """
-    loading = progress is True if load_progress is None else load_progress
+    loading = load_progress
+    if loading is None and progress is not None:
+        loading = progress is True
     where = choose_device(device, EvaluationError)
     chosen = _dtype(dtype, where)
     content = read_text(text)
@@ -152,7 +154,7 @@ def evaluate_files(
 
 
 def _model(
-    files: ModelFiles, device: torch.device, dtype: torch.dtype | None, progress: Progress
+    files: ModelFiles, device: torch.device, dtype: torch.dtype | None, progress: Progress | None
 ) -> PreTrainedModel:
     model: PreTrainedModel = build_model(files, dtype, progress).to(device)
     return model

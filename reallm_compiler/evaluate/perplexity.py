@@ -146,7 +146,7 @@ def evaluate(
     kv_cache: KvCache | None = None,
     kv_step: int = 1,
     device: str | torch.device | None = None,
-    progress: Progress = False,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Measure `model` on `text`, by the protocols that `evaluate.text` describes.
 

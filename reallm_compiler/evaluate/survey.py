@@ -8,6 +8,7 @@ Nothing is written.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -41,7 +42,7 @@ from reallm_compiler.execute.options import OnEvent
 from reallm_compiler.execute.preflight import DEVICE_TYPES
 from reallm_compiler.execute.run import compile_model
 from reallm_compiler.planning.budget import MatrixBudget
-from reallm_compiler.progress import Progress, progress_callback
+from reallm_compiler.progress import Progress, is_watched, progress_callback
 from reallm_compiler.recipe import Recipe, load_recipe
 from reallm_compiler.recipe.shipped import DATA_FREE
 from reallm_compiler.runs.devices import choose_device
@@ -55,7 +56,7 @@ def survey_model(
     only: str | None = None,
     device: str = "auto",
     workers: int | None = None,
-    progress: Progress = False,
+    progress: Progress | None = None,
     on_recipe: Callable[[str], OnEvent] | None = None,
     allow_cost: bool = False,
 ) -> Survey:
@@ -87,7 +88,7 @@ def _survey(
     only: str | None,
     device: str,
     workers: int | None,
-    progress: Progress,
+    progress: Progress | None,
     on_recipe: Callable[[str], OnEvent] | None,
 ) -> Survey:
     """As `survey_model`, of an open model."""
@@ -128,7 +129,7 @@ def _survey(
             only=only or "*",
             device=device,
             workers=workers,
-            progress=progress is True,
+            progress=progress is True or (progress is None and is_watched(sys.stderr)),
             on_event=on_recipe(name) if on_recipe is not None else None,
         )
     tried: dict[str, list[tuple[str, MatrixBudget, float]]] = {}

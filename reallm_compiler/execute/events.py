@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reallm_compiler.planning.budget import Budget
-from reallm_compiler.runs.events import TaskDone, Training, TriedAgain
+from reallm_compiler.runs.events import Checked, TaskDone, Training, TriedAgain
 
 __all__ = [
     "Checked",
@@ -56,18 +56,6 @@ class Preflight:
     device_bytes: int | None = None
     device_free_bytes: int | None = None
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Checked:
-    """An interrupted compile goes on: the weights of one more finished task were read again.
-
-    Attributes:
-        tasks_done, tasks: tasks whose weights are as they were, of all finished ones.
-    """
-
-    tasks_done: int
-    tasks: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

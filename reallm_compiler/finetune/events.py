@@ -106,6 +106,18 @@ class StepDone:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MatricesWritten:
+    """Matrices of a new model archive were decoded, and their errors measured again.
+
+    Attributes:
+        done, total: of how many.
+    """
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FinetuneReport:
     """How a run ended.
 
@@ -130,5 +142,5 @@ class FinetuneReport:
     steps_per_second: float | None
 
 
-Event = TensorsRead | Started | BatchDone | BlockDone | StepDone
+Event = TensorsRead | Started | BatchDone | BlockDone | StepDone | MatricesWritten
 """What a callback is called with."""

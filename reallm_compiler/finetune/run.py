@@ -27,6 +27,7 @@ from reallm_compiler.finetune.events import (
     BlockDone,
     Event,
     FinetuneReport,
+    MatricesWritten,
     Started,
     TensorsRead,
 )
@@ -209,7 +210,14 @@ def finetune(
             size, error = 0, 0.0
         elif into:
             size, error = write_model(
-                target, base, tuned, replaced, original, record=record, force=force
+                target,
+                base,
+                tuned,
+                replaced,
+                original,
+                record=record,
+                advance=lambda done, total: emit(MatricesWritten(done=done, total=total)),
+                force=force,
             )
         else:
             size, error = write_adapter(
@@ -418,6 +426,7 @@ def _counted(
         model: progress_callback(progress is True, f"load the {model}", "tensors")
         for model in ("archive", "original")
     }
+    writes = progress_callback(progress is True, "write", "matrices")
     forward = on_event or _ignore_event
     total = each = 0
 
@@ -433,6 +442,8 @@ def _counted(
             count(event.block * each + passes * event.batches + step, total)
         elif isinstance(event, BlockDone):
             count((event.block + 1) * each, total)
+        elif isinstance(event, MatricesWritten):
+            writes(event.done, event.total)
         else:
             count(total - event.steps + event.step, total)
         forward(event)

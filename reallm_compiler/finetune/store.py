@@ -24,6 +24,7 @@ from reallm_compiler.finetune.original import Original
 from reallm_compiler.planning.document import section_blocks, to_document
 from reallm_compiler.planning.learnable import learnable_sections, sections_of
 from reallm_compiler.planning.tuned import without_record
+from reallm_compiler.progress import OnProgress
 from reallm_compiler.publish import whole_file
 from reallm_compiler.reader.archive import ModelArchive
 from reallm_compiler.storage import adapter as adapter_storage
@@ -146,12 +147,14 @@ def write_model(
     original: Original,
     *,
     record: Mapping[str, str] = MappingProxyType({}),
+    advance: OnProgress | None = None,
     force: bool = False,
 ) -> tuple[int, float]:
     """Write a model archive with tuned parts; all other sections are those of `archive`.
 
     Factors get the types of the archive's plan, and relative errors are measured again; `record`
-    joins the provenance. Other arguments, results and errors are those of `write_adapter`.
+    joins the provenance, and `advance` is called with how many matrices are done. Other arguments,
+    results and errors are those of `write_adapter`.
     """
     plan = archive.plan
     for name, parts in tuned.items():
@@ -181,7 +184,9 @@ def write_model(
             for name, spec in _specs(archive, replaced).items()
         }
         archive.replace(replaced)
-        for matrix in plan.matrices:
+        for done, matrix in enumerate(plan.matrices, 1):
+            if advance is not None:
+                advance(done, len(plan.matrices))
             weight = partial(
                 original.matrix, matrix.tensor, matrix.index, transposed=matrix.transposed
             )

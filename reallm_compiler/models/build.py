@@ -70,7 +70,7 @@ class ModelFiles:
 def build_model(
     files: ModelFiles,
     dtype: torch.dtype | None = None,
-    progress: Progress = False,
+    progress: Progress | None = False,
 ) -> Any:  # noqa: ANN401
     """The model, on the CPU, in evaluation mode.
 

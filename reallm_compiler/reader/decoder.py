@@ -31,7 +31,7 @@ def extract_decoder(
     output: str | os.PathLike[str],
     *,
     force: bool = False,
-    progress: Progress = False,
+    progress: Progress | None = None,
 ) -> Path:
     """Write the decoder of a share group, or of one matrix, to a file of its own.
 

@@ -32,7 +32,7 @@ def verify(
     *,
     quick: bool = False,
     allow_cost: bool = False,
-    progress: Progress = False,
+    progress: Progress | None = None,
 ) -> list[Damage]:
     """Everything that is damaged in an archive; empty when it is intact.
 

@@ -18,7 +18,7 @@ def measure_distance(
     *,
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
-    progress: Progress = False,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """||A - B|| / ||A|| (Frobenius, in float64) of matrices that both archives have, by name.
 

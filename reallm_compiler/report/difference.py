@@ -111,7 +111,7 @@ def diff(
     decoded: bool = False,
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
-    progress: Progress = False,
+    progress: Progress | None = None,
 ) -> Difference:
     """What differs between two archives, two recipes, or two budgets.
 

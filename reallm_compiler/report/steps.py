@@ -13,7 +13,7 @@ OnStep = Callable[[str, str, int, int], None]
 class Steps:
     """Prints the progress of one step after the other, or nothing."""
 
-    def __init__(self, shown: bool) -> None:
+    def __init__(self, shown: bool | None) -> None:
         self._shown = shown
         self._label: str | None = None
         self._report = progress_callback(False, "", "")

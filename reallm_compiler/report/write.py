@@ -50,7 +50,7 @@ def write_report(
     decoder: str | os.PathLike[str] | None = None,
     allow_cost: bool = False,
     force: bool = False,
-    progress: bool = False,
+    progress: bool | None = None,
     on_step: OnStep | None = None,
 ) -> WrittenReport:
     """Write one HTML file about archives of models and adapters.
@@ -70,7 +70,7 @@ def write_report(
         decoder: where trained decoders are that archives use but do not hold: a file or a folder.
         allow_cost: decode archives whatever that costs.
         force: replace an existing file.
-        progress: print progress on stderr.
+        progress: print progress on stderr; None: where someone watches it, as for `load`.
         on_step: called with the progress instead.
 
     Raises:

@@ -64,3 +64,15 @@ class TriedAgain:
 
     name: str
     why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """An interrupted run goes on: the weights of one more finished task were read again.
+
+    Attributes:
+        tasks_done, tasks: tasks whose weights are as they were, of all finished ones.
+    """
+
+    tasks_done: int
+    tasks: int

@@ -41,7 +41,7 @@ def load(
     allow_cost: bool = False,
     verify: Verify = "now",
     kv_cache: KvSource | None = None,
-    progress: Progress = False,
+    progress: Progress | None = None,
 ) -> tuple[Any, Any]:
     """A model, in evaluation mode, and its tokenizer.
 

@@ -37,7 +37,7 @@ def open_tunable(
     allow_cost: bool = False,
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
-    progress: Progress = False,
+    progress: Progress | None = None,
     learn: Collection[Learn] = DEFAULT_LEARN,
 ) -> TunableModel:
     """The model of an archive with its coded matrices in their parts.
@@ -100,7 +100,7 @@ def _opened(
     mode: Mode,
     device: torch.device,
     dtype: torch.dtype | None,
-    progress: Progress,
+    progress: Progress | None,
     learn: Collection[Learn],
 ) -> TunableModel:
     """The model of an archive, or of the adapter that it uses, without the adapter's factors."""

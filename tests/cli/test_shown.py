@@ -277,7 +277,7 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     ) as bar:
         clock.now += 2
         bar.retarget(3, 12)
-    assert "3 of 12 windows, 6.0 s left" in stream.getvalue()
+    assert "3 of 12 windows, 1.5 windows/s, 6.0 s left" in stream.getvalue()
 
 
 def test_nearest_words():

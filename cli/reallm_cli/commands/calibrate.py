@@ -13,7 +13,7 @@ from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_libraries
 from reallm_cli.mistakes import CommandLineError
 from reallm_cli.options import cluster_of, cluster_options
-from reallm_cli.progress import ProgressBar, Reporter, peak_text
+from reallm_cli.progress import Reporter, peak_text
 from reallm_cli.terminal import Terminal
 from reallm_compiler.numbers import counted, duration_text, grouped, size_text
 
@@ -216,36 +216,29 @@ class CalibrateReporter(Reporter):
 
     def on_event(self, event: Event) -> None:
         """Log one event."""
-        from reallm_compiler.calibration.events import ChunkDone, Sampled, Started, TriedAgain
+        from reallm_compiler.calibration.events import (
+            Checked,
+            ChunkDone,
+            Sampled,
+            Started,
+            TriedAgain,
+        )
 
         if isinstance(event, Started):
-            self._end_bar()
+            self.end_bar()
             for line in started_lines(event):
                 self._terminal.log(line)
+        elif isinstance(event, Checked):
+            self.on_checked(event)
         elif isinstance(event, Sampled):
-            self._measure("own text", "tokens", event.tokens_done, event.tokens)
+            self._count("own text", "tokens", event.tokens_done, event.tokens)
         elif isinstance(event, ChunkDone):
-            self._measure("calibrate", "steps", event.steps_done, event.steps)
+            self._count("calibrate", "steps", event.steps_done, event.steps)
         elif isinstance(event, TriedAgain):
             self._terminal.log(f"warning: {event.name} is done again: {event.why}")
 
-    def _measure(self, label: str, unit: str, done: int, total: int) -> None:
-        if self._bar is None:
-            self._bar = ProgressBar(
-                self._terminal,
-                label,
-                total=total,
-                unit=unit,
-                work=total,
-                initial=done - 1,
-                initial_work=done - 1,
-            ).__enter__()
-        self._bar.update(done, done)
-
-    def _end_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-        self._bar = None
+    def _count(self, label: str, unit: str, done: int, total: int) -> None:
+        self.measure(label, unit, done, total, initial=done - 1, last=True)
 
 
 def started_lines(event: Started) -> list[str]:

@@ -189,7 +189,7 @@ class CompileReporter(Reporter):
             self._operations = event.operations
             self._workers = event.workers
         elif isinstance(event, Checked):
-            self._on_checked(event)
+            self.on_checked(event)
         elif isinstance(event, Training):
             self._on_training(event)
         elif isinstance(event, FellBack):
@@ -201,21 +201,6 @@ class CompileReporter(Reporter):
             self._terminal.log(f"warning: {event.name} is done again: {event.why}")
         elif self._bar is not None:
             self._bar.update(event.tasks_done, event.numel_done)
-
-    def _on_checked(self, event: Checked) -> None:
-        """Show the re-reading of finished steps' weights, before a run is resumed."""
-        if self._bar is None:
-            self._bar = ProgressBar(
-                self._terminal,
-                "read the weights of finished steps again",
-                total=event.tasks,
-                unit="steps",
-                work=event.tasks,
-            ).__enter__()
-        self._bar.update(event.tasks_done, event.tasks_done)
-        if event.tasks_done == event.tasks:
-            self._bar.__exit__(None, None, None)
-            self._bar = None
 
     def _on_training(self, event: Training) -> None:
         """Log the progress of a training: at its start, then every `TRAINING_SECONDS`."""

@@ -325,7 +325,13 @@ class _FinetuneReporter(Reporter):
 
     def on_event(self, event: Event) -> None:
         """Log one event."""
-        from reallm_compiler.finetune import BatchDone, BlockDone, Started, TensorsRead
+        from reallm_compiler.finetune import (
+            BatchDone,
+            BlockDone,
+            MatricesWritten,
+            Started,
+            TensorsRead,
+        )
 
         log = self._terminal.log
         if isinstance(event, TensorsRead):
@@ -342,6 +348,8 @@ class _FinetuneReporter(Reporter):
                 log(f"resume  at {event.resumed}")
         elif isinstance(event, BatchDone):
             self._on_batch(event)
+        elif isinstance(event, MatricesWritten):
+            self.measure("write", "matrices", event.done, event.total)
         elif isinstance(event, BlockDone):
             self.end_bar()
             passes = counted(event.epochs, "pass", "passes")
