@@ -44,8 +44,8 @@ from reallm_compiler.runs.backends import results
 from reallm_compiler.runs.cluster import ClusterOptions
 from reallm_compiler.runs.counter import TaskCounter, record
 from reallm_compiler.runs.events import Checked
-from reallm_compiler.runs.identity import digest_of, machine_fields
-from reallm_compiler.runs.machines import Machines, ThisMachine
+from reallm_compiler.runs.identity import digest_of
+from reallm_compiler.runs.machines import Machines, ThisMachine, check_own_kind
 from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.runs.open_machines import open_machines
 from reallm_compiler.runs.output import Output
@@ -310,14 +310,8 @@ def _check_cluster(
             note="hidden states and sums are handed from pass to pass beside the output",
             hint="write the output where all nodes see it, and say so with `--shared-storage`",
         )
-    own = machine_fields(torch.device("cpu"))["compute"]
-    if options.own_text and machines.fields["compute"] != own:
-        raise CalibrateError(
-            "the nodes of the cluster are of another kind than this machine, which would draw the "
-            "text",
-            note=f"`{own}` here, `{machines.fields['compute']}` there",
-            hint="run this command on a node of the same kind, or give a text with `--text`",
-        )
+    if options.own_text:
+        check_own_kind(machines, "draws the text", CalibrateError)
 
 
 def _check_weights(

@@ -22,7 +22,13 @@ from reallm_compiler.runs.parcels import ReservedFile
 
 
 def workers_on(
-    machines: Machines, plan: Plan, asked: int | None, tasks: int, learning: int = 0
+    machines: Machines,
+    plan: Plan,
+    asked: int | None,
+    tasks: int,
+    learning: int = 0,
+    *,
+    times: int = 1,
 ) -> Workers:
     """Workers of a compile, and the memory that they take; arguments as of `choose_workers`.
 
@@ -38,7 +44,7 @@ def workers_on(
     smallest = min([need(matrix_key(matrix.name)) for matrix in plan.matrices], default=each)
     slots = machines.slots(smallest, device_each)
     if slots is None:
-        return choose_workers(plan, asked, tasks, machines.device, learning)
+        return choose_workers(plan, asked, tasks, machines.device, learning, times=times)
     if each > slots.largest_bytes or not slots.count:
         largest = max(plan.matrices, key=numel_in_memory, default=None)
         raise CompileError(
@@ -60,9 +66,13 @@ def workers_on(
 
 
 def backend_on(
-    machines: Machines, plan: Plan, workers: int, learning: int, output: ReservedFile | None
+    machines: Machines,
+    plan: Plan,
+    workers: int,
+    learning: int = 0,
+    output: ReservedFile | None = None,
 ) -> Backend:
-    """What runs the tasks of a plan."""
+    """What runs the tasks of a plan, or others that code matrices of the same names."""
     need = task_memory(plan, learning)
     return machines.backend(
         workers,

@@ -8,9 +8,10 @@ from typing import Protocol
 
 import torch
 
+from reallm_compiler.errors import ReallmError
 from reallm_compiler.runs.backends import Backend, backend_for
 from reallm_compiler.runs.devices import device_title
-from reallm_compiler.runs.identity import machine_fields
+from reallm_compiler.runs.identity import compute_name, machine_fields
 from reallm_compiler.runs.parcels import ReservedFile
 from reallm_compiler.runs.tasks import Task
 
@@ -76,6 +77,26 @@ class Machines(Protocol):
             output: where sections go; None if nothing is stored.
         """
         ...
+
+
+def check_own_kind(machines: Machines, what: str, error: type[ReallmError]) -> None:
+    """The machines are of the kind of this one, which has a part in the work.
+
+    Args:
+        machines: those of a cluster.
+        what: the part that is done here.
+        error: the class of the error.
+
+    Raises:
+        ReallmError: of class `error`; they are of another kind.
+    """
+    own = compute_name(torch.device("cpu"))
+    if machines.fields["compute"] != own:
+        raise error(
+            f"the nodes of the cluster are of another kind than this machine, which {what}",
+            note=f"`{own}` here, `{machines.fields['compute']}` there",
+            hint="run this command on a node of the same kind, with `--device cpu`",
+        )
 
 
 class ThisMachine:

@@ -17,19 +17,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.errors import CompileError
-from reallm_compiler.execute.preflight import DEVICE_TYPES, choose_workers
+from reallm_compiler.execute.cluster import backend_on, workers_on
+from reallm_compiler.execute.preflight import DEVICE_TYPES
 from reallm_compiler.execute.statistics import StatisticsInput, check_rows, original_name
 from reallm_compiler.execute.trial import plan_of
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.progress import OnProgress, Progress, progress_callback
-from reallm_compiler.runs.backends import backend_for, results
+from reallm_compiler.runs.backends import Backend, results
 from reallm_compiler.runs.cache import Cache
-from reallm_compiler.runs.devices import choose_device
+from reallm_compiler.runs.cluster import ClusterOptions
+from reallm_compiler.runs.machines import Machines, check_own_kind
+from reallm_compiler.runs.open_machines import open_machines
 from reallm_compiler.runs.stop import StopRequest, catch_signals
 from reallm_compiler.search.candidates import Candidates, Planned, candidates, planned
 from reallm_compiler.search.measure import (
@@ -68,6 +69,7 @@ def measure(
     keep: bool = True,
     device: str = "auto",
     workers: int | None = None,
+    cluster: ClusterOptions | None = None,
     progress: Progress = False,
 ) -> dict[str, list[Damage]]:
     """The damage of each candidate plan of each matrix, in the order of the plans.
@@ -88,6 +90,7 @@ def measure(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that work; chosen by size, cores and memory when None. The numbers do
             not depend on it.
+        cluster: a Ray cluster that works; this machine when None.
         progress: see `reallm_compiler.progress`; counts weights, those of a matrix once for each
             candidate, and then, where there are no gradients, runs of the model.
 
@@ -96,7 +99,6 @@ def measure(
             after SIGINT or SIGTERM.
         SourceError, CodecError, CalibrateError, FormatError: as of `compile_model`.
     """
-    chosen = choose_device(device, CompileError, types=DEVICE_TYPES)
     matrices = planned(jobs, inventory)
     with catch_signals() as stop, ExitStack() as stack:
         folder = Path(cache).absolute() if cache is not None else None
@@ -106,6 +108,11 @@ def measure(
             keep = False
         try:
             with stop.at_once():
+                machines = stack.enter_context(
+                    open_machines(device, CompileError, types=DEVICE_TYPES, cluster=cluster)
+                )
+                _check_cluster(cluster, machines, cache)
+                chosen = machines.device
                 checked = _checked(matrices, inventory, statistics)
                 wanted = candidates(matrices, inventory, checked, seed, chosen)
         except KeyboardInterrupt:
@@ -120,13 +127,14 @@ def measure(
             cache=folder,
             keep=keep,
         )
-        found = _found(job, workers, stop, progress_callback(progress, "measure", "weights"))
+        report = progress_callback(progress, "measure", "weights")
+        found = _found(job, machines, workers, stop, report)
         bare = [name for name, several in found.items() if any(one.kl is None for one in several)]
         slope = slopes(
             inventory,
             bare,
             seed=seed,
-            device=chosen,
+            machines=machines,
             workers=workers,
             cache=folder,
             stop=stop,
@@ -176,7 +184,11 @@ def _checked(
 
 
 def _found(
-    job: MeasureJob, workers: int | None, stop: StopRequest, report: OnProgress
+    job: MeasureJob,
+    machines: Machines,
+    workers: int | None,
+    stop: StopRequest,
+    report: OnProgress,
 ) -> dict[str, list[Found]]:
     """What is found of each candidate, in order: looked up, or measured now."""
     wanted = job.candidates
@@ -204,8 +216,8 @@ def _found(
     report(done, total)
     if left:
         graph = measure_tasks(work)
-        count = _workers(work, workers, job.device)
-        running = results(backend_for(count), replace(job, candidates=work), graph, {}, stop, emit)
+        backend = _backend(machines, work, workers)
+        running = results(backend, replace(job, candidates=work), graph, {}, stop, emit)
         with closing(running):
             for result in running:
                 assert isinstance(result, MeasureResult)  # such are the tasks
@@ -225,7 +237,7 @@ def _known(wanted: Candidates, cache: Cache) -> dict[str, Found]:
     return found
 
 
-def _workers(work: Candidates, asked: int | None, device: torch.device) -> int:
+def _backend(machines: Machines, work: Candidates, asked: int | None) -> Backend:
     """Processes that fit into memory with the candidate of each matrix that takes most."""
     heaviest = [
         max(
@@ -236,4 +248,24 @@ def _workers(work: Candidates, asked: int | None, device: torch.device) -> int:
     ]
     plan = plan_of(tuple(heaviest), {"reallm": 1}, {}, {})
     times = max(len(several) for several in work.of_matrix.values())
-    return choose_workers(plan, asked, len(heaviest), device, times=times).count
+    count = workers_on(machines, plan, asked, len(heaviest), times=times).count
+    return backend_on(machines, plan, count)
+
+
+def _check_cluster(
+    cluster: ClusterOptions | None, machines: Machines, cache: str | os.PathLike[str] | None
+) -> None:
+    """Refuse a cluster that cannot share the cache, or is not of this machine's kind.
+
+    Raises:
+        CompileError: why.
+    """
+    if cluster is None:
+        return
+    if cluster.address != "local" and (cache is None or not cluster.shared_storage):
+        raise CompileError(
+            "on a cluster candidates are measured with a cache that all nodes share",
+            note="what the matrices of a share group have in common is handed over in it",
+            hint="give `--cache FOLDER` where all nodes see it, and say so with `--shared-storage`",
+        )
+    check_own_kind(machines, "looks up what was measured before", CompileError)

@@ -32,10 +32,11 @@ from reallm_compiler.models.text import window_of
 from reallm_compiler.models.text_models import run, text_tokenizer, usable_positions
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.progress import OnProgress
-from reallm_compiler.runs.backends import backend_for, results
+from reallm_compiler.runs.backends import Backend, results
 from reallm_compiler.runs.cache import Cache
 from reallm_compiler.runs.identity import digest_of, machine_fields
 from reallm_compiler.runs.job import Context
+from reallm_compiler.runs.machines import Machines
 from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.runs.oom import oom_to_error
 from reallm_compiler.runs.seeds import seed_for
@@ -177,7 +178,7 @@ def slopes(
     wanted: Sequence[str],
     *,
     seed: int,
-    device: torch.device,
+    machines: Machines,
     workers: int | None,
     cache: Path,
     stop: StopRequest,
@@ -189,7 +190,7 @@ def slopes(
         inventory: of the checkpoint.
         wanted: names of matrices.
         seed: of text and noise.
-        device: where the model runs.
+        machines: where the model runs.
         workers: processes, each with the whole model; chosen by size, cores and memory when None.
         cache: a folder in which slopes are looked up and kept.
         stop: whether the run was asked to stop.
@@ -202,6 +203,7 @@ def slopes(
     """
     if not wanted:
         return {}
+    device = machines.device
     store = Cache(cache / "slopes")
     identity = _identity(inventory, seed, device)
     keys = {name: digest_of({**identity, "matrix": name}) for name in wanted}
@@ -215,7 +217,7 @@ def slopes(
         facts = tuple(fact for fact in inventory.matrices() if fact.name in keys)
         job = NoiseJob(inventory=inventory, facts=facts, ids=ids, seed=seed, device=device)
         graph = TaskGraph(Task(key=name, title=name) for name in left)
-        backend = backend_for(_workers(inventory, workers, len(left), ids))
+        backend = _backend(machines, inventory, workers, len(left), ids)
         with closing(results(backend, job, graph, {}, stop, lambda event: None)) as running:
             for result in running:
                 assert isinstance(result, SlopeResult)  # such are the tasks
@@ -265,13 +267,21 @@ def _text(inventory: Inventory, seed: int, device: torch.device) -> Tensor:
     return torch.tensor(rows)
 
 
-def _workers(inventory: Inventory, asked: int | None, tasks: int, ids: Tensor) -> int:
+def _backend(
+    machines: Machines, inventory: Inventory, asked: int | None, tasks: int, ids: Tensor
+) -> Backend:
     """Processes, each of which holds the whole model in float32 and the logits of the text."""
     numel = sum(spec.count for spec in inventory.tensors)
-    if asked is not None:
-        return max(1, min(asked, tasks))
-    count = 1 if numel < SMALL_NUMEL else cores()
     vocabulary = max(spec.shape[0] for spec in inventory.tensors if len(spec.shape) == 2)
     each = 4 * (numel + ids.numel() * vocabulary) + INTERPRETER_BYTES
-    free = free_memory()
-    return max(1, min(count, tasks, count if free is None else free // each))
+    slots = machines.slots(each, each)
+    if slots is not None:
+        count = slots.count
+    elif asked is None:
+        free = free_memory()
+        count = 1 if numel < SMALL_NUMEL else cores()
+        count = count if free is None else min(count, free // each)
+    else:
+        count = asked
+    count = max(1, min(count, asked or count, tasks))
+    return machines.backend(count, memory=lambda task: each, device_bytes=each)

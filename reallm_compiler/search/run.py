@@ -25,6 +25,7 @@ from reallm_compiler.recipe.allocation import (
     target_of_bits,
     target_of_bytes,
 )
+from reallm_compiler.runs.cluster import ClusterOptions
 from reallm_compiler.search.choose import SmallestError, choose
 from reallm_compiler.search.damage import measure
 from reallm_compiler.search.offers import find_offers
@@ -48,6 +49,7 @@ def allocate(
     cache: str | os.PathLike[str] | None = None,
     device: str = "auto",
     workers: int | None = None,
+    cluster: ClusterOptions | None = None,
     force: bool = False,
     progress: Progress = True,
 ) -> AllocateReport:
@@ -65,6 +67,7 @@ def allocate(
         cache: a folder in which what was measured and coded is kept.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         workers: processes that code candidates; chosen by size, cores and memory when None.
+        cluster: a Ray cluster that codes them; this machine when None.
         force: replace outputs that exist.
         progress: see `reallm_compiler.progress`; as of `search.damage.measure`.
 
@@ -107,6 +110,7 @@ def allocate(
         cache=cache,
         device=device,
         workers=workers,
+        cluster=cluster,
         progress=progress,
     )
     chosen_at = time.monotonic()

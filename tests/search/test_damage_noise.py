@@ -11,6 +11,7 @@ import torch
 
 import reallm_compiler as reallm
 from reallm_compiler.checkpoint import open_source
+from reallm_compiler.runs.machines import ThisMachine
 from reallm_compiler.runs.seeds import seed_for
 from reallm_compiler.runs.stop import Interrupted, StopRequest
 from reallm_compiler.search import noise
@@ -31,7 +32,7 @@ def slopes(model: Path, cache: Path, wanted: list[str] = WANTED, **rest: Any) ->
         open_source(str(model)),
         wanted,
         seed=0,
-        device=torch.device("cpu"),
+        machines=ThisMachine(torch.device("cpu")),
         cache=cache,
         **{**given, **rest},
     )

@@ -9,6 +9,7 @@ import click
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.mistakes import check_recipe_path
+from reallm_cli.options import cluster_of, cluster_options
 from reallm_cli.progress import Reporter
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="Worker processes.  [default: by size, cores and memory]",
 )
+@cluster_options
 @click.option("--json", "as_json", is_flag=True, help="Print the choice and the frontier as JSON.")
 @click.option("--force", is_flag=True, help="Replace outputs that exist.")
 @click.pass_obj
@@ -105,6 +107,8 @@ def allocate_command(
     plot: str | None,
     device: str,
     workers: int | None,
+    ray: str | None,
+    shared_storage: bool,
     as_json: bool,
     force: bool,
 ) -> int:
@@ -113,6 +117,7 @@ def allocate_command(
     RECIPE has a section `allocate` with candidates. Each is tried on each matrix, and its damage
     measured; the choice is written as a recipe that `compile` takes as it is.
     """
+    cluster = cluster_of(ray, shared_storage)
     check_recipe_path(recipe)
     if plot is not None:
         from reallm_compiler.evaluate.pictures import check_matplotlib, check_picture
@@ -133,6 +138,7 @@ def allocate_command(
             cache=cache,
             device=device,
             workers=workers,
+            cluster=cluster,
             force=force,
             progress=reporter.on_progress,
         )
