@@ -196,6 +196,23 @@ def test_a_killed_compile_goes_on_to_the_same_bytes(
     assert tried.errors[name] == done.errors[name]
 
 
+def test_a_cache_tells_other_factors_apart(measured: Any, words: Path, tmp_path: Path) -> None:
+    """The plans and weights of both runs are the same, and need no statistics by themselves."""
+    model, stats = measured("qwen2, tied")
+    other = tmp_path / "other.stats"
+    reallm.calibrate(
+        model, output=other, text=[words], samples=2, window=4, device="cpu", progress=False
+    )
+    given = recipe(alpha="1/2")
+    made = {}
+    for label, file, cache in (("a", stats, True), ("b", other, True), ("c", other, False)):
+        made[label] = tmp_path / label
+        folder = {"cache": tmp_path / "cache"} if cache else {}
+        compiled(given, model, file, made[label], **folder)
+    a, b, c = (path.read_bytes() for path in made.values())
+    assert a != b == c
+
+
 def test_tuning_and_eval_know_the_original(measured: Any, words: Path, tmp_path: Path) -> None:
     model, stats = measured("llama, tied, biases")
     given = recipe({**LOSSLESS, "residual": {"kind": "low_rank", "rank": 2}}, alpha="1/2")
