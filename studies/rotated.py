@@ -88,8 +88,8 @@ def main() -> None:
                     continue
                 statistics = read_statistics(file, matrix, weights, torch.device("cpu"))
                 weight = weights.matrix(matrix.tensor, matrix.index, transposed=matrix.transposed)
-                kind = found.setdefault(matrix.name.rpartition(".")[2], {})
-                kind.setdefault(label, []).append(measured(weight.float(), statistics, given.bits))
+                alike = found.setdefault(matrix.name.rpartition(".")[2], {})
+                alike.setdefault(label, []).append(measured(weight.float(), statistics, given.bits))
     print(f"{given.bits} bits a code; each number is rotated / original, or original -> rotated.\n")
     print("| matrices | kurtosis | largest input | " + " | ".join(CODINGS) + " |")
     print("|---|---|---|" + "---|" * len(CODINGS))

@@ -16,6 +16,7 @@ from typing import Any
 from reallm_compiler.checkpoint import layer_index
 from reallm_compiler.checkpoint.linear import known_role
 from reallm_compiler.planning.fit import fit_blocks, fit_of
+from reallm_compiler.planning.folding import Fold
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.recipe.tuning import FinetuneOptions
@@ -40,7 +41,7 @@ class CompileWork:
 
     Attributes:
         groups: what learns the sections of each share group.
-        matrices: of each matrix its work and its group.
+        matrices: of each matrix its work and its group, and of factors that are folded.
         blocks: where blocks learn, of each block all of its work; they follow each other.
         copied: work on kept tensors and files.
     """
@@ -84,8 +85,9 @@ def compile_work(plan: Plan, config: Mapping[str, Any] | None = None) -> Compile
     kept = sum(tensor.spec.nbytes for tensor in plan.tensors)
     return CompileWork(
         groups=groups,
-        matrices=tuple(
-            (of(matrix), matrix.plan.share) for matrix in plan.matrices if matrix.name not in inside
+        matrices=(
+            *((_fold_work(fold), None) for fold in plan.folds.values()),
+            *((of(one), one.plan.share) for one in plan.matrices if one.name not in inside),
         ),
         blocks=tuple(fitted),
         copied={operations.BYTES: 2 * (kept + sum(file.nbytes for file in plan.files))},
@@ -98,6 +100,12 @@ def _matrix_work(matrix: PlannedMatrix) -> Work:
     moved += sum(spec.nbytes for spec in matrix.layout.own_sections) + statistics_bytes(matrix)
     extra = {operations.BYTES: moved, operations.MATRICES: 1}
     return total([matrix.layout.work, extra])
+
+
+def _fold_work(fold: Fold) -> Work:
+    """Finding factors that are folded: once where a norm keeps them, else by both who need them."""
+    found = total([matrix.layout.work_of(fold.stage) for matrix in fold.matrices])
+    return times(1 if fold.norm is not None else 2, found)
 
 
 def statistics_bytes(matrix: PlannedMatrix) -> int:

@@ -115,6 +115,11 @@ class MatrixLayout:
         rounds = max((stage.rounds for stage in self.plan.residual), default=1)
         return total([{WEIGHTS: PASSES * self.numel}, times(rounds, total(parts))])
 
+    def work_of(self, stage: Stage) -> dict[str, int]:
+        """Operations of a stage of the whole matrix that is done before its own: a folded one."""
+        work: dict[str, int] = size_law_of(stage).work(stage, self.shape, self._context())
+        return work
+
     @cached_property
     def gathering_work(self) -> dict[str, int]:
         """Operations of a member of a share group before the group can learn: its first stages."""

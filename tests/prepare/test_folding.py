@@ -15,10 +15,12 @@ from torch import Tensor
 import reallm_compiler as reallm
 from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.errors import CalibrateError, EvaluationError, RecipeError, SourceError
+from reallm_compiler.estimates.work import compile_work
 from reallm_compiler.execute.events import TaskDone
 from reallm_compiler.finetune import BlockDone, finetune
 from reallm_compiler.reader.reconstruct import reconstruct
 from reallm_compiler.reader.verify import verify
+from reallm_compiler.storage.work import TRIALS
 from tests.codecs.test_channel_scale import cost, plain_factors, plain_rounding
 from tests.conftest import CORPUS
 from tests.prepare.test_prepared_models import FAMILIES, FOLD, ROTATE, distance, logits, save
@@ -204,13 +206,15 @@ def test_a_cache_tells_other_factors_apart(measured: Any, words: Path, tmp_path:
         model, output=other, text=[words], samples=2, window=4, device="cpu", progress=False
     )
     given = recipe(alpha="1/2")
+    cache, entries = tmp_path / "cache", []
     made = {}
-    for label, file, cache in (("a", stats, True), ("b", other, True), ("c", other, False)):
+    for label, file, kept in (("a", stats, True), ("b", other, True), ("c", other, False)):
         made[label] = tmp_path / label
-        folder = {"cache": tmp_path / "cache"} if cache else {}
-        compiled(given, model, file, made[label], **folder)
+        compiled(given, model, file, made[label], **({"cache": cache} if kept else {}))
+        entries.append(sum(path.is_file() for path in cache.rglob("*")))
     a, b, c = (path.read_bytes() for path in made.values())
     assert a != b == c
+    assert entries[1] >= entries[0] + 14  # none takes the place of another's
 
 
 def test_tuning_and_eval_know_the_original(measured: Any, words: Path, tmp_path: Path) -> None:
@@ -260,6 +264,16 @@ def test_other_formats_need_nothing_more(tiny_llama: Path, words: Path, tmp_path
         reallm.export(archive, folder, to="compressed-tensors", progress=False)
         names.append(sorted(load_file(folder / "model.safetensors")))
     assert names[0] == names[1]
+
+
+def test_the_search_is_counted_where_time_is_estimated(tiny_llama: Path) -> None:
+    """20 trials of each matrix, twice where no norm keeps the factors."""
+    plan = reallm.plan(recipe(), model=tiny_llama)
+    rows = [(one.name.rpartition(".")[2], one.numel) for one in plan.matrices]
+    inside = sum(numel for name, numel in rows if name != "lm_head")
+    twice = sum(numel for name, numel in rows if name in ("o_proj", "down_proj"))
+    counted = sum(work.get(TRIALS, 0) for work, _ in compile_work(plan).matrices)
+    assert counted == 20 * (inside + twice)
 
 
 @pytest.mark.parametrize(
