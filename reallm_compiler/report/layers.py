@@ -108,7 +108,7 @@ def _heat(
             style = f"background:rgb(var(--heat)/{strength:.3f})"
             row.append(element("td", number(value, shown(value)), style=style))
         rows.append(row)
-    columns = ["<layer", *(kind.rpartition("*.")[2] for kind in kinds)]
+    columns = ["<layer", *(kind.rpartition("*.")[2].replace(".", ".\n") for kind in kinds)]
     return table(columns, rows, caption=caption, class_="heat")
 
 

@@ -103,7 +103,7 @@ def test_its_figures_are_those_of_inspect(run, archive, tmp_path):
     }
     assert roles["all"] == totals["coded_bytes"] + totals["kept_bytes"]
     heat = found.tables[f"{archive.stem}: relative error"]
-    column = heat[0].index("mlp.down_proj")
+    column = heat[0].index("mlp.\ndown_proj")
     layer = next(row for row in heat if row[0] == "layer 1")
     name = "model.layers.1.mlp.down_proj"
     wanted = next(one for one in known["matrices"] if one["name"] == name)

@@ -2,9 +2,10 @@
 
     python tests/faults/fuzz_archive.py [--count 10000] [--seed 0]
 
-`forged_archives` makes them. `verify`, `inspect`, `budget`, `reconstruct`, `load` and the exports
-run on each in this process. Each must end in success or with an error that is foreseen, without
-control characters, in bounded time and memory; an archive that was not changed must pass them all.
+`forged_archives` makes them. `verify`, `inspect`, `budget`, `report`, `diff`, `reconstruct`, `load`
+and the exports run on each in this process. Each must end in success or with an error that is
+foreseen, without control characters, in bounded time and memory; an archive that was not changed
+must pass them all.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ def commands(path: Path, out: Path) -> Iterator[tuple[str, list[str]]]:
     yield "inspect --json", ["inspect", "--json", str(path)]
     yield "inspect NAME", ["inspect", str(path), f"{LAYER}mlp.up_proj"]
     yield "budget", ["budget", str(path)]
+    yield "report", ["report", str(path), "-o", str(out / "report.html")]
+    yield "diff", ["diff", str(path), str(path)]
     yield "reconstruct", ["reconstruct", str(path), "-o", str(out / "folder")]
     yield "adapter export", ["adapter", "export", str(path), "-o", str(out / "peft")]
     yield "decoder", ["decoder", str(path), f"{LAYER}mlp.up_proj", "-o", str(out / "decoder")]
