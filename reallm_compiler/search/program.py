@@ -12,27 +12,32 @@ this is the knapsack problem with multiple choices. Its Lagrangian bound
     max over l >= 0 of  sum_u min_c (d_uc + l b_uc) - l limit
 
 is tight but for the last upgrade, so an option whose reduced cost exceeds the distance between the
-bound and a known choice is in no better choice and is left out; what remains is small even for ten
-thousand units, and HiGHS solves it.
+bound and a known choice is in no better choice and is left out. HiGHS chooses among what remains;
+of thousands of units among the options next to the price of a byte, on which the rest depends.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-GAP = 1e-5
-"""HiGHS stops when no choice can have less damage than this part below the one it has."""
+from reallm_compiler.search.quiet import quiet_stdout
 
-NODES = 20_000
+CORE = 120
+"""Options beside the best of each unit that HiGHS chooses among: those of least reduced cost."""
+
+GAP = 1e-5
+"""A choice is taken when none can have less damage than this part below it."""
+
+NODES = 1000
 """Nodes of the search tree at most: a bound in seconds would make the result depend on speed."""
 
 SCALE = 1e4
-"""The largest coefficient of a constraint: HiGHS keeps them to 1e-6."""
+"""The largest coefficient of the objective."""
 
 STEPS = 100
 """Halvings of the interval of the multiplier."""
@@ -78,6 +83,11 @@ class Program:
         """Damage of a choice."""
         pairs = zip(self.units, choice, strict=True)
         return float(sum(unit[index].damage for unit, index in pairs))
+
+    def option(self, row: int) -> Option:
+        """The option in a row of the table."""
+        unit = self.table.unit[row]
+        return self.units[unit][row - self.table.starts[unit]]
 
     @cached_property
     def table(self) -> Table:
@@ -149,8 +159,10 @@ def solve(program: Program, limit: int) -> Choice | None:
         return _in_order(program, known)
     table = program.table
     kept = reduced <= distance * (1 + 1e-9)
+    if kept.sum() > len(program.units) + CORE:  # HiGHS takes long: of the best those that matter
+        kept &= reduced <= np.partition(reduced[reduced > 0], CORE)[CORE]
     kept[table.rows(known)] = True
-    found = _highs(program, limit, np.flatnonzero(kept))
+    found = _highs(program, limit, kept)
     if found is None or program.damage(found) > program.damage(known):
         found = known
     return _in_order(program, fill(program, limit, found))
@@ -162,15 +174,16 @@ def smallest(program: Program) -> Choice:
         return ()
     table = program.table
     rank = table.damage / (1 + table.damage.max())  # below a byte
-    choices = [table.choice(table.least(bytes_ + rank)) for bytes_ in (table.nbytes, table.own)]
-    if program.items:
-        bytes_only = Program(
-            [[Option(o.nbytes, float(o.nbytes), o.items) for o in unit] for unit in program.units],
-            program.items,
-        )
-        found = _highs(bytes_only, None, np.arange(len(table.unit)))
-        choices += [list(found)] if found is not None else []
-    return min(map(tuple, choices), key=lambda choice: program.nbytes(choice))
+    choices = [table.choice(table.least(sizes + rank)) for sizes in (table.nbytes, table.own)]
+    known = min(choices, key=lambda choice: program.nbytes(choice))
+    above = table.nbytes - np.minimum.reduceat(table.nbytes, table.starts)[table.unit]
+    free = program.nbytes(known) - int(table.nbytes[table.rows(choices[0])].sum())
+    kept = above <= free
+    kept[table.rows(known)] = True
+    found = _highs(program, None, kept) if program.items else None
+    if found is not None and program.nbytes(found) < program.nbytes(known):
+        return found
+    return tuple(known)
 
 
 def frontier(program: Program, count: int) -> list[Choice]:
@@ -324,28 +337,62 @@ def _in_order(program: Program, choice: Sequence[int]) -> Choice:
     return tuple(ordered)
 
 
-def _highs(program: Program, limit: int | None, rows: NDArray[np.int64]) -> Choice | None:
+def _highs(program: Program, limit: int | None, kept: NDArray[np.bool_]) -> Choice | None:
     """What HiGHS finds among some options; None if it finds nothing.
 
     Args:
         program: the program.
-        limit: bytes at most; None for no limit.
-        rows: of the table, those that can be chosen; each unit has some.
+        limit: bytes at most; None makes bytes least instead of damage.
+        kept [options]: which can be chosen; of each unit some can.
     """
+    table = program.table
+    several = np.add.reduceat(kept.astype(np.int64), table.starts) > 1
+    fixed = np.flatnonzero(kept & ~several[table.unit])
+    rows = np.flatnonzero(kept & several[table.unit])
+    paid = {item for row in fixed for item in program.option(row).items}
+    spent = int(table.nbytes[fixed].sum()) + sum(program.items[item] for item in paid)
+    left = None if limit is None else limit - spent
+    for _ in range(2):
+        taken = np.concatenate([fixed, _taken(program, left, rows, paid)])
+        if len(taken) < len(program.units):
+            return None
+        choice = tuple(table.choice(np.sort(taken)))
+        over = 0 if limit is None else program.nbytes(choice) - limit
+        if over <= 0:
+            return choice
+        left = None if left is None else left - over  # HiGHS keeps a constraint to a millionth
+    return None
+
+
+def _taken(
+    program: Program, limit: int | None, rows: NDArray[np.int64], paid: Set[int]
+) -> NDArray[np.int64]:
+    """The rows of the table that HiGHS takes, one of each unit; none if it finds nothing.
+
+    Args:
+        program: the program.
+        limit: bytes at most; None makes bytes least.
+        rows: what can be chosen.
+        paid: items that are used in any case, and cost nothing more.
+    """
+    if not len(rows):
+        return rows
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_array
 
     table = program.table
-    options = [program.units[table.unit[row]][row - table.starts[table.unit[row]]] for row in rows]
-    used = sorted({item for option in options for item in option.items})
+    units, unit = np.unique(table.unit[rows], return_inverse=True)
+    needs = [
+        (number, item)
+        for number, row in enumerate(rows)
+        for item in program.option(row).items
+        if item not in paid
+    ]
+    used = sorted({item for _, item in needs})
     column = {item: len(rows) + number for number, item in enumerate(used)}
     count = len(rows) + len(used)
-    one = coo_array(
-        (np.ones(len(rows)), (table.unit[rows], np.arange(len(rows)))),
-        shape=(len(program.units), count),
-    )
+    one = coo_array((np.ones(len(rows)), (unit, np.arange(len(rows)))), shape=(len(units), count))
     constraints = [LinearConstraint(one, 1, 1)]
-    needs = [(number, item) for number, option in enumerate(options) for item in option.items]
     if needs:
         uses = np.repeat(np.arange(len(needs)), 2)
         columns = [c for number, item in needs for c in (number, column[item])]
@@ -353,34 +400,26 @@ def _highs(program: Program, limit: int | None, rows: NDArray[np.int64]) -> Choi
         least = coo_array((signs, (uses, columns)), shape=(len(needs), count))
         constraints.append(LinearConstraint(least, -np.inf, 0))
     items = np.array([program.items[item] for item in used], dtype=np.float64)
-    damage = table.damage[rows]
-    objective = np.concatenate([damage, np.zeros(len(used))])
+    nbytes = table.nbytes[rows]
+    # Bytes above each unit's least: numbers that are small beside those of a file.
+    base = np.full(len(units), np.iinfo(np.int64).max)
+    np.minimum.at(base, unit, nbytes)
+    weights = np.concatenate([nbytes - base[unit], items])
     if limit is None:
-        objective = np.concatenate([damage, items])
+        objective = weights
     else:
-        # Bytes above each unit's least: small numbers, so that tolerances are below a byte.
-        base = np.minimum.reduceat(
-            table.nbytes[rows], np.searchsorted(table.unit[rows], np.arange(len(program.units)))
+        objective = np.concatenate([table.damage[rows], np.zeros(len(used))])
+        scale = max(float(weights.max()), 1.0)
+        most = (limit - int(base.sum())) / scale
+        constraints.append(LinearConstraint(weights[None, :] / scale, -np.inf, most))
+    with quiet_stdout():
+        result = milp(
+            objective * (SCALE / max(float(np.abs(objective).max()), 1e-300)),
+            integrality=np.ones(count),
+            bounds=Bounds(0, 1),
+            constraints=constraints,
+            options={"mip_rel_gap": GAP, "node_limit": NODES, "presolve": False},
         )
-        above = table.nbytes[rows] - base[table.unit[rows]]
-        weights = np.concatenate([above, items])[None, :]
-        unit = float(weights.max()) / SCALE or 1.0
-        constraints.append(
-            LinearConstraint(weights / unit, -np.inf, (limit - int(base.sum())) / unit)
-        )
-    scale = 1e4 / max(float(np.abs(objective).sum() / max(len(program.units), 1)), 1e-300)
-    result = milp(
-        objective * scale,
-        integrality=np.ones(count),
-        bounds=Bounds(0, 1),
-        constraints=constraints,
-        # What the bound leaves is small, and the presolve of some versions prints on stdout.
-        options={"mip_rel_gap": GAP, "node_limit": NODES, "presolve": False},
-    )
     if result.x is None:
-        return None
-    taken = rows[result.x[: len(rows)] > 0.5]
-    if len(taken) != len(program.units):
-        return None
-    choice = tuple(table.choice(taken))
-    return choice if limit is None or program.nbytes(choice) <= limit else None
+        return rows[:0]
+    return rows[result.x[: len(rows)] > 0.5]
