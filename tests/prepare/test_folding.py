@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import reallm_compiler as reallm
@@ -124,14 +124,19 @@ def ratios(one: Tensor, other: Tensor) -> Tensor:
 
 
 def test_matrices_of_one_input_share_the_factors_of_a_plain_search(
-    measured: Any, tmp_path: Path
+    tiny_llama: Path, words: Path, tmp_path: Path
 ) -> None:
     """The exponent is that with the least sum of costs, and factors are the formula's; those of
     heads that are given the same values are alike.
     """
-    model, stats = measured("llama")
+    model = save(tmp_path / "model", "llama", vocab_size=320, hidden_size=32)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_llama / name, model)
     original = load_file(model / "model.safetensors")
     layer = "model.layers.0"
+    original[f"{layer}.self_attn.q_proj.weight"] *= 200  # heads attend to different tokens
+    save_file(original, model / "model.safetensors", metadata={"format": "pt"})
+    stats = statistics_of(model, words)
     groups = {
         f"{layer}.input_layernorm": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
         f"{layer}.self_attn.v_proj": ["self_attn.o_proj"],

@@ -48,7 +48,7 @@ PROMISED = {
 }
 NAMES = list_shipped()
 NOT_MEASURED = {
-    *("paper-hnerv", "autoround", "omniquant", "apiq"),
+    *("paper-hnerv", "omniquant", "apiq"),
     *(
         "aqlm-2x8",
         "aqlm-1x16",
