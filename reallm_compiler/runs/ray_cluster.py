@@ -15,11 +15,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 
 from reallm_compiler.errors import CompileError, ReallmError
+from reallm_compiler.runs.attempts import TRIES
 from reallm_compiler.runs.cluster import ClusterOptions
 from reallm_compiler.runs.devices import HINT
 from reallm_compiler.runs.machines import Memory, Slots, unknown_memory
@@ -174,32 +176,18 @@ def _probe(
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     remote = ray.remote(max_retries=0, num_cpus=0)(describe)
     gpus = {"num_gpus": 0.001} if device == "cuda" else {}
-    references = [
-        remote.options(scheduling_strategy=strategy(node["NodeID"], soft=False), **gpus).remote(
-            device
-        )
-        for node in nodes
-    ]
+
+    def submit(node: Node) -> Any:  # noqa: ANN401
+        there = strategy(node["NodeID"], soft=False)
+        return remote.options(scheduling_strategy=there, **gpus).remote(device)
+
+    references = [submit(node) for node in nodes]
     wanted: dict[str, str] | None = None
     title, memory = device, []
     end = time.monotonic() + PROBE_SECONDS
     for node, reference in zip(nodes, references, strict=True):
         name = node["NodeManagerHostname"] or node["NodeManagerAddress"]
-        try:
-            fields, title, gpu_bytes = ray.get(reference, timeout=max(0.0, end - time.monotonic()))
-        except ray.exceptions.GetTimeoutError as error:
-            raise CompileError(
-                f"the node {name} does not answer",
-                location=name,
-                hint="look at `ray status`, and at what else runs there",
-            ) from error
-        except ray.exceptions.RayError as error:
-            raise CompileError(
-                f"the node {name} cannot do tasks",
-                location=name,
-                note=(str(error).strip().splitlines() or ["no reason is given"])[-1][:300],
-                hint="install the same version of reallm on all nodes, with the same Python",
-            ) from error
+        fields, title, gpu_bytes = _described(ray, reference, partial(submit, node), name, end)
         memory.append(gpu_bytes)
         if wanted is None:
             wanted = fields
@@ -207,6 +195,48 @@ def _probe(
         check_fields(fields, wanted, name)
     assert wanted is not None  # there are nodes
     return wanted, title, min(memory)
+
+
+def _described(
+    ray: Any,  # noqa: ANN401
+    reference: Any,  # noqa: ANN401
+    submit: Callable[[], Any],
+    name: str,
+    end: float,
+) -> tuple[dict[str, str], str, int]:
+    """What a node is like; it is asked again where its worker was killed.
+
+    Raises:
+        CompileError: it does not answer in time, or cannot.
+    """
+    exceptions = ray.exceptions
+    for number in range(TRIES):
+        try:
+            found: tuple[dict[str, str], str, int] = ray.get(
+                reference, timeout=max(0.0, end - time.monotonic())
+            )
+        except exceptions.GetTimeoutError as error:
+            raise CompileError(
+                f"the node {name} does not answer",
+                location=name,
+                hint="look at `ray status`, and at what else runs there",
+            ) from error
+        except exceptions.RayError as error:
+            killed = isinstance(error, exceptions.WorkerCrashedError | exceptions.OutOfMemoryError)
+            if killed and number + 1 < TRIES:
+                reference = submit()
+                continue
+            raise CompileError(
+                f"the node {name} cannot do tasks",
+                location=name,
+                note=(str(error).strip().splitlines() or ["no reason is given"])[-1][:300],
+                hint="free memory there, or start fewer tasks on it: `ray start --num-cpus N`"
+                if killed
+                else "install the same version of reallm on all nodes, with the same Python",
+            ) from error
+        else:
+            return found
+    raise AssertionError("the last try returns or raises")
 
 
 def check_software(fields: dict[str, str], node: str) -> None:

@@ -36,6 +36,7 @@ class FakeRay:
     exceptions = SimpleNamespace(
         RayError=RayError,
         RayTaskError=RayTaskError,
+        GetTimeoutError=_kind("GetTimeoutError"),
         OutOfMemoryError=_kind("OutOfMemoryError"),
         NodeDiedError=_kind("NodeDiedError"),
         WorkerCrashedError=_kind("WorkerCrashedError"),

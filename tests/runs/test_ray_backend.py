@@ -22,7 +22,7 @@ from reallm_compiler.runs.oom import MemoryShortageError
 from reallm_compiler.runs.open_machines import open_machines
 from reallm_compiler.runs.parcels import ReservedFile
 from reallm_compiler.runs.ray_backend import RayBackend
-from reallm_compiler.runs.ray_cluster import RayCluster, Watch, slots_of
+from reallm_compiler.runs.ray_cluster import RayCluster, Watch, _described, slots_of
 from reallm_compiler.runs.ray_worker import check_fields, node_fields
 from reallm_compiler.runs.stop import Interrupted, StopRequest
 from reallm_compiler.runs.tasks import Task, TaskGraph, TaskResult
@@ -269,3 +269,24 @@ def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     ):
         pass
     assert "reallm-compiler[ray]" in (caught.value.hint or "")
+
+
+def described(*answers: Any) -> Any:
+    """What a node is said to be like that answers so, one time after the other."""
+    left = list(answers)
+    ray = FakeRay()
+    return _described(ray, left.pop(0), lambda: left.pop(0), "east", time.monotonic() + 1.0)
+
+
+def test_a_node_is_asked_again_where_its_worker_was_killed() -> None:
+    found = ({"torch": "2"}, "cpu", 0)
+    killed = LOST.WorkerCrashedError("killed")
+    assert described(found) == described(killed, LOST.OutOfMemoryError(), found) == found
+    with pytest.raises(CompileError, match="east cannot do tasks") as caught:
+        described(killed, killed, killed, found)
+    assert "memory" in (caught.value.hint or "")
+    with pytest.raises(CompileError, match="east cannot do tasks") as caught:
+        described(RayTaskError(ModuleNotFoundError("No module named 'reallm_compiler'")), found)
+    assert "install the same version" in (caught.value.hint or "")
+    with pytest.raises(CompileError, match="east does not answer"):
+        described(LOST.GetTimeoutError(), found)
