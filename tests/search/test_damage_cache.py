@@ -233,3 +233,28 @@ def test_a_folder_that_cannot_be_made(tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(reallm.CompileError, match="the cache cannot be made"):
         compiled(SHARING, tiny_llama, tmp_path / "out.reallm", cache=tmp_path / "file" / "cache")
+
+
+def test_compile_takes_over_what_allocate_coded(
+    tiny_llama: Path, tiny_statistics: Path, tmp_path: Path, coded: list[tuple[int, int]]
+) -> None:
+    pytest.importorskip("scipy")
+    candidates = [{"quantizer": {"bits": bits}} for bits in (2, 3, 4)]
+    given: dict[str, Any] = {"statistics": tiny_statistics, "cache": tmp_path / "cache"}
+    report = reallm.allocate(
+        {**RECIPE, "allocate": {"bits": "17/5", "candidates": candidates}},
+        model=tiny_llama,
+        output=tmp_path / "lock.yaml",
+        device="cpu",
+        workers=1,
+        **given,
+    )
+    matrices = report.locks[0].matrices
+    assert len({candidate for candidate, _ in matrices.values()}) > 1
+    assert len(coded) == 3 * len(matrices)
+    lock: Any = tmp_path / "lock.yaml"
+    first = compiled(lock, tiny_llama, tmp_path / "out.reallm", **given)
+    assert len(coded) == 3 * len(matrices)
+    assert len(first) == report.locks[0].budget.totals.file_bytes
+    plain = compiled(lock, tiny_llama, tmp_path / "two.reallm", statistics=tiny_statistics)
+    assert plain == first
