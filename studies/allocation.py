@@ -40,7 +40,7 @@ from studies.results import Measured, Study, Subject
 BASES = {True: "reallm-2bit", False: "reallm-2bit-data-free"}
 """The recipe whose rates are chosen, with statistics and without."""
 
-RATES = tuple(Fraction(number, 4) for number in range(4, 21))
+RATES = (*(Fraction(number, 4) for number in range(5, 17)), Fraction(9, 2), Fraction(5))
 """Candidates: bits of a matrix's codes."""
 
 TARGETS = ("2.2", "2.5", "3", "3.5")
@@ -300,7 +300,7 @@ def main() -> None:
         if given.part != "targets":
             mixes += map(correlation_row, cases)
         print("\n".join([*tables, *mixes]), file=sys.stderr)
-    rates = f"{float(RATES[0]):g} to {float(RATES[-1]):g} bits in quarters"
+    rates = ", ".join(f"{float(rate):g}" for rate in RATES) + " bits"
     page = [
         "## Measured",
         "",
