@@ -9,8 +9,9 @@
     model, tokenizer = reallm.load("out.reallm")
 
 Commands of the command line have their functions: `allocate`, `calibrate`, `compile`, `verify`,
-`reconstruct`, `export`, `serve`, `eval`, `survey`, `tune` (for `finetune`). What they return, what
-they raise (always a `ReallmError`) and the events that they report have their names here too.
+`reconstruct`, `export`, `serve`, `eval`, `survey`, `tune` (for `finetune`), `write_report` (for
+`report`), `diff`. What they return, what they raise (always a `ReallmError`) and the events that
+they report have their names here too.
 
 Importing this package imports neither torch nor transformers: each name brings what it needs
 when it is first used.
@@ -79,7 +80,9 @@ if TYPE_CHECKING:
     from reallm_compiler.reader.verify import verify
     from reallm_compiler.recipe.load import load_recipe
     from reallm_compiler.recipe.model import Recipe
-    from reallm_compiler.runs.events import TaskDone, Training
+    from reallm_compiler.report.difference import Difference, diff
+    from reallm_compiler.report.write import WrittenReport, write_report
+    from reallm_compiler.runs.events import TaskDone, Training, TriedAgain
     from reallm_compiler.runs.stop import Interrupted
     from reallm_compiler.runtime.models import load
     from reallm_compiler.runtime.opening import open_tunable
@@ -108,6 +111,7 @@ __all__ = [
     "CompileEvent",
     "CompileReport",
     "Damage",
+    "Difference",
     "Evaluation",
     "EvaluationError",
     "ExportError",
@@ -143,11 +147,14 @@ __all__ = [
     "TensorsRead",
     "Totals",
     "Training",
+    "TriedAgain",
     "TunableModel",
+    "WrittenReport",
     "__version__",
     "allocate",
     "calibrate",
     "compile",
+    "diff",
     "eval",
     "export",
     "load",
@@ -160,6 +167,7 @@ __all__ = [
     "survey",
     "tune",
     "verify",
+    "write_report",
 ]
 
 _HOMES = {
@@ -180,6 +188,7 @@ _HOMES = {
     "CompileEvent": ("reallm_compiler.execute.events", "Event"),
     "CompileReport": ("reallm_compiler.execute.events", "CompileReport"),
     "Damage": ("reallm_formats", "Damage"),
+    "Difference": ("reallm_compiler.report.difference", "Difference"),
     "Evaluation": ("reallm_compiler.evaluate.perplexity", "Evaluation"),
     "EvaluationError": ("reallm_compiler.errors", "EvaluationError"),
     "ExportError": ("reallm_compiler.errors", "ExportError"),
@@ -215,10 +224,13 @@ _HOMES = {
     "TensorsRead": ("reallm_compiler.finetune.events", "TensorsRead"),
     "Totals": ("reallm_compiler.planning.budget", "Totals"),
     "Training": ("reallm_compiler.runs.events", "Training"),
+    "TriedAgain": ("reallm_compiler.runs.events", "TriedAgain"),
     "TunableModel": ("reallm_compiler.runtime.tunable", "TunableModel"),
+    "WrittenReport": ("reallm_compiler.report.write", "WrittenReport"),
     "allocate": ("reallm_compiler.search.run", "allocate"),
     "calibrate": ("reallm_compiler.calibration.run", "calibrate"),
     "compile": ("reallm_compiler.execute.run", "compile_model"),
+    "diff": ("reallm_compiler.report.difference", "diff"),
     "eval": ("reallm_compiler.evaluate.models", "evaluate_files"),
     "export": ("reallm_compiler.integrations.export", "export"),
     "load": ("reallm_compiler.runtime.models", "load"),
@@ -231,6 +243,7 @@ _HOMES = {
     "survey": ("reallm_compiler.evaluate.survey", "survey_model"),
     "tune": ("reallm_compiler.finetune.run", "finetune"),
     "verify": ("reallm_compiler.reader.verify", "verify"),
+    "write_report": ("reallm_compiler.report.write", "write_report"),
 }
 """Where each name is: a module, and the name there."""
 

@@ -26,6 +26,7 @@ FUNCTIONS = (
         "allocate",
         "calibrate",
         "compile",
+        "diff",
         "eval",
         "export",
         "load",
@@ -33,7 +34,7 @@ FUNCTIONS = (
         "open",
         "open_tunable",
     ),
-    *("plan", "reconstruct", "serve", "survey", "tune", "verify"),
+    *("plan", "reconstruct", "serve", "survey", "tune", "verify", "write_report"),
 )
 ERRORS = (
     *(
@@ -50,7 +51,7 @@ ERRORS = (
 EVENTS = (
     *("BatchDone", "BlockDone", "CalibrateStarted", "Checked", "ChunkDone", "FellBack"),
     *("FinetuneStarted", "MatricesWritten", "Preflight", "Sampled", "StepDone", "TaskDone"),
-    *("TensorsRead", "Training"),
+    *("TensorsRead", "Training", "TriedAgain"),
 )
 UNIONS = ("CalibrateEvent", "CompileEvent", "FinetuneEvent", "OnProgress", "Progress")
 VALUES = (
@@ -65,6 +66,7 @@ VALUES = (
     ),
     *("FinetuneOptions", "FinetuneReport", "MatrixBudget", "ModelArchive", "Plan", "Problem"),
     *("Recipe", "Server", "Survey", "Totals", "TunableModel"),
+    *("Difference", "WrittenReport"),
 )
 NAMES = (*FUNCTIONS, *ERRORS, *EVENTS, *UNIONS, *VALUES)
 

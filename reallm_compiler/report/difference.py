@@ -116,11 +116,13 @@ def diff(
     """What differs between two archives, two recipes, or two budgets.
 
     Args:
-        a, b: archives of models or adapters, recipes, or what `reallm budget --json` printed.
+        a: an archive of a model or an adapter, a recipe, or what `reallm budget --json` printed.
+        b: the other one, of the same kind.
         model: plan recipes on this model, and compare matrices and bytes as well.
         decoded: decode the matrices that differ in two archives of models, and measure how far
             they are from each other.
-        decoder, allow_cost: as for `open`, with `decoded`.
+        decoder: as for `open`, where archives are decoded.
+        allow_cost: as for `open`.
         progress: see `reallm_compiler.progress`; counts matrices that are decoded.
 
     Raises:

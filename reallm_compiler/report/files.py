@@ -99,6 +99,7 @@ class ModelFile:
             found[pattern_of(tensor.name)] += tensor.spec.nbytes
         return list(found.items())
 
+    @cached_property
     def by_kind_and_layer(self) -> dict[str, dict[int | None, list[MatrixBudget]]]:
         """Coded matrices by kind, then by layer in ascending order; None: in no layer."""
         found: dict[str, dict[int | None, list[MatrixBudget]]] = {}

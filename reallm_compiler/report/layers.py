@@ -35,7 +35,7 @@ def shown_kinds(models: Sequence[ModelFile]) -> list[str]:
     """The kinds that are drawn, in storage order, and no more than `PANELS`."""
     weights: dict[str, int] = {}
     for model in models:
-        for kind, layers in model.by_kind_and_layer().items():
+        for kind, layers in model.by_kind_and_layer.items():
             size = sum(row.numel for rows in layers.values() for row in rows)
             weights[kind] = max(size, weights.get(kind, 0))
     largest = sorted(weights, key=lambda kind: -weights[kind])[:PANELS]
@@ -80,7 +80,7 @@ def _error_of(model: ModelFile) -> ValueOf:
 def _values(
     model: ModelFile, kinds: Sequence[str], value_of: ValueOf
 ) -> dict[tuple[int | None, str], float]:
-    found = model.by_kind_and_layer()
+    found = model.by_kind_and_layer
     return {
         (layer, kind): value_of(rows)
         for kind in kinds
@@ -134,11 +134,11 @@ def _panels(
     drawings = []
     x, y = Axis(label="layer", whole=True), Axis(label=label, zero=True)
     for kind in shown_kinds(models):
-        if all(set(model.by_kind_and_layer().get(kind, {})) <= {None} for model in models):
+        if all(set(model.by_kind_and_layer.get(kind, {})) <= {None} for model in models):
             continue  # in no block
         series = []
         for index, model in enumerate(models):
-            layers = model.by_kind_and_layer().get(kind, {})
+            layers = model.by_kind_and_layer.get(kind, {})
             found = {
                 layer or 0: [value_of(model, row.name) for row in rows]
                 for layer, rows in layers.items()

@@ -120,7 +120,7 @@ def compare(
 
 def representatives(model: ModelFile) -> set[str]:
     """The matrices that are looked at: of each kind the first one of the middle layer."""
-    kinds = model.by_kind_and_layer()
+    kinds = model.by_kind_and_layer
     largest = sorted(
         kinds, key=lambda kind: -sum(row.numel for rows in kinds[kind].values() for row in rows)
     )
