@@ -1,10 +1,11 @@
 """Table 2: methods that a recipe can say, beside the paper's figures for them.
 
-python studies/paper/table_2.py [--long]
+python studies/paper/table_2.py [--long] [--method NAME ...]
 """
 
 from __future__ import annotations
 
+import sys
 from fractions import Fraction
 from typing import Any
 
@@ -57,14 +58,19 @@ def methods(rank: Fraction) -> list[tuple[Any, ...]]:
 
 
 def main() -> None:
-    study = Study(options(__doc__).parse_args())
+    parser = options(__doc__)
+    parser.add_argument("--method", action="append", help="only these rows (default: all)")
+    study = Study(parser.parse_args())
     original = study.perplexities(study.given.model)
     rows = [["original", "16", "6.97, 6.46; 5.47, 4.48", original, "", "16", ""]]
     for index, (name, bits, paper, recipe, tune, differs) in enumerate(methods(study.given.rank)):
+        if study.given.method and name not in study.given.method:
+            continue
         path = study.compiled(f"method-{index}", recipe)
         tuned = study.perplexities(study.tuned(study.tuned(path, "block"), "e2e")) if tune else ""
         found = study.perplexities(path)
         rows.append([name, str(bits), paper, found, tuned, exact_bits(path), differs])
+        print(rows[-1], file=sys.stderr, flush=True)
     table(
         [
             "method",
