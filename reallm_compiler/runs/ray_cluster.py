@@ -1,47 +1,29 @@
-"""A Ray cluster: how it is reached, which nodes it has, and that they are alike.
+"""A Ray cluster: how it is reached, and what it offers to tasks.
 
-The process that holds the output and the journal is Ray's driver. Ray ends a driver some time
-after the cluster is lost, without an error: `Watch` looks at the cluster all the time, so that the
-run ends before, as an error that says how to go on.
+The process that holds the output and the journal is Ray's driver.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import platform
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from reallm_compiler.errors import CompileError, ReallmError
-from reallm_compiler.runs.attempts import TRIES
 from reallm_compiler.runs.cluster import ClusterOptions
-from reallm_compiler.runs.devices import HINT
 from reallm_compiler.runs.machines import Memory, Slots, unknown_memory
 from reallm_compiler.runs.parcels import ReservedFile
 from reallm_compiler.runs.ray_backend import RayBackend
-from reallm_compiler.runs.ray_worker import check_fields, describe
+from reallm_compiler.runs.ray_nodes import choose_nodes, describe_nodes, slots_of
+from reallm_compiler.runs.ray_watch import Watch
 from reallm_compiler.runs.stop import SIGNALS
 from reallm_compiler.system import cores
-
-PROBE_SECONDS = 300.0
-"""Seconds in which each node must answer at first; Python and torch start in them."""
-
-WATCH_SECONDS = 2.0
-"""Seconds between two looks at the cluster."""
-
-LOST_SECONDS = 25.0
-"""Seconds without an answer after which the cluster is lost; Ray itself gives up after 60."""
-
-Node = dict[str, Any]
-"""A node as `ray.nodes` describes it."""
 
 
 @contextmanager
@@ -72,8 +54,8 @@ def connected(
     watch = None
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
-        chosen, usable = _choose(nodes, device, error)
-        fields, title, gpu_bytes = _probe(ray, usable, chosen)
+        chosen, usable = choose_nodes(nodes, device, error)
+        fields, title, gpu_bytes = describe_nodes(ray, usable, chosen)
         watch = Watch(ray.nodes, ray.get_runtime_context().get_node_id())
         yield RayCluster(
             ray, options, torch.device(chosen), title, fields, gpu_bytes=gpu_bytes, watch=watch
@@ -150,155 +132,6 @@ def _leave(ray: Any, *, lost: bool) -> None:  # noqa: ANN401
     thread.join(1.0 if lost else 30.0)
 
 
-def _choose(nodes: Sequence[Node], device: str, error: type[ReallmError]) -> tuple[str, list[Node]]:
-    """The device type, and the nodes that do tasks."""
-    with_gpu = [node for node in nodes if node["Resources"].get("GPU", 0) > 0]
-    if device == "cuda" and not with_gpu:
-        raise error("the cluster has no node with a GPU", hint=HINT)
-    chosen = "cuda" if with_gpu and device != "cpu" else "cpu"
-    among = with_gpu if chosen == "cuda" else nodes
-    usable = [node for node in among if node["Resources"].get("CPU", 0) >= 1]
-    if not usable:
-        raise CompileError(
-            "the cluster has no node that does tasks",
-            note=f"{len(nodes)} nodes, none of which offers a processor",
-            hint="add nodes with `ray start --address HOST:PORT`",
-        )
-    return chosen, usable
-
-
-def _probe(
-    ray: Any,  # noqa: ANN401
-    nodes: Sequence[Node],
-    device: str,
-) -> tuple[dict[str, str], str, int]:
-    """What the nodes are like, all of them; the device's name, and the least memory of a GPU."""
-    strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    remote = ray.remote(max_retries=0, num_cpus=0)(describe)
-    gpus = {"num_gpus": 0.001} if device == "cuda" else {}
-
-    def submit(node: Node) -> Any:  # noqa: ANN401
-        there = strategy(node["NodeID"], soft=False)
-        return remote.options(scheduling_strategy=there, **gpus).remote(device)
-
-    references = [submit(node) for node in nodes]
-    wanted: dict[str, str] | None = None
-    title, memory = device, []
-    end = time.monotonic() + PROBE_SECONDS
-    for node, reference in zip(nodes, references, strict=True):
-        name = node["NodeManagerHostname"] or node["NodeManagerAddress"]
-        fields, title, gpu_bytes = _described(ray, reference, partial(submit, node), name, end)
-        memory.append(gpu_bytes)
-        if wanted is None:
-            wanted = fields
-            check_software(fields, name)
-        check_fields(fields, wanted, name)
-    assert wanted is not None  # there are nodes
-    return wanted, title, min(memory)
-
-
-def _described(
-    ray: Any,  # noqa: ANN401
-    reference: Any,  # noqa: ANN401
-    submit: Callable[[], Any],
-    name: str,
-    end: float,
-) -> tuple[dict[str, str], str, int]:
-    """What a node is like; it is asked again where its worker was killed.
-
-    Raises:
-        CompileError: it does not answer in time, or cannot.
-    """
-    exceptions = ray.exceptions
-    for number in range(TRIES):
-        try:
-            found: tuple[dict[str, str], str, int] = ray.get(
-                reference, timeout=max(0.0, end - time.monotonic())
-            )
-        except exceptions.GetTimeoutError as error:
-            raise CompileError(
-                f"the node {name} does not answer",
-                location=name,
-                hint="look at `ray status`, and at what else runs there",
-            ) from error
-        except exceptions.RayError as error:
-            killed = isinstance(error, exceptions.WorkerCrashedError | exceptions.OutOfMemoryError)
-            if killed and number + 1 < TRIES:
-                reference = submit()
-                continue
-            raise CompileError(
-                f"the node {name} cannot do tasks",
-                location=name,
-                note=(str(error).strip().splitlines() or ["no reason is given"])[-1][:300],
-                hint="free memory there, or start fewer tasks on it: `ray start --num-cpus N`"
-                if killed
-                else "install the same version of reallm on all nodes, with the same Python",
-            ) from error
-        else:
-            return found
-    raise AssertionError("the last try returns or raises")
-
-
-def check_software(fields: dict[str, str], node: str) -> None:
-    """A node has the software of this process.
-
-    Raises:
-        CompileError: it has not.
-    """
-    from reallm_compiler.runs.identity import machine_fields
-
-    own = {**machine_fields(torch.device("cpu")), "python": platform.python_version()}
-    check_fields(fields, {key: own[key] for key in ("reallm", "torch", "python")}, node)
-
-
-class Watch:
-    """Looks at a cluster all the time.
-
-    Args:
-        look: gives the nodes; does not return while the cluster's head is gone.
-        own: id of this process's node.
-
-    Attributes:
-        nodes: those that were alive at the last look.
-    """
-
-    def __init__(self, look: Callable[[], list[Node]], own: str) -> None:
-        self._look = look
-        self._own = own
-        self._end = threading.Event()
-        self._seen = time.monotonic()
-        self._own_is_gone = False
-        self.nodes = [node for node in look() if node["Alive"]]
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    @property
-    def lost(self) -> CompileError | None:
-        """The error of a cluster that does not answer any more; None while it does."""
-        silent = time.monotonic() - self._seen > LOST_SECONDS
-        if not silent and not self._own_is_gone:
-            return None
-        return CompileError(
-            "the cluster is lost",
-            note=f"its head has not answered for {LOST_SECONDS:.0f} seconds"
-            if silent
-            else "the node of this process is gone",
-            hint="start the cluster again, then run the same command again to resume",
-        )
-
-    def end(self) -> None:
-        """Look no more."""
-        self._end.set()
-
-    def _watch(self) -> None:
-        while not self._end.wait(WATCH_SECONDS):
-            # Whatever goes wrong, time passes without an answer.
-            with suppress(Exception):
-                nodes = [node for node in self._look() if node["Alive"]]
-                self._own_is_gone = all(node["NodeID"] != self._own for node in nodes)
-                self.nodes = nodes
-                self._seen = time.monotonic()
-
-
 class RayCluster:
     """The nodes of a cluster (`machines.Machines`); made by `connected`."""
 
@@ -355,14 +188,3 @@ class RayCluster:
     ) -> RayBackend:
         """See `Machines`."""
         return RayBackend(self, workers, memory, device_bytes, output)
-
-
-def slots_of(resources: dict[str, float], memory_bytes: int, gpus: float) -> int:
-    """Tasks of one processor and so much else that fit on a node at once."""
-    counts = [int(resources.get("CPU", 0))]
-    if memory_bytes:
-        counts.append(int(resources.get("memory", 0) // memory_bytes))
-    if gpus:
-        # Two tasks of 0.6 of a GPU do not fit on two halves.
-        counts.append(int(resources.get("GPU", 0)) * int(1 / gpus + 1e-9))
-    return min(counts)

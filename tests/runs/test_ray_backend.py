@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from reallm_compiler.errors import CompileError, ResumeError
-from reallm_compiler.runs import ray_worker
+from reallm_compiler.runs import ray_watch, ray_worker
 from reallm_compiler.runs.backends import results
 from reallm_compiler.runs.cluster import ClusterOptions
 from reallm_compiler.runs.events import TriedAgain
@@ -22,7 +22,9 @@ from reallm_compiler.runs.oom import MemoryShortageError
 from reallm_compiler.runs.open_machines import open_machines
 from reallm_compiler.runs.parcels import ReservedFile
 from reallm_compiler.runs.ray_backend import RayBackend
-from reallm_compiler.runs.ray_cluster import RayCluster, Watch, _described, slots_of
+from reallm_compiler.runs.ray_cluster import RayCluster
+from reallm_compiler.runs.ray_nodes import described, slots_of
+from reallm_compiler.runs.ray_watch import Watch
 from reallm_compiler.runs.ray_worker import check_fields, node_fields
 from reallm_compiler.runs.stop import Interrupted, StopRequest
 from reallm_compiler.runs.tasks import Task, TaskGraph, TaskResult
@@ -222,9 +224,7 @@ def test_a_cluster_that_is_lost_ends_the_run(
 
 
 def test_the_watch_sees_a_silent_head_and_a_lost_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    from reallm_compiler.runs import ray_cluster
-
-    monkeypatch.setattr(ray_cluster, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(ray_watch, "WATCH_SECONDS", 0.01)
     nodes = [dict(NODE)]
     alive = Watch(lambda: nodes, "here")
     assert alive.lost is None
@@ -237,7 +237,7 @@ def test_the_watch_sees_a_silent_head_and_a_lost_node(monkeypatch: pytest.Monkey
     assert lost is not None
     assert "the node of this process is gone" in (lost.note or "")
     alive.end()
-    monkeypatch.setattr(ray_cluster, "LOST_SECONDS", -1.0)
+    monkeypatch.setattr(ray_watch, "LOST_SECONDS", -1.0)
     silent = Watch(lambda: [NODE], "here")
     silent.end()
     lost = silent.lost
@@ -271,22 +271,22 @@ def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "reallm-compiler[ray]" in (caught.value.hint or "")
 
 
-def described(*answers: Any) -> Any:
+def asked(*answers: Any) -> Any:
     """What a node is said to be like that answers so, one time after the other."""
     left = list(answers)
     ray = FakeRay()
-    return _described(ray, left.pop(0), lambda: left.pop(0), "east", time.monotonic() + 1.0)
+    return described(ray, left.pop(0), lambda: left.pop(0), "east", time.monotonic() + 1.0)
 
 
 def test_a_node_is_asked_again_where_its_worker_was_killed() -> None:
     found = ({"torch": "2"}, "cpu", 0)
     killed = LOST.WorkerCrashedError("killed")
-    assert described(found) == described(killed, LOST.OutOfMemoryError(), found) == found
+    assert asked(found) == asked(killed, LOST.OutOfMemoryError(), found) == found
     with pytest.raises(CompileError, match="east cannot do tasks") as caught:
-        described(killed, killed, killed, found)
+        asked(killed, killed, killed, found)
     assert "memory" in (caught.value.hint or "")
     with pytest.raises(CompileError, match="east cannot do tasks") as caught:
-        described(RayTaskError(ModuleNotFoundError("No module named 'reallm_compiler'")), found)
+        asked(RayTaskError(ModuleNotFoundError("No module named 'reallm_compiler'")), found)
     assert "install the same version" in (caught.value.hint or "")
     with pytest.raises(CompileError, match="east does not answer"):
-        described(LOST.GetTimeoutError(), found)
+        asked(LOST.GetTimeoutError(), found)
