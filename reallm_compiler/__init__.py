@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from reallm_compiler.report.write import WrittenReport, write_report
     from reallm_compiler.runs.events import TaskDone, Training, TriedAgain
     from reallm_compiler.runs.stop import Interrupted
+    from reallm_compiler.runtime.kv_cache import kv_cache
     from reallm_compiler.runtime.models import load
     from reallm_compiler.runtime.opening import open_tunable
     from reallm_compiler.runtime.tunable import TunableModel
@@ -157,6 +158,7 @@ __all__ = [
     "diff",
     "eval",
     "export",
+    "kv_cache",
     "load",
     "load_recipe",
     "open",
@@ -233,6 +235,7 @@ _HOMES = {
     "diff": ("reallm_compiler.report.difference", "diff"),
     "eval": ("reallm_compiler.evaluate.models", "evaluate_files"),
     "export": ("reallm_compiler.integrations.export", "export"),
+    "kv_cache": ("reallm_compiler.runtime.kv_cache", "kv_cache"),
     "load": ("reallm_compiler.runtime.models", "load"),
     "load_recipe": ("reallm_compiler.recipe.load", "load_recipe"),
     "open": ("reallm_compiler.reader.archive", "open_archive"),

@@ -88,7 +88,7 @@ class PageCodec:
         if matrix.data_ptr() == states.data_ptr():
             matrix = matrix.clone()  # it is used up
         coder = _coder(self._layout, len(matrix), torch.Generator())
-        sections = coder.encode(matrix, self._to(matrix.device))
+        sections = coder.encode(matrix, self._tables_on(matrix.device))
         roles = [spec.role for spec in own_sections(self._layout)]
         return {role: sections[role].reshape(pages, b, -1) for role in roles}
 
@@ -100,7 +100,7 @@ class PageCodec:
         flat = {role: section.reshape(-1) for role, section in sections.items()}
         shape = (pages * b * p, q)
         decoder = StagesDecoder(
-            self._states.plan, shape, {**flat, **self._to(first.device)}, torch.float32
+            self._states.plan, shape, {**flat, **self._tables_on(first.device)}, torch.float32
         )
         matrix = torch.empty(shape, dtype=torch.float32, device=first.device)
         if not decoder.fill(matrix, 0, None):
@@ -117,8 +117,11 @@ class PageCodec:
             x = _turned(x, *self._turn)
         return x.reshape(b, h, pages * page, d).to(dtype)
 
-    def _to(self, device: torch.device) -> Sections:
-        return {role: table.to(device) for role, table in self._tables.items()}
+    def _tables_on(self, device: torch.device) -> Mapping[str, Tensor]:
+        """The tables, which stay where they were wanted last."""
+        if any(table.device != device for table in self._tables.values()):
+            self._tables = {role: table.to(device) for role, table in self._tables.items()}
+        return self._tables
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

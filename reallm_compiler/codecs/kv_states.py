@@ -42,10 +42,9 @@ class CachedTokens:
         return self._first.shape[2] + self.pages * self._page + self.recent.shape[2]
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors but the codec's tables."""
-        tensors = (*self._sections.values(), self._first, self.recent)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    def tensors(self) -> list[Tensor]:
+        """All tensors but the codec's tables."""
+        return [*self._sections.values(), self._first, self.recent]
 
     @property
     def tables(self) -> list[Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,6 +23,7 @@ from reallm_compiler.models.text_models import text_tokenizer
 from reallm_compiler.progress import Progress
 from reallm_compiler.runs.devices import choose_device
 from reallm_compiler.runtime.dtypes import resolve_dtype
+from reallm_compiler.runtime.kv_cache import new_cache
 from reallm_compiler.runtime.kv_settings import KvSource, kv_settings
 from reallm_compiler.runtime.mapped import Mode
 from reallm_compiler.runtime.models import open_files
@@ -147,7 +149,7 @@ def evaluate_files(
         random_windows=random_windows,
         seed=seed,
         batch=batch,
-        kv_cache=cache,
+        new_cache=None if cache is None else partial(new_cache, ours, cache),
         kv_step=kv_step,
         progress=progress,
     )

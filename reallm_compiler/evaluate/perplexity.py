@@ -22,9 +22,9 @@ model's own type, are made for a few rows at a time, and sums are kept in float6
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -41,11 +41,12 @@ from reallm_compiler.evaluate.text import (
 from reallm_compiler.models.text import LITERATURE_WINDOW, window_of
 from reallm_compiler.models.text_models import check_reads, run, usable_positions
 from reallm_compiler.progress import Progress, progress_callback
-from reallm_compiler.runtime.kv_cache import new_cache
-from reallm_compiler.stages import KvCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NewCache = Callable[[], Any]
+"""Gives an empty cache of keys and values, one of transformers' own classes."""
 
 # Elements of one float32 block of log-probabilities: 32 MiB.
 _BLOCK_ELEMENTS = 1 << 23
@@ -143,7 +144,7 @@ def evaluate(
     random_windows: int | None = None,
     seed: int = 0,
     batch: int | None = None,
-    kv_cache: KvCache | None = None,
+    new_cache: NewCache | None = None,
     kv_step: int = 1,
     device: str | torch.device | None = None,
     progress: Progress | None = None,
@@ -163,9 +164,9 @@ def evaluate(
         seed: of that draw.
         batch: windows at once; without it as many as 2048 tokens hold, at least one. It changes
             memory and speed, and the results only by rounding.
-        kv_cache: feed `model` a few tokens at a time, as `generate` does, and keep the keys and
-            values of those before so; None for whole windows at once. The reference has no cache.
-        kv_step: tokens at a time with `kv_cache`.
+        new_cache: feed `model` a few tokens at a time, as `generate` does, through what this gives
+            for each batch; None for whole windows at once. The reference has no cache.
+        kv_step: tokens at a time with `new_cache`.
         device: where to move the models to; without it they stay where they are.
         progress: see `reallm_compiler.progress`; counts windows, after each batch.
 
@@ -203,7 +204,7 @@ def evaluate(
     report = progress_callback(progress, "evaluate", "windows")
     for start in range(0, total, at_once):
         group = cut.sequences[start : start + at_once]
-        for index, part in enumerate(_measure(model, reference, group, kv_cache, kv_step)):
+        for index, part in enumerate(_measure(model, reference, group, new_cache, kv_step)):
             _check_finite(part, cut, start + index)
             sums.add(part)
         report(start + len(group), total)
@@ -244,16 +245,16 @@ def _measure(
     model: PreTrainedModel,
     reference: PreTrainedModel | None,
     group: Sequence[tuple[int, ...]],
-    kv_cache: KvCache | None,
+    new_cache: NewCache | None,
     kv_step: int,
 ) -> list[_Sums]:
     """The sums of each sequence of one batch."""
     ids, mask = _pad(group)  # [b, t]
     with torch.inference_mode():
-        if kv_cache is None:
+        if new_cache is None:
             logits = run(model, ids, mask)  # [b, t, v]
         else:
-            logits = run_cached(model, ids, mask, kv_cache, kv_step)  # [b, t, v]
+            logits = run_cached(model, ids, mask, new_cache(), kv_step)  # [b, t, v]
         expected = None if reference is None else run(reference, ids, mask)  # [b, t, v]
         if expected is not None and expected.shape != logits.shape:
             raise EvaluationError(
@@ -274,10 +275,13 @@ def _measure(
 
 
 def run_cached(
-    model: PreTrainedModel, ids: Tensor, mask: Tensor | None, params: KvCache, step: int
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor | None,
+    cache: Any,  # noqa: ANN401 - of transformers
+    step: int,
 ) -> Tensor:
-    """Logits [b, t, v] of token ids [b, t], fed `step` tokens at a time through a cache."""
-    cache = new_cache(model, params)
+    """Logits [b, t, v] of token ids [b, t], fed `step` tokens at a time through an empty cache."""
     parts = []
     for start in range(0, ids.shape[1], step):
         seen = None if mask is None else mask[:, : start + step]

@@ -1,6 +1,6 @@
 """A quantized cache of keys and values for any model that uses transformers' own cache classes.
 
-    cache = make_cache(model, "kv-4bit")
+    cache = kv_cache(model, "kv-4bit")
     model.generate(**inputs, past_key_values=cache)
 
 Only layers that attend to all tokens before are quantized: layers with a sliding window keep few
@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from reallm_compiler.checkpoint.attention import check_keeps_heads
 from reallm_compiler.codecs.kv_pages import PageCodec
 from reallm_compiler.codecs.kv_states import CachedTokens
+from reallm_compiler.runtime.kv_settings import KvSource, kv_settings
 from reallm_compiler.stages import KvCache
 from reallm_compiler.storage.kv_cache import coded_pages
 
@@ -107,7 +108,12 @@ class PagedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     @property
     def nbytes(self) -> int:
         """Bytes of all its tensors; tables that layers share are not among them."""
-        return sum(part.nbytes for part in self._parts)
+        return _bytes_of(self.tensors)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All its tensors but those tables."""
+        return [tensor for part in self._parts for tensor in part.tensors]
 
     @property
     def tables(self) -> list[Tensor]:
@@ -235,6 +241,24 @@ def new_cache(model: Any, params: KvCache) -> QuantizedCache:  # noqa: ANN401
         if type(layer) is DynamicLayer:
             cache.layers[index] = PagedLayer(params, codecs)
     return cache
+
+
+def kv_cache(model: Any, settings: KvSource) -> DynamicCache:  # noqa: ANN401
+    """An empty cache for a model of transformers, for its `past_key_values`.
+
+    Args:
+        model: the model, from wherever it is.
+        settings: a shipped recipe such as `kv-4bit`, a recipe file, an archive, or the `kv_cache`
+            section of a recipe as plain data; `none` for transformers' own cache.
+
+    Raises:
+        SourceError: the model keeps something else than keys and values of heads.
+        RecipeError: the recipe is wrong, or says nothing of a cache.
+    """
+    params = kv_settings(settings)
+    if params is None:
+        return DynamicCache(config=model.config.get_text_config(decoder=True))
+    return new_cache(model, params)
 
 
 def generate_with(model: Any, params: KvCache) -> None:  # noqa: ANN401

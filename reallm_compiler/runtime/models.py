@@ -97,7 +97,7 @@ def load(
         tokenizer = load_tokenizer(files.small, files.label)  # before the work
         model = build_model(files, chosen, progress)
     model = model.to(device).eval()
-    if cache is not None:
+    if cache is not None and (kv_cache is not None or model.can_generate()):
         generate_with(model, cache)
     return model, tokenizer
 

@@ -57,6 +57,21 @@ def test_eval_of_a_model_with_itself_has_no_divergence(run, tiny_llama, text):
     assert result["perplexity"] == result["reference_perplexity"]
 
 
+def test_eval_through_a_quantized_cache(run, archive, tiny_llama, text):
+    args = ("eval", archive, "--text", text, "--window", 96, "--reference", tiny_llama, "--json")
+    plain = run(*args).json
+    found = run(*args, "--kv-cache", "kv-3bit", "--kv-step", 12).json
+    assert set(found) == set(plain)
+    assert 0 < abs(found["perplexity"] / plain["perplexity"] - 1) < 0.1
+    wrong = run(*args, "--kv-cache", "kv-5bit")
+    assert wrong.code == ExitCode.BAD_RECIPE
+    assert "did you mean `kv-" in wrong.err
+    none = run(*args, "--kv-cache", "nf4")
+    assert (none.code, "says nothing of keys" in none.err) == (ExitCode.BAD_RECIPE, True)
+    tasks = run("eval", archive, "--tasks", "a", "--kv-cache", "kv-4bit")
+    assert (tasks.code, "`--text`" in tasks.err) == (ExitCode.USAGE, True)
+
+
 def test_eval_from_the_codes(run, archive, tiny_llama, text):
     dense = run("eval", archive, "--text", text, "--json").json
     packed = run("eval", archive, "--text", text, "--packed", "--json").json
@@ -150,9 +165,10 @@ def test_recipes_are_listed_with_their_purpose(run):
     shown = run("recipes", "list").out
     for row in rows:
         keys = {"name", "bits", "kl", "measured", "best", "candidates", "statistics", "purpose"}
+        keys.add("kv_cache")
         assert set(row) == keys
         assert row["purpose"]
-        assert row["candidates"] or float(row["bits"]) > 1
+        assert row["candidates"] or row["kv_cache"] or float(row["bits"]) > 1
         assert row["name"] in shown
         assert bool(row["kl"]) == bool(row["measured"])
         line = next(one for one in shown.splitlines() if one.split()[:1] == [row["name"]])
@@ -184,6 +200,8 @@ def test_a_listed_rate_is_the_planned_one(run, tmp_path):
     shapes.write_text(json.dumps({"shapes": names}))
     recipe = tmp_path / "recipe.yaml"
     for row in run("recipes", "list", "--json").json:
+        if row["candidates"] or row["kv_cache"]:
+            continue
         # A list of shapes has no graph that could be prepared; it would change no rate.
         recipe.write_text(f"reallm: 1\nextends: {row['name']}\nprepare: []\n")
         totals = run("budget", recipe, "--model", shapes, "--json").json["totals"]

@@ -257,6 +257,9 @@ def test_sources_of_settings(tmp_path):
     assert kv_settings(None) is None
     assert kv_settings(None, own=BY_8) == PARAMS
     assert kv_settings("none", own=BY_8) is None
+    model = made()
+    assert isinstance(reallm.kv_cache(model, "kv-4bit"), QuantizedCache)
+    assert not isinstance(reallm.kv_cache(model, "none"), QuantizedCache)
     with pytest.raises(RecipeError, match="says nothing of keys and values"):
         kv_settings("nf4")
     with pytest.raises(RecipeError, match="kv-4bit"):

@@ -137,6 +137,10 @@ def eval_command(
         check_archive_path(adapter)
     if (text is None) == (tasks is None):
         raise CommandLineError("give a text with `--text FILE`, or tasks with `--tasks NAMES`")
+    if kv_cache is not None and tasks is not None:
+        raise CommandLineError(
+            "`--kv-cache` is for `--text`: answers of tasks are scored without generating"
+        )
     mode: Literal["dense", "packed"] = "packed" if packed else "dense"
     if tasks is not None or text is None:
         return _tasks(
