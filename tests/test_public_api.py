@@ -29,6 +29,7 @@ FUNCTIONS = (
         "diff",
         "eval",
         "export",
+        "kv_cache",
         "load",
         "load_recipe",
         "open",
