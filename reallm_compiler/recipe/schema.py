@@ -15,6 +15,7 @@ from reallm_compiler.recipe.model import RecipeForm
 from reallm_compiler.stages import KvCache, MatrixPlan
 
 _PART = "Part"
+_GRID = "Grid"
 _LIMITS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
 
@@ -26,7 +27,11 @@ def json_schema() -> dict[str, Any]:
         found = model.model_json_schema()
         whole |= {**found.pop("$defs"), model.__name__: found}
     parts = {f"{name}{_PART}": _part(definition) for name, definition in whole.items()}
-    definitions = {**schema.pop("$defs"), **whole, **parts}
+    grids = {
+        f"{name.removesuffix(_PART)}{_GRID}": _grid(definition)
+        for name, definition in parts.items()
+    }
+    definitions = {**schema.pop("$defs"), **whole, **parts, **grids}
 
     rule = definitions["RuleForm"]
     for key, value in rule["properties"].items():
@@ -35,6 +40,15 @@ def json_schema() -> dict[str, Any]:
     rule["oneOf"] = [{"required": ["set"]}, {"required": ["keep"]}]
     rule["anyOf"] = [{"required": ["match"]}, {"required": ["role"]}]
     del rule["description"]
+
+    allocate = definitions["AllocateForm"]["properties"]
+    for key, value in allocate.items():
+        allocate[key] = _without_null(value)
+    grid = {"$ref": f"#/$defs/MatrixPlan{_GRID}"}
+    offered = {**rule, "properties": {**rule["properties"], "set": grid}, "required": ["set"]}
+    del offered["properties"]["keep"], offered["oneOf"]
+    allocate["candidates"]["items"] = {"anyOf": [{"type": "string"}, grid, offered]}
+    schema["properties"]["allocate"] = _without_null(schema["properties"]["allocate"])
 
     defaults = schema["properties"]["defaults"]
     schema["properties"]["defaults"] = _reference(f"MatrixPlan{_PART}", defaults)
@@ -74,15 +88,26 @@ def _part(definition: dict[str, Any]) -> dict[str, Any]:
     return part
 
 
-def _retarget(node: Any) -> None:  # noqa: ANN401 - a schema of any shape
+def _grid(part: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a part of a plan in which a list of values stands for each of them."""
+    grid = copy.deepcopy(part)
+    _retarget(grid, _GRID)
+    for key, value in grid.get("properties", {}).items():
+        said = {"description": value.pop("description")} if "description" in value else {}
+        several = {"type": "array", "items": value, "minItems": 1}
+        grid["properties"][key] = {"anyOf": [value, several], **said}
+    return grid
+
+
+def _retarget(node: Any, suffix: str = _PART) -> None:  # noqa: ANN401 - a schema of any shape
     if isinstance(node, dict):
         if isinstance(node.get("$ref"), str):
-            node["$ref"] += _PART
+            node["$ref"] = node["$ref"].removesuffix(_PART) + suffix
         for value in node.values():
-            _retarget(value)
+            _retarget(value, suffix)
     elif isinstance(node, list):
         for value in node:
-            _retarget(value)
+            _retarget(value, suffix)
 
 
 def _without_null(value: dict[str, Any]) -> dict[str, Any]:

@@ -86,8 +86,8 @@ class Program:
 
     def option(self, row: int) -> Option:
         """The option in a row of the table."""
-        unit = self.table.unit[row]
-        return self.units[unit][row - self.table.starts[unit]]
+        unit = int(self.table.unit[row])
+        return self.units[unit][row - int(self.table.starts[unit])]
 
     @cached_property
     def table(self) -> Table:
@@ -349,7 +349,7 @@ def _highs(program: Program, limit: int | None, kept: NDArray[np.bool_]) -> Choi
     several = np.add.reduceat(kept.astype(np.int64), table.starts) > 1
     fixed = np.flatnonzero(kept & ~several[table.unit])
     rows = np.flatnonzero(kept & several[table.unit])
-    paid = {item for row in fixed for item in program.option(row).items}
+    paid = {item for row in fixed for item in program.option(int(row)).items}
     spent = int(table.nbytes[fixed].sum()) + sum(program.items[item] for item in paid)
     left = None if limit is None else limit - spent
     for _ in range(2):
@@ -422,4 +422,5 @@ def _taken(
         )
     if result.x is None:
         return rows[:0]
-    return rows[result.x[: len(rows)] > 0.5]
+    taken: NDArray[np.int64] = rows[result.x[: len(rows)] > 0.5]
+    return taken

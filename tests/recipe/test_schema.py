@@ -23,6 +23,7 @@ from reallm_compiler.recipe import (
 )
 from reallm_compiler.recipe.document import read_text
 from reallm_compiler.recipe.nodes import to_plain
+from reallm_compiler.recipe.shipped import list_choices
 from reallm_compiler.recipe.vocabulary import keys_of, stages
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -168,13 +169,18 @@ def test_the_messages_of_the_page_are_real(tmp_path, monkeypatch):
         assert f"\n    {line}\n" in page
 
 
-@pytest.mark.parametrize("name", list_shipped())
+@pytest.mark.parametrize("name", [*list_shipped(), *list_choices()])
 def test_shipped_recipes_fit(name):
     assert accepts(SCHEMA, data(read_shipped(name)))
     assert accepts(SCHEMA, load_recipe(name).document)
 
 
 FITS = [
+    "{reallm: 1, extends: nf4, allocate: {bytes: 3.2GB, candidates: [nf2, {dora: true}, {}]}}",
+    "{reallm: 1, extends: nf4, allocate: {bits: 5/2, scope: file, candidates: [nf3], lock: a}}",
+    "{reallm: 1, extends: nf4, allocate: {candidates: [{quantizer: {bits: [2, 3]}}]}}",
+    "{reallm: 1, extends: nf4, allocate: {candidates: [{role: head, set: {dora: [true]}}]}}",
+    "{reallm: 1, extends: nf4, allocate: {candidates: [nf2], groups: [[q_proj, k_proj]]}}",
     "reallm: 1",
     "{reallm: 1, seed: 7, model: m, output: o}",
     "{reallm: 1, model: {shapes: {a: [1, 2]}}}",
@@ -190,6 +196,11 @@ FITS = [
     "{reallm: 1, finetune: {stages: [e2e], window: null, e2e: {lr: 1, betas: [0.9, 0]}}}",
 ]
 DOES_NOT = [
+    "{reallm: 1, allocate: {candidates: [{quantizer: {bit: [2, 3]}}]}}",
+    "{reallm: 1, allocate: {candidates: [{match: a, keep: source}]}}",
+    "{reallm: 1, allocate: {candidates: nf2}}",
+    "{reallm: 1, allocate: {candidates: [nf2], groups: [[q_proj]]}}",
+    "{reallm: 1, allocate: {candidates: [nf2], scope: files}}",
     "reallm: 2",
     "{}",
     "{reallm: true}",
