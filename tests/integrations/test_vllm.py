@@ -14,6 +14,9 @@ import torch
 
 import reallm_compiler as reallm
 from reallm_compiler.integrations.export import export
+from reallm_compiler.kernels.packed import PackedForm
+from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.storage.matrix import layout_of
 
 pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm", reason="vLLM is not installed (`make vllm` installs it)")
@@ -71,6 +74,22 @@ def test_greedy_tokens_are_those_of_transformers(
     assert len(set(map(tuple, wanted))) == len(PROMPTS)
     for method, mode in (("reallm", "eager"), ("reallm", "compiled"), ("reallm-decoded", "eager")):
         assert vllm_tokens(folder, method, mode, tmp_path / mode) == wanted, (method, mode)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch and vLLM, on import
+@pytest.mark.parametrize(("columns", "rows"), [(64, [96]), (128, [48])], ids=["columns", "rows"])
+def test_packed_matrices_are_not_divided_among_devices(columns: int, rows: list[int]) -> None:
+    """What a layer is asked for where tensor parallelism gives it a half."""
+    from reallm_compiler.integrations.vllm_plugin import PackedLinear
+
+    plan = MatrixPlan.model_validate({"quantizer": {"kind": "vq", "bits": 2, "dim": 4}})
+    form = PackedForm(layout=layout_of(plan, (96, 128), "bf16"))
+    method = PackedLinear("model.layers.0.mlp.down_proj", [form.text])
+    whole = torch.nn.Module()
+    method.create_weights(whole, 128, [96], 128, 96, torch.bfloat16)
+    assert "weight" in dict(whole.named_parameters())
+    with pytest.raises(ValueError, match=r"down_proj: .*tensor parallelism.*reallm-decoded"):
+        method.create_weights(torch.nn.Module(), columns, rows, 128, 96, torch.bfloat16)
 
 
 def vllm_tokens(folder: Path, method: str, mode: str, output: Path) -> list[list[int]]:
