@@ -374,7 +374,18 @@ def test_what_is_not_finite_spoils_its_token_alone(target: str) -> None:
 
 
 @pytest.mark.skipif(not emit.available(), reason="llvmlite is not installed")
-@pytest.mark.parametrize("name", ["trellis", "vq of rows", "normal_float", "uniform"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trellis",
+        "trellis, computed",
+        "vq of rows",
+        "e8p",
+        "normal_float",
+        "uniform",
+        "uniform, orders of groups of rows, outliers",
+    ],
+)
 def test_kernels_for_arm_are_what_llvm_accepts(name: str) -> None:
     """Machine code is made, though nothing here can run it."""
     import llvmlite.binding as llvm
@@ -384,7 +395,9 @@ def test_kernels_for_arm_are_what_llvm_accepts(name: str) -> None:
     packed = packed_of(name, (72, 80))
     form = form_of(packed.plan, packed.shape)
     assert TARGETS["neon"].fits(form)
-    product = made(packed, HERE[0])
+    (first, *_) = sides_of(packed, form)
+    target = next(one for one in HERE if TARGETS[one].fits(form))
+    product = CompiledProduct(packed, form, first, torch.float32, target)
     machine = llvm.Target.from_triple("aarch64-unknown-linux-gnu").create_target_machine(
         cpu="cortex-a76", opt=3
     )
