@@ -64,6 +64,13 @@ class Case:
 
     study: Study
     calibrated: bool
+    measures: bool
+
+    def compiled(self, recipe: dict[str, Any]) -> Measured | None:
+        """A compiled archive, measured; None if it is not there and nothing is to be measured."""
+        if not self.measures and not self.study.is_known(recipe):
+            return None
+        return self.study.compiled(recipe)
 
     @property
     def base(self) -> str:
@@ -218,7 +225,9 @@ def targets_table(case: Case, targets: Sequence[str], *, rivals: bool) -> list[s
         if rivals:
             rows.append(("EXL3's greedy choice", greedy(case, target), ""))
         for name, document, text in rows:
-            one = case.study.compiled(document)
+            one = case.compiled(document)
+            if one is None:
+                continue
             lines.append(
                 f"| {how} | {target} | {name} | {one.exact_bits:.4f} | {one.file_bytes:,} "
                 f"| {text} | {_kl(one):.4f} | {one.result.perplexity:.3f} |"
@@ -237,8 +246,9 @@ def correlation(case: Case) -> tuple[float, list[tuple[float, float]]]:
         chosen = {name: draw.randrange(len(MIXED)) for name in sorted(damages)}
         predicted = sum(damages[name][index].kl for name, index in chosen.items())
         rates = {name: MIXED[index] for name, index in chosen.items()}
-        measured = case.study.compiled(case.recipe(rates, OWN_TABLES))
-        pairs.append((predicted, _kl(measured)))
+        measured = case.compiled(case.recipe(rates, OWN_TABLES))
+        if measured is not None:
+            pairs.append((predicted, _kl(measured)))
     return float(spearmanr(*zip(*pairs, strict=True)).statistic), pairs
 
 
@@ -250,8 +260,8 @@ def correlation_row(case: Case) -> str:
     kls = [measured for _, measured in pairs]
     how = "with statistics" if case.calibrated else "own text and noise"
     return (
-        f"| {case.study.name} | {how} | {found:.3f} | {min(kls):.4f} to {max(kls):.4f} "
-        f"| {middle:.2f} |"
+        f"| {case.study.name} | {how} | {len(pairs)} | {found:.3f} "
+        f"| {min(kls):.4f} to {max(kls):.4f} | {middle:.2f} |"
     )
 
 
@@ -266,6 +276,7 @@ def main() -> None:
     parser.add_argument("--target", action="append", help=f"exact bits (default: {TARGETS})")
     parser.add_argument("--part", choices=("targets", "mixes"), help="only this part")
     parser.add_argument("--only", choices=("calibrated", "data-free"), help="only these rows")
+    parser.add_argument("--kept", action="store_true", help="measure nothing: the rows as they are")
     parser.add_argument("--rivals", action="store_true", help="EXL3's greedy choice too")
     parser.add_argument("--rows", type=Path, help="keep each row here, and take those there")
     parser.add_argument("--cache", type=Path, required=True, help="folder of what was measured")
@@ -277,7 +288,7 @@ def main() -> None:
     for words in given.model:
         study = Study(Subject.parse(words), given.workers, given.rows, given.cache)
         cases = [
-            Case(study, calibrated)
+            Case(study, calibrated, not given.kept)
             for calibrated in (True, False)
             if given.only in (None, "calibrated" if calibrated else "data-free")
             and (study.subject.statistics is not None or not calibrated)
@@ -312,11 +323,12 @@ def main() -> None:
     ]
     if mixes:
         page += [
-            f"Rank correlation (Spearman) of predicted and measured KL over {MIXES} random mixes "
-            f"of {len(MIXED)} rates, and the median of predicted over measured:",
+            f"Rank correlation (Spearman) of predicted and measured KL over random mixes of"
+            f" {len(MIXED)} rates, and the median of predicted over measured:",
             "",
-            "| model | damage measured | correlation | KL of the mixes | predicted / measured |",
-            "|---|---|---|---|---|",
+            "| model | damage measured | mixes | correlation | KL of the mixes "
+            "| predicted / measured |",
+            "|---|---|---|---|---|---|",
             *mixes,
             "",
         ]

@@ -188,6 +188,11 @@ class Study:
             seconds=seconds,
         )
 
+    def is_known(self, recipe: dict[str, Any]) -> bool:
+        """Whether an archive by this recipe was measured before."""
+        planned = reallm.plan(recipe, model=self.subject.folder).budget().totals.file_bytes
+        return self._key(recipe, planned) in self.known
+
     def _measure_original(self) -> tuple[Evaluation, float]:
         return evaluate(*self.original, self.subject.text, **self.options), 0.0
 
