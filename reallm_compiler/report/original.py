@@ -102,13 +102,11 @@ def compare(
                 looked_at = row.name in chosen[model.label]
                 weight = read(row.name) if looked_at or key not in known else None
                 if weight is not None and key not in known:
-                    known[key] = float(torch.linalg.vector_norm(weight.double()))
+                    known[key] = _norm(weight)
                 norms[model.label, row.name] = known[key]
                 if looked_at and weight is not None and known[key] > 0:
-                    decoded = archive.matrix(row.name, dtype=torch.float64)
-                    found, measured = _curves(
-                        row.name, weight.double(), decoded, archive.factors(row.name)
-                    )
+                    decoded = archive.matrix(row.name, dtype=torch.float32)
+                    found, measured = _curves(row.name, weight, decoded, archive.factors(row.name))
                     curves.setdefault(matrix_kind(row.name), {})[model.label] = found
                     own = own and same_error(measured, model.errors[row.name])
                 done += 1
@@ -154,9 +152,9 @@ def _reader(inventory: Inventory, model: ModelFile) -> Callable[[str], Tensor]:
 def _curves(
     name: str, weight: Tensor, decoded: Tensor, factors: tuple[Tensor, Tensor] | None
 ) -> tuple[Curves, float]:
-    """The curves of a matrix, and its relative error."""
-    error = weight - decoded  # [p, q]
-    norm = float(torch.linalg.vector_norm(weight))
+    """The curves of a matrix, and its relative error; `decoded` is used up."""
+    error = decoded.neg_().add_(weight)  # [p, q], float32
+    norm = _norm(weight)
     rms = norm / math.sqrt(weight.numel())
     count = min(weight.shape)
     residual: list[tuple[float, float]] = []
@@ -172,7 +170,12 @@ def _curves(
         weight_density=_density(weight, rms),
         error_density=_density(error, rms),
     )
-    return curves, float(torch.linalg.vector_norm(error)) / norm
+    return curves, _norm(error) / norm
+
+
+def _norm(values: Tensor) -> float:
+    """Frobenius norm, summed in float64."""
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
 def _points(values: Sequence[float], norm: float, count: int) -> list[tuple[float, float]]:
@@ -185,7 +188,8 @@ def _points(values: Sequence[float], norm: float, count: int) -> list[tuple[floa
 
 def _density(values: Tensor, rms: float) -> list[tuple[float, float]]:
     """Share of the values in each bin over its width; what lies beyond the ends is left out."""
-    counts = torch.histc((values / rms).flatten(), bins=BINS, min=-REACH, max=REACH)
+    scaled = values.float().flatten() / rms
+    counts = torch.histc(scaled, bins=BINS, min=-REACH, max=REACH)
     width = 2 * REACH / BINS
     return [
         (-REACH + (index + 0.5) * width, counted / values.numel() / width)
