@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 
 from reallm_compiler.recipe import Candidate, load_recipe, match, resolve
 from reallm_compiler.recipe.match import Pattern
 from reallm_compiler.recipe.selection import select
+
+resolve_module = sys.modules["reallm_compiler.recipe.resolve"]
+selection_module = sys.modules["reallm_compiler.recipe.selection"]
 
 NAMES = [
     *(
@@ -140,3 +144,43 @@ def test_rules_for_single_layers_search_their_pattern_once(monkeypatch):
         name: decision.plan.quantizer.model_dump()["bits"] for name, decision in decisions.items()
     }
     assert bits == {name: 3 if name.endswith("down_proj") else 4 for name in bits}
+
+
+def test_a_rule_for_each_matrix_decides_each_plan_once(monkeypatch):
+    """Planning takes the time of as many plans as there are, not of as many rules."""
+    checked = []
+    real = resolve_module.check_plan
+    monkeypatch.setattr(resolve_module, "check_plan", lambda tree: checked.append(1) or real(tree))
+    found = {}
+    for many in (False, True):
+        rules = [
+            {"match": name, "set": {"quantizer": {"kind": "uniform", "bits": 2 + index % 3}}}
+            for index, name in enumerate(NAMES if many else NAMES[:3])
+            if not set(name) & set("[]")
+        ]
+        base = {"reallm": 1, "defaults": {"scales": {"kind": "absmax"}}}
+        checked.clear()
+        decisions = resolve(load_recipe(base | {"rules": rules}), candidates())
+        found[many] = len(checked)
+        assert {decisions[name].plan.quantizer.bits for name in NAMES[:3]} == {2, 3, 4}
+        # Who set a field is found for the one matrix that is asked for, by its own rule.
+        trace = {one.path: one for one in decisions[NAMES[1]].trace}
+        assert trace["quantizer.bits"].origin == "rules[1].set.quantizer.bits"
+        plans = {id(decision.plan) for decision in decisions.values()}
+        assert len(plans) <= 4
+    assert found == {False: 4, True: 4}  # three that rules set, and the default
+
+
+def test_a_rule_of_one_name_looks_at_no_other(monkeypatch):
+    asked = []
+    real = selection_module._Model.matching
+    monkeypatch.setattr(
+        selection_module._Model,
+        "matching",
+        lambda self, *what: asked.append(what) or real(self, *what),
+    )
+    base = {"reallm": 1, "defaults": {"scales": {"kind": "absmax"}}}
+    quantizer = {"quantizer": {"kind": "uniform", "bits": 3}}
+    rules = [{"match": name, "set": quantizer} for name in NAMES[:9]]
+    found, problems = select(load_recipe(base | {"rules": rules}).rules, candidates())
+    assert (found, problems, asked) == ([[index] for index in range(9)], [], [])
