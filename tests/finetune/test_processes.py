@@ -48,7 +48,10 @@ def free_port() -> int:
 
 
 def in_two(work: Callable[[int], Any]) -> list[Any]:
-    """What the work gives, or raises, in each of two processes that are connected."""
+    """What the work gives, or raises, in each of two processes that are connected.
+
+    None for a process that ended before.
+    """
     context = multiprocessing.get_context("fork")
     port, results = free_port(), context.Queue()
 
@@ -68,13 +71,14 @@ def in_two(work: Callable[[int], Any]) -> list[Any]:
     children = [context.Process(target=child, args=(rank,)) for rank in range(2)]
     for one in children:
         one.start()
-    try:
-        found = dict(results.get(timeout=60) for _ in children)
-    finally:
-        for one in children:
-            one.join(10)
-            one.kill()
-    return [found[0], found[1]]
+    for one in children:
+        one.join(60)
+        one.kill()
+    found = {}
+    while not results.empty():
+        rank, value = results.get(timeout=1)
+        found[rank] = value
+    return [found.get(0), found.get(1)]
 
 
 def test_two_processes_make_the_bytes_of_one(call: Call, tmp_path: Path) -> None:
@@ -140,6 +144,24 @@ def test_an_error_in_one_ends_all_with_one_message(
     assert errors[0][0] is ElsewhereError
     assert message in errors[1][1]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_process_ends_the_other(call: Call, tmp_path: Path) -> None:
+    step = end_to_end.EndToEnd._step
+
+    def die_in_second(self: Any, number: int, blocks: Any) -> float:
+        if number == 2 and not leads():
+            os._exit(9)
+        return step(self, number, blocks)
+
+    def killed(rank: int) -> Any:
+        end_to_end.EndToEnd._step = die_in_second  # type: ignore[method-assign]
+        return call(tmp_path / "out.adapter", changes={"stages": ["e2e"]})
+
+    one, other = in_two(killed)
+    assert other is None
+    assert one[0] is FinetuneError
+    assert "the connection to another process of this run is lost" in one[1]
 
 
 def test_too_few_batches(call: Call, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from reallm_cli.exit_codes import ExitCode
+from reallm_cli.mistakes import CommandLineError
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.estimates.nodes import Machine
@@ -100,6 +101,11 @@ def time_options(command: Callable[..., int]) -> Callable[..., int]:
         assume_gpu: float | None,
         **kwargs: Any,  # noqa: ANN401
     ) -> int:
+        for option, given in (("--nodes", nodes), ("--assume-gpu", assume_gpu)):
+            if given and not wanted:
+                raise CommandLineError(
+                    f"`{option}` is about time, which is not asked for", hint="add `--time`"
+                )
         machine = Machine(
             cores=cores,
             memory=int(memory * 1e9),
