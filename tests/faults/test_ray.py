@@ -296,8 +296,10 @@ def test_memory_of_a_node_runs_out(environment: Path, bench: Bench, output: Path
 
 def calibration(model: Path, given: Path, output: Path) -> list[str]:
     """Arguments that measure the tiny model, in three shards."""
-    sizes = ["--samples", "24", "--window", "120", "--device", "cpu", "--shards", "3"]
-    text = ["--text", str(given / "text.txt")]
+    long = given / "long.txt"
+    long.write_text("\n".join(CORPUS) * 100)
+    sizes = ["--samples", "72", "--window", "120", "--device", "cpu", "--shards", "3"]
+    text = ["--text", str(long)]
     return ["calibrate", str(model), *text, *sizes, "-o", str(output)]
 
 
@@ -315,6 +317,7 @@ def test_a_calibration_has_the_bytes_of_one_process(
         wait_for_tasks(process, output, 2)
         nodes.lose(nodes.others.pop())
     result = finished(ended(process))
+    assert "3 workers" in result.err, result.err
     if fault == "a node is gone":
         nodes.others.append(nodes.add())
     if fault == "a worker is killed":
