@@ -108,6 +108,12 @@ def find_offers(recipe: Recipe, allocation: Allocation, inventory: Inventory) ->
                     refused[candidate.path] = candidate, why
                 continue
             fitting.add(candidate.path)
+            if plan.autoencoder.reused is not None:
+                message = (
+                    "this candidate uses the file of a trained decoder, which is not tried here"
+                )
+                hint = "leave it out, or lock its matrices"
+                raise _wrong(candidate, message, hint)
             if plan.needs_statistics and recipe.statistics != "required":
                 message = "this candidate needs measured statistics, and the recipe asks for none"
                 hint = "add `statistics: required` to the recipe"

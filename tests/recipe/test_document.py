@@ -199,7 +199,7 @@ def test_files_that_cannot_be_read(tmp_path: Path):
         tmp_path / "absent.yaml": "absent: there is no such file",
         tmp_path: "folder: this is a folder, not a recipe file",
         latin: "latin:2:10: the file is not UTF-8 text",
-        large: "large: a recipe is at most 1048576 bytes long; this file has more",
+        large: "large: a recipe is at most 16777216 bytes long; this file has more",
     }
     for path, expected in cases.items():
         label = expected.split(":")[0]

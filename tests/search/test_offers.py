@@ -10,6 +10,7 @@ from reallm_compiler.recipe import load_recipe
 from reallm_compiler.recipe.allocation import target_of_bytes
 from reallm_compiler.search.choose import choose
 from reallm_compiler.search.damage import Damage
+from reallm_compiler.search.lock import Chosen, lock_document, lock_rules, lock_text
 from reallm_compiler.search.offers import find_offers
 from reallm_compiler.search.program import smallest
 from reallm_compiler.search.search import Search
@@ -177,3 +178,25 @@ def test_a_candidate_that_fits_no_matrix_is_an_error():
             offers_of(recipe_of({"candidates": [{"quantizer": {"bits": 2}}, wrong]}, rules=[head]))
         assert said in str(caught.value)
         assert "allocate.candidates[1]" in str(caught.value)
+
+
+def test_a_recipe_for_ten_thousand_matrices_can_be_read_again(tmp_path):
+    recipe = recipe_of({"candidates": [{"quantizer": {"bits": [2, 3]}}]})
+    own = recipe.plan
+    other = own.model_copy(update={"quantizer": own.quantizer.model_copy(update={"bits": 2})})
+    names = [
+        f"vision_model.language_model.model.layers.{layer}.mlp.experts.{expert}.{kind}_proj"
+        for layer in range(30)
+        for expert in range(110)
+        for kind in ("gate", "up", "down")
+    ]
+    chosen = [
+        Chosen(name=name, candidate="a", own=own, plan=(own, other)[index % 2])
+        for index, name in enumerate(names)
+    ]
+    rules = lock_rules(chosen, ["a"])
+    notes = dict.fromkeys(names, "2.1877 bits, KL 0.000123")
+    path = tmp_path / "lock.yaml"
+    path.write_text(lock_text(recipe, rules, ["Chosen."], notes))
+    assert path.stat().st_size > 1 << 20
+    assert load_recipe(path).document == load_recipe(lock_document(recipe, rules)).document
