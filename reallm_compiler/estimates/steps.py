@@ -1,8 +1,9 @@
 """The steps from a checkpoint to a tuned archive, on so many nodes: time, memory, bytes, money.
 
 A compile is a bag of tasks, one for each matrix: they are dealt out to one worker a core, as many
-as memory allows. A calibration runs on one machine, its chunks of tokens on all cores. Tuning runs
-on as many nodes as a step has batches, all cores of each at work on one batch.
+as memory allows. A calibration has its chunks of tokens on all cores of one machine, or on several
+a shard of the text for each process (`calibrate --shards`). Tuning runs on as many nodes as a step
+has batches, all cores of each at work on one batch.
 """
 
 from __future__ import annotations
@@ -148,6 +149,13 @@ def _calibrate(
     window = counted.window_of(config)
     shared, each = _calibration_bytes(plan, window)
     workers = max(1, min(machine.cores, (machine.memory - shared) // each))
+    memory, moved, network = shared + workers * each, work[operations.BYTES], 0
+    if nodes > 1:  # a process of one core for each shard, with a block and its sums in float64
+        workers = min(nodes * machine.workers(shared + each), counted.SAMPLES)
+        memory = -(-workers // nodes) * (shared + each)
+        moved *= workers
+        network = workers * 2 * counted.measured_bytes(plan) * (nodes - 1) // nodes
+        work = {**work, operations.BYTES: moved, operations.PROCESSES: workers}
     seconds = rates.seconds(work)
     # Hidden states before every block are written, read, and their gradients too.
     states = 4 * 4 * counted.SAMPLES * window * _width(config) * (_layers(plan) + 1)
@@ -158,10 +166,10 @@ def _calibrate(
         seconds,
         None if seconds is None else seconds / workers,
         machine,
-        used=1,
         flops=2 * sum(work.get(name, 0) for name in (operations.MODEL, operations.MOMENTS)),
-        memory=shared + workers * each,
-        disk=work[operations.BYTES] + states,
+        memory=memory,
+        disk=moved + states,
+        network=network,
         missing=rates.missing(work),
     )
 
