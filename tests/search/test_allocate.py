@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from reallm_cli.commands.allocate import AllocateReporter
 from reallm_cli.main import main
+from reallm_cli.terminal import Terminal
 from reallm_compiler.recipe import load_recipe
 
 RECIPE = """
@@ -184,3 +186,11 @@ def test_a_recipe_without_candidates_is_refused(run, folder):
     code, _, err = run("--bytes", "1MB", source="plain.yaml")
     assert code == 16
     assert "no section `allocate`" in err
+
+
+def test_progress_counts_weights_and_then_runs_of_the_model(capsys):
+    with AllocateReporter(Terminal()) as reporter:
+        for done, total in ((0, 90), (90, 90), (0, 3), (1, 3), (3, 3)):
+            reporter.on_progress(done, total)
+            labels = reporter._step
+            assert labels == ("measure" if total == 90 else "run")

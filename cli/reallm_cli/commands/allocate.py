@@ -162,14 +162,14 @@ class AllocateReporter(Reporter):
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__(terminal)
-        self._total = 0
+        self._totals: list[int] = []
 
     def on_progress(self, done: int, total: int) -> None:
-        """Update the bar."""
-        first = self._bar is None or total == self._total
-        self._total = total
-        label, unit = ("measure", "weights") if first else ("run", "runs of the model")
-        self.measure(label, unit, done, total)
+        """Update the bar; another total begins another step."""
+        if self._totals[-1:] != [total]:
+            self._totals.append(total)
+        runs = len(self._totals) > 1
+        self.measure("run" if runs else "measure", "runs" if runs else "weights", done, total)
 
 
 def _listed(text: str | None) -> list[str] | None:
