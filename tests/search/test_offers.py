@@ -200,3 +200,13 @@ def test_a_recipe_for_ten_thousand_matrices_can_be_read_again(tmp_path):
     path.write_text(lock_text(recipe, rules, ["Chosen."], notes))
     assert path.stat().st_size > 1 << 20
     assert load_recipe(path).document == load_recipe(lock_document(recipe, rules)).document
+
+
+def test_any_name_is_matched_by_its_own_rule_alone():
+    recipe = recipe_of({"candidates": [{"quantizer": {"bits": 2}}]})
+    names = ["a.[0].b", "a.0.b", "a.*.b", "re:a", "a?"]
+    chosen = [Chosen(name=n, candidate="a", own=recipe.plan, plan=recipe.plan) for n in names]
+    for name, one in zip(names, chosen, strict=True):
+        (rule,) = lock_rules([one], ["a"])
+        (pattern,) = load_recipe(lock_document(recipe, [rule])).rules[0].match
+        assert [other for other in names if pattern.matches(other)] == [name]

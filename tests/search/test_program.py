@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import random
 
@@ -9,6 +10,7 @@ import pytest
 
 from reallm_compiler.search.choose import SmallestError, choose
 from reallm_compiler.search.program import Option, Program, fill, frontier, smallest, solve
+from reallm_compiler.search.quiet import quiet_stdout
 
 
 def made_up(
@@ -134,3 +136,10 @@ def test_the_choice_is_corrected_by_exact_bytes():
 def test_nothing_to_choose_from():
     assert solve(Program([]), 0) == ()
     assert smallest(Program([])) == ()
+
+
+def test_what_a_library_prints_from_c_does_not_reach_stdout(capfd):
+    with quiet_stdout():
+        ctypes.CDLL(None).puts(b"HighsMipSolverData")
+    print("data")
+    assert capfd.readouterr().out == "data\n"
