@@ -1,16 +1,17 @@
 """Caches of keys and values beside those of transformers: loss, bytes held, greedy tokens, time.
 
-    python studies/kv_cache.py --write docs/kv_cache.md --rows rows.jsonl --step 16 \\
-        --model my-model PATH/TO/FOLDER PATH/TO/text.txt window=1024 bytes=20000
+    python studies/kv_cache.py --write docs/kv_cache.md --rows rows.jsonl \\
+        --model my-model PATH/TO/FOLDER PATH/TO/text.txt window=1024 bytes=20000 step=16
 
-`--model` takes what `studies/results.py` takes. All caches read the same windows, `--step` tokens
-at a time, and each prediction is compared with that of the model without a cache. Bytes are those
-of the tensors that the cache holds, the mean over all steps, for one sequence; numbers that are no
-codes count 2 bytes, as in a model of 16 bits, in whichever type they were computed here. The
-caches of transformers quantize through optimum-quanto and hqq, which must be installed, in groups
-of 64 and with each choice of axes; the best is shown. Their tokens wait in a window that is emptied
-when it is full: it has room for as many tokens in the mean as those of ours. With `--rows FILE`
-each row is kept as soon as it is measured, and the same command goes on after an interruption.
+`--model` takes what `studies/results.py` takes, and `step=N`: all caches read the same windows, N
+tokens at a time, one by default, and each prediction is compared with that of the model without a
+cache. Bytes are those of the tensors that the cache holds, the mean over all steps, for one
+sequence; numbers that are no codes count 2 bytes, as in a model of 16 bits, in whichever type they
+were computed here. The caches of transformers quantize through optimum-quanto and hqq, which must
+be installed, in groups of 64 and with each choice of axes; the best is shown. Their tokens wait in
+a window that is emptied when it is full: it has so many tokens that they hold as many bytes as ours
+in the mean, or more. With `--rows FILE` each row is kept as soon as it is measured, and the same
+command goes on after an interruption.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ import torch
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
 from reallm_compiler.runtime.kv_cache import PagedLayer, kv_cache, new_cache
 from reallm_compiler.runtime.kv_settings import kv_settings
+from reallm_compiler.stages import KvCache
+from reallm_compiler.storage.kv_cache import HeadShape, layer_bytes
 from studies.pages import write_part
 from studies.results import Subject, read_rows
 
@@ -52,6 +55,9 @@ BITS: dict[int, tuple[str, dict[str, list[tuple[int, int]]]]] = {
     ),
 }
 """By bits: our recipe, and the rivals with the axes of keys and values, promising ones first."""
+
+GROUP = 64
+"""Numbers of a rival's group."""
 
 PROMPT, ANSWER = 160, 64
 """Tokens of a prompt, and greedy tokens after it."""
@@ -91,8 +97,8 @@ class Rival:
     make: Callable[[Any], Any]
 
 
-def rivals() -> list[Rival]:
-    """All caches, those without which the table says little first."""
+def rivals(window: int, step: int, *, all_axes: bool) -> list[Rival]:
+    """All caches for windows read in such steps, those without which a table says little first."""
     first = [Rival(16, "none", "", lambda model: kv_cache(model, "none"))]
     then: list[Rival] = []
     for bits, (name, others) in BITS.items():
@@ -104,7 +110,7 @@ def rivals() -> list[Rival]:
         assert after is not None
         how = "keys after the rotary embedding"
         then.insert(0, Rival(bits, name, how, partial(new_cache, params=after)))
-        room = 2 * (params.window + params.first) + params.page
+        room = room_for(params, bits, window, step)
         for backend, pairs in others.items():
             found = [
                 Rival(
@@ -113,8 +119,26 @@ def rivals() -> list[Rival]:
                 for pair in pairs
             ]
             first += found[:1]
-            then += found[1:]
+            then += found[1:] if all_axes else []
     return [*first, *then]
+
+
+def room_for(params: KvCache, bits: int, window: int, step: int) -> int:
+    """Tokens of a rival's window with which it holds as many bytes as ours in the mean, or more."""
+    number = 16  # bits of what is kept, and of a scale and a zero point
+    codes = 3.2 if bits == 3 else bits  # hqq packs ten codes of 3 bits in 32
+    rate = codes + 2 * number / GROUP
+    ends = range(step, window + 1, step)
+    shape = HeadShape(heads=2, keys=64, values=64)
+    ours = [8 * layer_bytes(params, shape, t, number // 8).total / 256 for t in ends]
+    for room in range(step, window, 8):
+        theirs, kept = 0.0, 0
+        for t in ends:
+            kept = 0 if t == step or kept + step >= room else kept + step
+            theirs += kept * number + (t - kept) * rate
+        if theirs >= sum(ours):
+            return room
+    raise SystemExit(f"no room makes {bits} bits as large")
 
 
 def _other(backend: str, bits: int, axes: tuple[int, int], room: int) -> Callable[[Any], Any]:
@@ -127,7 +151,7 @@ def _other(backend: str, bits: int, axes: tuple[int, int], room: int) -> Callabl
             nbits=bits,
             axis_key=axes[0],
             axis_value=axes[1],
-            q_group_size=64,
+            q_group_size=GROUP,
             residual_length=room,
         )
 
@@ -306,9 +330,9 @@ def table(name: str, rows: list[Row]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", action="append", required=True)
-    parser.add_argument("--step", type=int, default=16, help="tokens at a time")
     parser.add_argument("--rows", type=Path, help="keep each row here, and take those there")
     parser.add_argument("--write", type=Path, help="put the tables into this page as well")
+    parser.add_argument("--promising", action="store_true", help="one choice of axes alone")
     parser.add_argument("--kept", action="store_true", help="measure nothing: the rows as they are")
     given = parser.parse_args()
     torch.manual_seed(0)
@@ -318,14 +342,17 @@ def main() -> None:
         "Printed by `python studies/kv_cache.py` (its first lines say how to call it). KL is that "
         "of the model without a cache from the model with one. Bytes are the mean over all steps "
         "of what one sequence holds, window included, at 2 bytes for numbers that are no codes. "
-        "`hqq` and `quanto` are transformers' own caches, in groups of 64 and with the axes that "
-        "are best for each. Greedy tokens count up to the first that differs in each of 4 answers "
+        "`hqq` and `quanto` are transformers' own caches, in groups of 64, with the axes that were "
+        "best for each in two windows. Greedy tokens count up to the first that differs in each of 4 answers "
         f"of {ANSWER} tokens; times are of a machine that did other work too.",
         "",
     ]
     for words in given.model:
-        measuring = Measuring(Subject.parse(words), given.step, given.rows, new=not given.kept)
-        rows = [row for rival in rivals() if (row := measuring.row(rival)) is not None]
+        step = next((int(word[5:]) for word in words if word.startswith("step=")), 1)
+        subject = Subject.parse([word for word in words if not word.startswith("step=")])
+        measuring = Measuring(subject, step, given.rows, new=not given.kept)
+        found = rivals(subject.window or 0, step, all_axes=not given.promising)
+        rows = [row for rival in found if (row := measuring.row(rival)) is not None]
         rows.sort(key=lambda row: (-row.bits, not row.cache.startswith("kv-"), row.how != ""))
         text += table(measuring.subject.name, rows)
     page = "\n".join(text).rstrip() + "\n"
