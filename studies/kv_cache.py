@@ -343,8 +343,8 @@ def main() -> None:
         "of the model without a cache from the model with one. Bytes are the mean over all steps "
         "of what one sequence holds, window included, at 2 bytes for numbers that are no codes. "
         "`hqq` and `quanto` are transformers' own caches, in groups of 64, with the axes that were "
-        "best for each in two windows. Greedy tokens count up to the first that differs in each of 4 answers "
-        f"of {ANSWER} tokens; times are of a machine that did other work too.",
+        "best for each in two windows. Greedy tokens count up to the first that differs in each of "
+        f"4 answers of {ANSWER} tokens; times are of a machine that did other work too.",
         "",
     ]
     for words in given.model:
