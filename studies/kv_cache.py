@@ -315,9 +315,9 @@ def table(name: str, rows: list[Row]) -> list[str]:
             f"| {row.seconds:.0f} |"
         )
     return [
-        f"### {name}, windows of {plain.window}",
+        f"### {name}, windows of {plain.window:,}, {plain.step} at a time",
         "",
-        f"{plain.tokens:,} predicted tokens, {plain.step} at a time.",
+        f"{plain.tokens:,} predicted tokens.",
         "",
         "| bits | cache | bytes held | of 16 bits | perplexity | KL (nats) | same greedy tokens "
         "| processor (s) |",
