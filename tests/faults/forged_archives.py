@@ -20,6 +20,7 @@ import numpy as np
 from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.matrix import layout_of
+from reallm_compiler.storage.sparse import SparseIndex
 from reallm_compiler.storage.values import Ones, Order
 from reallm_formats.dtypes import BITS, CODES, FLOATS, section_bytes
 from tests.faults.fuzzing import HOSTILE, edit, walk
@@ -66,9 +67,11 @@ def meaningful(draw: random.Random, spec: SectionSpec) -> bytes:
     """Bytes of a section that obey its value rule."""
     rng = np.random.default_rng(draw.getrandbits(32))
     count = int(np.prod(spec.shape))
-    if isinstance(spec.values, Order | Ones):
+    if isinstance(spec.values, Order | Ones | SparseIndex):
         if isinstance(spec.values, Ones):
             codes = rng.permutation(np.arange(count) < spec.values.count)
+        elif isinstance(spec.values, SparseIndex):
+            codes = sparse_codes(rng, spec.values, CODES[spec.dtype])
         else:
             codes = np.concatenate([rng.permutation(spec.shape[1]) for _ in range(spec.shape[0])])
         places = np.arange(CODES[spec.dtype])
@@ -80,6 +83,17 @@ def meaningful(draw: random.Random, spec: SectionSpec) -> bytes:
     if spare:
         data[-1] &= 0xFF >> spare
     return bytes(data)
+
+
+def sparse_codes(rng: np.random.Generator, rule: SparseIndex, bits: int) -> np.ndarray:
+    """Counts of rows and columns of kept weights, wherever these lie."""
+    p, q = rule.shape
+    most = min(q, 2**bits - 1)
+    kept = np.zeros((p, most), dtype=bool)
+    for block, wanted in enumerate(rule.counts):
+        rows = kept[block * rule.rows : (block + 1) * rule.rows]
+        rows.flat[rng.choice(rows.size, wanted, replace=False)] = True
+    return np.concatenate([kept.sum(1), np.nonzero(kept)[1]])
 
 
 def floats(values: Any, dtype: str) -> bytes:
