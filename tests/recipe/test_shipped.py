@@ -52,7 +52,6 @@ NOT_MEASURED = {
     *(
         "aqlm-2x8",
         "aqlm-1x16",
-        "qtip",
     ),
 }
 """Hours of training, and methods of others that are measured next."""
