@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from reallm_compiler.errors import ReallmError
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
 from reallm_compiler.runtime.kv_cache import PagedLayer, kv_cache, new_cache
 from reallm_compiler.runtime.kv_settings import kv_settings
@@ -248,7 +249,7 @@ class Measuring:
             )
             seconds = time.process_time() - began
             greedy = self._same_tokens(rival)
-        except (RuntimeError, ValueError, ImportError, AttributeError) as error:
+        except (ReallmError, RuntimeError, ValueError, ImportError, AttributeError) as error:
             print(f"{rival.cache} {rival.how} at {rival.bits} bits: {error}", file=sys.stderr)
             return None
         finally:
