@@ -50,7 +50,7 @@ NAMES = list_shipped()
 NOT_MEASURED = {
     *("paper-hnerv", "omniquant", "apiq"),
     *(
-        "aqlm-2x8",
+        
         "aqlm-1x16",
     ),
 }
