@@ -23,7 +23,8 @@ from benchmarks.timing import Timer, cpu_seconds
 from reallm_compiler.checkpoint import open_source
 from reallm_compiler.planning.build import plan
 from reallm_compiler.search.choose import upgrades
-from reallm_compiler.search.program import Option, Program, bound, smallest, solve
+from reallm_compiler.search.program import Option, Program
+from reallm_compiler.search.solver import bound, smallest, solve
 
 PARTS = (0.1, 0.3, 0.5, 0.8)
 """Where between the smallest and the largest choice the targets lie."""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from reallm_compiler.search.program import Choice, Program, smallest, solve
+from reallm_compiler.search.program import Choice, Program
+from reallm_compiler.search.solver import smallest, solve
 
 ROUNDS = 8
 """Solutions at most: the difference stays after two or three."""

@@ -15,9 +15,10 @@ from reallm_compiler.recipe.allocation import Allocation, Scope, Target
 from reallm_compiler.search.damage import Damage
 from reallm_compiler.search.lock import Chosen, LockRule, lock_document, lock_rules, lock_text
 from reallm_compiler.search.offers import Offers
-from reallm_compiler.search.program import Choice, Program, frontier
+from reallm_compiler.search.program import Choice, Program
 from reallm_compiler.search.report import Lock, Point, Share
 from reallm_compiler.search.sizes import limit_of, program_of, stored_bytes
+from reallm_compiler.search.solver import frontier
 
 POINTS = 12
 """Points of the frontier."""

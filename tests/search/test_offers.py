@@ -12,8 +12,8 @@ from reallm_compiler.search.choose import choose
 from reallm_compiler.search.damage import Damage
 from reallm_compiler.search.lock import Chosen, lock_document, lock_rules, lock_text
 from reallm_compiler.search.offers import find_offers
-from reallm_compiler.search.program import smallest
 from reallm_compiler.search.search import Search
+from reallm_compiler.search.solver import smallest
 
 NAMES = ("self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj")
 SHAPES = {

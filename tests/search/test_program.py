@@ -9,8 +9,9 @@ import random
 import pytest
 
 from reallm_compiler.search.choose import SmallestError, choose
-from reallm_compiler.search.program import Option, Program, fill, frontier, smallest, solve
+from reallm_compiler.search.program import Option, Program
 from reallm_compiler.search.quiet import quiet_stdout
+from reallm_compiler.search.solver import fill, frontier, smallest, solve
 
 
 def made_up(
