@@ -40,7 +40,7 @@ def test_each_matrix_gets_its_own_statistics(
         given.setdefault(tuple(weight.shape), []).append(options["statistics"])
         return encode_matrix(plan, weight, **options)
 
-    monkeypatch.setattr("reallm_compiler.execute.runner.encode_matrix", encode)
+    monkeypatch.setattr("reallm_compiler.execute.coder.encode_matrix", encode)
     out = tmp_path / "out.reallm"
     reallm.compile(needing, model=tiny_llama, statistics=measured, output=out, workers=1)
     with StatisticsFile(measured) as file:

@@ -58,9 +58,9 @@ MISTAKES = {
         "error: there is no command `lst`\n  at: `reallm recipes`\n\nhint: did you mean `list`?\n",
     ),
     "unknown option": (
-        ["budget", "x", "--jsno"],
+        ["budget", "x", "--jsonn"],
         ExitCode.USAGE,
-        "error: there is no option `--jsno`\n  at: `reallm budget`\n\n"
+        "error: there is no option `--jsonn`\n  at: `reallm budget`\n\n"
         "hint: did you mean `--json`?\n",
     ),
     "missing argument": (

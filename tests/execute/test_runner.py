@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import reallm_compiler as reallm
 from reallm_compiler.errors import CodecError
-from reallm_compiler.execute import runner
+from reallm_compiler.execute import coder
 
 SHARED = {
     "reallm": 1,
@@ -84,7 +84,7 @@ def test_what_is_wrong_with_all_of_a_group_names_the_group(
         assert len(list(weights)) == len(NAMES)
         raise CodecError("no codebook")
 
-    monkeypatch.setattr(runner, "fit_shared", refuse)
+    monkeypatch.setattr(coder, "fit_shared", refuse)
     model = checkpoint(tmp_path / "model", {}, 0.0)
     with pytest.raises(CodecError) as caught:
         reallm.compile(SHARED, model=model, output=tmp_path / "o.reallm", device="cpu", workers=1)

@@ -94,10 +94,10 @@ FILES = {
         "r.yaml:2:18: finetune.e2e.lrr: unknown key `lrr` (did you mean `lr`?)",
     ),
     "a setting in the wrong group": (
-        "reallm: 1\nfinetune: {block: {accumulation: 2}, lr: 1e-3}",
-        "r.yaml:2:20: finetune.block.accumulation: unknown key `accumulation` "
+        "reallm: 1\nfinetune: {block: {steps: 2}, lr: 1e-3}",
+        "r.yaml:2:20: finetune.block.steps: unknown key `steps` "
         "(it belongs under `finetune.e2e`)\n"
-        "r.yaml:2:38: finetune.lr: unknown key `lr` "
+        "r.yaml:2:31: finetune.lr: unknown key `lr` "
         "(it belongs under `finetune.block` or `finetune.e2e`)",
     ),
     "settings out of range": (
