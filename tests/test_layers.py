@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -202,3 +203,19 @@ def test_no_module_imports_itself_through_others() -> None:
 
 def test_a_circle_is_seen() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+def test_the_readme_draws_the_layers() -> None:
+    """Each package and its layer; single files of `reallm_compiler` are not drawn."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    drawn = {
+        name.rstrip("/").rpartition("/")[2]: int(level)
+        for names, level in re.findall(r"^ {4,6}(\S.*?/)  +(\d+)  ", text, re.MULTILINE)
+        for name in names.split()
+    }
+    packages = {
+        name.rpartition(".")[2]: layer
+        for name, layer in LAYERS.items()
+        if "." not in name or (ROOT / name.replace(".", "/")).is_dir()
+    }
+    assert drawn == packages
