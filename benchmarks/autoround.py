@@ -37,7 +37,9 @@ def theirs(folder: Path, text: Path, sequences: int, window: int, epochs: int) -
     from llmcompressor.modifiers.autoround import AutoRoundModifier
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     rows = sequences_of(folder, text, sequences, window)
     masks = [[1] * window] * len(rows)
     weights = {"num_bits": BITS, "type": "int", "symmetric": False, "strategy": "group"}

@@ -39,7 +39,7 @@ def sequences_of(folder: Path, text: Path, count: int, window: int) -> list[list
     """The first sequences of a text."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ids = tokenizer(text.read_text(encoding="utf-8")[: 8 * count * window])["input_ids"]
     return [ids[first : first + window] for first in range(0, count * window, window)]
 
@@ -159,7 +159,9 @@ def main() -> None:
     from transformers import AutoModelForCausalLM
 
     sequences = sequences_of(given.model, given.text, given.sequences, given.window)
-    model = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        given.model, dtype=torch.float32, trust_remote_code=False
+    )
     statistics = inputs_of(model, sequences)
     weights = {
         name: module.weight.detach().clone()

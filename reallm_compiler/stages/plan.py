@@ -158,6 +158,13 @@ class MatrixPlan(Stage):
                 f"the codes of `{_name(quantizer)}` are chosen together, and `sweeps` of the "
                 "rounding change some of them: leave these out"
             )
+        rows, together = getattr(self.permutation, "rows", "all"), quantizer.rows_together
+        if not self.rounding.alone and isinstance(rows, int) and rows % together:
+            raise ValueError(
+                f"errors are carried along rows, {together} at a time as the vectors lie, and "
+                f"`rows: {rows}` of the permutation gives rows of one vector different orders: "
+                f"use a multiple of {together}, or `rows: all`"
+            )
         for name, stages in (("residual", self.residual), ("transform", self.transform)):
             if len({type(stage) for stage in stages}) < len(stages):
                 raise ValueError(f"a kind of {name} can stand in the list once")

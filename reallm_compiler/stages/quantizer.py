@@ -41,6 +41,11 @@ class QuantizerStage(Stage):
         """Whether it has tables that a share group can store once."""
         return self.shares is not None
 
+    @property
+    def rows_together(self) -> int:
+        """Rows of which one code holds a weight each."""
+        return 1
+
 
 class NoQuantizer(QuantizerStage):
     """Latents stored as numbers."""
@@ -112,6 +117,11 @@ class VectorQuantizer(QuantizerStage):
     def index_bits(self) -> int:
         """Bits b x d of one code."""
         return int(self.bits * self.dim)
+
+    @property
+    def rows_together(self) -> int:
+        """Those of a vector along the rows."""
+        return self.dim if self.axis == "rows" else 1
 
     @field_validator("bits")
     @classmethod

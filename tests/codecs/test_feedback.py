@@ -359,3 +359,21 @@ def test_the_loss_of_sums_is_that_of_a_slow_search(gaussian):
     ours = cost(weight - found, given, both=False)
     assert ours < 1.05 * cost(weight - slow, given, both=False)
     assert ours < 0.6 * cost(weight - coded(nearest, weight, None), given, both=False)
+
+
+def test_vectors_do_not_cross_orders_of_columns() -> None:
+    """Rows of one order are coded by themselves, so they hold whole vectors."""
+    fields = {
+        "permutation": {"kind": "nearest", "rows": 6},
+        "quantizer": {"kind": "vq", "bits": 2, "dim": 4},
+        "rounding": {"kind": "feedback", "sides": "input"},
+    }
+    with pytest.raises(ValidationError, match="use a multiple of 4, or `rows: all`"):
+        MatrixPlan.model_validate(fields)
+    for part in (
+        {"permutation": {"kind": "nearest", "rows": 8}},
+        {"permutation": {"kind": "nearest", "rows": "all"}},
+        {"quantizer": {"kind": "vq", "bits": 2, "dim": 4, "axis": "cols"}},
+        {"rounding": {"kind": "nearest"}},
+    ):
+        MatrixPlan.model_validate({**fields, **part})

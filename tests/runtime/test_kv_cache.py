@@ -164,7 +164,7 @@ def test_the_cache_can_be_cut_chosen_repeated_and_emptied(model):
     cache.reorder_cache(torch.tensor([0, 0]))
     more = tokens(1, 3)
     swapped = logits(model, more.expand(2, 3), cache, 1)
-    assert torch.equal(swapped[0], swapped[1])
+    torch.testing.assert_close(swapped[0], swapped[1])  # a batch is one product: to rounding
     one = new_cache(model, PARAMS)
     logits(model, ids[1:], one, 4)
     near = logits(model, more, one, 1)
