@@ -19,6 +19,9 @@ from reallm_compiler.runs.ray_worker import check_fields, describe
 PROBE_SECONDS = 300.0
 """Seconds in which each node must answer at first; Python and torch start in them."""
 
+UNKNOWN_SECONDS = 2.0
+"""Seconds until a node is asked again that Ray did not know."""
+
 Node = dict[str, Any]
 """A node as `ray.nodes` describes it."""
 
@@ -79,7 +82,7 @@ def described(
     name: str,
     end: float,
 ) -> tuple[dict[str, str], str, int]:
-    """What a node is like; it is asked again where its worker was killed.
+    """What a node is like; it is asked again where its worker was killed, or Ray knew no such node.
 
     Raises:
         CompileError: it does not answer in time, or cannot.
@@ -98,7 +101,10 @@ def described(
             ) from error
         except exceptions.RayError as error:
             killed = isinstance(error, exceptions.WorkerCrashedError | exceptions.OutOfMemoryError)
-            if killed and number + 1 < TRIES:
+            # So says Ray of a node that is gone, and for a moment of one that has just come.
+            unknown = isinstance(error, exceptions.TaskUnschedulableError)
+            if (killed or unknown) and number + 1 < TRIES:
+                time.sleep(UNKNOWN_SECONDS if unknown else 0.0)
                 reference = submit()
                 continue
             raise CompileError(
@@ -107,6 +113,8 @@ def described(
                 note=(str(error).strip().splitlines() or ["no reason is given"])[-1][:300],
                 hint="free memory there, or start fewer tasks on it: `ray start --num-cpus N`"
                 if killed
+                else "run the same command again once `ray status` shows the nodes that there are"
+                if unknown
                 else "install the same version of reallm on all nodes, with the same Python",
             ) from error
         else:

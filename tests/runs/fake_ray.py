@@ -39,6 +39,7 @@ class FakeRay:
         GetTimeoutError=_kind("GetTimeoutError"),
         OutOfMemoryError=_kind("OutOfMemoryError"),
         NodeDiedError=_kind("NodeDiedError"),
+        TaskUnschedulableError=_kind("TaskUnschedulableError"),
         WorkerCrashedError=_kind("WorkerCrashedError"),
     )
     util = SimpleNamespace(

@@ -290,3 +290,13 @@ def test_a_node_is_asked_again_where_its_worker_was_killed() -> None:
     assert "install the same version" in (caught.value.hint or "")
     with pytest.raises(CompileError, match="east does not answer"):
         asked(LOST.GetTimeoutError(), found)
+
+
+def test_a_node_is_asked_again_that_ray_does_not_know_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reallm_compiler.runs.ray_nodes.UNKNOWN_SECONDS", 0.0)
+    found = ({"torch": "2"}, "cpu", 0)
+    unknown = LOST.TaskUnschedulableError("the node does not exist any more")
+    assert asked(unknown, unknown, found) == found
+    with pytest.raises(CompileError, match="east cannot do tasks") as caught:
+        asked(unknown, unknown, unknown, found)
+    assert "ray status" in (caught.value.hint or "")
