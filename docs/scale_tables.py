@@ -16,11 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from reallm_cli.commands.budget_time import NODES, UNKNOWN, amount, memory_text
+from reallm_cli.commands.budget_time import NODES, UNKNOWN, row_of
 from reallm_compiler.estimates.nodes import Machine
 from reallm_compiler.estimates.rates import measured_rates
 from reallm_compiler.estimates.steps import Step, steps
-from reallm_compiler.numbers import size_text
 from reallm_compiler.planning.build import plan
 
 PAGE = Path(__file__).resolve().parent / "scale.md"
@@ -56,20 +55,8 @@ MODELS = {
 
 def row(recipe: str, step: Step) -> str:
     """A line of a model's table."""
-    cells = (
-        recipe,
-        step.name,
-        str(step.nodes),
-        f"{step.workers:,}",
-        amount(step.cpu_hours),
-        amount(step.hours),
-        amount(step.gpu_hours),
-        memory_text(step),
-        size_text(step.disk_bytes),
-        size_text(step.network_bytes) if step.network_bytes else "0",
-        amount(step.dollars),
-    )
-    return f"| {' | '.join(cells)} |"
+    *cells, _ = row_of(step)  # no GPU is assumed
+    return f"| {' | '.join([recipe, *cells])} |"
 
 
 def model_table(config: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ command goes on after an interruption.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ from reallm_compiler.runtime.kv_cache import PagedLayer, kv_cache, new_cache
 from reallm_compiler.runtime.kv_settings import kv_settings
 from reallm_compiler.stages import KvCache
 from reallm_compiler.storage.kv_cache import HeadShape, layer_bytes
-from studies.pages import write_part
+from studies.pages import keep_row, write_part
 from studies.results import Subject, read_rows
 
 BITS: dict[int, tuple[str, dict[str, list[tuple[int, int]]]]] = {
@@ -268,11 +267,7 @@ class Measuring:
             greedy=greedy,
             seconds=seconds,
         )
-        line = json.dumps({"model": self.subject.name, **asdict(row)})
-        print(line, file=sys.stderr, flush=True)
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+        keep_row({"model": self.subject.name, **asdict(row)}, self._path)
         return row
 
     def _same_tokens(self, rival: Rival) -> float:

@@ -28,7 +28,7 @@ from typing import Any
 import reallm_compiler as reallm
 from reallm_compiler.evaluate import Evaluation, evaluate, load_for_evaluation
 from reallm_compiler.recipe import list_shipped, load_recipe
-from studies.pages import write_part
+from studies.pages import keep_row, write_part
 from studies.results import MOST_TRAINING, Study, Subject, needs_statistics, needs_text, read_rows
 
 COMMAND = [sys.executable, "-c", "from reallm_cli.main import run; run()"]
@@ -190,11 +190,7 @@ class Measuring:
             seconds=seconds,
             peak_bytes=peak,
         )
-        line = json.dumps({"model": self.study.name, **asdict(row)})
-        print(line, file=sys.stderr, flush=True)
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+        keep_row({"model": self.study.name, **asdict(row)}, self._path)
         return row
 
     def _measure(

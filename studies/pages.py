@@ -1,14 +1,27 @@
-"""Pages that several studies print together: each replaces its own part and no other."""
+"""Rows that studies keep, and pages that several print together: each replaces its own part."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 MARK = "<!-- printed by studies/{}.py -->"
 BY_HAND = "<!-- written by hand -->"
 
 LINEAR_ONLY = {"role": ["embedding", "head"], "keep": "source", "optional": True}
 """A rule for comparisons with papers and tools that leave embeddings and heads as they are."""
+
+
+def keep_row(row: Mapping[str, Any], path: Path | None) -> None:
+    """Print a row that was measured, and add it to the file of those that are kept, if any."""
+    line = json.dumps(row)
+    print(line, file=sys.stderr, flush=True)
+    if path is not None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 def write_part(path: Path, script: str, text: str) -> None:

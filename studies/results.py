@@ -28,7 +28,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -42,7 +41,7 @@ import reallm_compiler as reallm
 from reallm_compiler.evaluate import Evaluation, evaluate, load_for_evaluation
 from reallm_compiler.planning.budget import MatrixBudget
 from reallm_compiler.recipe import list_shipped, load_recipe
-from studies.pages import write_part
+from studies.pages import keep_row, write_part
 
 SHIPPED: dict[str, Any] = {}
 EMBEDDINGS: dict[str, dict[str, Any]] = {
@@ -239,10 +238,7 @@ class Study:
             "evaluation": asdict(found),
             "seconds": seconds,
         }
-        print(json.dumps(row), file=sys.stderr, flush=True)
-        if self.rows is not None:
-            with self.rows.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+        keep_row(row, self.rows)
         return found, seconds
 
     @staticmethod

@@ -220,8 +220,7 @@ class _Codes(nn.Module):
         )
         coded: Tensor = decoder.rows(0, shape[0])  # [p, q]
         if nearest is not None and not torch.equal(coded, nearest):
-            scale = codec_of(plan.scales).decoder(plan.scales, shape, sections, torch.float32)
-            steps = (coded - y) * scale.rows(0, shape[0])
+            steps = (coded - y) * self._scale_and_zero(sections)[0]
             self._moved = torch.where(coded == nearest, 0.0, steps)
 
     def _begin_ends(self, latent: Tensor, sections: Mapping[str, Tensor]) -> None:
@@ -241,9 +240,7 @@ class _Codes(nn.Module):
     def _spans(self, sections: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What the outermost levels of each group decode to, each [groups]."""
         params: Any = self._plan.scales
-        field: ScaleField = codec_of(params).decoder(params, self._shape, sections, torch.float32)
-        p = self._shape[0]
-        scale, zero = field.rows(0, p), field.zero_rows(0, p)  # [p, q]
+        scale, zero = self._scale_and_zero(sections)
         middle = 0.0 if zero is None else zero
         least, _ = extremes(params, self._low * scale + middle)
         _, largest = extremes(params, self._high * scale + middle)
@@ -267,12 +264,15 @@ class _Codes(nn.Module):
         )
         return made
 
-    def _normalized(self, latent: Tensor, sections: Mapping[str, Tensor]) -> Tensor:
-        """y [p, q]."""
+    def _scale_and_zero(self, sections: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Of each number of the latent, [p, q]; None where there are no zeros."""
         params = self._plan.scales
         field: ScaleField = codec_of(params).decoder(params, self._shape, sections, torch.float32)
-        p = self._shape[0]
-        scale, zero = field.rows(0, p), field.zero_rows(0, p)  # [p, q]
+        return field.rows(0, self._shape[0]), field.zero_rows(0, self._shape[0])
+
+    def _normalized(self, latent: Tensor, sections: Mapping[str, Tensor]) -> Tensor:
+        """y [p, q]."""
+        scale, zero = self._scale_and_zero(sections)
         centred = latent if zero is None else latent - zero
         y = torch.where(scale > 0, centred / torch.where(scale > 0, scale, 1.0), 0.0)
         return y if self.offsets is None else y + self._step * self.offsets

@@ -107,15 +107,16 @@ def described(
                 time.sleep(UNKNOWN_SECONDS if unknown else 0.0)
                 reference = submit()
                 continue
+            hint = "install the same version of reallm on all nodes, with the same Python"
+            if killed:
+                hint = "free memory there, or start fewer tasks on it: `ray start --num-cpus N`"
+            elif unknown:
+                hint = "run the same command again once `ray status` shows the nodes that there are"
             raise CompileError(
                 f"the node {name} cannot do tasks",
                 location=name,
                 note=(str(error).strip().splitlines() or ["no reason is given"])[-1][:300],
-                hint="free memory there, or start fewer tasks on it: `ray start --num-cpus N`"
-                if killed
-                else "run the same command again once `ray status` shows the nodes that there are"
-                if unknown
-                else "install the same version of reallm on all nodes, with the same Python",
+                hint=hint,
             ) from error
         else:
             return found

@@ -17,12 +17,12 @@ from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.errors import CalibrateError, EvaluationError, RecipeError, SourceError
 from reallm_compiler.estimates.work import compile_work
 from reallm_compiler.execute.events import TaskDone
-from reallm_compiler.finetune import BlockDone, finetune
 from reallm_compiler.reader.reconstruct import reconstruct
 from reallm_compiler.reader.verify import verify
 from reallm_compiler.storage.work import TRIALS
 from tests.codecs.test_channel_scale import cost, plain_factors, plain_rounding
 from tests.conftest import CORPUS
+from tests.prepare.blocks import tuned_blocks
 from tests.prepare.test_prepared_models import FAMILIES, FOLD, ROTATE, distance, logits, save
 from tests.prepare.test_prepared_runs import Killed
 
@@ -227,16 +227,7 @@ def test_tuning_and_eval_know_the_original(measured: Any, words: Path, tmp_path:
     given = recipe({**LOSSLESS, "residual": {"kind": "low_rank", "rank": 2}}, alpha="1/2")
     archive = tmp_path / "x.reallm"
     compiled(given, model, stats, archive)
-    events: list[Any] = []
-    finetune(
-        archive,
-        model=model,
-        text=[words],
-        output=tmp_path / "x.adapter",
-        options={"window": 16, "held_out": 2, "stages": ["block"], "block": {"epochs": 1}},
-        on_event=events.append,
-    )
-    blocks = [event for event in events if isinstance(event, BlockDone)]
+    blocks = tuned_blocks(archive, model, words, tmp_path / "x.adapter")
     assert len(blocks) == 2
     assert all(block.before < 1e-6 for block in blocks)
     found = reallm.eval(archive, text=words, window=16, reference=model, progress=False)

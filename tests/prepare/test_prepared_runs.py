@@ -12,8 +12,8 @@ import pytest
 import reallm_compiler as reallm
 from reallm_compiler.errors import ResumeError
 from reallm_compiler.execute.events import TaskDone
-from reallm_compiler.finetune import BlockDone, finetune
 from tests.conftest import CORPUS
+from tests.prepare.blocks import tuned_blocks
 
 RECIPE: dict[str, Any] = {
     "reallm": 1,
@@ -77,16 +77,7 @@ def test_tuning_follows_the_original_prepared_alike(
     """Its blocks read and write the rotated stream, so that nearly nothing is left to learn."""
     text = tmp_path / "text.txt"
     text.write_text("\n".join(CORPUS) * 4)
-    events: list[Any] = []
-    finetune(
-        prepared,
-        model=tiny_llama,
-        text=[text],
-        output=tmp_path / "x.adapter",
-        options={"window": 16, "held_out": 2, "stages": ["block"], "block": {"epochs": 1}},
-        on_event=events.append,
-    )
-    blocks = [event for event in events if isinstance(event, BlockDone)]
+    blocks = tuned_blocks(prepared, tiny_llama, text, tmp_path / "x.adapter")
     assert len(blocks) == 2
     assert all(block.before < 1e-6 for block in blocks)
 
