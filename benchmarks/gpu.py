@@ -298,7 +298,7 @@ def large(given: argparse.Namespace, folder: Path) -> bool:
         output = folder / f"{workers}.reallm"
         began: list[float] = []
 
-        def hear(event: Event, began: list[float] = began) -> None:
+        def on_event(event: Event, began: list[float] = began) -> None:
             if isinstance(event, Preflight):
                 began.append(time.monotonic())
 
@@ -309,7 +309,7 @@ def large(given: argparse.Namespace, folder: Path) -> bool:
                 output=output,
                 device="cuda",
                 workers=workers,
-                on_event=hear,
+                on_event=on_event,
             )
         seconds = time.monotonic() - began[0]
         digests.add(hashlib.sha256(output.read_bytes()).hexdigest())

@@ -45,7 +45,7 @@ class PassRunner:
         states: names the files of sums over a shard.
         seed: of the labels.
         sink: where sections go.
-        context: how the run is told of, and stopped.
+        context: how the run reports its progress, and is stopped.
         pool: threads, each of which runs one chunk at a time.
         workers: how many they are.
         device: where the work is done.

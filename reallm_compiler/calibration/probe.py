@@ -86,12 +86,12 @@ def probe(
     """
     met: dict[str, Tensor] = {}
 
-    def hear(products: Sequence[Product]) -> None:
+    def on_products(products: Sequence[Product]) -> None:
         for one in products:
             met.setdefault(one.name, one.inputs)  # held, so that no other gets its memory
 
     calls, note, before = None, None, set()
-    with original.as_a_whole(), Products(original.memory, hear):
+    with original.as_a_whole(), Products(original.memory, on_products):
         try:
             if original.blocks:
                 hidden_states(original.model, original.blocks[0].module, ids)

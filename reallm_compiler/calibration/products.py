@@ -73,24 +73,24 @@ class Product:
 
 
 class Products(TorchFunctionMode):
-    """A context in which every product with a matrix that `memory` knows is told.
+    """A context in which every product with a matrix that `memory` knows is reported.
 
     Args:
         memory: where matrices lie.
-        hear: is called with the products of one call, once their common output is there.
+        on_products: is called with the products of one call, once their common output is there.
         gradients: let each output require a gradient, also where nothing before it does.
     """
 
     def __init__(
         self,
         memory: Memory,
-        hear: Callable[[Sequence[Product]], None],
+        on_products: Callable[[Sequence[Product]], None],
         *,
         gradients: bool = False,
     ) -> None:
         super().__init__()
         self._memory = memory
-        self._hear = hear
+        self._on_products = on_products
         self._gradients = gradients
 
     def __torch_function__(
@@ -112,7 +112,7 @@ class Products(TorchFunctionMode):
             return output
         if self._gradients and torch.is_grad_enabled() and not output.requires_grad:
             output = output.detach().requires_grad_()
-        self._hear([Product(name, x, output, part) for name, x, part in found])
+        self._on_products([Product(name, x, output, part) for name, x, part in found])
         return output
 
     def _parts(

@@ -34,9 +34,9 @@ class Recorder:
 
     def products(self) -> Products:
         """A context in which the products of this thread are recorded."""
-        return Products(self._memory, self._hear, gradients=self._gradients)
+        return Products(self._memory, self._on_products, gradients=self._gradients)
 
-    def _hear(self, products: Sequence[Product]) -> None:
+    def _on_products(self, products: Sequence[Product]) -> None:
         for one in products:
             sums = self._wanted.get(one.name)
             if sums is None:

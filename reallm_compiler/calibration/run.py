@@ -274,14 +274,14 @@ def _calibrate(
 def _counting(emit: Callable[[Any], None], done: int) -> Callable[[Any], None]:
     """Counts chunks as they come: several shards may be under way, each of which counts its own."""
 
-    def hear(event: Any) -> None:  # noqa: ANN401 - whatever a task sends
+    def count_chunks(event: Any) -> None:  # noqa: ANN401 - whatever a task sends
         nonlocal done
         if isinstance(event, ChunkDone):
             done += 1
             event = replace(event, steps_done=min(done, event.steps))
         emit(event)
 
-    return hear
+    return count_chunks
 
 
 def _without_sums(
@@ -342,7 +342,7 @@ def _counted(
     count = progress_callback(progress, "calibrate", "steps")
     sampled = progress_callback(progress is True, "own text", "tokens")
 
-    def hear(event: Event) -> None:
+    def report(event: Event) -> None:
         if isinstance(event, ChunkDone):
             count(event.steps_done, event.steps)
         elif isinstance(event, Sampled):
@@ -350,4 +350,4 @@ def _counted(
         if on_event is not None:
             on_event(event)
 
-    return hear
+    return report

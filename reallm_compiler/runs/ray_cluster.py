@@ -20,8 +20,8 @@ from reallm_compiler.runs.cluster import ClusterOptions
 from reallm_compiler.runs.machines import Memory, Slots, unknown_memory
 from reallm_compiler.runs.parcels import ReservedFile
 from reallm_compiler.runs.ray_backend import RayBackend
+from reallm_compiler.runs.ray_monitor import ClusterMonitor
 from reallm_compiler.runs.ray_nodes import choose_nodes, describe_nodes, slots_of
-from reallm_compiler.runs.ray_watch import Watch
 from reallm_compiler.runs.stop import SIGNALS
 from reallm_compiler.system import cores
 
@@ -51,20 +51,20 @@ def connected(
     ours = not ray.is_initialized()
     if ours:
         _connect(ray, options)
-    watch = None
+    monitor = None
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         chosen, usable = choose_nodes(nodes, device, error)
         fields, title, gpu_bytes = describe_nodes(ray, usable, chosen)
-        watch = Watch(ray.nodes, ray.get_runtime_context().get_node_id())
+        monitor = ClusterMonitor(ray.nodes, ray.get_runtime_context().get_node_id())
         yield RayCluster(
-            ray, options, torch.device(chosen), title, fields, gpu_bytes=gpu_bytes, watch=watch
+            ray, options, torch.device(chosen), title, fields, gpu_bytes=gpu_bytes, monitor=monitor
         )
     finally:
-        if watch is not None:
-            watch.end()
+        if monitor is not None:
+            monitor.end()
         if ours:
-            _leave(ray, lost=watch is not None and watch.lost is not None)
+            _leave(ray, lost=monitor is not None and monitor.lost is not None)
 
 
 def imported() -> Any:  # noqa: ANN401
@@ -144,7 +144,7 @@ class RayCluster:
         fields: dict[str, str],
         *,
         gpu_bytes: int,
-        watch: Watch,
+        monitor: ClusterMonitor,
     ) -> None:
         self.ray = ray
         self.options = options
@@ -152,17 +152,17 @@ class RayCluster:
         self.title = title
         self.node_fields = fields
         self.fields = {key: value for key, value in fields.items() if key != "python"}
-        self._watch = watch
+        self._monitor = monitor
         self._gpu_bytes = gpu_bytes
 
     @property
     def lost(self) -> CompileError | None:
-        """See `Watch`."""
-        return self._watch.lost
+        """See `ClusterMonitor`."""
+        return self._monitor.lost
 
     def slots(self, memory_bytes: int, device_bytes: int) -> Slots:
         """See `Machines`."""
-        nodes = self._watch.nodes
+        nodes = self._monitor.nodes
         memory = [int(node["Resources"].get("memory", 0)) for node in nodes]
         gpus = self.gpus(device_bytes)
         return Slots(

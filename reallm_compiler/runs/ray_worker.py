@@ -48,7 +48,7 @@ class Order:
     """What a worker needs to know of a run, beside its tasks.
 
     Attributes:
-        run: tells one run from another.
+        run: distinguishes runs.
         job: reference to the pickled job in the object store.
         fields: what the worker's machine must be like, by `node_fields`.
         device: where it works.

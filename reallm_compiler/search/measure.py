@@ -154,7 +154,7 @@ class MeasureRunner:
     Args:
         job: the measurement.
         coder: codes matrices.
-        context: how progress is told, and a stop is asked for.
+        context: how progress is reported, and a stop is asked for.
     """
 
     def __init__(self, job: MeasureJob, coder: MatrixCoder, context: Context) -> None:

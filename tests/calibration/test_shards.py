@@ -59,11 +59,11 @@ def test_a_run_that_is_killed_ends_with_the_same_bytes(
     assert struck >= 5
     counts: list[tuple[int, int]] = []
 
-    def hear(event: Any) -> None:
+    def on_event(event: Any) -> None:
         if isinstance(event, ChunkDone):
             counts.append((event.steps_done, event.steps))
 
-    reallm.calibrate(tiny_llama, output=output, force=True, **given, on_event=hear)
+    reallm.calibrate(tiny_llama, output=output, force=True, **given, on_event=on_event)
     assert output.read_bytes() == sharded.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["out.stats"]
     done = [count for count, _ in counts]
@@ -125,13 +125,13 @@ def test_sums_of_shards_are_counted(
 ) -> None:
     started: list[Started] = []
 
-    def hear(event: Any) -> None:
+    def on_event(event: Any) -> None:
         if isinstance(event, Started):
             started.append(event)
 
     for shards in (1, 3):
         output = tmp_path / f"{shards}.stats"
-        reallm.calibrate(tiny_llama, output=output, shards=shards, **settings, on_event=hear)
+        reallm.calibrate(tiny_llama, output=output, shards=shards, **settings, on_event=on_event)
     one, three = started
     assert three.memory_bytes > one.memory_bytes
     assert three.disk_bytes > one.disk_bytes

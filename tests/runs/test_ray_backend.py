@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from reallm_compiler.errors import CompileError, ResumeError
-from reallm_compiler.runs import ray_watch, ray_worker
+from reallm_compiler.runs import ray_monitor, ray_worker
 from reallm_compiler.runs.backends import results
 from reallm_compiler.runs.cluster import ClusterOptions
 from reallm_compiler.runs.events import TriedAgain
@@ -23,8 +23,8 @@ from reallm_compiler.runs.open_machines import open_machines
 from reallm_compiler.runs.parcels import ReservedFile
 from reallm_compiler.runs.ray_backend import RayBackend
 from reallm_compiler.runs.ray_cluster import RayCluster
+from reallm_compiler.runs.ray_monitor import ClusterMonitor
 from reallm_compiler.runs.ray_nodes import described, slots_of
-from reallm_compiler.runs.ray_watch import Watch
 from reallm_compiler.runs.ray_worker import check_fields, node_fields
 from reallm_compiler.runs.stop import Interrupted, StopRequest
 from reallm_compiler.runs.tasks import Task, TaskGraph, TaskResult
@@ -54,7 +54,7 @@ GIB = 1 << 30
 NODE = {"NodeID": "here", "Alive": True, "Resources": {"CPU": 2.0, "memory": 4.0 * GIB}}
 
 
-class FakeWatch:
+class FakeMonitor:
     nodes = (NODE,)
     lost: CompileError | None = None
 
@@ -77,7 +77,7 @@ def run(
     graph: TaskGraph = GRAPH,
     stop: StopRequest | None = None,
     fields: dict[str, str] | None = None,
-    watch: Any = None,
+    monitor: Any = None,
     memory: int = GIB,
 ) -> tuple[list[TaskResult], list[Any]]:
     monkeypatch.setitem(sys.modules, "ray", ray)
@@ -89,7 +89,7 @@ def run(
         "cpu",
         fields or node_fields("cpu"),
         gpu_bytes=0,
-        watch=watch or FakeWatch(),
+        monitor=monitor or FakeMonitor(),
     )
     backend = RayBackend(cluster, 8, lambda task: memory, 0, output)
     events: list[Any] = []
@@ -216,17 +216,17 @@ def test_a_machine_of_another_kind_does_nothing(
 def test_a_cluster_that_is_lost_ends_the_run(
     output: ReservedFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = SimpleNamespace(nodes=[NODE], lost=ResumeError("the cluster is lost"))
+    monitor = SimpleNamespace(nodes=[NODE], lost=ResumeError("the cluster is lost"))
     with pytest.raises(ResumeError, match="lost"):
-        run(FakeRay(), output, monkeypatch, watch=watch)
+        run(FakeRay(), output, monkeypatch, monitor=monitor)
     with pytest.raises(CompileError, match="no node of the cluster is left"):
-        run(FakeRay(), output, monkeypatch, watch=SimpleNamespace(nodes=[], lost=None))
+        run(FakeRay(), output, monkeypatch, monitor=SimpleNamespace(nodes=[], lost=None))
 
 
-def test_the_watch_sees_a_silent_head_and_a_lost_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_watch, "WATCH_SECONDS", 0.01)
+def test_the_monitor_sees_a_silent_head_and_a_lost_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_monitor, "POLL_SECONDS", 0.01)
     nodes = [dict(NODE)]
-    alive = Watch(lambda: nodes, "here")
+    alive = ClusterMonitor(lambda: nodes, "here")
     assert alive.lost is None
     nodes[0] = {**NODE, "NodeID": "there"}
     for _ in range(500):
@@ -237,8 +237,8 @@ def test_the_watch_sees_a_silent_head_and_a_lost_node(monkeypatch: pytest.Monkey
     assert lost is not None
     assert "the node of this process is gone" in (lost.note or "")
     alive.end()
-    monkeypatch.setattr(ray_watch, "LOST_SECONDS", -1.0)
-    silent = Watch(lambda: [NODE], "here")
+    monkeypatch.setattr(ray_monitor, "LOST_SECONDS", -1.0)
+    silent = ClusterMonitor(lambda: [NODE], "here")
     silent.end()
     lost = silent.lost
     assert lost is not None

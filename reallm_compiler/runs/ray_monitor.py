@@ -1,4 +1,4 @@
-"""A Ray cluster is looked at all the time, so that its loss is an error and not an end.
+"""A Ray cluster is polled, so that its loss is an error and not an end.
 
 Ray ends the process some time after the cluster is lost, without an error.
 """
@@ -13,32 +13,32 @@ from contextlib import suppress
 from reallm_compiler.errors import CompileError
 from reallm_compiler.runs.ray_nodes import Node
 
-WATCH_SECONDS = 2.0
-"""Seconds between two looks at the cluster."""
+POLL_SECONDS = 2.0
+"""Seconds between two polls of the cluster."""
 
 LOST_SECONDS = 25.0
 """Seconds without an answer after which the cluster is lost; Ray itself gives up after 60."""
 
 
-class Watch:
-    """Looks at a cluster all the time.
+class ClusterMonitor:
+    """Polls the nodes of a cluster in a thread.
 
     Args:
-        look: gives the nodes; does not return while the cluster's head is gone.
+        list_nodes: gives the nodes; does not return while the cluster's head is gone.
         own: id of this process's node.
 
     Attributes:
-        nodes: those that were alive at the last look.
+        nodes: those that were alive at the last poll.
     """
 
-    def __init__(self, look: Callable[[], list[Node]], own: str) -> None:
-        self._look = look
+    def __init__(self, list_nodes: Callable[[], list[Node]], own: str) -> None:
+        self._list_nodes = list_nodes
         self._own = own
         self._end = threading.Event()
         self._seen = time.monotonic()
         self._own_is_gone = False
-        self.nodes = [node for node in look() if node["Alive"]]
-        threading.Thread(target=self._watch, daemon=True).start()
+        self.nodes = [node for node in list_nodes() if node["Alive"]]
+        threading.Thread(target=self._poll_nodes, daemon=True).start()
 
     @property
     def lost(self) -> CompileError | None:
@@ -55,14 +55,14 @@ class Watch:
         )
 
     def end(self) -> None:
-        """Look no more."""
+        """Stop polling."""
         self._end.set()
 
-    def _watch(self) -> None:
-        while not self._end.wait(WATCH_SECONDS):
+    def _poll_nodes(self) -> None:
+        while not self._end.wait(POLL_SECONDS):
             # Whatever goes wrong, time passes without an answer.
             with suppress(Exception):
-                nodes = [node for node in self._look() if node["Alive"]]
+                nodes = [node for node in self._list_nodes() if node["Alive"]]
                 self._own_is_gone = all(node["NodeID"] != self._own for node in nodes)
                 self.nodes = nodes
                 self._seen = time.monotonic()
