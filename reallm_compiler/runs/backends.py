@@ -1,4 +1,4 @@
-"""Where tasks run: in this process or in worker processes. A cluster would be one backend more."""
+"""Where tasks run: in this process, in worker processes, or on a cluster (`ray_backend`)."""
 
 from __future__ import annotations
 
