@@ -1,14 +1,15 @@
-"""Every method that is a recipe at 2, 3 and 4 bits on one model: one table and a plot.
+"""Every method that is a recipe at 2, 3 and 4 bits: one table for each model, and a plot.
 
     python studies/methods.py --write docs/methods.md --plot docs/methods.png --rows rows.jsonl \\
+        --model demo demo/model demo/heldout.txt window=256 stats=demo.stats calibrate=demo.txt \\
         --model my-model PATH/TO/FOLDER PATH/TO/text.txt window=256 stats=my-model.stats
 
-`--model` takes what `studies/results.py` takes. A method stands in the table at the bits that its
+`--model` takes what `studies/results.py` takes. A method stands in a table at the bits that its
 recipes have, and a recipe without a number in its name at those to which its codes can be set.
 Exact bits are those of the linear layers; file bytes count everything. Compile time is wall time,
 and peak memory the largest resident set, of `reallm compile` in a process of its own with one
-worker. With `--rows FILE` each row is kept as soon as it is measured, and the same command goes on
-after an interruption.
+worker. With `--rows FILE` each row is kept as soon as it is measured, and what is compiled of the
+next one in `FILE.work`: the same command goes on after an interruption.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,8 @@ COMMAND = [sys.executable, "-c", "from reallm_cli.main import run; run()"]
 BITS = (2, 3, 4)
 NUMBERS = 16
 """What stands for the bits of a code where weights are kept as numbers."""
+MOST_BITS = 8
+"""Exact bits up to which a method stands in the plot."""
 METHODS = (
     "rtn",
     "nf",
@@ -198,8 +203,10 @@ class Measuring:
     ) -> tuple[Evaluation, float, int]:
         """Quality, seconds of the compile, and its peak memory in bytes."""
         subject = self.study.subject
-        with tempfile.TemporaryDirectory() as folder:
-            recipe, path = Path(folder, "recipe.yaml"), Path(folder, "out.reallm")
+        with self._folder(document, planned) as name:
+            folder = Path(name)
+            folder.mkdir(parents=True, exist_ok=True)
+            recipe, path = folder / "recipe.yaml", folder / "out.reallm"
             recipe.write_text(json.dumps(document), encoding="utf-8")
             command = [*COMMAND, "compile", str(recipe), "--model"]
             command += [str(subject.folder), "-o", str(path), "--device", "cpu", "--workers", "1"]
@@ -207,12 +214,7 @@ class Measuring:
                 command += ["--stats", str(subject.statistics)]
             if needs_text(document):
                 command += ["--text", str(subject.calibration)]
-            began = time.perf_counter()
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            _, status, usage = os.wait4(process.pid, 0)
-            seconds = time.perf_counter() - began
-            if status:
-                raise SystemExit(f"{' '.join(command)} ended with status {status}")
+            seconds, peak = _spent(command, folder / "spent.json")
             if path.stat().st_size != planned:
                 raise SystemExit(f"{document}: {path.stat().st_size} bytes, {planned} planned")
             model, _ = load_for_evaluation(path)
@@ -220,7 +222,33 @@ class Measuring:
             found = evaluate(
                 model, tokenizer, subject.text, reference=original, **self.study.options
             )
-        return found, seconds, usage.ru_maxrss * 1024
+            if self._path is not None:
+                shutil.rmtree(folder)
+        return found, seconds, peak
+
+    def _folder(self, document: dict[str, Any], planned: int) -> AbstractContextManager[str]:
+        """Where a recipe is compiled: beside the rows if they are kept."""
+        if self._path is None:
+            return tempfile.TemporaryDirectory()
+        work = self._path.with_suffix(self._path.suffix + ".work")
+        return nullcontext(str(work / f"{self.study.name}-{document['extends']}-{planned}"))
+
+
+def _spent(command: list[str], kept: Path) -> tuple[float, int]:
+    """Wall seconds and peak memory in bytes of a compile, with those of runs that were cut off."""
+    seconds, peak = json.loads(kept.read_text()) if kept.exists() else (0.0, 0)
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except KeyboardInterrupt:  # it is interrupted too, and ends by itself
+        _, status, usage = os.wait4(process.pid, 0)
+    seconds += time.perf_counter() - began
+    peak = max(peak, usage.ru_maxrss * 1024)
+    kept.write_text(json.dumps([seconds, peak]))
+    if status:
+        raise SystemExit(f"{' '.join(command)} ended with status {status}")
+    return seconds, peak
 
 
 def table(study: Study, rows: list[Row]) -> list[str]:
@@ -256,60 +284,72 @@ def table(study: Study, rows: list[Row]) -> list[str]:
     ]
 
 
-def plot(path: Path, name: str, rows: list[Row]) -> None:
-    """KL by exact bits, one line for each method."""
+def plot(path: Path, tables: dict[str, list[Row]]) -> None:
+    """KL by exact bits, a panel for each model and a line for each method."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(9, 6))
+    figure, panels = pyplot.subplots(
+        1, len(tables), figsize=(1 + 6 * len(tables), 6), squeeze=False
+    )
     markers = "osv^<>Dph*X8P"
-    for index, method in enumerate(dict.fromkeys(row.method for row in rows)):
-        own = sorted((row.exact_bits, row.kl) for row in rows if row.method == method)
-        marker = markers[index % len(markers)]
-        axis.plot(*zip(*own, strict=True), f"{marker}-", label=method, alpha=0.8, markersize=5)
-    axis.set_yscale("log")
-    axis.set_xlabel("exact bits per weight")
-    axis.set_ylabel("KL(original || compressed), nats")
-    axis.set_title(name)
-    axis.grid(visible=True, which="both", alpha=0.3)
-    axis.legend(fontsize=8, ncols=2)
+    for axis, (name, rows) in zip(panels[0], tables.items(), strict=True):
+        for index, method in enumerate(METHODS):
+            own = sorted((row.exact_bits, row.kl) for row in rows if row.method == method)
+            if own and own[0][0] < MOST_BITS:
+                style = f"{markers[index % len(markers)]}-"
+                color = f"C{index % 10}"
+                axis.plot(*zip(*own, strict=True), style, color=color, label=method, markersize=5)
+        axis.set_yscale("log")
+        axis.set_xlabel("exact bits per weight")
+        axis.set_ylabel("KL(original || compressed), nats")
+        axis.set_title(name)
+        axis.grid(visible=True, which="both", alpha=0.3)
+    panels[0][0].legend(fontsize=7, ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", nargs="+", required=True)
+    parser.add_argument("--model", action="append", nargs="+", required=True)
     parser.add_argument("--method", action="append", choices=METHODS, help="only these")
     parser.add_argument("--as-shipped", action="store_true", help="no recipe at other bits")
     parser.add_argument("--kept", action="store_true", help="measure nothing: the rows as they are")
     parser.add_argument(
         "--rows", type=Path, help="keep each row here, and take those that are there already"
     )
-    parser.add_argument("--write", type=Path, help="put the table into this page as well")
+    parser.add_argument("--write", type=Path, help="put the tables into this page as well")
     parser.add_argument("--plot", type=Path, help="a picture (extra `plots`)")
     given = parser.parse_args()
-    study = Study(Subject.parse(given.model), 1, given.rows and given.rows.with_suffix(".base"))
-    measuring = Measuring(study, given.rows, measure=not given.kept)
-    rows = []
-    for candidate in candidates():
-        if given.method and candidate.method not in given.method:
-            continue
-        if given.as_shipped and candidate.changed:
-            continue
-        row = measuring.row(candidate)
-        if row is None:
-            print(f"{candidate.recipe} at {candidate.bits} bits: not run here", file=sys.stderr)
-        else:
-            rows.append(row)
-    text = "\n".join(table(study, rows)).rstrip() + "\n"
+    wanted = [
+        one
+        for one in candidates()
+        if (not given.method or one.method in given.method)
+        and not (given.as_shipped and one.changed)
+    ]
+    page, tables = [], {}
+    for words in given.model:
+        study = Study(Subject.parse(words), 1, given.rows and given.rows.with_suffix(".base"))
+        measuring = Measuring(study, given.rows, measure=not given.kept)
+        rows = []
+        for candidate in wanted:
+            row = measuring.row(candidate)
+            if row is None:
+                missing = f"{candidate.recipe} at {candidate.bits} bits"
+                print(f"{study.name}: {missing}: not run here", file=sys.stderr)
+            else:
+                rows.append(row)
+        page += table(study, rows)
+        tables[study.name] = rows
+    text = "\n".join(page).rstrip() + "\n"
     print(text)
     if given.write:
         write_part(given.write, "methods", text)
     if given.plot:
-        plot(given.plot, study.name, rows)
+        plot(given.plot, tables)
 
 
 if __name__ == "__main__":
