@@ -3,12 +3,11 @@
     python benchmarks/awq.py --model FOLDER --text FILE [--sequences 32] [--window 256] [--bits 4]
 
 Both are given the same sequences, the same exponents 0, 1/19, ..., 18/19, factors E|x|^alpha, and
-blocks of 128 with an integer zero point. Theirs takes 1 as well, and scales layer after layer: each
-search sees the factors that were folded before it, ours those of the original alone. Where a
-matrix alone reads an input, both judge by the same number, the mean square of its outputs; q, k and
-v, and gate and up, are judged by the block's output there, and here by the sum over their own
-outputs. The last columns are that sum for both exponents, as a part of what rounding to nearest
-gives.
+blocks of 128 with an integer zero point. Theirs takes 1 as well. Where a matrix alone reads an
+input, both judge by the same number, the mean square of its outputs; q, k and v, and gate and up,
+are judged by the output of attention or of the MLP there, and here by the sum over their own
+outputs. `by the output`: the exponent that our grid would take by their judgement. The last columns
+are our sum for both exponents, as a part of what rounding to nearest gives.
 
 llm-compressor is not part of `.[comparisons]`: it wants certain versions of transformers. Install
 it and this project into an environment of their own. On a machine without an accelerator it asks
@@ -18,6 +17,7 @@ for pinned memory all the same, which is left out here.
 from __future__ import annotations
 
 import argparse
+import copy
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -113,6 +113,26 @@ def inputs_of(model: nn.Module, sequences: list[list[int]]) -> dict[str, MatrixS
     }
 
 
+def calls_of(model: nn.Module, sequences: list[list[int]]) -> dict[str, list[Any]]:
+    """What attention and the MLP of each layer are called with, for each sequence."""
+    found: dict[str, list[Any]] = {}
+
+    def hook(name: str) -> Any:
+        return lambda _, args, kwargs: found.setdefault(name, []).append((args, dict(kwargs)))
+
+    handles = [
+        module.register_forward_pre_hook(hook(name), with_kwargs=True)
+        for name, module in model.named_modules()
+        if name.rpartition(".")[2] in ("self_attn", "mlp")
+    ]
+    with torch.no_grad():
+        for one in sequences:
+            model(input_ids=torch.tensor([one]), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
 class Search:
     """The sum of errors of matrices with one input, by the exponent."""
 
@@ -145,6 +165,25 @@ class Search:
             total += float((error @ trial.statistics.inputs.double()).mul_(error).sum())
         return total
 
+    @torch.no_grad()
+    def by_output(self, parent: nn.Module, calls: list[Any], linears: list[nn.Module]) -> int:
+        """The step of the grid with the least error of what a module makes of its matrices."""
+
+        def outputs() -> list[Tensor]:
+            made = [parent(*args, **kwargs) for args, kwargs in calls]
+            return [one[0] if isinstance(one, tuple) else one for one in made]
+
+        wanted, costs = outputs(), []
+        for step in range(GRID):
+            factors = self.factors(Fraction(step, GRID)).float()
+            for (weight, trial), linear in zip(self._members, linears, strict=True):
+                linear.weight.copy_(trial.coded(weight * factors) / factors)
+            pairs = zip(outputs(), wanted, strict=True)
+            costs.append(sum(float((one - other).square().sum()) for one, other in pairs))
+        for (weight, _), linear in zip(self._members, linears, strict=True):
+            linear.weight.copy_(weight)
+        return costs.index(min(costs))
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -168,16 +207,18 @@ def main() -> None:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name in statistics
     }
+    original = copy.deepcopy(model)
+    calls = calls_of(original, sequences)
     alphas = theirs(model, sequences, given.bits)
-    print("| factors in | of | alpha, ours | theirs | error, ours | theirs |")
-    print("|---|---|---|---|---|---|")
+    print("| factors in | of | alpha, ours | by the output | theirs | error, ours | theirs |")
+    print("|---|---|---|---|---|---|---|")
     readers = {
         "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
         "v_proj": ("self_attn.o_proj",),
         "up_proj": ("mlp.down_proj",),
     }
-    same = 0
+    same = judged = 0
     for name, alpha in alphas.items():
         layer, last = ".".join(name.split(".")[:3]), name.rpartition(".")[2]
         members = [f"{layer}.{one}" for one in readers[last]]
@@ -188,13 +229,20 @@ def main() -> None:
         own = costs.index(min(costs))
         other = round(alpha * GRID)
         same += own == other
+        alike = own
+        if len(members) > 1:
+            parent = members[0].rpartition(".")[0]
+            linears = [original.get_submodule(one) for one in members]
+            alike = search.by_output(original.get_submodule(parent), calls[parent], linears)
+        judged += alike == other
         theirs_cost = search.cost(search.factors(Fraction(min(other, GRID), GRID)))
         print(
             f"| {name} | {', '.join(one.rpartition('.')[2] for one in members)} | {own}/{GRID} "
-            f"| {other}/{GRID} | {costs[own] / costs[0]:.4f} | {theirs_cost / costs[0]:.4f} |",
+            f"| {alike}/{GRID} | {other}/{GRID} | {costs[own] / costs[0]:.4f} "
+            f"| {theirs_cost / costs[0]:.4f} |",
             flush=True,
         )
-    print(f"\n{same} of {len(alphas)} exponents are the same")
+    print(f"\n{same} of {len(alphas)} exponents are the same, by the output {judged}")
 
 
 if __name__ == "__main__":
