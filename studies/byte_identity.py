@@ -3,6 +3,7 @@
     python studies/byte_identity.py                           the demo model, all shipped recipes
     python studies/byte_identity.py --recipe nf4 --kills 3
     python studies/byte_identity.py --model DIR model.stats   its calibrated recipes too
+    python studies/byte_identity.py --text FILE               and those that learn from a text
     python studies/byte_identity.py --model DIR --write before.json
     python studies/byte_identity.py --model DIR --compare before.json
 
@@ -10,9 +11,9 @@ Each recipe is compiled with 1 worker, with 2, and with 2 whose compile is kille
 (SIGKILL, when the journal has grown by a share of the tasks) and goes on with the same command. All
 files must be equal byte by byte. `--write` keeps the digest of every section; `--compare` holds the
 sections of today against those of an earlier version, whose documents may have had other keys.
-Recipes that train for more than `--most-training` operations, need statistics of a model that is
-given without, or a text, are left out, and said to be. Prints a line for each recipe and model;
-ends with 1 if anything differs.
+Recipes that train for more than `--most-training` operations, or need statistics or a text that is
+not given, are left out, and said to be. Prints a line for each recipe and model; ends with 1 if
+anything differs.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ MOST_TRAINING = 10**12
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe, a checkpoint folder, and what was measured on that if the recipe needs it."""
+    """A recipe, a checkpoint folder, and the statistics and the text that the recipe needs."""
 
     recipe: str
     model: Path
     statistics: Path | None
+    text: Path | None
 
     @property
     def key(self) -> str:
@@ -60,6 +62,8 @@ def start(case: Case, output: Path, workers: int) -> subprocess.Popen[bytes]:
     arguments = ["compile", case.recipe, "--model", str(case.model), "-o", str(output)]
     if case.statistics is not None:
         arguments += ["--stats", str(case.statistics)]
+    if case.text is not None:
+        arguments += ["--text", str(case.text)]
     return subprocess.Popen(
         [*COMMAND, *arguments, "--device", "cpu", "--workers", str(workers)],
         stdout=subprocess.DEVNULL,
@@ -140,8 +144,9 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
         for recipe in recipes:
             loaded = load_recipe(recipe)
             statistics = rest[0] if rest and loaded.statistics == "required" else None
+            text = given.text if loaded.fit is not None else None
             reason = None
-            if loaded.fit is not None:
+            if loaded.fit is not None and text is None:
                 reason = "learns from a text"
             elif loaded.statistics == "required" and statistics is None:
                 reason = "needs statistics"
@@ -152,7 +157,7 @@ def cases(given: argparse.Namespace) -> Iterator[Case]:
                         reason = f"trains {totals.training_operations:.1e} operations"
                 except ReallmError as error:
                     reason = error.message
-            case = Case(recipe, model, statistics)
+            case = Case(recipe, model, statistics, text)
             if reason is None:
                 yield case
             else:
@@ -171,6 +176,7 @@ def main() -> int:
         help="a checkpoint folder, and what `reallm calibrate` measured on it",
     )
     parser.add_argument("--recipe", action="append", help="a shipped recipe or a file")
+    parser.add_argument("--text", type=Path, help="a text, for recipes whose blocks learn")
     parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--most-training", type=float, default=MOST_TRAINING)
     parser.add_argument("--write", type=Path, help="keep the digests in a file")

@@ -32,6 +32,15 @@ def test_a_difference_is_seen(run, tiny_llama: Path, tmp_path: Path, monkeypatch
     assert "2 workers: a" in out
 
 
+def test_a_recipe_that_learns_is_given_the_text(run, tmp_path: Path, monkeypatch) -> None:
+    seen: list[byte_identity.Case] = []
+    monkeypatch.setattr(byte_identity, "study", lambda case, *_: seen.append(case) or ([], {}))
+    assert "left out: learns from a text" in run("--recipe", "apiq")[1]
+    text = tmp_path / "text.txt"
+    assert run("--recipe", "apiq", "--recipe", "nf4", "--text", str(text))[0] == 0
+    assert [(case.recipe, case.text) for case in seen] == [("apiq", text), ("nf4", None)]
+
+
 @pytest.mark.slow
 def test_every_shipped_recipe(run) -> None:
     code, out = run("--kills", "1")
