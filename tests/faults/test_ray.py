@@ -23,6 +23,7 @@ import pytest
 
 from tests.conftest import CORPUS
 from tests.faults.fault_injection import (
+    TIMEOUT_S,
     Bench,
     Result,
     ended,
@@ -101,6 +102,20 @@ class Nodes:
 
     def lose(self, node: Any) -> None:
         self._cluster.remove_node(node, allow_graceful=False)
+
+    def stop_at_work(self, node: Any) -> int:
+        """Let the process of a node that is at a task stand still; its id."""
+        (raylet,) = node.all_processes["raylet"]
+        pid = raylet.process.pid
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    if b"ray::layers." in Path(f"/proc/{child}/cmdline").read_bytes():
+                        os.kill(int(child), signal.SIGSTOP)
+                        return int(child)
+            assert time.monotonic() < deadline, "the node does no task"
+            time.sleep(0.001)
 
     def lose_head(self) -> None:
         self._cluster.head_node.kill_gcs_server()
@@ -231,8 +246,12 @@ def test_a_worker_stands_still(nodes: Nodes, bench: Bench, output: Path) -> None
 @pytest.mark.parametrize("shared", [False, True], ids=["sent back", "in place"])
 def test_a_node_is_gone(shared: bool, nodes: Nodes, bench: Bench, output: Path) -> None:
     process = start(bench, nodes, output, *(["--shared-storage"] if shared else []))
-    wait_for_tasks(process, output, 4)
-    nodes.lose(nodes.others.pop())
+    node = nodes.others.pop()
+    worker = nodes.stop_at_work(node)
+    done = tasks_done(output)
+    wait_for_tasks(process, output, done + 3)  # what it was about to finish or to begin is settled
+    nodes.lose(node)
+    os.kill(worker, signal.SIGKILL)  # which a stopped process of a lost machine does not outlive
     result = ends_well(bench, process, output)
     nodes.others.append(nodes.add())
     assert "is done again" in result.err, result.err
