@@ -96,8 +96,10 @@ class _Normalizer:
 
     def value(self, value: object, depth: int) -> Any:  # noqa: ANN401
         self.count += 1
-        if _is_scalar(value):
-            return value
+        return value if _is_scalar(value) else self.other(value, depth)
+
+    def other(self, value: object, depth: int) -> Any:  # noqa: ANN401
+        """What is no scalar, or none that may stand in a document as it is."""
         if isinstance(value, dict):
             return self.map(value, depth)
         if isinstance(value, list | tuple):
@@ -122,16 +124,15 @@ class _Normalizer:
                     raise FormatError("C3", f"the key {key!r} is not text")
                 _check_text(key)
             self.orders[keys] = sorted(keys)
-        self.count += len(items)
+        self.count += 2 * len(items)  # keys and values
         copy = {}
         for key in self.orders[keys]:
             value = items[key]
             if _is_scalar(value):  # most are, and a large model has a million
-                self.count += 1
                 copy[key] = value
                 continue
             try:
-                copy[key] = self.value(value, depth + 1)
+                copy[key] = self.other(value, depth + 1)
             except FormatError as error:
                 error.location = f".{key}{error.location or ''}"
                 raise

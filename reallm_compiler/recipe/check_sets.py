@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -58,7 +57,7 @@ def check_sets(rules: Sequence[Node], defaults: MapNode) -> list[Problem]:
         patch = rule.fields.get("set") if isinstance(rule, MapNode) else None
         if not isinstance(patch, MapNode):
             continue
-        text = json.dumps(to_plain(patch))
+        text = repr(to_plain(patch))
         found = [] if text in right else _own_problems(defaults, patch)
         if not found:
             right.add(text)

@@ -90,6 +90,15 @@ class _Stars:
 
 
 @lru_cache(maxsize=1 << 14)
+def pattern(text: str) -> Pattern:
+    """The pattern of a text, which is compiled once.
+
+    Raises:
+        ValueError: as `Pattern` does.
+    """
+    return Pattern(text)
+
+
 def _compiled(text: str) -> re.Pattern[str] | _Stars | None:
     """What finds a pattern; None for a name without wildcards, which needs no search."""
     if text.startswith("re:"):

@@ -31,7 +31,7 @@ class Location:
         return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class ScalarNode:
     """A text, a number, a truth value or null."""
 
@@ -40,7 +40,7 @@ class ScalarNode:
     path: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class ListNode:
     """A list."""
 
@@ -49,7 +49,7 @@ class ListNode:
     path: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class MapNode:
     """A map from words to nodes; `key_locations` gives where each key is written."""
 
@@ -75,11 +75,12 @@ def join(path: str, part: str | int) -> str:
 
 def to_plain(node: Node) -> Any:  # noqa: ANN401 - plain data of any shape
     """The node as plain data, without locations."""
-    if isinstance(node, ScalarNode):
-        return node.value
-    if isinstance(node, ListNode):
-        return [to_plain(item) for item in node.items]
-    return {key: to_plain(value) for key, value in node.fields.items()}
+    if isinstance(node, MapNode):
+        return {
+            key: value.value if isinstance(value, ScalarNode) else to_plain(value)
+            for key, value in node.fields.items()
+        }
+    return [to_plain(item) for item in node.items] if isinstance(node, ListNode) else node.value
 
 
 def count_nodes(node: Node) -> int:
@@ -159,18 +160,20 @@ def from_plain(data: Any, file: str) -> tuple[Node, list[Problem]]:  # noqa: ANN
                 message = f"nested more than {MAX_DEPTH} deep, or more than {MAX_NODES} values"
                 problems.append(Problem(location=file, path=path, message=message))
             return ScalarNode(value=None, location=location, path=path)
-        if isinstance(value, Mapping):
+        if isinstance(value, str):  # most values by far
+            return ScalarNode(value=value, location=location, path=path)
+        if isinstance(value, list | tuple):
+            items = [build(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
+            return ListNode(items=tuple(items), location=location, path=path)
+        if type(value) is dict or isinstance(value, Mapping):
             fields = {}
             for key, item in value.items():
                 if not isinstance(key, str):
                     message = f"a key must be text, not `{key!r}`"
                     problems.append(Problem(location=file, path=path, message=message))
                     continue
-                fields[key] = build(item, join(path, key), depth + 1)
+                fields[key] = build(item, f"{path}.{key}" if path else key, depth + 1)
             return MapNode(fields=fields, location=location, path=path)
-        if isinstance(value, list | tuple):
-            items = [build(item, join(path, i), depth + 1) for i, item in enumerate(value)]
-            return ListNode(items=tuple(items), location=location, path=path)
         if isinstance(value, Fraction):
             value = str(value) if value.denominator != 1 else int(value)
         if isinstance(value, float):

@@ -12,8 +12,8 @@ Share groups whose members turn out to have different plans are divided at the e
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
@@ -30,7 +30,7 @@ from reallm_compiler.stages import MatrixPlan
 __all__ = ["Candidate", "Decision", "FieldSource", "resolve"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Decision:
     """What happens to a tensor.
 
@@ -98,7 +98,8 @@ def resolve(recipe: Recipe, candidates: Sequence[Candidate]) -> dict[str, Decisi
     problems += unique.values()
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
-    decisions = _divided(known)
+    decisions = {key: decision for key, decision in known.items() if decision is not None}
+    _divide([decisions[key] for key in sorted(decisions, key=lambda key: key[1])])
     return {name: decisions[key] for name, key in keys.items()}
 
 
@@ -151,8 +152,8 @@ def _is_coded(key: _Applied, rules: Sequence[Rule]) -> bool:
 
 def _layers(defaults: MapNode, key: _Applied, rules: Sequence[Rule]) -> tuple[MapNode, ...]:
     """The defaults and the parts of plans that apply to a tensor, in order."""
-    patches = (rules[number].patch for number in key[1])
-    return (defaults, *(patch for patch in patches if patch is not None))
+    patches = [rules[number].patch for number in key[1]]
+    return (defaults, *[patch for patch in patches if patch is not None])
 
 
 class _Deciding:
@@ -160,7 +161,7 @@ class _Deciding:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
-        self._plans: dict[tuple[str, ...], MatrixPlan] = {}
+        self._plans: dict[tuple[str | None, ...], MatrixPlan] = {}
 
     def of(self, key: _Applied) -> tuple[Decision | None, list[Problem]]:
         """The decision for a tensor, or what is wrong with its plan."""
@@ -170,8 +171,7 @@ class _Deciding:
             keep: Keep = "source" if last is None or last.keep is None else last.keep
             return Decision(plan=None, keep=keep, rule=last), []
         layers = _layers(self._recipe.tree, key, rules)
-        texts = (rules[number].said for number in key[1])
-        said = tuple(text for text in texts if text is not None)
+        said = tuple(rules[number].said for number in key[1])
         plan = self._plans.get(said)
         if plan is None:
             plan, problems = check_plan(merge_all(layers))
@@ -204,16 +204,15 @@ def _met_at(problem: Problem, name: str) -> Problem:
     )
 
 
-def _divided(known: Mapping[_Applied, Decision | None]) -> dict[_Applied, Decision]:
-    """The decisions with share groups that hold what one codebook, table or decoder can serve.
+def _divide(decisions: Collection[Decision]) -> None:
+    """Divide share groups into what one codebook, table or decoder can serve.
 
     What a group shares is learned from all of its matrices under one plan, so only matrices of
     equal plans (DoRA apart, which is put on afterwards) stay together. The part to which the
     first rules apply, or none, keeps the group's name; the others are numbered: `NAME.2`, ...
     """
-    decisions = {key: decision for key, decision in known.items() if decision is not None}
     plans: dict[int, MatrixPlan] = {}  # one object stands for many matrices, and a hash costs much
-    for _, decision in sorted(decisions.items(), key=lambda entry: entry[0][1]):
+    for decision in decisions:
         if decision.plan is not None and decision.plan.share is not None:
             plans.setdefault(id(decision.plan), decision.plan)
     parts: dict[str, dict[MatrixPlan, str]] = {}
@@ -226,12 +225,8 @@ def _divided(known: Mapping[_Applied, Decision | None]) -> dict[_Applied, Decisi
         names = itertools.chain([group], (name for name in numbered if name not in taken))
         learned.update(zip(list(learned), names, strict=False))
     renamed = {number: _renamed(plan, parts) for number, plan in plans.items()}
-    return {
-        key: replace(decision, plan=renamed[id(decision.plan)])
-        if id(decision.plan) in renamed
-        else decision
-        for key, decision in decisions.items()
-    }
+    for decision in decisions:
+        decision.plan = renamed.get(id(decision.plan), decision.plan)
 
 
 def learned_part(plan: MatrixPlan) -> MatrixPlan:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from reallm_compiler.recipe.match import LayerRange, Pattern, parse_layers
-from reallm_compiler.recipe.nodes import Location, MapNode, Node
+from reallm_compiler.recipe.match import LayerRange, Pattern, parse_layers, pattern
+from reallm_compiler.recipe.nodes import Location, MapNode, Node, find
 from reallm_compiler.stages import Rational
 
 Keep: TypeAlias = Literal["source", "bfloat16", "float16", "float32"]
@@ -28,7 +26,7 @@ def _as_list(value: object) -> object:
 
 
 def _checked_pattern(value: str) -> str:
-    return Pattern(value).text
+    return pattern(value).text
 
 
 def _canonical_layers(value: object) -> str:
@@ -135,7 +133,7 @@ class RuleForm(Form):
         return self
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Rule:
     """A checked rule.
 
@@ -152,9 +150,7 @@ class Rule:
         keep: the type to keep a tensor in; None for a `set` rule.
         optional: whether the rule may match nothing.
         note: free text.
-        location: where the rule starts.
-        key_locations: where the values of its keys are written.
-        path: the rule's path in its own file, such as `rules[2]`.
+        node: the rule as it is written.
     """
 
     match: tuple[Pattern, ...]
@@ -168,9 +164,16 @@ class Rule:
     keep: Keep | None
     optional: bool
     note: str | None
-    location: Location
-    key_locations: Mapping[str, Location]
-    path: str
+    node: Node
+
+    @property
+    def path(self) -> str:
+        """The rule's path in its own file, such as `rules[2]`."""
+        return self.node.path
+
+    def location_of(self, key: str) -> Location:
+        """Where the value of a key is written; where the rule starts if it has no such key."""
+        return find(self.node, (key,))[0].location
 
     @property
     def only(self) -> str | None:
@@ -181,21 +184,18 @@ class Rule:
 
 def rule_of(form: RuleForm, node: Node) -> Rule:
     """The rule that a checked form says, with the locations of its node."""
-    fields = node.fields if isinstance(node, MapNode) else {}
-    patch = fields.get("set")
+    patch = node.fields.get("set") if isinstance(node, MapNode) else None
     return Rule(
-        match=tuple(Pattern(text) for text in form.match or ("*",)),
+        match=tuple(map(pattern, form.match or ("*",))),
         roles=None if form.role is None else tuple(form.role),
         min_fraction=form.min_fraction,
         min_numel=form.min_numel,
-        exceptions=tuple(Pattern(text) for text in form.except_ or ()),
+        exceptions=tuple(map(pattern, form.except_ or ())),
         layers=None if form.layers is None else parse_layers(form.layers),
         patch=patch if isinstance(patch, MapNode) else None,
-        said=None if form.set is None else json.dumps(form.set),
+        said=None if form.set is None else repr(form.set),
         keep=form.keep,
         optional=form.optional,
         note=form.note,
-        location=node.location,
-        key_locations={key: value.location for key, value in fields.items()},
-        path=node.path,
+        node=node,
     )

@@ -139,10 +139,9 @@ class _Model:
 
 
 def _select_one(rule: Rule, model: _Model) -> tuple[list[int], list[Problem]]:
-    if rule.only is not None and rule.only in model.indices:  # the rules of single matrices
-        taken = model.indices[rule.only]
-        if rule.patch is None or rule.optional or model.is_matrix(taken[0]):
-            return taken, []
+    taken = model.indices.get(rule.only or "", [])  # the rules of single matrices
+    if taken and (rule.patch is None or rule.optional or model.is_matrix(taken[0])):
+        return taken, []
     by_layer = model.matching(rule.match)
     if rule.roles is not None:
         named, by_layer = by_layer, model.matching(rule.match, rule.roles)
@@ -223,12 +222,12 @@ def _nothing(rule: Rule, model: _Model, by_name: Sequence[int]) -> Problem:
 
 
 def _problem(rule: Rule, key: str, message: str, hint: str | None = None) -> Problem:
-    location = rule.key_locations.get(key, rule.location)
     if key in ("match", "except", "role", "min_fraction", "min_numel"):
         allow = "`optional: true` allows it to match nothing"
         between = " " if hint and hint.endswith("?") else "; "
         hint = f"{hint}{between}{allow}" if hint else allow
-    return Problem(location=str(location), path=f"{rule.path}.{key}", message=message, hint=hint)
+    location = str(rule.location_of(key))
+    return Problem(location=location, path=f"{rule.path}.{key}", message=message, hint=hint)
 
 
 def _near(patterns: Sequence[Pattern], names: Sequence[str]) -> str | None:

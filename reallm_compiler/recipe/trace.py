@@ -66,7 +66,7 @@ def trace_of_kept(rule: Rule | None) -> tuple[FieldSource, ...]:
     """Who keeps a tensor: the rule, or none that codes it."""
     if rule is None or rule.keep is None:
         return (FieldSource(path="keep", value="source", location=BUILT_IN.file, origin=""),)
-    location = rule.key_locations.get("keep", rule.location)
+    location = rule.location_of("keep")
     path = f"{rule.path}.keep"
     return (FieldSource(path="keep", value=rule.keep, location=_line(location, path), origin=path),)
 
