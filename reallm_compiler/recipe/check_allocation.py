@@ -25,7 +25,7 @@ from reallm_compiler.recipe.allocation import (
 )
 from reallm_compiler.recipe.check import check_plan, unknown_in_rule
 from reallm_compiler.recipe.grid import variants
-from reallm_compiler.recipe.match import pattern
+from reallm_compiler.recipe.match import pattern_of
 from reallm_compiler.recipe.messages import problems_of
 from reallm_compiler.recipe.nodes import ListNode, MapNode, Node, ScalarNode, to_plain
 from reallm_compiler.recipe.patch import merge_maps
@@ -92,8 +92,8 @@ def check_allocation(
         target=_target(form, node),
         scope=form.scope,
         candidates=tuple(_distinct(candidates)),
-        groups=tuple(tuple(map(pattern, group)) for group in form.groups),
-        lock=tuple(map(pattern, form.lock or ())),
+        groups=tuple(tuple(map(pattern_of, group)) for group in form.groups),
+        lock=tuple(map(pattern_of, form.lock or ())),
         location=node.location,
     ), []
 

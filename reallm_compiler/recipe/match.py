@@ -90,7 +90,7 @@ class _Stars:
 
 
 @lru_cache(maxsize=1 << 14)
-def pattern(text: str) -> Pattern:
+def pattern_of(text: str) -> Pattern:
     """The pattern of a text, which is compiled once.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from reallm_compiler.recipe.match import LayerRange, Pattern, parse_layers, pattern
+from reallm_compiler.recipe.match import LayerRange, Pattern, parse_layers, pattern_of
 from reallm_compiler.recipe.nodes import Location, MapNode, Node, find
 from reallm_compiler.stages import Rational
 
@@ -26,7 +26,7 @@ def _as_list(value: object) -> object:
 
 
 def _checked_pattern(value: str) -> str:
-    return pattern(value).text
+    return pattern_of(value).text
 
 
 def _canonical_layers(value: object) -> str:
@@ -186,11 +186,11 @@ def rule_of(form: RuleForm, node: Node) -> Rule:
     """The rule that a checked form says, with the locations of its node."""
     patch = node.fields.get("set") if isinstance(node, MapNode) else None
     return Rule(
-        match=tuple(map(pattern, form.match or ("*",))),
+        match=tuple(map(pattern_of, form.match or ("*",))),
         roles=None if form.role is None else tuple(form.role),
         min_fraction=form.min_fraction,
         min_numel=form.min_numel,
-        exceptions=tuple(map(pattern, form.except_ or ())),
+        exceptions=tuple(map(pattern_of, form.except_ or ())),
         layers=None if form.layers is None else parse_layers(form.layers),
         patch=patch if isinstance(patch, MapNode) else None,
         said=None if form.set is None else repr(form.set),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reallm_compiler.recipe import Recipe
-from reallm_compiler.recipe.match import pattern
+from reallm_compiler.recipe.match import pattern_of
 from reallm_compiler.recipe.plain_yaml import on_one_line, to_yaml
 from reallm_compiler.stages import MatrixPlan
 
@@ -135,5 +135,5 @@ def _comment(text: str) -> str:
 
 def _pattern(name: str) -> str:
     """A pattern that matches one name and no other."""
-    plain = pattern(name) if name and not name.startswith("re:") else None
+    plain = pattern_of(name) if name and not name.startswith("re:") else None
     return name if plain is not None and plain.exact == name else f"re:{re.escape(name)}"

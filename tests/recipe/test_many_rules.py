@@ -89,7 +89,7 @@ def rules_of(count, **more):
 
 
 def test_each_expression_is_compiled_once(monkeypatch):
-    match.pattern.cache_clear()
+    match.pattern_of.cache_clear()
     compiled = []
     monkeypatch.setattr(
         "reallm_compiler.recipe.match.re.compile",
