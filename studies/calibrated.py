@@ -20,6 +20,8 @@ import torch
 from reallm_compiler.calibration.options import CalibrateOptions
 from reallm_compiler.calibration.text import draw_sequences
 
+PACKAGE = "llmcompressor"
+
 SAMPLES = 256
 """Sequences of the calibration text, those that `reallm calibrate` draws."""
 

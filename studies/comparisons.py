@@ -1,23 +1,24 @@
 """reallm beside the libraries that a user would pick instead: quality at true stored bits.
 
     python studies/comparisons.py --write comparisons.md --plot comparisons.png \\
+        --rows rows.jsonl \\
         --model demo demo/model demo/heldout.txt window=256 bytes=60000 \\
         --model my-model PATH/TO/FOLDER PATH/TO/text.txt window=256 bytes=60000
 
 Every method codes the same matrices of the same model; all are evaluated on the CPU in float32 on
 the same windows. Most are data-free. Where a model is given `stats=FILE`, by `reallm calibrate`
-with the same windows, our calibrated recipes are measured too, and with `calibrate=FILE`, the text
-that it was made from, those of llm-compressor (see `studies/calibrated.py`).
+with the same windows, our calibrated recipes are measured too, and llama.cpp's codes with an
+importance matrix (see `studies/ggml.py`); with `calibrate=FILE`, the text that it was made
+from, also the methods of llm-compressor (see `studies/calibrated.py`).
 
 Bits are counted from what a method really stores for these matrices: packed weights, scales, zero
 points and tables. The others get float16 weights, so that they store 16-bit scales.
-`pip install '.[comparisons,plots]'` brings the data-free ones; llm-compressor wants versions of
-transformers of its own, so install it with this project into another environment. One that is not
-installed, or that fails here, is named below the table. The options of `--model` are those of
-`studies/results.py`.
-
-bitsandbytes gets a matrix as one list of blocks: its CPU version decodes matrices wrongly whose
-rows are no whole number of blocks.
+`pip install '.[comparisons,plots]' llama-cpp-python` brings all but llm-compressor, which wants
+versions of transformers of its own: install it with this project into another environment. With
+`--rows FILE` each row is kept as soon as it is measured, and a later run takes those that are
+there: one that was interrupted goes on, and one in another environment adds what that one has.
+What is not installed, or fails here, is named below the table. The options of `--model` are
+those of `studies/results.py`.
 
 Beside a method stands the best of ours (by divergence) that has no more bits, a calibrated one
 beside a calibrated one, with two ratios,
@@ -36,13 +37,12 @@ import importlib.metadata
 import math
 import os
 import platform
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +50,26 @@ import torch
 from torch import Tensor, nn
 
 import reallm_compiler as reallm
+from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
-from studies import calibrated
-from studies.pages import LINEAR_ONLY
-from studies.results import Subject, needs_statistics
+from studies import calibrated, ggml, libraries
+from studies.pages import LINEAR_ONLY, keep_row
+from studies.results import Subject, needs_statistics, read_rows
 
 DATA_FREE = tuple(f"reallm-{bits}bit-data-free" for bits in ("2", "3", "4", "4.5", "5"))
 CALIBRATED = tuple(f"reallm-{bits}bit" for bits in ("2", "2.5", "3", "4"))
 OURS = (*DATA_FREE, *CALIBRATED, "nf4", "rtn-4bit")
 
-Quantize = Callable[[Tensor], tuple[Tensor, int]]
-"""A matrix [p, q] -> the matrix that the library gives back, and the bits that it stores."""
+MARKERS = {
+    ("reallm", False): ("o", "reallm, data-free"),
+    ("reallm", True): ("*", "reallm, calibrated"),
+    (calibrated.PACKAGE, True): ("P", "llm-compressor, calibrated"),
+    (ggml.PACKAGE, True): ("X", "llama.cpp, importance matrix"),
+    ("hqq", False): ("s", "hqq"),
+    ("optimum-quanto", False): ("^", "optimum-quanto"),
+    ("bitsandbytes", False): ("D", "bitsandbytes"),
+}
+"""How a family is drawn, and what it is called, without data and with."""
 
 
 @dataclass(frozen=True)
@@ -77,93 +86,8 @@ class Point:
     """Perplexity with the errors turned round."""
     calibrated: bool = False
     """Whether a text had a part in it."""
-
-
-def stored_bits(*tensors: Tensor) -> int:
-    """Bits of tensors as they are held."""
-    return sum(8 * tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def hqq(bits: int, group: int) -> Quantize:
-    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
-
-    config = BaseQuantizeConfig(nbits=bits, group_size=group, axis=1)
-
-    def quantize(weight: Tensor) -> tuple[Tensor, int]:
-        p, q = weight.shape
-        linear = nn.Linear(q, p, bias=False)
-        linear.weight.data = weight
-        layer = HQQLinear(linear, config, compute_dtype=torch.float16, device="cpu")
-        return layer.dequantize(), stored_bits(layer.W_q, layer.meta["scale"], layer.meta["zero"])
-
-    return quantize
-
-
-def quanto(bits: int, group: int | None) -> Quantize:
-    import optimum.quanto as library
-
-    kind = {2: library.qint2, 4: library.qint4, 8: library.qint8}[bits]
-
-    def quantize(weight: Tensor) -> tuple[Tensor, int]:
-        if group is None:
-            scale = library.AbsmaxOptimizer()(weight, qtype=kind, axis=0)
-            coded = library.quantize_weight(weight, kind, 0, scale, optimized=False)
-            return coded.dequantize(), stored_bits(coded._data, coded._scale)
-        scale, shift = library.MaxOptimizer()(weight, qtype=kind, axis=0, group_size=group)
-        coded = library.quantize_weight(
-            weight, kind, 0, scale, shift, group_size=group, optimized=False
-        )
-        return coded.dequantize(), stored_bits(coded._data._data, coded._scale, coded._shift)
-
-    return quantize
-
-
-def bitsandbytes(kind: str, block: int, double: bool) -> Quantize:
-    import bitsandbytes.functional as library
-
-    def quantize(weight: Tensor) -> tuple[Tensor, int]:
-        # As one long list of blocks: where a row is no whole number of blocks, the CPU version of
-        # 0.50 decodes a matrix wrongly. The blocks are the same ones.
-        coded, state = library.quantize_4bit(
-            weight.reshape(-1, block), blocksize=block, compress_statistics=double, quant_type=kind
-        )
-        bits = stored_bits(coded, state.absmax)
-        if double:
-            bits += stored_bits(state.state2.absmax, state.offset)
-        return library.dequantize_4bit(coded, state), bits
-
-    return quantize
-
-
-def bitsandbytes_int8() -> Quantize:
-    import bitsandbytes.functional as library
-
-    def quantize(weight: Tensor) -> tuple[Tensor, int]:
-        coded, scale, _ = library.int8_vectorwise_quant(weight)
-        return coded.float() * scale[:, None] / 127, stored_bits(coded, scale)
-
-    return quantize
-
-
-def libraries() -> list[tuple[str, str, Callable[[], Quantize]]]:
-    """Name, package and maker of every other method."""
-    found: list[tuple[str, str, Callable[[], Quantize]]] = []
-    for bits in (2, 3, 4, 8):
-        for group in (32, 64, 128):
-            name = f"hqq {bits} bit g{group}"
-            found.append((name, "hqq", partial(hqq, bits, group)))
-    for bits in (2, 4):
-        for group in (32, 64, 128):
-            name = f"quanto qint{bits} g{group}"
-            found.append((name, "optimum-quanto", partial(quanto, bits, group)))
-    found.append(("quanto qint8", "optimum-quanto", partial(quanto, 8, None)))
-    for kind in ("nf4", "fp4"):
-        for block in (64, 128):
-            for double in (False, True):
-                name = f"bitsandbytes {kind} b{block}" + (" double" if double else "")
-                found.append((name, "bitsandbytes", partial(bitsandbytes, kind, block, double)))
-    found.append(("bitsandbytes int8", "bitsandbytes", bitsandbytes_int8))
-    return found
+    version: str = ""
+    """Package and version of the library."""
 
 
 class Remembered(nn.Module):
@@ -191,83 +115,154 @@ class Remembered(nn.Module):
         return self.seen[key]
 
 
-def measure(
-    subject: Subject, ours: list[str], only: list[str], mirror: bool, left_out: dict[str, str]
-) -> tuple[Point, list[Point]]:
-    """The original, and every method on one model."""
-    original: Any
-    model: Any
-    original, tokenizer = load_for_evaluation(subject.folder)
-    reference: Any = Remembered(original)
-    options: dict[str, Any] = {
-        "window": subject.window,
-        "separator": subject.separator,
-        "reference": reference,
-    }
-    weights: dict[str, Tensor] = {}
-    points: list[Point] = []
+class Comparison:
+    """One model, and every method on it.
 
-    def add(name: str, family: str, bits: float, model: Any, calibrated: bool = False) -> None:
-        found = evaluate(model, tokenizer, subject.text, **options)
-        assert found.kl is not None  # there is a reference
-        other = None
-        if mirror and family != "llm-compressor":  # AWQ changes more than matrices
-            for matrix in names:
-                errors_turned = 2 * original.get_submodule(matrix).weight.data
-                errors_turned -= model.get_submodule(matrix).weight.data
-                model.get_submodule(matrix).weight.data = errors_turned
-            plain = {**options, "reference": None}
-            other = evaluate(model, tokenizer, subject.text, **plain).perplexity
-        measured = (found.perplexity, found.bits_per_byte, found.kl, other)
-        points.append(Point(name, family, bits, *measured, calibrated))
-        print(subject.name, points[-1], file=sys.stderr, flush=True)
+    Args:
+        subject: the model and its text.
+        only: globs on the names of the other methods.
+        mirror: measure with errors turned round too.
+        rows: the file of what was measured before, which gets what is measured now.
 
-    for recipe in ours:
+    Attributes:
+        points: what was measured, by name.
+        left_out: why a method was not.
+    """
+
+    def __init__(self, subject: Subject, only: list[str], mirror: bool, rows: Path | None) -> None:
+        self.subject, self.only, self.mirror, self.rows = subject, only, mirror, rows
+        self.left_out: dict[str, str] = {}
+        plan = reallm.plan({"reallm": 1}, model=subject.folder).budget()
+        self.names = [matrix.name for matrix in plan.matrices]
+        self.numel = plan.totals.numel
+        self.points: dict[str, Point] = {}
+        for row in read_rows(rows) if rows is not None and rows.exists() else []:
+            if row.pop("model") == subject.name and not (mirror and row["mirrored"] is None):
+                self.points[row["name"]] = Point(**row)
+
+    @cached_property
+    def original(self) -> tuple[Any, Any]:
+        """The model itself, which remembers its logits, and its tokenizer."""
+        model, tokenizer = load_for_evaluation(self.subject.folder)
+        return Remembered(model), tokenizer
+
+    @property
+    def base(self) -> Point:
+        """The original on the text."""
+        if "(original)" not in self.points:
+            model, tokenizer = self.original
+            found = evaluate(model, tokenizer, self.subject.text, **self._options)
+            self._keep(Point("(original)", "", 16, found.perplexity, found.bits_per_byte, 0.0))
+        return self.points["(original)"]
+
+    def ours(self, recipe: str) -> None:
+        """Measure one of our recipes, which keeps embeddings and heads."""
         needed = needs_statistics(recipe)
-        if needed and subject.statistics is None:
-            left_out[recipe] = f"{subject.name}: no `stats=FILE` was given"
-            continue
+        if recipe in self.points:
+            return
+        if needed and self.subject.statistics is None:
+            self.left_out[recipe] = "no `stats=FILE` was given"
+            return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "out.reallm"
-            linear = {"reallm": 1, "extends": recipe, "rules": [LINEAR_ONLY]}
-            statistics = subject.statistics if needed else None
             report = reallm.compile(
-                linear, model=subject.folder, output=path, device="cpu", statistics=statistics
+                {"reallm": 1, "extends": recipe, "rules": [LINEAR_ONLY]},
+                model=self.subject.folder,
+                output=path,
+                device="cpu",
+                statistics=self.subject.statistics if needed else None,
             )
             model, _ = load_for_evaluation(path)
-            names = [matrix.name for matrix in report.budget.matrices]
-            add(recipe, "reallm", float(report.budget.totals.exact_bits), model, needed)
-    model, _ = load_for_evaluation(subject.folder)
-    weights = {name: model.get_submodule(name).weight.data.clone() for name in names}
-    total = sum(weight.numel() for weight in weights.values())
-    for name, package, make in libraries():
-        if not any(fnmatchcase(name, glob) for glob in only):
-            continue
-        try:
-            quantize, bits = make(), 0
-            for matrix, weight in weights.items():
-                decoded, stored = quantize(weight.to(torch.float16))
-                model.get_submodule(matrix).weight.data = decoded.float().view(weight.shape)
-                bits += stored
-        except (ImportError, RuntimeError, ValueError, AssertionError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            left_out[name] = f"{subject.name}: {first[:120]}"
-            continue
-        add(name, package, bits / total, model)
-    text = subject.calibration
-    for name, make_model in [] if text is None else calibrated.methods():
-        if text is None or not any(fnmatchcase(name, glob) for glob in only):
-            continue
-        try:
+        bits = float(report.budget.totals.exact_bits)
+        self._add(model, Point(recipe, "reallm", bits, 0, 0, 0, calibrated=needed))
+
+    def others(self) -> None:
+        """Measure all methods of other libraries that are wanted and not known."""
+        subject, text = self.subject, self.subject.calibration
+        for name, package, make in libraries.methods():
+            self._other(name, package, partial(self._by_matrix, make))
+        for name, kind in ggml.methods() if subject.statistics is not None else []:
+            self._other(name, ggml.PACKAGE, partial(self._by_importance, kind), True)
+        for name, coded in calibrated.methods() if text is not None else []:
+            assert text is not None
             assert subject.window is not None, "give `window=N`"
-            found, bits = make_model(subject.folder, text, subject.window)
+            whole = partial(coded, subject.folder, text, subject.window)
+            self._other(name, calibrated.PACKAGE, whole, True)
+
+    def _other(
+        self,
+        name: str,
+        package: str,
+        make: Callable[[], tuple[Any, int]],
+        calibrated: bool = False,
+    ) -> None:
+        if name in self.points or not any(fnmatchcase(name, glob) for glob in self.only):
+            return
+        try:
+            model, bits = make()
         except (ImportError, RuntimeError, ValueError, AssertionError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            left_out[name] = f"{subject.name}: {first[:120]}"
-            continue
-        add(name, "llm-compressor", bits / total, found, True)
-    base = evaluate(original, tokenizer, subject.text, **options)
-    return Point("(original)", "", 16, base.perplexity, base.bits_per_byte, 0.0), points
+            self.left_out[name] = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            return
+        version = f"{package} {importlib.metadata.version(package)}"
+        point = Point(name, package, bits / self.numel, 0, 0, 0, None, calibrated, version)
+        self._add(model, point)
+
+    def _by_matrix(self, make: Callable[[], libraries.Quantize]) -> tuple[Any, int]:
+        """The model with each matrix coded by itself, and the bits of all."""
+        quantize, bits = make(), 0
+        model, _ = load_for_evaluation(self.subject.folder)
+        for name in self.names:
+            weight = model.get_parameter(f"{name}.weight")
+            decoded, stored = quantize(weight.data.to(torch.float16))
+            weight.data = decoded.float().view(weight.shape)
+            bits += stored
+        return model, bits
+
+    def _by_importance(self, make: Callable[[], ggml.Quantize]) -> tuple[Any, int]:
+        """The same, of a method that knows how much each column matters."""
+        quantize, bits = make(), 0
+        model, _ = load_for_evaluation(self.subject.folder)
+        assert self.subject.statistics is not None  # `others` asks
+        with StatisticsFile(self.subject.statistics) as file:
+            for name in self.names:
+                inputs = file.read(name).inputs
+                weight = model.get_parameter(f"{name}.weight")
+                squares = inputs if inputs.dim() == 1 else inputs.diagonal()
+                weight.data, stored = quantize(weight.data, squares)
+                bits += stored
+        return model, bits
+
+    def _add(self, model: Any, point: Point) -> None:
+        """Measure a model, and keep it as the point."""
+        original, tokenizer = self.original
+        found = evaluate(model, tokenizer, self.subject.text, reference=original, **self._options)
+        assert found.kl is not None  # there is a reference
+        assert math.isfinite(found.kl), point.name
+        mirrored = None
+        if self.mirror and point.family != calibrated.PACKAGE:  # AWQ changes more than matrices
+            for name in self.names:
+                weight = model.get_parameter(f"{name}.weight")
+                exact = original.get_parameter(f"model.{name}.weight").data
+                weight.data = 2 * exact - weight.data
+            turned = evaluate(model, tokenizer, self.subject.text, **self._options)
+            mirrored = turned.perplexity
+        self._keep(
+            replace(
+                point,
+                perplexity=found.perplexity,
+                bits_per_byte=found.bits_per_byte,
+                kl=found.kl,
+                mirrored=mirrored,
+            )
+        )
+
+    def _keep(self, point: Point) -> None:
+        self.points[point.name] = point
+        keep_row({"model": self.subject.name, **asdict(point)}, self.rows)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"window": self.subject.window, "separator": self.subject.separator}
 
 
 def beside(point: Point, points: list[Point]) -> Point | None:
@@ -321,20 +316,11 @@ def plot(path: Path, results: list[tuple[Subject, list[Point]]]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(results), figsize=(6 * len(results), 5), squeeze=False)
-    markers = {
-        ("reallm", False): "o",
-        ("reallm", True): "*",
-        ("llm-compressor", True): "P",
-        ("hqq", False): "s",
-        ("optimum-quanto", False): "^",
-        ("bitsandbytes", False): "D",
-    }
     for axis, (subject, points) in zip(axes[0], results, strict=True):
-        for (family, calibrated_), marker in markers.items():
-            of = [p for p in points if (p.family, p.calibrated) == (family, calibrated_)]
+        for (family, with_text), (marker, label) in MARKERS.items():
+            of = [p for p in points if (p.family, p.calibrated) == (family, with_text)]
             own = sorted((p.bits, max(p.kl, 1e-6)) for p in of)
             if own:
-                label = f"{family}, calibrated" if calibrated_ else family
                 axis.plot(*zip(*own, strict=True), marker, label=label, alpha=0.8)
         axis.set_yscale("log")
         axis.set_title(subject.name)
@@ -346,19 +332,6 @@ def plot(path: Path, results: list[tuple[Subject, list[Point]]]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def versions() -> str:
-    found = []
-    for package in (
-        *("torch", "transformers", "hqq", "optimum-quanto", "bitsandbytes"),
-        *("llmcompressor", "auto-round"),
-    ):
-        try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"{package} not installed")
-    return ", ".join(found)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", action="append", nargs="+", required=True)
@@ -367,27 +340,37 @@ def main() -> None:
     parser.add_argument(
         "--mirror", action="store_true", help="measure with errors turned round too"
     )
+    parser.add_argument(
+        "--rows", type=Path, help="keep each row here, and take those that are there already"
+    )
     parser.add_argument("--write", type=Path, help="write the tables here as well")
     parser.add_argument("--plot", type=Path, help="a picture of all models (extra `plots`)")
     given = parser.parse_args()
     warnings.filterwarnings("ignore")  # libraries warn about what they would do on a GPU
     torch.manual_seed(0)
-    left_out: dict[str, str] = {}
-    results, lines = [], []
+    results, lines, left_out, versions = [], [], [], set()
     for words in given.model:
         subject = Subject.parse(words)
-        base, points = measure(
-            subject, given.recipe or list(OURS), given.only or ["*"], given.mirror, left_out
-        )
-        assert all(math.isfinite(point.kl) for point in points)
+        study = Comparison(subject, given.only or ["*"], given.mirror, given.rows)
+        for recipe in given.recipe or OURS:
+            study.ours(recipe)
+        study.others()
+        base = study.base
+        points = [point for point in study.points.values() if point is not base]
         results.append((subject, points))
         lines += table(subject, base, points)
-    lines += [f"Not run: {name} ({reason})." for name, reason in left_out.items()]
-    lines.append(
-        f"{versions()}; {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, "
-        f"Python {platform.python_version()}."
+        left_out += [f"Not run: {subject.name}, {n} ({why})." for n, why in study.left_out.items()]
+        versions |= {point.version for point in points if point.version}
+    machine = (
+        *(
+            f"torch {torch.__version__}",
+            f"transformers {importlib.metadata.version('transformers')}",
+        ),
+        *sorted(versions),
+        *(f"{os.cpu_count()} cores", torch.backends.cpu.get_cpu_capability()),
+        f"Python {platform.python_version()}",
     )
-    text = "\n".join(lines) + "\n"
+    text = "\n".join([*lines, *left_out, ", ".join(machine) + "."]) + "\n"
     print(text)
     if given.write:
         given.write.write_text(text, encoding="utf-8")
