@@ -18,8 +18,11 @@ SCORES = 1 << 17
 DEVICE_SCORES = 1 << 26
 """The same on an accelerator."""
 
-CODEWORD_BLOCK = 1 << 11
+CODEWORD_BLOCK = 1 << 13
 """Codewords of a block of scores, for codebooks of more."""
+
+LEAST_ROWS = 1 << 6
+"""Vectors of a block of scores, at least: products of fewer are slow, cache or not."""
 
 
 def assign(values: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
@@ -41,7 +44,7 @@ def assign(values: Tensor, weights: Tensor | None, codebook: Tensor) -> Tensor:
     n, count = len(features), len(codebook)
     width = min(count, CODEWORD_BLOCK)
     on_cpu = values.device.type == "cpu"
-    height = max(1, (SCORES if on_cpu else DEVICE_SCORES) // width)
+    height = max(LEAST_ROWS, (SCORES if on_cpu else DEVICE_SCORES) // width)
     result = torch.empty(n, dtype=torch.int64, device=values.device)
     buffer = torch.empty(min(height, n), width, dtype=values.dtype, device=values.device)
     for first in range(0, n, height):
