@@ -166,7 +166,7 @@ class Search:
         return total
 
     @torch.no_grad()
-    def by_output(self, parent: nn.Module, calls: list[Any], linears: list[nn.Module]) -> int:
+    def by_output(self, parent: nn.Module, calls: list[Any], linears: list[Any]) -> int:
         """The step of the grid with the least error of what a module makes of its matrices."""
 
         def outputs() -> list[Tensor]:

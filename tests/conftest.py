@@ -87,6 +87,23 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """How each block has learned (`execute.fit.train.Outcome`)."""
+    from reallm_compiler.execute.fit import coder
+
+    found: list[Any] = []
+    code = coder.BlockCoder.code
+
+    def heard(self: Any, *given: Any) -> Any:
+        made = code(self, *given)
+        found.append(made.outcome)
+        return made
+
+    monkeypatch.setattr(coder.BlockCoder, "code", heard)
+    return found
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe with a low-rank residual, nearest order, two-level scales, a codebook and DoRA."""

@@ -60,8 +60,12 @@ def parts_of(plan: Plan) -> dict[str, list[Part]]:
     blocks = fit_blocks(plan)
     copied = copied_tensors(plan, blocks)
     parts: dict[str, list[Part]] = {COPY: [(tensor.name, None) for tensor in copied]}
-    for block in blocks:
-        whole: list[Part] = [(tensor.name, None) for tensor in block.norms]
+    biases = {fold.feed.maker.bias: fold for fold in plan.folds.values()}
+    divided = [biases[tensor.name] for tensor in copied if tensor.name in biases]
+    parts[COPY] += [part for fold in divided for part in _of_fold(fold)]
+    folded = [part for fold in plan.folds.values() for part in _of_fold(fold)]
+    for block in blocks:  # which run the whole model, with all factors that are folded into it
+        whole: list[Part] = [(tensor.name, None) for tensor in block.norms] + folded
         parts[fit_key(block.number)] = whole + [(m.tensor, m.index) for m in block.matrices]
     for group, members in plan.groups.items():
         parts[group_key(group)] = [(matrix.tensor, matrix.index) for matrix in members]

@@ -115,8 +115,9 @@ class CompileRunner:
         self._factors = FoldedFactors(
             job.plan, Weights(job.inventory), statistics, job.device, sink, {}
         )
+        self._folded = folded_inventory(job.inventory, job.plan.folds)
         self._one = MatrixCoder(
-            folded_inventory(job.inventory, job.plan.folds),
+            self._folded,
             job.plan.seed,
             job.device,
             job.plan.decoders,
@@ -212,7 +213,7 @@ class CompileRunner:
             text = self._job.text
             assert text is not None  # as `check_text` has seen
             self._coder = BlockCoder(
-                self._plan, self._job.inventory, text.ids, self._job.device, self._read
+                self._plan, self._folded, text.ids, self._job.device, self._read, self._factors
             )
         coded = self._coder.code(block, self._begun, self._gains, self._callback(task))
         if coded.outcome.lost is not None:

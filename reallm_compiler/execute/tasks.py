@@ -51,7 +51,7 @@ def compile_tasks(plan: Plan, tokens: int = 0) -> TaskGraph:
 
     A matrix of a share group needs the group's task, and one with folded factors that of the norm
     that has them, and nothing else; where blocks learn, the matrices of a block are one task, which
-    needs that of the block before it.
+    needs that of the block before it, and all norms that are folded: it runs the whole model.
 
     Args:
         plan: the plan.
@@ -111,6 +111,7 @@ def _fit_task(plan: Plan, block: FitBlock, tokens: int) -> Task:
     assert fit is not None  # it has blocks
     groups = dict.fromkeys(m.plan.share for m in block.matrices if m.plan.share is not None)
     before = [fit_key(block.number - 1)] if block.number else []
+    folds = [fold_key(norm.name) for norm in folded_norms(plan)]
     numel = sum(matrix.numel for matrix in block.matrices)
     own = [
         matrix.section_name(spec)
@@ -122,7 +123,7 @@ def _fit_task(plan: Plan, block: FitBlock, tokens: int) -> Task:
     return Task(
         key=fit_key(block.number),
         title=f"block {block.layer}",
-        needs=(*before, *map(group_key, groups)),
+        needs=(*before, *map(group_key, groups), *folds),
         sections=(*own, *norms),
         numel=numel,
         operations=6 * numel * max(1, tokens) * fit.epochs if fit.learn else 0,

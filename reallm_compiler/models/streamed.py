@@ -8,7 +8,7 @@ model is read and stays.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -60,6 +60,7 @@ class StreamedModel:
         inventory: of the checkpoint.
         facts: its matrices of interest.
         device: where it runs.
+        factors: those that are folded into the inventory's tensors, by name; None without any.
         whole: keep all of it in memory.
         error: class of what is raised if memory is too small.
 
@@ -80,12 +81,13 @@ class StreamedModel:
         inventory: Inventory,
         facts: Sequence[MatrixFact],
         device: torch.device,
+        factors: Callable[[str], Tensor] | None = None,
         *,
         whole: bool = False,
         error: type[ReallmError],
     ) -> None:
         self.files: ModelFiles = source_files(inventory, inventory.path)
-        self.weights = Weights(inventory)
+        self.weights = Weights(inventory, factors)
         self._device = device
         empty = meta_model(self.files.config, inventory.path)
         parameter_of = parameter_names(empty, self.files.tensors)

@@ -312,13 +312,13 @@ def _refuse_unfit(
 
 
 def _refuse_folded_fit(recipe: Recipe, folds: Mapping[str, Fold]) -> None:
-    """A `fit` of a model whose factors are folded while it is compiled."""
-    if recipe.fit is None or not folds:
+    """Norms that learn although the factors that are folded into them decide their gains."""
+    if recipe.fit is None or not folds or "norms" not in recipe.fit.learn:
         return
-    message = "blocks do not learn where factors are folded while matrices are coded"
-    hint = "leave `fold` out of the transform: its factors are stored then, and can learn"
+    message = "`norms` do not learn where the factors of a transform are folded into them (`fold`)"
+    hint = "leave `norms` out of `learn`, or `fold` out of the transform"
     at = recipe.name if recipe.fit_at is None else str(recipe.fit_at)
-    raise RecipeError([Problem(location=at, path="fit", message=message, hint=hint)])
+    raise RecipeError([Problem(location=at, path="fit.learn", message=message, hint=hint)])
 
 
 def _refuse_half_kept(matrices: list[PlannedMatrix], kept: Mapping[str, str | None]) -> None:

@@ -13,7 +13,7 @@ import torch
 import reallm_compiler as reallm
 from reallm_compiler.errors import CompileError, RecipeError, ResumeError
 from reallm_compiler.execute.events import FellBack, TaskDone
-from reallm_compiler.execute.fit import coder, train
+from reallm_compiler.execute.fit import train
 from reallm_compiler.finetune import finetune
 from reallm_compiler.models.sequences import read_texts
 from reallm_compiler.reader.verify import verify
@@ -49,21 +49,6 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("\n".join(CORPUS) * 4)
     return path
-
-
-@pytest.fixture
-def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[train.Outcome]:
-    """How each block has learned."""
-    found: list[train.Outcome] = []
-    code = coder.BlockCoder.code
-
-    def heard(self: Any, *given: Any) -> Any:
-        made = code(self, *given)
-        found.append(made.outcome)
-        return made
-
-    monkeypatch.setattr(coder.BlockCoder, "code", heard)
-    return found
 
 
 def fitted(defaults: dict[str, Any], learn: list[str], **changes: Any) -> dict[str, Any]:

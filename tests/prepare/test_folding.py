@@ -203,6 +203,41 @@ def test_a_killed_compile_goes_on_to_the_same_bytes(
     assert tried.errors[name] == done.errors[name]
 
 
+@pytest.mark.parametrize("family", ["llama, tied, biases", "gemma, tied"])
+def test_blocks_learn_beside_folded_factors(
+    family: str, measured: Any, words: Path, tmp_path: Path, outcomes: list[Any]
+) -> None:
+    """A fine grid leaves nothing to learn: blocks follow those of the folded original."""
+    model, stats = measured(family)
+    grid = {"kind": "affine", "code_bits": 8, "block": 8}
+    fine = {"scales": grid, "quantizer": {"kind": "uniform", "bits": 8}}
+    fit = {"kind": "block", "epochs": 2, "samples": 8, "window": 16, "lr": 1e-2}
+
+    def learned(output: str, learn: list[str], later: Any = CODED, stop: str = "") -> Path:
+        def heard(event: Any) -> None:
+            if isinstance(event, TaskDone) and event.name == stop:
+                raise Killed
+
+        given = {**recipe(later, alpha="1/2"), "fit": {**fit, "learn": learn}}
+        compiled(given, model, stats, tmp_path / output, text=words, on_event=heard)
+        return tmp_path / output
+
+    learned("fine", ["clip"], fine)
+    whole = learned("whole", ["clip"])
+    assert len(outcomes) == 4
+    assert all(one.before < other.before / 100 for one in outcomes[:2] for other in outcomes[2:])
+    assert all(one.after < one.before for one in outcomes[2:])
+    with pytest.raises(Killed):
+        learned("again", ["clip"], stop="block 0")
+    assert learned("again", ["clip"]).read_bytes() == whole.read_bytes()
+    compiled(recipe(alpha="1/2"), model, stats, tmp_path / "plain")
+    digests = []
+    for path in (tmp_path / "plain", learned("held", [])):
+        with reallm.open(path) as opened:
+            digests.append({one.name: one.sha256 for one in opened.manifest.sections})
+    assert digests[0] == digests[1]
+
+
 def test_a_cache_tells_other_factors_apart(measured: Any, words: Path, tmp_path: Path) -> None:
     """The plans and weights of both runs are the same, and need no statistics by themselves."""
     model, stats = measured("qwen2, tied")
@@ -302,8 +337,8 @@ def test_what_it_needs_is_said(tiny_llama: Path, measured: Any, tmp_path: Path) 
     bare = {key: value for key, value in recipe().items() if key != "statistics"}
     with pytest.raises(RecipeError, match="needs measured statistics"):
         reallm.plan(bare, model=tiny_llama)
-    fit = {"kind": "block", "learn": ["clip"]}
-    with pytest.raises(RecipeError, match="blocks do not learn where factors are folded"):
+    fit = {"kind": "block", "learn": ["clip", "norms"]}
+    with pytest.raises(RecipeError, match="`norms` do not learn where the factors"):
         reallm.plan({**recipe(), "fit": fit}, model=tiny_llama)
     with pytest.raises(SourceError, match="cannot divide inputs where they are made") as caught:
         reallm.plan(recipe(), model={"model_type": "olmo2", **OLMO})

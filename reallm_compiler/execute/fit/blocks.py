@@ -34,11 +34,12 @@ class Blocks:
     """The model whose blocks learn.
 
     Args:
-        inventory: of the checkpoint, or of the prepared model.
+        inventory: of the checkpoint, or of the prepared model, its factors folded.
         blocks: those whose matrices are coded together.
         ids: int64 [n, t], the text.
         batch: sequences that run at once.
         device: where it runs.
+        factors: those that are folded, by name.
 
     Attributes:
         device: where it runs.
@@ -57,10 +58,11 @@ class Blocks:
         ids: Tensor,
         batch: int,
         device: torch.device,
+        factors: Callable[[str], Tensor] | None = None,
     ) -> None:
         names = {matrix.name for block in blocks for matrix in block.matrices}
         facts = [fact for fact in inventory.matrices() if fact.name in names]
-        self._model = StreamedModel(inventory, facts, device, error=CompileError)
+        self._model = StreamedModel(inventory, facts, device, factors, error=CompileError)
         self._ids, self._batch, self.device = ids, batch, device
         self._targets: Tensor | None = None
         for block in blocks:

@@ -60,10 +60,11 @@ class BlockCoder:
 
     Args:
         plan: of the compile.
-        inventory: of the checkpoint, or of the prepared model.
+        inventory: of the checkpoint, or of the prepared model, its factors folded.
         ids: int64 [n, t], the text.
         device: where the numerical work runs.
         read: a section that was stored, by its name.
+        factors: those that are folded, by name.
 
     Raises:
         CompileError: the blocks of this model cannot be run one by one, or memory does not do.
@@ -76,6 +77,7 @@ class BlockCoder:
         ids: Tensor,
         device: torch.device,
         read: Callable[[str, SectionSpec], Tensor],
+        factors: Callable[[str], Tensor] | None = None,
     ) -> None:
         fit = fit_of(plan)
         assert fit is not None  # else there are no such blocks
@@ -83,7 +85,7 @@ class BlockCoder:
         self._all = fit_blocks(plan)
         self._seed = plan.seed
         self._read = read
-        self._blocks = Blocks(inventory, self._all, ids, fit.batch, device)
+        self._blocks = Blocks(inventory, self._all, ids, fit.batch, device, factors)
 
     def code(
         self,
