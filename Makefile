@@ -7,6 +7,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 PYTEST_ARGS ?= -n 2
 
+# Tests start many processes: what Python compiles is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The tests of what everything else stands on: under a minute on two cores, by measured times.
 QUICK := tests/test_layers.py tests/test_distribution.py tests/formats tests/recipe tests/storage \
   tests/planning tests/checkpoint tests/runs tests/publish tests/reader tests/codecs \
@@ -73,7 +76,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/.dev
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

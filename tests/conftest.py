@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Tests run side by side, and threads of torch that wait for each other keep the processors busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # How fast examples are drawn says something about the machine, and nothing about the code. A check
 # draws the same examples on every machine; `make properties` draws new ones.
 ANY_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -22,14 +22,6 @@ from reallm_compiler.storage.matrix import layout_of
 RAGGED = [(1, 1), (1, 7), (5, 4), (33, 100), (172, 64)]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def gaussian() -> Callable[..., Tensor]:
     """gaussian(p, q, seed=0): a matrix of standard normal weights."""
