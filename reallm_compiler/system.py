@@ -105,6 +105,13 @@ def _virtual_bytes() -> int:
 
 def peak_memory() -> int | None:
     """Peak memory of this process in bytes; None where the system does not report it."""
+    try:
+        # Linux's own count begins with the program; that of `resource` begins with the process that
+        # started it, and so is never below what that one held.
+        lines = (PROC / "self" / "status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    except (OSError, ValueError, StopIteration):
+        pass
     if resource is None:
         return None
     # Linux counts in KiB, macOS in bytes.

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -34,7 +33,15 @@ from reallm_compiler.recipe import list_shipped, load_recipe
 from studies.pages import keep_row, write_part
 from studies.results import MOST_TRAINING, Study, Subject, needs_statistics, needs_text, read_rows
 
-COMMAND = [sys.executable, "-c", "from reallm_cli.main import run; run()"]
+PROGRAM = """
+import atexit, pathlib, sys
+from reallm_cli.main import run
+from reallm_compiler.system import peak_memory
+kept = pathlib.Path(sys.argv.pop(1))
+atexit.register(lambda: kept.write_text(str(peak_memory())))
+run()
+"""
+"""The command line, which leaves its peak memory in a file."""
 BITS = (2, 3, 4)
 NUMBERS = 16
 """What stands for the bits of a code where weights are kept as numbers."""
@@ -208,13 +215,13 @@ class Measuring:
             folder.mkdir(parents=True, exist_ok=True)
             recipe, path = folder / "recipe.yaml", folder / "out.reallm"
             recipe.write_text(json.dumps(document), encoding="utf-8")
-            command = [*COMMAND, "compile", str(recipe), "--model"]
+            command = ["compile", str(recipe), "--model"]
             command += [str(subject.folder), "-o", str(path), "--device", "cpu", "--workers", "1"]
             if statistics:
                 command += ["--stats", str(subject.statistics)]
             if needs_text(document):
                 command += ["--text", str(subject.calibration)]
-            seconds, peak = _spent(command, folder / "spent.json")
+            seconds, peak = _spent(command, folder)
             if path.stat().st_size != planned:
                 raise SystemExit(f"{document}: {path.stat().st_size} bytes, {planned} planned")
             model, _ = load_for_evaluation(path)
@@ -234,17 +241,19 @@ class Measuring:
         return nullcontext(str(work / f"{self.study.name}-{document['extends']}-{planned}"))
 
 
-def _spent(command: list[str], kept: Path) -> tuple[float, int]:
+def _spent(command: list[str], folder: Path) -> tuple[float, int]:
     """Wall seconds and peak memory in bytes of a compile, with those of runs that were cut off."""
+    kept, own = folder / "spent.json", folder / "peak"
     seconds, peak = json.loads(kept.read_text()) if kept.exists() else (0.0, 0)
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    whole = [sys.executable, "-c", PROGRAM, str(own), *command]
+    process = subprocess.Popen(whole, stdout=subprocess.DEVNULL)
     try:
-        _, status, usage = os.wait4(process.pid, 0)
+        status = process.wait()
     except KeyboardInterrupt:  # it is interrupted too, and ends by itself
-        _, status, usage = os.wait4(process.pid, 0)
+        status = process.wait()
     seconds += time.perf_counter() - began
-    peak = max(peak, usage.ru_maxrss * 1024)
+    peak = max(peak, int(own.read_text()))
     kept.write_text(json.dumps([seconds, peak]))
     if status:
         raise SystemExit(f"{' '.join(command)} ended with status {status}")

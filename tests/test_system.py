@@ -60,6 +60,21 @@ def test_a_compile_without_what_linux_alone_has(
     assert system.cores() == os.cpu_count()
 
 
+def test_peak_memory_is_that_of_the_program_alone() -> None:
+    held = bytearray(os.urandom(1 << 20)) * 200
+    script = "from reallm_compiler.system import peak_memory; print(peak_memory())"
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )
+    own = system.peak_memory()
+    assert own is not None
+    assert 0 < int(found.stdout) < len(held) <= own
+
+
 def test_flags_that_are_not_there() -> None:
     script = (
         "import os; del os.O_CLOEXEC, os.O_NONBLOCK\n"
