@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from safetensors import safe_open
 
 import reallm_compiler as reallm
 from reallm_compiler.codecs import encode_matrix, statistics_file
+from reallm_compiler.codecs.feedback_scales import relative_scales
 from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.errors import (
     CalibrateError,
@@ -67,6 +70,37 @@ def test_workers_read_the_file_themselves(
         reallm.compile(needing, model=tiny_llama, **options)
         made.append(out.read_bytes())
     assert made[0] == made[1]
+
+
+def test_a_compile_that_is_killed_inside_matrices_ends_with_the_same_bytes(
+    tiny_llama: Path,
+    measured: Path,
+    needing: Needing,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, out = tmp_path / "whole.reallm", tmp_path / "out.reallm"
+    given: Any = {"model": tiny_llama, "statistics": measured, "workers": 1, "progress": False}
+    reallm.compile(needing, output=whole, **given)
+    for blocks in (2, 11, 17):
+        child = os.fork()
+        if not child:
+            left = iter(range(blocks))
+
+            def strike(*args: Any, left: Iterator[int] = left) -> Any:
+                if next(left, None) is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return relative_scales(*args)
+
+            monkeypatch.setattr("reallm_compiler.codecs.feedback.relative_scales", strike)
+            try:
+                reallm.compile(needing, output=out, **given)
+            finally:
+                os._exit(0)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        assert not out.exists()
+    reallm.compile(needing, output=out, resume="required", **given)
+    assert out.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["gptq-3bit-act-order", "awq-3bit", "spqr"])
