@@ -7,6 +7,7 @@ be. No sum is reordered, so results are the same on all processors.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from reallm_compiler.kernels.form import LANES
 from reallm_compiler.kernels.llvm_text import Text, constants, number
@@ -95,11 +96,30 @@ def narrowed(text: Text, dtype: str, value: str, *, exact: bool = False) -> tupl
 
 def sum_lanes(text: Text, value: str, count: int = LANES) -> str:
     """The sum of the lanes: halves are added to each other until one is left."""
+
+    def add(kind: str, low: str, high: str) -> str:
+        return text.let(f"fadd {kind} {low}, {high}")
+
+    return _folded(text, value, count, add)
+
+
+def most_lane(text: Text, value: str) -> str:
+    """The largest of 16 lanes, none of which is NaN."""
+
+    def larger(kind: str, low: str, high: str) -> str:
+        more = text.let(f"fcmp ogt {kind} {low}, {high}")
+        bits = kind.replace("float", "i1")
+        return text.let(f"select {bits} {more}, {kind} {low}, {kind} {high}")
+
+    return _folded(text, value, LANES, larger)
+
+
+def _folded(text: Text, value: str, count: int, both: Callable[[str, str, str], str]) -> str:
     while count > 1:
         half = count // 2
         low = text.shuffle("float", count, value, list(range(half)))
         high = text.shuffle("float", count, value, list(range(half, count)))
-        value = text.let(f"fadd <{half} x float> {low}, {high}")
+        value = both(f"<{half} x float>", low, high)
         count = half
     return text.let(f"extractelement <1 x float> {value}, i64 0")
 

@@ -52,7 +52,8 @@ def write_panel(text: Text, form: Form, steps: Steps, inputs: Inputs) -> None:
             row = text.let(f"sub i64 {line.index}, %first")
             row = text.let(f"mul i64 {row}, {form.line_rows}")
             start = text.let(f"mul i64 {row}, {stride}")
-            with text.loop(0, lines.periods) as period:
+            with text.loop(0, lines.periods, carried=steps.carried()) as period:
+                period.next = steps.turn(period.values)
                 _period(text, form, steps, blocks, period.index, start, dtype)
 
 

@@ -18,6 +18,7 @@ from reallm_compiler.kernels.llvm_text_numbers import (
     I16,
     hadamard,
     load_numbers,
+    most_lane,
     same,
     store_numbers,
 )
@@ -108,7 +109,7 @@ def _integers(text: Text, inputs: Inputs, token: str) -> None:
         # What is not finite has no zero of its own.
         nothing = text.let(f"fmul {F16} {value}, zeroinitializer")
         turn.next = [most, text.let(f"fadd {F16} {turn.values[1]}, {nothing}")]
-    most = text.call("float", "llvm.vector.reduce.fmax.v16f32", f"{F16} {turn.values[0]}")
+    most = most_lane(text, turn.values[0])
     spoilt = text.let(f"fcmp uno {F16} {turn.values[1]}, zeroinitializer")
     spoilt = text.call("i1", "llvm.vector.reduce.or.v16i1", f"<16 x i1> {spoilt}")
     some = text.let(f"fcmp ogt float {most}, 0.0")
@@ -122,15 +123,22 @@ def _integers(text: Text, inputs: Inputs, token: str) -> None:
         value = load_numbers(text, "f32", values, index)
         return text.let(f"fmul {F16} {value}, {factors}")
 
+    def inside(value: str) -> str:
+        # All integers are; what is not finite must become one, whichever, and its scale spoils it.
+        value = text.call(F16, "llvm.rint.v16f32", f"{F16} {value}")
+        for compared, end in (("ogt", -LARGEST), ("olt", LARGEST)):
+            within = text.let(f"fcmp {compared} {F16} {value}, {same(end)}")
+            value = text.let(f"select <16 x i1> {within}, {F16} {value}, {F16} {same(end)}")
+        return value
+
     def rounded(index: str) -> str:
-        return text.call(F16, "llvm.rint.v16f32", f"{F16} {scaled(index)}")
+        return inside(scaled(index))
 
     def left(index: str) -> str:
         value = scaled(index)
         whole = text.call(F16, "llvm.rint.v16f32", f"{F16} {value}")
         rest = text.let(f"fsub {F16} {value}, {whole}")
-        rest = text.let(f"fmul {F16} {rest}, {same(2 * LARGEST)}")
-        return text.call(F16, "llvm.rint.v16f32", f"{F16} {rest}")
+        return inside(text.let(f"fmul {F16} {rest}, {same(2 * LARGEST)}"))
 
     if not inputs.exact:
         _write_integers(text, inputs, token, scale, rounded)
@@ -159,7 +167,7 @@ def _write_integers(
     high, low = text.pointer("high"), text.pointer("low")
 
     def whole(value: str) -> str:
-        return text.call(I16, "llvm.fptosi.sat.v16i32.v16f32", f"{F16} {value}")
+        return text.let(f"fptosi {F16} {value} to {I16}")
 
     with text.loop(0, stride, LANES, carried=[(I16, "zeroinitializer")]) as turn:
         value = rounded(turn.index)

@@ -31,6 +31,12 @@ class Steps(Protocol):
     def line(self, base: str) -> None:
         """A line of codes begins at `base`."""
 
+    def carried(self) -> list[tuple[str, str]]:
+        """(type, value at its start) of what a line's periods hand on."""
+
+    def turn(self, values: Sequence[str]) -> list[str]:
+        """A period begins with these; those of the next."""
+
     def token(self, token: str) -> None:
         """The activations of a token, an index of 64 bits, will be asked for."""
 
@@ -118,17 +124,18 @@ def _stretch(
     text: Text, form: Form, target: Steps, names: list[str], first: str, last: str
 ) -> list[list[str]]:
     """The exact sums of some periods."""
-    kinds = target.sums()
-    with text.loop(first, last, carried=kinds * len(names)) as period:
-        sums = grouped(period.values, len(kinds))
+    kinds, own = target.sums(), target.carried()
+    with text.loop(first, last, carried=[*own, *kinds * len(names)]) as period:
+        following = target.turn(period.values[: len(own)])
+        sums = grouped(period.values[len(own) :], len(kinds))
         start = text.let(f"mul i64 {period.index}, {form.period}")
         for step in range(form.period // STEP):
             entries = target.entries(period.index, step)
             column = text.let(f"add i64 {start}, {STEP * step}")
             pairs = zip(names, sums, strict=True)
-            sums = [target.add(own, entries, name, column) for name, own in pairs]
-        period.next = [one for own in sums for one in own]
-    return [target.totals(own) for own in grouped(period.values, len(kinds))]
+            sums = [target.add(some, entries, name, column) for name, some in pairs]
+        period.next = [*following, *(one for some in sums for one in some)]
+    return [target.totals(some) for some in grouped(period.values[len(own) :], len(kinds))]
 
 
 def grouped(values: Sequence[str], size: int) -> list[list[str]]:

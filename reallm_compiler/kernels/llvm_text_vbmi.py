@@ -2,9 +2,9 @@
 
 A step loads the bytes of 64 codes, moves to each code's eight bytes those that its window lies in
 (vpermb), takes the low 8 bits of all windows at once (vpmultishiftqb), and looks them up in tables
-that stay in registers, 128 entries a time (vpermi2b). Weights are bytes without sign, which is how
-vpdpbusd takes them: entries have `BIAS` added, and the sums it times the sum of the activations
-too much.
+that stay in registers, 128 entries a time (vpermi2b). Loads have no masks, which cost as much as a
+look-up does. Weights are bytes without sign, which is how vpdpbusd takes them: entries have `BIAS`
+added, and the sums it times the sum of the activations too much.
 """
 
 from __future__ import annotations
@@ -24,15 +24,26 @@ FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni")
 
 BIAS = 128
 
-AHEAD = 4096
-"""Bytes from a step to those that are asked of memory meanwhile: a page on, which the processor
-does not guess."""
+AHEAD = 2048
+"""Bytes from a step to those that are asked of memory meanwhile."""
+
+PAGE = 4096
+
+PAGES_AHEAD = 2 * PAGE
+"""Bytes from a line to the pages that are asked for: to find a page takes longer than its bytes."""
+
+WIDTHS = (16, 32, STEP)
+"""Bytes of a load."""
+
+FRONT = 8
+"""Bytes before a line that windows may begin in."""
 
 MOST_REGISTERS = 20
 """Tables that fill more registers lie in memory, where `llvm_text_wide` looks them up."""
 
 V64 = "<64 x i8>"
 V16 = "<16 x i32>"
+M64 = "<64 x i1>"
 
 
 def fits(form: Form) -> bool:
@@ -71,7 +82,7 @@ class Window:
 
     Attributes:
         first: the first byte that is loaded, from the start of the period.
-        span: bytes that are loaded, at most 64.
+        width: bytes that are loaded: 16, 32 or 64.
         bytes: for each byte of the result the loaded byte.
         shifts: the first bit of each code's window in its eight bytes.
     """
@@ -81,13 +92,14 @@ class Window:
         starts = [form.bits(STEP * step + code + 1) - codes.window for code in range(STEP)]
         homes = [min(start // 8 for start in starts[code : code + 8]) for code in range(0, 64, 8)]
         self.first = min(homes)
-        self.span = max((start + codes.window - 1) // 8 for start in starts) - self.first + 1
-        self.bytes = [
-            min(home - self.first + byte, STEP - 1) for home in homes for byte in range(8)
-        ]
+        span = max((start + codes.window - 1) // 8 for start in starts) - self.first + 1
         self.shifts = [start - 8 * homes[code // 8] for code, start in enumerate(starts)]
-        if self.span > STEP or max(self.shifts) + codes.window > 64:
+        if span > STEP or max(self.shifts) + codes.window > 64:
             raise ValueError("the windows of a step do not fit into registers")
+        self.width = next(width for width in WIDTHS if span <= width)
+        self.bytes = [
+            min(home - self.first + byte, self.width - 1) for home in homes for byte in range(8)
+        ]
         self.whole = codes.window == 8 and codes.widths == (8,)
 
 
@@ -111,29 +123,31 @@ class Registers:
         self._windows = [Window(form, step) for step in range(form.period // STEP)]
         self._period_bytes = form.bits(form.period) // 8
         self._tables: list[list[str]] = []  # [plane x dim][register]
-        self._rest: list[str] = []  # masks of the last period, by step
-        self._base = self._last = ""
+        self._fronts = [step for step, window in enumerate(self._windows) if window.first < 0]
+        self._masks: list[str] = []  # of moved bytes, for steps that begin before a line
+        self._base = self._edge = self._least = self._most = self._all = ""
 
     def begin(self) -> None:
-        """Loads the tables, and finds which bytes the last period of a line has."""
+        """Loads the tables; memory for lines that steps would read beyond the codes from."""
         text = self._text
         self._high, self._low = text.pointer("high"), text.pointer("low")
         self._stride, self._stream = text.slot("plane_stride"), text.slot("line_codes")
         self._load_tables()
-        if self._form.whole:
-            return
-        periods, line = text.slot("periods"), text.slot("line_bytes")
-        self._last = text.let(f"sub i64 {periods}, 1")
-        done = text.let(f"mul i64 {self._last}, {self._period_bytes}")
-        left = text.let(f"sub i64 {line}, {done}")
-        for window in self._windows:
-            count = text.let(f"sub i64 {left}, {window.first}")
-            count = text.call("i64", "llvm.smax.i64", f"i64 {count}", "i64 0")
-            some = text.let(f"icmp ult i64 {count}, 64")
-            short = text.let(f"and i64 {count}, 63")
-            ones = text.let(f"shl i64 1, {short}")
-            ones = text.let(f"sub i64 {ones}, 1")
-            self._rest.append(text.let(f"select i1 {some}, i64 {ones}, i64 -1"))
+        codes, line = text.pointer("codes"), text.slot("line_bytes")
+        every = text.let(f"mul i64 {text.slot('lines')}, {line}")
+        reach = text.let(f"mul i64 {text.slot('periods')}, {self._period_bytes}")
+        reach = text.call("i64", "llvm.smax.i64", f"i64 {reach}", f"i64 {line}")
+        reach = text.let(f"add i64 {reach}, {STEP}")
+        size = text.let(f"add i64 {reach}, {FRONT}")
+        memory = text.let(f"alloca i8, i64 {size}, align 64")
+        text.call("void", "llvm.memset.p0.i64", f"ptr {memory}", "i8 0", f"i64 {size}", "i1 false")
+        self._edge = text.at(memory, FRONT)
+        # No constant, which would be made anew in each turn.
+        ones = text.let(f"sub i64 {text.slot('line_bytes')}, {line}")
+        ones = text.let(f"xor i64 {ones}, -1")
+        self._all = text.let(f"bitcast i64 {ones} to {M64}")
+        self._least = text.at(codes, FRONT)
+        self._most = text.at(text.at(codes, every), text.let(f"sub i64 0, {reach}"))
 
     def _load_tables(self) -> None:
         text, codes = self._text, self._form.codes
@@ -147,8 +161,34 @@ class Registers:
             )
 
     def line(self, base: str) -> None:
-        """A line of codes begins at `base`."""
-        self._base = base
+        """A line of codes begins at `base`; the first and the last ones are copied to memory that
+        steps may read beyond the ends of.
+        """
+        text = self._text
+        size = text.slot("line_bytes")
+        with text.loop(PAGES_AHEAD, text.let(f"add i64 {size}, {PAGES_AHEAD}"), PAGE) as page:
+            self._ask(text.at(base, page.index))
+        early = text.let(f"icmp ult ptr {base}, {self._least}")
+        late = text.let(f"icmp ugt ptr {base}, {self._most}")
+        edge = text.let(f"or i1 {early}, {late}")
+        with text.when(edge):
+            arguments = (f"ptr {self._edge}", f"ptr {base}", f"i64 {size}", "i1 false")
+            text.call("void", "llvm.memcpy.p0.p0.i64", *arguments)
+        self._base = text.let(f"select i1 {edge}, ptr {self._edge}, ptr {base}")
+
+    def carried(self) -> list[tuple[str, str]]:
+        """For steps that begin before a line the mask of bytes that lie in it."""
+        found = []
+        for step in self._fronts:
+            window = self._windows[step]
+            inside = [int(byte >= -window.first) for byte in window.bytes]
+            found.append((M64, constants("i1", inside)))
+        return found
+
+    def turn(self, values: Sequence[str]) -> list[str]:
+        """After the first period all bytes do."""
+        self._masks = list(values)
+        return [self._all] * len(values)
 
     def entries(self, period: str, step: int) -> list[list[str]]:
         """<64 x i8>, biased, for each dimension and plane."""
@@ -173,7 +213,10 @@ class Registers:
         raw = self._loaded(period, step)
         if window.whole:
             return [raw]
-        moved = text.shuffle("i8", 64, raw, window.bytes)
+        moved = text.shuffle("i8", window.width, raw, window.bytes)
+        if step in self._fronts:
+            mask = self._masks[self._fronts.index(step)]
+            moved = text.let(f"select {M64} {mask}, {V64} {moved}, {V64} zeroinitializer")
         parts = [window.shifts]
         if self._form.codes.window > 8:
             parts.append([shift + 8 for shift in window.shifts])
@@ -188,36 +231,16 @@ class Registers:
         ]
 
     def _loaded(self, period: str, step: int) -> str:
-        """The bytes of a step; zeros for those before the line and behind it."""
+        """<width x i8>: the bytes of a step, and what lies before the line and behind it."""
         text, window = self._text, self._windows[step]
         start = text.let(f"mul i64 {period}, {self._period_bytes}")
         place = text.at(self._base, text.let(f"add i64 {start}, {window.first}"))
-        ahead = text.at(place, AHEAD)
-        text.call("void", "llvm.prefetch.p0", f"ptr {ahead}", "i32 0", "i32 3", "i32 1")
-        if self._form.whole and window.first >= 0 and window.span in (16, 32, 64):
-            some = text.load(f"<{window.span} x i8>", place)
-            lanes = [min(lane, window.span - 1) for lane in range(STEP)]
-            return some if window.span == STEP else text.shuffle("i8", window.span, some, lanes)
-        wanted = (1 << window.span) - 1
-        mask = str(wanted - (1 << 64) if wanted >> 63 else wanted)
-        if not self._form.whole:
-            is_last = text.let(f"icmp eq i64 {period}, {self._last}")
-            rest = text.let(f"select i1 {is_last}, i64 {self._rest[step]}, i64 -1")
-            mask = text.let(f"and i64 {rest}, {mask}")
-        if window.first < 0:
-            inside = -1 << -window.first
-            is_first = text.let(f"icmp eq i64 {period}, 0")
-            front = text.let(f"select i1 {is_first}, i64 {inside}, i64 -1")
-            mask = text.let(f"and i64 {front}, {mask}")
-        bits = text.let(f"bitcast i64 {mask} to <64 x i1>")
-        return text.call(
-            V64,
-            "llvm.masked.load.v64i8.p0",
-            f"ptr {place}",
-            "i32 1",
-            f"<64 x i1> {bits}",
-            f"{V64} zeroinitializer",
-        )
+        self._ask(text.at(place, AHEAD))
+        return text.load(f"<{window.width} x i8>", place)
+
+    def _ask(self, place: str) -> None:
+        """Memory to bring bytes into the first cache; into the second one alone takes longer."""
+        self._text.call("void", "llvm.prefetch.p0", f"ptr {place}", "i32 0", "i32 3", "i32 1")
 
     def _bit(self, value: list[str], bit: int) -> str:
         """<64 x i1>: a bit of each window."""
@@ -232,22 +255,30 @@ class Registers:
             return text.call(
                 V64, "llvm.x86.avx512.permvar.qi.512", f"{V64} {table[0]}", f"{V64} {low}"
             )
-        found = [
-            text.call(
-                V64,
-                "llvm.x86.avx512.vpermi2var.qi.512",
-                f"{V64} {table[n]}",
-                f"{V64} {low}",
-                f"{V64} {table[n + 1]}",
-            )
-            for n in range(0, len(table), 2)
-        ]
+        if len(masks) == 1:
+            # Each half overwrites the indices that are its own: look-ups, and nothing to select.
+            other = text.let(f"xor {M64} {masks[0]}, {constants('i1', [1] * STEP)}")
+            for mask, first in ((other, 0), (masks[0], 2)):
+                found = self._looked(table, first, low)
+                low = text.let(f"select {M64} {mask}, {V64} {found}, {V64} {low}")
+            return low
+        every = [self._looked(table, first, low) for first in range(0, len(table), 2)]
         for mask in masks:
-            found = [
-                text.let(f"select <64 x i1> {mask}, {V64} {found[n + 1]}, {V64} {found[n]}")
-                for n in range(0, len(found), 2)
+            every = [
+                text.let(f"select {M64} {mask}, {V64} {every[n + 1]}, {V64} {every[n]}")
+                for n in range(0, len(every), 2)
             ]
-        return found[0]
+        return every[0]
+
+    def _looked(self, table: list[str], first: int, index: str) -> str:
+        """Entries of two registers."""
+        return self._text.call(
+            V64,
+            "llvm.x86.avx512.vpermi2var.qi.512",
+            f"{V64} {table[first]}",
+            f"{V64} {index}",
+            f"{V64} {table[first + 1]}",
+        )
 
     # ---- sums
 

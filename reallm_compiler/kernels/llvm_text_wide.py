@@ -117,6 +117,14 @@ class Wide:
             "i1 false",
         )
 
+    def carried(self) -> list[tuple[str, str]]:
+        """Nothing."""
+        return []
+
+    def turn(self, values: Sequence[str]) -> list[str]:
+        """Nothing."""
+        return list(values)
+
     def token(self, token: str) -> None:
         """Where the integers of a token lie."""
         start = self.text.let(f"mul i64 {token}, {self._stride}")

@@ -56,23 +56,14 @@ class Words(Registers):
     def entries(self, period: str, step: int) -> list[list[str]]:
         """Two halves <32 x i16>."""
         text, bits = self._text, self._form.codes.window
-        raw, found = self._loaded(period, step), []
+        raw, width, found = self._loaded(period, step), self._windows[step].width, []
         for half in range(0, STEP, ENTRIES):
-            homes = [bits * code // 8 for code in range(half, half + ENTRIES, 4)]
-            own = [min(home + byte, STEP - 1) for home in homes for byte in range(8)]
-            moved = text.shuffle("i8", STEP, raw, own)
-            shifts = [
-                bits * (half + code) - 8 * homes[code // 4] + 8 * byte
-                for code in range(ENTRIES)
-                for byte in range(2)
-            ]
-            index = text.call(
-                V64,
-                "llvm.x86.avx512.pmultishift.qb.512",
-                f"{V64} {constants('i8', shifts)}",
-                f"{V64} {moved}",
-            )
-            index = text.let(f"bitcast {V64} {index} to {V32}")
+            starts = [bits * code for code in range(half, half + ENTRIES)]
+            own = [min(start // 8 + byte, width - 1) for start in starts for byte in range(2)]
+            moved = text.shuffle("i8", width, raw, own)
+            moved = text.let(f"bitcast {V64} {moved} to {V32}")
+            shifts = constants("i16", [start % 8 for start in starts])
+            index = text.let(f"lshr {V32} {moved}, {shifts}")
             found.append(
                 text.call(
                     V32,
