@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -175,39 +176,43 @@ class Rows(Looked):
     def __init__(self, text: Text, form: Form, machine: Machine) -> None:
         super().__init__(text, form, machine)
         self.most_steps = 16  # of 16 vectors each: 16 x 16 x (2 x 127 x 32384) < 2^31
+        self._pairs = cache(self._pairs_at)
 
     def sums(self) -> list[tuple[str, str]]:
         """Two vectors, in which each row has its lanes."""
         return [("<4 x i32>", "zeroinitializer")] * 2
 
     def entries(self, period: str, step: int) -> list[list[str]]:
-        """<8 x i16>: for each pair of columns the pairs of all rows, one after the other."""
-        text, codes = self.text, self.form.codes
+        """Names of vectors, which `_pairs` writes when they are first asked for: there are more of
+        them than registers.
+        """
         self.at_period(period)
-        found = []
-        kind = f"<{codes.dim} x i16>"
-        for first in range(STEP * step, STEP * (step + 1), self._columns):
-            parts = []
-            for code in range(first, first + self._columns):
-                bits = codes.window
-                index = self.window(self.form.bits(code + 1) - bits, bits)
-                parts.append(text.load(kind, self.table, index, kind))
-            while len(parts) > 2:  # pairs of columns beside pairs
-                size = codes.dim
-                parts = [
-                    text.shuffle("i16", size, a, list(range(2 * size)), b)
-                    for a, b in ((parts[0], parts[2]), (parts[1], parts[3]))
-                ]
-            order = [lane for n in range(4) for lane in (n, n + 4)]
-            found.append(text.shuffle("i16", 4, parts[0], order, parts[1]))
-        return [found]
+        self._pairs = cache(self._pairs_at)
+        return [[str(code) for code in range(STEP * step, STEP * (step + 1), self._columns)]]
+
+    def _pairs_at(self, name: str) -> str:
+        """<8 x i16>: for a pair of columns the pairs of all rows, one after the other."""
+        text, codes, first = self.text, self.form.codes, int(name)
+        kind, parts = f"<{codes.dim} x i16>", []
+        for code in range(first, first + self._columns):
+            index = self.window(self.form.bits(code + 1) - codes.window, codes.window)
+            parts.append(text.load(kind, self.table, index, kind))
+        while len(parts) > 2:  # pairs of columns beside pairs
+            size = codes.dim
+            parts = [
+                text.shuffle("i16", size, a, list(range(2 * size)), b)
+                for a, b in ((parts[0], parts[2]), (parts[1], parts[3]))
+            ]
+        order = [lane for n in range(4) for lane in (n, n + 4)]
+        return text.shuffle("i16", 4, parts[0], order, parts[1])
 
     def add(
         self, sums: Sequence[str], entries: list[list[str]], token: str, column: str
     ) -> list[str]:
         """Each pair of activations meets the pairs of all rows."""
         text, found, columns = self.text, list(sums), self._columns
-        for number, vector in enumerate(entries[0]):
+        for number, name in enumerate(entries[0]):
+            vector = self._pairs(name)
             start = text.let(f"add i64 {column}, {columns * number}")
             kind = f"<{columns} x i16>"
             some = self.inputs(token, start, kind)
@@ -221,7 +226,8 @@ class Rows(Looked):
         text, dim, found = self.text, self.form.codes.dim, []
         for row in range(dim):
             pieces = []
-            for vectors in grouped(entries[0], LANES // self._columns):
+            for names in grouped(entries[0], LANES // self._columns):
+                vectors = [self._pairs(name) for name in names]
                 own = [lane for lane in range(8) if lane // 2 % dim == row]
                 parts, size = vectors, 8
                 lanes = [*own, *(8 + lane for lane in own)]

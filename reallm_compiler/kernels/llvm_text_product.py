@@ -14,6 +14,13 @@ from typing import Protocol
 from reallm_compiler.kernels.form import STEP, Form
 from reallm_compiler.kernels.llvm_text import Text
 
+CACHE_LINE = 64
+
+PAGE = 4096
+
+PAGES_AHEAD = 2 * PAGE
+"""Bytes from a line to the pages that are asked for: to find a page takes longer than its bytes."""
+
 
 class Steps(Protocol):
     """Writes the parts of a product that know the processor; `begin` and `line` come first.
@@ -141,6 +148,22 @@ def _stretch(
 def grouped(values: Sequence[str], size: int) -> list[list[str]]:
     """Values in groups of a size."""
     return [list(values[first : first + size]) for first in range(0, len(values), size)]
+
+
+def ask(text: Text, base: str, ahead: int, size: str | None = None, step: int = CACHE_LINE) -> None:
+    """Asks for memory some bytes ahead of an address, or at each step of a stretch from there on.
+
+    Into the first cache: to ask for bytes in the second one takes longer than to look them up.
+    """
+
+    def one(place: str) -> None:
+        text.call("void", "llvm.prefetch.p0", f"ptr {place}", "i32 0", "i32 3", "i32 1")
+
+    if size is None:
+        one(text.at(base, ahead))
+        return
+    with text.loop(ahead, text.let(f"add i64 {size}, {ahead}"), step) as turn:
+        one(text.at(base, turn.index))
 
 
 class Lines:

@@ -18,7 +18,7 @@ from reallm_compiler.codecs.windows import LOW, WindowValues
 from reallm_compiler.kernels.form import LANES, STEP, Form
 from reallm_compiler.kernels.llvm_text import Text, constants
 from reallm_compiler.kernels.llvm_text_numbers import F16, product_sum, same
-from reallm_compiler.kernels.llvm_text_product import grouped
+from reallm_compiler.kernels.llvm_text_product import PAGE, PAGES_AHEAD, ask, grouped
 
 FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni")
 
@@ -26,11 +26,6 @@ BIAS = 128
 
 AHEAD = 2048
 """Bytes from a step to those that are asked of memory meanwhile."""
-
-PAGE = 4096
-
-PAGES_AHEAD = 2 * PAGE
-"""Bytes from a line to the pages that are asked for: to find a page takes longer than its bytes."""
 
 WIDTHS = (16, 32, STEP)
 """Bytes of a load."""
@@ -166,8 +161,7 @@ class Registers:
         """
         text = self._text
         size = text.slot("line_bytes")
-        with text.loop(PAGES_AHEAD, text.let(f"add i64 {size}, {PAGES_AHEAD}"), PAGE) as page:
-            self._ask(text.at(base, page.index))
+        ask(text, base, PAGES_AHEAD, size, PAGE)
         early = text.let(f"icmp ult ptr {base}, {self._least}")
         late = text.let(f"icmp ugt ptr {base}, {self._most}")
         edge = text.let(f"or i1 {early}, {late}")
@@ -235,12 +229,8 @@ class Registers:
         text, window = self._text, self._windows[step]
         start = text.let(f"mul i64 {period}, {self._period_bytes}")
         place = text.at(self._base, text.let(f"add i64 {start}, {window.first}"))
-        self._ask(text.at(place, AHEAD))
+        ask(text, place, AHEAD)
         return text.load(f"<{window.width} x i8>", place)
-
-    def _ask(self, place: str) -> None:
-        """Memory to bring bytes into the first cache; into the second one alone takes longer."""
-        self._text.call("void", "llvm.prefetch.p0", f"ptr {place}", "i32 0", "i32 3", "i32 1")
 
     def _bit(self, value: list[str], bit: int) -> str:
         """<64 x i1>: a bit of each window."""

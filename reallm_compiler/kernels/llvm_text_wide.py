@@ -25,7 +25,7 @@ from reallm_compiler.codecs.windows import LOW
 from reallm_compiler.kernels.form import LANES, STEP, Form
 from reallm_compiler.kernels.llvm_text import Text
 from reallm_compiler.kernels.llvm_text_numbers import F16, product_sum, same
-from reallm_compiler.kernels.llvm_text_product import grouped
+from reallm_compiler.kernels.llvm_text_product import PAGE, PAGES_AHEAD, ask, grouped
 
 FRONT = 8
 """Zero bytes before a line."""
@@ -104,18 +104,15 @@ class Wide:
         self._line = text.at(memory, FRONT)
 
     def line(self, base: str) -> None:
-        """Copies a line, where steps read beyond its ends."""
+        """Copies a line where steps read beyond its ends, and then asks for the next one."""
+        text, size = self.text, self._line_bytes
+        ask(text, base, PAGES_AHEAD, size, PAGE)
         if self.direct:
             self._line = base
             return
-        self.text.call(
-            "void",
-            "llvm.memcpy.p0.p0.i64",
-            f"ptr {self._line}",
-            f"ptr {base}",
-            f"i64 {self._line_bytes}",
-            "i1 false",
-        )
+        ask(text, text.at(base, size), 0, size)
+        arguments = (f"ptr {self._line}", f"ptr {base}", f"i64 {size}", "i1 false")
+        text.call("void", "llvm.memcpy.p0.p0.i64", *arguments)
 
     def carried(self) -> list[tuple[str, str]]:
         """Nothing."""
