@@ -58,6 +58,9 @@ LEAST_SHARE = 0.01
 LAYERS = 56
 """Of the largest plan."""
 
+FORMS: dict[str, tuple[str, ...]] = {"table": (), "json": ("--json",)}
+"""Of a budget."""
+
 COMMAND = [sys.executable, "-c", "from reallm_cli.main import run; run()"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
 
@@ -66,7 +69,6 @@ LLAMA_70B = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_size": 8192,
     "intermediate_size": 28672,
-    "num_hidden_layers": 80,
     "num_attention_heads": 64,
     "num_key_value_heads": 8,
     "vocab_size": 32000,
@@ -248,7 +250,8 @@ def budgets(given: argparse.Namespace, folder: Path) -> bool:
         write_shard(folder / name / "model.safetensors", tensors, None)
         models.append((title, folder / name, 1.0))
     (folder / "layers" / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "70b.json").write_text(json.dumps(LLAMA_70B))
+    config = {**LLAMA_70B, "num_hidden_layers": given.layers}
+    (folder / "70b.json").write_text(json.dumps(config))
     models.append(("config of Llama-2-70B", folder / "70b.json", 10.0))
     start = timed_budget(None)[1]
     many = folder / "many.json"
@@ -260,7 +263,7 @@ def budgets(given: argparse.Namespace, folder: Path) -> bool:
     good = True
     for title, model, limit in models:
         recipe = str(rules) if title.endswith("rules") else "paper-2bit"
-        for form in ((), ("--json",)):
+        for form in (FORMS[name] for name in given.forms):
             seconds, used, modules = timed_budget(model, *form, recipe=recipe)
             fits = used < limit and ("torch" not in modules or model.name == "70b.json")
             print(
@@ -358,6 +361,8 @@ def main() -> int:
     parser.add_argument("--budget", action="store_true")
     parser.add_argument("--matrices", type=int, default=99_960, help="of the largest budget")
     parser.add_argument("--rules", type=int, default=1_400, help="of the largest budget")
+    parser.add_argument("--layers", type=int, default=80, help="of the budget of Llama-2-70B")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
     if given.profile:
