@@ -33,7 +33,9 @@ def table_of(params: TrellisQuantizer) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(sample_segments(params, (4096, 4096), 1), SEGMENT, generator=generator)
     ones = torch.ones_like(values)
-    return fit_table(params, Segments(values=values, scales=ones, shares=ones[:, 0]), generator)
+    widths = column_widths(params, SEGMENT)
+    part = Segments(widths=widths, values=values, scales=ones, shares=ones[:, 0])
+    return fit_table(params, [part], generator)
 
 
 def metric_of(columns: int) -> tuple[Tensor, Tensor]:

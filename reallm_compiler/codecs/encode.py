@@ -103,7 +103,7 @@ def encode_matrix(
 
 
 def fit_shared(
-    plan: MatrixPlan,
+    plan: MatrixPlan | Sequence[MatrixPlan],
     weights: Sequence[Tensor],
     *,
     seed: int,
@@ -112,7 +112,8 @@ def fit_shared(
     """Learns the sections that the matrices of a share group store once.
 
     Args:
-        plan: the plan of the group; its matrices differ in shape only.
+        plan: the plan of all its matrices, or that of each; they differ in nothing but what the
+            quantizer calls its own, and DoRA.
         weights: the group's matrices, each taken from the sequence once, in order.
         seed: of the group's generator.
         callback: called while a decoder is trained.
@@ -120,23 +121,25 @@ def fit_shared(
     Raises:
         CodecError: the plan shares nothing, or a weight is not a finite matrix.
     """
-    if plan.share is None or not len(weights):
+    plans = [plan] * len(weights) if isinstance(plan, MatrixPlan) else plan
+    if not plans or plans[0].share is None:
         raise CodecError("a share group needs a plan with `share` and at least one matrix")
     generator = torch.Generator().manual_seed(seed)
     # No frame in between holds a matrix while the codec has it, or while the next one is read.
-    members = map(partial(_member, plan, generator, seed, callback or NoCallback()), weights)
-    learn = partial(fit_tables, plan.quantizer)
-    sections: Sections = codec_of(plan.autoencoder).fit_group(
-        plan.autoencoder, members, len(weights), generator, learn
+    members = map(partial(_member, generator, seed, callback or NoCallback()), plans, weights)
+    autoencoder = plans[0].autoencoder
+    learn = partial(fit_tables, plans[0].quantizer)
+    sections: Sections = codec_of(autoencoder).fit_group(
+        autoencoder, members, len(plans), generator, learn
     )
     return sections
 
 
 def _member(
-    plan: MatrixPlan,
     generator: torch.Generator,
     seed: int,
     callback: TrainingCallback,
+    plan: MatrixPlan,
     weight: Tensor,
 ) -> tuple[Coding, Tensor]:
     """What the autoencoder of one matrix of a group is given."""

@@ -285,6 +285,7 @@ class _Codes(nn.Module):
             range=self._plan.scales.range,
             source_dtype=self._source_dtype,
             generator=torch.Generator(),
+            quantizer=self._plan.quantizer,
         )
         coder: ColumnCoder = codec_of(self._plan.quantizer).coder(self._plan.quantizer, latent, {})
         return coder

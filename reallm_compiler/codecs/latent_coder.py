@@ -201,6 +201,7 @@ class _Stages:
             range=self._given.plan.scales.range,
             source_dtype=self._given.source_dtype,
             generator=self._given.generator,
+            quantizer=self._given.plan.quantizer,
         )
 
     def _best_clip(self) -> Tensor:
@@ -254,7 +255,7 @@ def fit_tables(
 
     Args:
         params: the quantizer.
-        latents: coders of one plan, each with its latent, which is used up.
+        latents: coders of one group, each with its latent, which is used up.
         count: how many there are.
         generator: of the group.
     """

@@ -166,7 +166,7 @@ class MatrixCoder:
         weights = GroupWeights(lambda matrix: self.load(matrix).weight, tuple(members))
         with located(lambda: weights.current or f"share group {group}"):
             return fit_shared(
-                members[0].plan,
+                [member.plan for member in members],
                 weights,
                 seed=seed_for(self._seed, names.share_section(group, "")),
                 callback=callback,

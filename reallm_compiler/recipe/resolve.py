@@ -207,9 +207,10 @@ def _met_at(problem: Problem, name: str) -> Problem:
 def _divide(decisions: Collection[Decision]) -> None:
     """Divide share groups into what one codebook, table or decoder can serve.
 
-    What a group shares is learned from all of its matrices under one plan, so only matrices of
-    equal plans (DoRA apart, which is put on afterwards) stay together. The part to which the
-    first rules apply, or none, keeps the group's name; the others are numbered: `NAME.2`, ...
+    What a group shares is learned from all of its matrices, so only matrices of equal plans stay
+    together, apart from DoRA, which is put on afterwards, and from what the quantizer calls its
+    own: the rates of a trellis. The part to which the first rules apply, or none, keeps the
+    group's name; the others are numbered: `NAME.2`, ...
     """
     plans: dict[int, MatrixPlan] = {}  # one object stands for many matrices, and a hash costs much
     for decision in decisions:
@@ -230,8 +231,9 @@ def _divide(decisions: Collection[Decision]) -> None:
 
 
 def learned_part(plan: MatrixPlan) -> MatrixPlan:
-    """The part of a plan on which depends what its group learns."""
-    return plan.model_copy(update={"share": None, "dora": False})
+    """The part of a plan that all matrices of a group have, which share what is learned of them."""
+    quantizer = plan.quantizer.model_copy(update=dict.fromkeys(plan.quantizer.own))
+    return plan.model_copy(update={"share": None, "dora": False, "quantizer": quantizer})
 
 
 def _renamed(plan: MatrixPlan, parts: Mapping[str, Mapping[MatrixPlan, str]]) -> MatrixPlan:

@@ -192,6 +192,25 @@ def test_a_group_shares_its_tables(gaussian, plan_of):
         assert encoded.relative_error < 0.4
 
 
+def test_a_table_serves_several_rates(gaussian, plan_of):
+    """It is learned of all, each at its own rate: for both better than a table of the other alone."""
+    plans = [plan_of(scales=ROW, quantizer=quantizer(bits, 6), share="g") for bits in (1, 4)]
+    weights = [gaussian(64, 128), gaussian(64, 128, seed=1)]
+
+    def errors(plan, shared):
+        return sum(
+            encode_matrix(plan, one, seed=1, source_dtype="f32", shared=shared).relative_error
+            for one in weights
+        )
+
+    both = fit_shared(plans, weights, seed=3)
+    alone = [fit_shared(plan, weights, seed=3) for plan in plans]
+    for plan, own, other in zip(plans, alone, reversed(alone), strict=True):
+        assert errors(plan, own) < errors(plan, both) < errors(plan, other)
+    same = fit_shared([plans[0]] * 2, weights, seed=3)
+    assert torch.equal(same["codebook"], alone[0]["codebook"])
+
+
 def test_rows_can_be_read_anywhere(gaussian, plan_of):
     plan = plan_of(scales=ROW, quantizer=quantizer("9/4"))
     weight = gaussian(48, 30)
@@ -228,6 +247,7 @@ def test_a_block_of_columns_goes_on_where_the_last_one_ended(gaussian, plan_of):
         range="free",
         source_dtype="f32",
         generator=torch.Generator().manual_seed(1),
+        quantizer=params,
     )
     codec = codec_of(params)
     tables = codec.fit(params, latent)

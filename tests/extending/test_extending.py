@@ -137,6 +137,7 @@ def test_it_codes_a_block_of_columns_at_a_time() -> None:
         range="free",
         source_dtype="f32",
         generator=torch.Generator(),
+        quantizer=plan.quantizer,
     )
     codec = codec_of(plan.quantizer)
     tables = codec.fit(plan.quantizer, latent)

@@ -423,6 +423,17 @@ def test_a_group_divides_by_plan_and_its_first_part_keeps_the_name():
     assert shares(resolve(recipe, candidates)) == found
 
 
+def test_a_table_of_a_trellis_serves_every_rate():
+    rules = [
+        {"match": "*.k_proj", "set": {"quantizer": {"bits": "9/4"}}},
+        {"match": "*.q_proj", "set": {"quantizer": {"state_bits": 8}}},
+    ]
+    recipe = load_recipe({"reallm": 1, "extends": "reallm-3bit-data-free", "rules": rules})
+    found = shares(resolve(recipe, model()))
+    assert found["model.layers.1.self_attn.k_proj"] == "model"
+    assert found["model.layers.1.self_attn.q_proj"] == "model.2"
+
+
 @pytest.mark.parametrize("kind", ["uniform", "normal_float", "none"])
 def test_what_shares_nothing_leaves_its_group(kind):
     quantizer = {"kind": kind} if kind == "none" else {"kind": kind, "bits": 8}

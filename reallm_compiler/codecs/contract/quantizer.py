@@ -30,6 +30,7 @@ class Latent:
         range: where the scales put the values, and so where levels lie.
         source_dtype: type of the checkpoint's tensor, a name of the container.
         generator: the matrix's or the group's own source of random numbers, on the CPU.
+        quantizer: its parameters; in a share group they differ in `QuantizerStage.own` alone.
     """
 
     values: Tensor
@@ -37,6 +38,7 @@ class Latent:
     range: Range
     source_dtype: str
     generator: torch.Generator
+    quantizer: QuantizerStage
 
 
 Q = TypeVar("Q", bound=QuantizerStage)
@@ -63,7 +65,14 @@ class QuantizerCodec(Generic[Q]):
     def fit_group(
         self, params: Q, latents: Iterable[Latent], count: int, generator: torch.Generator
     ) -> Sections:
-        """Tables learned from `count` latents, each used up; empty if the kind learns none."""
+        """Tables learned from `count` latents, each used up; empty if the kind learns none.
+
+        Args:
+            params: the stage, but for what each latent's own parameters say in `params.own`.
+            latents: the latents of the group.
+            count: how many there are.
+            generator: of the group.
+        """
         return {}
 
     def coder(

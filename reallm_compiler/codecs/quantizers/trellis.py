@@ -14,6 +14,7 @@ With a fractional rate the columns whose errors cost most have codes of one bit 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -237,7 +238,7 @@ class TrellisCodec(QuantizerCodec[TrellisQuantizer]):
         """The table of one latent; nothing where it is computed."""
         if not params.learns_tables:
             return {}
-        return self._fit(params, [_sampled(params, latent, 1)], latent.generator)
+        return self._fit(params, [_sampled(latent, 1)], latent.generator)
 
     def fit_group(
         self,
@@ -246,10 +247,13 @@ class TrellisCodec(QuantizerCodec[TrellisQuantizer]):
         count: int,
         generator: torch.Generator,
     ) -> Sections:
-        """The common table of several latents; each counts by its number of weights."""
+        """The common table of several latents.
+
+        Each is coded at its own rate and counts by its number of weights.
+        """
         pieces: list[Segments] = []
         for latent in latents:
-            pieces.append(_sampled(params, latent, count))
+            pieces.append(_sampled(latent, count))
             del latent  # before the next one is made
         if not pieces:
             raise CodecError("a table needs at least one matrix")
@@ -258,7 +262,7 @@ class TrellisCodec(QuantizerCodec[TrellisQuantizer]):
     def _fit(
         self, params: TrellisQuantizer, pieces: list[Segments], generator: torch.Generator
     ) -> Sections:
-        return store_codebook(params.dtype, fit_table(params, Segments.joined(pieces), generator))
+        return store_codebook(params.dtype, fit_table(params, pieces, generator))
 
     def coder(
         self,
@@ -304,6 +308,7 @@ class TrellisCodec(QuantizerCodec[TrellisQuantizer]):
         )
 
 
-def _sampled(params: TrellisQuantizer, latent: Latent, sharers: int) -> Segments:
+def _sampled(latent: Latent, sharers: int) -> Segments:
+    params = cast(TrellisQuantizer, latent.quantizer)
     high_rate = choose_high_rate(params, latent.values, latent.scales)
     return sample(params, latent.values, latent.scales, high_rate, sharers, latent.generator)

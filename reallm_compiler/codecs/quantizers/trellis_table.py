@@ -64,23 +64,37 @@ class Segments:
     """Pieces of rows, with columns in the coded order.
 
     Attributes:
+        widths: bits of the codes, column by column.
         values: float32 [n, SEGMENT], normalized, padded with zeros.
         scales: of the same shape; 0 for padding.
         shares: float32 [n], what a segment's squared errors count beside those of other latents.
     """
 
+    widths: tuple[int, ...]
     values: Tensor
     scales: Tensor
     shares: Tensor
 
+    @property
+    def importance(self) -> Tensor:
+        """float32 [n, SEGMENT]: what the square of each value's error counts."""
+        return self.scales.square() * self.shares[:, None]
+
     @staticmethod
-    def joined(parts: Sequence[Segments]) -> Segments:
-        """The segments of all parts."""
-        return Segments(
-            values=torch.cat([part.values for part in parts]),
-            scales=torch.cat([part.scales for part in parts]),
-            shares=torch.cat([part.shares for part in parts]),
-        )
+    def joined(parts: Sequence[Segments]) -> list[Segments]:
+        """The segments of all parts, those of the same widths as one, in the order of the first."""
+        alike: dict[tuple[int, ...], list[Segments]] = {}
+        for part in parts:
+            alike.setdefault(part.widths, []).append(part)
+        return [
+            Segments(
+                widths=widths,
+                values=torch.cat([part.values for part in same]),
+                scales=torch.cat([part.scales for part in same]),
+                shares=torch.cat([part.shares for part in same]),
+            )
+            for widths, same in alike.items()
+        ]
 
 
 def sample(
@@ -124,6 +138,7 @@ def sample(
     used = int((~padding).sum()) or 1
     share = p * q / used / (mean_square or 1.0)
     return Segments(
+        widths=column_widths(params, SEGMENT),
         values=own.masked_fill(padding, 0),
         scales=factor.masked_fill(padding, 0),
         shares=torch.full((count,), share, device=values.device),
@@ -169,33 +184,46 @@ def _columns(
     return column, padding
 
 
-def fit_table(params: TrellisQuantizer, part: Segments, generator: torch.Generator) -> Tensor:
-    """A table float32 [2^state_bits] for segments."""
+def fit_table(
+    params: TrellisQuantizer, pieces: Sequence[Segments], generator: torch.Generator
+) -> Tensor:
+    """A table float32 [2^state_bits] for segments, each coded at the rate of its widths."""
     size = 2**params.state_bits
+    parts = Segments.joined(pieces)
     # Only ratios count: the largest weight of an error is made 1, far from any overflow.
-    importance = part.scales.square() * part.shares[:, None]
-    importance = importance / (importance.max() or 1.0)
-    known = part.values[importance > 0]
+    largest = torch.stack([part.importance.max() for part in parts]).max()
+    importance = [part.importance / (largest or 1.0) for part in parts]
+    known = torch.cat([p.values[weight > 0] for p, weight in zip(parts, importance, strict=True)])
     if not len(known):
-        return part.values.new_zeros(size)
+        return known.new_zeros(size)
     ordered = known.sort().values
     quantile = (torch.arange(size) * 2 + 1) * len(ordered) // (2 * size)
     order = torch.randperm(size, generator=generator)
     table = ordered[quantile[order].to(ordered.device)]
-    mass = torch.stack([part.values * importance, importance, (importance > 0).float()], dim=-1)
-    flat = mass.view(-1, 3)
-    widths = column_widths(params, SEGMENT)
+    masses = [
+        torch.stack([part.values * weight, weight, (weight > 0).float()], dim=-1).view(-1, 3)
+        for part, weight in zip(parts, importance, strict=True)
+    ]
     for _ in range(params.iterations):
-        problem = SearchProblem(
-            table=table,
-            state_bits=params.state_bits,
-            widths=widths,
-            importance=torch.ones(SEGMENT, device=table.device),
-            feedback=None,
-            paths=min(params.paths, LEARNING_PATHS, size),
-        )
-        states = Searcher(problem).states(part.values * part.scales, part.scales)
-        total = sums_by_codeword(flat, states.view(-1).to(torch.int64), size)  # [size, 3]
+        sums = [
+            sums_by_codeword(mass, _states(params, table, part), size)
+            for part, mass in zip(parts, masses, strict=True)
+        ]
+        total = torch.stack(sums).sum(0)  # [size, 3]
         mean = (total[:, 0] / total[:, 1].clamp(min=1e-300)).to(table.dtype)
         table = torch.where(total[:, 2] >= FEWEST, mean, table)
     return table
+
+
+def _states(params: TrellisQuantizer, table: Tensor, part: Segments) -> Tensor:
+    """int64 [n SEGMENT]: the states of segments whose errors, at their scales, are least."""
+    problem = SearchProblem(
+        table=table,
+        state_bits=params.state_bits,
+        widths=part.widths,
+        importance=torch.ones(SEGMENT, device=table.device),
+        feedback=None,
+        paths=min(params.paths, LEARNING_PATHS, len(table)),
+    )
+    states = Searcher(problem).states(part.values * part.scales, part.scales)
+    return states.view(-1).to(torch.int64)
