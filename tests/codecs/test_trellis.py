@@ -193,7 +193,7 @@ def test_a_group_shares_its_tables(gaussian, plan_of):
 
 
 def test_a_table_serves_several_rates(gaussian, plan_of):
-    """It is learned of all, each at its own rate: for both better than a table of the other alone."""
+    """It is learned of all at their own rates: for each better than a table of the other alone."""
     plans = [plan_of(scales=ROW, quantizer=quantizer(bits, 6), share="g") for bits in (1, 4)]
     weights = [gaussian(64, 128), gaussian(64, 128, seed=1)]
 
