@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from reallm_compiler.kernels import threads
-from reallm_compiler.kernels.form import LANES, Form
+from reallm_compiler.kernels.form import LANES, STEP, Form
 from reallm_compiler.kernels.llvm_text import SLOTS
 from reallm_compiler.kernels.llvm_text_finish import Outputs
+from reallm_compiler.kernels.llvm_text_numbers import EVENS
 from reallm_compiler.kernels.llvm_text_prepare import Inputs
 from reallm_compiler.kernels.packed import PackedMatrix
 from reallm_compiler.kernels.sides import Sides
@@ -82,6 +83,7 @@ class MatrixJob:
             ordered=sides.order is not None,
             order_factors=sides.order_factors is not None,
             planes=TARGETS[target].planes(form),
+            evens=TARGETS[target].evens(form) and not form.orders,
             sums=0 if form.blocks is None or form.orders else form.blocks.block,
             kept=sides.factors is not None,
             exact=exact,
@@ -139,7 +141,7 @@ class MatrixJob:
             row_scales=padded(sides.row_scales, self.y_stride),
             row_shifts=padded(sides.row_shifts, self.y_stride),
             in_factors=sides.inputs.before,
-            group_orders=sides.group_orders,
+            group_orders=self._group_orders(),
             group_lines=sides.group_lines,
             order=sides.order,
             order_factors=sides.order_factors,
@@ -170,6 +172,13 @@ class MatrixJob:
         found = threads.openmp()
         if found is not None:
             self._set(parallel=found[0], thread_number=found[1], thread_count=found[2])
+
+    def _group_orders(self) -> Tensor | None:
+        """Orders of groups, in which integers come as kernels want them."""
+        orders = self.sides.group_orders
+        if orders is None or not TARGETS[self.target].evens(self.form):
+            return orders
+        return orders.view(len(orders), -1, STEP)[:, :, EVENS].reshape(orders.shape)
 
     def _set(self, **values: Tensor | int | None) -> None:
         """Fills slots; tensors stay as long as the product."""

@@ -7,9 +7,9 @@ be. No sum is reordered, so results are the same on all processors.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from reallm_compiler.kernels.form import LANES
+from reallm_compiler.kernels.form import LANES, STEP
 from reallm_compiler.kernels.llvm_text import Text, constants, number
 
 F16 = "<16 x float>"
@@ -17,6 +17,9 @@ I16 = "<16 x i32>"
 
 SIZES = {"f32": 4, "bf16": 2, "f16": 2, "i8": 1}
 """Bytes of a number."""
+
+EVENS = (*range(0, STEP, 2), *range(1, STEP, 2))
+"""Of each 64 numbers the even ones first."""
 
 UNROLLED = 128
 """Numbers that are mixed in registers."""
@@ -55,6 +58,16 @@ def unpacked(text: Text, data: str, bits: int, count: int) -> str:
     value = text.let(f"lshr {words} {value}, {shifts}")
     value = text.let(f"and {words} {value}, {constants('i16', [(1 << bits) - 1] * count)}")
     return text.let(f"trunc {words} {value} to <{count} x i8>")
+
+
+def joined(text: Text, kind: str, pieces: Sequence[str]) -> str:
+    """Vectors of 16 as one; a power of two of them."""
+    found, count = list(pieces), LANES
+    while len(found) > 1:
+        both = zip(found[::2], found[1::2], strict=True)
+        found = [text.shuffle(kind, count, a, list(range(2 * count)), b) for a, b in both]
+        count *= 2
+    return found[0]
 
 
 def store_numbers(

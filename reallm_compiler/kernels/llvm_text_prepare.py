@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from reallm_compiler.codecs.windows import LARGEST, LOW
-from reallm_compiler.kernels.form import LANES
+from reallm_compiler.kernels.form import LANES, STEP
 from reallm_compiler.kernels.llvm_text import Text
 from reallm_compiler.kernels.llvm_text_numbers import (
+    EVENS,
     F16,
     I16,
     hadamard,
+    joined,
     load_numbers,
     most_lane,
     same,
@@ -35,6 +37,8 @@ class Inputs:
         ordered: columns are coded in another order.
         order_factors: in that order they are multiplied by factors again.
         planes: integers are written as two planes of int8, else as int16.
+        evens: of each 64 integers the even ones come first, which is how codes of 4 bits lie in
+            bytes.
         sums: weights of a block whose integers are added up; 0 for none.
         kept: float32 values of the inputs as they came are kept for the low-rank part.
         exact: what rounding to integers leaves of a token is a token of its own beside it.
@@ -46,6 +50,7 @@ class Inputs:
     ordered: bool
     order_factors: bool
     planes: bool
+    evens: bool
     sums: int
     kept: bool
     exact: bool
@@ -169,22 +174,28 @@ def _write_integers(
     def whole(value: str) -> str:
         return text.let(f"fptosi {F16} {value} to {I16}")
 
-    with text.loop(0, stride, LANES, carried=[(I16, "zeroinitializer")]) as turn:
-        value = rounded(turn.index)
-        integer = whole(value)
-        at = text.let(f"add i64 {start}, {turn.index}")
-        if inputs.planes:
-            top = text.let(f"fmul {F16} {value}, {same(1 / LOW)}")
-            top = text.call(F16, "llvm.rint.v16f32", f"{F16} {top}")
-            rest = text.let(f"fmul {F16} {top}, {same(LOW)}")
-            rest = text.let(f"fsub {F16} {value}, {rest}")
-            for part, pointer in ((top, high), (rest, low)):
-                narrow = text.let(f"trunc {I16} {whole(part)} to <16 x i8>")
-                text.store("<16 x i8>", narrow, pointer, at)
-        else:
-            narrow = text.let(f"trunc {I16} {integer} to <16 x i16>")
-            text.store("<16 x i16>", narrow, high, at, "i16")
-        turn.next = [text.let(f"add {I16} {turn.values[0]}, {integer}")]
+    kind = "i8" if inputs.planes else "i16"
+    step = STEP if inputs.evens else LANES
+    with text.loop(0, stride, step, carried=[(I16, "zeroinitializer")]) as turn:
+        at, total = text.let(f"add i64 {start}, {turn.index}"), turn.values[0]
+        found: list[list[str]] = []
+        for first in range(0, step, LANES):
+            value = rounded(text.let(f"add i64 {turn.index}, {first}"))
+            parts = [value]
+            if inputs.planes:
+                top = text.let(f"fmul {F16} {value}, {same(1 / LOW)}")
+                top = text.call(F16, "llvm.rint.v16f32", f"{F16} {top}")
+                rest = text.let(f"fmul {F16} {top}, {same(LOW)}")
+                parts = [top, text.let(f"fsub {F16} {value}, {rest}")]
+            narrow = f"<{LANES} x {kind}>"
+            found.append([text.let(f"trunc {I16} {whole(one)} to {narrow}") for one in parts])
+            total = text.let(f"add {I16} {total}, {whole(value)}")
+        for pointer, pieces in zip((high, low), zip(*found, strict=True), strict=False):
+            integers = joined(text, kind, pieces)
+            if inputs.evens:
+                integers = text.shuffle(kind, STEP, integers, EVENS)
+            text.store(f"<{step} x {kind}>", integers, pointer, at, kind)
+        turn.next = [total]
     total = text.call("i32", "llvm.vector.reduce.add.v16i32", f"{I16} {turn.values[0]}")
     total = text.let(f"sext i32 {total} to i64")
     text.store("i64", total, text.pointer("totals"), place, "i64")

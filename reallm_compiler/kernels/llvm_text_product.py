@@ -9,10 +9,12 @@ float32 in one fixed order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from reallm_compiler.kernels.form import STEP, Form
 from reallm_compiler.kernels.llvm_text import Text
+
+Value = TypeVar("Value")
 
 CACHE_LINE = 64
 
@@ -145,7 +147,7 @@ def _stretch(
     return [target.totals(some) for some in grouped(period.values[len(own) :], len(kinds))]
 
 
-def grouped(values: Sequence[str], size: int) -> list[list[str]]:
+def grouped(values: Sequence[Value], size: int) -> list[list[Value]]:
     """Values in groups of a size."""
     return [list(values[first : first + size]) for first in range(0, len(values), size)]
 

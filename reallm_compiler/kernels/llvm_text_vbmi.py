@@ -53,6 +53,13 @@ def fits(form: Form) -> bool:
     return form.codes.identity or table_registers(form) <= MOST_REGISTERS
 
 
+def halves(form: Form) -> bool:
+    """Whether the halves of bytes are codes, and entries themselves."""
+    codes, blocks = form.codes, form.blocks
+    alone = codes.widths == (codes.window,) == (4,) and codes.dim == 1 and codes.identity
+    return alone and (blocks is None or blocks.block % STEP == 0)
+
+
 def table_registers(form: Form) -> int:
     """Registers that the tables fill."""
     return form.codes.planes * form.codes.dim * max(1, (1 << form.codes.window) // STEP)
@@ -187,6 +194,8 @@ class Registers:
     def entries(self, period: str, step: int) -> list[list[str]]:
         """<64 x i8>, biased, for each dimension and plane."""
         text, codes = self._text, self._form.codes
+        if halves(self._form):
+            return [[self._nibbles(self._loaded(period, step))]]
         value = self._windowed(period, step)
         low = value[0]
         if codes.identity:
@@ -200,6 +209,15 @@ class Registers:
             [found[plane * codes.dim + row] for plane in range(codes.planes)]
             for row in range(codes.dim)
         ]
+
+    def _nibbles(self, raw: str) -> str:
+        """Codes of <32 x i8>, even ones and odd ones."""
+        text = self._text
+        twice = text.shuffle("i8", STEP // 2, raw, [*range(STEP // 2)] * 2)
+        twice = text.let(f"bitcast {V64} {twice} to <8 x i64>")
+        twice = text.let(f"lshr <8 x i64> {twice}, {constants('i64', [0] * 4 + [4] * 4)}")
+        twice = text.let(f"bitcast <8 x i64> {twice} to {V64}")
+        return text.let(f"and {V64} {twice}, {constants('i8', [15] * STEP)}")
 
     def _windowed(self, period: str, step: int) -> list[str]:
         """The low 8 bits of the windows, and the bits above them where there are any."""
@@ -317,10 +335,13 @@ class Registers:
             if self._form.blocks is None:
                 planes = [text.let(f"add {V64} {plane}, {taken}") for plane in planes]
             pieces = []
-            for first in range(0, STEP, LANES):
+            order = list(range(STEP))
+            if halves(self._form):
+                order = [code // 2 + STEP // 2 * (code % 2) for code in order]
+            for own in grouped(order, LANES):
                 value = ""
                 for plane in planes:
-                    part = text.shuffle("i8", STEP, plane, list(range(first, first + LANES)))
+                    part = text.shuffle("i8", STEP, plane, own)
                     one = text.let(f"{kind} <16 x i8> {part} to {F16}")
                     value = product_sum(text, one, value, same(LOW)) if value else one
                 pieces.append(value)

@@ -3,8 +3,9 @@
 Activations are integers of 16 bits. Pairs of entries and activations are multiplied and added in
 32 bits (pmaddwd on x86, smull and smlal on ARM); before these could overflow they are added up in
 64. A line of codes is copied to where zeros lie before and behind it, so that no step reads
-outside of it. There are six ways from codes to entries:
+outside of it. There are seven ways from codes to entries:
 
+- `Nibbles`: entries of 16 bits, for codes of 4 bits, are looked up in registers;
 - `Evened`: the entry is the code itself, or one of 16, and codes are unpacked in registers;
 - `Computed`: the entry is computed from the window;
 - `Pairs`: two windows of a trellis are looked up at once in a table in memory;
@@ -12,8 +13,9 @@ outside of it. There are six ways from codes to entries:
 - `Vectors`: a code is looked up once for the eight columns that it stands for;
 - `Single`: every entry by itself, whatever the form.
 
-`Evened` stands in `llvm_text_evened`, the others in `llvm_text_looked`. All is plain LLVM but for
-a few instructions, which `Machine` names for each architecture.
+`Nibbles` and `Evened` stand in `llvm_text_nibbles` and `llvm_text_evened`, the others in
+`llvm_text_looked`. All is plain LLVM but for a few instructions, which `Machine` names for each
+architecture.
 """
 
 from __future__ import annotations
@@ -71,6 +73,8 @@ class Wide:
     """
 
     bias = 0
+    unit = 1
+    evens = False
 
     def __init__(self, text: Text, form: Form, machine: Machine) -> None:
         self.text = text

@@ -17,6 +17,7 @@ from reallm_compiler.codecs.windows import LOW, WindowValues
 from reallm_compiler.kernels.form import LANES, STEP, Form
 from reallm_compiler.kernels.llvm_text import constants
 from reallm_compiler.kernels.llvm_text_numbers import F16
+from reallm_compiler.kernels.llvm_text_product import grouped
 from reallm_compiler.kernels.llvm_text_vbmi import V16, V64, Registers
 
 ENTRIES = 32
@@ -32,12 +33,23 @@ def fits(form: Form) -> bool:
     return alike and not codes.identity and blocks is not None and blocks.block == STEP
 
 
-def tables(values: WindowValues) -> Tensor:
-    """int16 [32]: entries halved, repeated."""
+def halves(form: Form) -> bool:
+    """Whether the halves of bytes are codes."""
+    return fits(form) and form.codes.window == 4
+
+
+def halved(values: WindowValues) -> Tensor:
+    """int16 [2^window]: entries of two planes as one number each, halved."""
     assert values.table is not None
     high, low = values.table[:, :, 0].to(torch.float64)
-    halved: Tensor = ((LOW * high + low) / 2).round()
-    return halved.to(torch.int16).repeat(ENTRIES // len(high))
+    whole: Tensor = (LOW * high + low) / 2
+    return whole.round().to(torch.int16)
+
+
+def tables(values: WindowValues) -> Tensor:
+    """int16 [32]: repeated."""
+    entries = halved(values)
+    return entries.repeat(ENTRIES // len(entries))
 
 
 class Words(Registers):
@@ -55,24 +67,31 @@ class Words(Registers):
 
     def entries(self, period: str, step: int) -> list[list[str]]:
         """Two halves <32 x i16>."""
-        text, bits = self._text, self._form.codes.window
-        raw, width, found = self._loaded(period, step), self._windows[step].width, []
+        text = self._text
+        raw, width = self._loaded(period, step), self._windows[step].width
+        function = "llvm.x86.avx512.permvar.hi.512"
+        indices = self._even_and_odd(raw) if halves(self._form) else self._indices(raw, width)
+        return [
+            [text.call(V32, function, f"{V32} {self._table}", f"{V32} {one}") for one in indices]
+        ]
+
+    def _even_and_odd(self, raw: str) -> list[str]:
+        """Codes in the low bits of <32 x i16>, even ones and odd ones."""
+        text = self._text
+        even = text.let(f"zext <32 x i8> {raw} to {V32}")
+        return [even, text.let(f"lshr {V32} {even}, {constants('i16', [4] * ENTRIES)}")]
+
+    def _indices(self, raw: str, width: int) -> list[str]:
+        """The first codes and the last ones."""
+        text, bits, found = self._text, self._form.codes.window, []
         for half in range(0, STEP, ENTRIES):
             starts = [bits * code for code in range(half, half + ENTRIES)]
             own = [min(start // 8 + byte, width - 1) for start in starts for byte in range(2)]
             moved = text.shuffle("i8", width, raw, own)
             moved = text.let(f"bitcast {V64} {moved} to {V32}")
             shifts = constants("i16", [start % 8 for start in starts])
-            index = text.let(f"lshr {V32} {moved}, {shifts}")
-            found.append(
-                text.call(
-                    V32,
-                    "llvm.x86.avx512.permvar.hi.512",
-                    f"{V32} {self._table}",
-                    f"{V32} {index}",
-                )
-            )
-        return [found]
+            found.append(text.let(f"lshr {V32} {moved}, {shifts}"))
+        return found
 
     def sums(self) -> list[tuple[str, str]]:
         """One."""
@@ -99,10 +118,13 @@ class Words(Registers):
     def numbers(self, entries: list[list[str]]) -> list[list[str]]:
         """Four vectors of 16."""
         text, pieces = self._text, []
-        for half in entries[0]:
-            for first in range(0, ENTRIES, LANES):
-                part = text.shuffle("i16", ENTRIES, half, list(range(first, first + LANES)))
-                pieces.append(text.let(f"sitofp <16 x i16> {part} to {F16}"))
+        (low, high) = entries[0]
+        order = list(range(STEP))
+        if halves(self._form):
+            order = [code // 2 + ENTRIES * (code % 2) for code in order]
+        for own in grouped(order, LANES):
+            part = text.shuffle("i16", ENTRIES, low, own, high)
+            pieces.append(text.let(f"sitofp <16 x i16> {part} to {F16}"))
         return [pieces]
 
     def lanes(self, sums: Sequence[str]) -> list[str]:

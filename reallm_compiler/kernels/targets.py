@@ -15,6 +15,7 @@ from reallm_compiler.kernels.form import Form
 from reallm_compiler.kernels.llvm_text import Text
 from reallm_compiler.kernels.llvm_text_evened import Evened
 from reallm_compiler.kernels.llvm_text_looked import Computed, Pairs, Rows, Single, Vectors
+from reallm_compiler.kernels.llvm_text_nibbles import Nibbles
 from reallm_compiler.kernels.llvm_text_product import Steps
 from reallm_compiler.kernels.llvm_text_wide import ARM, X86, Machine
 
@@ -39,6 +40,9 @@ class Target(Protocol):
 
     def planes(self, form: Form) -> bool:
         """Whether activations are two planes of int8, else they are integers of 16 bits."""
+
+    def evens(self, form: Form) -> bool:
+        """Whether the even ones of each 64 activations lie before the odd ones."""
 
     def unit(self, form: Form) -> int:
         """What an entry of its tables counts, in entries."""
@@ -67,6 +71,10 @@ class Vbmi:
     def planes(self, form: Form) -> bool:
         """Unless entries have 16 bits."""
         return not llvm_text_words.fits(form)
+
+    def evens(self, form: Form) -> bool:
+        """For codes of 4 bits that are no windows of more."""
+        return llvm_text_words.halves(form) or llvm_text_vbmi.halves(form)
 
     def unit(self, form: Form) -> int:
         """Entries of 16 bits are halved."""
@@ -106,9 +114,13 @@ class Wide:
         """Never."""
         return False
 
+    def evens(self, form: Form) -> bool:
+        """As the way needs them."""
+        return bool(_way(form).evens)
+
     def unit(self, form: Form) -> int:
-        """One."""
-        return 1
+        """That of the way."""
+        return int(_way(form).unit)
 
     def steps(self, text: Text, form: Form) -> Steps:
         """The first way that can do it."""
@@ -125,7 +137,7 @@ class Wide:
         return 0
 
 
-WAYS: tuple[Any, ...] = (Evened, Computed, Pairs, Rows, Vectors, Single)
+WAYS: tuple[Any, ...] = (Nibbles, Evened, Computed, Pairs, Rows, Vectors, Single)
 """Ways from codes to entries, the fastest first."""
 
 
