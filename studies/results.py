@@ -118,7 +118,8 @@ class Measured:
         outside: exact bits per weight of the embeddings and heads; None if they are kept.
         file_bytes: length of the archive.
         result: what was measured on the text.
-        seconds: processor time of the compile, that of its workers included.
+        seconds: processor time of the compile, that of its workers included; None if that was not
+            kept.
     """
 
     exact_bits: float
@@ -126,7 +127,7 @@ class Measured:
     outside: float | None
     file_bytes: int
     result: Evaluation
-    seconds: float
+    seconds: float | None
 
 
 class Study:
@@ -225,7 +226,7 @@ class Study:
         recipe: str | dict[str, Any],
         planned: int,
         measure: Callable[[], tuple[Evaluation, float]],
-    ) -> tuple[Evaluation, float]:
+    ) -> tuple[Evaluation, float | None]:
         """What was measured before of an archive of this length, or is now."""
         known = self.known.get(self._key(recipe, planned))
         if known is not None:
@@ -301,7 +302,7 @@ def recipes_table(study: Study, recipes: list[str]) -> list[str]:
         rows.append(
             f"| `{recipe}` | {one.exact_bits:.4f} | {one.paper_bits:.4f} | {_outside(one)} "
             f"| {one.file_bytes:,} | {one.result.perplexity:.3f} | {one.result.bits_per_byte:.4f} "
-            f"| {one.result.kl:.4f} | {one.seconds:.1f} |"
+            f"| {one.result.kl:.4f} | {'' if one.seconds is None else f'{one.seconds:.1f}'} |"
         )
     return [
         f"## {subject.name}",
@@ -379,7 +380,8 @@ def main() -> None:
         "Printed by `python studies/results.py` (its first lines say how to call it). Bits are "
         "per weight of the linear layers, and under `embeddings` (heads too) exact bits per weight "
         "of these; file bytes count everything. KL is the mean over predicted tokens of "
-        "KL(original || compressed). Smaller is better everywhere.",
+        "KL(original || compressed). Smaller is better everywhere. Compile times are processor "
+        "seconds; one that is empty was not kept.",
         "",
         f"torch {torch.__version__}, {os.cpu_count()} cores, "
         f"{torch.backends.cpu.get_cpu_capability()}, Python {platform.python_version()}, "
