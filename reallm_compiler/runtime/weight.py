@@ -56,14 +56,16 @@ class PackedWeight(Tensor):
         strides: tuple[int, ...] = (1, q) if flipped else (q, 1)
         if experts is not None:
             shape, strides = (experts, *shape), (p * q, *strides)
-        made: PackedWeight = Tensor._make_wrapper_subclass(
-            cls,
-            shape,
-            strides=strides,
-            dtype=dtype,
-            device=value.pieces[0].sections[0].device,
-            requires_grad=False,
-        )
+        # Selected in inference mode, it stays a view of a weight that was not made there.
+        with torch.inference_mode(False):
+            made: PackedWeight = Tensor._make_wrapper_subclass(
+                cls,
+                shape,
+                strides=strides,
+                dtype=dtype,
+                device=value.pieces[0].sections[0].device,
+                requires_grad=False,
+            )
         return made
 
     def __init__(

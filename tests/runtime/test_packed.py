@@ -150,6 +150,9 @@ def test_only_routed_experts_are_touched(experts: Path, monkeypatch: pytest.Monk
     # 4 matrices of attention, 2 of the 4 experts with 3 each, in 2 layers; embedding and head
     assert len(kept) == 2 * (4 + 2 * 3) + 2
     assert far(logits(model), logits(dense)) < 1e-4
+    with torch.inference_mode():
+        found = model(one).logits
+    assert torch.equal(found, model(one).logits)
 
 
 def test_damage_is_raised_by_a_later_call(archive: Path, tmp_path: Path) -> None:
