@@ -28,7 +28,10 @@ TIMEOUT_S = 300.0
 
 SLOW = {
     "reallm": 1,
-    "defaults": {"scales": {"kind": "rms"}, "quantizer": {"kind": "vq", "bits": 2, "dim": 4}},
+    "defaults": {
+        "scales": {"kind": "rms"},
+        "quantizer": {"kind": "vq", "bits": 2, "dim": 4, "iterations": 10},
+    },
 }
 QUICK = {
     "reallm": 1,

@@ -10,9 +10,9 @@ from tests.faults import fuzz_archive as fuzzer
 
 
 def test_forged_archives(tmp_path: Path) -> None:
-    outcome = fuzzer.fuzz(30, 1, tmp_path)
+    outcome = fuzzer.fuzz(20, 1, tmp_path)
     assert outcome.findings == []
-    assert 4 <= outcome.intact <= 26, "mutants must reach what lies behind verify, and not all"
+    assert 3 <= outcome.intact <= 17, "mutants must reach what lies behind verify, and not all"
     assert outcome.counts["load: 0"] >= 1, "no model is ever loaded"
 
 
@@ -22,8 +22,14 @@ def test_many_forged_archives(tmp_path: Path) -> None:
 
 
 def test_whatever_was_changed_before_something_else_can_be() -> None:
-    for seed in (507192, 508645, *range(100)):
+    for seed in (507192, 508645, *range(100, 130)):  # others than above
         fuzzer.mutant(seed)
+
+
+@pytest.fixture(scope="module")
+def unchanged() -> int:
+    """The seed of an archive in which nothing is changed."""
+    return next(number for number in range(100) if not fuzzer.mutant(number)[1])
 
 
 @pytest.mark.parametrize(
@@ -35,7 +41,8 @@ def test_whatever_was_changed_before_something_else_can_be() -> None:
     ],
     ids=["a bug", "an escape", "a refusal"],
 )
-def test_the_fuzzer_sees_what_it_looks_for(tmp_path: Path, monkeypatch, says, found) -> None:
+def test_the_fuzzer_sees_what_it_looks_for(
+    unchanged: int, tmp_path: Path, monkeypatch, says, found
+) -> None:
     monkeypatch.setattr(fuzzer, "command_line", says)
-    seed = next(number for number in range(100) if not fuzzer.mutant(number)[1])
-    assert any(found in finding for finding in fuzzer.fuzz(1, seed, tmp_path).findings)
+    assert any(found in finding for finding in fuzzer.fuzz(1, unchanged, tmp_path).findings)

@@ -30,7 +30,7 @@ def test_a_worker_is_killed(bench: Bench, output: Path) -> None:
     os.kill(workers[0], signal.SIGKILL)
     refused(ended(process), 7, "a worker process died", "same command again")
     assert tasks_done(output) >= 2
-    bench.resumes(output, "--workers", "2")
+    bench.resumes(output)
 
 
 @pytest.mark.faults
