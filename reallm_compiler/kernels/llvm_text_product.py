@@ -134,17 +134,46 @@ def _stretch(
 ) -> list[list[str]]:
     """The exact sums of some periods."""
     kinds, own = target.sums(), target.carried()
-    with text.loop(first, last, carried=[*own, *kinds * len(names)]) as period:
-        following = target.turn(period.values[: len(own)])
-        sums = grouped(period.values[len(own) :], len(kinds))
+    sums = [start for _, start in kinds * len(names)]
+    if own:
+        # The first period by itself: what changes after it is then not moved in each turn.
+        carried = [*own, *kinds * len(names)]
+        with text.loop(0, 2, carried=carried) as part:
+            following = target.turn(part.values[: len(own)])
+            begin = text.let(f"add i64 {first}, {part.index}")
+            alone = text.let(f"icmp eq i64 {part.index}, 0")
+            second = text.let(f"add i64 {first}, 1")
+            end = text.let(f"select i1 {alone}, i64 {second}, i64 {last}")
+            sums = part.values[len(own) :]
+            part.next = [*following, *_periods(text, form, target, names, begin, end, sums)]
+        sums = part.values[len(own) :]
+    else:
+        sums = _periods(text, form, target, names, first, last, sums)
+    return [target.totals(some) for some in grouped(sums, len(kinds))]
+
+
+def _periods(
+    text: Text,
+    form: Form,
+    target: Steps,
+    names: list[str],
+    first: str,
+    last: str,
+    sums: list[str],
+) -> list[str]:
+    """The partial sums of all tokens with those of some periods."""
+    kinds = target.sums()
+    types = [kind for kind, _ in kinds * len(names)]
+    with text.loop(first, last, carried=list(zip(types, sums, strict=True))) as period:
+        found = grouped(period.values, len(kinds))
         start = text.let(f"mul i64 {period.index}, {form.period}")
         for step in range(form.period // STEP):
             entries = target.entries(period.index, step)
             column = text.let(f"add i64 {start}, {STEP * step}")
-            pairs = zip(names, sums, strict=True)
-            sums = [target.add(some, entries, name, column) for name, some in pairs]
-        period.next = [*following, *(one for some in sums for one in some)]
-    return [target.totals(some) for some in grouped(period.values[len(own) :], len(kinds))]
+            pairs = zip(names, found, strict=True)
+            found = [target.add(own, entries, name, column) for name, own in pairs]
+        period.next = [one for own in found for one in own]
+    return period.values
 
 
 def grouped(values: Sequence[Value], size: int) -> list[list[Value]]:

@@ -127,7 +127,7 @@ class Registers:
         self._tables: list[list[str]] = []  # [plane x dim][register]
         self._fronts = [step for step, window in enumerate(self._windows) if window.first < 0]
         self._masks: list[str] = []  # of moved bytes, for steps that begin before a line
-        self._base = self._edge = self._least = self._most = self._all = ""
+        self._base = self._edge = self._least = self._most = ""
 
     def begin(self) -> None:
         """Loads the tables; memory for lines that steps would read beyond the codes from."""
@@ -144,10 +144,6 @@ class Registers:
         memory = text.let(f"alloca i8, i64 {size}, align 64")
         text.call("void", "llvm.memset.p0.i64", f"ptr {memory}", "i8 0", f"i64 {size}", "i1 false")
         self._edge = text.at(memory, FRONT)
-        # No constant, which would be made anew in each turn.
-        ones = text.let(f"sub i64 {text.slot('line_bytes')}, {line}")
-        ones = text.let(f"xor i64 {ones}, -1")
-        self._all = text.let(f"bitcast i64 {ones} to {M64}")
         self._least = text.at(codes, FRONT)
         self._most = text.at(text.at(codes, every), text.let(f"sub i64 0, {reach}"))
 
@@ -189,7 +185,7 @@ class Registers:
     def turn(self, values: Sequence[str]) -> list[str]:
         """After the first period all bytes do."""
         self._masks = list(values)
-        return [self._all] * len(values)
+        return [constants("i1", [1] * STEP)] * len(values)
 
     def entries(self, period: str, step: int) -> list[list[str]]:
         """<64 x i8>, biased, for each dimension and plane."""
