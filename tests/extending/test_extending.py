@@ -18,7 +18,11 @@ from pydantic import ValidationError
 from reallm_compiler.errors import RegistryError
 
 HERE = Path(__file__).parent
-RUN = "import sys; from reallm_cli.main import run; sys.exit(run())"
+RUN = """
+import json, sys
+from reallm_cli.main import main
+sys.exit(next((code for code in map(main, json.loads(sys.argv[1])) if code), 0))
+"""
 RECIPE = """\
 reallm: 1
 defaults:
@@ -27,11 +31,14 @@ defaults:
 """
 
 
-def reallm(site: Path | None, args: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
-    """The command line, with the made-up package installed in `site`, or without."""
+def reallm(site: Path | None, *commands: Sequence[str | Path]) -> subprocess.CompletedProcess[str]:
+    """Command lines, in one process, with the made-up package installed in `site`, or without.
+
+    The first that fails is the last.
+    """
     paths = [*([str(site)] if site else []), *sys.path]
     return subprocess.run(
-        [sys.executable, "-c", RUN, *map(str, args)],
+        [sys.executable, "-c", RUN, json.dumps([[*map(str, args)] for args in commands])],
         capture_output=True,
         text=True,
         check=False,
@@ -54,9 +61,8 @@ def test_the_kind_goes_through_every_command(
         ["reconstruct", archive, "-o", tmp_path / "model"],
         ["survey", tiny_llama, "--recipe", recipe],
     ]
-    for args in commands:
-        done = reallm(installed, args)
-        assert done.returncode == 0, (args, done.stderr)
+    done = reallm(installed, *commands)
+    assert done.returncode == 0, done.stderr
     assert archive.stat().st_size == planned
 
 
