@@ -1,10 +1,11 @@
 """`reallm calibrate` beside plain passes of torch, and its memory beside what it says.
 
-    python -m benchmarks.calibrate MODEL --text FILE [--samples 32] [--window 256] [--rounds 3]
-    python -m benchmarks.calibrate MODEL --text FILE --wide 4096 [--inner 11008] [--layers 2]
+    python -m benchmarks.calibrate MODEL --text FILE [--samples 256] [--window 256] [--rounds 1]
+    python -m benchmarks.calibrate MODEL --text FILE --wide 4096 --inner 11008 --samples 2
 
 The first times statistics in terms of one pass forward and one backward of the cross-entropy over
 the same sequences, eight at a time, in turns; ends with 1 if they take more than four such passes.
+With few sequences it is the file, and the digests of the weights, that take the time.
 The second measures a made Llama of that width with MODEL's tokenizer, and holds the peak of
 anonymous memory against the estimate that stands before the run; ends with 1 if it is above.
 """
@@ -131,12 +132,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--window", type=int, default=256)
     parser.add_argument("--wide", type=int, help="hidden size of a made model")
     parser.add_argument("--inner", type=int, help="of its MLP (default: the same)")
     parser.add_argument("--layers", type=int, default=2)
-    timing.add_options(parser, rounds=3)
+    timing.add_options(parser, rounds=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as scratch:
