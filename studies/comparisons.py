@@ -317,11 +317,13 @@ def plot(path: Path, results: list[tuple[Subject, list[Point]]]) -> None:
 
     figure, axes = pyplot.subplots(1, len(results), figsize=(6 * len(results), 5), squeeze=False)
     for axis, (subject, points) in zip(axes[0], results, strict=True):
-        for (family, with_text), (marker, label) in MARKERS.items():
+        for color, ((family, with_text), (marker, label)) in enumerate(MARKERS.items()):
             of = [p for p in points if (p.family, p.calibrated) == (family, with_text)]
             own = sorted((p.bits, max(p.kl, 1e-6)) for p in of)
             if own:
-                axis.plot(*zip(*own, strict=True), marker, label=label, alpha=0.8)
+                axis.plot(
+                    *zip(*own, strict=True), marker, label=label, alpha=0.8, color=f"C{color}"
+                )
         axis.set_yscale("log")
         axis.set_title(subject.name)
         axis.set_xlabel("stored bits per weight")
