@@ -281,7 +281,7 @@ def table(study: Study, rows: list[Row]) -> list[str]:
         f"{base.window}; times were taken on a machine that did other work too."
         + (
             " Blocks learn by {} sequences of {} tokens.".format(*study.subject.sequences)
-            if study.subject.sequences
+            if study.subject.sequences and any(needs_text(row.recipe) for row in rows)
             else ""
         ),
         "",
@@ -316,7 +316,14 @@ def plot(path: Path, tables: dict[str, list[Row]]) -> None:
         axis.set_ylabel("KL(original || compressed), nats")
         axis.set_title(name)
         axis.grid(visible=True, which="both", alpha=0.3)
-    panels[0][0].legend(fontsize=7, ncols=2)
+    pairs = [axis.get_legend_handles_labels() for axis in panels[0]]
+    shown = {
+        label: handle
+        for handles, labels in pairs
+        for handle, label in zip(handles, labels, strict=True)
+    }
+    known = [method for method in METHODS if method in shown]
+    panels[0][0].legend([shown[method] for method in known], known, fontsize=7, ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
