@@ -43,6 +43,9 @@ BASES = {True: "reallm-2bit", False: "reallm-2bit-data-free"}
 RATES = (*(Fraction(number, 4) for number in range(5, 17)), Fraction(9, 2), Fraction(5))
 """Candidates: bits of a matrix's codes."""
 
+FINE = tuple(Fraction(number, 8) for number in range(10, 29))
+"""Candidates of `--fine`: eighths of a bit."""
+
 TARGETS = ("2.2", "2.5", "3", "3.5")
 """Exact bits per weight of the linear layers."""
 
@@ -132,7 +135,9 @@ class Case:
         )
 
 
-def allocated(case: Case, targets: Sequence[str]) -> dict[str, tuple[dict[str, Any], float]]:
+def allocated(
+    case: Case, targets: Sequence[str], rates: Sequence[Fraction] = RATES
+) -> dict[str, tuple[dict[str, Any], float]]:
     """The recipe of each target, and its predicted KL, as `reallm allocate` makes them."""
     study = case.study
     plan = reallm.plan(case.base, model=study.subject.folder)
@@ -143,7 +148,7 @@ def allocated(case: Case, targets: Sequence[str]) -> dict[str, tuple[dict[str, A
         "reallm": 1,
         "extends": case.base,
         "allocate": {
-            "candidates": [{"quantizer": {"bits": str(rate)}} for rate in RATES],
+            "candidates": [{"quantizer": {"bits": str(rate)}} for rate in rates],
             **({"lock": list(outside)} if outside else {}),
         },
     }
@@ -215,12 +220,15 @@ def no_smaller(case: Case, nbytes: int) -> dict[str, Any]:
     raise AssertionError  # the count has no end
 
 
-def targets_table(case: Case, targets: Sequence[str], *, rivals: bool) -> list[str]:
+def targets_table(case: Case, targets: Sequence[str], *, fine: bool, rivals: bool) -> list[str]:
     """Allocated recipes beside one rate for all, and beside EXL3's choice."""
     lines = []
     how = "with statistics" if case.calibrated else "data-free"
+    finer = allocated(case, targets, FINE) if fine and case.calibrated else {}
     for target, (recipe, predicted) in allocated(case, targets).items():
         rows = [("allocated", recipe, f"{predicted:.4f}")]
+        if target in finer:
+            rows.append(("allocated, in eighths", finer[target][0], f"{finer[target][1]:.4f}"))
         rows.append(("one rate", no_smaller(case, case.nbytes(recipe)), ""))
         if rivals:
             rows.append(("EXL3's greedy choice", greedy(case, target), ""))
@@ -277,6 +285,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("targets", "mixes"), help="only this part")
     parser.add_argument("--only", choices=("calibrated", "data-free"), help="only these rows")
     parser.add_argument("--kept", action="store_true", help="measure nothing: the rows as they are")
+    parser.add_argument("--fine", action="append", default=[], help="models: eighths of a bit too")
     parser.add_argument("--rivals", action="store_true", help="EXL3's greedy choice too")
     parser.add_argument("--rows", type=Path, help="keep each row here, and take those there")
     parser.add_argument("--cache", type=Path, required=True, help="folder of what was measured")
@@ -297,7 +306,12 @@ def main() -> None:
             rows = [
                 row
                 for case in cases
-                for row in targets_table(case, given.target or TARGETS, rivals=given.rivals)
+                for row in targets_table(
+                    case,
+                    given.target or TARGETS,
+                    fine=study.name in given.fine,
+                    rivals=given.rivals,
+                )
             ]
             tables += [
                 f"### {study.name}",
@@ -316,8 +330,9 @@ def main() -> None:
         "## Measured",
         "",
         "Printed by `python studies/allocation.py` (its first lines say how to call it). Exact "
-        f"bits are those of the linear layers; candidates are {rates}. `one rate` is the rate for "
-        "all matrices, a multiple of 1/16 bit, of the smallest archive of no fewer bytes.",
+        f"bits are those of the linear layers; candidates are {rates}, `in eighths` those from "
+        f"{float(FINE[0]):g} to {float(FINE[-1]):g}. `one rate` is the rate for all "
+        "matrices, a multiple of 1/16 bit, of the smallest archive of no fewer bytes.",
         "",
         *tables,
     ]
