@@ -232,7 +232,7 @@ def _divide(decisions: Collection[Decision]) -> None:
 
 def learned_part(plan: MatrixPlan) -> MatrixPlan:
     """The part of a plan that all matrices of a group have, which share what is learned of them."""
-    quantizer = plan.quantizer.model_copy(update=dict.fromkeys(plan.quantizer.own))
+    quantizer = plan.quantizer.model_copy(update=dict.fromkeys(plan.quantizer.per_matrix))
     return plan.model_copy(update={"share": None, "dora": False, "quantizer": quantizer})
 
 

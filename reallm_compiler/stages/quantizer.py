@@ -18,7 +18,7 @@ class QuantizerStage(Stage):
         ranges: of the scaled weights that it can code (`scales.Range`); one that leaves out `free`
             needs scales.
         shares: what the matrices of a share group store once, in words; None if nothing.
-        own: parameters in which the matrices of a share group may differ all the same.
+        per_matrix: parameters in which the matrices of a share group may differ all the same.
         codes_latents: it can code the latents of an autoencoder while that is trained.
         recodes: the codes of some columns can be chosen again with all others as they are.
         coarse: it stores few bits, so that a trained autoencoder gains by learning with its codes.
@@ -30,7 +30,7 @@ class QuantizerStage(Stage):
 
     ranges: ClassVar[frozenset[Range]] = frozenset({"free", "signed", "unit"})
     shares: ClassVar[str | None] = None
-    own: ClassVar[frozenset[str]] = frozenset()
+    per_matrix: ClassVar[frozenset[str]] = frozenset()
     codes_latents: ClassVar[bool] = True
     recodes: ClassVar[bool] = True
     coarse: ClassVar[bool] = True
@@ -240,7 +240,8 @@ class TrellisQuantizer(QuantizerStage):
     """
 
     shares: ClassVar[str | None] = "a table"
-    own: ClassVar[frozenset[str]] = frozenset({"bits"})  # states index the table, whatever the rate
+    # States index the table, whatever the rate.
+    per_matrix: ClassVar[frozenset[str]] = frozenset({"bits"})
     codes_latents: ClassVar[bool] = False
     recodes: ClassVar[bool] = False
 

@@ -30,7 +30,7 @@ class Latent:
         range: where the scales put the values, and so where levels lie.
         source_dtype: type of the checkpoint's tensor, a name of the container.
         generator: the matrix's or the group's own source of random numbers, on the CPU.
-        quantizer: its parameters; in a share group they differ in `QuantizerStage.own` alone.
+        quantizer: its parameters; in a share group they differ in `per_matrix` alone.
     """
 
     values: Tensor
@@ -68,7 +68,7 @@ class QuantizerCodec(Generic[Q]):
         """Tables learned from `count` latents, each used up; empty if the kind learns none.
 
         Args:
-            params: the stage, but for what each latent's own parameters say in `params.own`.
+            params: the stage, but for what each latent's own parameters say in `params.per_matrix`.
             latents: the latents of the group.
             count: how many there are.
             generator: of the group.

@@ -200,14 +200,14 @@ def fit_table(
     quantile = (torch.arange(size) * 2 + 1) * len(ordered) // (2 * size)
     order = torch.randperm(size, generator=generator)
     table = ordered[quantile[order].to(ordered.device)]
-    masses = [
+    weighted = [
         torch.stack([part.values * weight, weight, (weight > 0).float()], dim=-1).view(-1, 3)
         for part, weight in zip(parts, importance, strict=True)
     ]
     for _ in range(params.iterations):
         sums = [
-            sums_by_codeword(mass, _states(params, table, part), size)
-            for part, mass in zip(parts, masses, strict=True)
+            sums_by_codeword(rows, _states(params, table, part), size)
+            for part, rows in zip(parts, weighted, strict=True)
         ]
         total = torch.stack(sums).sum(0)  # [size, 3]
         mean = (total[:, 0] / total[:, 1].clamp(min=1e-300)).to(table.dtype)
