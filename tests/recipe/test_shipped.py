@@ -62,7 +62,7 @@ def test_a_recipe_to_choose_from_is_one(name):
     assert recipe.name == name
     assert recipe.allocate is not None
     assert recipe.allocate.target is None  # the command says it
-    counts = {"reallm-mixed": 14, "reallm-mixed-data-free": 15, "lq-lora-mixed": 432, "nf-mixed": 3}
+    counts = {"reallm-mixed": 23, "reallm-mixed-data-free": 15, "lq-lora-mixed": 432, "nf-mixed": 3}
     assert len(recipe.allocate.candidates) == counts[name]
     comment = head_comment(read_shipped(name))
     assert f"reallm allocate {name} --model PATH" in comment
