@@ -119,17 +119,15 @@ def test_explain_shows_the_group(run, tmp_path, tiny_llama):
     recipe = tmp_path / "mixed.yaml"
     recipe.write_text(
         "reallm: 1\nextends: reallm-3bit-data-free\nrules:\n"
-        "  - {match: '*.down_proj', layers: '0,-1', set: {quantizer: {bits: 5}}}\n"
+        "  - {match: '*.down_proj', layers: '0,-1', set: {quantizer: {state_bits: 9}}}\n"
     )
     args = ("budget", recipe, "--model", tiny_llama, "--explain")
     divided = run(*args, "model.layers.0.mlp.down_proj")
-    assert divided.out.splitlines()[-1] == (
-        "group `model.2`: shared with 1 matrix of the same plan"
-    )
+    assert divided.out.splitlines()[-1] == "group `model.2`: shared with 1 other matrix"
     share = next(line for line in divided.out.splitlines() if line.startswith("share"))
     assert share.split()[:2] == ["share", "model.2"]
     rest = run(*args, "model.layers.0.mlp.up_proj")
-    assert rest.out.splitlines()[-1].startswith("group `model`: shared with 11 matrices")
+    assert rest.out.splitlines()[-1].startswith("group `model`: shared with 11 other matrices")
 
 
 def test_explain_knows_the_nearest_name(run, tiny_recipe, tiny_llama):

@@ -193,8 +193,8 @@ def _explain(
     if coded is not None and coded.plan.share is not None:
         others = len(plan.groups[coded.plan.share]) - 1
         terminal.data(
-            f"group `{coded.plan.share}`: shared with {counted(others, 'matrix', 'matrices')} of "
-            "the same plan"
+            f"group `{coded.plan.share}`: shared with "
+            f"{counted(others, 'other matrix', 'other matrices')}"
         )
     if coded is not None and transposed:
         p, q = coded.shape
