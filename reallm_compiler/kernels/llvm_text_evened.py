@@ -16,7 +16,7 @@ class Evened(Wide):
 
     @staticmethod
     def fits(form: Form) -> bool:
-        """Whether it can be done so."""
+        """Whether this kernel does the form."""
         codes = form.codes
         alike = codes.widths == (codes.window,) and codes.dim == 1
         return alike and (codes.identity or codes.window <= 4)

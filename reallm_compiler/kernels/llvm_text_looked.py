@@ -47,7 +47,7 @@ class Pairs(Looked):
 
     @staticmethod
     def fits(form: Form) -> bool:
-        """Whether it can be done so."""
+        """Whether this kernel does the form."""
         codes = form.codes
         most = codes.window + max(codes.widths)
         return codes.planes == codes.dim == 1 and not codes.identity and most <= 14
@@ -158,7 +158,7 @@ class Rows(Looked):
 
     @staticmethod
     def fits(form: Form) -> bool:
-        """Whether it can be done so."""
+        """Whether this kernel does the form."""
         codes = form.codes
         return codes.planes == 1 and codes.dim in (2, 4) and codes.axis == "rows"
 
@@ -270,7 +270,7 @@ class Vectors(Looked):
 
     @staticmethod
     def fits(form: Form) -> bool:
-        """Whether it can be done so."""
+        """Whether this kernel does the form."""
         return form.together and form.codes.planes == 1 and STEP % form.codes.books == 0
 
     @staticmethod

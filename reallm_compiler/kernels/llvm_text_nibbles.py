@@ -21,7 +21,7 @@ from reallm_compiler.kernels.llvm_text_product import grouped
 from reallm_compiler.kernels.llvm_text_wide import W16, Machine, Wide
 
 BYTES = STEP // 2
-"""Of the codes of a step."""
+"""Bytes of the codes of a step."""
 
 GROUP = 8
 """Bytes that are interleaved with others of their own register's half."""
@@ -35,7 +35,7 @@ class Nibbles(Wide):
 
     @staticmethod
     def fits(form: Form) -> bool:
-        """Whether it can be done so."""
+        """Whether this kernel does the form."""
         return form.codes.planes == 2 and llvm_text_words.halves(form)
 
     @staticmethod

@@ -21,7 +21,7 @@ CACHE_LINE = 64
 PAGE = 4096
 
 PAGES_AHEAD = 2 * PAGE
-"""Bytes from a line to the pages that are asked for: to find a page takes longer than its bytes."""
+"""Bytes from a line to the pages that are prefetched: the page walk takes longer than the loads."""
 
 
 class Steps(Protocol):

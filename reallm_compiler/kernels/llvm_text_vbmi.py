@@ -25,10 +25,10 @@ FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni")
 BIAS = 128
 
 AHEAD = 2048
-"""Bytes from a step to those that are asked of memory meanwhile."""
+"""Bytes from the codes of a step to those that are prefetched."""
 
 WIDTHS = (16, 32, STEP)
-"""Bytes of a load."""
+"""Sizes of vector loads in bytes."""
 
 FRONT = 8
 """Bytes before a line that windows may begin in."""

@@ -119,11 +119,11 @@ class Wide:
         text.call("void", "llvm.memcpy.p0.p0.i64", *arguments)
 
     def carried(self) -> list[tuple[str, str]]:
-        """Nothing."""
+        """No values are carried from period to period."""
         return []
 
     def turn(self, values: Sequence[str]) -> list[str]:
-        """Nothing."""
+        """The values as they are."""
         return list(values)
 
     def token(self, token: str) -> None:

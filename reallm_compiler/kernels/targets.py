@@ -115,20 +115,20 @@ class Wide:
         return False
 
     def evens(self, form: Form) -> bool:
-        """As the way needs them."""
+        """Whether the kernel wants even activations before odd ones."""
         return bool(_way(form).evens)
 
     def unit(self, form: Form) -> int:
-        """That of the way."""
+        """The unit of the kernel for this form."""
         return int(_way(form).unit)
 
     def steps(self, text: Text, form: Form) -> Steps:
-        """The first way that can do it."""
+        """The first kernel that does the form."""
         made: Steps = _way(form)(text, form, self.instructions)
         return made
 
     def tables(self, form: Form, values: WindowValues) -> Tensor | None:
-        """As the way needs them."""
+        """Tables in the layout of the kernel for this form."""
         found: Tensor | None = _way(form).tables(form, values)
         return found
 
