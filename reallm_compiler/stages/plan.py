@@ -20,7 +20,7 @@ from reallm_compiler.stages.base import Stage, as_tuple
 from reallm_compiler.stages.permutation import NoPermutation, PermutationStage
 from reallm_compiler.stages.quantizer import NoQuantizer, QuantizerStage
 from reallm_compiler.stages.registry import kind_name, kinds
-from reallm_compiler.stages.residual import NoResidual, ResidualStage
+from reallm_compiler.stages.residual import ResidualStage
 from reallm_compiler.stages.rounding import NearestRounding, RoundingStage
 from reallm_compiler.stages.scales import NoScales, ScalesStage
 from reallm_compiler.stages.transform import TransformStage
@@ -79,7 +79,7 @@ def _as_list(value: object) -> object:
 
 def _without_none(stages: tuple[ResidualStage, ...]) -> tuple[ResidualStage, ...]:
     """The residuals that keep something: nothing is one way to write no residual."""
-    return tuple(stage for stage in stages if not isinstance(stage, NoResidual))
+    return tuple(stage for stage in stages if stage.stored)
 
 
 def _plain(value: Stage, info: SerializationInfo) -> dict[str, Any]:

@@ -16,8 +16,10 @@ class ResidualStage(Stage):
     Attributes:
         factored: it is a product of factors R = L1 L2, which tuning changes and adapters replace.
         refined: its stored values are fitted once more to what the coded part leaves.
+        stored: it keeps something; a plan has no residual that does not.
     """
 
+    stored: ClassVar[bool] = True
     factored: ClassVar[bool] = False
     refined: ClassVar[bool] = False
 
@@ -34,6 +36,8 @@ class ResidualStage(Stage):
 
 class NoResidual(ResidualStage):
     """No residual: the coded part is the whole matrix."""
+
+    stored: ClassVar[bool] = False
 
     kind: Literal["none"] = "none"
 
