@@ -53,8 +53,8 @@ import reallm_compiler as reallm
 from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.evaluate import evaluate, load_for_evaluation
 from studies import calibrated, ggml, libraries
-from studies.pages import LINEAR_ONLY, keep_row
-from studies.results import Subject, needs_statistics, read_rows
+from studies.pages import LINEAR_ONLY, keep_row, read_rows
+from studies.results import Subject, needs_statistics
 
 DATA_FREE = tuple(f"reallm-{bits}bit-data-free" for bits in ("2", "3", "4", "4.5", "5"))
 CALIBRATED = tuple(f"reallm-{bits}bit" for bits in ("2", "2.5", "3", "4"))
@@ -136,7 +136,7 @@ class Comparison:
         self.names = [matrix.name for matrix in plan.matrices]
         self.numel = plan.totals.numel
         self.points: dict[str, Point] = {}
-        for row in read_rows(rows) if rows is not None and rows.exists() else []:
+        for row in read_rows(rows):
             if row.pop("model") == subject.name and not (mirror and row["mirrored"] is None):
                 self.points[row["name"]] = Point(**row)
 

@@ -33,8 +33,8 @@ from reallm_compiler.runtime.kv_cache import PagedLayer, kv_cache, new_cache
 from reallm_compiler.runtime.kv_settings import kv_settings
 from reallm_compiler.stages import KvCache
 from reallm_compiler.storage.kv_cache import HeadShape, layer_bytes
-from studies.pages import keep_row, write_part
-from studies.results import Subject, read_rows
+from studies.pages import keep_row, read_rows, write_part
+from studies.results import Subject
 
 BITS: dict[int, tuple[str, dict[str, list[tuple[int, int]]]]] = {
     8: ("kv-8bit", {"hqq": [(1, 1), (1, 0), (0, 1), (0, 0)]}),
@@ -220,7 +220,7 @@ class Measuring:
         self.model, self.tokenizer = load_for_evaluation(subject.folder)
         self._known = {
             (row["cache"], row["how"], row["bits"], row["window"], row["step"]): row
-            for row in (read_rows(rows) if rows is not None and rows.exists() else [])
+            for row in read_rows(rows)
             if row["model"] == subject.name
         }
         self._greedy: torch.Tensor | None = None

@@ -30,8 +30,8 @@ from typing import Any
 import reallm_compiler as reallm
 from reallm_compiler.evaluate import Evaluation, evaluate, load_for_evaluation
 from reallm_compiler.recipe import list_shipped, load_recipe
-from studies.pages import keep_row, write_part
-from studies.results import MOST_TRAINING, Study, Subject, needs_statistics, needs_text, read_rows
+from studies.pages import keep_row, read_rows, write_part
+from studies.results import MOST_TRAINING, Study, Subject, needs_statistics, needs_text
 
 PROGRAM = """
 import atexit, pathlib, sys
@@ -161,12 +161,11 @@ class Measuring:
         self.study = study
         self._new = measure
         self._path = rows
-        known = read_rows(rows) if rows is not None and rows.exists() else []
         self._known = {
             (row["recipe"], row["bits"], row["file_bytes"]): Row(
                 **{key: value for key, value in row.items() if key != "model"}
             )
-            for row in known
+            for row in read_rows(rows)
             if row["model"] == study.name
         }
 

@@ -24,6 +24,25 @@ def keep_row(row: Mapping[str, Any], path: Path | None) -> None:
             file.write(line + "\n")
 
 
+def read_rows(path: Path | None) -> list[dict[str, Any]]:
+    """The rows that an earlier run kept, if any.
+
+    A last line that is half a row is cut off, in the file too, so that the next row begins a line.
+    """
+    rows: list[dict[str, Any]] = []
+    if path is None or not path.exists():
+        return rows
+    good = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            with path.open("r+b") as file:
+                file.truncate(good)
+            break
+        rows.append(json.loads(line))
+        good += len(line)
+    return rows
+
+
 def write_part(path: Path, script: str, text: str) -> None:
     """Put `text` where the part of `script` stands in the page, or at the end of it.
 

@@ -41,7 +41,7 @@ import reallm_compiler as reallm
 from reallm_compiler.evaluate import Evaluation, evaluate, load_for_evaluation
 from reallm_compiler.planning.budget import MatrixBudget
 from reallm_compiler.recipe import list_shipped, load_recipe
-from studies.pages import keep_row, write_part
+from studies.pages import keep_row, read_rows, write_part
 
 SHIPPED: dict[str, Any] = {}
 EMBEDDINGS: dict[str, dict[str, Any]] = {
@@ -147,13 +147,11 @@ class Study:
         plain = reallm.plan({"reallm": 1}, model=subject.folder).budget()
         self.linear = {row.name for row in plain.matrices}
         self.totals = plain.totals
-        self.known: dict[str, dict[str, Any]] = {}
-        if rows is not None and rows.exists():
-            self.known = {
-                self._key(row["recipe"], row["file_bytes"]): row
-                for row in read_rows(rows)
-                if row["model"] == self.name and "file_bytes" in row
-            }
+        self.known = {
+            self._key(row["recipe"], row["file_bytes"]): row
+            for row in read_rows(rows)
+            if row["model"] == self.name and "file_bytes" in row
+        }
 
     @property
     def name(self) -> str:
@@ -255,19 +253,6 @@ def needs_statistics(recipe: str | dict[str, Any]) -> bool:
 def needs_text(recipe: str | dict[str, Any]) -> bool:
     """Whether blocks learn by a text in a compile by this recipe."""
     return load_recipe(recipe).fit is not None
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier run; the last line may be half a row, which is cut off."""
-    rows, good = [], 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            with path.open("r+b") as file:
-                file.truncate(good)
-            break
-        rows.append(json.loads(line))
-        good += len(line)
-    return rows
 
 
 def _bits(rows: list[MatrixBudget]) -> float:
