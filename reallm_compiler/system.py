@@ -103,15 +103,22 @@ def _virtual_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def status_bytes(field: str, pid: int | str = "self") -> int | None:
+    """What Linux says of a process's memory, such as `VmHWM`, in bytes; None where it does not."""
+    try:
+        lines = (PROC / str(pid) / "status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(f"{field}:")).split()[1])
+    except (OSError, ValueError, StopIteration):
+        return None
+
+
 def peak_memory() -> int | None:
     """Peak memory of this process in bytes; None where the system does not report it."""
-    try:
-        # Linux's own count begins with the program; that of `resource` begins with the process that
-        # started it, and so is never below what that one held.
-        lines = (PROC / "self" / "status").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
-    except (OSError, ValueError, StopIteration):
-        pass
+    # Linux's own count begins with the program; that of `resource` begins with the process that
+    # started it, and so is never below what that one held.
+    peak = status_bytes("VmHWM")
+    if peak is not None:
+        return peak
     if resource is None:
         return None
     # Linux counts in KiB, macOS in bytes.

@@ -1,7 +1,7 @@
 """Data-free methods of other libraries, one matrix at a time, in float16.
 
-bitsandbytes gets a matrix as one list of blocks: its CPU version decodes matrices wrongly whose
-rows are no whole number of blocks.
+bitsandbytes gets a matrix as one list of blocks, which are the same ones: the CPU version of 0.50
+decodes matrices wrongly whose rows are no whole number of blocks.
 """
 
 from __future__ import annotations
@@ -59,8 +59,6 @@ def bitsandbytes(kind: str, block: int, double: bool) -> Quantize:
     import bitsandbytes.functional as library
 
     def quantize(weight: Tensor) -> tuple[Tensor, int]:
-        # As one long list of blocks: where a row is no whole number of blocks, the CPU version of
-        # 0.50 decodes a matrix wrongly. The blocks are the same ones.
         coded, state = library.quantize_4bit(
             weight.reshape(-1, block), blocksize=block, compress_statistics=double, quant_type=kind
         )

@@ -112,8 +112,8 @@ def fit_shared(
     """Learns the sections that the matrices of a share group store once.
 
     Args:
-        plan: the plan of all its matrices, or that of each; they differ in nothing but what the
-            quantizer calls its own, and DoRA.
+        plan: the plan of all its matrices, or that of each; they differ in nothing but DoRA
+            and what the quantizer names in `per_matrix`.
         weights: the group's matrices, each taken from the sequence once, in order.
         seed: of the group's generator.
         callback: called while a decoder is trained.

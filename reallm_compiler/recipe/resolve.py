@@ -208,9 +208,9 @@ def _divide(decisions: Collection[Decision]) -> None:
     """Divide share groups into what one codebook, table or decoder can serve.
 
     What a group shares is learned from all of its matrices, so only matrices of equal plans stay
-    together, apart from DoRA, which is put on afterwards, and from what the quantizer calls its
-    own: the rates of a trellis. The part to which the first rules apply, or none, keeps the
-    group's name; the others are numbered: `NAME.2`, ...
+    together, apart from DoRA, which is put on afterwards, and from what the quantizer names in
+    `per_matrix`: the rates of a trellis. The part to which the first rules apply, or none, keeps
+    the group's name; the others are numbered: `NAME.2`, ...
     """
     plans: dict[int, MatrixPlan] = {}  # one object stands for many matrices, and a hash costs much
     for decision in decisions:
