@@ -75,12 +75,11 @@ def join(path: str, part: str | int) -> str:
 
 def to_plain(node: Node) -> Any:  # noqa: ANN401 - plain data of any shape
     """The node as plain data, without locations."""
-    if isinstance(node, MapNode):
-        return {
-            key: value.value if isinstance(value, ScalarNode) else to_plain(value)
-            for key, value in node.fields.items()
-        }
-    return [to_plain(item) for item in node.items] if isinstance(node, ListNode) else node.value
+    if isinstance(node, ScalarNode):
+        return node.value
+    if isinstance(node, ListNode):
+        return [to_plain(item) for item in node.items]
+    return {key: to_plain(value) for key, value in node.fields.items()}
 
 
 def count_nodes(node: Node) -> int:
@@ -163,16 +162,16 @@ def from_plain(data: Any, file: str) -> tuple[Node, list[Problem]]:  # noqa: ANN
         if isinstance(value, str):  # most values by far
             return ScalarNode(value=value, location=location, path=path)
         if isinstance(value, list | tuple):
-            items = [build(item, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
+            items = [build(item, join(path, i), depth + 1) for i, item in enumerate(value)]
             return ListNode(items=tuple(items), location=location, path=path)
-        if type(value) is dict or isinstance(value, Mapping):
+        if isinstance(value, dict | Mapping):
             fields = {}
             for key, item in value.items():
                 if not isinstance(key, str):
                     message = f"a key must be text, not `{key!r}`"
                     problems.append(Problem(location=file, path=path, message=message))
                     continue
-                fields[key] = build(item, f"{path}.{key}" if path else key, depth + 1)
+                fields[key] = build(item, join(path, key), depth + 1)
             return MapNode(fields=fields, location=location, path=path)
         if isinstance(value, Fraction):
             value = str(value) if value.denominator != 1 else int(value)
