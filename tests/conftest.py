@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,20 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """The tokenizer of a model's folder into another's."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, folder / name)
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of some hundred tokens."""
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("\n".join(CORPUS) * 4)
+    return path
+
+
 @pytest.fixture
 def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """How each block has learned (`execute.fit.train.Outcome`)."""
@@ -98,12 +113,12 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     found: list[Any] = []
     code = coder.BlockCoder.code
 
-    def heard(self: Any, *given: Any) -> Any:
+    def recorded(self: Any, *given: Any) -> Any:
         made = code(self, *given)
         found.append(made.outcome)
         return made
 
-    monkeypatch.setattr(coder.BlockCoder, "code", heard)
+    monkeypatch.setattr(coder.BlockCoder, "code", recorded)
     return found
 
 

@@ -21,6 +21,19 @@ from reallm_compiler.runs.stop import block_signals
 from reallm_formats import system as files
 
 
+def output_of(script: str) -> str:
+    """What a process of its own prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_windows_is_refused_at_the_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,16 +76,9 @@ def test_a_compile_without_what_linux_alone_has(
 def test_peak_memory_is_that_of_the_program_alone() -> None:
     held = bytearray(os.urandom(1 << 20)) * 200
     script = "from reallm_compiler.system import peak_memory; print(peak_memory())"
-    found = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
-    )
     own = system.peak_memory()
     assert own is not None
-    assert 0 < int(found.stdout) < len(held) <= own
+    assert 0 < int(output_of(script)) < len(held) <= own
 
 
 def test_flags_that_are_not_there() -> None:
@@ -82,14 +88,7 @@ def test_flags_that_are_not_there() -> None:
         "try: Archive.open('/')\n"
         "except FormatError as error: print(error.message, system.CLOEXEC, system.NONBLOCK)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
-    )
-    assert done.stdout.strip() == "this is a folder, not a file 0 0", done.stderr
+    assert output_of(script).strip() == "this is a folder, not a file 0 0"
 
 
 @pytest.mark.parametrize("kind", ["no locks at all", "a file system without locks"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.models.blocks import UnfitBlocksError
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.statistics import measured_matrices
+from tests.conftest import copy_tokenizer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 320,
@@ -52,8 +52,7 @@ def saved(name: str, tiny_llama: Path, folder: Path) -> Path:
         torch.manual_seed(0)
         made = getattr(transformers, model)(getattr(transformers, config)(**settings))
     made.save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_llama / file, folder / file)
+    copy_tokenizer(tiny_llama, folder)
     return folder
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from reallm_compiler.calibration import schedule as schedule_module
 from reallm_compiler.calibration.events import Started
 from reallm_compiler.calibration.schedule import DISK_LIMIT, Measurement, Schedule
 from reallm_compiler.codecs.statistics_file import StatisticsFile
+from tests.conftest import copy_tokenizer
 
 
 def measurement(blocks: int, *, gradients: bool = True) -> Measurement:
@@ -47,8 +47,7 @@ def test_every_file_is_there_when_it_is_read(blocks: int, file_bytes: int, gradi
 
 def with_tokenizer(model: Any, tiny_llama: Path, folder: Path) -> Path:
     model.save_pretrained(folder)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_llama / file, folder / file)
+    copy_tokenizer(tiny_llama, folder)
     return folder
 
 

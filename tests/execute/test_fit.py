@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from reallm_compiler.finetune import finetune
 from reallm_compiler.models.sequences import read_texts
 from reallm_compiler.reader.verify import verify
 from reallm_compiler.runs import training
-from tests.conftest import CORPUS
+from tests.conftest import copy_tokenizer
 
 AFFINE = {"kind": "affine", "per": "block", "block": 32, "dtype": "float16", "code_bits": 2}
 UNIFORM: dict[str, Any] = {"scales": AFFINE, "quantizer": {"kind": "uniform", "bits": 2}}
@@ -44,13 +43,6 @@ class Killed(Exception):  # noqa: N818 - it stands for a kill, not an error
     pass
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("\n".join(CORPUS) * 4)
-    return path
-
-
 def fitted(defaults: dict[str, Any], learn: list[str], **changes: Any) -> dict[str, Any]:
     fit = {"kind": "block", "epochs": 4, "batch": 4, "samples": 12, "window": 16, **changes}
     return {"reallm": 1, "defaults": defaults, "fit": {**fit, "learn": learn}}
@@ -69,12 +61,12 @@ def sections(path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("word", CASES)
 def test_each_word_lowers_the_error_and_changes_what_it_says(
-    word: str, tiny_llama: Path, text: Path, tmp_path: Path, outcomes: list[train.Outcome]
+    word: str, tiny_llama: Path, words: Path, tmp_path: Path, outcomes: list[train.Outcome]
 ) -> None:
     defaults, changes = CASES[word]
     plain, learned = tmp_path / "plain.reallm", tmp_path / "learned.reallm"
     compiled({"reallm": 1, "defaults": defaults}, tiny_llama, plain)
-    compiled(fitted(defaults, [word], **changes), tiny_llama, learned, text=text)
+    compiled(fitted(defaults, [word], **changes), tiny_llama, learned, text=words)
     assert len(outcomes) == 2
     assert all(one.after < one.before for one in outcomes)
     assert verify(learned) == []
@@ -96,14 +88,14 @@ def test_each_word_lowers_the_error_and_changes_what_it_says(
 
 
 def test_with_nothing_to_learn_nothing_changes(
-    tiny_llama: Path, text: Path, tmp_path: Path
+    tiny_llama: Path, words: Path, tmp_path: Path
 ) -> None:
     plain, learned = tmp_path / "plain.reallm", tmp_path / "learned.reallm"
     compiled({"reallm": 1, "defaults": UNIFORM}, tiny_llama, plain)
-    compiled(fitted(UNIFORM, []), tiny_llama, learned, text=text)
+    compiled(fitted(UNIFORM, []), tiny_llama, learned, text=words)
     assert sections(plain) == sections(learned)
     with reallm.open(learned) as opened:
-        assert opened.provenance["text"] == read_texts([text], CompileError)[1].hex()
+        assert opened.provenance["text"] == read_texts([words], CompileError)[1].hex()
 
 
 TOGETHER = fitted(
@@ -112,14 +104,14 @@ TOGETHER = fitted(
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_llama: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def whole(tiny_llama: Path, words: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The bytes of an undisturbed run."""
     path = tmp_path_factory.mktemp("whole") / "x.reallm"
-    compiled(TOGETHER, tiny_llama, path, text=text)
+    compiled(TOGETHER, tiny_llama, path, text=words)
     return path.read_bytes()
 
 
-def test_a_kill_between_blocks(tiny_llama: Path, text: Path, tmp_path: Path, whole: bytes) -> None:
+def test_a_kill_between_blocks(tiny_llama: Path, words: Path, tmp_path: Path, whole: bytes) -> None:
     """The hidden states are made again of what is stored."""
     output = tmp_path / "x.reallm"
 
@@ -128,8 +120,8 @@ def test_a_kill_between_blocks(tiny_llama: Path, text: Path, tmp_path: Path, who
             raise Killed
 
     with pytest.raises(Killed):
-        compiled(TOGETHER, tiny_llama, output, text=text, on_event=stop)
-    assert compiled(TOGETHER, tiny_llama, output, text=text).tasks_resumed == 2
+        compiled(TOGETHER, tiny_llama, output, text=words, on_event=stop)
+    assert compiled(TOGETHER, tiny_llama, output, text=words).tasks_resumed == 2
     assert output.read_bytes() == whole
 
 
@@ -137,7 +129,7 @@ def test_a_kill_between_blocks(tiny_llama: Path, text: Path, tmp_path: Path, who
 def test_a_kill_inside_a_block(
     block: int,
     tiny_llama: Path,
-    text: Path,
+    words: Path,
     tmp_path: Path,
     whole: bytes,
     monkeypatch: pytest.MonkeyPatch,
@@ -157,25 +149,25 @@ def test_a_kill_inside_a_block(
     with monkeypatch.context() as patch:
         patch.setattr(training.TaskCallback, "on_epoch_end", kill)
         with pytest.raises(Killed):
-            compiled(TOGETHER, tiny_llama, output, text=text)
-        compiled(TOGETHER, tiny_llama, output, text=text)
+            compiled(TOGETHER, tiny_llama, output, text=words)
+        compiled(TOGETHER, tiny_llama, output, text=words)
     assert len(epochs) == 8  # none twice
     assert output.read_bytes() == whole
 
 
 def test_an_archive_with_learned_norms_can_be_tuned(
-    tiny_llama: Path, text: Path, tmp_path: Path, whole: bytes
+    tiny_llama: Path, words: Path, tmp_path: Path, whole: bytes
 ) -> None:
     """Its norms are not the original's, by which a wrong original is told."""
     base = tmp_path / "base.reallm"
     base.write_bytes(whole)
     options = {"window": 16, "held_out": 2, "stages": ["block"], "block": {"epochs": 1}}
     adapter = tmp_path / "x.adapter"
-    finetune(base, model=tiny_llama, text=[text], output=adapter, options=options)
+    finetune(base, model=tiny_llama, text=[words], output=adapter, options=options)
     assert adapter.exists()
 
 
-def test_another_text_is_another_run(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
+def test_another_text_is_another_run(tiny_llama: Path, words: Path, tmp_path: Path) -> None:
     output = tmp_path / "x.reallm"
 
     def stop(event: Any) -> None:
@@ -183,15 +175,15 @@ def test_another_text_is_another_run(tiny_llama: Path, text: Path, tmp_path: Pat
             raise Killed
 
     with pytest.raises(Killed):
-        compiled(TOGETHER, tiny_llama, output, text=text, on_event=stop)
+        compiled(TOGETHER, tiny_llama, output, text=words, on_event=stop)
     other = tmp_path / "other.txt"
-    other.write_text(text.read_text() + "One more line.")
+    other.write_text(words.read_text() + "One more line.")
     with pytest.raises(ResumeError, match="the text"):
         compiled(TOGETHER, tiny_llama, output, text=other)
 
 
 def test_an_error_that_is_no_number_falls_back_and_is_named(
-    tiny_llama: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_llama: Path, words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output, events = tmp_path / "x.reallm", []
     begin = train.Training.__init__
@@ -206,7 +198,7 @@ def test_an_error_that_is_no_number_falls_back_and_is_named(
         begin(self, fit, learned, made, sometimes, **more)
 
     monkeypatch.setattr(train.Training, "__init__", spoilt)
-    compiled(TOGETHER, tiny_llama, output, text=text, on_event=events.append)
+    compiled(TOGETHER, tiny_llama, output, text=words, on_event=events.append)
     (lost,) = [event for event in events if isinstance(event, FellBack)]
     assert (lost.name, lost.epoch, lost.step) == ("block 0", 2, 2)
     assert verify(output) == []
@@ -235,15 +227,15 @@ def test_a_word_that_changes_nothing_is_refused(
     assert message in str(caught.value)
 
 
-def test_text_and_fit_belong_together(tiny_llama: Path, text: Path, tmp_path: Path) -> None:
+def test_text_and_fit_belong_together(tiny_llama: Path, words: Path, tmp_path: Path) -> None:
     output = tmp_path / "x.reallm"
     with pytest.raises(CompileError, match="learns by a text, and none is given") as caught:
         compiled(TOGETHER, tiny_llama, output)
     assert "--text FILE" in str(caught.value.hint)
     with pytest.raises(CompileError, match="nothing learns by the recipe"):
-        compiled({"reallm": 1, "defaults": UNIFORM}, tiny_llama, output, text=text)
+        compiled({"reallm": 1, "defaults": UNIFORM}, tiny_llama, output, text=words)
     with pytest.raises(CompileError, match="cannot be tried on single matrices"):
-        compiled(TOGETHER, tiny_llama, output, text=text, only="*q_proj")
+        compiled(TOGETHER, tiny_llama, output, text=words, only="*q_proj")
 
 
 SMALL = {"vocab_size": 320, "bos_token_id": 0, "eos_token_id": 1, "dtype": "float32"}
@@ -263,7 +255,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("family", OTHERS)
 def test_matrices_that_are_stored_otherwise_learn_as_well(
-    family: str, tiny_llama: Path, text: Path, tmp_path: Path, outcomes: list[train.Outcome]
+    family: str, tiny_llama: Path, words: Path, tmp_path: Path, outcomes: list[train.Outcome]
 ) -> None:
     """Transposed, and experts that the model joins in one parameter."""
     import transformers
@@ -274,21 +266,20 @@ def test_matrices_that_are_stored_otherwise_learn_as_well(
         torch.manual_seed(0)
         made = getattr(transformers, config.architectures[0])(config)
     made.save_pretrained(tmp_path / "model")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_llama / name, tmp_path / "model" / name)
+    copy_tokenizer(tiny_llama, tmp_path / "model")
     recipe = fitted(UNIFORM, ["scales"], lr=1e-2, epochs=2)
-    compiled(recipe, tmp_path / "model", tmp_path / "x.reallm", text=text)
+    compiled(recipe, tmp_path / "model", tmp_path / "x.reallm", text=words)
     assert len(outcomes) == 2
     assert all(one.after < one.before for one in outcomes)
 
 
 def test_a_prepared_model_learns_as_its_original(
-    tiny_llama: Path, text: Path, tmp_path: Path, outcomes: list[train.Outcome]
+    tiny_llama: Path, words: Path, tmp_path: Path, outcomes: list[train.Outcome]
 ) -> None:
     """The original's hidden states are those of the rotated stream: little is left to learn."""
     fine = {**UNIFORM, "quantizer": {"kind": "uniform", "bits": 8}}
     fine["scales"] = {**AFFINE, "code_bits": 8}
     recipe = fitted(fine, ["scales"], lr=1e-3, epochs=1)
     recipe["prepare"] = [{"kind": "fold_norms"}, {"kind": "rotate"}]
-    compiled(recipe, tiny_llama, tmp_path / "x.reallm", text=text)
+    compiled(recipe, tiny_llama, tmp_path / "x.reallm", text=words)
     assert all(0 < one.after <= one.before < 1e-6 for one in outcomes)

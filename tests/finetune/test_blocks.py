@@ -24,6 +24,7 @@ from reallm_compiler.models.blocks import (
     hidden_states,
     run_block,
 )
+from tests.conftest import copy_tokenizer
 
 SIZES = {
     "vocab_size": 320,
@@ -222,8 +223,7 @@ def saved(tiny_llama: Any, tmp_path: Any) -> Any:
     def save(name: str, settings: dict[str, Any]) -> tuple[Any, Any]:
         folder = tmp_path / "model"
         make(name, settings).save_pretrained(folder)
-        for file in ("tokenizer.json", "tokenizer_config.json"):
-            (folder / file).write_bytes((tiny_llama / file).read_bytes())
+        copy_tokenizer(tiny_llama, folder)
         recipe = {
             "reallm": 1,
             "defaults": {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 import reallm_compiler as reallm
 from reallm_compiler.errors import FinetuneError, SourceError
 from reallm_compiler.finetune import finetune
+from tests.conftest import copy_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -31,8 +31,7 @@ TINY = {
 def archive_of(model: Any, tiny_llama: Path, folder: Path) -> tuple[Path, Path]:
     """A checkpoint of a model with the small tokenizer, and its archive."""
     model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_llama / name, folder / name)
+    copy_tokenizer(tiny_llama, folder)
     archive = folder.with_suffix(".reallm")
     reallm.compile(RECIPE, model=folder, output=archive, workers=1)
     return folder, archive

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from reallm_compiler.integrations.formats import (
 )
 from reallm_compiler.reader.verify import verify
 from reallm_compiler.recipe import list_shipped, load_recipe
-from tests.conftest import CORPUS
+from tests.conftest import copy_tokenizer
 
 SMALL: dict[str, dict[str, Any]] = {
     "paper-hnerv": {
@@ -57,13 +56,6 @@ TUNING = {
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("words") / "text.txt"
-    path.write_text("\n".join(CORPUS) * 8)
-    return path
-
-
-@pytest.fixture(scope="module")
 def model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama whose rows are whole groups of 128 weights and whose embeddings are coded."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -76,8 +68,7 @@ def model(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_llama / name, folder / name)
+    copy_tokenizer(tiny_llama, folder)
     return folder
 
 

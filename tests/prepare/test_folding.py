@@ -21,7 +21,7 @@ from reallm_compiler.reader.reconstruct import reconstruct
 from reallm_compiler.reader.verify import verify
 from reallm_compiler.storage.work import TRIALS
 from tests.codecs.test_channel_scale import cost, plain_factors, plain_rounding
-from tests.conftest import CORPUS
+from tests.conftest import copy_tokenizer
 from tests.prepare.blocks import tuned_blocks
 from tests.prepare.test_prepared_models import FAMILIES, FOLD, ROTATE, distance, logits, save
 from tests.prepare.test_prepared_runs import Killed
@@ -45,13 +45,6 @@ def recipe(later: dict[str, Any] = CODED, **scale: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "words.txt"
-    path.write_text("\n".join(CORPUS) * 4)
-    return path
-
-
-@pytest.fixture(scope="module")
 def measured(
     tiny_llama: Path, words: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], tuple[Path, Path]]:
@@ -62,8 +55,7 @@ def measured(
         if family not in known:
             folder = tmp_path_factory.mktemp("family")
             model = save(folder / "model", family, vocab_size=320, hidden_size=32)
-            for name in ("tokenizer.json", "tokenizer_config.json"):
-                shutil.copy(tiny_llama / name, model)
+            copy_tokenizer(tiny_llama, model)
             known[family] = model, statistics_of(model, words)
         return known[family]
 
@@ -130,8 +122,7 @@ def test_matrices_of_one_input_share_the_factors_of_a_plain_search(
     heads that are given the same values are alike.
     """
     model = save(tmp_path / "model", "llama", vocab_size=320, hidden_size=32)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(tiny_llama / name, model)
+    copy_tokenizer(tiny_llama, model)
     original = load_file(model / "model.safetensors")
     layer = "model.layers.0"
     original[f"{layer}.self_attn.q_proj.weight"] *= 200  # heads attend to different tokens

@@ -12,7 +12,6 @@ import pytest
 import reallm_compiler as reallm
 from reallm_compiler.errors import ResumeError
 from reallm_compiler.execute.events import TaskDone
-from tests.conftest import CORPUS
 from tests.prepare.blocks import tuned_blocks
 
 RECIPE: dict[str, Any] = {
@@ -72,22 +71,18 @@ def test_a_folded_norm_that_changed_is_noticed(
 
 
 def test_tuning_follows_the_original_prepared_alike(
-    tiny_llama: Path, tmp_path: Path, prepared: Path
+    tiny_llama: Path, words: Path, tmp_path: Path, prepared: Path
 ) -> None:
     """Its blocks read and write the rotated stream, so that nearly nothing is left to learn."""
-    text = tmp_path / "text.txt"
-    text.write_text("\n".join(CORPUS) * 4)
-    blocks = tuned_blocks(prepared, tiny_llama, text, tmp_path / "x.adapter")
+    blocks = tuned_blocks(prepared, tiny_llama, words, tmp_path / "x.adapter")
     assert len(blocks) == 2
     assert all(block.before < 1e-6 for block in blocks)
 
 
 def test_eval_reports_the_distance_to_the_original(
-    tiny_llama: Path, tmp_path: Path, prepared: Path
+    tiny_llama: Path, words: Path, prepared: Path
 ) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("\n".join(CORPUS) * 4)
-    found = reallm.eval(prepared, text=text, window=16, reference=tiny_llama, progress=False)
+    found = reallm.eval(prepared, text=words, window=16, reference=tiny_llama, progress=False)
     assert found.kl is not None
     assert found.kl < 1e-4
 
