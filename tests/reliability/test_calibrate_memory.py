@@ -32,6 +32,6 @@ def test_the_peak_is_below_what_is_stated(monkeypatch, capfd) -> None:
 
 
 @pytest.mark.slow
-def test_a_peak_above_what_is_stated_is_told(monkeypatch) -> None:
+def test_a_peak_above_what_is_stated_ends_with_1(monkeypatch) -> None:
     monkeypatch.setattr(calibrate, "anonymous_bytes", lambda _: 10**12)
     assert run(monkeypatch) == 1

@@ -162,6 +162,9 @@ def test_the_cache_can_be_cut_chosen_repeated_and_emptied(model):
     cache.batch_repeat_interleave(2)
     cache.batch_select_indices(torch.tensor([3, 0]))
     cache.reorder_cache(torch.tensor([0, 0]))
+    for layer in cache.layers:
+        assert torch.equal(*layer.keys)
+        assert torch.equal(*layer.values)
     more = tokens(1, 3)
     swapped = logits(model, more.expand(2, 3), cache, 1)
     torch.testing.assert_close(swapped[0], swapped[1])  # a batch is one product: to rounding
