@@ -8,12 +8,13 @@
     python studies/byte_identity.py --model DIR --compare before.json
 
 Each recipe is compiled with 1 worker, with 2, and with 2 whose compile is killed `--kills` times
-(SIGKILL, when the journal has grown by a share of the tasks) and goes on with the same command. All
-files must be equal byte by byte. `--write` keeps the digest of every section; `--compare` holds the
-sections of today against those of an earlier version, whose documents may have had other keys.
-Recipes that train for more than `--most-training` operations, or need statistics or a text that is
-not given, are left out, and said to be. Prints a line for each recipe and model; ends with 1 if
-anything differs.
+and goes on with the same command. SIGKILL comes when the journal has grown by a share of the tasks;
+a recipe whose blocks learn, whose journal grows late, is killed after a share of the time that the
+compile with 2 workers took. All files must be equal byte by byte. `--write` keeps the digest of
+every section; `--compare` holds the sections of today against those of an earlier version, whose
+documents may have had other keys. Recipes that train for more than `--most-training` operations, or
+need statistics or a text that is not given, are left out, and said to be. Prints a line for each
+recipe and model; ends with 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -87,13 +88,22 @@ def records(output: Path) -> int:
         return 0
 
 
-def killed(case: Case, output: Path, kills: int, tasks: int) -> int:
-    """Compile with two workers and kill so often; how many kills met a compile at work."""
+def killed(case: Case, output: Path, kills: int, tasks: int, seconds: float) -> int:
+    """Compile with two workers and kill so often; how many kills met a compile at work.
+
+    `seconds` is the time of a compile that nothing stops.
+    """
     struck = 0
     for number in range(1, kills + 1):
-        process = start(case, output, WORKERS[-1])
-        wanted = 1 + tasks * number // (kills + 1)
-        while process.poll() is None and records(output) < wanted:
+        process, began = start(case, output, WORKERS[-1]), time.monotonic()
+        share = number / (kills + 1)
+
+        def due(began: float = began, share: float = share) -> bool:
+            if case.text is not None:
+                return time.monotonic() - began >= share * seconds
+            return records(output) >= 1 + int(tasks * share)
+
+        while process.poll() is None and not due():
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -118,10 +128,12 @@ def study(case: Case, kills: int, folder: Path) -> tuple[list[str], dict[str, st
     """What differs between the runs of a recipe, and the sections of the first."""
     outputs = {f"{workers} workers": folder / f"{workers}.reallm" for workers in WORKERS}
     for workers, output in zip(WORKERS, outputs.values(), strict=True):
+        began = time.monotonic()
         finish(start(case, output, workers))
+        seconds = time.monotonic() - began
     outputs[f"{kills} kills"] = folder / "killed.reallm"
     tasks = len(reallm.plan(case.recipe, model=case.model).matrices)
-    struck = killed(case, folder / "killed.reallm", kills, tasks)
+    struck = killed(case, folder / "killed.reallm", kills, tasks, seconds)
     wrong = [] if struck == kills else [f"only {struck} of {kills} kills met a compile at work"]
     digests = {hashlib.sha256(path.read_bytes()).digest() for path in outputs.values()}
     first = sections_of(folder / f"{WORKERS[0]}.reallm")
