@@ -19,13 +19,13 @@ from reallm_compiler.calibration.probe import TOKENS, Probed, probe_model
 from reallm_compiler.calibration.sequences import Chunk, chunks_of, predicted
 from reallm_compiler.calibration.text import draw_sequences
 from reallm_compiler.checkpoint import Inventory
+from reallm_compiler.checkpoint.identity import shard_facts
 from reallm_compiler.errors import CalibrateError, SourceError
 from reallm_compiler.models.blocks import hidden_states
 from reallm_compiler.models.sequences import read_texts
 from reallm_compiler.models.source import source_files
 from reallm_compiler.models.text import window_of
 from reallm_compiler.models.text_models import check_reads, text_tokenizer, usable_positions
-from reallm_compiler.models.weights import shard_facts
 from reallm_compiler.planning.statistics import (
     measured_matrices,
     statistics_document,

@@ -34,9 +34,10 @@ from reallm_compiler.calibration.prepare import prepare
 from reallm_compiler.calibration.sequences import predicted
 from reallm_compiler.calibration.shards import ShardedSchedule, shards_of, sums_file
 from reallm_compiler.checkpoint import Inventory, open_source
+from reallm_compiler.checkpoint.identity import shard_facts
 from reallm_compiler.errors import CalibrateError
 from reallm_compiler.models.sequences import as_paths
-from reallm_compiler.models.weights import Weights, shard_facts
+from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.statistics import StatisticsForm
 from reallm_compiler.progress import Progress, progress_callback
 from reallm_compiler.publish import refuse_inputs

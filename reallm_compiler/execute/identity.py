@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reallm_compiler.checkpoint import Inventory
+from reallm_compiler.checkpoint.identity import shard_facts
 from reallm_compiler.execute.fit.text import TextInput
 from reallm_compiler.execute.statistics import StatisticsInput
-from reallm_compiler.models.weights import shard_facts
 from reallm_compiler.planning.document import fixed_text
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.runs.tasks import TaskResult

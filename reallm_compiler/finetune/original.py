@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from reallm_compiler.checkpoint import Inventory, open_source
+from reallm_compiler.checkpoint.identity import shard_facts
 from reallm_compiler.errors import FinetuneError
 from reallm_compiler.models.blocks import Block
 from reallm_compiler.models.build import build_model
 from reallm_compiler.models.names import parameter_names
 from reallm_compiler.models.source import source_files
-from reallm_compiler.models.weights import Weights, shard_facts
+from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.fit import fit_blocks
 from reallm_compiler.planning.folding import recipe_folds
 from reallm_compiler.prepare import changed_by, prepare_model, prepare_stages

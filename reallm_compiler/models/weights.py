@@ -1,35 +1,26 @@
-"""Weights from the checkpoint's files: plain reads of byte ranges, one matrix at a time.
+"""Weights of a checkpoint, or of a prepared model, one matrix at a time.
 
 A tensor that is kept, such as an embedding, may be larger than any matrix that is coded: it is read
 and cast by pieces, and never held whole.
 
 A prepared model's tensor is made here of what the checkpoint stores (`codecs.preparation`), so that
 whoever reads weights reads those of the model that is coded; digests are of stored bytes.
-
-No memory map: a shard that shrinks or vanishes while a compile runs is a clear error and not a
-signal that kills the process.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator
-from io import RawIOBase
 
 import torch
 from torch import Tensor
 
 from reallm_compiler.checkpoint import Inventory
-from reallm_compiler.checkpoint.store import open_shard, shard_bytes
 from reallm_compiler.codecs.numerics.numbers import Loss
 from reallm_compiler.codecs.preparation import Preparation
 from reallm_compiler.codecs.sections import TORCH_DTYPES
 from reallm_compiler.errors import CodecError, SourceError
+from reallm_compiler.models.shard_reader import CHUNK, ShardReader
 from reallm_compiler.tensors import Origin, TensorSpec
-
-CHUNK = 64 * 2**20
-"""Bytes read at once."""
 
 _WIDER = "keep this tensor as `source`, or as a type of a wider range"
 
@@ -61,24 +52,7 @@ def check_duplicates(inventory: Inventory) -> None:
             )
 
 
-def shard_facts(inventory: Inventory) -> dict[str, list[int | str]]:
-    """Length of each shard, and a digest of what its header says, by which a resumed run knows it.
-
-    The weights themselves are compared by the digests of what was read of them.
-    """
-    headers: dict[str, list[str]] = {}
-    for spec in (*inventory.tensors, *inventory.duplicates):
-        for stored in (spec, *([spec.scale.tensor] if spec.scale is not None else [])):
-            row = f"{stored.name} {stored.stored_dtype} {stored.shape} {stored.begin}"
-            headers.setdefault(stored.shard, []).append(row)
-    facts: dict[str, list[int | str]] = {}
-    for shard, rows in sorted(headers.items()):
-        digest = hashlib.sha256("\n".join(sorted(rows)).encode()).hexdigest()
-        facts[shard] = [shard_bytes(inventory.path, shard), digest]
-    return facts
-
-
-class Weights:
+class Weights(ShardReader):
     """Reads tensors of an inventory.
 
     Args:
@@ -86,17 +60,15 @@ class Weights:
         factors: float64 [n], the factors of columns and rows that an `Origin` names.
 
     Attributes:
-        digests: SHA-256 of the stored bytes of each part that was read, by
-            `tensor` or `tensor#index`.
+        by_name: the tensors of the inventory.
     """
 
     def __init__(
         self, inventory: Inventory, factors: Callable[[str], Tensor] | None = None
     ) -> None:
+        super().__init__(inventory.path)
         self._named_factors = factors
-        self.folder = inventory.path
         self.by_name = {spec.name: spec for spec in (*inventory.tensors, *inventory.duplicates)}
-        self.digests: dict[str, str] = {}
 
     def matrix(self, tensor: str, index: int | None, *, transposed: bool) -> Tensor:
         """A matrix [p, q] in the checkpoint's type.
@@ -110,10 +82,9 @@ class Weights:
             SourceError: the shard is missing or too short.
         """
         spec = self.by_name[tensor]
-        shape = spec.shape if index is None else spec.shape[1:]
-        values = self._values(spec, index, shape)
+        values = self.stored(spec, index)
         if spec.scale is not None:
-            values = _scaled(spec, values, self._factors(spec, index), 0)
+            values = _scaled(spec, values, self._scales(spec, index), 0)
         if spec.origin is not None:
             values = self.preparation(spec.origin).apply(values)
         return values.t() if transposed else values
@@ -127,7 +98,7 @@ class Weights:
         gain = origin.gain
         return Preparation(
             origin,
-            None if gain is None else self._values(gain, None, gain.shape),
+            None if gain is None else self.stored(gain),
             self._factors_of(origin.column_factors),
             self._factors_of(origin.row_factors),
         )
@@ -210,11 +181,11 @@ class Weights:
 
     def _stored_steps(self, spec: TensorSpec, step: int) -> Iterator[tuple[int, Tensor]]:
         """What is stored of a tensor, flat, scaled, as of `_steps`."""
-        factors = None if spec.scale is None else self._factors(spec, None)
+        factors = None if spec.scale is None else self._scales(spec, None)
         stored = TORCH_DTYPES[spec.stored_dtype]
         first = 0
         begin, end = spec.byte_range()
-        for data in self._chunks(spec, begin, end, step * stored.itemsize):
+        for data in self.chunks(spec, begin, end, step * stored.itemsize):
             values = torch.frombuffer(data, dtype=stored)
             if factors is not None:
                 columns = spec.shape[-1]
@@ -241,74 +212,19 @@ class Weights:
         if spec.origin is not None and spec.origin.gain is not None:
             parts.append((spec.origin.gain, None))
         for stored, part in parts:
-            for _ in self._chunks(stored, *stored.byte_range(index=part), CHUNK):
+            for _ in self.chunks(stored, *stored.byte_range(index=part), CHUNK):
                 pass
 
-    def take_digests(self) -> dict[str, str]:
-        """The digests since the last call."""
-        taken, self.digests = self.digests, {}
-        return taken
-
-    def _values(self, spec: TensorSpec, index: int | None, shape: tuple[int, ...]) -> Tensor:
-        begin, end = spec.byte_range(index=index)
-        dtype = TORCH_DTYPES[spec.stored_dtype]
-        parts = list(self._chunks(spec, begin, end, max(1, end - begin)))
-        if not parts:
-            return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(parts[0], dtype=dtype).reshape(shape)
-
-    def _factors(self, spec: TensorSpec, index: int | None) -> Tensor:
+    def _scales(self, spec: TensorSpec, index: int | None) -> Tensor:
         """float32 [r, c], or [e, r, c] of a whole 3-D tensor: a tensor's scales."""
         assert spec.scale is not None  # the caller has looked
-        stored, part = spec.scale.tensor, _scale_index(spec, index)
-        shape = stored.shape if part is None else stored.shape[1:]
-        return self._values(stored, part, shape).float()
-
-    def _chunks(self, spec: TensorSpec, begin: int, end: int, size: int) -> Iterator[bytearray]:
-        """The bytes [begin, end) of a shard, `size` at a time; then their digest is known."""
-        digest = hashlib.sha256()
-        try:
-            with open_shard(self.folder, spec.shard) as file:
-                file.seek(begin)
-                for first in range(begin, end, size):
-                    data = bytearray(min(size, end - first))
-                    count = _fill(file, data)
-                    if count < len(data):
-                        raise SourceError(
-                            f"the shard ends {end - first - count:,} bytes before the end of "
-                            f"{spec.name}",
-                            location=os.path.join(self.folder, spec.shard),
-                            note="it has changed since its header was read, or was not copied "
-                            "whole",
-                            hint="copy or download this file again and run the same command again",
-                        )
-                    digest.update(data)
-                    yield data
-        except OSError as error:
-            raise SourceError(
-                f"cannot read a shard: {error.strerror or error}",
-                location=os.path.join(self.folder, spec.shard),
-                hint="put the file back and run the same command again: finished matrices are kept",
-            ) from error
-        name = spec.name if begin == spec.begin else f"{spec.name}#{begin - spec.begin}"
-        self.digests[name] = digest.hexdigest()
+        return self.stored(spec.scale.tensor, _scale_index(spec, index)).float()
 
 
 def _scale_index(spec: TensorSpec, index: int | None) -> int | None:
     """Which part of a tensor's scales belongs to a part of it; None for all of them."""
     assert spec.scale is not None  # the caller has looked
     return index if len(spec.scale.tensor.shape) == len(spec.shape) else None
-
-
-def _fill(file: RawIOBase, data: bytearray) -> int:
-    """Read into `data` until it is full or the file ends; returns the bytes read."""
-    view, filled = memoryview(data), 0
-    while filled < len(data):
-        count = file.readinto(view[filled : filled + CHUNK])
-        if not count:
-            break
-        filled += count
-    return filled
 
 
 def _scaled(spec: TensorSpec, values: Tensor, factors: Tensor, first: int) -> Tensor:

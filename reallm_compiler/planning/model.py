@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from reallm_compiler.planning.budget import Budget, budget_of
+from reallm_compiler.planning.budget import Budget
 from reallm_compiler.planning.folding import Fold
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
+from reallm_compiler.planning.sizes import budget_of
 from reallm_formats import Layout
 
 

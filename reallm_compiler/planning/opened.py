@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from reallm_compiler.errors import FormatError, SourceError
-from reallm_compiler.planning.budget import shared_parts
 from reallm_compiler.planning.decoders import PREFIX, find_decoder, find_decoders, used_decoders
 from reallm_compiler.planning.document import from_manifest
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
+from reallm_compiler.planning.sizes import shared_parts
 from reallm_formats import Archive, Manifest, SectionEntry, layout, names
 from reallm_formats.errors import printable
 

@@ -11,8 +11,9 @@ import pytest
 
 import reallm_compiler as reallm
 from reallm_compiler.checkpoint import open_source, store
+from reallm_compiler.checkpoint.identity import shard_facts
 from reallm_compiler.errors import SourceError
-from reallm_compiler.models.weights import Weights, shard_facts
+from reallm_compiler.models.weights import Weights
 
 RECIPE = {
     "reallm": 1,
@@ -65,7 +66,7 @@ def test_weights_are_read_by_ranges(kept: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(file, "readinto", lambda data: read.append(len(data)) or readinto(data))
         return file
 
-    monkeypatch.setattr("reallm_compiler.models.weights.open_shard", opened)
+    monkeypatch.setattr("reallm_compiler.models.shard_reader.open_shard", opened)
     Weights(found).read(spec.name)
     assert sum(read) == spec.stored_bytes
 
