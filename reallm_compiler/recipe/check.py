@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -41,7 +42,7 @@ from reallm_compiler.recipe.vocabulary import (
 )
 from reallm_compiler.stages import FIT_KINDS, PREPARE_KINDS, MatrixPlan, Stage, kind_name
 
-VERSION = 1
+VERSION: Final = 1
 BUILT_IN = Location("default")
 """The location of a field that no recipe wrote."""
 

@@ -27,7 +27,7 @@ from reallm_compiler.recipe.check import check_plan, unknown_in_rule
 from reallm_compiler.recipe.grid import variants
 from reallm_compiler.recipe.match import pattern_of
 from reallm_compiler.recipe.messages import problems_of
-from reallm_compiler.recipe.nodes import ListNode, MapNode, Node, ScalarNode, to_plain
+from reallm_compiler.recipe.nodes import ListNode, MapNode, Node, ScalarNode, problem_at, to_plain
 from reallm_compiler.recipe.patch import merge_maps
 from reallm_compiler.recipe.plain_yaml import on_one_line
 from reallm_compiler.recipe.rule import Rule, RuleForm, rule_of
@@ -54,19 +54,21 @@ def merge_sections(trees: Sequence[MapNode]) -> MapNode | None:
 
 
 def check_allocation(
-    node: MapNode, bases: Sequence[MapNode], load_named: LoadNamed
+    node: MapNode, defaults: MapNode, rules: Sequence[Node], load_named: LoadNamed
 ) -> tuple[Allocation | None, list[Problem]]:
     """What a merged section says, or what is wrong with it; its own form has been checked.
 
     Args:
         node: the section.
-        bases: plans that candidates are put over: the defaults, and what rules make of them.
+        defaults: the plan that candidates are put over.
+        rules: of the recipe, which make other plans of it that candidates are put over, too.
         load_named: finds the recipe that a candidate names.
     """
     try:
         form = AllocateForm.model_validate(to_plain(node))
     except ValidationError:
         return None, []  # a file's own form has the complaint
+    bases = _bases_of(defaults, rules)
     problems: list[Problem] = []
     listed = node.fields.get("candidates")
     items = listed.items if isinstance(listed, ListNode) else ()
@@ -216,10 +218,10 @@ def _is_of_combination(problem: Problem, variant: MapNode) -> bool:
 
 
 def _wrong(node: Node, message: str) -> RecipeError:
-    return RecipeError([Problem(location=str(node.location), path=node.path, message=message)])
+    return RecipeError([problem_at(node, message)])
 
 
-def bases_of(defaults: MapNode, rules: Sequence[Node]) -> list[MapNode]:
+def _bases_of(defaults: MapNode, rules: Sequence[Node]) -> list[MapNode]:
     """The defaults, and what each rule and all rules together make of them."""
     found, together = [defaults], defaults
     for rule in rules:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from reallm_compiler.errors import Problem
-from reallm_compiler.recipe.nodes import ListNode, MapNode, Node, ScalarNode, find, join
+from reallm_compiler.recipe.nodes import ListNode, MapNode, Node, ScalarNode, find, join, problem_at
 from reallm_compiler.recipe.scalars import read_scalar
 from reallm_compiler.recipe.vocabulary import listed, nearest
 
@@ -70,7 +70,7 @@ def problems_of(error: ValidationError, root: Node, unknown_key: UnknownKey) -> 
             if kind == "union_tag_invalid":
                 node = _field(node, "kind")
             message, hint = _message(dict(detail), node)
-            problems.append(_problem(node, message, hint))
+            problems.append(problem_at(node, message, hint))
     for loc in missing:
         # A key that is only misspelt is one problem, not two.
         slips = (p for p in problems if p.hint == f"did you mean `{loc[-1]}`?")
@@ -81,7 +81,7 @@ def problems_of(error: ValidationError, root: Node, unknown_key: UnknownKey) -> 
     for path, (node, details) in shapes.items():
         # An alternative that fails inside explains more than another that does not fit at all.
         if path not in taken and not any(_inside(other, path) for other in {*taken, *shapes}):
-            problems.append(_problem(node, *_wanted(details, node)))
+            problems.append(problem_at(node, *_wanted(details, node)))
     return problems
 
 
@@ -100,15 +100,11 @@ def find_known(root: Node, loc: Loc) -> tuple[Node, Loc]:
     return node, tuple(known)
 
 
-def _problem(node: Node, message: str, hint: str | None = None) -> Problem:
-    return Problem(location=str(node.location), path=node.path, message=message, hint=hint)
-
-
 def _extra(root: Node, loc: Loc, unknown_key: UnknownKey) -> Problem:
     node, known = find_known(root, loc[:-1])
     key = str(loc[-1])
     if not isinstance(node, MapNode):  # only a map has keys; kept for safety of types
-        return _problem(node, f"unknown key `{key}`")
+        return problem_at(node, f"unknown key `{key}`")
     message, hint = unknown_key(known, key, node)
     return Problem(
         location=str(node.key_location(key)), path=join(node.path, key), message=message, hint=hint
@@ -118,10 +114,10 @@ def _extra(root: Node, loc: Loc, unknown_key: UnknownKey) -> Problem:
 def _missing(root: Node, loc: Loc) -> Problem:
     node, _ = find_known(root, loc[:-1])
     if isinstance(node, ListNode):
-        return _problem(node, f"the list is too short: it has {len(node.items)} entries")
+        return problem_at(node, f"the list is too short: it has {len(node.items)} entries")
     kind = node.fields.get("kind") if isinstance(node, MapNode) else None
     who = f": `{kind.value}` needs it" if isinstance(kind, ScalarNode) else ""
-    return _problem(node, f"`{loc[-1]}` is missing{who}")
+    return problem_at(node, f"`{loc[-1]}` is missing{who}")
 
 
 def _message(detail: dict[str, Any], node: Node) -> tuple[str, str | None]:

@@ -66,6 +66,11 @@ class MapNode:
 Node: TypeAlias = ScalarNode | ListNode | MapNode
 
 
+def problem_at(node: Node, message: str, hint: str | None = None) -> Problem:
+    """A problem with the value of a node, reported where it is written."""
+    return Problem(location=str(node.location), path=node.path, message=message, hint=hint)
+
+
 def join(path: str, part: str | int) -> str:
     """The path of a child: `rules` and 2 give `rules[2]`, then `set` gives `rules[2].set`."""
     if isinstance(part, int):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -196,12 +196,7 @@ def _earliest(problem: Problem, layers: Sequence[MapNode]) -> Problem:
 
 
 def _met_at(problem: Problem, name: str) -> Problem:
-    return Problem(
-        location=problem.location,
-        path=problem.path,
-        message=f"{problem.message}; the rules together say so for `{name}`",
-        hint=problem.hint,
-    )
+    return replace(problem, message=f"{problem.message}; the rules together say so for `{name}`")
 
 
 def _divide(decisions: Collection[Decision]) -> None:

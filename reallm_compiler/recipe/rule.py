@@ -11,10 +11,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from reallm_compiler.recipe.match import LayerRange, Pattern, parse_layers, pattern_of
 from reallm_compiler.recipe.nodes import Location, MapNode, Node, find
 from reallm_compiler.stages import Rational
+from reallm_compiler.stages.base import plain_number
 
 Keep: TypeAlias = Literal["source", "bfloat16", "float16", "float32"]
 Role: TypeAlias = Literal["linear", "embedding", "head", "router"]
-"""What a matrix is for, as far as a rule can ask for it; `sources.linear` derives it from names."""
+"""What a matrix is for, as far as a rule can ask; `checkpoint.linear` derives it from names."""
 
 KEEP_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -131,6 +132,31 @@ class RuleForm(Form):
             many = "both" if self.set is not None else "neither"
             raise ValueError(f"a rule has either `set` or `keep`; this one has {many}")
         return self
+
+    def document(self) -> dict[str, Any]:
+        """The rule as canonical plain data: only what it sets, always in the same self."""
+        document: dict[str, Any] = {}
+        if self.match is not None:
+            document["match"] = list(self.match)
+        if self.role is not None:
+            document["role"] = list(self.role)
+        if self.min_fraction is not None:
+            document["min_fraction"] = plain_number(self.min_fraction)
+        if self.min_numel is not None:
+            document["min_numel"] = self.min_numel
+        if self.except_ is not None:
+            document["except"] = list(self.except_)
+        if self.layers is not None:
+            document["layers"] = self.layers
+        if self.set is not None:
+            document["set"] = self.set
+        if self.keep is not None:
+            document["keep"] = self.keep
+        if self.optional:
+            document["optional"] = True
+        if self.note is not None:
+            document["note"] = self.note
+        return document
 
 
 @dataclass(kw_only=True, slots=True)
