@@ -29,11 +29,6 @@ class Evened(Wide):
         table = values.table[:, :, 0]
         return table.repeat(1, 16 // table.shape[1])
 
-    @property
-    def direct(self) -> bool:
-        """Where lines are whole steps."""
-        return self.form.whole
-
     def entries(self, period: str, step: int) -> list[list[str]]:
         """Codes unpacked, 64 at once."""
         text, codes = self.text, self.form.codes

@@ -24,20 +24,32 @@ class Looked(Wide):
     def __init__(self, text: Text, form: Form, machine: Machine) -> None:
         super().__init__(text, form, machine)
         self._word, self._word_start = "", 0
-        self._place = ""
+        self._place = self._begins = ""
 
     def at_period(self, period: str) -> None:
         """Windows of this period will be asked for."""
         self._place = self.place(period)
+        self._begins = self.text.let(f"icmp eq i64 {period}, 0")
         self._word = ""
+
+    def word(self, kind: str, first: int) -> str:
+        """Bytes of the line from one of the period on; those before the line are zeros."""
+        text, word = self.text, self.text.load(kind, self._place, first)
+        if first >= 0:
+            return word
+        inside = text.let(f"select i1 {self._begins}, {kind} {-1 << -8 * first}, {kind} -1")
+        return text.let(f"and {kind} {word}, {inside}")
 
     def window(self, start: int, bits: int) -> str:
         """An index i64: bits of the line from a bit of the period on, which never goes back."""
         text, first = self.text, start // 8
         if not self._word or start + bits > 8 * self._word_start + 64:
-            self._word = text.load("i64", self._place, first)
+            self._word = self.word("i64", first)
             self._word_start = first
         by = start - 8 * self._word_start
+        if self.machine.extract and bits != 8 and by + bits < 64:  # others are one instruction
+            control = by + (bits << 8)
+            return text.call("i64", self.machine.extract, f"i64 {self._word}", f"i64 {control}")
         value = text.let(f"lshr i64 {self._word}, {by}") if by else self._word
         return text.let(f"and i64 {value}, {(1 << bits) - 1}")
 
@@ -127,7 +139,7 @@ class Computed(Looked):
         homes = [starts[lane // each * each] // 8 for lane in range(LANES)]
         vector = "poison"
         for lane in range(0, LANES, each):
-            word = text.load("i32", self._place, homes[lane])
+            word = self.word("i32", homes[lane])
             vector = text.let(f"insertelement {I16} {vector}, i32 {word}, i64 {lane}")
         spread = [lane // each * each for lane in range(LANES)]
         vector = text.shuffle("i32", LANES, vector, spread)

@@ -47,11 +47,6 @@ class Nibbles(Wide):
         super().__init__(text, replace(form, codes=replace(form.codes, planes=1)), machine)
         self._bytes: list[str] = []
 
-    @property
-    def direct(self) -> bool:
-        """Blocks of one step end with a line."""
-        return True
-
     def begin(self) -> None:
         """Loads the two registers."""
         super().begin()

@@ -16,7 +16,8 @@ from reallm_compiler.kernels.llvm_text import Text
 
 Value = TypeVar("Value")
 
-CACHE_LINE = 64
+FRONT = 8
+"""Bytes before a line that windows may begin in."""
 
 PAGE = 4096
 
@@ -181,8 +182,8 @@ def grouped(values: Sequence[Value], size: int) -> list[list[Value]]:
     return [list(values[first : first + size]) for first in range(0, len(values), size)]
 
 
-def ask(text: Text, base: str, ahead: int, size: str | None = None, step: int = CACHE_LINE) -> None:
-    """Asks for memory some bytes ahead of an address, or at each step of a stretch from there on.
+def ask(text: Text, base: str, ahead: int, size: str | None = None) -> None:
+    """Asks for memory some bytes ahead of an address, or at each page of a stretch from there on.
 
     Into the first cache: to ask for bytes in the second one takes longer than to look them up.
     """
@@ -193,7 +194,7 @@ def ask(text: Text, base: str, ahead: int, size: str | None = None, step: int = 
     if size is None:
         one(text.at(base, ahead))
         return
-    with text.loop(ahead, text.let(f"add i64 {size}, {ahead}"), step) as turn:
+    with text.loop(ahead, text.let(f"add i64 {size}, {ahead}"), PAGE) as turn:
         one(text.at(base, turn.index))
 
 
@@ -218,3 +219,39 @@ class Lines:
         place = self._text.let(f"mul i64 {token}, {self._stride}")
         place = self._text.let(f"add i64 {place}, {row}")
         self._text.store("float", value, self._y, place, "float")
+
+
+class Ends:
+    """Lines of codes that steps may read beyond the ends of: where nothing is known to lie there,
+    the line is copied to memory of its own, with zeros before and behind it.
+
+    Args:
+        text: where it is written.
+        period: bytes of a period.
+        behind: bytes that a step may read behind a line's last period.
+    """
+
+    def __init__(self, text: Text, period: int, behind: int) -> None:
+        self._text = text
+        codes, self.size = text.pointer("codes"), text.slot("line_bytes")
+        every = text.let(f"mul i64 {text.slot('lines')}, {self.size}")
+        reach = text.let(f"mul i64 {text.slot('periods')}, {period}")
+        reach = text.call("i64", "llvm.smax.i64", f"i64 {reach}", f"i64 {self.size}")
+        reach = text.let(f"add i64 {reach}, {behind}")
+        size = text.let(f"add i64 {reach}, {FRONT}")
+        memory = text.let(f"alloca i8, i64 {size}, align 64")
+        text.call("void", "llvm.memset.p0.i64", f"ptr {memory}", "i8 0", f"i64 {size}", "i1 false")
+        self._copied = text.at(memory, FRONT)
+        self._least = text.at(codes, FRONT)
+        self._most = text.at(text.at(codes, every), text.let(f"sub i64 0, {reach}"))
+
+    def line(self, base: str) -> str:
+        """Where the line lies that begins at `base`, or its copy."""
+        text = self._text
+        early = text.let(f"icmp ult ptr {base}, {self._least}")
+        late = text.let(f"icmp ugt ptr {base}, {self._most}")
+        end = text.let(f"or i1 {early}, {late}")
+        with text.when(end):
+            arguments = (f"ptr {self._copied}", f"ptr {base}", f"i64 {self.size}", "i1 false")
+            text.call("void", "llvm.memcpy.p0.p0.i64", *arguments)
+        return text.let(f"select i1 {end}, ptr {self._copied}, ptr {base}")

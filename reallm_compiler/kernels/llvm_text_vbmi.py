@@ -18,7 +18,7 @@ from reallm_compiler.codecs.windows import LOW, WindowValues
 from reallm_compiler.kernels.form import LANES, STEP, Form
 from reallm_compiler.kernels.llvm_text import Text, constants
 from reallm_compiler.kernels.llvm_text_numbers import F16, product_sum, same
-from reallm_compiler.kernels.llvm_text_product import PAGE, PAGES_AHEAD, ask, grouped
+from reallm_compiler.kernels.llvm_text_product import PAGES_AHEAD, Ends, ask, grouped
 
 FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni")
 
@@ -29,9 +29,6 @@ AHEAD = 2048
 
 WIDTHS = (16, 32, STEP)
 """Sizes of vector loads in bytes."""
-
-FRONT = 8
-"""Bytes before a line that windows may begin in."""
 
 MOST_REGISTERS = 20
 """Tables that fill more registers lie in memory, where `llvm_text_wide` looks them up."""
@@ -127,25 +124,16 @@ class Registers:
         self._tables: list[list[str]] = []  # [plane x dim][register]
         self._fronts = [step for step, window in enumerate(self._windows) if window.first < 0]
         self._masks: list[str] = []  # of moved bytes, for steps that begin before a line
-        self._base = self._edge = self._least = self._most = ""
+        self._base = ""
+        self._ends: Ends
 
     def begin(self) -> None:
-        """Loads the tables; memory for lines that steps would read beyond the codes from."""
+        """Loads the tables."""
         text = self._text
         self._high, self._low = text.pointer("high"), text.pointer("low")
         self._stride, self._stream = text.slot("plane_stride"), text.slot("line_codes")
         self._load_tables()
-        codes, line = text.pointer("codes"), text.slot("line_bytes")
-        every = text.let(f"mul i64 {text.slot('lines')}, {line}")
-        reach = text.let(f"mul i64 {text.slot('periods')}, {self._period_bytes}")
-        reach = text.call("i64", "llvm.smax.i64", f"i64 {reach}", f"i64 {line}")
-        reach = text.let(f"add i64 {reach}, {STEP}")
-        size = text.let(f"add i64 {reach}, {FRONT}")
-        memory = text.let(f"alloca i8, i64 {size}, align 64")
-        text.call("void", "llvm.memset.p0.i64", f"ptr {memory}", "i8 0", f"i64 {size}", "i1 false")
-        self._edge = text.at(memory, FRONT)
-        self._least = text.at(codes, FRONT)
-        self._most = text.at(text.at(codes, every), text.let(f"sub i64 0, {reach}"))
+        self._ends = Ends(text, self._period_bytes, STEP)
 
     def _load_tables(self) -> None:
         text, codes = self._text, self._form.codes
@@ -159,19 +147,9 @@ class Registers:
             )
 
     def line(self, base: str) -> None:
-        """A line of codes begins at `base`; the first and the last ones are copied to memory that
-        steps may read beyond the ends of.
-        """
-        text = self._text
-        size = text.slot("line_bytes")
-        ask(text, base, PAGES_AHEAD, size, PAGE)
-        early = text.let(f"icmp ult ptr {base}, {self._least}")
-        late = text.let(f"icmp ugt ptr {base}, {self._most}")
-        edge = text.let(f"or i1 {early}, {late}")
-        with text.when(edge):
-            arguments = (f"ptr {self._edge}", f"ptr {base}", f"i64 {size}", "i1 false")
-            text.call("void", "llvm.memcpy.p0.p0.i64", *arguments)
-        self._base = text.let(f"select i1 {edge}, ptr {self._edge}, ptr {base}")
+        """A line of codes begins at `base`."""
+        ask(self._text, base, PAGES_AHEAD, self._ends.size)
+        self._base = self._ends.line(base)
 
     def carried(self) -> list[tuple[str, str]]:
         """For steps that begin before a line the mask of bytes that lie in it."""

@@ -2,8 +2,7 @@
 
 Activations are integers of 16 bits. Pairs of entries and activations are multiplied and added in
 32 bits (pmaddwd on x86, smull and smlal on ARM); before these could overflow they are added up in
-64. A line of codes is copied to where zeros lie before and behind it, so that no step reads
-outside of it. There are seven ways from codes to entries:
+64. There are seven ways from codes to entries:
 
 - `Nibbles`: entries of 16 bits, for codes of 4 bits, are looked up in registers;
 - `Evened`: the entry is the code itself, or one of 16, and codes are unpacked in registers;
@@ -27,13 +26,10 @@ from reallm_compiler.codecs.windows import LOW
 from reallm_compiler.kernels.form import LANES, STEP, Form
 from reallm_compiler.kernels.llvm_text import Text
 from reallm_compiler.kernels.llvm_text_numbers import F16, product_sum, same
-from reallm_compiler.kernels.llvm_text_product import PAGE, PAGES_AHEAD, ask, grouped
-
-FRONT = 8
-"""Zero bytes before a line."""
+from reallm_compiler.kernels.llvm_text_product import PAGES_AHEAD, Ends, ask, grouped
 
 BEHIND = 72
-"""Bytes behind a line that a step may read."""
+"""Bytes behind the last period of a line that a step may read."""
 
 PIECES = STEP // LANES
 """Vectors of 16 entries that a step's codes make."""
@@ -50,15 +46,19 @@ class Machine:
         pairs: what multiplies vectors of 16-bit numbers and adds pairs to numbers of 32 bits, by
             the count of the former; plain LLVM for others.
         look_up: (function, bytes) that looks bytes up in 16 entries; lanes of 16 bytes apart.
+        extract: takes bits out of 64: from the one on that the low byte of its second argument
+            names, as many as the next byte says.
     """
 
     pairs: Mapping[int, str]
     look_up: tuple[str, int]
+    extract: str | None = None
 
 
 X86 = Machine(
     pairs={8: "llvm.x86.sse2.pmadd.wd", 16: "llvm.x86.avx2.pmadd.wd"},
     look_up=("llvm.x86.avx2.pshuf.b", 32),
+    extract="llvm.x86.bmi.bextr.64",
 )
 ARM = Machine(pairs={}, look_up=("llvm.aarch64.neon.tbl1.v16i8", 16))
 
@@ -83,40 +83,22 @@ class Wide:
         # 128 steps of two pieces each: 128 x 2 x (2 x 128 x 32384) < 2^31.
         self.most_steps: int | None = 128 // form.streams
         self.period_bytes = form.bits(form.period) // 8
-        self.table = self._line = self._line_bytes = self._inputs = self._stride = ""
+        self.table = self._line = self._inputs = self._stride = ""
         self._stream = ""
+        self._ends: Ends
         self._tokens: dict[str, str] = {}
 
-    @property
-    def direct(self) -> bool:
-        """Whether no step reads beyond a line."""
-        return False
-
     def begin(self) -> None:
-        """Memory for a line, with zeros at both ends."""
+        """What all lines have in common."""
         text = self.text
         self.table, self._inputs = text.pointer("tables"), text.pointer("high")
         self._stride, self._stream = text.slot("plane_stride"), text.slot("line_codes")
-        self._line_bytes = text.slot("line_bytes")
-        if self.direct:
-            return
-        periods = text.let(f"mul i64 {text.slot('periods')}, {self.period_bytes}")
-        most = text.call("i64", "llvm.smax.i64", f"i64 {periods}", f"i64 {self._line_bytes}")
-        most = text.let(f"add i64 {most}, {FRONT + BEHIND}")
-        memory = text.let(f"alloca i8, i64 {most}, align 64")
-        text.call("void", "llvm.memset.p0.i64", f"ptr {memory}", "i8 0", f"i64 {most}", "i1 false")
-        self._line = text.at(memory, FRONT)
+        self._ends = Ends(text, self.period_bytes, BEHIND)
 
     def line(self, base: str) -> None:
-        """Copies a line where steps read beyond its ends, and then asks for the next one."""
-        text, size = self.text, self._line_bytes
-        ask(text, base, PAGES_AHEAD, size, PAGE)
-        if self.direct:
-            self._line = base
-            return
-        ask(text, text.at(base, size), 0, size)
-        arguments = (f"ptr {self._line}", f"ptr {base}", f"i64 {size}", "i1 false")
-        text.call("void", "llvm.memcpy.p0.p0.i64", *arguments)
+        """A line of codes begins at `base`."""
+        ask(self.text, base, PAGES_AHEAD, self._ends.size)
+        self._line = self._ends.line(base)
 
     def carried(self) -> list[tuple[str, str]]:
         """No values are carried from period to period."""
