@@ -17,17 +17,24 @@ from reallm_compiler.checkpoint import (
     matrix_name,
     open_source,
 )
-from reallm_compiler.errors import FormatError, Problem, RecipeError, SourceError
+from reallm_compiler.errors import FormatError, SourceError
 from reallm_compiler.planning.collector import resting_collector
-from reallm_compiler.planning.decoders import DecoderFile, resolve_decoders, with_digests
+from reallm_compiler.planning.decoders import resolve_decoders, with_digests
 from reallm_compiler.planning.document import blank_provenance, section_blocks, to_document
-from reallm_compiler.planning.fit import fit_problems
-from reallm_compiler.planning.folding import Fold, plan_folds
+from reallm_compiler.planning.folding import plan_folds
 from reallm_compiler.planning.model import Plan
+from reallm_compiler.planning.notes import notes_of
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
-from reallm_compiler.planning.statistics import StatisticsForm, statistics_bytes
+from reallm_compiler.planning.refusals import (
+    refuse_choice,
+    refuse_folded_fit,
+    refuse_half_kept,
+    refuse_impossible,
+    refuse_unfit,
+    refuse_unmeasured,
+)
 from reallm_compiler.prepare import prepare_model
-from reallm_compiler.recipe import Candidate, Decision, FieldSource, Recipe, load_recipe, resolve
+from reallm_compiler.recipe import Candidate, Recipe, load_recipe, resolve
 from reallm_compiler.recipe.resolve import Traces
 from reallm_compiler.storage.base import DTYPES
 from reallm_compiler.storage.matrix import LayoutTable
@@ -85,7 +92,7 @@ def open_model(
 @resting_collector()
 def build(recipe: Recipe, inventory: Inventory) -> Plan:
     """The plan for the inventory that `open_model` gave for this recipe."""
-    _refuse_choice(recipe)
+    refuse_choice(recipe)
     facts = inventory.matrices()
     others = inventory.others()
     decisions = resolve(recipe, rule_candidates(inventory))
@@ -111,9 +118,9 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
     folder = recipe.files[-1].parent if recipe.files else Path()
     matrices, decoders = resolve_decoders(matrices, decisions, folder)
     document = with_digests(recipe.document, decoders)
-    _refuse_impossible(recipe, matrices, decisions)
-    _refuse_unmeasured(recipe, decisions)
-    _refuse_half_kept(matrices, kept)
+    refuse_impossible(recipe, matrices, decisions)
+    refuse_unmeasured(recipe, decisions)
+    refuse_half_kept(matrices, kept)
     tensors = [
         PlannedTensor(
             name=spec.name, dtype=_kept_dtype(spec.dtype, kept[spec.name]), shape=spec.shape
@@ -121,9 +128,9 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         for spec in inventory.tensors
         if spec.name in kept
     ]
-    _refuse_unfit(recipe, matrices, tensors)
+    refuse_unfit(recipe, matrices, tensors)
     folds = plan_folds(inventory, matrices, tensors, decisions)
-    _refuse_folded_fit(recipe, folds)
+    refuse_folded_fit(recipe, folds)
     files = [PlannedFile(path=path, nbytes=len(data)) for path, data in inventory.files]
     try:
         file_layout = layout(
@@ -153,13 +160,7 @@ def build(recipe: Recipe, inventory: Inventory) -> Plan:
         files=tuple(files),
         ties=inventory.ties,
         layout=file_layout,
-        notes=(
-            *inventory.notes,
-            *_unknown_note(inventory),
-            *_decoder_notes(decoders),
-            *_statistics_note(recipe, inventory),
-            *_folds_note(folds),
-        ),
+        notes=notes_of(recipe, inventory, decoders.values(), folds),
         decoders={file.digest: file.path for file in decoders.values()},
         traces=Traces(decisions),
         folds=folds,
@@ -183,41 +184,6 @@ def rule_candidates(inventory: Inventory) -> list[Candidate]:
     ]
 
 
-def _unknown_note(inventory: Inventory) -> tuple[str, ...]:
-    if inventory.complete:
-        return ()
-    return ("the tokenizer is unknown here: file_bytes leaves it out",)
-
-
-def _decoder_notes(decoders: Mapping[str, DecoderFile]) -> tuple[str, ...]:
-    return tuple(
-        f"the decoder {file.digest} is used as it is: its file of {file.nbytes} bytes is not "
-        "counted here and must be there, beside the archive or by `--decoder`, when it is read"
-        for file in decoders.values()
-    )
-
-
-def _statistics_note(recipe: Recipe, inventory: Inventory) -> tuple[str, ...]:
-    if recipe.statistics != "required":
-        return ()
-    size = statistics_bytes(inventory, StatisticsForm())
-    return (
-        f"the statistics that this recipe needs take about {size:,} bytes in a file of their own "
-        "(`reallm calibrate`; less with `--diagonal N`)",
-    )
-
-
-def _folds_note(folds: Mapping[str, Fold]) -> tuple[str, ...]:
-    if not folds:
-        return ()
-    norms = sum(fold.norm is not None for fold in folds.values())
-    count = sum(len(fold.matrices) for fold in folds.values())
-    return (
-        f"factors of {count} matrices are folded into {norms} norms and {len(folds) - norms} "
-        "matrices, and take no bytes",
-    )
-
-
 def _matrix_candidate(fact: MatrixFact) -> Candidate:
     return Candidate(
         name=fact.name,
@@ -234,100 +200,3 @@ def _kept_dtype(source: str, keep: str | None) -> str:
     if keep is None or keep == "source" or source not in _FLOATS:
         return source
     return DTYPES[keep]
-
-
-def _refuse_choice(recipe: Recipe) -> None:
-    """A recipe that says what to choose from, and not what was chosen."""
-    if recipe.allocate is None:
-        return
-    problem = Problem(
-        location=str(recipe.allocate.location),
-        path="allocate",
-        message="this recipe leaves open which candidate each matrix gets",
-        hint="let `reallm allocate RECIPE --model MODEL -o lock.yaml` choose, and use `lock.yaml`",
-    )
-    raise RecipeError([problem])
-
-
-def _refuse_impossible(
-    recipe: Recipe, matrices: list[PlannedMatrix], decisions: Mapping[str, Decision]
-) -> None:
-    """A plan that fits no matrix of this shape, reported at what the user wrote of that stage."""
-    problems: dict[str, Problem] = {}
-    for matrix in matrices:
-        refused = matrix.layout.refusal
-        if refused is None:
-            continue
-        stage, reason = refused
-        written = _sources(decisions[matrix.name], stage)
-        own = (f"{recipe.name}:", *(f"{path}:" for path in recipe.files[-1:]))  # plain, or a file
-        at = next((one for one in written if one.location.startswith(own)), written[0])
-        problem = Problem(
-            location=at.location, path=at.origin.removesuffix(".kind"), message=reason
-        )
-        problems.setdefault(str(problem), problem)
-    if problems:
-        raise RecipeError(list(problems.values()))
-
-
-def _refuse_unmeasured(recipe: Recipe, decisions: Mapping[str, Decision]) -> None:
-    """A stage that needs statistics in a recipe that does not say so."""
-    if recipe.statistics == "required":
-        return
-    problems: dict[str, Problem] = {}
-    of_plan: dict[int, tuple[str, ...]] = {}
-    for decision in decisions.values():
-        if decision.plan is None:
-            continue
-        if id(decision.plan) not in of_plan:
-            of_plan[id(decision.plan)] = decision.plan.stages_with_statistics
-        for stage in of_plan[id(decision.plan)]:
-            at = _sources(decision, stage)[0]
-            problem = Problem(
-                location=at.location,
-                path=at.origin.removesuffix(".kind"),
-                message=f"this `{stage}` needs measured statistics, and the recipe asks for none",
-                hint="add `statistics: required` to the recipe",
-            )
-            problems.setdefault(str(problem), problem)
-    if problems:
-        raise RecipeError(list(problems.values()))
-
-
-def _sources(decision: Decision, stage: str) -> list[FieldSource]:
-    """Who wrote what of a stage; a list of kinds has one source."""
-    return [one for one in decision.trace if f"{one.path}.".startswith(f"{stage}.")]
-
-
-def _refuse_unfit(
-    recipe: Recipe, matrices: list[PlannedMatrix], tensors: list[PlannedTensor]
-) -> None:
-    """A `fit` whose words change nothing."""
-    if recipe.fit is None:
-        return
-    at = recipe.name if recipe.fit_at is None else str(recipe.fit_at)
-    problems = fit_problems(recipe.fit, at, matrices, tensors)
-    if problems:
-        raise RecipeError(problems)
-
-
-def _refuse_folded_fit(recipe: Recipe, folds: Mapping[str, Fold]) -> None:
-    """Norms that learn although the factors that are folded into them decide their gains."""
-    if recipe.fit is None or not folds or "norms" not in recipe.fit.learn:
-        return
-    message = "`norms` do not learn where the factors of a transform are folded into them (`fold`)"
-    hint = "leave `norms` out of `learn`, or `fold` out of the transform"
-    at = recipe.name if recipe.fit_at is None else str(recipe.fit_at)
-    raise RecipeError([Problem(location=at, path="fit.learn", message=message, hint=hint)])
-
-
-def _refuse_half_kept(matrices: list[PlannedMatrix], kept: Mapping[str, str | None]) -> None:
-    """A 3-D tensor of experts is coded whole or kept whole."""
-    for matrix in matrices:
-        if matrix.tensor in kept:
-            raise SourceError(
-                f"some experts of {matrix.tensor} are kept and others coded",
-                note="a tensor of experts is stored either way as a whole",
-                hint="let one rule match all of them, such as "
-                f"`match: {matrix_name(matrix.tensor)}.*`",
-            )

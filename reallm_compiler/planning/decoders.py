@@ -138,8 +138,7 @@ def resolve_decoders(
                 files[written] = _found(written, folder)
             stage = _built(params, files[written])
         except _UnfitError as error:
-            source = at[f"autoencoder.{error.field}"]
-            problem = Problem(location=source.location, path=source.origin, message=str(error))
+            problem = at[f"autoencoder.{error.field}"].problem(str(error))
             problems.setdefault(str(problem), problem)
             continue
         plan = plans.setdefault(

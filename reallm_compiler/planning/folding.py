@@ -117,11 +117,9 @@ def _refuse(
     for tensor, why in refused.items():
         name = matrices[tensor].name
         at = next(one for one in decisions[name].trace if one.path.startswith("transform"))
-        problem = Problem(
-            location=at.location,
-            path=at.origin.removesuffix(".kind"),
-            message=f"the factors of {name} cannot be folded: {why}",
-            hint="leave `fold` out, by a rule for these matrices or for all",
+        problem = at.problem(
+            f"the factors of {name} cannot be folded: {why}",
+            "leave `fold` out, by a rule for these matrices or for all",
         )
         problems.setdefault((at.location, why), problem)
     if problems:

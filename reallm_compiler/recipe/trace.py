@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reallm_compiler.errors import Problem
 from reallm_compiler.recipe.check import BUILT_IN
 from reallm_compiler.recipe.nodes import Location, MapNode, leaves, to_plain
 from reallm_compiler.recipe.patch import merge_all
@@ -31,6 +32,11 @@ class FieldSource:
     location: str
     origin: str
     overridden: tuple[str, ...] = ()
+
+    def problem(self, message: str, hint: str | None = None) -> Problem:
+        """A problem with the value, or with the kind that it belongs to."""
+        path = self.origin.removesuffix(".kind")
+        return Problem(location=self.location, path=path, message=message, hint=hint)
 
 
 def trace_of(plan: MatrixPlan, layers: Sequence[MapNode]) -> tuple[FieldSource, ...]:
