@@ -11,19 +11,15 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from reallm_compiler.calibration.events import (
     CalibrateReport,
-    ChunkDone,
     Event,
-    Sampled,
     Started,
 )
 from reallm_compiler.calibration.finish import finish, report_of
@@ -31,27 +27,27 @@ from reallm_compiler.calibration.job import THREADS, CalibrateJob
 from reallm_compiler.calibration.options import CalibrateOptions
 from reallm_compiler.calibration.preflight import check_disk, memory_need, workers_on
 from reallm_compiler.calibration.prepare import prepare
+from reallm_compiler.calibration.progress import counting_chunks, with_progress
+from reallm_compiler.calibration.resume import check_weights
 from reallm_compiler.calibration.sequences import predicted
 from reallm_compiler.calibration.shards import ShardedSchedule, shards_of, sums_file
 from reallm_compiler.checkpoint import Inventory, open_source
 from reallm_compiler.checkpoint.identity import shard_facts
 from reallm_compiler.errors import CalibrateError
 from reallm_compiler.models.sequences import as_paths
-from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.statistics import StatisticsForm
-from reallm_compiler.progress import Progress, progress_callback
+from reallm_compiler.progress import Progress
 from reallm_compiler.publish import refuse_inputs
 from reallm_compiler.runs.backends import results
 from reallm_compiler.runs.cluster import ClusterOptions
 from reallm_compiler.runs.counter import TaskCounter, record
-from reallm_compiler.runs.events import Checked
 from reallm_compiler.runs.identity import digest_of
 from reallm_compiler.runs.machines import Machines, ThisMachine, check_own_kind
 from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.runs.open_machines import open_machines
 from reallm_compiler.runs.output import Output
 from reallm_compiler.runs.resume import finished_tasks, start
-from reallm_compiler.runs.sources import check_digests, checked_sources
+from reallm_compiler.runs.sources import checked_sources
 from reallm_compiler.runs.stop import StopRequest, catch_signals
 from reallm_compiler.runs.tasks import TaskResult
 from reallm_compiler.runs.training import StateFiles
@@ -129,7 +125,7 @@ def calibrate(
         shards=shards,
     )
     options.check()
-    emit = _counted(on_event is None if progress is None else progress, on_event)
+    emit = with_progress(on_event is None if progress is None else progress, on_event)
     with catch_signals() as stop:
         try:
             with (
@@ -191,7 +187,7 @@ def _calibrate(
         graph = schedule.tasks()
         found = finished_tasks(journal, graph, identity, output, ready.layout, resume=resume)
         if found is not None:
-            _check_weights(inventory, found, emit)
+            check_weights(inventory, found, emit)
             if output.is_finished(found):
                 journal.remove()
                 return report_of(output, ready, began, resumed=len(graph))
@@ -258,7 +254,7 @@ def _calibrate(
                 device=machines.device,
             )
             backend = machines.backend(1 if alone else count, memory=lambda task: need.of(1))
-            counting = _counting(emit, schedule.chunks_in(done))
+            counting = counting_chunks(emit, schedule.chunks_in(done))
             running = results(backend, job, graph, done, stop, counting)
             with closing(running):
                 same = _without_sums(
@@ -270,19 +266,6 @@ def _calibrate(
             states.remove_all()
             journal.remove()
     return report_of(output, ready, began, resumed=resumed)
-
-
-def _counting(emit: Callable[[Any], None], done: int) -> Callable[[Any], None]:
-    """Counts chunks as they come: several shards may be under way, each of which counts its own."""
-
-    def count_chunks(event: Any) -> None:  # noqa: ANN401 - whatever a task sends
-        nonlocal done
-        if isinstance(event, ChunkDone):
-            done += 1
-            event = replace(event, steps_done=min(done, event.steps))
-        emit(event)
-
-    return count_chunks
 
 
 def _without_sums(
@@ -313,42 +296,3 @@ def _check_cluster(
         )
     if options.own_text:
         check_own_kind(machines, "draws the text", CalibrateError)
-
-
-def _check_weights(
-    inventory: Inventory, done: Mapping[str, TaskResult], emit: Callable[[Event], None]
-) -> None:
-    """The weights that finished passes read are in the checkpoint as they were then.
-
-    Raises:
-        ResumeError: some have changed; names them.
-        SourceError: a shard cannot be read.
-    """
-    weights = Weights(inventory)
-    wanted = {name: hexes for result in done.values() for name, hexes in result.source.items()}
-    unread = set(wanted)
-    for count, result in enumerate(done.values(), 1):
-        for name in unread.intersection(result.source):
-            if name in weights.by_name:  # scales are read with their weights
-                weights.read(name)
-        unread.difference_update(result.source)
-        emit(Checked(tasks_done=count, tasks=len(done)))
-    check_digests(inventory.path, wanted, weights.digests, "calibration")
-
-
-def _counted(
-    progress: Progress, on_event: Callable[[Event], None] | None
-) -> Callable[[Event], None]:
-    """What is called with every event, and reports the chunks among them as progress."""
-    count = progress_callback(progress, "calibrate", "steps")
-    sampled = progress_callback(progress is True, "own text", "tokens")
-
-    def report(event: Event) -> None:
-        if isinstance(event, ChunkDone):
-            count(event.steps_done, event.steps)
-        elif isinstance(event, Sampled):
-            sampled(event.tokens_done, event.tokens)
-        if on_event is not None:
-            on_event(event)
-
-    return report

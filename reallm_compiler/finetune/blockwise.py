@@ -18,7 +18,7 @@ in host memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,16 +26,13 @@ from torch import Tensor, nn
 
 from reallm_compiler.errors import FinetuneError
 from reallm_compiler.finetune.events import BatchDone, BlockDone
+from reallm_compiler.finetune.gradients import GradientSum
 from reallm_compiler.finetune.optimizer import rate, restore
-from reallm_compiler.finetune.options import BlockOptions
-from reallm_compiler.finetune.original import Original
-from reallm_compiler.finetune.processes import GradientSum, Processes
-from reallm_compiler.finetune.state import State
+from reallm_compiler.finetune.tuning import Tuning
 from reallm_compiler.models.blocks import Block, calls_of, hidden_states, run_block
 from reallm_compiler.models.sequences import Sequences, permutation
 from reallm_compiler.runs.optimizer import Adam
 from reallm_compiler.runs.state import under
-from reallm_compiler.runtime.tunable import TunableModel
 from reallm_compiler.units import ceil_div
 
 
@@ -43,50 +40,28 @@ class BlockWise:
     """The first stage of a run.
 
     Args:
-        tunable: the model.
-        blocks: its blocks.
-        original: where targets come from.
-        train: sequences to tune on.
-        held: held-out sequences.
-        options: settings.
-        seed: of the order of sequences.
-        dtype: type of the computation.
-        state: where to keep how far it is.
-        emit: is called with each finished block.
-        processes: that share the batches.
+        tuning: the run.
 
     Raises:
         UnfitBlocksError: the blocks cannot be run one by one; says why.
     """
 
-    def __init__(
-        self,
-        tunable: TunableModel,
-        blocks: list[Block],
-        original: Original,
-        train: Sequences,
-        held: Sequences,
-        options: BlockOptions,
-        seed: int,
-        dtype: torch.dtype,
-        state: State,
-        emit: Callable[[BatchDone | BlockDone], None],
-        processes: Processes | None = None,
-    ) -> None:
-        self.processes = processes or Processes()
-        self.tunable = tunable
-        self.blocks = blocks
-        self.original = original
-        self.train = train.take(range(min(len(train), options.sequences)))
-        self.held = held
-        self.options = options
-        self.seed = seed
-        self.state = state
-        self.emit = emit
-        self.device = torch.device(tunable.model.device)
-        self.dtype = dtype
-        original.check_blocks(blocks, tunable.model)
-        self.calls = calls_of(tunable.model, blocks, self.train.ids[:2].to(self.device))
+    def __init__(self, tuning: Tuning) -> None:
+        self.processes = tuning.processes
+        self.tunable = tuning.tunable
+        self.blocks = tuning.blocks
+        self.original = tuning.original
+        self.options = tuning.options.block
+        self.train = tuning.train.take(range(min(len(tuning.train), self.options.sequences)))
+        self.held_out = tuning.held_out
+        self.seed = tuning.options.seed
+        self.state = tuning.state
+        self.emit = tuning.emit
+        self.device = tuning.device
+        self.dtype = tuning.dtype
+        model = self.tunable.model
+        self.original.check_blocks(self.blocks, model)
+        self.calls = calls_of(model, self.blocks, self.train.ids[:2].to(self.device))
 
     def run(self, position: dict[str, Any], tensors: dict[str, Tensor]) -> list[BlockDone]:
         """Tune all blocks, from where an earlier run stood.
@@ -96,7 +71,7 @@ class BlockWise:
             tensors: Adam's moments and the best factors of that block.
         """
         done = [BlockDone(**entry) for entry in position.get("blocks", [])]
-        inputs = [self._first(part) for part in (self.train, self.held)]
+        inputs = [self._first(part) for part in (self.train, self.held_out)]
         for number, block in enumerate(self.blocks):
             if number >= len(done):
                 targets = self._targets(number, block, inputs)
@@ -161,7 +136,7 @@ class BlockWise:
         """All batches of this process, to compute what a block needs: part, its number, indices."""
         parts = [
             (part, number, batches[piece])
-            for number, part in enumerate((self.train, self.held))
+            for number, part in enumerate((self.train, self.held_out))
             for batches in (self._batches(len(part)),)
             for piece in self.processes.mine(len(batches))
         ]
@@ -260,12 +235,12 @@ class BlockWise:
 
     def _held_out(self, number: int, block: Block, inputs: Tensor, targets: Tensor) -> float:
         """Mean squared error on the held-out sequences."""
-        mask, batches = self.held.mask, self._batches(len(inputs))
+        mask, batches = self.held_out.mask, self._batches(len(inputs))
         made = {}
         with torch.no_grad():
             for piece in self.processes.mine(len(batches)):
                 at = batches[piece]
-                output = self._run(number, block.module, self.held, inputs, at)
+                output = self._run(number, block.module, self.held_out, inputs, at)
                 made[piece] = float(_squared(output, targets[at], mask[at]))
         return sum(self.processes.gathered(made, len(batches))) / _count(mask, inputs)
 

@@ -19,16 +19,16 @@ from torch.utils.checkpoint import checkpoint
 
 from reallm_compiler.errors import FinetuneError
 from reallm_compiler.finetune.events import StepDone
+from reallm_compiler.finetune.gradients import GradientSum
 from reallm_compiler.finetune.loss import VocabularyLoss
 from reallm_compiler.finetune.optimizer import rate, restore
 from reallm_compiler.finetune.options import EndToEndOptions
-from reallm_compiler.finetune.processes import GradientSum, Processes
-from reallm_compiler.finetune.state import State
 from reallm_compiler.finetune.text import batch_indices
+from reallm_compiler.finetune.tuning import Tuning
 from reallm_compiler.models.blocks import Block
 from reallm_compiler.models.sequences import Sequences
 from reallm_compiler.runs.optimizer import Adam
-from reallm_compiler.runtime.tunable import TunableModel
+from reallm_compiler.runs.state import under
 from reallm_compiler.units import ceil_div
 
 HELD_OUT_BATCH = 8
@@ -50,16 +50,8 @@ class EndToEnd:
     """The second stage of a run.
 
     Args:
-        tunable: the model.
+        tuning: the run.
         teacher: the original, for `distill`; else None.
-        train: sequences to tune on.
-        held: held-out sequences.
-        options: settings.
-        seed: of the order of sequences.
-        state: where to keep how far it is.
-        emit: is called with each step.
-        processes: that share the batches of each step.
-        evenly: all of them have to run the model as often, since they share its weights.
 
     Attributes:
         before: held-out loss at the beginning.
@@ -68,40 +60,27 @@ class EndToEnd:
         speed: steps per second of those made by this process; None without any.
     """
 
-    def __init__(
-        self,
-        tunable: TunableModel,
-        teacher: Any,  # noqa: ANN401 (transformers has no types)
-        train: Sequences,
-        held: Sequences,
-        options: EndToEndOptions,
-        seed: int,
-        state: State,
-        emit: Callable[[StepDone], None],
-        processes: Processes | None = None,
-        *,
-        evenly: bool = False,
-    ) -> None:
-        self.processes = processes or Processes()
-        self.evenly = evenly
-        self.tunable = tunable
-        self.train = train
-        self.held = held
-        self.options = options
-        self.seed = seed
-        self.state = state
-        self.emit = emit
-        self.device = torch.device(tunable.model.device)
-        self.parameters = dict(tunable.parameters())
+    def __init__(self, tuning: Tuning, teacher: Any) -> None:  # noqa: ANN401 (it has no types)
+        self.processes = tuning.processes
+        self.evenly = tuning.shards.active
+        self.tunable = tuning.tunable
+        self.train = tuning.train
+        self.held_out = tuning.held_out
+        self.options = tuning.options.e2e
+        self.seed = tuning.options.seed
+        self.state = tuning.state
+        self.emit = tuning.emit
+        self.device = tuning.device
+        self.parameters = dict(self.tunable.parameters())
         self.before = self.least = math.nan
         self.losses: list[tuple[int, float]] = []
         self.speed: float | None = None
         self._best: dict[str, Tensor] = {}
-        self._adam = Adam(self.parameters, options.betas)
+        self._adam = Adam(self.parameters, self.options.betas)
         for value in self.parameters.values():
             value.requires_grad_(True)
-        probe = train.ids[:2, :PROBE].to(self.device)
-        self._loss = VocabularyLoss(tunable.model, teacher, probe)
+        probe = self.train.ids[:2, :PROBE].to(self.device)
+        self._loss = VocabularyLoss(self.tunable.model, teacher, probe)
 
     @property
     def steps(self) -> int:
@@ -122,9 +101,7 @@ class EndToEnd:
         if position:
             self.before, self.least = float(position["before"]), float(position["least"])
             self.losses = [(int(at), float(loss)) for at, loss in position["losses"]]
-            self._adam.load(
-                {name[5:]: value for name, value in tensors.items() if name.startswith("adam/")}
-            )
+            self._adam.load(under("adam/", tensors))
             self._best = {name: tensors[f"best/{name}"].to(self.device) for name in self.parameters}
         else:
             self.before = self.least = self._held_out(0)
@@ -165,7 +142,7 @@ class EndToEnd:
         for value in self.processes.gathered(made, options.accumulation):
             if not math.isfinite(value):
                 restore(self.parameters, self._best)
-                self._adam = Adam(self.parameters, options.betas)
+                self._adam = Adam(self.parameters, self.options.betas)
                 self._save(step, blocks)
             self._check_finite(value, step)
             total += value
@@ -184,18 +161,18 @@ class EndToEnd:
 
     def _held_out(self, step: int) -> float:
         # Sums depend on nothing but the held-out text, whatever the batch of training.
-        pieces = ceil_div(len(self.held), HELD_OUT_BATCH)
+        pieces = ceil_div(len(self.held_out), HELD_OUT_BATCH)
         made = {}
         with torch.no_grad():
             for piece, own in self.processes.turns(pieces):
-                if not own and not self.evenly:
+                if not own and not self.evenly:  # processes that share weights run together
                     continue
                 at = piece * HELD_OUT_BATCH
-                part = self.held.take(range(at, min(at + HELD_OUT_BATCH, len(self.held))))
+                part = self.held_out.take(range(at, min(at + HELD_OUT_BATCH, len(self.held_out))))
                 loss = self._loss(*self._batch(part))
                 if own:
                     made[piece] = loss
-        mean = sum(self.processes.gathered(made, pieces)) / self.held.predicted
+        mean = sum(self.processes.gathered(made, pieces)) / self.held_out.predicted
         self._check_finite(mean, step)
         self.losses.append((step, mean))
         return mean

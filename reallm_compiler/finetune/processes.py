@@ -1,12 +1,10 @@
 """The processes of one tuning run, as torchrun starts them, each with a part of every batch.
 
-A step's batch is cut into pieces, the batches of gradient accumulation. Piece m is computed by
-process m mod N, and gradients are added up in the order of the pieces: process m mod N receives
-the sum of those before, adds its own and hands it on. So a run ends with the same bytes whatever N
-is, which a reduction in whatever order would not give. In one process nothing of this happens.
+A step's batch is cut into pieces, the batches of gradient accumulation; piece m is computed by
+process m mod N.
 
-An error in one process ends all: the first to fail takes the word, and the others, which lose
-their peer or fail alike, say nothing.
+An error in one process ends all: the first to fail reports it, and the others, which lose their
+peer or fail alike, report nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from reallm_compiler.errors import FinetuneError
@@ -115,7 +113,7 @@ class Processes:
         """What the first process makes, in all of them."""
         made: list[Any] = [make() if self.leads else None]
         if self.count > 1:
-            with _lost_as_error():
+            with lost_as_error():
                 dist.broadcast_object_list(made, src=0, device=self.device)
         found: T = made[0]
         return found
@@ -129,7 +127,7 @@ class Processes:
         for name, shape, dtype in facts:
             empty = torch.empty(shape, dtype=dtype, device=self.device)
             whole = tensors[name].to(self.device) if self.leads else empty
-            with _lost_as_error():
+            with lost_as_error():
                 dist.broadcast(whole, src=0)
             found[name] = whole.cpu()
         return found
@@ -142,7 +140,7 @@ class Processes:
         for piece, value in values.items():
             found[piece] = value
         found = found.to(self.device)
-        with _lost_as_error():
+        with lost_as_error():
             dist.all_reduce(found)  # one number and zeros: exact
         return [float(value) for value in found.tolist()]
 
@@ -157,7 +155,7 @@ class Processes:
             return
         for number, rows in enumerate(parts):
             part = whole[rows].to(self.device)
-            with _lost_as_error():
+            with lost_as_error():
                 dist.broadcast(part, src=number % self.count)
             whole[rows] = part.to(whole.device)
 
@@ -178,106 +176,6 @@ class Processes:
                 f"process {self.rank} differs from process 0 in {' and in '.join(wrong)}",
                 hint="give all machines the same files, software and devices",
             )
-
-
-class GradientSum:
-    """The gradient of a batch, added up piece by piece in their order.
-
-    Args:
-        processes: that share the pieces.
-        parameters: whose gradients are added up, float32.
-        pieces: of the batch.
-    """
-
-    def __init__(
-        self, processes: Processes, parameters: Mapping[str, nn.Parameter], pieces: int
-    ) -> None:
-        self._processes = processes
-        self._parameters = list(parameters.values())
-        self._pieces = pieces
-        self._alone: list[Tensor | None] = [None] * len(self._parameters)
-        self._flat: Tensor | None = None
-        self._sent: Any = None
-
-    def add(self, piece: int) -> None:
-        """Take the gradients of a piece, which the parameters hold; they hold none afterwards."""
-        if self._processes.count == 1:
-            self._alone = [
-                _added(before, parameter.grad)
-                for before, parameter in zip(self._alone, self._parameters, strict=True)
-            ]
-        else:
-            self._pass_on(piece)
-        for parameter in self._parameters:
-            parameter.grad = None
-
-    def finish(self) -> None:
-        """Give every parameter the gradient of the batch; None where no piece had one."""
-        if self._processes.count == 1:
-            for parameter, value in zip(self._parameters, self._alone, strict=True):
-                parameter.grad = value
-            return
-        flat = self._buffer()
-        with _lost_as_error():
-            self._wait()
-            dist.broadcast(flat, src=(self._pieces - 1) % self._processes.count)
-        there = self._there(flat).tolist()
-        for parameter, view, known in zip(self._parameters, self._views(flat), there, strict=True):
-            parameter.grad = view.clone() if known else None
-
-    def _pass_on(self, piece: int) -> None:
-        """The sum of the pieces before, with this one's added, to whom has the next one."""
-        rank, count = self._processes.rank, self._processes.count
-        flat = self._buffer()
-        with _lost_as_error():
-            self._wait()
-            if piece:
-                dist.recv(flat, src=(rank - 1) % count)
-            else:
-                flat.zero_()
-        there = self._there(flat)
-        known = there.tolist()
-        for index, (parameter, view) in enumerate(
-            zip(self._parameters, self._views(flat), strict=True)
-        ):
-            if parameter.grad is None:
-                continue
-            if known[index]:
-                view += parameter.grad
-            else:
-                view.copy_(parameter.grad)
-                there[index] = 1
-        if piece + 1 < self._pieces:
-            with _lost_as_error():
-                self._sent = dist.isend(flat, dst=(rank + 1) % count)
-
-    def _wait(self) -> None:
-        if self._sent is not None:
-            self._sent.wait()
-            self._sent = None
-
-    def _buffer(self) -> Tensor:
-        """All gradients, one after the other, and for each whether it is there."""
-        if self._flat is None:
-            size = sum(parameter.numel() for parameter in self._parameters)
-            self._flat = torch.zeros(
-                size + len(self._parameters), dtype=torch.float32, device=self._processes.device
-            )
-        return self._flat
-
-    def _there(self, flat: Tensor) -> Tensor:
-        return flat[len(flat) - len(self._parameters) :]
-
-    def _views(self, flat: Tensor) -> list[Tensor]:
-        sizes = [parameter.numel() for parameter in self._parameters]
-        parts = torch.split(flat[: sum(sizes)], sizes)
-        return [part.view_as(one) for part, one in zip(parts, self._parameters, strict=True)]
-
-
-def _added(before: Tensor | None, gradient: Tensor | None) -> Tensor | None:
-    if before is None or gradient is None:
-        return gradient if before is None else before
-    return before.add_(gradient)
 
 
 @contextmanager
@@ -310,7 +208,7 @@ def together(device: Callable[[], torch.device]) -> Iterator[Processes]:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        with _lost_as_error():
+        with lost_as_error():
             dist.init_process_group(backend, store=store, rank=rank, world_size=count)
         yield Processes(rank, count, chosen)
     except BaseException as error:
@@ -332,7 +230,7 @@ def _first_or_silent(store: Any, error: BaseException) -> NoReturn:  # noqa: ANN
 
 
 @contextmanager
-def _lost_as_error() -> Iterator[None]:
+def lost_as_error() -> Iterator[None]:
     """Say of a broken connection what it means."""
     try:
         yield

@@ -15,38 +15,29 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from reallm_compiler.checkpoint.paths import parse_json
 from reallm_compiler.errors import FinetuneError
-from reallm_compiler.finetune.blockwise import BlockWise, plain_of
-from reallm_compiler.finetune.end_to_end import EndToEnd, checkpointed, steps_of
-from reallm_compiler.finetune.events import (
-    BatchDone,
-    BlockDone,
-    Event,
-    FinetuneReport,
-    MatricesWritten,
-    Started,
-    TensorsRead,
-)
+from reallm_compiler.finetune.events import Event, FinetuneReport, MatricesWritten
 from reallm_compiler.finetune.memory import estimate
 from reallm_compiler.finetune.options import FinetuneOptions, options_from
 from reallm_compiler.finetune.original import Original
-from reallm_compiler.finetune.processes import Processes, local_device, together
+from reallm_compiler.finetune.processes import local_device, together
+from reallm_compiler.finetune.progress import tensors_read, with_progress
 from reallm_compiler.finetune.sharding import Shards
+from reallm_compiler.finetune.stages import run_stages, started
 from reallm_compiler.finetune.state import State
 from reallm_compiler.finetune.store import write_adapter, write_model
 from reallm_compiler.finetune.text import check_number, split
-from reallm_compiler.models.blocks import Block, UnfitBlocksError, find_blocks
+from reallm_compiler.finetune.tuning import DTYPES, Tuning
+from reallm_compiler.models.blocks import UnfitBlocksError, find_blocks
 from reallm_compiler.models.sequences import Sequences, as_paths, cut, read_texts
 from reallm_compiler.models.text import window_of
 from reallm_compiler.models.text_models import check_predicts_text, check_reads, usable_positions
 from reallm_compiler.planning.document import fixed_text
 from reallm_compiler.planning.learnable import learnable_sections
 from reallm_compiler.planning.tuned import to_provenance
-from reallm_compiler.progress import OnProgress, Progress, progress_callback
+from reallm_compiler.progress import Progress
 from reallm_compiler.publish import check_file, locked_output, refuse_inputs
 from reallm_compiler.reader.adapter import open_adapter
 from reallm_compiler.reader.archive import ModelArchive, open_archive
@@ -59,8 +50,6 @@ from reallm_compiler.runs.stop import catch_signals
 from reallm_compiler.runtime.mapped import Mode
 from reallm_compiler.runtime.opening import open_tunable
 from reallm_compiler.runtime.tunable import TunableModel
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def finetune(
@@ -128,7 +117,7 @@ def finetune(
         processes = stack.enter_context(together(own_device))
         chosen_device = processes.device
         shown = processes.leads and (on_event is None if progress is None else progress)
-        emit = _counted(shown, on_event if processes.leads else None)
+        emit = with_progress(shown, on_event if processes.leads else None)
         if processes.leads:
             check_file(target, force=force)
             refuse_inputs(target, archive, adapter, decoder, *paths)
@@ -140,7 +129,8 @@ def finetune(
             if isinstance(options, FinetuneOptions)
             else options_from(options, base.plan.recipe)
         )
-        check_predicts_text(archive_files(base))
+        files = archive_files(base)
+        check_predicts_text(files)
         if processes.leads:
             stack.enter_context(locked_output(target))
         texts, text_digest = read_texts(paths, FinetuneError)
@@ -153,12 +143,12 @@ def finetune(
             mode=mode,
             adapter=adapter,
             device=chosen_device,
-            dtype=_DTYPES[chosen.precision],
-            progress=_reading("archive", emit),
+            dtype=DTYPES[chosen.precision],
+            progress=tensors_read("archive", emit),
             learn=chosen.learn,
         )
         tunable.forget_own()
-        train, held = _sequences(tunable, texts, chosen)
+        train, held_out = _sequences(tunable, texts, chosen)
         for _, parameter in tunable.parameters():
             parameter.requires_grad_(True)
         if not list(tunable.parameters()):
@@ -178,11 +168,9 @@ def finetune(
         }
         processes.check_same(identity)
         state = State(target, identity, original.read, stop, processes)
-        loaded = None if resume == "never" else state.load()
-        found = None
-        if loaded is not None:
-            found = loaded[:2]
-            original.check_read(loaded[2])
+        saved = None if resume == "never" else state.load()
+        if saved is not None:
+            original.check_read(saved.read)
         elif resume == "required":
             raise no_interrupted_run(target)
         shard = shard and processes.count > 1
@@ -192,13 +180,29 @@ def finetune(
         wanted = "block" in chosen.stages or chosen.checkpointing or shard
         stack.enter_context(_blocks_as_refusals())
         modules = find_blocks(tunable.model, tunable.layers) if wanted else []
-        shards = Shards(tunable, modules, processes, wanted=shard)
-        parallel = processes.count if shard else 1
-        _start(emit, base, mode, tunable, modules, train, held, chosen, found, parallel)
-        blocks, end = _stages(
-            tunable, modules, original, train, held, chosen, state, found, emit, processes, shards
+        tuning = Tuning(
+            tunable=tunable,
+            blocks=modules,
+            original=original,
+            train=train,
+            held_out=held_out,
+            options=chosen,
+            state=state,
+            processes=processes,
+            shards=Shards(tunable, modules, processes, wanted=shard),
+            emit=emit,
         )
-        parts = shards.parts()
+        memory = estimate(
+            base.plan,
+            files.config,
+            chosen,
+            len(train) + len(held_out),
+            packed=mode == "packed",
+            shards=processes.count if shard else 1,
+        )
+        emit(started(tuning, memory, saved))
+        blocks, end = run_stages(tuning, saved)
+        parts = tuning.shards.parts()
         own = adapter is None and not {"factors", "gains", "rows", "columns"} & tunable.learn
         tuned = {} if own else {name: part for name, part in parts.items() if part}
         replaced = carried | {name: one.stored() for name, one in tunable.learned.items()}
@@ -277,71 +281,6 @@ def _replaced_by(adapter: str | PathLike[str] | None, base: ModelArchive) -> dic
             base.use(None)
 
 
-def _stages(
-    tunable: TunableModel,
-    modules: list[Block],
-    original: Original,
-    train: Sequences,
-    held: Sequences,
-    options: FinetuneOptions,
-    state: State,
-    found: tuple[dict[str, Any], dict[str, torch.Tensor]] | None,
-    emit: Callable[[Event], None],
-    processes: Processes,
-    shards: Shards,
-) -> tuple[list[BlockDone], EndToEnd | None]:
-    """Both stages, or one, from where an earlier run stood."""
-    position, tensors = found if found is not None else ({}, {})
-    with torch.no_grad():
-        for name, parameter in tunable.parameters():
-            if f"tuned/{name}" in tensors:
-                parameter.copy_(tensors[f"tuned/{name}"])
-    in_end = position.get("stage") == "e2e"
-    blocks = [BlockDone(**entry) for entry in position.get("blocks", [])]
-    if "block" in options.stages and not in_end:
-        stage = BlockWise(
-            tunable,
-            modules,
-            original,
-            train,
-            held,
-            options.block,
-            options.seed,
-            _DTYPES[options.precision],
-            state,
-            emit,
-            processes,
-        )
-        blocks = stage.run(position, tensors)
-    if "e2e" not in options.stages:
-        return blocks, None
-    teacher = None
-    if options.e2e.loss == "distill":
-        teacher = original.teacher(
-            torch.device(tunable.model.device),
-            _DTYPES[options.precision],
-            _reading("original", emit),
-        )
-    for _, parameter in tunable.parameters():
-        parameter.requires_grad_(True)
-    shards.share_out(teacher)
-    end = EndToEnd(
-        tunable,
-        teacher,
-        train,
-        held,
-        options.e2e,
-        options.seed,
-        state,
-        emit,
-        processes,
-        evenly=shards.active,
-    )
-    with checkpointed(modules, options.checkpointing):
-        end.run(position if in_end else {}, tensors, [plain_of(entry) for entry in blocks])
-    return blocks, end
-
-
 def _sequences(
     tunable: TunableModel, texts: list[str], options: FinetuneOptions
 ) -> tuple[Sequences, Sequences]:
@@ -354,107 +293,3 @@ def _sequences(
     first = sequences.ids[0, : int(sequences.lengths[0])].tolist()
     check_reads(tunable.model, first, int(sequences.ids.max()), FinetuneError)
     return split(sequences, options.held_out, options.seed)
-
-
-def _start(
-    emit: Callable[[Event], None],
-    base: ModelArchive,
-    mode: Mode,
-    tunable: TunableModel,
-    modules: list[Block],
-    train: Sequences,
-    held: Sequences,
-    options: FinetuneOptions,
-    found: tuple[dict[str, Any], dict[str, torch.Tensor]] | None,
-    shards: int,
-) -> None:
-    resumed = None
-    if found is not None:
-        position = found[0]
-        resumed = (
-            f"end to end, step {position['step']}"
-            if position["stage"] == "e2e"
-            else f"block {position.get('block', len(position['blocks']))}"
-        )
-    count = min(len(train), options.block.sequences)
-    batch = min(options.block.batch * options.block.accumulation, count)
-    each = options.block.epochs * (count // batch)
-    block_steps = each if "block" in options.stages else 0
-    end_steps = steps_of(options.e2e, len(train)) if "e2e" in options.stages else 0
-    emit(
-        Started(
-            memory=estimate(
-                base.plan,
-                config_of(base),
-                options,
-                len(train) + len(held),
-                packed=mode == "packed",
-                shards=shards,
-            ),
-            matrices=len(tunable.layers),
-            parameters=sum(value.numel() for _, value in tunable.parameters()),
-            sequences=len(train),
-            held_out=len(held),
-            tokens=train.predicted,
-            blocks=len(modules),
-            steps=len(modules) * block_steps + end_steps,
-            block_steps=block_steps,
-            resumed=resumed,
-        )
-    )
-
-
-def config_of(archive: ModelArchive) -> dict[str, Any]:
-    """The config.json inside an archive.
-
-    Raises:
-        FinetuneError: it holds none.
-        SourceError: it is no JSON mapping.
-    """
-    for name, data in archive.files():
-        if name == "config.json":
-            return parse_json(data, f"{archive.path}: {name}")
-    raise FinetuneError("the archive holds no config, so there is no model to tune")
-
-
-def _counted(
-    progress: Progress, on_event: Callable[[Event], None] | None
-) -> Callable[[Event], None]:
-    """What is called with every event, and reports the steps among them as progress."""
-    count = progress_callback(progress, "finetune", "steps")
-    loads = {
-        model: progress_callback(progress is True, f"load the {model}", "tensors")
-        for model in ("archive", "original")
-    }
-    writes = progress_callback(progress is True, "write", "matrices")
-    forward = on_event or _ignore_event
-    total = each = 0
-
-    def emit(event: Event) -> None:
-        nonlocal total, each
-        if isinstance(event, TensorsRead):
-            loads[event.model](event.done, event.total)
-        elif isinstance(event, Started):
-            total, each = event.steps, event.block_steps
-        elif isinstance(event, BatchDone):
-            passes = max(0, event.epoch - 1)
-            step = event.batch if event.epoch else 0
-            count(event.block * each + passes * event.batches + step, total)
-        elif isinstance(event, BlockDone):
-            count((event.block + 1) * each, total)
-        elif isinstance(event, MatricesWritten):
-            writes(event.done, event.total)
-        else:
-            count(total - event.steps + event.step, total)
-        forward(event)
-
-    return emit
-
-
-def _reading(model: str, emit: Callable[[Event], None]) -> OnProgress:
-    """What is called with how many tensors of a model have been read."""
-    return lambda done, total: emit(TensorsRead(model=model, done=done, total=total))
-
-
-def _ignore_event(event: Event) -> None:
-    """Does nothing with an event."""

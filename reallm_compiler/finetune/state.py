@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,21 @@ from reallm_compiler.runs.stop import Interrupted, StopRequest
 
 SECONDS = 30.0
 """Time between two states, about."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SavedRun:
+    """What an interrupted run has left.
+
+    Attributes:
+        position: how far it was, as plain data.
+        tensors: what it needs to go on, by name.
+        read: digests of what it read of the original, by tensor.
+    """
+
+    position: dict[str, Any]
+    tensors: dict[str, Tensor]
+    read: dict[str, str]
 
 
 class State:
@@ -50,21 +66,18 @@ class State:
         self._processes = processes or Processes()
         self._last = time.monotonic()
 
-    def load(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]] | None:
-        """Position and tensors of an interrupted run, and digests of what it read of the original.
-
-        None if there was none.
+    def load(self) -> SavedRun | None:
+        """What an interrupted run has left; None if there was none.
 
         Raises:
             ResumeError: that run had other inputs, or the file is damaged.
         """
-        facts = self._processes.from_first(self._loaded)
-        if facts is None:
+        saved = self._processes.from_first(self._loaded)
+        if saved is None:
             return None
-        position, tensors, read = facts
-        return position, self._processes.tensors_from_first(tensors), read
+        return replace(saved, tensors=self._processes.tensors_from_first(saved.tensors))
 
-    def _loaded(self) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, str]] | None:
+    def _loaded(self) -> SavedRun | None:
         if not self.path.exists():
             return None
         try:
@@ -79,7 +92,7 @@ class State:
                 hint="start over with `--resume never`",
             ) from None
         check_same(identity, self._identity, str(self.path))
-        return position, tensors, read
+        return SavedRun(position=position, tensors=tensors, read=read)
 
     def due(self) -> bool:
         """Whether the state should be saved now, as the first process or a stop wants it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -34,8 +35,8 @@ def archive_files(
     """
     archive.find_decoders()  # before the work
     label = str(archive.path)
-    small = dict(archive.files())
-    if CONFIG not in small:
+    config = archive_config(archive)
+    if config is None:
         raise SourceError(
             "this archive holds matrices without a config, so there is no model to build",
             location=label,
@@ -46,8 +47,8 @@ def archive_files(
     stored |= {matrix.tensor: matrix.dtype for matrix in plan.matrices}
     return ModelFiles(
         label=label,
-        config=parse_json(small[CONFIG], f"{label}: {CONFIG}"),
-        small=small,
+        config=config,
+        small=dict(archive.files()),
         tensors={
             name: Stored(
                 TORCH_DTYPES[stored[name]],
@@ -57,3 +58,15 @@ def archive_files(
         },
         kv_cache=plan.recipe.get("kv_cache"),
     )
+
+
+def archive_config(archive: ModelArchive) -> dict[str, Any] | None:
+    """The config.json inside an archive; None if it holds none.
+
+    Raises:
+        SourceError: it is no JSON mapping.
+    """
+    for name, data in archive.files():
+        if name == CONFIG:
+            return parse_json(data, f"{archive.path}: {name}")
+    return None

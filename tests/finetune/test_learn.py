@@ -15,9 +15,9 @@ import reallm_compiler as reallm
 from reallm_compiler.errors import AdapterError, FinetuneError, FormatError
 from reallm_compiler.finetune import BlockDone, FinetuneOptions, StepDone, estimate, finetune
 from reallm_compiler.finetune.peft_layout import export_peft
-from reallm_compiler.finetune.run import config_of
 from reallm_compiler.finetune.store import write_adapter
 from reallm_compiler.reader.adapter import open_adapter
+from reallm_compiler.reader.huggingface import archive_files
 from reallm_compiler.reader.verify import verify
 from reallm_compiler.runs.stop import Interrupted
 from reallm_compiler.runtime import open_tunable
@@ -335,7 +335,7 @@ def test_the_estimate_counts_what_is_learned(base: Path, shared: Path) -> None:
             tunable = open_tunable(path, learn=learn)
             settings = FinetuneOptions.model_validate({"stages": ["e2e"], "learn": learn})
             with reallm.open(path) as archive:
-                found = estimate(archive.plan, config_of(archive), settings)
+                found = estimate(archive.plan, archive_files(archive).config, settings)
             assert found.tuned == sum(value.numel() for _, value in tunable.parameters())
 
 

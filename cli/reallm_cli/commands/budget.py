@@ -139,11 +139,11 @@ def _plan(source: str, model: str | None, opened: Opened | None) -> Plan:
 def _config(source: str, model: str | None, opened: Opened | None) -> Mapping[str, Any] | None:
     """The config of the model of a plan; None where it has none."""
     if opened is not None and model is None:
-        from reallm_compiler.finetune.run import config_of
         from reallm_compiler.reader.archive import open_archive
+        from reallm_compiler.reader.huggingface import archive_config
 
         with open_archive(opened.path, allow_cost=True) as archive:
-            return config_of(archive)
+            return archive_config(archive)
     from reallm_compiler.planning.build import open_model
     from reallm_compiler.recipe import load_recipe
 

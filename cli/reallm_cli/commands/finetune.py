@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from reallm_cli.commands.finetune_memory import dry_run_memory, memory_text
 from reallm_cli.exit_codes import ExitCode
 from reallm_cli.help import ExampleCommand
 from reallm_cli.libraries import quiet_libraries
@@ -17,13 +17,13 @@ from reallm_cli.progress import Reporter, peak_text
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.errors import RecipeError
-from reallm_compiler.numbers import counted, duration_text, grouped, size_text
+from reallm_compiler.numbers import counted, duration_text, grouped
 from reallm_compiler.recipe.document import read_text
 from reallm_compiler.recipe.nodes import to_plain
 from reallm_compiler.recipe.scalars import read_scalar
 
 if TYPE_CHECKING:
-    from reallm_compiler.finetune import BatchDone, Event, MemoryEstimate
+    from reallm_compiler.finetune import BatchDone, Event
 
 
 @click.command(
@@ -154,7 +154,7 @@ def finetune_command(
     if separator is not None:
         plain["separator"] = separator.replace("\\n", "\n").replace("\\t", "\t")
     if dry_run:
-        return _dry_run(terminal, archive, model, plain, packed=packed, as_json=as_json)
+        return dry_run_memory(terminal, archive, model, plain, packed=packed, as_json=as_json)
     if output is None:
         raise CommandLineError("no output is named", hint="give `-o NAME.adapter`")
     quiet_libraries()
@@ -246,78 +246,6 @@ def _value(setting: str, text: str) -> Any:  # noqa: ANN401
         raise CommandLineError(f"`--set {setting}`: {error}") from None
     except RecipeError as error:
         raise CommandLineError(f"`--set {setting}`: {error.problems[0].message}") from None
-
-
-def _dry_run(
-    terminal: Terminal,
-    archive: str,
-    model: str,
-    given: Mapping[str, Any],
-    *,
-    packed: bool,
-    as_json: bool,
-) -> int:
-    """The memory of a run, from shapes alone."""
-    from reallm_compiler.checkpoint import open_source
-    from reallm_compiler.finetune import estimate
-    from reallm_compiler.finetune.options import options_from
-    from reallm_compiler.planning.build import build, open_model
-    from reallm_compiler.recipe import load_recipe
-
-    inventory = open_source(model, weights=False)
-    if inventory.config is None:
-        raise CommandLineError("this model has no config, so its blocks are unknown")
-    if is_archive(archive):
-        from reallm_compiler.reader.archive import open_archive
-
-        with open_archive(archive, allow_cost=True) as opened:
-            plan = opened.plan
-    else:
-        recipe = load_recipe(archive)
-        plan = build(recipe, open_model(recipe, inventory))
-    found = estimate(plan, inventory.config, options_from(given, plan.recipe), packed=packed)
-    if as_json:
-        terminal.json(found.to_json())
-    else:
-        show_memory(terminal, found)
-    return ExitCode.OK
-
-
-_TITLES = {"block": "block by block", "e2e": "end to end"}
-
-
-def show_memory(terminal: Terminal, memory: MemoryEstimate) -> None:
-    """The table of what takes how much memory in each stage."""
-    used = [name for terms in memory.stages.values() for name, size in terms.items() if size]
-    names = list(dict.fromkeys(used))
-    stages = list(memory.stages)
-    rows = [
-        [name, *(_bytes(memory.stages[stage].get(name, 0)) for stage in stages)] for name in names
-    ]
-    total = ["all", *(size_text(memory.total(stage)) for stage in stages)]
-    columns = ["<memory", *(_TITLES[stage] for stage in stages)]
-    show_sheet(terminal, Sheet(columns=columns, rows=[*rows], total=total))
-    if memory.host:
-        terminal.data(f"inputs and targets of blocks: {size_text(memory.host)} of host memory")
-    terminal.data(
-        f"{grouped(memory.tuned)} tuned parameters, sequences of {grouped(memory.window)} tokens; "
-        "activations are an estimate, all else is counted"
-    )
-
-
-def memory_text(memory: MemoryEstimate) -> str:
-    """What a run takes, and beside what it stands."""
-    from reallm_compiler.finetune.memory import LIBRARIES_BYTES
-
-    host = f" and {size_text(memory.host)} of the host" if memory.host else ""
-    return (
-        f"about {size_text(memory.peak)}{host}, beside {size_text(LIBRARIES_BYTES)} of Python and "
-        "its libraries and what was freed and is kept by the allocator"
-    )
-
-
-def _bytes(size: int) -> str:
-    return size_text(size) if size else ""
 
 
 class _FinetuneReporter(Reporter):
