@@ -25,7 +25,7 @@ from reallm_compiler.models.text import window_of
 from reallm_compiler.planning.learnable import learnable_sections
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
-from reallm_compiler.reader.archive import frozen_plan
+from reallm_compiler.reader.stored import frozen_plan
 from reallm_compiler.recipe.tuning import DEFAULT_LEARN
 from reallm_compiler.storage.matrix import layout_of
 

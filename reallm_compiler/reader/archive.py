@@ -18,23 +18,21 @@ from typing import Any
 import torch
 
 from reallm_compiler.codecs import decode_matrix
-from reallm_compiler.codecs.decoder_file import read_decoder
 from reallm_compiler.codecs.registry import codec_of
-from reallm_compiler.codecs.sections import TORCH_DTYPES, read_section
-from reallm_compiler.errors import AdapterError, FormatError, SourceError
+from reallm_compiler.codecs.sections import TORCH_DTYPES
+from reallm_compiler.errors import FormatError, SourceError
 from reallm_compiler.hints import did_you_mean, nearest
 from reallm_compiler.planning.budget import Budget
 from reallm_compiler.planning.cost import check_cost
-from reallm_compiler.planning.decoders import DecoderFile, find_decoder, find_decoders
+from reallm_compiler.planning.decoders import DecoderFile, find_decoders
 from reallm_compiler.planning.document import from_manifest
-from reallm_compiler.planning.learnable import LearnableSection, learnable_sections
+from reallm_compiler.planning.learnable import LearnableSection
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix
 from reallm_compiler.reader.adapter import AdapterArchive, open_adapter
-from reallm_compiler.stages import MatrixPlan
+from reallm_compiler.reader.stored import StoredSections
 from reallm_compiler.storage import dora as dora_storage
-from reallm_compiler.storage.base import SectionSpec
-from reallm_compiler.storage.matrix import MatrixLayout, layout_of
+from reallm_compiler.storage.matrix import MatrixLayout
 from reallm_formats import Archive, Closing, Manifest, SectionEntry, Verify, names
 
 
@@ -44,17 +42,14 @@ class ModelArchive(Closing):
     Attributes:
         path: the file.
         plan: what it stores, as the planner saw it.
-        adapter: the adapter whose factors and gains replace the archive's own.
     """
 
     def __init__(self, archive: Archive, path: Path, decoder: Path | None = None) -> None:
         self._archive = archive
         self.path = path
-        self.adapter: AdapterArchive | None = None
-        self._replacing: Mapping[str, torch.Tensor] = {}
         self._decoder = decoder
-        self._reused: dict[str, dict[str, torch.Tensor]] = {}
         self.plan: Plan = from_manifest(archive.manifest, archive.layout)
+        self._sections = StoredSections(archive, self.plan, path, decoder)
         self._kept = {tensor.name: tensor for tensor in self.plan.tensors}
         self._parts: dict[str, list[PlannedMatrix]] = {}
         for matrix in self.plan.matrices:
@@ -67,6 +62,11 @@ class ModelArchive(Closing):
     def manifest(self) -> Manifest:
         """The container's manifest."""
         return self._archive.manifest
+
+    @property
+    def adapter(self) -> AdapterArchive | None:
+        """The adapter whose factors and gains replace the archive's own; None without one."""
+        return self._sections.adapter
 
     @property
     def digest(self) -> bytes:
@@ -152,12 +152,7 @@ class ModelArchive(Closing):
             SourceError: no matrix has this name.
             FormatError: a section of it is damaged.
         """
-        matrix = self._matrix_named(name)
-        plan, others = matrix.plan, {}
-        if self.adapter is not None and matrix.name in self.adapter.rows:
-            plan = self.adapter.plan(matrix.name, plan)
-            others = self.adapter.sections(matrix.name)
-        return self._sections_by(matrix, plan, others)
+        return self._sections.of_matrix(self._matrix_named(name))
 
     def coded(
         self, name: str, *, dtype: torch.dtype | None = None, device: str = "cpu"
@@ -176,7 +171,7 @@ class ModelArchive(Closing):
         if stage is None:
             return None
         specs = matrix.layout.sections_of(stage)
-        sections = {spec.role: self._section(matrix, spec) for spec in specs}
+        sections = {spec.role: self._sections.section(matrix, spec) for spec in specs}
         term = codec_of(stage).decoder(stage, matrix.shape, sections, torch.float32)
         factors: tuple[torch.Tensor, torch.Tensor] | None = term.factors
         return factors
@@ -187,7 +182,7 @@ class ModelArchive(Closing):
         if not matrix.plan.dora:
             return None
         (spec,) = dora_storage.sections(matrix.shape)
-        return self._section(matrix, spec).to(torch.float32)
+        return self._sections.section(matrix, spec).to(torch.float32)
 
     def tensor(
         self,
@@ -215,7 +210,7 @@ class ModelArchive(Closing):
             kept = self._kept.get(name)
             if kept is None:
                 raise _unknown(name, self.tensor_names, "tensor")
-            values = self._values(names.tensor_section(name), kept.spec).to(device)
+            values = self._sections.values(names.tensor_section(name), kept.spec).to(device)
             return values.to(dtype) if dtype is not None and values.is_floating_point() else values
         decoded = []
         for matrix in sorted(parts, key=lambda part: part.index or 0):
@@ -251,16 +246,15 @@ class ModelArchive(Closing):
 
     def values(self, section: LearnableSection) -> torch.Tensor:
         """The stored numbers of a section that tuning may change, those of the adapter in use."""
-        return self._values(section.name, section.spec)
+        return self._sections.values(section.name, section.spec)
 
     def coded_sections(self, name: str) -> tuple[MatrixLayout, dict[str, torch.Tensor]]:
         """Layout and section tensors of the coded part alone of a matrix, by role."""
-        matrix = self._matrix_named(name)
-        return self._sections_by(matrix, frozen_plan(matrix.plan))
+        return self._sections.of_coded_part(self._matrix_named(name))
 
     def replace(self, sections: Mapping[str, torch.Tensor]) -> None:
         """Let these tensors stand for sections of the same names, in their stored types."""
-        self._replacing = dict(sections)
+        self._sections.replacing = dict(sections)
 
     def use(self, adapter: AdapterArchive | None) -> None:
         """Let `matrix` and all that rests on it take the parts of an adapter; None: its own.
@@ -270,25 +264,7 @@ class ModelArchive(Closing):
         Raises:
             AdapterError: the adapter belongs to another base, or holds what the base has not.
         """
-        if adapter is not None:
-            adapter.check_base(self.digest)
-            for row in adapter.rows.values():
-                matrix = self.plan.by_name.get(row.name)
-                if matrix is None or matrix.shape != row.shape:
-                    raise AdapterError(
-                        f"the base has no matrix {row.name} of {row.shape[0]} x {row.shape[1]}",
-                        location=str(adapter.path),
-                    )
-            known = learnable_sections(self.plan) if adapter.replaced else {}
-            for name, (dtype, shape) in adapter.replaced.items():
-                one = known.get(name)
-                if one is None or (one.spec.dtype, one.spec.shape) != (dtype, shape):
-                    raise AdapterError(
-                        f"the base has no section {name} of type {dtype} and extents "
-                        f"{list(shape)} that an adapter may replace",
-                        location=str(adapter.path),
-                    )
-        self.adapter = adapter
+        self._sections.use(adapter)
 
     @property
     def checking(self) -> bool:
@@ -321,25 +297,6 @@ class ModelArchive(Closing):
             if self.adapter is not None:
                 self.adapter.close()
 
-    def _sections_by(
-        self,
-        matrix: PlannedMatrix,
-        plan: MatrixPlan,
-        others: Mapping[str, torch.Tensor] = MappingProxyType({}),
-    ) -> tuple[MatrixLayout, dict[str, torch.Tensor]]:
-        """Layout and sections of `matrix` by `plan`: its own or, where they are given, others."""
-        layout = matrix.layout
-        if plan is not matrix.plan:
-            layout = layout_of(plan, matrix.shape, matrix.dtype)
-        sections = {}
-        for spec in layout.sections:
-            found = others.get(spec.role)
-            sections[spec.role] = found if found is not None else self._section(matrix, spec)
-        sections |= self._reused_sections(matrix)
-        if "column_gain" in others:
-            sections["column_gain"] = others["column_gain"]
-        return layout, sections
-
     def _decode(
         self,
         matrix: PlannedMatrix,
@@ -367,39 +324,12 @@ class ModelArchive(Closing):
             )
         return decoded
 
-    def _reused_sections(self, matrix: PlannedMatrix) -> dict[str, torch.Tensor]:
-        """Sections of the decoder that a plan uses from an archive of its own; mostly none."""
-        digest = matrix.plan.autoencoder.reused
-        if digest is None:
-            return {}
-        if digest not in self._reused:
-            file = find_decoder(digest, self.path, self._decoder)
-            specs = matrix.layout.reused_sections
-            self._reused[digest] = read_decoder(file.path, digest, specs)
-        return self._reused[digest]
-
-    def _section(self, matrix: PlannedMatrix, spec: SectionSpec) -> torch.Tensor:
-        return self._values(matrix.section_name(spec), spec)
-
-    def _values(self, name: str, spec: SectionSpec) -> torch.Tensor:
-        """The tensor of a section: what replaces it, else its own."""
-        if name in self._replacing:
-            return self._replacing[name]
-        if self.adapter is not None and name in self.adapter.replaced:
-            return self.adapter.section(name, spec)
-        return read_section(self._archive, name, spec)
-
     def _matrix_named(self, name: str) -> PlannedMatrix:
         by_name = self.plan.by_name
         matrix = by_name.get(name, by_name.get(name.removesuffix(".weight")))
         if matrix is None:
             raise _unknown(name, self.names, "coded matrix")
         return matrix
-
-
-def frozen_plan(plan: MatrixPlan) -> MatrixPlan:
-    """The plan of what tuning never changes: what is left without factors and gains."""
-    return plan.with_factors(None, dora=False)
 
 
 def open_archive(
