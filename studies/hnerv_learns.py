@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     half = matrix.shape[1] // 2
     group = [matrix[:, :half].contiguous(), matrix[:, half:].contiguous()]
     plan = planned(share="g", epochs=options.epochs)
-    shared = fit_shared(plan, group, seed=1)
+    shared = fit_shared([plan] * len(group), group, seed=1)
     for index, member in enumerate(group):
         show("shared", f"member {index}", member, shared=shared, plan=plan)
     # Made by the same random decoder from other latents: the group's decoder has not seen it.

@@ -95,7 +95,8 @@ class Study:
             return [Row(**row) for row in json.loads(kept.read_text())]
         began, shared, sharers = time.process_time(), None, 1
         if plan.share is not None:
-            shared = fit_shared(plan, [member.values for member in members], seed=1)
+            weights = [member.values for member in members]
+            shared = fit_shared([plan] * len(weights), weights, seed=1)
             sharers = len(members)
         rows = []
         for member in members:

@@ -6,7 +6,7 @@ matrix is measured on what a reader will decode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -103,8 +103,8 @@ def encode_matrix(
 
 
 def fit_shared(
-    plan: MatrixPlan | Sequence[MatrixPlan],
-    weights: Sequence[Tensor],
+    plans: Sequence[MatrixPlan],
+    weights: Iterable[Tensor],
     *,
     seed: int,
     callback: TrainingCallback | None = None,
@@ -112,16 +112,15 @@ def fit_shared(
     """Learns the sections that the matrices of a share group store once.
 
     Args:
-        plan: the plan of all its matrices, or that of each; they differ in nothing but DoRA
-            and what the quantizer names in `per_matrix`.
-        weights: the group's matrices, each taken from the sequence once, in order.
+        plans: of the group's matrices; they differ in nothing but DoRA and what the quantizer
+            names in `per_matrix`.
+        weights: the matrices, in the same order; each is let go before the next one is taken.
         seed: of the group's generator.
         callback: called while a decoder is trained.
 
     Raises:
         CodecError: the plan shares nothing, or a weight is not a finite matrix.
     """
-    plans = [plan] * len(weights) if isinstance(plan, MatrixPlan) else plan
     if not plans or plans[0].share is None:
         raise CodecError("a share group needs a plan with `share` and at least one matrix")
     generator = torch.Generator().manual_seed(seed)

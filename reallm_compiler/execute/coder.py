@@ -163,7 +163,7 @@ class MatrixCoder:
             SourceError: a shard cannot be read.
             CodecError: a matrix cannot be coded.
         """
-        weights = GroupWeights(lambda matrix: self.load(matrix).weight, tuple(members))
+        weights = GroupWeights(lambda matrix: self.load(matrix).weight, members)
         with located(lambda: weights.current or f"share group {group}"):
             return fit_shared(
                 [member.plan for member in members],

@@ -32,7 +32,7 @@ def coded_or_refused(
     """Sections of its group, and the coded matrix some times; None if a type is too narrow."""
     shape = (weight.shape[0], weight.shape[1])
     try:
-        shared = fit_shared(plan, [weight, weight.t()], seed=2) if plan.share else {}
+        shared = fit_shared([plan] * 2, [weight, weight.t()], seed=2) if plan.share else {}
         made = (
             encode_matrix(
                 plan,

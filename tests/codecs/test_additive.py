@@ -86,7 +86,7 @@ def test_bits_of_the_published_settings(quantizer, bits, plan_of):
 def test_a_group_has_its_codebooks_once(gaussian, plan_of):
     plan = plan_of(scales=ROWS, quantizer=SMALL, share="g")
     weights = [gaussian(32, 48), gaussian(16, 48, seed=1)]
-    shared = fit_shared(plan, weights, seed=4)
+    shared = fit_shared([plan] * len(weights), weights, seed=4)
     assert set(shared) == {"codebook", "codebook_scale"}
     for weight in weights:
         found = encode_matrix(plan, weight, seed=1, source_dtype="f32", shared=shared)

@@ -236,12 +236,12 @@ def test_an_interrupted_training_ends_with_the_same_bytes(name: str, stop: int, 
 def test_one_decoder_for_a_group(gaussian) -> None:
     group = [gaussian(16, 24, seed=1), gaussian(9, 8, seed=2)]
     chosen = plan(TINY, share="g", quantizer={"kind": "vq", "bits": 2, "dim": 2})
-    shared = fit_shared(chosen, group, seed=4)
+    shared = fit_shared([chosen] * len(group), group, seed=4)
     assert set(shared) == {
         *("decoder_codes", "decoder_scales", "decoder_values"),
         *("codebook", "codebook_scale"),
     }
-    again = fit_shared(chosen, group, seed=4)
+    again = fit_shared([chosen] * len(group), group, seed=4)
     assert all(torch.equal(shared[role], again[role]) for role in shared)
     for matrix in group:
         shape = (matrix.shape[0], matrix.shape[1])
@@ -261,7 +261,7 @@ def test_a_group_learns_together_and_its_members_from_it() -> None:
         share="g",
         quantizer={"kind": "none", "dtype": "float16"},
     )
-    shared = fit_shared(chosen, group, seed=4)
+    shared = fit_shared([chosen] * len(group), group, seed=4)
     for matrix in group:
         own = encode_matrix(chosen, matrix, seed=1, source_dtype="f32", shared=shared)
         assert own.relative_error < 0.2

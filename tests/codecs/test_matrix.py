@@ -150,9 +150,9 @@ class TestShared:
         plan = self.plan(plan_of, residual={"kind": "low_rank", "rank": 2})
         # One member is a thousand times larger: it must not take the codebook for itself.
         weights = [gaussian(64, 64), 1000 * gaussian(130, 64, seed=1), gaussian(33, 100, seed=2)]
-        shared = fit_shared(plan, weights, seed=4)
+        shared = fit_shared([plan] * len(weights), weights, seed=4)
         assert list(shared) == ["codebook", "codebook_scale"]
-        again = fit_shared(plan, weights, seed=4)
+        again = fit_shared([plan] * len(weights), weights, seed=4)
         assert all(torch.equal(shared[role], again[role]) for role in shared)
         for weight in weights:
             encoded = encode_matrix(plan, weight, seed=0, source_dtype="f32", shared=shared)
@@ -173,7 +173,7 @@ class TestShared:
         )
         signs = 1000 * gaussian(64, 256).sign()
         normal = gaussian(128, 256, seed=1)
-        codewords = fit_shared(plan, [signs, normal], seed=0)["codebook"]
+        codewords = fit_shared([plan] * 2, [signs, normal], seed=0)["codebook"]
         # Alone the first wants +-1 and the second +-sqrt(2/pi); it has twice as many weights.
         expected = (1 + 2 * (2 / math.pi) ** 0.5) / 3
         assert codewords.flatten().tolist() == pytest.approx([-expected, expected], abs=0.01)
@@ -183,7 +183,7 @@ class TestShared:
             quantizer={"kind": "vq", "bits": 1, "dim": 1, "dtype": "float32"}, share="all"
         )
         signs, normal = 3 * gaussian(64, 256).sign(), gaussian(128, 256, seed=1)
-        codewords = fit_shared(plan, [signs, normal], seed=0)["codebook"]
+        codewords = fit_shared([plan] * 2, [signs, normal], seed=0)["codebook"]
         # The least of (3 - c)^2 / 9 + 2 E(|x| - c)^2.
         expected = (3 / 9 + 2 * (2 / math.pi) ** 0.5) / (1 / 9 + 2)
         assert codewords.flatten().tolist() == pytest.approx([-expected, expected], abs=0.01)
@@ -194,6 +194,6 @@ class TestShared:
 
     def test_nothing_to_share_is_refused(self, gaussian, plan_of):
         with pytest.raises(CodecError):
-            fit_shared(plan_of(), [gaussian(8, 64)], seed=0)
+            fit_shared([plan_of()], [gaussian(8, 64)], seed=0)
         with pytest.raises(CodecError):
-            fit_shared(self.plan(plan_of), [], seed=0)
+            fit_shared([], [], seed=0)

@@ -22,7 +22,7 @@ def plan_of(**stages):
 
 def coded(plan, weight, source_dtype="f32"):
     """The sections and the error of a matrix that is alone in its share group, if it has one."""
-    shared = fit_shared(plan, [weight], seed=1) if plan.share is not None else None
+    shared = fit_shared([plan], [weight], seed=1) if plan.share is not None else None
     return encode_matrix(plan, weight, seed=1, source_dtype=source_dtype, shared=shared)
 
 

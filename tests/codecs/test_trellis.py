@@ -180,12 +180,12 @@ def test_a_computed_table_is_a_hash_of_the_state(gaussian, plan_of):
 def test_a_group_shares_its_tables(gaussian, plan_of):
     plan = plan_of(scales=ROW, quantizer=quantizer("9/4"), share="g")
     weights = [gaussian(24, 40), 100 * gaussian(16, 64, seed=1), torch.zeros(8, 8)]
-    shared = fit_shared(plan, weights, seed=3)
+    shared = fit_shared([plan] * 3, weights, seed=3)
     assert {role: tuple(values.shape) for role, values in shared.items()} == {
         "codebook": (64,),
         "codebook_scale": (1,),
     }
-    assert torch.equal(shared["codebook"], fit_shared(plan, weights, seed=3)["codebook"])
+    assert torch.equal(shared["codebook"], fit_shared([plan] * 3, weights, seed=3)["codebook"])
     for weight in weights:
         encoded = encode_matrix(plan, weight, seed=1, source_dtype="f32", shared=shared)
         assert "codebook" not in encoded.sections
@@ -204,7 +204,7 @@ def test_a_table_serves_several_rates(gaussian, plan_of):
         )
 
     both = fit_shared(plans, weights, seed=3)
-    alone = [fit_shared(plan, weights, seed=3) for plan in plans]
+    alone = [fit_shared([plan] * 2, weights, seed=3) for plan in plans]
     for plan, own, other in zip(plans, alone, reversed(alone), strict=True):
         assert errors(plan, own) < errors(plan, both) < errors(plan, other)
     same = fit_shared([plans[0]] * 2, weights, seed=3)

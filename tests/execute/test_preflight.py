@@ -187,7 +187,11 @@ def test_the_sample_of_a_group_is_what_was_counted(monkeypatch: pytest.MonkeyPat
     shapes = {"a.weight": [64, 128], "b.weight": [64, 64], "c.weight": [30, 64]}
     plan = planned({"reallm": 1, "defaults": stages}, shapes)
     members = plan.groups["all"]
-    fit_shared(members[0].plan, [torch.randn(member.shape) for member in members], seed=0)
+    fit_shared(
+        [member.plan for member in members],
+        [torch.randn(member.shape) for member in members],
+        seed=0,
+    )
     (sample,) = held
     assert sample.weights is not None
     assert sample.values.nbytes + sample.weights.nbytes == of_group(stages, shapes)

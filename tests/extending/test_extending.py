@@ -103,7 +103,7 @@ def test_its_sections_keep_its_size_law(share: str | None) -> None:
         }
     )
     weight = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
-    shared = fit_shared(plan, [weight], seed=0) if share else {}
+    shared = fit_shared([plan], [weight], seed=0) if share else {}
     coded = encode_matrix(plan, weight, seed=0, source_dtype="f32", shared=shared)
     sections = {**coded.sections, **shared}
     decoded = decode_matrix(plan, (16, 24), "f32", sections, dtype=torch.float32)

@@ -175,7 +175,7 @@ def weight() -> torch.Tensor:
 
 def there_and_back(plan: MatrixPlan, given: torch.Tensor) -> tuple[float, torch.Tensor]:
     """Code a matrix where it lies, decode it there; the error, and the result on the CPU."""
-    shared = fit_shared(plan, [given], seed=1) if plan.share else None
+    shared = fit_shared([plan], [given], seed=1) if plan.share else None
     made = encode_matrix(plan, given, seed=2, source_dtype="f32", shared=shared)
     sections = {**made.sections, **(shared or {})}
     decoded = decode_matrix(plan, (38, 50), "f32", sections, dtype=torch.float32)
