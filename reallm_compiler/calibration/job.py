@@ -70,16 +70,16 @@ class CalibrateJob:
                 self.inventory, self.form, self.ids.to(self.device), self.device
             )
             yield PassRunner(
-                probed.original,
-                probed.calls,
-                self.measurement,
-                self.schedule,
-                self.shards,
-                self.states,
-                self.seed,
-                sink,
-                context,
-                pool,
-                self.workers,
-                self.device,
+                original=probed.original,
+                calls=probed.calls,
+                measurement=self.measurement,
+                schedule=self.schedule,
+                shards=self.shards,
+                states=self.states,
+                seed=self.seed,
+                sink=sink,
+                context=context,
+                pool=pool,
+                workers=self.workers,
+                device=self.device,
             )

@@ -18,7 +18,17 @@ from reallm_compiler.calibration.labels import gradient_of_logits
 from reallm_compiler.calibration.moments import Job, MatrixSums
 from reallm_compiler.calibration.original import Original
 from reallm_compiler.calibration.recorder import Recorder, jobs
-from reallm_compiler.calibration.schedule import Measurement, gradient, hidden
+from reallm_compiler.calibration.schedule import (
+    AGAIN,
+    BACKWARD,
+    FORWARD,
+    STEM,
+    TAIL,
+    WHOLE,
+    Measurement,
+    gradient,
+    hidden,
+)
 from reallm_compiler.calibration.sequences import Chunk
 from reallm_compiler.calibration.shards import SUM, Shard, ShardedSchedule, split_key, sums_file
 from reallm_compiler.calibration.spill import Spill
@@ -53,6 +63,7 @@ class PassRunner:
 
     def __init__(
         self,
+        *,
         original: Original,
         calls: Calls | None,
         measurement: Measurement,
@@ -81,6 +92,12 @@ class PassRunner:
         self._workers = workers
         self._device = device
         self._sums: dict[str, MatrixSums] = {}
+        self._passes = {STEM: self._stem, TAIL: self._tail, WHOLE: self._whole}
+        self._block_passes = {
+            FORWARD: self._forward,
+            AGAIN: self._forward,
+            BACKWARD: self._backward,
+        }
 
     def run(self, task: Task) -> TaskResult:
         """Do one task.
@@ -111,8 +128,10 @@ class PassRunner:
         rows = self._measurement.rows_of(key)
         self._sums = {row.name: MatrixSums(row, self._device) for row in rows}
         kind, _, block = key.partition(":")
-        work: Callable[..., None] = getattr(self, f"_{kind}")
-        work(key, *([int(block)] if block else []))
+        if block:
+            self._block_passes[kind](key, int(block))
+        else:
+            self._passes[kind](key)
         if not self._schedule.sharded:
             self._store(rows, result)
         elif rows:
@@ -139,8 +158,8 @@ class PassRunner:
         first, model = self._original.blocks[0].module, self._original.model
 
         def states() -> Iterator[Tensor]:
-            for wave in self._waves(key):
-                for _, chunk in wave:  # one after the other: the model is left in the middle
+            for group in self._groups(key):
+                for _, chunk in group:  # one after the other: the model is left in the middle
                     record = self._recorder()
                     with record.products():
                         made = hidden_states(model, first, chunk.ids)
@@ -157,9 +176,6 @@ class PassRunner:
                     return run_block(module, self._read(hidden(number), index), call)
 
             self._spill.write(hidden(number + 1), self._run(key, work, number))
-
-    def _again(self, key: str, number: int) -> None:
-        self._forward(key, number)
 
     def _tail(self, key: str) -> None:
         self._read_kept()
@@ -218,14 +234,14 @@ class PassRunner:
             work: called with the index of a chunk, the chunk, the block's call and a recorder.
             block: whose calls are wanted; None for what is no block.
         """
-        for wave in self._waves(key):
+        for group in self._groups(key):
             # Calls are made one after the other, since the model is changed meanwhile.
             calls = [
                 None if block is None else self._made_calls.of(block, chunk.ids)
-                for _, chunk in wave
+                for _, chunk in group
             ]
-            records = [self._recorder() for _ in wave]
-            indices, chunks = [index for index, _ in wave], [chunk for _, chunk in wave]
+            records = [self._recorder() for _ in group]
+            indices, chunks = [index for index, _ in group], [chunk for _, chunk in group]
             yield from list(self._pool.map(work, indices, chunks, calls, records))
             _exhaust(self._pool.map(_do, jobs(self._sums, records)))
 
@@ -233,7 +249,7 @@ class PassRunner:
         gradients = self._measurement.gradients
         return Recorder(self._original.memory, self._sums, gradients=gradients)
 
-    def _waves(self, key: str) -> Iterator[list[tuple[int, Chunk]]]:
+    def _groups(self, key: str) -> Iterator[list[tuple[int, Chunk]]]:
         """All chunks, on the device, as many together as there are threads; with progress."""
         whole = sum(len(shard.chunks) for shard in self._shards)
         steps = len(self._keys) * whole

@@ -24,6 +24,7 @@ from reallm_compiler.runs.tasks import Task, TaskGraph
 from reallm_formats import StatisticsEntry
 
 STEM, TAIL, WHOLE = "stem", "tail", "whole"
+FORWARD, AGAIN, BACKWARD = "forward", "again", "backward"
 
 DISK_LIMIT = 32 * 2**30
 """Bytes of hidden states up to which those before every block are kept."""
@@ -75,7 +76,7 @@ class Measurement:
     def rows_of(self, key: str) -> tuple[StatisticsEntry, ...]:
         """The rows that a pass measures."""
         kind, _, number = key.partition(":")
-        if kind == ("backward" if self.gradients else "forward"):
+        if kind == (BACKWARD if self.gradients else FORWARD):
             return self.parts[int(number)]
         return {WHOLE: self.rows, STEM: self.stem, TAIL: self.tail}.get(kind, ())
 
@@ -142,7 +143,7 @@ class Schedule:
         if not count:
             return [Pass(WHOLE)]
         passes = [Pass(STEM, (), hidden(0))]
-        passes += [Pass(f"forward:{k}", (hidden(k),), hidden(k + 1)) for k in range(count)]
+        passes += [Pass(f"{FORWARD}:{k}", (hidden(k),), hidden(k + 1)) for k in range(count)]
         if gradients or self._measurement.tail:
             passes.append(Pass(TAIL, (hidden(count),), gradient(count) if gradients else None))
         if not gradients:
@@ -152,10 +153,11 @@ class Schedule:
             last = min(first + step, count)
             if last < count:  # those of the last blocks are still there
                 passes += [
-                    Pass(f"again:{k}", (hidden(k),), hidden(k + 1)) for k in range(first, last - 1)
+                    Pass(f"{AGAIN}:{k}", (hidden(k),), hidden(k + 1))
+                    for k in range(first, last - 1)
                 ]
             passes += [
-                Pass(f"backward:{k}", (hidden(k), gradient(k + 1)), gradient(k))
+                Pass(f"{BACKWARD}:{k}", (hidden(k), gradient(k + 1)), gradient(k))
                 for k in reversed(range(first, last))
             ]
         return passes

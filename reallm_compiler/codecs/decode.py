@@ -91,7 +91,8 @@ class MatrixDecoder:
         coded_only: bool = False,
     ) -> None:
         plan, shape = layout.plan, layout.shape
-        self.coarse = plan.quantizer.coarse and getattr(plan.quantizer, "bits", 2) < 2
+        rate = plan.quantizer.rate
+        self.coarse = plan.quantizer.coarse and rate is not None and rate < 2
         self._shape = shape
         latent = StagesDecoder(plan, layout.latent_shape, sections, dtype)
         self._coded: RowDecoder = codec_of(plan.autoencoder).decoder(

@@ -30,6 +30,11 @@ Rows = Annotated[
 class PermutationStage(Stage):
     """Base of the kinds of permutation."""
 
+    @property
+    def rows_in_order(self) -> Rows:
+        """Rows that share one order of the columns."""
+        return "all"
+
 
 class NoPermutation(PermutationStage):
     """Columns stay where they are."""
@@ -48,6 +53,11 @@ class NearestPermutation(PermutationStage):
     kind: Literal["nearest"]
     rows: Rows = 128
 
+    @property
+    def rows_in_order(self) -> Rows:
+        """As given."""
+        return self.rows
+
 
 class NormSortedPermutation(PermutationStage):
     """Columns or rows by their norms, largest first, so that groups hold weights of one size."""
@@ -55,6 +65,11 @@ class NormSortedPermutation(PermutationStage):
     kind: Literal["norm_sorted"]
     sides: Sides = "columns"
     rows: Rows = "all"
+
+    @property
+    def rows_in_order(self) -> Rows:
+        """As given."""
+        return self.rows
 
 
 class ActOrderPermutation(PermutationStage):

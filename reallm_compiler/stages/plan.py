@@ -147,18 +147,14 @@ class MatrixPlan(Stage):
                 f"`clip` is searched with the levels, and those of `{_name(quantizer)}` are not "
                 "known before: use `clip: none`, or a quantizer such as `uniform`"
             )
-        code_bits = getattr(scales, "code_bits", None)
-        if code_bits is not None and code_bits != getattr(quantizer, "bits", None):
-            raise ValueError(
-                f"`code_bits: {code_bits}` of the `{_name(scales)}` scales must be the `bits` of "
-                f"the quantizer, {getattr(quantizer, 'bits', None)}"
-            )
+        if (refused := scales.refusal(quantizer.rate)) is not None:
+            raise ValueError(refused)
         if self.rounding.recodes and not quantizer.recodes:
             raise ValueError(
                 f"the codes of `{_name(quantizer)}` are chosen together, and `sweeps` of the "
                 "rounding change some of them: leave these out"
             )
-        rows, together = getattr(self.permutation, "rows", "all"), quantizer.rows_together
+        rows, together = self.permutation.rows_in_order, quantizer.rows_together
         if not self.rounding.alone and isinstance(rows, int) and rows % together:
             raise ValueError(
                 f"errors are carried along rows, {together} at a time as the vectors lie, and "

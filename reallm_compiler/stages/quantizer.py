@@ -44,6 +44,12 @@ class QuantizerStage(Stage):
         return self.shares is not None
 
     @property
+    def rate(self) -> int | Fraction | None:
+        """Bits of code for each weight, the `bits` of kinds that have codes; None without codes."""
+        bits: int | Fraction | None = getattr(self, "bits", None)
+        return bits
+
+    @property
     def rows_together(self) -> int:
         """Rows of which one code holds a weight each."""
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -81,6 +82,10 @@ class ScalesStage(Stage):
     def from_ends(self) -> bool:
         """Whether scales follow from the ends of each group's range, which can be learned."""
         return False
+
+    def refusal(self, rate: int | Fraction | None) -> str | None:
+        """Why a quantizer of so many bits a weight does not go with them; None if it does."""
+        return None
 
     def grouped(self, columns: int) -> int:
         """Consecutive columns of a row that have a scale of their own, stored as a number; 0 where
@@ -217,6 +222,15 @@ class AffineScales(GroupScales):
     symmetric: bool = Field(
         default=False, description="Levels lie about zero, one more below it than above."
     )
+
+    def refusal(self, rate: int | Fraction | None) -> str | None:
+        """Zero points are codes."""
+        if rate == self.code_bits:
+            return None
+        return (
+            f"`code_bits: {self.code_bits}` of the `{self.kind}` scales must be the `bits` of "
+            f"the quantizer, {rate}"
+        )
 
     @property
     def from_ends(self) -> bool:

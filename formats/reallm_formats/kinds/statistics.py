@@ -129,7 +129,7 @@ def parse_statistics(
             message = f"this must be text, bytes or an integer, not {describe(value)}"
             raise FormatError("D7", message, location=f"{where}.provenance.{key}")
     matrices = tuple(
-        _parse_row(row, f"{where}.matrices[{place}]", newer=newer) for place, row in enumerate(rows)
+        _parse_row(row, f"{where}.matrices[{index}]", newer=newer) for index, row in enumerate(rows)
     )
     _check_inputs(matrices, f"{where}.matrices")
     parsed = StatisticsDocument(
@@ -172,10 +172,10 @@ def _check_inputs(matrices: Sequence[StatisticsEntry], where: str) -> None:
     """No name stands twice (T3), and shared inputs are those of a matrix before (T4)."""
     owners: dict[str, StatisticsEntry] = {}
     seen: set[str] = set()
-    for place, row in enumerate(matrices):
+    for index, row in enumerate(matrices):
         if row.name in seen:
             message = f"the matrix `{row.name}` stands twice"
-            raise FormatError("T3", message, location=f"{where}[{place}].name")
+            raise FormatError("T3", message, location=f"{where}[{index}].name")
         seen.add(row.name)
         if row.inputs == row.name:
             owners[row.name] = row
@@ -183,21 +183,21 @@ def _check_inputs(matrices: Sequence[StatisticsEntry], where: str) -> None:
         owner = owners.get(row.inputs)
         if owner is None:
             message = f"no matrix before this one stores the inputs of `{row.inputs}`"
-            raise FormatError("T4", message, location=f"{where}[{place}].inputs")
+            raise FormatError("T4", message, location=f"{where}[{index}].inputs")
         if (owner.shape[1], owner.input_form) != (row.shape[1], row.input_form):
             message = f"`{row.name}` and `{owner.name}` share inputs and differ in width or form"
-            raise FormatError("T4", message, location=f"{where}[{place}].inputs")
+            raise FormatError("T4", message, location=f"{where}[{index}].inputs")
 
 
 def _check_sections(found: Sequence[Row], wanted: Sequence[Row]) -> None:
     """The sections are those that the rows ask for, in their order (T5)."""
-    for place, (have, want) in enumerate(zip(found, wanted, strict=False)):
+    for index, (have, want) in enumerate(zip(found, wanted, strict=False)):
         if have != want:
             message = (
                 f"section {have[0]} is {have[1]} {list(have[2])} where the document asks for "
                 f"{want[0]} as {want[1]} {list(want[2])}"
             )
-            raise FormatError("T5", message, location=f"manifest: sections[{place}]")
+            raise FormatError("T5", message, location=f"manifest: sections[{index}]")
     if len(found) != len(wanted):
         message = f"the document asks for {len(wanted)} sections; {len(found)} are listed"
         raise FormatError("T5", message, location="manifest: sections")
