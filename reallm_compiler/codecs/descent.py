@@ -7,7 +7,7 @@ decode to
 
 so each group is coded anew, from the first to the last, and a new code is kept where it costs less
 than the old one. Sweeps end when one gains little. For single columns this is what QuIP# does after
-LDLQ; for vectors that are sums of words it is AQLM's search in the metric of the inputs.
+LDLQ; for vectors that are sums of codewords it is AQLM's search in the metric of the inputs.
 """
 
 from __future__ import annotations

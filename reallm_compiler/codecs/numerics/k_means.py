@@ -3,7 +3,7 @@
 Vectors x of dimension d come with weights w, one for each vector or one for each element; the
 error is the sum of w (x - c)^2. With w = s^2, the squared scales, it is an error in weight space.
 
-1. k-means++ (Arthur and Vassilvitskii) on a small sample, each word the best of a few drawn;
+1. k-means++ (Arthur and Vassilvitskii) on a small sample, each codeword the best of a few drawn;
 2. Lloyd's iterations on samples, each four times the last, then on all vectors: the first ones
    are cheap and go far, the last ones only refine. A step goes beyond the mean of its vectors and
    on in the direction of the step before it, as long as that lowers the error: this saves half of
@@ -37,12 +37,12 @@ LEAST_SAVING = 8
 LEAST_SEED_SAMPLE = 1 << 12
 LEAST_SAMPLE = 1 << 14
 LARGEST_SAMPLE = 1 << 18
-"""Bounds on samples, in vectors; a large codebook is always seeded by `SEED_SAMPLE` a word."""
+"""Bounds on samples, in vectors; a large codebook is always seeded by `SEED_SAMPLE` a codeword."""
 
 RESTARTS = 3
 RESTART_CODEWORDS = 32
-"""Runs for codebooks of at most that many words, of which the best goes on; one for larger ones,
-whose minima are all alike."""
+"""Runs for codebooks of at most that many codewords, of which the best goes on; one run for larger
+codebooks, whose minima are all alike."""
 
 BEYOND = 1.5
 """Length of a step, in distances to the mean."""
@@ -57,13 +57,13 @@ any sample has, where a step is dear and has little left to gain."""
 
 
 def fit(vectors: Vectors, count: int, iterations: int, generator: torch.Generator) -> Tensor:
-    """A codebook [words, d] for `vectors`.
+    """A codebook [codewords, d] for `vectors`.
 
-    With fewer distinct vectors than words, the words left over are zero.
+    With fewer distinct vectors than codewords, the codewords left over are zero.
 
     Args:
         vectors: the vectors, at least one.
-        words: K, 2 to 65536.
+        codewords: K, 2 to 65536.
         iterations: the most Lloyd iterations, on each sample and on all vectors.
         generator: on the CPU.
     """
@@ -150,7 +150,7 @@ def _statistics(vectors: Vectors, codebook: Tensor) -> tuple[float, Tensor, Tens
 
 
 def _reseeded(vectors: Vectors, codebook: Tensor, moved: Tensor, empty: Tensor) -> Tensor:
-    """`moved` with its empty words put on the vectors that `codebook` serves worst."""
+    """`moved` with its empty codewords put on the vectors that `codebook` serves worst."""
     worst = torch.empty(0, dtype=torch.float64)
     indices = torch.empty(0, dtype=torch.int64)
     for first, values, weights in vectors.chunks():

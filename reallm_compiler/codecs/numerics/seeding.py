@@ -16,11 +16,11 @@ CANDIDATES = 4
 
 
 def seed_codebook(sample: DenseVectors, count: int, generator: torch.Generator) -> Tensor:
-    """k-means++: words drawn one after the other with chances proportional to their error.
+    """k-means++: codewords drawn one after the other with chances proportional to their error.
 
-    Each word is the one of `CANDIDATES` drawn vectors that leaves the least error. Codebooks of
-    more than 256 words draw several words at a time and take them all, which changes little: a
-    draw is then blind to the few drawn with it.
+    Each codeword is the one of `CANDIDATES` drawn vectors that leaves the least error. Codebooks of
+    more than 256 codewords draw several at a time and take them all, which changes little: a draw
+    is then blind to the few drawn with it.
     """
     values, weights = sample.values, sample.weights
     codebook = values.new_zeros(count, sample.dim)
@@ -59,7 +59,7 @@ def ordered(codebook: Tensor) -> Tensor:
 
 
 class _Across:
-    """Vectors [n, d] and weights laid out by element, for errors of few words at many vectors."""
+    """Vectors [n, d] and weights laid out by element, for errors of few codewords at many."""
 
     def __init__(self, values: Tensor, weights: Tensor | None) -> None:
         self._values = values.t().contiguous()  # [d, n]
@@ -68,7 +68,7 @@ class _Across:
         self._weights = weights  # [d, n] or [n]
 
     def errors(self, codewords: Tensor) -> Tensor:
-        """[m, n]: the weighted squared distance of each vector to each of `words` [m, d]."""
+        """[m, n]: the weighted squared distance of each vector to each of `codewords` [m, d]."""
         squares = (self._values - codewords[:, :, None]).square_()  # [m, d, n]
         if self._weights is not None:
             squares *= self._weights

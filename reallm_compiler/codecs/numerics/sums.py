@@ -2,7 +2,8 @@
 
 The search goes from codebook to codebook and keeps the best few sums so far (a beam). Codebooks are
 learned one after the other by k-means, each on what the ones before leave, and then in turn: each
-word becomes the mean of what the other codebooks leave of its vectors, and sums are searched anew.
+codeword becomes the mean of what the other codebooks leave of its vectors, and sums are searched
+anew.
 
 Source: Egiazarian et al. 2024 (AQLM), section 3; additive codes by Babenko and Lempitsky 2014.
 """
@@ -25,7 +26,7 @@ SETTLED = 1e-3
 
 
 def nearest_sums(values: Tensor, weights: Tensor | None, books: Tensor, beam: int) -> Tensor:
-    """int64 [n, M]: the words of a sum that is near to each vector; the nearest for M = 1.
+    """int64 [n, M]: the codewords of a sum that is near to each vector; the nearest for M = 1.
 
     Args:
         values: [n, d].
@@ -65,16 +66,20 @@ def _search(values: Tensor, weights: Tensor | None, books: Tensor, beam: int) ->
             found = torch.from_numpy(flat.numpy().argmin(1))[:, None]
         else:
             found = flat.argmin(1, keepdim=True)
-        kept, word = found // len(book), found % len(book)
+        kept, codeword = found // len(book), found % len(book)
         codes = torch.cat(
-            [codes.gather(1, kept[:, :, None].expand(-1, -1, codes.shape[2])), word[:, :, None]], 2
+            [
+                codes.gather(1, kept[:, :, None].expand(-1, -1, codes.shape[2])),
+                codeword[:, :, None],
+            ],
+            2,
         )
-        rest = rest.gather(1, kept[:, :, None].expand(-1, -1, rest.shape[2])) - book[word]
+        rest = rest.gather(1, kept[:, :, None].expand(-1, -1, rest.shape[2])) - book[codeword]
     return codes[:, 0]
 
 
 def sums(books: Tensor, codes: Tensor) -> Tensor:
-    """[n, d]: the sums of words `codes` [n, M] of codebooks [M, K, d]."""
+    """[n, d]: the sums of codewords `codes` [n, M] of codebooks [M, K, d]."""
     total = torch.index_select(books[0], 0, codes[:, 0])
     for number in range(1, len(books)):
         total += torch.index_select(books[number], 0, codes[:, number])
@@ -84,7 +89,7 @@ def sums(books: Tensor, codes: Tensor) -> Tensor:
 def fit_books(
     vectors: Vectors,
     count: int,
-    words: int,
+    codewords: int,
     beam: int,
     iterations: int,
     generator: torch.Generator,
@@ -94,18 +99,20 @@ def fit_books(
     Args:
         vectors: the vectors.
         count: M.
-        words: K.
+        codewords: K.
         beam: as of `nearest_sums`.
         iterations: of k-means, and rounds in which the codebooks are fitted together, at most.
         generator: on the CPU.
     """
     if count == 1:
-        return k_means.fit(vectors, words, iterations, generator)[None]
+        return k_means.fit(vectors, codewords, iterations, generator)[None]
     sample = sampled(vectors, SAMPLE, generator)
     values, weights = sample.values, sample.weights
     rest, found = values, []
     for _ in range(count):
-        book = k_means.fit(DenseVectors(values=rest, weights=weights), words, iterations, generator)
+        book = k_means.fit(
+            DenseVectors(values=rest, weights=weights), codewords, iterations, generator
+        )
         rest = rest - book[assign(rest, weights, book)]
         found.append(book)
     books = torch.stack(found)
@@ -131,7 +138,7 @@ def _error(rest: Tensor, weights: Tensor | None) -> float:
 
 
 def _moved(books: Tensor, codes: Tensor, values: Tensor, weights: Tensor | None) -> Tensor:
-    """Each word at the mean of what the others leave of its vectors, codebook after codebook."""
+    """Each codeword at the mean of what the others leave of its vectors, book after book."""
     books = books.clone()
     wide = weights if weights is None or weights.dim() == 2 else weights[:, None]
     ones = values.new_ones(len(values), 1) if wide is None else wide

@@ -1,4 +1,4 @@
-"""Additive quantizer: a vector of d columns is a sum of words, one of each of M codebooks (AQLM).
+"""Additive quantizer: d columns are a sum of codewords, one of each of M codebooks (AQLM).
 
 The codebooks are learned from the normalized latent by residual k-means and then together
 (`numerics.sums`). Where codes are chosen in the metric of the inputs, `rounding` says how.
@@ -86,7 +86,7 @@ class AdditiveDecoder(RowDecoder):
 
 
 class AdditiveCodec(GridCodec[AdditiveQuantizer]):
-    """Vectors as sums of words."""
+    """Vectors as sums of codewords."""
 
     def learn(
         self, params: AdditiveQuantizer, vectors: Vectors, generator: torch.Generator
@@ -121,7 +121,7 @@ class AdditiveCodec(GridCodec[AdditiveQuantizer]):
         dtype: torch.dtype,
         range: Range,
     ) -> AdditiveDecoder:
-        """Sums of words by their codes."""
+        """Sums of codewords by their codes."""
         codes = sections["codes"]
         return AdditiveDecoder(params, shape, codes, read_codebook(sections, codes, dtype))
 

@@ -3,7 +3,7 @@
 The codebook is the matrix's own, learned by k-means, or given: that of a share group. Errors are
 measured in weight space: an element that will be multiplied by a scale s counts s^2. Padding at a
 ragged edge counts nothing. A learned codebook is rounded to its stored type first (int8: integers
-times one scale, the largest codeword at 127); then every vector is assigned to the words that a
+times one scale, the largest codeword at 127); then every vector is assigned to the codewords that a
 reader will see.
 """
 
