@@ -76,11 +76,6 @@ class Terminal:
         self.err = _screen(err if err is not None else sys.stderr)
         self.traceback = False
 
-    @property
-    def unicode(self) -> bool:
-        """Whether stderr can show more than ASCII."""
-        return not self.err.options.ascii_only
-
     def data(self, item: RenderableType = "") -> None:
         """Print a table or a line on stdout."""
         if isinstance(item, str):

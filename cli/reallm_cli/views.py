@@ -10,7 +10,7 @@ from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.numbers import amount_text, bits_column, error_text, grouped, share_text
 from reallm_compiler.planning.budget import Budget, MatrixBudget
-from reallm_compiler.planning.kinds import Kind, kinds_of
+from reallm_compiler.planning.budget_rows import BudgetRow, budget_rows
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.opened import Stored
 from reallm_compiler.storage.matrix import TERMS
@@ -27,8 +27,8 @@ def show_sizes(
     errors: Mapping[str, float] | None = None,
     stored: Stored | None = None,
 ) -> None:
-    """The table of kinds, the bytes of the file by name, and the notes."""
-    show_kinds(terminal, plan, budget, errors=errors, stored=stored)
+    """The table of matrices, the bytes of the file by name, and the notes."""
+    show_matrix_sizes(terminal, plan, budget, errors=errors, stored=stored)
     if budget.totals.training_operations:
         terminal.data()
         show_autoencoders(terminal, plan, budget)
@@ -40,7 +40,7 @@ def show_sizes(
         terminal.data(terminal.text(f"note: {note}"))
 
 
-def show_kinds(
+def show_matrix_sizes(
     terminal: Terminal,
     plan: Plan,
     budget: Budget,
@@ -48,32 +48,32 @@ def show_kinds(
     errors: Mapping[str, float] | None = None,
     stored: Stored | None = None,
 ) -> None:
-    """A row for each kind of matrix: bits per weight by term, then bytes."""
+    """A row for all matrices that are alike: bits per weight by term, then bytes."""
     if not budget.matrices:
         terminal.data("no matrix is coded: every tensor is kept as it is")
         return
-    kinds = kinds_of(plan, budget.matrices)
-    whole = Kind(name="all coded matrices", shape=(0, 0), matrices=budget.matrices)
-    rows = [*kinds, whole]
+    rows = budget_rows(plan, budget.matrices)
+    whole = BudgetRow(name="all coded matrices", shape=(0, 0), matrices=budget.matrices)
+    shown = [*rows, whole]
     columns: list[tuple[str, list[str]]] = [
-        ("<matrices", [kind.name for kind in rows]),
-        ("count", [grouped(kind.count) for kind in rows]),
-        ("shape", [f"{kind.shape[0]} x {kind.shape[1]}" for kind in kinds] + [""]),
+        ("<matrices", [row.name for row in shown]),
+        ("count", [grouped(row.count) for row in shown]),
+        ("shape", [f"{row.shape[0]} x {row.shape[1]}" for row in rows] + [""]),
     ]
     columns += [
-        (TERM_LABELS.get(term, term), bits_column(kind.term_bits(term) for kind in rows))
+        (TERM_LABELS.get(term, term), bits_column(row.term_bits(term) for row in shown))
         for term in TERMS
         if whole.term_bytes(term)
     ]
     columns += [
-        ("paper bits", bits_column(kind.paper_bits for kind in rows)),
-        ("exact bits", bits_column(kind.exact_bits for kind in rows)),
-        ("bytes", [grouped(kind.nbytes) for kind in rows]),
+        ("paper bits", bits_column(row.paper_bits for row in shown)),
+        ("exact bits", bits_column(row.exact_bits for row in shown)),
+        ("bytes", [grouped(row.nbytes) for row in shown]),
     ]
     if stored is not None:
-        columns.append(("stored bytes", [grouped(_stored_of(kind, stored)) for kind in rows]))
+        columns.append(("stored bytes", [grouped(_stored_of(row, stored)) for row in shown]))
     if errors is not None:
-        measured = [_errors_of(kind.matrices, errors) for kind in rows]
+        measured = [_errors_of(row.matrices, errors) for row in shown]
         columns.append(("mean error", [error_text(_mean(values)) for values in measured]))
         worst = [error_text(max(values, default=None)) for values in measured]
         columns.append(("max error", worst))
@@ -82,32 +82,32 @@ def show_kinds(
 
 
 def show_autoencoders(terminal: Terminal, plan: Plan, budget: Budget) -> None:
-    """For each kind with a trained autoencoder: the paper's bits by term, and what it costs."""
-    kinds = [
-        kind for kind in kinds_of(plan, budget.matrices) if kind.matrices[0].training_operations
+    """For matrices with a trained autoencoder: the paper's bits by term, and what it costs."""
+    rows = [
+        row for row in budget_rows(plan, budget.matrices) if row.matrices[0].training_operations
     ]
-    terms = [term for term in TERMS if any(kind.paper_term_bits(term) for kind in kinds)]
-    columns: list[tuple[str, list[str]]] = [("<matrices", [kind.name for kind in kinds])]
+    terms = [term for term in TERMS if any(row.paper_term_bits(term) for row in rows)]
+    columns: list[tuple[str, list[str]]] = [("<matrices", [row.name for row in rows])]
     columns += [
-        (TERM_LABELS.get(term, term), bits_column(kind.paper_term_bits(term) for kind in kinds))
+        (TERM_LABELS.get(term, term), bits_column(row.paper_term_bits(term) for row in rows))
         for term in terms
     ]
-    columns.append(("paper bits", bits_column(kind.paper_bits for kind in kinds)))
+    columns.append(("paper bits", bits_column(row.paper_bits for row in rows)))
     _show_columns(terminal, columns, title="paper bits by term", total=False)
     terminal.data()
     costs: list[tuple[str, list[str]]] = [
-        ("<matrices", [kind.name for kind in kinds]),
-        ("count", [grouped(kind.count) for kind in kinds]),
-        ("decode each", [amount_text(kind.matrices[0].decode_macs, "MAC") for kind in kinds]),
+        ("<matrices", [row.name for row in rows]),
+        ("count", [grouped(row.count) for row in rows]),
+        ("decode each", [amount_text(row.matrices[0].decode_macs, "MAC") for row in rows]),
         (
             "train each",
-            [amount_text(kind.matrices[0].training_operations, "FLOP") for kind in kinds],
+            [amount_text(row.matrices[0].training_operations, "FLOP") for row in rows],
         ),
         (
             "train all",
             [
-                amount_text(sum(row.training_operations for row in kind.matrices), "FLOP")
-                for kind in kinds
+                amount_text(sum(one.training_operations for one in row.matrices), "FLOP")
+                for row in rows
             ],
         ),
     ]
@@ -234,8 +234,8 @@ def _show_columns(
     show_sheet(terminal, sheet, title=title)
 
 
-def _stored_of(kind: Kind, stored: Stored) -> int:
-    return sum(stored.matrices.get(matrix.name, 0) for matrix in kind.matrices)
+def _stored_of(row: BudgetRow, stored: Stored) -> int:
+    return sum(stored.matrices.get(matrix.name, 0) for matrix in row.matrices)
 
 
 def _errors_of(matrices: Sequence[MatrixBudget], errors: Mapping[str, float]) -> list[float]:

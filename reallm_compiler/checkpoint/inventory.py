@@ -72,6 +72,7 @@ class Inventory:
         prediction: layers for multi-token prediction, numbered on after the model's own, as
             prefixes of names.
         notes: remarks for the user, in English.
+        facts: of every matrix that can be coded; see `matrices`.
         original: what the checkpoint holds, where this is the inventory of a prepared model.
     """
 
@@ -112,20 +113,6 @@ class Inventory:
     def layer_of(self, name: str) -> int | None:
         """Number of the model's layer that a tensor or a matrix belongs to, or None."""
         return model_layer(name, self.prediction)
-
-    def shard_path(self, tensor: TensorSpec) -> Path:
-        """The file that holds a tensor's bytes; they are `tensor.byte_range()` of it.
-
-        Raises:
-            SourceError: only the shape of the tensor is known.
-        """
-        if not self.complete:
-            raise SourceError(
-                f"tensor {tensor.name!r} has no weights",
-                location=self.path or None,
-                note="headers, a bare config or shapes can be planned, not compiled",
-            )
-        return Path(self.path) / tensor.shard
 
 
 def open_source(

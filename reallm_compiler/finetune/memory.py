@@ -14,6 +14,7 @@ freed memory that an allocator keeps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -112,11 +113,11 @@ def estimate(
     Raises:
         FinetuneError: the window asked for has more tokens than the model has positions.
     """
-    sizes = _sizes(plan, config)
+    sizes = _sizes(config)
     window = window_of(options.window, [sizes.positions], FinetuneError)
     width = 2 if options.precision == "bfloat16" else 4
     numel = sum(matrix.numel for matrix in plan.matrices)
-    kept = sum(_count(tensor.shape) for tensor in plan.tensors)
+    kept = sum(math.prod(tensor.shape) for tensor in plan.tensors)
     frozen = {
         "coded weights": _coded_bytes(plan) if packed else numel * width,
         "kept weights": kept * width,
@@ -125,7 +126,7 @@ def estimate(
     shared = 0
     for one in learnable_sections(plan).values():
         if one.group in options.learn:
-            size = _count(one.spec.shape)
+            size = math.prod(one.spec.shape)
             if one.owner in tuned:
                 tuned[one.owner] += size
             else:
@@ -215,7 +216,7 @@ def _end_terms(
     if options.e2e.loss == "distill":
         teacher = width * (
             sum(matrix.numel for matrix in plan.matrices)
-            + sum(_count(tensor.shape) for tensor in plan.tensors)
+            + sum(math.prod(tensor.shape) for tensor in plan.tensors)
         )
     # Float32 log-probabilities, their gradient, and the gradient of the logits; distilled: both
     # models' log-probabilities, and three that the divergence makes of them. A chunk at a time.
@@ -261,7 +262,7 @@ def _passing(sizes: _Sizes, width: int) -> int:
     return max(4 * FLOAT * sizes.width, (2 * sizes.inner + sizes.width) * width)
 
 
-def _sizes(plan: Plan, config: Mapping[str, Any]) -> _Sizes:
+def _sizes(config: Mapping[str, Any]) -> _Sizes:
     text = config.get("text_config", config)
     width = int(text.get("hidden_size") or text.get("n_embd") or 0)
     heads = int(text.get("num_attention_heads") or text.get("n_head") or 1)
@@ -279,10 +280,3 @@ def _sizes(plan: Plan, config: Mapping[str, Any]) -> _Sizes:
         layers=int(layers),
         positions=int(positions) if positions else None,
     )
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count

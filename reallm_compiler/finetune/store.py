@@ -34,9 +34,6 @@ from reallm_formats import AdapterDocument, AdapterEntry, Layout, Writer, layout
 Parts = Mapping[str, Tensor]
 """`l1`, `l2`, `gain`, `column_gain` of one matrix, as far as they are there."""
 
-TUNED_ROLES = frozenset({"l1", "l2", "l1_scales", "l2_scales", "gain", "column_gain"})
-"""Roles of the sections that tuning changes."""
-
 
 def row_of(archive: ModelArchive, name: str, parts: Parts, factors: str | None) -> AdapterEntry:
     """The row of a matrix in an adapter.

@@ -66,37 +66,39 @@ class PlanParts(Protocol):
 @resting_collector()
 def budget_of(plan: PlanParts) -> Budget:
     """The budget of a plan."""
-    kinds: dict[int, _Kind] = {}
+    alike: dict[int, _Alike] = {}
     shares = shared_parts(plan, lambda _, spec: spec.nbytes)
     rows = []
     for matrix in plan.matrices:
         layout = matrix.layout
-        kind = kinds.get(id(layout))
-        if kind is None:
+        same = alike.get(id(layout))
+        if same is None:
             sharers = len(plan.groups[matrix.plan.share]) if matrix.plan.share is not None else 1
-            kind = kinds[id(layout)] = _Kind(layout=layout, paper_terms=layout.paper_terms(sharers))
+            same = alike[id(layout)] = _Alike(
+                layout=layout, paper_terms=layout.paper_terms(sharers)
+            )
         parts = shares.get(matrix.name, ())
-        if parts not in kind.sizes:
-            kind.sizes[parts] = _sizes(layout, parts)
-        terms, size, exact = kind.sizes[parts]
-        kind.count += 1
+        if parts not in same.sizes:
+            same.sizes[parts] = _sizes(layout, parts)
+        terms, size, exact = same.sizes[parts]
+        same.count += 1
         rows.append(
             MatrixBudget(
                 name=matrix.name,
                 shape=matrix.shape,
                 transposed=matrix.transposed,
-                paper_bits=kind.paper_bits,
+                paper_bits=same.paper_bits,
                 exact_bits=exact,
                 nbytes=size,
                 terms=terms,
-                paper_terms=kind.paper_terms,
-                decode_macs=kind.cost.decode_macs,
-                training_operations=kind.cost.training_operations,
+                paper_terms=same.paper_terms,
+                decode_macs=same.cost.decode_macs,
+                training_operations=same.cost.training_operations,
             )
         )
     numel = sum(matrix.numel for matrix in plan.matrices)
     paper_total = sum(
-        (kind.paper_bits * kind.layout.numel * kind.count for kind in kinds.values()), Fraction(0)
+        (same.paper_bits * same.layout.numel * same.count for same in alike.values()), Fraction(0)
     )
     coded = sum(row.nbytes for row in rows)
     other = sum(file.nbytes for file in plan.files)
@@ -106,7 +108,7 @@ def budget_of(plan: PlanParts) -> Budget:
     totals = Totals(
         numel=numel,
         low_rank_parameters=sum(
-            kind.layout.low_rank_parameters * kind.count for kind in kinds.values()
+            same.layout.low_rank_parameters * same.count for same in alike.values()
         ),
         paper_bits=paper_total / numel if numel else Fraction(0),
         exact_bits=bits_per_weight(coded, numel),
@@ -161,10 +163,12 @@ def _size_warning(totals: Totals) -> tuple[str, ...]:
 
 
 @dataclass(kw_only=True, slots=True)
-class _Kind:
+class _Alike:
     """What matrices of one layout have in common.
 
     Attributes:
+        layout: of each of them.
+        paper_terms: the parts of `paper_bits`, by budget term.
         paper_bits: bits per weight as the paper counts them.
         cost: of one of them.
         sizes: terms, bytes and exact bits, by the matrix's parts of what its group shares.

@@ -13,7 +13,7 @@ from reallm_compiler.checkpoint import layer_index, matrix_kind
 from reallm_compiler.checkpoint.linear import known_role
 from reallm_compiler.errors import FormatError, SourceError
 from reallm_compiler.planning.budget import Budget, MatrixBudget
-from reallm_compiler.planning.kinds import Kind, kinds_of, pattern_of
+from reallm_compiler.planning.budget_rows import BudgetRow, budget_rows, pattern_of
 from reallm_compiler.planning.opened import Opened, open_facts, provenance_text
 from reallm_compiler.storage.matrix import TERMS
 from reallm_formats import AdapterDocument, Archive, section_bytes
@@ -56,9 +56,9 @@ class ModelFile:
         return self.opened.errors
 
     @cached_property
-    def kinds(self) -> list[Kind]:
-        """Kinds of matrices, in storage order."""
-        return kinds_of(self.opened.plan, self.budget.matrices)
+    def rows(self) -> list[BudgetRow]:
+        """Matrices that are alike, in storage order."""
+        return budget_rows(self.opened.plan, self.budget.matrices)
 
     @property
     def mean_error(self) -> float | None:

@@ -144,17 +144,17 @@ def _side_by_side(
 def _kinds(model: ModelFile) -> Element:
     whole = model.opened.stored.file
     rows: list[list[str]] = []
-    for kind in model.kinds:
-        errors = [model.errors[row.name] for row in kind.matrices]
+    for row in model.rows:
+        errors = [model.errors[one.name] for one in row.matrices]
         rows.append(
             [
-                kind.name,
-                count(kind.count),
-                f"{kind.shape[0]} x {kind.shape[1]}",
-                bits(kind.paper_bits),
-                bits(kind.exact_bits),
-                count(kind.nbytes),
-                share_text(kind.nbytes, whole),
+                row.name,
+                count(row.count),
+                f"{row.shape[0]} x {row.shape[1]}",
+                bits(row.paper_bits),
+                bits(row.exact_bits),
+                count(row.nbytes),
+                share_text(row.nbytes, whole),
                 error(sum(errors) / len(errors)),
                 error(max(errors)),
             ]

@@ -86,11 +86,6 @@ class BlockFit(Stage):
             raise ValueError(f"`lr` by word needs one for each word of `learn`: {words}")
         return self
 
-    @property
-    def follows_codes(self) -> bool:
-        """Whether codes are made anew in each step; else they are held."""
-        return bool(set(self.learn) & set(FOLLOWED))
-
     def rate(self, word: FitWord) -> float:
         """The learning rate of a word."""
         return self.lr[word] if isinstance(self.lr, dict) else self.lr

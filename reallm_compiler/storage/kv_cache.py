@@ -20,9 +20,6 @@ from reallm_compiler.stages import CachedStates, KvCache, MatrixPlan
 from reallm_compiler.storage.base import SectionSpec, Shape
 from reallm_compiler.storage.matrix import MatrixLayout, layout_of
 
-STATES = ("keys", "values")
-"""What is cached."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadShape:

@@ -44,7 +44,6 @@ FAMILIES = {
     "gpt_oss": {**SMALL, "num_local_experts": 4, "head_dim": 8},
     "mamba": {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
 }
-FUSED = {"phi3", "gpt_neox", "bloom", "falcon", "gpt2", "openai-gpt", "gpt_bigcode"}
 
 
 def meta_model(model_type):

@@ -15,8 +15,8 @@ from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal, escape
 from reallm_compiler import numbers
 from reallm_compiler.hints import did_you_mean, nearest
+from reallm_compiler.planning.budget_rows import budget_rows, pattern_of
 from reallm_compiler.planning.build import plan
-from reallm_compiler.planning.kinds import kinds_of, pattern_of
 from reallm_compiler.recipe.plain_yaml import to_yaml
 
 
@@ -111,17 +111,17 @@ def test_kinds_hold_every_matrix_once():
     }
     planned = plan(recipe, model={"shapes": shapes})
     sizes = planned.budget()
-    kinds = kinds_of(planned, sizes.matrices)
-    assert {kind.name: kind.count for kind in kinds} == {
+    rows = budget_rows(planned, sizes.matrices)
+    assert {row.name: row.count for row in rows} == {
         "layers.0,2-3.q_proj": 3,
         "layers.1,4-5.q_proj": 3,
         "layers.*.up_proj": 6,
     }
-    assert sum(kind.nbytes for kind in kinds) == sizes.totals.coded_bytes
-    for kind in kinds:
-        terms = kind.matrices[0].terms
-        assert sum(kind.term_bits(term) for term in terms) == kind.exact_bits
-    weighted = sum(kind.paper_bits * kind.numel for kind in kinds)
+    assert sum(row.nbytes for row in rows) == sizes.totals.coded_bytes
+    for row in rows:
+        terms = row.matrices[0].terms
+        assert sum(row.term_bits(term) for term in terms) == row.exact_bits
+    weighted = sum(row.paper_bits * row.numel for row in rows)
     assert weighted / sizes.totals.numel == sizes.totals.paper_bits
 
 

@@ -17,7 +17,7 @@ from reallm_cli.progress import Reporter
 from reallm_cli.tables import Sheet, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.numbers import counted, error_text, grouped
-from reallm_compiler.planning.kinds import pattern_of
+from reallm_compiler.planning.budget_rows import pattern_of
 from reallm_compiler.recipe.plain_yaml import to_yaml
 
 if TYPE_CHECKING:

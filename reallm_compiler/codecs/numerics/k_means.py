@@ -63,7 +63,7 @@ def fit(vectors: Vectors, count: int, iterations: int, generator: torch.Generato
 
     Args:
         vectors: the vectors, at least one.
-        codewords: K, 2 to 65536.
+        count: codewords K, 2 to 65536.
         iterations: the most Lloyd iterations, on each sample and on all vectors.
         generator: on the CPU.
     """

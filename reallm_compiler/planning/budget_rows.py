@@ -1,4 +1,4 @@
-"""Matrices of one kind: the same module in every layer, the same shape, the same plan."""
+"""Rows of a budget: matrices of one shape and plan, the same module in every layer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from reallm_compiler.units import bits_per_weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
-    """A row of the budget.
+class BudgetRow:
+    """Matrices that are alike.
 
     Attributes:
         name: the matrices' name with `*` for the layer's number, or with the numbers themselves
-            where another kind has the same pattern.
+            where another row has the same pattern.
         shape: (p, q) of each.
         matrices: the budgets of its members.
     """
@@ -81,8 +81,8 @@ class Kind:
         return sum(parts, Fraction(0)) / self.numel if self.numel else Fraction(0)
 
 
-def kinds_of(plan: Plan, matrices: Sequence[MatrixBudget]) -> list[Kind]:
-    """The kinds of `matrices`, in storage order."""
+def budget_rows(plan: Plan, matrices: Sequence[MatrixBudget]) -> list[BudgetRow]:
+    """The rows of `matrices`, in storage order."""
     numbers: dict[MatrixLayout, int] = {}  # equal ones, which may be several objects
     known: dict[int, int] = {}  # by identity, as a hash costs much
     groups: dict[tuple[str, int], list[MatrixBudget]] = {}
@@ -95,7 +95,7 @@ def kinds_of(plan: Plan, matrices: Sequence[MatrixBudget]) -> list[Kind]:
     patterns = [pattern for pattern, _ in groups]
     often = Counter(patterns)
     return [
-        Kind(
+        BudgetRow(
             name=pattern if often[pattern] == 1 else _numbered(members),
             shape=members[0].shape,
             matrices=tuple(members),
