@@ -19,7 +19,6 @@ from reallm_compiler.checkpoint import (
 )
 from reallm_compiler.errors import FormatError, SourceError
 from reallm_compiler.planning.collector import resting_collector
-from reallm_compiler.planning.decoders import resolve_decoders, with_digests
 from reallm_compiler.planning.document import blank_provenance, section_blocks, to_document
 from reallm_compiler.planning.folding import plan_folds
 from reallm_compiler.planning.model import Plan
@@ -33,6 +32,7 @@ from reallm_compiler.planning.refusals import (
     refuse_unfit,
     refuse_unmeasured,
 )
+from reallm_compiler.planning.reused_decoders import resolve_decoders, with_digests
 from reallm_compiler.prepare import prepare_model
 from reallm_compiler.recipe import Candidate, Recipe, load_recipe, resolve
 from reallm_compiler.recipe.resolve import Traces
