@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from rich.progress import BarColumn, Progress, TextColumn
@@ -18,6 +17,7 @@ from reallm_compiler.numbers import grouped, size_text
 from reallm_compiler.progress import pace_text
 from reallm_compiler.runs.events import Checked
 from reallm_compiler.system import peak_memory
+from reallm_formats import Closing
 
 LINE_SECONDS = 10.0
 """Seconds between two lines where there is no terminal."""
@@ -29,7 +29,7 @@ def peak_text() -> str:
     return f", {size_text(peak)} of memory at the peak" if peak is not None else ""
 
 
-class ProgressBar:
+class ProgressBar(Closing):
     """Progress of one long step, on stderr.
 
     Args:
@@ -81,12 +81,8 @@ class ProgressBar:
             self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Take it away."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -129,7 +125,7 @@ class ProgressBar:
         )
 
 
-class Reporter:
+class Reporter(Closing):
     """Logs the events of a run on stderr, and closes its progress bar however the run ends."""
 
     def __init__(self, terminal: Terminal) -> None:
@@ -137,17 +133,10 @@ class Reporter:
         self._bar: ProgressBar | None = None
         self._step: str | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
-            self._bar.__exit__(kind, error, trace)
+            self._bar.close()
 
     def measure(
         self,
@@ -191,7 +180,7 @@ class Reporter:
     def end_bar(self) -> None:
         """Take the progress bar away."""
         if self._bar is not None:
-            self._bar.__exit__(None, None, None)
+            self._bar.close()
         self._bar = None
 
 

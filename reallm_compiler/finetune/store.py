@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -109,17 +110,7 @@ def write_adapter(
         for spec in adapter_storage.sections(row):
             data = to_bytes(made[spec.role], spec)
             sections[names.matrix_section(name, spec.role)] = data
-        rows.append(
-            AdapterEntry(
-                name=row.name,
-                shape=row.shape,
-                rank=row.rank,
-                dtype=row.dtype,
-                gain=row.gain,
-                column_gain=row.column_gain,
-                rounding_error=error,
-            )
-        )
+        rows.append(replace(row, rounding_error=error))
     others = _specs(archive, replaced)
     sections |= {name: to_bytes(replaced[name], spec) for name, spec in others.items()}
     document = AdapterDocument(

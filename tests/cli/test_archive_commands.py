@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from reallm_cli.main import main
 from reallm_compiler.reader.verify import verify
 from reallm_formats import Archive
-from tests.faults import fuzz_archive as fuzzer
+from tests.faults.watched import CONTROL
 from vectors import forge
 
 SECTION_KEYS = {"name", "dtype", "shape", "offset", "bytes", "sha256"}
@@ -327,7 +327,7 @@ def test_what_an_archive_says_steers_no_terminal(run, tmp_path, args):
     path.write_bytes(forge.archive([], document))
     result = run("inspect", path, *args)
     assert result.code == 0
-    assert not fuzzer.CONTROL.search(result.out + result.err)
+    assert not CONTROL.search(result.out + result.err)
     assert not any(line.strip().startswith("intact") for line in result.out.splitlines())
 
 

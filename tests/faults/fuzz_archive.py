@@ -10,31 +10,23 @@ must pass them all.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
-import re
 import resource
 import shutil
-import signal
 import sys
-import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import reallm_compiler as reallm
-from reallm_cli.main import main as command_line
 from reallm_compiler.errors import ReallmError
 from tests.faults.forged_archives import LAYER, mutant
 from tests.faults.fuzzing import Outcome, run
+from tests.faults.watched import run_command, time_limit, watched
 
-SECONDS = 60.0
 MEMORY = 3 << 30
-BUG = 70
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def commands(path: Path, out: Path) -> Iterator[tuple[str, list[str]]]:
@@ -65,29 +57,11 @@ def load(path: Path) -> int:
 def attempt(number: int, path: Path, out: Path, changed: bool, outcome: Outcome) -> None:
     """Run every command on one archive."""
     ended: dict[str, int] = {}
-    for name, args in [*commands(path, out), ("load", [])]:
-        output = io.StringIO()
-        start = time.perf_counter()
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
-        try:
-            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-                code = command_line(["--traceback", *args]) if args else load(path)
-        except Exception:  # any error that is not foreseen is what is looked for
-            code = BUG
-            output.write(traceback.format_exc())
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        outcome.slowest_s = max(outcome.slowest_s, time.perf_counter() - start)
-        ended[name] = code
-        outcome.counts[f"{name}: {code}"] += 1
-        if code == BUG:
-            last = [line for line in output.getvalue().splitlines() if line.strip()]
-            cause = [
-                line for line in last if re.match(r"(\w+\.)*\w*(Error|Exception|Interrupt)", line)
-            ]
-            outcome.findings.append(f"{number} {name}: {(cause or last[-1:])[-1][:300]}")
-        elif CONTROL.search(output.getvalue()):
-            outcome.findings.append(f"{number} {name}: a control character is shown")
+    calls: dict[str, Callable[[], int]] = {
+        name: partial(run_command, args) for name, args in commands(path, out)
+    }
+    for name, call in {**calls, "load": partial(load, path)}.items():
+        ended[name] = watched(number, name, call, outcome)
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
     outcome.intact += ended["verify"] == 0
@@ -97,18 +71,13 @@ def attempt(number: int, path: Path, out: Path, changed: bool, outcome: Outcome)
         outcome.findings.append(f"{number}: nothing was changed, and {refused[0]} refuses it")
 
 
-def _too_long(*_: object) -> None:
-    raise RuntimeError(f"more than {SECONDS:.0f} seconds")
-
-
 def fuzz(count: int, seed: int, folder: Path) -> Outcome:
     """Try the archives `seed` to `seed` + `count` - 1."""
     outcome = Outcome()
-    before = signal.signal(signal.SIGALRM, _too_long)
     path, out = folder / "mutant.reallm", folder / "out"
     out.mkdir()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    try:
+    with time_limit():
         for number in range(seed, seed + count):
             data, changed = mutant(number)
             path.write_bytes(data)
@@ -117,8 +86,6 @@ def fuzz(count: int, seed: int, folder: Path) -> Outcome:
             if (now - peak) * 1024 > MEMORY:
                 outcome.findings.append(f"{number}: {(now - peak) >> 10} MiB more than before")
                 peak = now
-    finally:
-        signal.signal(signal.SIGALRM, before)
     return outcome
 
 

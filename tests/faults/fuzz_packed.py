@@ -76,7 +76,7 @@ def _guarded(section: Tensor) -> tuple[Tensor, Tensor]:
 
 def _spoil(draw: random.Random, sections: list[Tensor]) -> None:
     """Change one section of a list."""
-    floats = [place for place, one in enumerate(sections) if one.is_floating_point()]
+    floats = [index for index, one in enumerate(sections) if one.is_floating_point()]
     index = draw.choice(floats or [-1]) if draw.random() < 0.5 else -1
     if index < 0 and sections:
         index = draw.randrange(len(sections))
@@ -104,8 +104,8 @@ def _spoil(draw: random.Random, sections: list[Tensor]) -> None:
     else:
         data = section.reshape(-1).view(torch.uint8)
         fill = draw.choice((0, 0xFF, 0x7F, 0x80, None))
-        for place in range(draw.randrange(len(data)), len(data), draw.choice((1, 1, 7, 1 << 20))):
-            data[place] = draw.randrange(256) if fill is None else fill
+        for at in range(draw.randrange(len(data)), len(data), draw.choice((1, 1, 7, 1 << 20))):
+            data[at] = draw.randrange(256) if fill is None else fill
 
 
 def fuzz(count: int, first: int, folder: Path, *, plain: bool = True) -> Outcome:

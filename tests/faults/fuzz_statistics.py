@@ -10,23 +10,17 @@ without control characters; statistics that were not changed must pass them all.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 import random
-import re
-import signal
 import struct
 import sys
-import time
-import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from reallm_cli.main import main as command_line
 from reallm_compiler.checkpoint import open_source
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.statistics import (
@@ -41,8 +35,8 @@ from reallm_compiler.storage.values import Triangle
 from reallm_formats import StatisticsEntry, names
 from tests.faults.crash_recovery import make_model
 from tests.faults.forged_archives import change_document, change_table, change_values
-from tests.faults.fuzz_archive import BUG, CONTROL, SECONDS
 from tests.faults.fuzzing import Outcome, run
+from tests.faults.watched import run_command, time_limit, watched
 from vectors import forge
 
 RECIPE = """\
@@ -140,48 +134,24 @@ def fuzz(count: int, seed: int, folder: Path) -> Outcome:
     """Try the statistics `seed` to `seed` + `count` - 1."""
     outcome = Outcome()
     forger, path = Forger(folder), folder / "mutant.stats"
-    before = signal.signal(signal.SIGALRM, _too_long)
-    try:
+    with time_limit():
         for number in range(seed, seed + count):
             data, changed = forger.mutant(number)
             path.write_bytes(data)
             _attempt(number, forger, path, changed, outcome)
-    finally:
-        signal.signal(signal.SIGALRM, before)
     return outcome
 
 
 def _attempt(number: int, forger: Forger, path: Path, changed: bool, outcome: Outcome) -> None:
     """Run every command on one file."""
-    ended: dict[str, int] = {}
-    for name, words in commands(forger, path):
-        said = io.StringIO()
-        start = time.perf_counter()
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
-        try:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                code = command_line(["--traceback", *words])
-        except Exception:  # any error that is not foreseen is what is looked for
-            code = BUG
-            said.write(traceback.format_exc())
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        outcome.slowest_s = max(outcome.slowest_s, time.perf_counter() - start)
-        ended[name] = code
-        outcome.counts[f"{name}: {code}"] += 1
-        if code == BUG:
-            lines = [line for line in said.getvalue().splitlines() if re.match(r"\w*Error", line)]
-            outcome.findings.append(f"{number} {name}: {' '.join(lines[-1:])[:300]}")
-        elif CONTROL.search(said.getvalue()):
-            outcome.findings.append(f"{number} {name}: a control character is shown")
+    ended = {
+        name: watched(number, name, partial(run_command, args), outcome)
+        for name, args in commands(forger, path)
+    }
     outcome.intact += ended["verify"] == 0
     refused = [name for name, code in ended.items() if code]
     if not changed and refused:
         outcome.findings.append(f"{number}: nothing was changed, and {refused[0]} refuses it")
-
-
-def _too_long(*_: object) -> None:
-    raise RuntimeError(f"more than {SECONDS:.0f} seconds")
 
 
 def main() -> int:

@@ -73,8 +73,8 @@ def walk(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def edit(draw: random.Random, tree: Any) -> None:
     """Change one value of a tree of plain data."""
-    places = list(walk(tree))
-    holder, key = draw.choice(places)
+    fields = list(walk(tree))
+    holder, key = draw.choice(fields)
     way = draw.randrange(5)
     if draw.random() < 0.002:
         holder[key] = [0] * 90_000
@@ -86,7 +86,7 @@ def edit(draw: random.Random, tree: Any) -> None:
         key = draw.choice(("later", "", "a", "name", "kind", "index"))
         holder[key] = copy.deepcopy(draw.choice(HOSTILE))
     elif way == 3:
-        other, other_key = draw.choice(places)
+        other, other_key = draw.choice(fields)
         holder[key] = copy.deepcopy(other[other_key])
     else:
         holder[key] = copy.deepcopy(draw.choice(HOSTILE))

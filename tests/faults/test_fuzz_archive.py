@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import fuzz_archive as fuzzer
+from tests.faults import watched
 
 
 def test_forged_archives(tmp_path: Path) -> None:
@@ -44,5 +45,5 @@ def unchanged() -> int:
 def test_the_fuzzer_sees_what_it_looks_for(
     unchanged: int, tmp_path: Path, monkeypatch, says, found
 ) -> None:
-    monkeypatch.setattr(fuzzer, "command_line", says)
+    monkeypatch.setattr(watched, "command_line", says)
     assert any(found in finding for finding in fuzzer.fuzz(1, unchanged, tmp_path).findings)

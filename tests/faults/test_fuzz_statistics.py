@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import fuzz_statistics as fuzzer
+from tests.faults import watched
 
 
 def test_forged_statistics(tmp_path: Path) -> None:
@@ -23,6 +24,6 @@ def test_many_forged_statistics(tmp_path: Path) -> None:
 
 
 def test_the_fuzzer_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzzer, "command_line", lambda argv: 1 // 0)
+    monkeypatch.setattr(watched, "command_line", lambda argv: 1 // 0)
     outcome = fuzzer.fuzz(1, 0, tmp_path)
     assert "verify: ZeroDivisionError" in outcome.findings[0]
