@@ -13,7 +13,7 @@ from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.planning.document import fixed_text
 from reallm_compiler.planning.statistics import statistics_document
 from reallm_compiler.runs.output import Output
-from reallm_compiler.runs.tasks import TaskResult
+from reallm_compiler.runs.tasks import TaskResult, section_digests, source_digests
 from reallm_formats import Writer
 
 
@@ -24,7 +24,7 @@ def finish(
     identity: Mapping[str, Any],
 ) -> None:
     """Write the manifest and the header: from now on the file is an archive."""
-    source = {name: hexes for result in done.values() for name, hexes in result.source.items()}
+    source = source_digests(done.values())
     rows = ready.probed.measurement.rows
     tensor_of = ready.probed.original.tensor_of
     texts = {key: fixed_text(str(identity[key])) for key in ("compute", "reallm", "torch")}
@@ -35,13 +35,8 @@ def finish(
         digests={row.name: bytes.fromhex(source[tensor_of(row.name)]) for row in rows},
         provenance={**texts, "text": ready.text},
     )
-    digests = {
-        name: bytes.fromhex(hexes)
-        for result in done.values()
-        for name, hexes in result.sections.items()
-    }
     with Writer.open(output.partial, ready.layout) as writer:
-        writer.finish(document.plain(), digests)
+        writer.finish(document.plain(), section_digests(done.values()))
 
 
 def report_of(output: Output, ready: Prepared, began: float, *, resumed: int) -> CalibrateReport:

@@ -11,7 +11,7 @@ from reallm_compiler.calibration.events import Checked
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.runs.sources import check_digests
-from reallm_compiler.runs.tasks import TaskResult
+from reallm_compiler.runs.tasks import TaskResult, source_digests
 
 
 def check_weights(
@@ -24,7 +24,7 @@ def check_weights(
         SourceError: a shard cannot be read.
     """
     weights = Weights(inventory)
-    wanted = {name: hexes for result in done.values() for name, hexes in result.source.items()}
+    wanted = source_digests(done.values())
     unread = set(wanted)
     for count, result in enumerate(done.values(), 1):
         for name in unread.intersection(result.source):

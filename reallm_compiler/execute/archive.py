@@ -34,7 +34,7 @@ from reallm_compiler.runs.parcels import ReservedFile
 from reallm_compiler.runs.resume import finished_tasks, start
 from reallm_compiler.runs.sources import checked_sources
 from reallm_compiler.runs.stop import StopRequest
-from reallm_compiler.runs.tasks import TaskResult
+from reallm_compiler.runs.tasks import TaskResult, section_digests
 from reallm_compiler.runs.training import StateFiles
 from reallm_formats import Writer
 
@@ -119,11 +119,6 @@ def _finish(
     plan: Plan, output: Output, done: Mapping[str, TaskResult], identity: Mapping[str, Any]
 ) -> None:
     """Write the manifest and the header: from now on the file is an archive."""
-    digests = {
-        name: bytes.fromhex(hexes)
-        for result in done.values()
-        for name, hexes in result.sections.items()
-    }
     document = to_document(
         plan.recipe,
         plan.matrices,
@@ -132,7 +127,7 @@ def _finish(
         provenance=provenance(identity, done.values()),
     )
     with Writer.open(output.partial, plan.layout) as writer:
-        writer.finish(document, digests)
+        writer.finish(document, section_digests(done.values()))
 
 
 def _errors(plan: Plan, done: Mapping[str, TaskResult]) -> dict[str, float]:

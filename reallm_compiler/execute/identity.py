@@ -12,7 +12,7 @@ from reallm_compiler.execute.fit.text import TextInput
 from reallm_compiler.execute.statistics import StatisticsInput
 from reallm_compiler.planning.document import fixed_text
 from reallm_compiler.planning.model import Plan
-from reallm_compiler.runs.tasks import TaskResult
+from reallm_compiler.runs.tasks import TaskResult, source_digests
 from reallm_formats import encode_manifest
 
 
@@ -47,7 +47,7 @@ def provenance(identity: Mapping[str, Any], results: Iterable[TaskResult]) -> di
         identity: the run's identity.
         results: of all tasks; the digest is over those of the weights that they read, by name.
     """
-    tensors = {name: hexes for result in results for name, hexes in result.source.items()}
+    tensors = source_digests(results)
     source = hashlib.sha256()
     for name in sorted(tensors):
         source.update(f"{name} {tensors[name]}\n".encode())

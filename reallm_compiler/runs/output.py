@@ -14,7 +14,7 @@ from pathlib import Path
 from reallm_compiler.errors import CompileError, FormatError, ResumeError
 from reallm_compiler.publish import check_file, clear_partial, journal_of, partial_of, put
 from reallm_compiler.runs.journal import Journal
-from reallm_compiler.runs.tasks import TaskGraph, TaskResult
+from reallm_compiler.runs.tasks import TaskGraph, TaskResult, section_digests
 from reallm_formats import Archive, Layout, Writer
 
 
@@ -84,12 +84,10 @@ class Output:
         """
         if self.partial.exists() or not self.path.exists() or not done:
             return False
-        wanted = {
-            name: digest for result in done.values() for name, digest in result.sections.items()
-        }
+        wanted = section_digests(done.values())
         try:
             with Archive.open(self.path) as archive:
-                found = {entry.name: entry.sha256.hex() for entry in archive.manifest.sections}
+                found = {entry.name: entry.sha256 for entry in archive.manifest.sections}
         except FormatError:
             return False
         return found == wanted

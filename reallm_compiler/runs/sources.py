@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from reallm_compiler.errors import ResumeError, SourceError
-from reallm_compiler.runs.tasks import TaskResult
+from reallm_compiler.runs.tasks import TaskResult, source_digests
 
 SHOWN = 3
 """Names of changed tensors that a message shows."""
@@ -24,7 +24,7 @@ def checked_sources(
     Raises:
         SourceError: a tensor was read twice and is not the same; names it.
     """
-    known = {name: hexes for result in done.values() for name, hexes in result.source.items()}
+    known = source_digests(done.values())
     for result in results:
         for name, hexes in result.source.items():
             if known.setdefault(name, hexes) != hexes:

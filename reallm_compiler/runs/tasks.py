@@ -61,6 +61,18 @@ class TaskResult:
         return cls(**record)
 
 
+def section_digests(results: Iterable[TaskResult]) -> dict[str, bytes]:
+    """SHA-256 of each section that some tasks wrote."""
+    return {
+        name: bytes.fromhex(hexes) for result in results for name, hexes in result.sections.items()
+    }
+
+
+def source_digests(results: Iterable[TaskResult]) -> dict[str, str]:
+    """SHA-256 of each tensor that some tasks read, in hex."""
+    return {name: hexes for result in results for name, hexes in result.source.items()}
+
+
 class TaskGraph:
     """Tasks and what they need of each other.
 
