@@ -20,7 +20,7 @@ from reallm_compiler.codecs.statistics_file import StatisticsFile
 from reallm_compiler.execute.bands import CODES, BandCoder, band_rows, by_bands
 from reallm_compiler.execute.coder import MatrixCoder, located
 from reallm_compiler.execute.events import FellBack
-from reallm_compiler.execute.fit.coder import Begun, BlockCoder
+from reallm_compiler.execute.fit.coder import BlockCoder, StartingPoint
 from reallm_compiler.execute.fit.text import TextInput
 from reallm_compiler.execute.folding import FoldedFactors
 from reallm_compiler.execute.statistics import StatisticsInput
@@ -116,7 +116,7 @@ class CompileRunner:
             job.plan, Weights(job.inventory), statistics, job.device, sink, {}
         )
         self._folded = folded_inventory(job.inventory, job.plan.folds)
-        self._one = MatrixCoder(
+        self._matrix_coder = MatrixCoder(
             self._folded,
             job.plan.seed,
             job.device,
@@ -130,8 +130,8 @@ class CompileRunner:
         blocks = fit_blocks(job.plan)
         self._blocks = {fit_key(block.number): block for block in blocks}
         self._copied = copied_tensors(job.plan, blocks)
-        self._coder: BlockCoder | None = None
-        self._weights = self._one.weights
+        self._block_coder: BlockCoder | None = None
+        self._weights = self._matrix_coder.weights
         self._norms = {fold_key(one.name): one for one in folded_norms(job.plan)}
         self._files = dict(job.inventory.files)
         self._fitted: dict[str, Mapping[str, torch.Tensor]] = {}
@@ -185,7 +185,7 @@ class CompileRunner:
     def _fit_group(self, group: str, result: TaskResult) -> None:
         members = self._plan.groups[group]
         callback = self._callback(group_task(self._plan, group))
-        fitted = self._fitted[group] = self._one.fit_group(group, members, callback)
+        fitted = self._fitted[group] = self._matrix_coder.fit_group(group, members, callback)
         for spec in members[0].specs:
             if spec.shared:
                 name = members[0].section_name(spec)
@@ -195,8 +195,8 @@ class CompileRunner:
         if by_bands(matrix):
             self._code_bands(matrix, result)
             return
-        encoded = self._one.encode(
-            matrix, self._one.load(matrix), self._shared(matrix), self._callback(task)
+        encoded = self._matrix_coder.encode(
+            matrix, self._matrix_coder.load(matrix), self._shared(matrix), self._callback(task)
         )
         self._store(matrix, encoded.sections, result)
         result.errors[matrix.name] = encoded.relative_error
@@ -209,13 +209,15 @@ class CompileRunner:
 
     def _fit_block(self, block: FitBlock, task: Task, result: TaskResult) -> None:
         """Code a block whose matrices learn together."""
-        if self._coder is None:
+        if self._block_coder is None:
             text = self._job.text
             assert text is not None  # as `check_text` has seen
-            self._coder = BlockCoder(
+            self._block_coder = BlockCoder(
                 self._plan, self._folded, text.ids, self._job.device, self._read, self._factors
             )
-        coded = self._coder.code(block, self._begun, self._gains, self._callback(task))
+        coded = self._block_coder.code(
+            block, self._starting_point, self._gains, self._callback(task)
+        )
         if coded.outcome.lost is not None:
             epoch, step = coded.outcome.lost
             self._context.emit(FellBack(name=task.title, epoch=epoch, step=step))
@@ -232,11 +234,11 @@ class CompileRunner:
         assert data is not None  # the tasks that this one needs have written it
         return from_bytes(data, spec).to(self._job.device)
 
-    def _begun(self, matrix: PlannedMatrix) -> Begun:
-        loaded, shared = self._one.load(matrix), self._shared(matrix)
-        encoded = self._one.encode(matrix, loaded, shared)
-        common = self._one.common(matrix, shared)
-        return Begun(weight=loaded.weight, sections={**encoded.sections, **common})
+    def _starting_point(self, matrix: PlannedMatrix) -> StartingPoint:
+        loaded, shared = self._matrix_coder.load(matrix), self._shared(matrix)
+        encoded = self._matrix_coder.encode(matrix, loaded, shared)
+        common = self._matrix_coder.common(matrix, shared)
+        return StartingPoint(weight=loaded.weight, sections={**encoded.sections, **common})
 
     def _gains(self, tensor: PlannedTensor) -> torch.Tensor:
         return self._weights.tensor(tensor.name, tensor.dtype)

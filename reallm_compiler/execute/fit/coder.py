@@ -26,7 +26,7 @@ from reallm_formats import names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Begun:
+class StartingPoint:
     """A matrix as it was coded before it learns.
 
     Attributes:
@@ -90,7 +90,7 @@ class BlockCoder:
     def code(
         self,
         block: FitBlock,
-        begin: Callable[[PlannedMatrix], Begun],
+        start: Callable[[PlannedMatrix], StartingPoint],
         norm: Callable[[PlannedTensor], Tensor],
         callback: TrainingCallback,
     ) -> CodedBlock:
@@ -98,17 +98,17 @@ class BlockCoder:
 
         Args:
             block: the block.
-            begin: codes a matrix.
+            start: codes a matrix before it learns.
             norm: the gains of a norm as they are stored if they do not learn.
             callback: of the training.
         """
         self._catch_up(block.number)
-        begun = {matrix.name: begin(matrix) for matrix in block.matrices}
+        started = {matrix.name: start(matrix) for matrix in block.matrices}
         matrices = {
             matrix.name: LearnedMatrix(
                 matrix.layout,
-                begun[matrix.name].weight,
-                begun[matrix.name].sections,
+                started[matrix.name].weight,
+                started[matrix.name].sections,
                 self._fit.learn,
             )
             for matrix in block.matrices
@@ -136,7 +136,7 @@ class BlockCoder:
             check_sections(own[matrix.name], layout.own_sections)
             work = work_dtype(matrix.dtype)
             errors[matrix.name] = relative_error(
-                begun[matrix.name].weight.to(work), MatrixDecoder(layout, found, work)
+                started[matrix.name].weight.to(work), MatrixDecoder(layout, found, work)
             )
         return CodedBlock(sections=own, errors=errors, norms=gains, outcome=outcome)
 
