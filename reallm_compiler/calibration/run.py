@@ -110,7 +110,7 @@ def calibrate(
         on_event: is called with what is known before the first pass, and with each step.
 
     Raises:
-        CalibrateError: a setting has no meaning, the text is unfit, or memory or disk do not do.
+        CalibrateError: a setting has no meaning, the text is unfit, or memory or disk is too small.
         SourceError: the checkpoint cannot be read, or predicts no text.
         OutputError, CompileError, ResumeError: see `reallm_compiler.errors`; `Interrupted` after
             SIGINT or SIGTERM.

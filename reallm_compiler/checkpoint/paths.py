@@ -96,7 +96,7 @@ def open_regular(path: Path, label: str) -> BinaryIO:
         SourceError: the file is missing, may not be read, or is no plain file.
     """
     try:
-        # Without waiting: opening a pipe that nobody writes to would block for ever.
+        # Without waiting: opening a pipe that nobody writes to would block forever.
         descriptor = os.open(path, os.O_RDONLY | NONBLOCK | CLOEXEC)
     except OSError as error:
         raise unreadable(error, label) from error

@@ -207,6 +207,6 @@ def _counts(config: Mapping[Any, Any], path: str) -> Iterator[tuple[str, str, in
 
 def _short(value: object) -> str:
     if isinstance(value, int) and abs(value) > 10**18:
-        return "a number of more than 18 digits"  # the text of a long one would take for ever
+        return "a number of more than 18 digits"  # the text of a long one would take forever
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -36,7 +36,7 @@ def workers_on(
     run at once, and the largest whether all can run at all.
 
     Raises:
-        CompileError: memory does not do.
+        CompileError: memory is too small.
     """
     need = task_memory(plan, learning)
     device_each = device_worker_bytes(plan) + learning

@@ -60,7 +60,7 @@ class Preflight:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FellBack:
-    """The error of a block that learns was no number any more: the best state before was kept.
+    """The error of a block that learns became NaN or infinite: the best state before was kept.
 
     Attributes:
         name: of the block.

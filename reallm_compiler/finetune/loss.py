@@ -1,9 +1,9 @@
 """Losses over the vocabulary, a chunk of positions at a time.
 
-Log-probabilities of a batch of 4,096 tokens over 128,256 words are 2 GB in float32, and the
-divergence of two models makes five of them. So a model is run to its last hidden states once, and
-what is behind (the head, and what an architecture does with its logits) for a chunk of positions
-after the other; the gradient of each chunk goes back to its hidden states at once:
+Log-probabilities of a batch of 4,096 tokens over a vocabulary of 128,256 are 2 GB in float32, and
+the divergence of two models makes five of them. So a model is run to its last hidden states once,
+and what is behind (the head, and what an architecture does with its logits) for one chunk of
+positions after the other; the gradient of each chunk goes back to its hidden states at once:
 
     dL/dh = [dL_1/dh_1, dL_2/dh_2, ...],   then the backward pass of the model from dL/dh
 

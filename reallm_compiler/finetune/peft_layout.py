@@ -71,7 +71,7 @@ def export_peft(
         force: replace a folder that reallm wrote.
 
     Raises:
-        AdapterError: peft has no words for this adapter.
+        AdapterError: peft has nothing that means the same as this adapter.
         FormatError, OutputError: a file is damaged, or cannot be written.
     """
     target = Path(output).absolute()
@@ -87,7 +87,7 @@ def export_peft(
                 continue
             if "column_gain" in parts:
                 raise AdapterError(
-                    f"{name} has gains of columns, which peft has not", location=str(archive)
+                    f"{name} has gains of columns, which peft does not know", location=str(archive)
                 )
             kinds = [names_of(empty.get_submodule(path)) for path in paths.get(name, ())]
             if "l1" not in parts or not kinds or None in kinds:

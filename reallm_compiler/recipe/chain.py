@@ -10,7 +10,7 @@ from typing import Any
 
 from reallm_compiler.errors import Problem, RecipeError
 from reallm_compiler.recipe.check import check_version
-from reallm_compiler.recipe.document import read_file
+from reallm_compiler.recipe.document import read_file, unreadable
 from reallm_compiler.recipe.nodes import MapNode, Node, ScalarNode, from_plain, problem_at
 from reallm_compiler.recipe.shipped import list_all, shipped_path
 from reallm_compiler.recipe.vocabulary import suggestion
@@ -146,20 +146,16 @@ def find_file(source: str, folder: Path | None = None) -> FoundFile:
     if shipped is not None:
         return FoundFile(path=shipped, label=shipped.name, name=source)
     if not source:
-        raise _refused("recipe", "no recipe is named")
+        raise unreadable("recipe", "no recipe is named")
     if "\n" in source:
         message = "this is text of several lines, not the name or path of a recipe"
         hint = "save it as a file, or give the recipe as plain data"
-        raise _refused("recipe", message, hint)
+        raise unreadable("recipe", message, hint)
     if "\0" in source:
-        raise _refused("recipe", "this is neither a name nor a path: it contains a zero byte")
+        raise unreadable("recipe", "this is neither a name nor a path: it contains a zero byte")
     path = (folder or Path()) / os.path.expanduser(source)
     is_name = os.sep not in source and not source.endswith(_SUFFIXES)
     if is_name and not os.path.exists(path):
         message = f"there is no shipped recipe `{source}`, and no file of that name"
-        raise _refused(source, message, suggestion(source, list_all()))
+        raise unreadable(source, message, suggestion(source, list_all()))
     return FoundFile(path=path, label=str(path), name=path.stem)
-
-
-def _refused(location: str, message: str, hint: str | None = None) -> RecipeError:
-    return RecipeError([Problem(location=location, path="", message=message, hint=hint)])

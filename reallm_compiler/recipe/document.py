@@ -63,21 +63,21 @@ def read_file(path: Path, label: str | None = None) -> tuple[Node, list[Problem]
     label = label or str(path)
     try:
         if path.is_dir():
-            raise _error(label, "this is a folder, not a recipe file")
+            raise unreadable(label, "this is a folder, not a recipe file")
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)  # no more, whatever it is: it could be /dev/zero
     except FileNotFoundError:
-        raise _error(label, "there is no such file") from None
+        raise unreadable(label, "there is no such file") from None
     except OSError as error:
-        raise _error(label, f"the file cannot be read: {error.strerror}") from None
+        raise unreadable(label, f"the file cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:
-        raise _error(label, f"a recipe is at most {MAX_BYTES} bytes long; this file has more")
+        raise unreadable(label, f"a recipe is at most {MAX_BYTES} bytes long; this file has more")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = data[: error.start]
         location = Location(label, before.count(b"\n") + 1, len(before) - before.rfind(b"\n"))
-        raise _error(location, "the file is not UTF-8 text") from None
+        raise unreadable(location, "the file is not UTF-8 text") from None
     return read_text(text, label)
 
 
@@ -97,17 +97,20 @@ def read_text(text: str, label: str) -> tuple[Node, list[Problem]]:
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         location = Location(label, before.count("\n") + 1, len(before) - before.rfind("\n"))
-        raise _error(location, f"the character {text[error.position]!r} is not allowed") from None
+        raise unreadable(
+            location, f"the character {text[error.position]!r} is not allowed"
+        ) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         location = Location(label, mark.line + 1, mark.column + 1) if mark else Location(label)
         what = error.problem or error.context or "this is not YAML"
         ours = (word for start, word in _PARSER_MESSAGES.items() if what.startswith(start))
         message = next(ours, what)
-        raise _error(location, message, hint="check indentation, quotes and brackets") from None
+        raise unreadable(location, message, hint="check indentation, quotes and brackets") from None
 
 
-def _error(location: Location | str, message: str, hint: str | None = None) -> RecipeError:
+def unreadable(location: Location | str, message: str, hint: str | None = None) -> RecipeError:
+    """The error of a recipe that cannot be read at all."""
     return RecipeError([Problem(location=str(location), path="", message=message, hint=hint)])
 
 
@@ -129,12 +132,12 @@ class _Builder:
         while isinstance(event, yaml.StreamStartEvent | yaml.DocumentStartEvent):
             event = next(self.events)
         if isinstance(event, yaml.StreamEndEvent):
-            raise _error(self.label, "the recipe is empty", hint="start with `reallm: 1`")
+            raise unreadable(self.label, "the recipe is empty", hint="start with `reallm: 1`")
         root = self.node(event, "", 0)
         next(self.events)  # the document's end
         event = next(self.events)
         if isinstance(event, yaml.DocumentStartEvent):
-            raise _error(
+            raise unreadable(
                 self.location(event), "a recipe is one YAML document; a second starts here"
             )
         return root
@@ -149,9 +152,9 @@ class _Builder:
         self.nodes += nodes
         if self.nodes > MAX_NODES:
             message = f"a recipe holds at most {MAX_NODES} values, aliases written out"
-            raise _error(self.location(event), message)
+            raise unreadable(self.location(event), message)
         if depth > MAX_DEPTH:
-            raise _error(self.location(event), f"nested more than {MAX_DEPTH} deep")
+            raise unreadable(self.location(event), f"nested more than {MAX_DEPTH} deep")
 
     def node(self, event: yaml.Event, path: str, depth: int) -> Node:
         if isinstance(event, yaml.AliasEvent):
@@ -177,10 +180,10 @@ class _Builder:
 
     def alias(self, event: yaml.AliasEvent, path: str, depth: int) -> Node:
         if event.anchor not in self.anchors:
-            raise _error(self.location(event), f"no anchor `&{event.anchor}` comes before this")
+            raise unreadable(self.location(event), f"no anchor `&{event.anchor}` comes before this")
         target = self.anchors[event.anchor]
         if target is None:
-            raise _error(self.location(event), f"`*{event.anchor}` stands inside itself")
+            raise unreadable(self.location(event), f"`*{event.anchor}` stands inside itself")
         self.count(count_nodes(target), event, depth + height(target))
         return move(target, path)
 
@@ -191,7 +194,7 @@ class _Builder:
         while not isinstance(child := next(self.events), yaml.MappingEndEvent):
             location = self.location(child)
             if not isinstance(child, yaml.ScalarEvent):
-                raise _error(location, "a key must be a word")
+                raise unreadable(location, "a key must be a word")
             key = child.value
             self.count(1, child, depth)
             value = self.node(next(self.events), join(path, key), depth + 1)
@@ -216,7 +219,7 @@ class _Builder:
     def check_tag(self, event: yaml.Event, wanted: str) -> None:
         tag = getattr(event, "tag", None)
         if tag not in (None, "!", f"{_TAG}{wanted}"):
-            raise _error(self.location(event), f"the tag `{_short(tag)}` is not allowed")
+            raise unreadable(self.location(event), f"the tag `{_short(tag)}` is not allowed")
 
     def scalar(self, event: yaml.ScalarEvent) -> str | int | float | bool | None:
         name = (event.tag or "").removeprefix(_TAG)
@@ -225,20 +228,20 @@ class _Builder:
         elif event.tag.startswith(_TAG) and name in _SCALAR_TAGS:
             plain = name != "str"
         else:
-            raise _error(self.location(event), f"the tag `{_short(event.tag)}` is not allowed")
+            raise unreadable(self.location(event), f"the tag `{_short(event.tag)}` is not allowed")
         if not plain:
             return event.value
         try:
             value = read_scalar(event.value)
         except ValueError as error:
-            raise _error(self.location(event), str(error)) from None
+            raise unreadable(self.location(event), str(error)) from None
         if name in _SCALAR_TAGS and event.tag != "!":
             kind = _SCALAR_TAGS[name]
             if kind is float and type(value) is int:
                 return value
             if type(value) is not kind:
                 message = f"`{event.value}` does not fit the tag `!!{name}`"
-                raise _error(self.location(event), message)
+                raise unreadable(self.location(event), message)
         return value
 
 

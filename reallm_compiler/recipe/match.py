@@ -30,7 +30,7 @@ class Pattern:
     """A glob, or `re:` and a regular expression.
 
     Raises:
-        ValueError: the text is empty, no regular expression, or one that might take for ever.
+        ValueError: the text is empty, no regular expression, or one that might take forever.
     """
 
     text: str

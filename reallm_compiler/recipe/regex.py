@@ -1,4 +1,4 @@
-"""Regular expressions whose matching cannot take for ever.
+"""Regular expressions whose matching cannot take forever.
 
 A recipe may be untrusted, inside an archive too, and Python's matching tries every way: a
 few words such as `(a|a)*b` take years on a name of forty letters. Refused is what makes the ways
@@ -26,7 +26,7 @@ def compile_pattern(text: str) -> re.Pattern[str]:
     """A compiled regular expression.
 
     Raises:
-        ValueError: it is none, or its matching might take for ever.
+        ValueError: it is none, or its matching might take forever.
     """
     try:
         steps = list(_steps(parser.parse(text)))

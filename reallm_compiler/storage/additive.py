@@ -1,8 +1,8 @@
 """Size law of the additive quantizer: M codes of B bits for d columns of a row, and M codebooks.
 
 A latent [p, q] is cut into p x ceil(q / d) vectors of d consecutive columns of a row; the codes of
-a vector stand one after the other. M codebooks of 2^B words of type int8 cost 8 M d 2^B bits and 32
-for their scale; matrices of one share group store them once.
+a vector stand one after the other. M codebooks of 2^B codewords of type int8 cost 8 M d 2^B bits
+and 32 for their scale; matrices of one share group store them once.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ class AdditiveLaw(SizeLaw[AdditiveQuantizer]):
     def learning_work(self, params: AdditiveQuantizer, shapes: Sequence[Shape]) -> Work:
         """k-means for one codebook after the other, then all of them together on a sample."""
         vectors = min(learned_vectors(params, shapes), SAMPLE)
-        words = params.codebooks * params.dim * 2**params.code_bits
+        codewords = params.codebooks * params.dim * 2**params.code_bits
         joint = params.iterations * vectors * _each(params) if params.codebooks > 1 else 0
-        return {CODEWORDS: params.iterations * vectors * words, SUMS: joint}
+        return {CODEWORDS: params.iterations * vectors * codewords, SUMS: joint}
 
     def group_bytes(self, params: AdditiveQuantizer, shapes: Sequence[Shape]) -> int:
         """Sampled vectors and their weights, in float32."""

@@ -25,10 +25,10 @@ DECOMPOSITIONS = "decompositions"
 """Multiply-accumulates of singular value decompositions, by p q min(p, q)."""
 
 CODEWORDS = "codewords"
-"""Multiply-accumulates of vectors with the words of a codebook."""
+"""Multiply-accumulates of vectors with the codewords of a codebook."""
 
 SUMS = "sums"
-"""The same, of vectors with words that are added up."""
+"""The same, of vectors with codewords that are added up."""
 
 LATTICE = "lattice"
 """Weights whose vectors become points of a lattice."""

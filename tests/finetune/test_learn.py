@@ -179,7 +179,7 @@ def test_rows_and_columns_get_gains_that_the_archive_has_not(
     tuned, _ = reallm.load(shared, adapter=tmp_path / "rows.adapter", dtype=torch.float32)
     tunable = open_tunable(shared, adapter=tmp_path / "rows.adapter", dtype=torch.float32)
     assert torch.allclose(logits(tuned), logits(tunable.model), atol=1e-4)
-    with pytest.raises(AdapterError, match="gains of columns, which peft has not"):
+    with pytest.raises(AdapterError, match="gains of columns, which peft does not know"):
         export_peft(shared, tmp_path / "peft", adapter=tmp_path / "rows.adapter")
     with pytest.raises(AdapterError, match="no such gains"):
         tune("rows.reallm", ["rows"], shared, into=True, changes={"stages": ["e2e"]})

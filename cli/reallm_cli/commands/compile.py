@@ -194,7 +194,7 @@ class CompileReporter(Reporter):
             self._on_training(event)
         elif isinstance(event, FellBack):
             self._terminal.log(
-                f"warning: {event.name}: the error was no number any more in epoch {event.epoch}, "
+                f"warning: {event.name}: the error became NaN or infinite in epoch {event.epoch}, "
                 f"step {event.step}; the best state before is kept (a smaller `lr` may go on)"
             )
         elif isinstance(event, TriedAgain):

@@ -74,7 +74,7 @@ class RowStream:
         if high_rate is not None:
             mask = high_rate.mask.cpu()
             if int(mask.sum()) != high_rate_columns(params, columns):
-                raise CodecError("the mask of high-rate columns has not as many as the plan says")
+                raise CodecError("the mask marks another number of high-rate columns than the plan")
             wide = torch.tensor(self.widths) > params.widths[0]
             self.order = torch.empty(columns, dtype=torch.int64)
             self.order[wide] = mask.nonzero()[:, 0]

@@ -48,7 +48,7 @@ class Blocks:
         coded: [n, t, d], what reaches it when the blocks before it are as coded.
 
     Raises:
-        CompileError: the blocks of this model cannot be run one by one, or memory does not do.
+        CompileError: the blocks of this model cannot be run one by one, or memory is too small.
     """
 
     def __init__(

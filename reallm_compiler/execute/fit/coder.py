@@ -67,7 +67,7 @@ class BlockCoder:
         factors: those that are folded, by name.
 
     Raises:
-        CompileError: the blocks of this model cannot be run one by one, or memory does not do.
+        CompileError: the blocks of this model cannot be run one by one, or memory is too small.
     """
 
     def __init__(

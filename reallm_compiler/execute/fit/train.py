@@ -42,7 +42,7 @@ class Outcome:
 
     Attributes:
         before, after: the error before the first epoch and of what was kept.
-        lost: where the error was no number any more: epoch and step, from 1; None if nowhere.
+        lost: where the error became NaN or infinite: epoch and step, from 1; None if nowhere.
     """
 
     before: float
@@ -122,7 +122,7 @@ class Training:
         return Outcome(before=first, after=least, lost=lost)
 
     def _epoch(self, epoch: int, optimizer: Optimizer) -> tuple[int, int] | None:
-        """One pass; where the error was no number any more, or None."""
+        """One pass; the epoch and step at which the error became NaN or infinite, or None."""
         fit, count = self._fit, self._samples // self._batch
         order = permutation(self._samples, self._seed, "fit", self._label, epoch)
         for step in range(count):
@@ -140,7 +140,7 @@ class Training:
 
     @torch.no_grad()
     def _whole_error(self) -> float:
-        """The mean squared error on all sequences; infinite where it is no number."""
+        """The mean squared error on all sequences; infinite where it is NaN."""
         total, weights = 0.0, self._weights()
         for indices in torch.split(torch.arange(self._samples), self._batch):
             total += float(self._error(indices, weights)) * len(indices)
