@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -170,21 +171,41 @@ def residual_terms(
     return [term for term in terms if term is not None]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deviation:
+    """How a coded matrix W^ differs from the matrix W; zeros for a matrix of zeros.
+
+    Attributes:
+        error: ||W - W^|| / ||W||, by Frobenius.
+        shrink: <W - W^, W> / ||W||^2, so that W^ = (1 - shrink) W + rest with <rest, W> = 0.
+    """
+
+    error: float
+    shrink: float
+
+
 def relative_error(weight: Tensor, decoder: MatrixDecoder) -> float:
-    """||W - W^|| / ||W||, sums in float64; 0 for a matrix of zeros.
+    """||W - W^|| / ||W||; see `deviation`."""
+    return deviation(weight, decoder).error
+
+
+def deviation(weight: Tensor, decoder: MatrixDecoder) -> Deviation:
+    """How the decoded matrix differs from the weight, sums in float64.
 
     Raises:
         CodecError: nothing is left of a matrix that was something, though it has 2 bits a weight.
     """
     one = unit(weight)
-    wrong = right = 0.0
+    wrong = right = along = 0.0
     some = decoder.coarse
     for first, last in decoder.panels():
         rows = weight[first:last].to(torch.float64)
         decoded = decoder.rows(first, last)
         some = some or bool(decoded.any())
-        right += float((rows / one).square_().sum())
-        wrong += float(((rows - decoded) / one).square_().sum())
+        scaled, error = rows / one, (rows - decoded) / one
+        along += float((scaled * error).sum())
+        right += float(scaled.square_().sum())
+        wrong += float(error.square_().sum())
     if right and not (some and math.isfinite(wrong)):
         what = "not finite" if some else "zero everywhere"
         raise CodecError(
@@ -192,7 +213,9 @@ def relative_error(weight: Tensor, decoder: MatrixDecoder) -> float:
             f"{float(weight.abs().max()):.6g}",
             hint="give the matrix scales and factors with `dtype: float32`, or `keep` it",
         )
-    return math.sqrt(wrong / right) if right else 0.0
+    if not right:
+        return Deviation(error=0.0, shrink=0.0)
+    return Deviation(error=math.sqrt(wrong / right), shrink=along / right)
 
 
 def work_dtype(source_dtype: str) -> torch.dtype:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reallm_compiler.codecs.callback import NoCallback, TrainingCallback
 from reallm_compiler.codecs.contract import PANEL, Coding
-from reallm_compiler.codecs.decode import relative_error, work_dtype
+from reallm_compiler.codecs.decode import deviation, work_dtype
 from reallm_compiler.codecs.latent_coder import fit_tables
 from reallm_compiler.codecs.matrix_encoder import MatrixEncoder
 from reallm_compiler.codecs.registry import codec_of
@@ -33,10 +33,12 @@ class Encoded:
     Attributes:
         sections: section tensors by role, in storage order, without those of its share group.
         relative_error: ||W - W^|| / ||W|| by Frobenius, with W^ as decoded; 0 if W is zero.
+        shrink: <W - W^, W> / ||W||^2, the share of W by which W^ is smaller; 0 if W is zero.
     """
 
     sections: Sections
     relative_error: float
+    shrink: float
 
 
 def encode_matrix(
@@ -67,7 +69,7 @@ def encode_matrix(
 
     Returns:
         the sections of the matrix's layout, less the shared ones, on the device of `weight`; and
-        the relative error.
+        how what they decode to differs from the weight.
 
     Raises:
         CodecError: the weight is not a finite matrix, a stored type is too narrow for what it
@@ -98,8 +100,8 @@ def encode_matrix(
         sections["gain"] = encoder.gains(sections)
     check_sections(sections, layout.own_sections)
     sections = {spec.role: sections[spec.role] for spec in layout.own_sections}
-    error = relative_error(work, encoder.decoder(sections))
-    return Encoded(sections=sections, relative_error=error)
+    found = deviation(work, encoder.decoder(sections))
+    return Encoded(sections=sections, relative_error=found.error, shrink=found.shrink)
 
 
 def fit_shared(

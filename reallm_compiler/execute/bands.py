@@ -58,10 +58,11 @@ class BandCoder:
         self._seed = seed
         self._wrong = 0.0
         self._right = 0.0
+        self._along = 0.0
         self.others: dict[str, list[memoryview]] = {}
 
     def codes(self) -> Iterator[memoryview]:
-        """The bytes of the codes, band by band; `others` and `relative_error` are known after.
+        """The bytes of the codes, band by band; all else is known after.
 
         Raises:
             CodecError: a weight is not finite, or a scale overflows its stored type.
@@ -74,6 +75,7 @@ class BandCoder:
             square = float(band.to(torch.float64).square().sum())
             self._right += square
             self._wrong += encoded.relative_error**2 * square
+            self._along += encoded.shrink * square
             shape = (len(band), matrix.shape[1])
             data = {
                 spec.role: to_bytes(encoded.sections[spec.role], spec)
@@ -88,3 +90,8 @@ class BandCoder:
     def relative_error(self) -> float:
         """||W - W^|| / ||W|| over all bands; 0 for a matrix of zeros."""
         return math.sqrt(self._wrong / self._right) if self._right else 0.0
+
+    @property
+    def shrink(self) -> float:
+        """<W - W^, W> / ||W||^2 over all bands; 0 for a matrix of zeros."""
+        return self._along / self._right if self._right else 0.0

@@ -18,7 +18,7 @@ import torch
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.codecs import encode_matrix, fit_shared, to_bytes
 from reallm_compiler.codecs.callback import TrainingCallback
-from reallm_compiler.codecs.decode import MatrixDecoder, relative_error, work_dtype
+from reallm_compiler.codecs.decode import MatrixDecoder, deviation, work_dtype
 from reallm_compiler.codecs.decoder_file import read_decoder
 from reallm_compiler.codecs.encode import Encoded
 from reallm_compiler.codecs.sections import Sections, check_sections, tensor_bytes
@@ -184,10 +184,10 @@ class MatrixCoder:
         return read_statistics(self._statistics, matrix, self.weights, self._device)
 
     def decoder_of(
-        self, matrix: PlannedMatrix, encoded: Encoded, shared: Mapping[str, torch.Tensor] | None
+        self, matrix: PlannedMatrix, own: Sections, shared: Mapping[str, torch.Tensor] | None
     ) -> MatrixDecoder:
-        """What decodes a coded matrix, in the precision of the work."""
-        sections = {**encoded.sections, **self.common(matrix, shared)}
+        """What decodes the sections of a coded matrix, in the precision of the work."""
+        sections = {**own, **self.common(matrix, shared)}
         return MatrixDecoder(matrix.layout, sections, work_dtype(matrix.dtype))
 
     def common(
@@ -236,12 +236,14 @@ class MatrixCoder:
             return None
         sections = {spec.role: tensors[spec.role].to(self._device) for spec in specs}
         try:
-            found = Encoded(sections=sections, relative_error=float.fromhex(facts["error"]))
+            kept = float.fromhex(facts["error"])
             work = loaded.weight.to(work_dtype(matrix.dtype))
-            error = relative_error(work, self.decoder_of(matrix, found, common))
+            found = deviation(work, self.decoder_of(matrix, sections, common))
         except (CodecError, KeyError, ValueError):
             return None
-        return found if error == found.relative_error else None
+        if found.error != kept:
+            return None
+        return Encoded(sections=sections, relative_error=found.error, shrink=found.shrink)
 
 
 def matrix_identity(

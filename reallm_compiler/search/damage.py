@@ -2,9 +2,8 @@
 
 Every candidate is really coded, by the way that a compile codes. With measured gradients the KL
 divergence that its error E alone causes is predicted as 1/2 tr(HOw E HIw E^T) / gx, the Kronecker
-form of the Fisher information (`codecs.statistics`); without, as the relative squared error times
-what noise of that size costs in this matrix (`search.noise`). To first order the damages of
-several matrices add up.
+form of the Fisher information (`codecs.statistics`); without, by what noise and shrinking cost in
+this matrix (`search.noise`). To first order the damages of several matrices add up.
 """
 
 from __future__ import annotations
@@ -41,7 +40,8 @@ from reallm_compiler.search.measure import (
     MeasureResult,
     measure_tasks,
 )
-from reallm_compiler.search.noise import slopes
+from reallm_compiler.search.noise import Slopes
+from reallm_compiler.search.slopes import slopes
 from reallm_compiler.stages import MatrixPlan
 
 
@@ -130,7 +130,7 @@ def measure(
         report = progress_callback(progress, "measure", "weights")
         found = _found(job, machines, workers, stop, report)
         bare = [name for name, several in found.items() if any(one.kl is None for one in several)]
-        slope = slopes(
+        costs = slopes(
             inventory,
             bare,
             seed=seed,
@@ -141,12 +141,18 @@ def measure(
             report=progress_callback(progress, "run", "runs of the model"),
         )
     return {
-        name: [
-            Damage(error=one.error, kl=slope[name] * one.error if one.kl is None else one.kl)
-            for one in several
-        ]
+        name: [Damage(error=one.error, kl=_kl(one, costs.get(name))) for one in several]
         for name, several in found.items()
     }
+
+
+def _kl(found: Found, costs: Slopes | None) -> float:
+    """The predicted KL of a candidate, in nats per token."""
+    if found.kl is not None:
+        return found.kl
+    assert costs is not None  # of all matrices without a KL
+    assert found.shrink is not None  # as there is no KL
+    return costs.kl(found.error, found.shrink)
 
 
 def _checked(

@@ -52,24 +52,32 @@ class Found:
     Attributes:
         error: ||W - W^||^2 / ||W||^2.
         kl: 1/2 tr(HOw E HIw E^T) / gx, in nats per token; None without measured gradients.
+        shrink: <W - W^, W> / ||W||^2, the share of W by which W^ is smaller; None with a KL, which
+            says all of the error.
     """
 
     error: float
-    kl: float | None
+    kl: float | None = None
+    shrink: float | None = None
 
     def facts(self) -> dict[str, str]:
         """The facts of an entry of the cache."""
-        return {"error": self.error.hex(), "kl": "" if self.kl is None else self.kl.hex()}
+        numbers = {"error": self.error, "kl": self.kl, "shrink": self.shrink}
+        return {name: "" if one is None else one.hex() for name, one in numbers.items()}
 
     @staticmethod
     def of(facts: Mapping[str, str]) -> Found | None:
         """What an entry of the cache says; None if it is not one of these."""
         try:
             error, kl = float.fromhex(facts["error"]), facts["kl"]
-            found = Found(error=error, kl=float.fromhex(kl) if kl else None)
+            if kl:
+                found = Found(error=error, kl=float.fromhex(kl))
+            else:
+                found = Found(error=error, shrink=float.fromhex(facts["shrink"]))
         except (KeyError, ValueError, OverflowError):
             return None
-        return found if 0 <= error < math.inf and 0 <= (found.kl or 0.0) < math.inf else None
+        known = 0 <= error < math.inf and 0 <= (found.kl or 0.0) < math.inf
+        return found if known and math.isfinite(found.shrink or 0.0) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,7 +208,7 @@ class MeasureRunner:
         matrix = candidate.matrix
         weighed = statistics is not None and statistics.weighted_outputs is not None
         if by_bands(matrix) and not weighed:
-            return Found(error=self._error_by_bands(matrix) ** 2, kl=None)
+            return self._found_by_bands(matrix)
         loaded = self._coder.load(matrix)
         if loaded.source != self._job.candidates.sources[matrix.name]:
             raise SourceError(
@@ -210,13 +218,13 @@ class MeasureRunner:
             )
         shared = None if candidate.group is None else self._common(candidate.group)
         encoded = self._coder.encode(matrix, loaded, shared, statistics=statistics)
-        kl = None
-        if statistics is not None and weighed:
-            decoder = self._coder.decoder_of(matrix, encoded, shared)
-            kl = predicted_kl(error_of(loaded.weight, decoder), statistics)
-        return Found(error=encoded.relative_error**2, kl=kl)
+        error = encoded.relative_error**2
+        if statistics is None or not weighed:
+            return Found(error=error, shrink=encoded.shrink)
+        decoder = self._coder.decoder_of(matrix, encoded.sections, shared)
+        return Found(error=error, kl=predicted_kl(error_of(loaded.weight, decoder), statistics))
 
-    def _error_by_bands(self, matrix: PlannedMatrix) -> float:
+    def _found_by_bands(self, matrix: PlannedMatrix) -> Found:
         bands = self._coder.weights.bands(matrix.tensor, band_rows(matrix.shape[1]))
         coder = BandCoder(
             matrix,
@@ -226,7 +234,7 @@ class MeasureRunner:
         with located(lambda: matrix.name):
             for _ in coder.codes():
                 pass
-        return coder.relative_error
+        return Found(error=coder.relative_error**2, shrink=coder.shrink)
 
     def _common(self, key: str) -> Sections:
         """What a share group has in common: as it was learned before, or learned now."""

@@ -1,72 +1,88 @@
-"""What an error of a matrix costs where no gradients were measured: the model is run with noise.
+"""What an error of a matrix costs where no gradients were measured: the model is run with errors.
 
-Gaussian noise of a known size is added to one matrix at a time, and the KL divergence from the
-original is measured on a text that the model has written itself. For small errors the KL is linear
-in the squared error, and a rotated matrix that is coded without statistics has errors much like
-noise; so the slope is all that is wanted:  KL = slope ||E||^2 / ||W||^2.
+Codes of few bits decode to less than the weights: W^ = (1 - shrink) W + rest, and only the rest is
+much like noise. Noise meets all directions alike; a smaller matrix does less where it does most,
+which can cost fifty times as much as noise of that size. So the model is run with Gaussian noise in
+one matrix at a time, and with that matrix made smaller, and the KL divergence from the original is
+measured on a text that the model has written itself. For small errors it is linear in both squares:
+
+    KL = noise (||E||^2 / ||W||^2 - shrink^2) + shrinking shrink^2.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from reallm_compiler.calibration.own_text import OwnText
 from reallm_compiler.checkpoint import Inventory, MatrixFact
-from reallm_compiler.checkpoint.architecture import meta_model
 from reallm_compiler.errors import CompileError
-from reallm_compiler.execute.preflight import INTERPRETER_BYTES, SMALL_NUMEL
 from reallm_compiler.execute.runner import THREADS
 from reallm_compiler.models.joined import Location
-from reallm_compiler.models.source import source_files
 from reallm_compiler.models.streamed import StreamedModel
-from reallm_compiler.models.text import window_of
-from reallm_compiler.models.text_models import run, text_tokenizer, usable_positions
-from reallm_compiler.models.weights import Weights
-from reallm_compiler.progress import OnProgress
-from reallm_compiler.runs.backends import Backend, results
-from reallm_compiler.runs.cache import Cache
-from reallm_compiler.runs.identity import digest_of, machine_fields
+from reallm_compiler.models.text_models import run
 from reallm_compiler.runs.job import Context
-from reallm_compiler.runs.machines import Machines
 from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.runs.oom import oom_to_error
 from reallm_compiler.runs.seeds import seed_for
-from reallm_compiler.runs.stop import StopRequest
-from reallm_compiler.runs.tasks import Task, TaskGraph, TaskResult
-from reallm_compiler.system import cores, free_memory
-
-SAMPLES = 16
-"""Sequences that the model writes."""
-
-WINDOW = 256
-"""Tokens of each, at most."""
+from reallm_compiler.runs.tasks import Task, TaskResult
 
 SIZE = 1 / 16
 """||E||^2 / ||W||^2 of the noise: about that of two bits a weight."""
+
+SHRINK = 1 / 8
+"""The share by which a matrix is made smaller: about that of one and a half bits a weight."""
 
 RUN = 1 << 25
 """Logits that are computed at once, about."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SlopeResult(TaskResult):
-    """The slope of one matrix."""
+class Slopes:
+    """What errors of one matrix cost, in nats per token.
 
-    slope: float
+    Attributes:
+        noise: KL by ||E||^2 / ||W||^2 of an error like noise.
+        shrinking: KL by the square of the share by which the matrix is smaller.
+    """
+
+    noise: float
+    shrinking: float
+
+    def kl(self, error: float, shrink: float) -> float:
+        """Of coding with a relative squared error, a part of which is that W^ is smaller."""
+        return self.noise * max(0.0, error - shrink**2) + self.shrinking * shrink**2
+
+    def facts(self) -> dict[str, str]:
+        """The facts of an entry of the cache."""
+        return {"noise": self.noise.hex(), "shrinking": self.shrinking.hex()}
+
+    @staticmethod
+    def of(facts: Mapping[str, str]) -> Slopes | None:
+        """What an entry of the cache says; None if it is not one of these."""
+        try:
+            noise, shrinking = (float.fromhex(facts[name]) for name in ("noise", "shrinking"))
+        except (KeyError, ValueError, OverflowError):
+            return None
+        known = 0 <= noise < math.inf and 0 <= shrinking < math.inf
+        return Slopes(noise=noise, shrinking=shrinking) if known else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlopesResult(TaskResult):
+    """The slopes of one matrix."""
+
+    slopes: Slopes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoiseJob:
-    """All that the runs with noise have in common (`runs.job.Job`).
+    """All that the runs with errors have in common (`runs.job.Job`).
 
     Attributes:
         inventory: of the checkpoint.
@@ -90,7 +106,7 @@ class NoiseJob:
 
 
 class NoiseRunner:
-    """Runs the model with noise in one matrix (`runs.job.Runner`).
+    """Runs the model with an error in one matrix (`runs.job.Runner`).
 
     Args:
         job: what is run.
@@ -104,8 +120,8 @@ class NoiseRunner:
         self._parts = torch.split(job.ids.to(job.device), step)
         self._expected = [self._predicted(ids) for ids in self._parts]  # [b, t, v] each
 
-    def run(self, task: Task) -> SlopeResult:
-        """The slope of the matrix that the task is called by.
+    def run(self, task: Task) -> SlopesResult:
+        """The slopes of the matrix that the task is called by.
 
         Raises:
             CompileError: it is no parameter of the model, or predictions are not finite.
@@ -113,7 +129,7 @@ class NoiseRunner:
         weight = self._model.views.get(task.key)
         if weight is None:
             raise CompileError(
-                "noise cannot be added to this matrix: it is no parameter of the model as it is",
+                "this matrix cannot be changed: it is no parameter of the model as it is",
                 location=task.key,
                 hint="measure statistics with `reallm calibrate`, or leave it out of `allocate`",
             )
@@ -124,18 +140,25 @@ class NoiseRunner:
         own = float(noise.square().sum(dtype=torch.float64))
         with oom_to_error(task.title):
             weight.add_(noise, alpha=math.sqrt(SIZE * size / own))
-            total = 0.0
-            for ids, expected in zip(self._parts, self._expected, strict=True):
-                total += _divergence(expected, self._predicted(ids))
+            with_noise = self._kl() / SIZE
+            torch.mul(kept, 1 - SHRINK, out=weight)
+            smaller = self._kl() / SHRINK**2
             weight.copy_(kept)
-        slope = total / self._job.ids.numel() / SIZE
-        if not math.isfinite(slope):
+        if not math.isfinite(with_noise + smaller):
             raise CompileError(
-                "with noise in this matrix the model predicts numbers that are not finite",
+                "with an error in this matrix the model predicts numbers that are not finite",
                 location=task.key,
                 hint="measure statistics with `reallm calibrate`, or leave it out of `allocate`",
             )
-        return SlopeResult(task=task.key, slope=max(0.0, slope))
+        found = Slopes(noise=max(0.0, with_noise), shrinking=max(0.0, smaller))
+        return SlopesResult(task=task.key, slopes=found)
+
+    def _kl(self) -> float:
+        """KL of the model as it is now, in nats per token."""
+        total = 0.0
+        for ids, expected in zip(self._parts, self._expected, strict=True):
+            total += _divergence(expected, self._predicted(ids))
+        return total / self._job.ids.numel()
 
     def _predicted(self, ids: Tensor) -> Tensor:
         """float32 [b, t, v]: log-probabilities."""
@@ -171,117 +194,3 @@ class _Views(StreamedModel):
         for one in inside:
             offset = int(data.storage_offset()) + one.offset
             self.views[one.name] = data.as_strided(one.shape, one.strides, offset)
-
-
-def slopes(
-    inventory: Inventory,
-    wanted: Sequence[str],
-    *,
-    seed: int,
-    machines: Machines,
-    workers: int | None,
-    cache: Path,
-    stop: StopRequest,
-    report: OnProgress,
-) -> dict[str, float]:
-    """KL in nats per token by the relative squared error of each matrix.
-
-    Args:
-        inventory: of the checkpoint.
-        wanted: names of matrices.
-        seed: of text and noise.
-        machines: where the model runs.
-        workers: processes, each with the whole model; chosen by size, cores and memory when None.
-        cache: a folder in which slopes are looked up and kept.
-        stop: whether the run was asked to stop.
-        report: called with the runs that are done and those that there will be.
-
-    Raises:
-        SourceError: the model cannot be read, or predicts no text.
-        CalibrateError: it cannot write a text.
-        CompileError: memory is too small, or a matrix cannot be changed.
-    """
-    if not wanted:
-        return {}
-    device = machines.device
-    store = Cache(cache / "slopes")
-    identity = _identity(inventory, seed, device)
-    keys = {name: digest_of({**identity, "matrix": name}) for name in wanted}
-    found = _known(store, keys)
-    left = [name for name in wanted if name not in found]
-    done = len(found)
-    report(done, len(wanted))
-    if left:
-        with fixed_numerics(THREADS, device), stop.at_once():
-            ids = _text(inventory, seed, device)
-        facts = tuple(fact for fact in inventory.matrices() if fact.name in keys)
-        job = NoiseJob(inventory=inventory, facts=facts, ids=ids, seed=seed, device=device)
-        graph = TaskGraph(Task(key=name, title=name) for name in left)
-        backend = _backend(machines, inventory, workers, len(left), ids)
-        with closing(results(backend, job, graph, {}, stop, lambda event: None)) as running:
-            for result in running:
-                assert isinstance(result, SlopeResult)  # such are the tasks
-                found[result.task] = result.slope
-                store.put(keys[result.task], {"slope": result.slope.hex()}, {})
-                done += 1
-                report(done, len(wanted))
-    return {name: found[name] for name in wanted}
-
-
-def _identity(inventory: Inventory, seed: int, device: torch.device) -> dict[str, Any]:
-    """What decides all slopes, as plain data: each tensor is read for its digest."""
-    weights = Weights(inventory)
-    for spec in inventory.tensors:
-        weights.read(spec.name)
-    return {
-        **machine_fields(device),
-        "model": weights.take_digests(),
-        "origins": [repr(spec.origin) for spec in inventory.tensors],
-        "text": [SAMPLES, WINDOW, SIZE, seed],
-    }
-
-
-def _known(store: Cache, keys: Mapping[str, str]) -> dict[str, float]:
-    """The slopes that are kept, by matrix."""
-    found = {}
-    for name, key in keys.items():
-        entry = store.get(key)
-        try:
-            slope = math.nan if entry is None else float.fromhex(entry[0]["slope"])
-        except (KeyError, ValueError):  # not one of ours
-            continue
-        if 0 <= slope < math.inf:
-            found[name] = slope
-    return found
-
-
-def _text(inventory: Inventory, seed: int, device: torch.device) -> Tensor:
-    """int64 [n, t]: what the model writes."""
-    files = source_files(inventory, inventory.path)
-    tokenizer = text_tokenizer(files)
-    positions = usable_positions(meta_model(files.config, files.label))
-    window = min(WINDOW, window_of(None, [positions], CompileError))
-    with TemporaryDirectory(prefix="reallm-") as folder:
-        text = OwnText(Path(folder, "text"), {})
-        rows = text.sequences(files, tokenizer, SAMPLES, window, seed, device, lambda event: None)
-    return torch.tensor(rows)
-
-
-def _backend(
-    machines: Machines, inventory: Inventory, asked: int | None, tasks: int, ids: Tensor
-) -> Backend:
-    """Processes, each of which holds the whole model in float32 and the logits of the text."""
-    numel = sum(spec.count for spec in inventory.tensors)
-    vocabulary = max(spec.shape[0] for spec in inventory.tensors if len(spec.shape) == 2)
-    each = 4 * (numel + ids.numel() * vocabulary) + INTERPRETER_BYTES
-    slots = machines.slots(each, each)
-    if slots is not None:
-        count = slots.count
-    elif asked is None:
-        free = free_memory()
-        count = 1 if numel < SMALL_NUMEL else cores()
-        count = count if free is None else min(count, free // each)
-    else:
-        count = asked
-    count = max(1, min(count, asked or count, tasks))
-    return machines.backend(count, memory=lambda task: each, device_bytes=each)

@@ -203,6 +203,20 @@ def test_damages_are_not_trusted_either(
     assert run() == first
 
 
+@pytest.mark.parametrize("shrink", [None, "nan", "inf", ""])
+def test_an_error_alone_is_measured_again(
+    shrink: str | None, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """Without gradients a damage takes how much smaller the coded matrix is, too."""
+    plan = reallm.plan(SHARING, model=tiny_llama)
+    jobs = {matrix.name: [matrix.plan] for matrix in plan.matrices[:2]}
+    first = measure(jobs, open_source(str(tiny_llama)), cache=tmp_path)
+    one, _ = sorted((tmp_path / "damage").rglob("*.safetensors"))
+    facts = {"error": (0.5).hex(), "kl": "", **({} if shrink is None else {"shrink": shrink})}
+    Cache(tmp_path / "damage").put(one.stem, facts, {})
+    assert measure(jobs, open_source(str(tiny_llama)), cache=tmp_path) == first
+
+
 def test_tables_are_not_trusted_either(tiny_llama: Path, tmp_path: Path) -> None:
     plan = reallm.plan(SHARING, model=tiny_llama)
     jobs = {matrix.name: [matrix.plan] for matrix in plan.matrices[:2]}

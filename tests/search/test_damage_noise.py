@@ -1,4 +1,4 @@
-"""Without gradients: the KL of the model's own text under noise in one matrix."""
+"""Without gradients: the KL of the model's own text under an error in one matrix."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ import torch
 
 import reallm_compiler as reallm
 from reallm_compiler.checkpoint import open_source
+from reallm_compiler.models.weights import Weights
 from reallm_compiler.runs.machines import ThisMachine
 from reallm_compiler.runs.seeds import seed_for
 from reallm_compiler.runs.stop import Interrupted, StopRequest
 from reallm_compiler.search import noise
+from reallm_compiler.search import slopes as driver
 from reallm_compiler.search.damage import measure
+from reallm_compiler.search.noise import Slopes
 
 WANTED = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(noise, "SAMPLES", 8)
-    monkeypatch.setattr(noise, "WINDOW", 24)
+    monkeypatch.setattr(driver, "SAMPLES", 8)
+    monkeypatch.setattr(driver, "WINDOW", 24)
 
 
-def slopes(model: Path, cache: Path, wanted: list[str] = WANTED, **rest: Any) -> dict[str, float]:
+def slopes(model: Path, cache: Path, wanted: list[str] = WANTED, **rest: Any) -> dict[str, Slopes]:
     given: dict[str, Any] = {"workers": 1, "stop": StopRequest(), "report": lambda a, b: None}
-    return noise.slopes(
+    return driver.slopes(
         open_source(str(model)),
         wanted,
         seed=0,
@@ -40,7 +43,7 @@ def slopes(model: Path, cache: Path, wanted: list[str] = WANTED, **rest: Any) ->
 
 def test_nothing_but_matrix_and_seed_decides_them(tiny_llama: Path, tmp_path: Path) -> None:
     first = slopes(tiny_llama, tmp_path / "a")
-    assert all(slope > 0 for slope in first.values())
+    assert all(one.noise > 0 and one.shrinking > 0 for one in first.values())
     assert slopes(tiny_llama, tmp_path / "b", WANTED[::-1]) == first
     assert slopes(tiny_llama, tmp_path / "c", workers=2) == first
     (alone,) = slopes(tiny_llama, tmp_path / "d", WANTED[1:]).values()
@@ -49,65 +52,95 @@ def test_nothing_but_matrix_and_seed_decides_them(tiny_llama: Path, tmp_path: Pa
 
 def test_they_are_kept(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = slopes(tiny_llama, tmp_path)
-    monkeypatch.setattr(noise, "NoiseJob", None)
+    monkeypatch.setattr(driver, "NoiseJob", None)
     assert slopes(tiny_llama, tmp_path) == first
     with pytest.raises(TypeError):
         slopes(tiny_llama, tmp_path, ["model.layers.0.mlp.up_proj"])
 
 
+@pytest.mark.parametrize(("slope", "size"), [("noise", "SIZE"), ("shrinking", "SHRINK")])
 def test_the_kl_is_linear_in_the_squared_error(
-    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slope: str, size: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = slopes(tiny_llama, tmp_path)
-    monkeypatch.setattr(noise, "SIZE", noise.SIZE / 16)
-    for name, slope in slopes(tiny_llama, tmp_path).items():
-        assert slope == pytest.approx(first[name], rel=0.4)
+    smaller = getattr(noise, size) / 4
+    monkeypatch.setattr(noise, size, smaller)
+    monkeypatch.setattr(driver, size, smaller)  # it is a part of the key
+    for name, found in slopes(tiny_llama, tmp_path).items():
+        assert getattr(found, slope) == pytest.approx(getattr(first[name], slope), rel=0.4)
 
 
 def test_it_is_the_kl_of_the_changed_model(tiny_llama: Path, tmp_path: Path) -> None:
-    """As a model of transformers with the same noise in its parameter measures it."""
+    """As a model of transformers with the same error in its parameter measures it."""
     from transformers import AutoModelForCausalLM
 
     name = WANTED[1]
     (found,) = slopes(tiny_llama, tmp_path, [name]).values()
-    ids = noise._text(open_source(str(tiny_llama)), 0, torch.device("cpu"))
+    ids = driver._text(open_source(str(tiny_llama)), 0, torch.device("cpu"))
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    weight = model.get_parameter(f"{name}.weight").detach()
+    kept = weight.clone()
     with torch.no_grad():
-        before = model(ids).logits.log_softmax(-1)
-        weight = model.get_parameter(f"{name}.weight")
+        before = model(ids).logits.double().log_softmax(-1)
+
+        def kl(changed: torch.Tensor) -> float:
+            weight.copy_(changed)
+            after = model(ids).logits.double().log_softmax(-1)
+            return float((before.exp() * (before - after)).sum(-1).mean())
+
         generator = torch.Generator().manual_seed(seed_for(0, f"noise/{name}"))
         made = torch.randn(weight.shape, generator=generator)
-        weight += made * weight.norm() / made.norm() * math.sqrt(noise.SIZE)
-        after = model(ids).logits.log_softmax(-1)
-    kl = (before.exp() * (before - after)).sum(-1).mean()
-    assert found == pytest.approx(float(kl) / noise.SIZE, rel=1e-3)
+        noisy = kept + made * kept.norm() / made.norm() * math.sqrt(noise.SIZE)
+        assert found.noise == pytest.approx(kl(noisy) / noise.SIZE, rel=1e-3)
+        smaller = kl(kept * (1 - noise.SHRINK))
+    assert found.shrinking == pytest.approx(smaller / noise.SHRINK**2, rel=1e-3)
 
 
-def test_damage_is_slope_times_error(tiny_llama: Path, tmp_path: Path) -> None:
-    recipe = {
-        "reallm": 1,
-        "defaults": {
-            "scales": {"kind": "absmax", "per": "row"},
-            "quantizer": {"kind": "uniform", "bits": 3},
-        },
-    }
+BY_BANDS = {
+    "scales": {"kind": "absmax", "per": "row"},
+    "quantizer": {"kind": "uniform", "bits": 3},
+}
+TRELLIS = {
+    "transform": [{"kind": "hadamard", "sides": "both"}],
+    "scales": {"kind": "rms", "per": "tensor"},
+    "quantizer": {"kind": "trellis", "bits": "5/4", "state_bits": 6, "iterations": 2},
+}
+
+
+@pytest.mark.parametrize("defaults", [BY_BANDS, TRELLIS], ids=["by bands", "trellis"])
+def test_damage_is_of_noise_and_of_shrinking(
+    defaults: dict[str, Any], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """By the matrices that a compile stores, split into a smaller weight and the rest."""
+    recipe = {"reallm": 1, "defaults": defaults}
     plan = reallm.plan(recipe, model=tiny_llama)
     jobs = {name: [plan.by_name[name].plan] for name in WANTED}
-    found = measure(jobs, open_source(str(tiny_llama)), cache=tmp_path, workers=1)
-    slope = slopes(tiny_llama, tmp_path)
-    for name, (damage,) in found.items():
-        assert damage.kl == slope[name] * damage.error
+    source = open_source(str(tiny_llama))
+    found = measure(jobs, source, cache=tmp_path, workers=1)
+    costs = slopes(tiny_llama, tmp_path)
+    reallm.compile(recipe, model=tiny_llama, output=tmp_path / "out.reallm")
+    weights = Weights(source)
+    with reallm.open(tmp_path / "out.reallm") as archive:
+        for name, (damage,) in found.items():
+            weight = weights.matrix(f"{name}.weight", None, transposed=False).double()
+            coded = archive.matrix(name, dtype=torch.float32).double()
+            share = float((weight * coded).sum() / (weight * weight).sum())
+            rest = float((coded - share * weight).square().sum() / weight.square().sum())
+            if defaults is TRELLIS:
+                assert share < 0.9
+            expected = costs[name].noise * rest + costs[name].shrinking * (1 - share) ** 2
+            assert damage.kl == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_stop_keeps_what_is_done(tiny_llama: Path, tmp_path: Path) -> None:
     stop = StopRequest()
 
     def report(done: int, total: int) -> None:
-        stop.requested = done == 1
+        stop.requested = done == driver.RUNS
 
     with pytest.raises(Interrupted):
         slopes(tiny_llama, tmp_path, stop=stop, report=report)
     counts: list[int] = []
     found = slopes(tiny_llama, tmp_path, report=lambda done, total: counts.append(done))
-    assert counts[0] == 1
+    assert counts[0] == driver.RUNS
     assert found == slopes(tiny_llama, tmp_path / "other")
