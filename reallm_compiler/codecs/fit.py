@@ -28,8 +28,8 @@ from reallm_compiler.codecs.registry import codec_of
 from reallm_compiler.codecs.scale_field import ScaleField
 from reallm_compiler.codecs.scales import extremes
 from reallm_compiler.codecs.sections import Sections
-from reallm_compiler.planning.fit import learned_specs, words_of
-from reallm_compiler.stages import FitWord, NoQuantizer
+from reallm_compiler.planning.fit import learnable_in, learned_specs
+from reallm_compiler.stages import Learnable, NoQuantizer
 from reallm_compiler.storage.matrix import MatrixLayout, layout_of
 
 
@@ -48,15 +48,15 @@ class LearnedMatrix(nn.Module):
         layout: MatrixLayout,
         weight: Tensor,
         sections: Mapping[str, Tensor],
-        learn: Sequence[FitWord],
+        learn: Sequence[Learnable],
     ) -> None:
         super().__init__()
-        learn = words_of(layout, learn)
+        learn = learnable_in(layout, learn)
         self._layout = layout
         self._sections = dict(sections)
-        self._numbers: dict[str, tuple[FitWord, LearnedNumbers]] = {
-            spec.role: (word, LearnedNumbers(spec, sections[spec.role]))
-            for word, specs in learned_specs(layout, learn).items()
+        self._numbers: dict[str, tuple[Learnable, LearnedNumbers]] = {
+            spec.role: (learnable, LearnedNumbers(spec, sections[spec.role]))
+            for learnable, specs in learned_specs(layout, learn).items()
             for spec in specs
         }
         self.numbers = nn.ModuleList(numbers for _, numbers in self._numbers.values())
@@ -74,10 +74,10 @@ class LearnedMatrix(nn.Module):
                 layout=layout,
             )
 
-    def learned(self) -> Iterator[tuple[str, FitWord, nn.Parameter]]:
-        """What learns: its name, the word that names it, the parameter."""
-        for role, (word, numbers) in self._numbers.items():
-            yield role, word, numbers.theta
+    def learned(self) -> Iterator[tuple[str, Learnable, nn.Parameter]]:
+        """What learns: its name, the entry of `learn` that names it, the parameter."""
+        for role, (learnable, numbers) in self._numbers.items():
+            yield role, learnable, numbers.theta
         if self._anew is not None:
             yield from self._anew.learned()
 
@@ -118,7 +118,7 @@ class _Codes(nn.Module):
         layout: MatrixLayout,
         weight: Tensor,
         sections: Mapping[str, Tensor],
-        learn: Collection[FitWord],
+        learn: Collection[Learnable],
     ) -> None:
         super().__init__()
         plan, shape = layout.plan, layout.shape
@@ -151,7 +151,7 @@ class _Codes(nn.Module):
         if "rounding" in learn:
             self.offsets = nn.Parameter(torch.zeros_like(rest))
 
-    def learned(self) -> Iterator[tuple[str, FitWord, nn.Parameter]]:
+    def learned(self) -> Iterator[tuple[str, Learnable, nn.Parameter]]:
         if self.clip is not None:
             yield "clip", "clip", self.clip
         if self.offsets is not None:

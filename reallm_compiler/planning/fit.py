@@ -12,22 +12,22 @@ from reallm_compiler.checkpoint.linear import known_role
 from reallm_compiler.errors import FormatError, Problem
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
-from reallm_compiler.stages import BlockFit, FitWord
+from reallm_compiler.stages import BlockFit, Learnable
 from reallm_compiler.storage.base import SectionSpec
 from reallm_compiler.storage.matrix import MatrixLayout
 
-_OF_TERM: Mapping[str, FitWord] = {
+_OF_TERM: Mapping[str, Learnable] = {
     "scales": "scales",
     "codebook": "codebooks",
     "low_rank": "factors",
     "dora": "magnitudes",
 }
-"""Under which word the numbers of a budget term learn."""
+"""By which entry of `learn` the numbers of a budget term learn."""
 
 _NUMBERS = ("f32", "f16", "bf16", "i8")
 """Types of sections that hold numbers and no codes."""
 
-_NEEDS: Mapping[FitWord, str] = {
+_NEEDS: Mapping[Learnable, str] = {
     "rounding": "an evenly spaced quantizer of single weights, scales, and `nearest` rounding",
     "clip": "scales of one level that follow from the ends of a range (`absmax`, `minmax`, "
     "`affine`), a quantizer of single weights, `nearest` rounding, and no residual that is fitted "
@@ -110,24 +110,24 @@ def is_norm(tensor: PlannedTensor) -> bool:
 
 
 def learned_specs(
-    layout: MatrixLayout, learn: Iterable[FitWord]
-) -> dict[FitWord, list[SectionSpec]]:
-    """The sections of numbers of a matrix that learn under each word."""
-    found: dict[FitWord, list[SectionSpec]] = {}
+    layout: MatrixLayout, learn: Iterable[Learnable]
+) -> dict[Learnable, list[SectionSpec]]:
+    """The sections of numbers of a matrix that learn by each entry of `learn`."""
+    found: dict[Learnable, list[SectionSpec]] = {}
     changing = {spec.role for stage in layout.plan.transform for spec in layout.sections_of(stage)}
     for spec in layout.own_sections:
-        word: FitWord | None = _OF_TERM.get(spec.term)
+        learnable: Learnable | None = _OF_TERM.get(spec.term)
         if spec.role in changing:
-            word = "channel_scale"
-        if word is not None and word in learn and spec.dtype in _NUMBERS:
-            found.setdefault(word, []).append(spec)
+            learnable = "channel_scale"
+        if learnable is not None and learnable in learn and spec.dtype in _NUMBERS:
+            found.setdefault(learnable, []).append(spec)
     return found
 
 
-def words_of(layout: MatrixLayout, learn: Sequence[FitWord]) -> tuple[FitWord, ...]:
-    """Those words of `learn` by which a matrix can change."""
+def learnable_in(layout: MatrixLayout, learn: Sequence[Learnable]) -> tuple[Learnable, ...]:
+    """Those entries of `learn` by which a matrix can change."""
     plan = layout.plan
-    can: set[FitWord] = set(learned_specs(layout, learn))
+    can: set[Learnable] = set(learned_specs(layout, learn))
     if plan.rounding.alone and plan.quantizer.scalar:
         # After a residual that is fitted in turn after the codes, nobody knows what was coded last.
         known = all(stage.first or stage.rounds == 1 for stage in plan.residual)
@@ -135,7 +135,7 @@ def words_of(layout: MatrixLayout, learn: Sequence[FitWord]) -> tuple[FitWord, .
             can.add("clip")
         if plan.quantizer.even and plan.scales.range != "free":
             can.add("rounding")
-    return tuple(word for word in learn if word in can)
+    return tuple(learnable for learnable in learn if learnable in can)
 
 
 def fit_problems(
@@ -144,7 +144,7 @@ def fit_problems(
     matrices: Sequence[PlannedMatrix],
     tensors: Sequence[PlannedTensor],
 ) -> list[Problem]:
-    """What speaks against a `fit` of these matrices: words by which none of them can change."""
+    """What speaks against a `fit`: entries of `learn` by which no matrix or norm can change."""
     inside = [matrix for matrix in matrices if layer_index(matrix.name) is not None]
     if not inside:
         message = "no coded matrix lies in a block of the model"
@@ -154,17 +154,17 @@ def fit_problems(
         message = "blocks do not learn where a matrix has a trained autoencoder: its weights are "
         message += "what a network makes of latents"
         return [Problem(location=location, path="fit", message=message)]
-    can = {word for layout in layouts for word in words_of(layout, fit.learn)}
+    can = {learnable for layout in layouts for learnable in learnable_in(layout, fit.learn)}
     if any(is_norm(tensor) and layer_index(tensor.name) is not None for tensor in tensors):
         can.add("norms")
     return [
         Problem(
             location=location,
             path="fit.learn",
-            message=f"`{word}` changes nothing here: no matrix of a block has {_NEEDS[word]}"
-            if word in _NEEDS
-            else f"`{word}` changes nothing here: no block keeps the gains of a norm",
+            message=f"`{entry}` changes nothing here: no matrix of a block has {_NEEDS[entry]}"
+            if entry in _NEEDS
+            else f"`{entry}` changes nothing here: no block keeps the gains of a norm",
         )
-        for word in fit.learn
-        if word not in can
+        for entry in fit.learn
+        if entry not in can
     ]

@@ -73,7 +73,7 @@ def _sources(decision: Decision, stage: str) -> list[FieldSource]:
 def refuse_unfit(
     recipe: Recipe, matrices: Sequence[PlannedMatrix], tensors: Sequence[PlannedTensor]
 ) -> None:
-    """A `fit` whose words change nothing."""
+    """A `fit` by which nothing can change."""
     if recipe.fit is None:
         return
     at = recipe.name if recipe.fit_at is None else str(recipe.fit_at)

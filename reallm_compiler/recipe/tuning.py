@@ -175,7 +175,7 @@ class FinetuneOptions(_Settings):
     @classmethod
     def _learn_in_order(cls, learn: tuple[Learn, ...]) -> tuple[Learn, ...]:
         if not learn or len(set(learn)) < len(learn):
-            raise ValueError("give what is to be learned, each word once")
+            raise ValueError("name what is to be learned, each once")
         return tuple(word for word in get_args(Learn) if word in learn)
 
     def resolved(self) -> FinetuneOptions:

@@ -11,7 +11,7 @@ what it does is its codec in `codecs`. The names of kinds and parameters are tho
 
 from reallm_compiler.stages.autoencoder import AutoencoderStage, Hnerv, Identity
 from reallm_compiler.stages.base import Extent, FloatType, Rational, Stage, Whole
-from reallm_compiler.stages.fit import FIT_KINDS, BlockFit, FitWord
+from reallm_compiler.stages.fit import FIT_KINDS, BlockFit, Learnable
 from reallm_compiler.stages.kv_cache import CachedKeys, CachedStates, CachedValues, KvCache
 from reallm_compiler.stages.permutation import (
     ActOrderPermutation,
@@ -79,7 +79,6 @@ __all__ = [
     "Extent",
     "ExternalKind",
     "FeedbackRounding",
-    "FitWord",
     "FloatType",
     "FoldNorms",
     "GroupScales",
@@ -87,6 +86,7 @@ __all__ = [
     "Hnerv",
     "Identity",
     "KvCache",
+    "Learnable",
     "LowRank",
     "MatrixPlan",
     "MinmaxScales",

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from reallm_compiler.stages.base import Stage, as_tuple
 
-FitWord: TypeAlias = Literal[
+Learnable: TypeAlias = Literal[
     "rounding",
     "clip",
     "scales",
@@ -19,8 +19,9 @@ FitWord: TypeAlias = Literal[
     "norms",
 ]
 
-FOLLOWED: tuple[FitWord, ...] = ("rounding", "clip")
-"""Words by which codes are made anew in each step: they decide which code a weight gets."""
+FOLLOWED: tuple[Learnable, ...] = ("rounding", "clip")
+"""Entries of `learn` by which codes are made anew in each step: they decide which code a weight
+gets."""
 
 Rate = Annotated[float, Field(gt=0, le=1)]
 
@@ -36,7 +37,7 @@ class BlockFit(Stage):
 
     kind: Literal["block"]
     learn: Annotated[
-        tuple[FitWord, ...], BeforeValidator(as_tuple, json_schema_input_type=list[FitWord])
+        tuple[Learnable, ...], BeforeValidator(as_tuple, json_schema_input_type=list[Learnable])
     ] = Field(
         description="What may change. `rounding`: whether a weight is rounded up or down, by an "
         "offset of at most half a step (AutoRound); `clip`: how much of each group's range the "
@@ -46,9 +47,9 @@ class BlockFit(Stage):
         "(OmniQuant's LET); `norms`: the gains of the block's norms.",
     )
     epochs: int = Field(default=20, ge=1, le=100000, description="Passes over the samples.")
-    lr: Rate | dict[FitWord, Rate] = Field(
+    lr: Rate | dict[Learnable, Rate] = Field(
         default=1e-3,
-        description="Learning rate, or one for each word of `learn`. Of stored numbers it is in "
+        description="Learning rate, or one for each entry of `learn`. Of stored numbers it is in "
         "units of their root mean square, of offsets in steps, of `clip` in parts of the range.",
     )
     batch: int = Field(default=8, ge=1, le=65536, description="Sequences per step.")
@@ -70,25 +71,25 @@ class BlockFit(Stage):
 
     @field_validator("learn")
     @classmethod
-    def _in_order(cls, learn: tuple[FitWord, ...]) -> tuple[FitWord, ...]:
+    def _in_order(cls, learn: tuple[Learnable, ...]) -> tuple[Learnable, ...]:
         if len(set(learn)) < len(learn):
-            raise ValueError("give what may change, each word once")
+            raise ValueError("name what may change, each once")
         if set(learn) & set(FOLLOWED) and "codebooks" in learn:
             raise ValueError("`codebooks` learn under held codes: leave out `rounding` and `clip`")
         if {"clip", "scales"} <= set(learn):
             raise ValueError("`clip` and `scales` decide the same numbers: take one of them")
-        return tuple(word for word in get_args(FitWord) if word in learn)
+        return tuple(learnable for learnable in get_args(Learnable) if learnable in learn)
 
     @model_validator(mode="after")
     def _rates_fit(self) -> BlockFit:
         if isinstance(self.lr, dict) and set(self.lr) != set(self.learn):
-            words = ", ".join(f"`{word}`" for word in self.learn)
-            raise ValueError(f"`lr` by word needs one for each word of `learn`: {words}")
+            names = ", ".join(f"`{name}`" for name in self.learn)
+            raise ValueError(f"`lr` as a map needs a rate for each entry of `learn`: {names}")
         return self
 
-    def rate(self, word: FitWord) -> float:
-        """The learning rate of a word."""
-        return self.lr[word] if isinstance(self.lr, dict) else self.lr
+    def rate(self, learnable: Learnable) -> float:
+        """The learning rate of an entry of `learn`."""
+        return self.lr[learnable] if isinstance(self.lr, dict) else self.lr
 
 
 FIT_KINDS: tuple[type[Stage], ...] = (BlockFit,)

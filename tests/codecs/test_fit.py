@@ -15,8 +15,8 @@ from reallm_compiler.codecs import decode_matrix, encode_matrix
 from reallm_compiler.codecs.fit import LearnedMatrix
 from reallm_compiler.codecs.sections import check_sections
 from reallm_compiler.errors import CodecError
-from reallm_compiler.planning.fit import words_of
-from reallm_compiler.stages import FitWord, MatrixPlan
+from reallm_compiler.planning.fit import learnable_in
+from reallm_compiler.stages import Learnable, MatrixPlan
 from reallm_compiler.storage.matrix import layout_of
 from tests.codecs.size_law import REFUSALS, some_statistics
 from tests.plans import some_plan
@@ -46,7 +46,9 @@ PLANS: dict[str, dict[str, Any]] = {
 }
 
 
-def begun(name: str, learn: list[FitWord]) -> tuple[LearnedMatrix, dict[str, Tensor], Any]:
+def started_matrix(
+    name: str, learn: list[Learnable]
+) -> tuple[LearnedMatrix, dict[str, Tensor], Any]:
     plan = MatrixPlan.model_validate({"quantizer": UNIFORM, **PLANS[name]})
     weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
     sections = encode_matrix(plan, weight, seed=1, source_dtype="f32").sections
@@ -60,24 +62,24 @@ def whole(layout: Any, sections: dict[str, Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("name", PLANS)
 def test_it_begins_as_it_was_coded(name: str) -> None:
-    words: list[FitWord] = ["clip"] if name == "normal float" else ["rounding", "clip"]
-    matrix, sections, layout = begun(name, words)
+    names: list[Learnable] = ["clip"] if name == "normal float" else ["rounding", "clip"]
+    matrix, sections, layout = started_matrix(name, names)
     stored = matrix.sections()
     assert stored.keys() == sections.keys()
     assert all(torch.equal(stored[role], sections[role]) for role in sections)
     assert torch.allclose(matrix().detach(), whole(layout, sections), rtol=0, atol=1e-6)
-    assert {word for _, word, _ in matrix.learned()} == set(words)
+    assert {learnable for _, learnable, _ in matrix.learned()} == set(names)
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_what_it_stores_is_what_it_computes(name: str) -> None:
-    words: list[FitWord] = ["rounding", "clip", "factors", "magnitudes"]
-    matrix, _, layout = begun(name, words)
+    names: list[Learnable] = ["rounding", "clip", "factors", "magnitudes"]
+    matrix, _, layout = started_matrix(name, names)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
-        for _, word, parameter in matrix.learned():
+        for _, learnable, parameter in matrix.learned():
             noise = torch.rand(parameter.shape, generator=generator)
-            parameter.add_(-0.3 * noise if word == "clip" else 0.8 * (noise - 0.5))
+            parameter.add_(-0.3 * noise if learnable == "clip" else 0.8 * (noise - 0.5))
         matrix.project_()
     sections = matrix.sections()
     assert torch.allclose(matrix().detach(), whole(layout, sections), rtol=0, atol=1e-5)
@@ -85,7 +87,7 @@ def test_what_it_stores_is_what_it_computes(name: str) -> None:
 
 def test_factors_of_a_transform_move_the_latent_too() -> None:
     """Held or made anew, codes are of the matrix as the factors that are stored transform it."""
-    matrix, sections, layout = begun("all stages", ["rounding", "channel_scale"])
+    matrix, sections, layout = started_matrix("all stages", ["rounding", "channel_scale"])
     learned = {name: parameter.requires_grad_() for name, _, parameter in matrix.learned()}
     (role,) = learned.keys() - {"rounding"}
     matrix().square().sum().backward()
@@ -103,7 +105,7 @@ def test_factors_of_a_transform_move_the_latent_too() -> None:
 
 
 def test_offsets_pass_gradients_inside_the_range_alone() -> None:
-    matrix, sections, _ = begun("minmax", ["rounding"])
+    matrix, sections, _ = started_matrix("minmax", ["rounding"])
     (parameter,) = [one for _, _, one in matrix.learned()]
     step = sections["scales"].float()[:, None] / 7  # one scale for each row
     matrix().sum().backward()
@@ -115,7 +117,7 @@ def test_offsets_pass_gradients_inside_the_range_alone() -> None:
 
 def test_the_range_is_clipped_down_a_gradient() -> None:
     """The gradient of a clipped end: by how much the levels that reach to it move."""
-    matrix, _, _ = begun("absmax", ["clip"])
+    matrix, _, _ = started_matrix("absmax", ["clip"])
     weight = torch.randn(SHAPE, generator=torch.Generator().manual_seed(3))
     (clip,) = [one for _, _, one in matrix.learned()]
     errors = []
@@ -131,7 +133,7 @@ def test_the_range_is_clipped_down_a_gradient() -> None:
     assert float(clip.detach().max()) <= 1
 
 
-WORDS: tuple[FitWord, ...] = get_args(FitWord)
+LEARNABLE: tuple[Learnable, ...] = get_args(Learnable)
 
 
 @settings(max_examples=60)
@@ -146,7 +148,7 @@ def test_any_stages_learn_what_they_store(draw: int, held: bool) -> None:
         return
     note(f"plan: {plan.plain()}")
     left_out = {"rounding", "clip"} if held else {"codebooks", "scales"}
-    words = [word for word in WORDS if word not in left_out]
+    names = [learnable for learnable in LEARNABLE if learnable not in left_out]
     weight = torch.randn(33, 20, generator=torch.Generator().manual_seed(draw))
     try:
         sections = encode_matrix(
@@ -156,9 +158,9 @@ def test_any_stages_learn_what_they_store(draw: int, held: bool) -> None:
         if not any(text in error.message for text in REFUSALS):
             raise
         return  # a type is too narrow for what it would hold
-    matrix = LearnedMatrix(layout, weight, sections, words)
-    learning = {word for _, word, _ in matrix.learned()}
-    assert learning == set(words_of(layout, words))
+    matrix = LearnedMatrix(layout, weight, sections, names)
+    learning = {learnable for _, learnable, _ in matrix.learned()}
+    assert learning == set(learnable_in(layout, names))
     matrix.project_()
     stored = {spec.role: matrix.sections()[spec.role] for spec in layout.own_sections}
     check_sections(stored, layout.own_sections)

@@ -20,7 +20,7 @@ from reallm_compiler.execute.fit.train import Learned, Outcome, Training
 from reallm_compiler.planning.fit import FitBlock, fit_blocks, fit_of
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
-from reallm_compiler.stages import FitWord
+from reallm_compiler.stages import Learnable
 from reallm_compiler.storage.base import SectionSpec
 from reallm_formats import names
 
@@ -169,14 +169,14 @@ class BlockCoder:
         learned: dict[str, Learned] = {}
 
         def add(
-            name: str, word: FitWord, parameter: nn.Parameter, project: Callable[[], None]
+            name: str, learnable: Learnable, parameter: nn.Parameter, project: Callable[[], None]
         ) -> None:
             parameter.requires_grad_(True)
-            learned[name] = Learned(word=word, parameter=parameter, project=project)
+            learned[name] = Learned(learnable=learnable, parameter=parameter, project=project)
 
         for name, matrix in matrices.items():
-            for part, word, parameter in matrix.learned():
-                add(f"{name}/{part}", word, parameter, matrix.project_)
+            for part, learnable, parameter in matrix.learned():
+                add(f"{name}/{part}", learnable, parameter, matrix.project_)
         for name, numbers in norms.items():
             add(name, "norms", numbers.theta, _nothing)
         if not learned:

@@ -15,7 +15,7 @@ from reallm_compiler.execute.fit.blocks import Weights
 from reallm_compiler.execute.fit.optimizer import OPTIMIZERS, Optimizer
 from reallm_compiler.models.sequences import permutation
 from reallm_compiler.runs.state import under
-from reallm_compiler.stages import BlockFit, FitWord
+from reallm_compiler.stages import BlockFit, Learnable
 
 Error = Callable[[Tensor, Weights], Tensor]
 """Indices of sequences, and weights -> the mean squared error of the block's output, as a graph."""
@@ -26,12 +26,12 @@ class Learned:
     """Something that learns.
 
     Attributes:
-        word: under which word of the recipe.
+        learnable: by which entry of `learn`.
         parameter: what changes.
         project: puts it back within its bounds after a step.
     """
 
-    word: FitWord
+    learnable: Learnable
     parameter: nn.Parameter
     project: Callable[[], None]
 
@@ -133,7 +133,7 @@ class Training:
             error.backward()  # type: ignore[no-untyped-call]
             left = 1 - (epoch * count + step) / (fit.epochs * count)
             factor = left if fit.schedule == "linear" else 1.0
-            optimizer.step([factor * fit.rate(one.word) for one in self._learned.values()])
+            optimizer.step([factor * fit.rate(one.learnable) for one in self._learned.values()])
             for one in self._learned.values():
                 one.project()
         return None
