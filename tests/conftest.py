@@ -97,6 +97,15 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         shutil.copy(source / name, folder / name)
 
 
+def relative_difference(found: Any, wanted: Any) -> float:
+    """||found - wanted|| / ||wanted|| of two tensors or numbers."""
+    import torch
+
+    with torch.no_grad():
+        found, wanted = (torch.as_tensor(one, dtype=torch.float64) for one in (found, wanted))
+        return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
+
+
 @pytest.fixture(scope="session")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A text of some hundred tokens."""
@@ -144,7 +153,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def unnoticed() -> Callable[[Path, bytes], None]:
+def write_unnoticed() -> Callable[[Path, bytes], None]:
     """Changes a file under the same length and time."""
 
     def write(path: Path, data: bytes) -> None:
@@ -157,7 +166,7 @@ def unnoticed() -> Callable[[Path, bytes], None]:
 
 
 @pytest.fixture
-def negate(unnoticed: Callable[[Path, bytes], None]) -> Callable[[Path, str], None]:
+def negate(write_unnoticed: Callable[[Path, bytes], None]) -> Callable[[Path, str], None]:
     """Turns the sign of a tensor in `model.safetensors` of a folder, unnoticed."""
 
     def change(model: Path, tensor: str) -> None:
@@ -168,7 +177,7 @@ def negate(unnoticed: Callable[[Path, bytes], None]) -> Callable[[Path, str], No
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
         tensors = load_file(path)
-        unnoticed(path, save(tensors | {tensor: -tensors[tensor]}, metadata=metadata))
+        write_unnoticed(path, save(tensors | {tensor: -tensors[tensor]}, metadata=metadata))
 
     return change
 

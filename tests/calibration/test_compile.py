@@ -87,12 +87,12 @@ def test_a_compile_that_is_killed_inside_matrices_ends_with_the_same_bytes(
         if not child:
             left = iter(range(blocks))
 
-            def strike(*args: Any, left: Iterator[int] = left) -> Any:
+            def kill_after(*args: Any, left: Iterator[int] = left) -> Any:
                 if next(left, None) is None:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return relative_scales(*args)
 
-            monkeypatch.setattr("reallm_compiler.codecs.feedback.relative_scales", strike)
+            monkeypatch.setattr("reallm_compiler.codecs.feedback.relative_scales", kill_after)
             try:
                 reallm.compile(needing, output=out, **given)
             finally:

@@ -20,7 +20,7 @@ from reallm_compiler.runs.stop import Interrupted
 from reallm_formats import writer as writer_module
 
 
-def strike_at(number: int) -> None:
+def kill_at(number: int) -> None:
     """End this process as a power cut would, at the call of this number of what writes files."""
     calls = 0
 
@@ -45,7 +45,7 @@ def killed(number: int, model: Path, output: Path, settings: dict[str, Any]) -> 
     """Whether a child process that calibrates was killed at a call of this number."""
     child = os.fork()
     if not child:
-        strike_at(number)
+        kill_at(number)
         try:
             reallm.calibrate(model, output=output, **settings)
         except BaseException:

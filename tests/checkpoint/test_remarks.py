@@ -11,7 +11,7 @@ from reallm_compiler.tensors import TensorSpec
 EMBED = "model.embed_tokens.weight"
 
 
-def said(shapes, config, dtype="bf16"):
+def remarks_of(shapes, config, dtype="bf16"):
     specs = [TensorSpec(name=name, dtype=dtype, shape=shape) for name, shape in shapes.items()]
     return remarks(specs, tuple(matrices(specs, config)), config)
 
@@ -52,7 +52,7 @@ TABLES = {
 
 @pytest.mark.parametrize(("shapes", "config", "message"), TABLES.values(), ids=TABLES.keys())
 def test_tables_and_config(shapes, config, message):
-    notes = said(shapes, config)
+    notes = remarks_of(shapes, config)
     if message is None:
         assert notes == ()
     else:
@@ -65,11 +65,11 @@ LINEAR = {f"layers.{i}.up_proj.weight": (8, 8) for i in range(4)}
 
 def test_large_tensors_that_no_rule_knows():
     stacks = {f"layers.{i}.moe.wi": (6, 32, 8) for i in range(4)}
-    (note,) = said({**LINEAR, **stacks}, {"model_type": "x"})
+    (note,) = remarks_of({**LINEAR, **stacks}, {"model_type": "x"})
     assert note.startswith("96% of the weights are kept as they are")
     assert "layers.*.moe.wi (4)" in note
     assert "up_proj" not in note
-    assert said({**LINEAR, **stacks}, {"model_type": "x", "num_experts": 6}) == ()
+    assert remarks_of({**LINEAR, **stacks}, {"model_type": "x", "num_experts": 6}) == ()
 
 
 @pytest.mark.parametrize(
@@ -82,4 +82,4 @@ def test_large_tensors_that_no_rule_knows():
     ],
 )
 def test_what_is_kept_by_a_rule_or_small(shapes):
-    assert said({**LINEAR, **shapes}, {"model_type": "x"}) == ()
+    assert remarks_of({**LINEAR, **shapes}, {"model_type": "x"}) == ()

@@ -103,20 +103,20 @@ def test_another_checkpoint_of_the_family(family: Path) -> None:
 
 def test_an_archive_without_its_decoder_says_what_is_missing(family: Path, tmp_path: Path) -> None:
     source = recipe({"decoder": str(family / "decoder.reallm"), **TRAINING})
-    lonely = tmp_path / "lonely.reallm"
-    compile_model(source, model=family / "other", output=lonely, device="cpu")
+    separate = tmp_path / "separate.reallm"
+    compile_model(source, model=family / "other", output=separate, device="cpu")
     (tmp_path / "broken.reallm").write_bytes(b"no archive")
     missing = pytest.raises(SourceError, match="was made with is not beside the archive")
-    with open_archive(lonely) as archive, missing as caught:
+    with open_archive(separate) as archive, missing as caught:
         assert archive.tensor("model.norm.weight").shape == (64,)
         archive.matrix(NAMES[0])
     with Archive.open(family / "decoder.reallm") as decoder:
         assert decoder.digest.hex() in caught.value.note
     for given in (family / "decoder.reallm", family):
-        with open_archive(lonely, decoder=given) as archive:
+        with open_archive(separate, decoder=given) as archive:
             assert archive.matrix(NAMES[0]).shape == (64, 64)
     shutil.copy(family / "decoder.reallm", tmp_path / "beside.any")
-    with open_archive(lonely) as archive:
+    with open_archive(separate) as archive:
         assert archive.matrix(NAMES[0]).shape == (64, 64)
         assert [file.path.name for file in archive.find_decoders().values()] == ["beside.any"]
 
@@ -134,22 +134,22 @@ def test_a_folder_of_decoders_that_cannot_be_read(
 
 
 @pytest.fixture(scope="module")
-def lonely(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def separate(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive in a folder of its own, far from the decoder that it needs."""
-    path = tmp_path_factory.mktemp("lonely") / "lonely.reallm"
+    path = tmp_path_factory.mktemp("separate") / "separate.reallm"
     source = recipe({"decoder": str(family / "decoder.reallm"), **TRAINING})
     compile_model(source, model=family / "other", output=path, device="cpu")
     return path
 
 
 def test_every_way_to_read_finds_the_decoder_that_was_named(
-    family: Path, lonely: Path, tmp_path: Path
+    family: Path, separate: Path, tmp_path: Path
 ) -> None:
     reads: dict[str, Callable[[Path | None], object]] = {
-        "load": lambda decoder: load(lonely, decoder=decoder),
-        "reconstruct": lambda decoder: reconstruct(lonely, tmp_path / "out", decoder=decoder),
-        "tunable": lambda decoder: open_tunable(lonely, decoder=decoder),
-        "evaluation": lambda decoder: load_for_evaluation(lonely, decoder=decoder),
+        "load": lambda decoder: load(separate, decoder=decoder),
+        "reconstruct": lambda decoder: reconstruct(separate, tmp_path / "out", decoder=decoder),
+        "tunable": lambda decoder: open_tunable(separate, decoder=decoder),
+        "evaluation": lambda decoder: load_for_evaluation(separate, decoder=decoder),
     }
     for read in reads.values():
         with pytest.raises(SourceError, match="is not beside the archive"):
@@ -159,7 +159,7 @@ def test_every_way_to_read_finds_the_decoder_that_was_named(
 
 
 def test_another_decoder_is_refused_by_both_digests(
-    family: Path, lonely: Path, tiny_llama: Path, tmp_path: Path
+    family: Path, separate: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
     first, other = tmp_path / "first.reallm", tmp_path / "other.reallm"
     compile_model(
@@ -167,18 +167,18 @@ def test_another_decoder_is_refused_by_both_digests(
     )
     extract_decoder(first, "q", other)
     with pytest.raises(SourceError, match="not the decoder that the archive was made") as caught:
-        open_archive(lonely, decoder=other)
+        open_archive(separate, decoder=other)
     for path in (family / "decoder.reallm", other):
         with Archive.open(path) as decoder:
             assert decoder.digest.hex() in caught.value.note
     assert caught.value.location == str(other)
     assert "give the file" in caught.value.hint
     with pytest.raises(SourceError, match=f"is not in the folder `{tmp_path}`"):
-        open_archive(lonely, decoder=tmp_path)
+        open_archive(separate, decoder=tmp_path)
     with pytest.raises(FormatError, match="holds a `model`, not a `decoder`"):
-        open_archive(lonely, decoder=first)
+        open_archive(separate, decoder=first)
     with pytest.raises(SourceError, match="there is no such decoder"):
-        open_archive(lonely, decoder=tmp_path / "nowhere.reallm")
+        open_archive(separate, decoder=tmp_path / "nowhere.reallm")
     with pytest.raises(SourceError, match="needs no other file"):
         open_archive(first, decoder=other)
 

@@ -64,16 +64,16 @@ def model(tiny_llama: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_a_small_file_that_changed_under_the_same_length(
-    model: Path, tmp_path: Path, name: str, old: str, new: str, unnoticed: Unnoticed
+    model: Path, tmp_path: Path, name: str, old: str, new: str, write_unnoticed: Unnoticed
 ) -> None:
     path, output = model / name, tmp_path / "o.reallm"
     interrupted(model, output, 3)
     text = path.read_text()
     assert old in text
-    unnoticed(path, text.replace(old, new).encode())
+    write_unnoticed(path, text.replace(old, new).encode())
     with pytest.raises(ResumeError, match=rf"config and tokenizer files \({name}\)"):
         compiled(model, output)
-    unnoticed(path, text.encode())
+    write_unnoticed(path, text.encode())
     assert compiled(model, output).tasks_resumed == 3
 
 
@@ -133,7 +133,7 @@ def test_what_nothing_has_read_yet_may_change(model: Path, tmp_path: Path, negat
     assert output.read_bytes() == (tmp_path / "fresh.reallm").read_bytes()
 
 
-def test_the_header_of_a_shard(model: Path, tmp_path: Path, unnoticed: Unnoticed) -> None:
+def test_the_header_of_a_shard(model: Path, tmp_path: Path, write_unnoticed: Unnoticed) -> None:
     """Two tensors of one shape whose bytes change places, in the header alone."""
     output, path = tmp_path / "o.reallm", model / "model.safetensors"
     interrupted(model, output, 1)
@@ -141,7 +141,7 @@ def test_the_header_of_a_shard(model: Path, tmp_path: Path, unnoticed: Unnoticed
     data = path.read_bytes()
     swapped = data.replace(names[0], b"?" * len(names[0])).replace(names[1], names[0])
     swapped = swapped.replace(b"?" * len(names[0]), names[1])
-    unnoticed(path, swapped)
+    write_unnoticed(path, swapped)
     with pytest.raises(ResumeError, match=r"checkpoint's files \(model\.safetensors\)"):
         compiled(model, output)
 

@@ -34,7 +34,7 @@ def compiled(recipe: Any, model: Path, output: Path, **options: Any) -> bytes:
     return output.read_bytes()
 
 
-def struck(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, *numbers: int) -> None:
+def signal_in(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, *numbers: int) -> None:
     """The process is signalled when it calls a function."""
     original = getattr(module, name)
 
@@ -70,7 +70,7 @@ def test_before_the_reservation_nothing_is_left(
     number: int,
 ) -> None:
     before = handlers()
-    struck(monkeypatch, module, name, number)
+    signal_in(monkeypatch, module, name, number)
     with pytest.raises(Interrupted, match="nothing was written") as caught:
         compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm")
     assert caught.value.hint == "run the same command again"
@@ -102,7 +102,7 @@ def test_from_the_reservation_on_it_can_go_on(
 ) -> None:
     path = tmp_path / "o.reallm"
     with monkeypatch.context() as patch:
-        struck(patch, module, name, number)
+        signal_in(patch, module, name, number)
         with pytest.raises(Interrupted, match="finished matrices are kept") as caught:
             compiled(tiny_recipe, tiny_llama, path)
     assert caught.value.hint == "run the same command again to resume where it stopped"
@@ -135,7 +135,7 @@ def test_while_slots_are_read_again(
     path = tmp_path / "o.reallm"
     stopped(tiny_recipe, tiny_llama, path, 4)
     with monkeypatch.context() as patch:
-        struck(patch, resume_module, "intact_tasks", signal.SIGTERM)
+        signal_in(patch, resume_module, "intact_tasks", signal.SIGTERM)
         with pytest.raises(Interrupted, match="finished matrices are kept"):
             compiled(tiny_recipe, tiny_llama, path)
     report = reallm.compile(tiny_recipe, model=tiny_llama, output=path, resume="required")
@@ -157,7 +157,7 @@ def test_with_all_matrices_done_it_ends_well(
     module: Any,
     name: str,
 ) -> None:
-    struck(monkeypatch, module, name, signal.SIGTERM)
+    signal_in(monkeypatch, module, name, signal.SIGTERM)
     assert compiled(tiny_recipe, tiny_llama, tmp_path / "o.reallm") == reference
     assert [entry.name for entry in tmp_path.iterdir()] == ["o.reallm"]
 
@@ -172,7 +172,7 @@ def test_a_run_that_starts_over_goes_on_only_without_that(
 def test_a_trial_keeps_nothing_and_stops_at_once(
     tiny_llama: Path, tiny_recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    struck(monkeypatch, coder_module, "encode_matrix", signal.SIGINT)
+    signal_in(monkeypatch, coder_module, "encode_matrix", signal.SIGINT)
     with pytest.raises(Interrupted, match="nothing was written"):
         reallm.compile(tiny_recipe, model=tiny_llama, only="*", device="cpu", workers=1)
 
@@ -181,7 +181,7 @@ def test_a_second_signal_does_not_wait(
     tiny_llama: Path, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "o.reallm"
-    struck(monkeypatch, coder_module, "encode_matrix", signal.SIGINT, signal.SIGINT)
+    signal_in(monkeypatch, coder_module, "encode_matrix", signal.SIGINT, signal.SIGINT)
     done: list[Any] = []
     with pytest.raises(Interrupted, match="finished matrices are kept"):
         compiled(tiny_recipe, tiny_llama, path, on_event=done.append)

@@ -178,7 +178,7 @@ def test_an_original_that_changed_meanwhile(
     run: Any,
     tiny_llama: Path,
     tmp_path: Path,
-    unnoticed: Callable[[Path, bytes], None],
+    write_unnoticed: Callable[[Path, bytes], None],
     negate: Callable[[Path, str], None],
     change: str,
 ) -> None:
@@ -195,7 +195,7 @@ def test_an_original_that_changed_meanwhile(
     if change == "a weight":
         negate(model, name)
     else:
-        unnoticed(config, config.read_bytes().replace(b"1e-06", b"1e-05"))
+        write_unnoticed(config, config.read_bytes().replace(b"1e-06", b"1e-05"))
     with pytest.raises(ResumeError, match=name if change == "a weight" else "the original"):
         run(model=model)
 
@@ -308,24 +308,24 @@ def test_nothing_to_tune(tiny_llama: Path, prose: Path, options: dict, tmp_path:
 
 
 @pytest.fixture(scope="module")
-def settled(
+def with_settings(
     tiny_llama: Path, tiny_recipe: Path, options: dict, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """The archive `base` from a recipe that says how it is tuned."""
-    folder = tmp_path_factory.mktemp("told")
+    folder = tmp_path_factory.mktemp("with-settings")
     recipe = {"reallm": 1, "extends": str(tiny_recipe), "finetune": options}
     reallm.compile(recipe, model=tiny_llama, output=folder / "a", device="cpu", workers=1)
     return folder / "a"
 
 
 def test_the_recipe_of_the_archive_says_how(
-    settled: Path, base: Path, tiny_llama: Path, prose: Path, adapter: Path, tmp_path: Path
+    with_settings: Path, base: Path, tiny_llama: Path, prose: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    with reallm.open(settled) as new, reallm.open(base) as old:
+    with reallm.open(with_settings) as new, reallm.open(base) as old:
         assert "finetune" not in old.plan.recipe
         for entry in old.manifest.sections:
             assert bytes(new.section(entry.name)) == bytes(old.section(entry.name))
-    finetune(settled, model=tiny_llama, text=[prose], output=tmp_path / "a")
+    finetune(with_settings, model=tiny_llama, text=[prose], output=tmp_path / "a")
     with open_adapter(tmp_path / "a") as one, open_adapter(adapter) as other:
         assert one.settings == other.settings
         for name in other.rows:
@@ -334,14 +334,14 @@ def test_the_recipe_of_the_archive_says_how(
 
 
 def test_settings_of_a_run_win_over_the_recipe(
-    settled: Path, tiny_llama: Path, prose: Path, options: dict, tmp_path: Path
+    with_settings: Path, tiny_llama: Path, prose: Path, options: dict, tmp_path: Path
 ) -> None:
     given = {"stages": ["e2e"], "e2e": {"steps": 1, "checks": 0}}
     path = tmp_path / "a"
-    finetune(settled, model=tiny_llama, text=[prose], output=path, options=given, into=True)
+    finetune(with_settings, model=tiny_llama, text=[prose], output=path, options=given, into=True)
     with reallm.open(path) as new:
         assert new.plan.recipe["finetune"]["e2e"] == options["e2e"]
-    finetune(settled, model=tiny_llama, text=[prose], output=path, options=given, force=True)
+    finetune(with_settings, model=tiny_llama, text=[prose], output=path, options=given, force=True)
     with open_adapter(path) as made:
         settings = dict(made.settings)
     assert settings["stages"] == ["e2e"]
@@ -442,7 +442,7 @@ def test_an_interrupted_compile_is_not_overwritten(
 
 
 def test_a_compile_goes_on_with_the_same_section_alone(
-    settled: Path, tiny_recipe: Path, tiny_llama: Path, options: dict, tmp_path: Path
+    with_settings: Path, tiny_recipe: Path, tiny_llama: Path, options: dict, tmp_path: Path
 ) -> None:
     recipe = {"reallm": 1, "extends": str(tiny_recipe), "finetune": options}
     settings = {"model": tiny_llama, "output": tmp_path / "o", "device": "cpu", "workers": 1}
@@ -458,7 +458,7 @@ def test_a_compile_goes_on_with_the_same_section_alone(
     with pytest.raises(ResumeError, match="the recipe"):
         reallm.compile({**recipe, "finetune": {"window": 9}}, **settings)
     reallm.compile(recipe, **settings, resume="required")
-    assert (tmp_path / "o").read_bytes() == settled.read_bytes()
+    assert (tmp_path / "o").read_bytes() == with_settings.read_bytes()
 
 
 def test_an_output_is_not_replaced_without_force(run: Any, tmp_path: Path) -> None:

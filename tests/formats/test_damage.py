@@ -54,7 +54,7 @@ def complete(tmp_path):
     return plan, data
 
 
-def place_of(plan, at):
+def part_at(plan, at):
     """What lies at a byte of the file."""
     if at < 128:
         return "header"
@@ -91,7 +91,7 @@ def test_every_single_bit(complete):
     plan, data = complete
     damaged = bytearray(data)
     for at in range(len(data)):
-        expected = place_of(plan, at)
+        expected = part_at(plan, at)
         for bit in range(8):
             damaged[at] ^= 1 << bit
             location = found(damaged)

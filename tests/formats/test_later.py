@@ -26,7 +26,7 @@ def path(tmp_path):
     return path
 
 
-def harm(path, *names):
+def flip_bits(path, *names):
     with Archive.open(path) as archive:
         offsets = [archive.sections[name].offset for name in names]
     data = bytearray(path.read_bytes())
@@ -68,7 +68,7 @@ def test_bytes_come_before_their_check(path, gate):
 
 
 def test_damage_is_raised_by_the_next_call_and_by_all_after_it(path, gate):
-    harm(path, "file:part-1")
+    flip_bits(path, "file:part-1")
     with Archive.open(path, verify="later") as archive:
         assert len(archive.read("file:part-1")) == 1001
         gate.set()
@@ -83,7 +83,7 @@ def test_damage_is_raised_by_the_next_call_and_by_all_after_it(path, gate):
 
 
 def test_damage_that_nobody_knows_of_is_raised_on_closing(path, gate):
-    harm(path, "file:part-1", "file:part-3")
+    flip_bits(path, "file:part-1", "file:part-3")
     archive = Archive.open(path, verify="later")
     for name, _, _ in ROWS:
         archive.read(name)
@@ -98,7 +98,7 @@ def test_damage_that_nobody_knows_of_is_raised_on_closing(path, gate):
 
 
 def test_closing_waits_for_the_checks(path, gate):
-    harm(path, "file:part-2")
+    flip_bits(path, "file:part-2")
     archive = Archive.open(path, verify="later")
     archive.read("file:part-2")
     threading.Timer(0.05, gate.set).start()
@@ -107,7 +107,7 @@ def test_closing_waits_for_the_checks(path, gate):
 
 
 def test_what_was_not_read_is_not_checked(path):
-    harm(path, "file:part-2")
+    flip_bits(path, "file:part-2")
     with Archive.open(path, verify="later") as archive:
         archive.read("file:part-0")
         archive.check()
@@ -117,7 +117,7 @@ def test_what_was_not_read_is_not_checked(path):
 
 
 def test_whether_checks_are_still_to_be_made(path, gate):
-    harm(path, "file:part-3")
+    flip_bits(path, "file:part-3")
     with Archive.open(path, verify="later") as archive:
         assert not archive.checking
         archive.read("file:part-0")

@@ -41,7 +41,7 @@ def test_round_trip(plan: Plan) -> None:
     assert again.budget().totals == plan.budget().totals
 
 
-def lying(plan: Plan, change: str, value: Any) -> Plan:
+def plan_of_changed(plan: Plan, change: str, value: Any) -> Plan:
     """The plan of a manifest in which one thing was changed."""
     manifest = plan.layout.manifest
     document = copy.deepcopy(dict(manifest.document))
@@ -73,7 +73,7 @@ def lying(plan: Plan, change: str, value: Any) -> Plan:
 )
 def test_a_manifest_that_lies_is_refused(plan: Plan, change: str, value: Any, message: str) -> None:
     with pytest.raises(FormatError, match=message):
-        lying(plan, change, value)
+        plan_of_changed(plan, change, value)
 
 
 def test_members_of_a_group_agree(plan: Plan) -> None:

@@ -158,7 +158,7 @@ def edited(folder: Path) -> None:
     (folder / "config.json").write_text("b")
 
 
-def moved_here(folder: Path) -> None:
+def replaced(folder: Path) -> None:
     mine = folder.parent / "mine"
     mine.write_text("b")
     os.utime(mine, (1, 1))
@@ -173,7 +173,7 @@ def moved_here(folder: Path) -> None:
         (lambda folder: (folder / "checkpoint-1").mkdir(), "checkpoint-1"),
         (lambda folder: (folder / ".git").mkdir(), ".git"),
         (edited, "config.json"),
-        (moved_here, "config.json"),
+        (replaced, "config.json"),
         (lambda folder: (folder / LIST).unlink(), "config.json"),
         (lambda folder: (folder / LIST).write_text("[]"), LIST),
     ],

@@ -19,7 +19,7 @@ SHIPPED = ", ".join(f"`{name}`" for name in list_all())
 
 
 @pytest.fixture
-def complaint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def problem_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Loads a recipe's text as `r.yaml` and gives all that is said against it."""
     monkeypatch.chdir(tmp_path)
 
@@ -378,24 +378,24 @@ RULES = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_files(complaint, case):
+def test_files(problem_text, case):
     text, expected = FILES[case]
-    assert complaint(text) == expected
+    assert problem_text(text) == expected
 
 
 @pytest.mark.parametrize("case", PLANS)
-def test_plans(complaint, case):
+def test_plans(problem_text, case):
     text, expected = PLANS[case]
-    assert complaint(plan(text)) == expected
+    assert problem_text(plan(text)) == expected
 
 
 @pytest.mark.parametrize("case", RULES)
-def test_rules(complaint, case):
+def test_rules(problem_text, case):
     text, expected = RULES[case]
-    assert complaint(rule(text)) == expected
+    assert problem_text(rule(text)) == expected
 
 
-def test_three_slips_are_reported_together(complaint):
+def test_three_slips_are_reported_together(problem_text):
     text = (
         "reallm: 1\n"
         "defaults:\n"
@@ -407,7 +407,7 @@ def test_three_slips_are_reported_together(complaint):
         "    set:\n"
         "      residual: {kind: lowrank, rank: 1/64}\n"
     )
-    assert complaint(text).splitlines() == [
+    assert problem_text(text).splitlines() == [
         "r.yaml:3:26: defaults.scales.blok: `blok` is not a parameter of `absmax` "
         "(did you mean `block`?)",
         "r.yaml:7:5: rules[0].layer: unknown key `layer` (did you mean `layers`?)",
@@ -416,13 +416,13 @@ def test_three_slips_are_reported_together(complaint):
     ]
 
 
-def test_wrong_defaults_are_not_repeated_at_each_rule(complaint):
+def test_wrong_defaults_are_not_repeated_at_each_rule(problem_text):
     text = (
         "reallm: 1\n"
         "defaults: {quantizer: {kind: uniform, bits: 4}}\n"
         "rules: [{match: a, set: {dora: true}}, {match: b, set: {dora: false}}]\n"
     )
-    assert complaint(text) == (
+    assert problem_text(text) == (
         "r.yaml:2:11: defaults: `uniform` levels lie on [-1, 1] and need scales: use `absmax`"
     )
 

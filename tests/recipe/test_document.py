@@ -66,13 +66,13 @@ def test_values_have_no_traps(text):
     assert type(value) is type(VALUES[text])
 
 
-def laughs(levels: int) -> str:
+def billion_laughs(levels: int) -> str:
     lines = ["l0: &l0 [x, x, x, x, x, x, x, x, x]"]
     lines += [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]" for n in range(1, levels)]
     return "\n".join(lines)
 
 
-def ladder(levels: int) -> str:
+def alias_chain(levels: int) -> str:
     """Aliases that hold aliases: shallow as text, deep as a tree."""
     lines = ["l0: &l0 [x]", *(f"l{n}: &l{n} [*l{n - 1}]" for n in range(1, levels))]
     return "\n".join(lines)
@@ -123,10 +123,10 @@ REFUSED = {
     "unknown anchor": ("a: *b", "r.yaml:1:4: no anchor `&b` comes before this"),
     "anchor in itself": ("a: &a [*a]", "r.yaml:1:8: `*a` stands inside itself"),
     "billion laughs": (
-        laughs(12),
+        billion_laughs(12),
         "r.yaml:6:15: a recipe holds at most 200000 values, aliases written out",
     ),
-    "deep aliases": (ladder(40), "r.yaml:32:12: nested more than 32 deep"),
+    "deep aliases": (alias_chain(40), "r.yaml:32:12: nested more than 32 deep"),
     "deep": ("[" * 5000, "r.yaml:1:34: nested more than 32 deep"),
     "huge integer": ("a: " + "9" * 5000, f"r.yaml:1:4: the number `{'9' * 27}...` is out of range"),
     "huge exponent": ("a: 1e999999999", "r.yaml:1:4: the number `1e999999999` is out of range"),

@@ -26,7 +26,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return all_of
 
 
-def complaint(source: str) -> list[str]:
+def problem_lines(source: str) -> list[str]:
     with pytest.raises(RecipeError) as caught:
         load_recipe(source)
     return str(caught.value).splitlines()
@@ -88,34 +88,36 @@ def test_circles_and_missing_bases(write):
         newer="reallm: 1\nextends: future.yaml\n",
         future="reallm: 7\nnew: words\n",
     )
-    assert complaint("a.yaml") == [
+    assert problem_lines("a.yaml") == [
         "b.yaml:3:1: sed: unknown key `sed` (did you mean `seed`?)",
         "c.yaml:2:10: extends: `extends` is circular: a.yaml -> b.yaml -> c.yaml -> a.yaml",
     ]
-    assert complaint("self.yaml") == [
+    assert problem_lines("self.yaml") == [
         "self.yaml:2:10: extends: `extends` is circular: self.yaml -> self.yaml"
     ]
-    assert complaint("lost.yaml") == [
+    assert problem_lines("lost.yaml") == [
         "lost.yaml:2:10: extends: there is no recipe file `nowhere.yaml`",
         "lost.yaml:3:12: defaults.dor: unknown key `dor` (did you mean `dora`?)",
     ]
-    assert complaint("near.yaml") == [
+    assert problem_lines("near.yaml") == [
         "near.yaml:2:10: extends: there is no shipped recipe `reallm-2bt`, and no file of that "
         "name (did you mean `reallm-2bit`?)"
     ]
-    assert complaint("folder.yaml") == ["folder.yaml:2:10: extends: there is no recipe file `.`"]
-    assert complaint("zero.yaml") == [
+    assert problem_lines("folder.yaml") == [
+        "folder.yaml:2:10: extends: there is no recipe file `.`"
+    ]
+    assert problem_lines("zero.yaml") == [
         "zero.yaml:2:10: extends: this is neither a name nor a path: it contains a zero byte"
     ]
-    assert complaint("long.yaml")[0].startswith(
+    assert problem_lines("long.yaml")[0].startswith(
         "long.yaml:2:10: extends: there is no shipped recipe"
     )
-    assert complaint("broken.yaml") == [
+    assert problem_lines("broken.yaml") == [
         "broken.yaml:3:1: sed: unknown key `sed` (did you mean `seed`?)",
         "bad.yaml:2:1: expected the node content, but found '<stream end>' "
         "(check indentation, quotes and brackets)",
     ]
-    assert complaint("newer.yaml") == [
+    assert problem_lines("newer.yaml") == [
         "future.yaml:1:9: reallm: this reallm reads version 1 of the recipe language, not `7` "
         "(install a newer reallm, or rewrite the recipe for version 1)"
     ]
@@ -149,7 +151,7 @@ def test_a_fault_is_reported_in_the_file_that_made_it(write):
         "rules: [{match: a, set: {quantizer: {bits: 99}}}]\n",
         own="reallm: 1\nextends: base.yaml\ndefaults: {scales: {kind: none}}\n",
     )
-    assert complaint("own.yaml") == [
+    assert problem_lines("own.yaml") == [
         "own.yaml:3:11: defaults: `uniform` levels lie on [-1, 1] and need scales: use `absmax`",
         "base.yaml:3:44: rules[0].set.quantizer.bits: `99` is too large: at most 8",
     ]

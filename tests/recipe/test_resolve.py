@@ -35,21 +35,21 @@ def model(layers: int = 4) -> list[Candidate]:
     return found
 
 
-def meet(*rules, layers=4, defaults=None):
+def resolved(*rules, layers=4, defaults=None):
     recipe = load_recipe(
         {"reallm": 1, "extends": "paper-2bit", "defaults": defaults or {}, "rules": list(rules)}
     )
     return resolve(recipe, model(layers))
 
 
-def complaint(*rules, **options) -> list[str]:
+def problem_lines(*rules, **options) -> list[str]:
     with pytest.raises(RecipeError) as caught:
-        meet(*rules, **options)
+        resolved(*rules, **options)
     return str(caught.value).splitlines()
 
 
 def test_without_rules_linear_layers_are_coded_and_all_else_is_kept():
-    decisions = meet()
+    decisions = resolved()
     plan = load_recipe("paper-2bit").plan
     assert set(decisions) == {candidate.name for candidate in model()}
     for candidate in model():
@@ -59,7 +59,7 @@ def test_without_rules_linear_layers_are_coded_and_all_else_is_kept():
 
 
 def test_later_rules_win_field_by_field():
-    decisions = meet(
+    decisions = resolved(
         {"match": "*.q_proj", "set": {"quantizer": {"bits": 3, "dim": 2}}},
         {"match": "*.layers.1.*", "set": {"quantizer": {"bits": 1}, "dora": False}},
     )
@@ -72,7 +72,7 @@ def test_later_rules_win_field_by_field():
 
 
 def test_layers_and_exceptions():
-    decisions = meet(
+    decisions = resolved(
         {"match": "*_proj", "except": "*.q_proj", "layers": "0,-1", "keep": "bf16"},
     )
     kept = {name for name, decision in decisions.items() if decision.keep == "bfloat16"}
@@ -80,7 +80,7 @@ def test_layers_and_exceptions():
 
 
 def test_set_codes_an_embedding_or_head_and_keep_keeps_a_matrix():
-    decisions = meet(
+    decisions = resolved(
         {"match": ["lm_head", "*.embed_tokens"], "set": {}},
         {"match": "*.down_proj", "keep": "float32"},
     )
@@ -95,21 +95,21 @@ def test_the_last_rule_decides_and_earlier_sets_still_count():
     change = {"match": name, "set": {"dora": False}}
     keep = {"match": name, "keep": "source"}
     again = {"match": name, "set": {"permutation": {"kind": "none"}}}
-    assert meet(change, keep)[name].keep == "source"
-    plan = meet(change, keep, again)[name].plan
+    assert resolved(change, keep)[name].keep == "source"
+    plan = resolved(change, keep, again)[name].plan
     assert plan is not None
     assert (plan.dora, plan.permutation.kind) == (False, "none")
 
 
 def test_set_is_nothing_to_tensors_that_are_no_matrices():
-    decisions = meet({"match": "model.*", "set": {"dora": False}})
+    decisions = resolved({"match": "model.*", "set": {"dora": False}})
     assert decisions["model.norm"].keep == "source"
     assert decisions["model.layers.0.norm"].keep == "source"
     assert decisions["model.embed_tokens"].plan is not None
 
 
 def test_keep_with_a_type_works_on_any_tensor():
-    assert meet({"match": "*norm", "keep": "fp32"})["model.norm"].keep == "float32"
+    assert resolved({"match": "*norm", "keep": "fp32"})["model.norm"].keep == "float32"
 
 
 WRONG: dict[str, tuple[Any, str]] = {
@@ -190,7 +190,7 @@ WRONG: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("case", WRONG)
 def test_what_is_wrong_with_a_model(case):
     rules, expected = WRONG[case]
-    assert complaint(*rules) == expected.splitlines()
+    assert problem_lines(*rules) == expected.splitlines()
 
 
 def test_more_names_than_a_hint_holds_are_counted():
@@ -207,7 +207,7 @@ def test_all_of_it_is_reported_together():
         for case in ("misspelt name", "weight", "set meets no matrix")
         for rule in WRONG[case][0]
     ]
-    assert [line.split(": ")[1] for line in complaint(*rules)] == [
+    assert [line.split(": ")[1] for line in problem_lines(*rules)] == [
         "rules[0].match",
         "rules[1].match",
         "rules[2].set",
@@ -220,7 +220,7 @@ def test_all_of_it_is_reported_together():
 )
 def test_optional_rules_may_miss(case):
     rules, _ = WRONG[case]
-    assert meet(*({**rule, "optional": True} for rule in rules))
+    assert resolved(*({**rule, "optional": True} for rule in rules))
 
 
 def test_who_set_each_field(tmp_path):
@@ -271,7 +271,7 @@ def test_the_trace_covers_every_field_of_the_plan():
             return [f for k, v in value.items() for f in fields(v, f"{path}.{k}".lstrip("."))]
         return [(path, value)]
 
-    decision = meet()["model.layers.0.mlp.up_proj"]
+    decision = resolved()["model.layers.0.mlp.up_proj"]
     assert decision.plan is not None
     plain = decision.plan.plain()
     (plain["residual"],) = plain["residual"]  # the recipe writes the map of the one kind
@@ -279,7 +279,9 @@ def test_the_trace_covers_every_field_of_the_plan():
 
 
 def test_a_recipe_without_lines_is_traced_by_path():
-    decision = meet({"match": "*.up_proj", "set": {"dora": False}})["model.layers.0.mlp.up_proj"]
+    decision = resolved({"match": "*.up_proj", "set": {"dora": False}})[
+        "model.layers.0.mlp.up_proj"
+    ]
     dora = next(source for source in decision.trace if source.path == "dora")
     assert dora.location == "recipe: rules[0].set.dora"
 
@@ -411,7 +413,7 @@ def test_a_group_divides_by_plan_and_its_first_part_keeps_the_name():
         {"match": "*.q_proj", "set": {"dora": False}},  # put on after what is shared
         {"match": "*.down_proj", "layers": 0, "set": {"share": "all.2"}},
     ]
-    found = shares(meet(*rules))
+    found = shares(resolved(*rules))
     assert found["model.layers.1.self_attn.k_proj"] == "all.3"  # `all.2` is taken
     assert found["model.layers.2.mlp.up_proj"] == "all.4"
     assert found["model.layers.0.mlp.down_proj"] == "all.2"

@@ -17,6 +17,7 @@ from reallm_compiler.errors import EvaluationError, FormatError, SourceError
 from reallm_compiler.finetune.store import write_adapter
 from reallm_compiler.runtime.packed import PackedEmbedding, PackedLinear, packed_weights
 from reallm_compiler.runtime.weight import PackedWeight
+from tests.conftest import relative_difference
 
 TOKENS = torch.arange(1, 25).view(2, 12)
 
@@ -47,16 +48,12 @@ def logits(model: Any, tokens: torch.Tensor = TOKENS) -> torch.Tensor:
         return model(tokens).logits  # type: ignore[no-any-return]
 
 
-def far(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
-
-
 def test_the_same_logits_and_tokens(archive: Path) -> None:
     dense, tokenizer = reallm.load(archive, dtype="float32")
     packed, again = reallm.load(archive, mode="packed", dtype="float32")
     assert again.get_vocab() == tokenizer.get_vocab()
     for tokens in (TOKENS, TOKENS[:1, :1]):  # by panels, and by codes
-        assert far(logits(packed, tokens), logits(dense, tokens)) < 5e-6
+        assert relative_difference(logits(packed, tokens), logits(dense, tokens)) < 5e-6
     prompt = TOKENS[:1, :4]
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     assert torch.equal(packed.generate(prompt, **options), dense.generate(prompt, **options))
@@ -79,7 +76,7 @@ def test_the_type_that_it_runs_in(archive: Path) -> None:
         model.to(dtype)
         assert logits(model).dtype == dtype
     dense, _ = reallm.load(archive, dtype="float32")
-    assert far(logits(model), logits(dense)) < 1e-2  # norms went through bfloat16
+    assert relative_difference(logits(model), logits(dense)) < 1e-2  # norms went through bfloat16
 
 
 def test_weights_lie_on_the_pages_of_the_file(archive: Path) -> None:
@@ -114,8 +111,8 @@ def test_an_adapter_in_use(archive: Path, tmp_path: Path) -> None:
     dense, _ = reallm.load(archive, dtype="float32", adapter=path)
     packed, _ = reallm.load(archive, mode="packed", dtype="float32", adapter=path)
     plain, _ = reallm.load(archive, dtype="float32")
-    assert far(logits(packed), logits(dense)) < 1e-4
-    assert far(logits(plain), logits(dense)) > 1e-2
+    assert relative_difference(logits(packed), logits(dense)) < 1e-4
+    assert relative_difference(logits(plain), logits(dense)) > 1e-2
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +143,10 @@ def test_only_routed_experts_are_touched(experts: Path, monkeypatch: pytest.Monk
     kept: dict[Any, Any] = {}
     monkeypatch.setattr("reallm_compiler.runtime.ops._kept", kept)
     one = torch.tensor([[5]])
-    assert far(logits(model, one), logits(dense, one)) < 1e-4
+    assert relative_difference(logits(model, one), logits(dense, one)) < 1e-4
     # 4 matrices of attention, 2 of the 4 experts with 3 each, in 2 layers; embedding and head
     assert len(kept) == 2 * (4 + 2 * 3) + 2
-    assert far(logits(model), logits(dense)) < 1e-4
+    assert relative_difference(logits(model), logits(dense)) < 1e-4
     with torch.inference_mode():
         found = model(one).logits
     assert torch.equal(found, model(one).logits)

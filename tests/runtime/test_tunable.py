@@ -11,6 +11,7 @@ import reallm_compiler as reallm
 from reallm_compiler.runtime import TunedLinear, open_tunable
 from reallm_compiler.runtime.mapped import Mode
 from reallm_compiler.runtime.weight import PackedWeight
+from tests.conftest import relative_difference
 
 RECIPE = {
     "reallm": 1,
@@ -78,23 +79,17 @@ def test_over_packed_bases(
         tokens = torch.arange(24)[None] + 3
         tunable.model(input_ids=tokens, labels=tokens).loss.backward()
         gradients.append([value.grad for _, value in tunable.parameters()])
-    assert far(logits(packed.model), logits(dense.model)) < 1e-4
+    assert relative_difference(logits(packed.model), logits(dense.model)) < 1e-4
     for found, wanted in zip(gradients[1], gradients[0], strict=True):
-        assert far(found, wanted) < 1e-3
+        assert relative_difference(found, wanted) < 1e-3
     for name, layer in packed.layers.items():
         assert isinstance(layer.coded, PackedWeight)
         assert layer.coded.packed
         for part, value in layer.parts().items():
-            assert far(value, dense.layers[name].parts()[part]) < 1e-4, part
+            assert relative_difference(value, dense.layers[name].parts()[part]) < 1e-4, part
     packed.use(None)  # the archive's own parts again
     whole, _ = reallm.load(path, dtype=torch.float32)
-    assert far(logits(packed.model), logits(whole)) < 1e-4
-
-
-def far(found: torch.Tensor | None, wanted: torch.Tensor | None) -> float:
-    assert found is not None
-    assert wanted is not None
-    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-12))
+    assert relative_difference(logits(packed.model), logits(whole)) < 1e-4
 
 
 @pytest.mark.parametrize("mode", ["dense", "packed"])

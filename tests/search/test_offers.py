@@ -111,7 +111,7 @@ def test_groups_are_modules_by_words_and_layers_by_patterns():
     ]
 
 
-def made_up(offers):
+def falling_damages(offers):
     """Damages that fall with bytes, and more in some matrices."""
     return {
         name: [
@@ -131,7 +131,7 @@ def test_no_matrix_is_left_whose_next_plan_would_fit(scope, share):
         rules=[{"role": "head", "set": {}}],
     )
     offers, inventory = offers_of(recipe)
-    search = Search(recipe, recipe.allocate, inventory, offers, made_up(offers), scope)
+    search = Search(recipe, recipe.allocate, inventory, offers, falling_damages(offers), scope)
     program = search.program
     small = search.exact(smallest(program))
     for more in (0, 5_000, 17_000, 33_000):
@@ -163,7 +163,7 @@ def test_matrices_of_a_group_need_a_candidate_in_common():
         for name in ("down_proj", "up_proj")
     )
     with pytest.raises(RecipeError, match=r"groups: no candidate fits all of .*q_proj"):
-        Search(recipe, recipe.allocate, inventory, offers, made_up(offers), "file")
+        Search(recipe, recipe.allocate, inventory, offers, falling_damages(offers), "file")
 
 
 def test_a_candidate_that_fits_no_matrix_is_an_error():

@@ -14,7 +14,7 @@ from reallm_compiler.search.quiet import quiet_stdout
 from reallm_compiler.search.solver import fill, frontier, smallest, solve
 
 
-def made_up(
+def random_program(
     units: int, options: int, seed: int, *, items: int = 0, smooth: bool = False
 ) -> Program:
     """A program of random sizes; damage falls with bytes, by and large, or smoothly as 4^-bits."""
@@ -44,7 +44,7 @@ def best_of_all(program: Program, limit: int) -> float | None:
 @pytest.mark.parametrize("items", [0, 1000])
 @pytest.mark.parametrize("seed", range(4))
 def test_six_matrices_and_five_candidates_are_chosen_as_well_as_by_trying_all(seed, items):
-    program = made_up(6, 5, seed, items=items)
+    program = random_program(6, 5, seed, items=items)
     least = program.nbytes(smallest(program))
     most = sum(max(option.nbytes for option in unit) for unit in program.units) + 5 * items
     for part in (0, 0.2, 0.5, 0.8, 1):
@@ -59,7 +59,7 @@ def test_six_matrices_and_five_candidates_are_chosen_as_well_as_by_trying_all(se
 
 @pytest.mark.parametrize("items", [0, 5000])
 def test_the_smallest_is_as_small_as_any(items):
-    program = made_up(5, 4, 9, items=items)
+    program = random_program(5, 4, 9, items=items)
     choices = itertools.product(*(range(4) for _ in program.units))
     least = min(map(program.nbytes, choices))
     assert program.nbytes(smallest(program)) == least
@@ -74,7 +74,7 @@ def test_of_equal_matrices_the_first_gets_the_larger_plan():
 
 
 def test_the_order_of_matrices_makes_no_other_choice():
-    program = made_up(12, 5, 3, items=700)
+    program = random_program(12, 5, 3, items=700)
     limit = int(1.3 * program.nbytes(smallest(program)))
     choice = solve(program, limit)
     order = random.Random(0).sample(range(12), 12)
@@ -83,7 +83,7 @@ def test_the_order_of_matrices_makes_no_other_choice():
 
 
 def test_no_upgrade_is_left_that_would_fit():
-    program = made_up(20, 6, 5, items=300)
+    program = random_program(20, 6, 5, items=300)
     limit = int(1.4 * program.nbytes(smallest(program)))
     choice = solve(program, limit)
     for unit, options in enumerate(program.units):
@@ -99,7 +99,7 @@ def test_filling_takes_upgrades_until_none_fits():
 
 
 def test_many_matrices_are_near_the_bound():
-    program = made_up(300, 8, 1, smooth=True)
+    program = random_program(300, 8, 1, smooth=True)
     limit = int(1.5 * program.nbytes(smallest(program)))
     choice = solve(program, limit)
     assert program.nbytes(choice) <= limit
@@ -115,7 +115,7 @@ def test_many_matrices_are_near_the_bound():
 
 
 def test_the_choice_is_corrected_by_exact_bytes():
-    program = made_up(30, 5, 7)
+    program = random_program(30, 5, 7)
     limit = int(1.4 * program.nbytes(smallest(program)))
     asked = []
 
