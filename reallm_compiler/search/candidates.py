@@ -13,7 +13,7 @@ import torch
 
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.errors import CompileError
-from reallm_compiler.execute.coder import matrix_identity
+from reallm_compiler.execute.kept_sections import matrix_identity
 from reallm_compiler.execute.statistics import StatisticsInput, original_name
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.planning.parts import PlannedMatrix

@@ -21,7 +21,8 @@ from reallm_compiler.codecs.sections import Sections
 from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.errors import SourceError
 from reallm_compiler.execute.bands import BandCoder, band_rows, by_bands
-from reallm_compiler.execute.coder import MatrixCoder, fits, located
+from reallm_compiler.execute.coder import MatrixCoder, located
+from reallm_compiler.execute.kept_sections import fits
 from reallm_compiler.execute.runner import THREADS
 from reallm_compiler.execute.statistics import StatisticsInput
 from reallm_compiler.planning.parts import PlannedMatrix
