@@ -18,12 +18,13 @@ from reallm_compiler.kernels import jit, threads
 from reallm_compiler.kernels.compiled_job import MatrixJob, padded, up
 from reallm_compiler.kernels.form import LANES
 from reallm_compiler.kernels.llvm_text_call import LINES
+from reallm_compiler.kernels.llvm_text_panel import number_type
 from reallm_compiler.kernels.memory import own_tensors
 from reallm_compiler.kernels.sides import times
 from reallm_compiler.units import ceil_div
 
-PANEL_ROWS = 1024
-"""Rows that are decoded at once."""
+PANEL_BYTES = 1 << 23
+"""Bytes of the rows that are decoded at once, about."""
 
 
 class ManyTokens:
@@ -49,6 +50,8 @@ class ManyTokens:
             low_rank_scales=False,
             gain=outputs.low_rank is None and outputs.gain,
             exact=False,
+            products=number_type(matrix.inputs),
+            shifted=self._shifted,
         )
         inputs = replace(matrix.inputs, kept=False)
         kernel = jit.Kernel(form=matrix.form, inputs=inputs, outputs=outputs, work="panel")
@@ -85,23 +88,18 @@ class ManyTokens:
         matrix, tokens, rows = self._matrix, len(x), self._rows
         kernel, sides, numbers = self._forth, matrix.sides, self._numbers
         out = torch.empty(tokens, matrix.packed.shape[0], dtype=matrix.dtype)
-        panel, inputs, products, results, memory, ordered = own_tensors(
+        panel, inputs, products, memory, ordered = own_tensors(
             (rows, matrix.stride, numbers),
             (tokens, matrix.stride, numbers),
-            (tokens, rows, numbers),
-            (tokens, matrix.y_stride, torch.float32),
-            (1, max(x.shape[1], matrix.stride) + LANES, torch.float32),
+            (tokens, matrix.y_stride, numbers),
+            (1, max(x.shape[1], matrix.stride, matrix.y_stride) + LANES, torch.float32),
             (1, matrix.stride, torch.float32),
         )
         matrix.call(kernel.mixed, tokens=tokens, x=x, mixed=memory, ordered=ordered, high=inputs)
         for span, decoded in self._decoded(kernel, panel):
-            found = products.view(-1)[: tokens * len(decoded)].view(tokens, len(decoded))
-            torch.mm(inputs, decoded.t(), out=found)
-            torch.mul(found, sides.row_scales[span], out=results[:, span])
-        if self._shifted:
-            ones = inputs.sum(1, dtype=torch.float32)
-            results[:, : len(sides.row_shifts)] += ones[:, None] * sides.row_shifts
-        matrix.call(kernel.finish, tokens=tokens, y=results, out=out)
+            torch.mm(inputs, decoded.t(), out=products[:, span])
+        ones = inputs.sum(1, dtype=torch.float32) if self._shifted else None
+        matrix.call(kernel.finish, tokens=tokens, y=products, mixed=memory, scales=ones, out=out)
         return out if sides.factors is None else self._with_factors(x, out)
 
     def _with_factors(self, x: Tensor, y: Tensor) -> Tensor:
@@ -177,7 +175,8 @@ class ManyTokens:
     def _rows(self) -> int:
         """Rows of a panel."""
         form, shape = self._matrix.form, self._matrix.packed.shape
-        step = max(1, PANEL_ROWS // form.line_rows)
+        each = form.line_rows * self._matrix.stride * self._numbers.itemsize
+        step = up(max(1, PANEL_BYTES // each), LINES)
         return min(step, form.lines(shape)) * form.line_rows
 
     def _decoded(self, kernel: jit.Panel, panel: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -1,5 +1,7 @@
 """Results of a product on their way out: y = g (factors (H y) + L1 (L2 x)).
 
+Products of panels come without what belongs to rows: y = row_scales S + row_shifts X.
+
 L1 and L2 are read as they are stored, in float16 or int8 or wider; what int8 numbers count is
 multiplied into the few numbers between them.
 """
@@ -37,6 +39,9 @@ class Outputs:
         low_rank_scales: columns of L1 and rows of L2 have scales.
         gain: rows are multiplied by gains.
         exact: the results of two sets of integers are added up first.
+        products: the type of products with a panel, which scales of rows come to first; None for
+            float32 results.
+        shifted: shifts of rows come to them too, times the sums of inputs at `scales`.
     """
 
     dtype: str
@@ -46,6 +51,8 @@ class Outputs:
     low_rank_scales: bool
     gain: bool
     exact: bool
+    products: str | None = None
+    shifted: bool = False
 
 
 def write_finish(text: Text, outputs: Outputs) -> None:
@@ -96,7 +103,11 @@ def _finish(text: Text, outputs: Outputs, token: str) -> None:
     rows = text.slot("rows")
     stride = text.slot("y_stride")
     each = text.let(f"mul i64 {stride}, {2 if outputs.exact else 1}")
-    y = text.at(text.pointer("y"), text.let(f"mul i64 {token}, {each}"), "float")
+    start = text.let(f"mul i64 {token}, {each}")
+    if outputs.products is not None:
+        y = _scaled(text, outputs, token, start)
+    else:
+        y = text.at(text.pointer("y"), start, "float")
     if outputs.exact:
         second = text.at(y, stride, "float")
         with text.loop(0, stride, LANES) as turn:
@@ -131,6 +142,27 @@ def _finish(text: Text, outputs: Outputs, token: str) -> None:
             one = text.let(f"extractelement {kind} {narrow}, i64 {lane.index}")
             place = text.let(f"add i64 {whole}, {lane.index}")
             text.store(_element(kind), one, out, place, _element(kind))
+
+
+def _scaled(text: Text, outputs: Outputs, token: str, start: str) -> str:
+    """Where the results of a token lie in float32, whose products begin at an element."""
+    assert outputs.products is not None
+    products, found = text.pointer("y"), text.pointer("mixed")
+    scales, shifts = text.pointer("row_scales"), text.pointer("row_shifts")
+    ones = ""
+    if outputs.shifted:
+        one = text.load("float", text.pointer("scales"), token, "float")
+        ones = text.spread("float", LANES, one)
+    with text.loop(0, text.slot("y_stride"), LANES) as turn:
+        place = text.let(f"add i64 {start}, {turn.index}")
+        value = load_numbers(text, outputs.products, products, place)
+        scale = load_numbers(text, "f32", scales, turn.index)
+        value = text.let(f"fmul {F16} {value}, {scale}")
+        if ones:
+            shift = load_numbers(text, "f32", shifts, turn.index)
+            value = product_sum(text, value, shift, ones)
+        store_numbers(text, "f32", value, found, turn.index)
+    return found
 
 
 def _add_low_rank(text: Text, outputs: Outputs, token: str, y: str) -> None:

@@ -70,41 +70,58 @@ def joined(text: Text, kind: str, pieces: Sequence[str]) -> str:
     return found[0]
 
 
-def store_numbers(
-    text: Text, dtype: str, value: str, pointer: str, index: str | int, *, exact: bool = False
+def store_numbers(text: Text, dtype: str, value: str, pointer: str, index: str | int) -> None:
+    """Writes 16 float32 as numbers of a type, rounded to the nearest."""
+    kind, narrow = narrowed(text, dtype, value)
+    text.store(kind, narrow, pointer, index, kind.split(" x ")[1].rstrip(">"))
+
+
+def store_pair(
+    text: Text, dtype: str, pair: Sequence[str], pointer: str, index: str, *, exact: bool
 ) -> None:
-    """Writes 16 float32 as numbers of a type, rounded to the nearest.
+    """Writes 32 float32 as numbers of a type, rounded to the nearest.
 
     Args:
         text: where it is written.
         dtype: the type.
-        value, pointer, index: what and where.
+        pair, pointer, index: what and where.
         exact: the type holds the values, so that nothing needs to be rounded.
     """
-    kind, narrow = narrowed(text, dtype, value, exact=exact)
-    text.store(kind, narrow, pointer, index, kind.split(" x ")[1].rstrip(">"))
+    if dtype == "bf16":
+        both = [_highest(text, value, exact=exact) for value in pair]
+        halves = [text.let(f"bitcast {I16} {one} to <32 x i16>") for one in both]
+        high = text.shuffle("i16", 2 * LANES, halves[0], list(range(1, 4 * LANES, 2)), halves[1])
+        text.store("<32 x i16>", high, pointer, index, "i16")
+        return
+    for part, value in enumerate(pair):
+        place = text.let(f"add i64 {index}, {LANES * part}")
+        store_numbers(text, dtype, value, pointer, place)
 
 
-def narrowed(text: Text, dtype: str, value: str, *, exact: bool = False) -> tuple[str, str]:
+def narrowed(text: Text, dtype: str, value: str) -> tuple[str, str]:
     """(type, value) of 16 float32 as numbers of a type, rounded to the nearest."""
     if dtype == "f32":
         return F16, value
     if dtype == "f16":
         return "<16 x half>", text.let(f"fptrunc {F16} {value} to <16 x half>")
+    bits = _highest(text, value)
+    high = text.let(f"lshr {I16} {bits}, {constants('i32', [16] * LANES)}")
+    return "<16 x i16>", text.let(f"trunc {I16} {high} to <16 x i16>")
+
+
+def _highest(text: Text, value: str, *, exact: bool = False) -> str:
+    """<16 x i32> whose high halves are 16 float32 as bfloat16, rounded unless they are exact."""
     bits = text.let(f"bitcast {F16} {value} to {I16}")
     if exact:
-        high = text.let(f"lshr {I16} {bits}, {constants('i32', [16] * LANES)}")
-        return "<16 x i16>", text.let(f"trunc {I16} {high} to <16 x i16>")
+        return bits
     odd = text.let(f"lshr {I16} {bits}, {constants('i32', [16] * LANES)}")
     odd = text.let(f"and {I16} {odd}, {constants('i32', [1] * LANES)}")
     up = text.let(f"add {I16} {bits}, {constants('i32', [0x7FFF] * LANES)}")
     up = text.let(f"add {I16} {up}, {odd}")
     nan = text.let(f"fcmp uno {F16} {value}, {value}")
-    up = text.let(
+    return text.let(
         f"select <16 x i1> {nan}, {I16} {constants('i32', [0x7FC00000] * LANES)}, {I16} {up}"
     )
-    high = text.let(f"lshr {I16} {up}, {constants('i32', [16] * LANES)}")
-    return "<16 x i16>", text.let(f"trunc {I16} {high} to <16 x i16>")
 
 
 def sum_lanes(text: Text, value: str, count: int = LANES) -> str:

@@ -14,9 +14,10 @@ from reallm_compiler.kernels.llvm_text_numbers import (
     load_numbers,
     product_sum,
     store_numbers,
+    store_pair,
 )
 from reallm_compiler.kernels.llvm_text_prepare import Inputs
-from reallm_compiler.kernels.llvm_text_product import Lines, Steps
+from reallm_compiler.kernels.llvm_text_product import Lines, Steps, grouped
 
 
 def write_panel(text: Text, form: Form, steps: Steps, inputs: Inputs) -> None:
@@ -82,10 +83,11 @@ def _period(
             offset = text.let(f"mul i64 {between}, {dim}")
             place = text.let(f"add i64 {column}, {offset}")
             place = text.let(f"add i64 {place}, {start}")
-            for number, value in enumerate(pieces):
-                if blocks is not None:
+            if blocks is not None:
+                for number, value in enumerate(pieces):
                     begin = text.let(f"add i64 {column}, {LANES * number}")
                     scale, shift = blocks.of(begin, dim)
-                    value = product_sum(text, shift, value, scale)
-                at = text.let(f"add i64 {place}, {LANES * number}")
-                store_numbers(text, dtype, value, "%panel", at, exact=exact)
+                    pieces[number] = product_sum(text, shift, value, scale)
+            for number, pair in enumerate(grouped(pieces, 2)):
+                at = text.let(f"add i64 {place}, {2 * LANES * number}")
+                store_pair(text, dtype, pair, "%panel", at, exact=exact)

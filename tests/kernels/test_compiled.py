@@ -278,10 +278,10 @@ def test_activations_of_narrow_types(target: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("target", HERE)
 def test_panels_are_as_many_as_there_must_be(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    packed = packed_of("vq of rows", (72, 80))
+    packed = packed_of("vq of rows", (520, 80))
     x = activations(MOST_TOKENS + 1, 80)
     wanted = made(packed, target).linear(x)
-    monkeypatch.setattr("reallm_compiler.kernels.compiled_many.PANEL_ROWS", 16)
+    monkeypatch.setattr("reallm_compiler.kernels.compiled_many.PANEL_BYTES", 1)
     assert distance(made(packed, target).linear(x), wanted) < 1e-6
 
 
