@@ -62,13 +62,18 @@ class FoldedFactors:
         """float64 [n]: factors from statistics and matrices."""
         if name not in self.known:
             fold = self.plan.folds[name]
-            maker = fold.feed.maker
+            producer = fold.activation.producer
             found: Tensor = codec_of(fold.stage).factors(
-                fold.stage, [self._member(one) for one in fold.matrices], maker.head, maker.times
+                fold.stage,
+                [self._member(one) for one in fold.matrices],
+                producer.head,
+                producer.times,
             )
-            found = found.view(-1, maker.times, maker.head)[:, 0].reshape(-1)
+            found = found.view(-1, producer.times, producer.head)[:, 0].reshape(-1)
             if fold.norm is not None:
-                found = self._of_norm(fold.norm, name, self._gains(fold.norm, maker.offset, found))
+                found = self._of_norm(
+                    fold.norm, name, self._gains(fold.norm, producer.offset, found)
+                )
             self.known[name] = found.cpu()
         return self.known[name]
 
@@ -92,7 +97,7 @@ class FoldedFactors:
 
     def _of_norm(self, norm: PlannedTensor, name: str, stored: Tensor) -> Tensor:
         """float64 [q]: the factors by which a norm was divided that has become `stored`."""
-        offset = self.plan.folds[name].feed.maker.offset
+        offset = self.plan.folds[name].activation.producer.offset
         before = self._own(norm).to(torch.float64) + offset
         after = stored.to(torch.float64) + offset
         return torch.where((before == 0) | (after == 0), 1.0, before / after)

@@ -60,7 +60,7 @@ def parts_of(plan: Plan) -> dict[str, list[Part]]:
     blocks = fit_blocks(plan)
     copied = copied_tensors(plan, blocks)
     parts: dict[str, list[Part]] = {COPY: [(tensor.name, None) for tensor in copied]}
-    biases = {fold.feed.maker.bias: fold for fold in plan.folds.values()}
+    biases = {fold.activation.producer.bias: fold for fold in plan.folds.values()}
     divided = [biases[tensor.name] for tensor in copied if tensor.name in biases]
     parts[COPY] += [part for fold in divided for part in _of_fold(fold)]
     folded = [part for fold in plan.folds.values() for part in _of_fold(fold)]

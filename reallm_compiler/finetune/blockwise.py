@@ -138,7 +138,7 @@ class BlockWise:
             (part, number, batches[piece])
             for number, part in enumerate((self.train, self.held_out))
             for batches in (self._batches(len(part)),)
-            for piece in self.processes.mine(len(batches))
+            for piece in self.processes.own_pieces(len(batches))
         ]
         for batch, given in enumerate(parts, 1):
             yield given
@@ -195,7 +195,7 @@ class BlockWise:
                 count = _count(mask[together], inputs[0])
                 gradients = GradientSum(self.processes, parameters, pieces)
                 made = {}
-                for piece in self.processes.mine(pieces):
+                for piece in self.processes.own_pieces(pieces):
                     at = together[piece * options.batch : (piece + 1) * options.batch]
                     output = self._run(number, block.module, self.train, inputs[0], at)
                     loss = _squared(output, targets[0][at], mask[at]) / count
@@ -238,7 +238,7 @@ class BlockWise:
         mask, batches = self.held_out.mask, self._batches(len(inputs))
         made = {}
         with torch.no_grad():
-            for piece in self.processes.mine(len(batches)):
+            for piece in self.processes.own_pieces(len(batches)):
                 at = batches[piece]
                 output = self._run(number, block.module, self.held_out, inputs, at)
                 made[piece] = float(_squared(output, targets[at], mask[at]))

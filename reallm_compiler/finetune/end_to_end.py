@@ -135,7 +135,7 @@ class EndToEnd:
         total = 0.0
         gradients = GradientSum(self.processes, self.parameters, options.accumulation)
         made = {}
-        for piece in self.processes.mine(options.accumulation):
+        for piece in self.processes.own_pieces(options.accumulation):
             part = group.take(range(piece * options.batch, (piece + 1) * options.batch))
             made[piece] = self._loss(*self._batch(part), backward=1 / tokens) / tokens
             gradients.add(piece)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from reallm_compiler.finetune.processes import Processes, lost_as_error
+from reallm_compiler.finetune.processes import Processes, lost_to_error
 
 
 class GradientSum:
@@ -56,7 +56,7 @@ class GradientSum:
                 parameter.grad = value
             return
         flat = self._buffer()
-        with lost_as_error():
+        with lost_to_error():
             self._wait()
             dist.broadcast(flat, src=(self._pieces - 1) % self._processes.count)
         there = self._there(flat).tolist()
@@ -67,7 +67,7 @@ class GradientSum:
         """The sum of the pieces before, with this one's added, to whom has the next one."""
         rank, count = self._processes.rank, self._processes.count
         flat = self._buffer()
-        with lost_as_error():
+        with lost_to_error():
             self._wait()
             if piece:
                 dist.recv(flat, src=(rank - 1) % count)
@@ -86,7 +86,7 @@ class GradientSum:
                 view.copy_(parameter.grad)
                 there[index] = 1
         if piece + 1 < self._pieces:
-            with lost_as_error():
+            with lost_to_error():
                 self._sent = dist.isend(flat, dst=(rank + 1) % count)
 
     def _wait(self) -> None:

@@ -36,25 +36,25 @@ class ElsewhereError(FinetuneError):
     """This process ends because another one failed, which says why."""
 
 
-def launched() -> int:
+def world_size() -> int:
     """How many processes torchrun started; 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if all(map(os.environ.get, VARIABLES)) else 1
 
 
-def leads() -> bool:
+def is_main() -> bool:
     """Whether this process writes and reports: the first one, or the only one."""
-    return launched() == 1 or os.environ["RANK"] == "0"
+    return world_size() == 1 or os.environ["RANK"] == "0"
 
 
 def local_device(name: str) -> str:
     """The device that is meant by a name: with several GPUs each process has its own."""
-    if launched() > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+    if world_size() > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
         return f"cuda:{os.environ['LOCAL_RANK']}"
     return name
 
 
 class Processes:
-    """The processes of a run; one by itself unless made by `together`.
+    """The processes of a run; one by itself unless made by `connected_processes`.
 
     Attributes:
         rank: number of this process, from 0.
@@ -67,7 +67,7 @@ class Processes:
         self.device = torch.device(device)
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this one writes and reports."""
         return self.rank == 0
 
@@ -99,7 +99,7 @@ class Processes:
                 "start fewer processes",
             )
 
-    def mine(self, pieces: int) -> range:
+    def own_pieces(self, pieces: int) -> range:
         """The pieces that this process computes."""
         return range(self.rank, pieces, self.count)
 
@@ -111,9 +111,9 @@ class Processes:
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What the first process makes, in all of them."""
-        made: list[Any] = [make() if self.leads else None]
+        made: list[Any] = [make() if self.is_main else None]
         if self.count > 1:
-            with lost_as_error():
+            with lost_to_error():
                 dist.broadcast_object_list(made, src=0, device=self.device)
         found: T = made[0]
         return found
@@ -126,8 +126,8 @@ class Processes:
         found = {}
         for name, shape, dtype in facts:
             empty = torch.empty(shape, dtype=dtype, device=self.device)
-            whole = tensors[name].to(self.device) if self.leads else empty
-            with lost_as_error():
+            whole = tensors[name].to(self.device) if self.is_main else empty
+            with lost_to_error():
                 dist.broadcast(whole, src=0)
             found[name] = whole.cpu()
         return found
@@ -140,7 +140,7 @@ class Processes:
         for piece, value in values.items():
             found[piece] = value
         found = found.to(self.device)
-        with lost_as_error():
+        with lost_to_error():
             dist.all_reduce(found)  # one number and zeros: exact
         return [float(value) for value in found.tolist()]
 
@@ -155,7 +155,7 @@ class Processes:
             return
         for number, rows in enumerate(parts):
             part = whole[rows].to(self.device)
-            with lost_as_error():
+            with lost_to_error():
                 dist.broadcast(part, src=number % self.count)
             whole[rows] = part.to(whole.device)
 
@@ -179,7 +179,7 @@ class Processes:
 
 
 @contextmanager
-def together(device: Callable[[], torch.device]) -> Iterator[Processes]:
+def connected_processes(device: Callable[[], torch.device]) -> Iterator[Processes]:
     """The processes that torchrun started, connected for as long as this lasts.
 
     Args:
@@ -189,7 +189,7 @@ def together(device: Callable[[], torch.device]) -> Iterator[Processes]:
         FinetuneError: they cannot be connected, or one of them was lost.
         ElsewhereError: another one failed.
     """
-    if launched() == 1:
+    if world_size() == 1:
         yield Processes(device=device())
         return
     if dist.is_initialized():
@@ -208,7 +208,7 @@ def together(device: Callable[[], torch.device]) -> Iterator[Processes]:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         if chosen.type == "cuda":
             torch.cuda.set_device(chosen)
-        with lost_as_error():
+        with lost_to_error():
             dist.init_process_group(backend, store=store, rank=rank, world_size=count)
         yield Processes(rank, count, chosen)
     except BaseException as error:
@@ -230,7 +230,7 @@ def _first_or_silent(store: Any, error: BaseException) -> NoReturn:  # noqa: ANN
 
 
 @contextmanager
-def lost_as_error() -> Iterator[None]:
+def lost_to_error() -> Iterator[None]:
     """Say of a broken connection what it means."""
     try:
         yield

@@ -22,7 +22,7 @@ from reallm_compiler.finetune.events import Event, FinetuneReport, MatricesWritt
 from reallm_compiler.finetune.memory import estimate
 from reallm_compiler.finetune.options import FinetuneOptions, options_from
 from reallm_compiler.finetune.original import Original
-from reallm_compiler.finetune.processes import local_device, together
+from reallm_compiler.finetune.processes import connected_processes, local_device
 from reallm_compiler.finetune.progress import tensors_read, with_progress
 from reallm_compiler.finetune.sharding import Shards
 from reallm_compiler.finetune.stages import run_stages, started
@@ -114,11 +114,11 @@ def finetune(
     paths = as_paths(text)
     with contextlib.ExitStack() as stack:
         own_device = partial(choose_device, local_device(device), FinetuneError)
-        processes = stack.enter_context(together(own_device))
+        processes = stack.enter_context(connected_processes(own_device))
         chosen_device = processes.device
-        shown = processes.leads and (on_event is None if progress is None else progress)
-        emit = with_progress(shown, on_event if processes.leads else None)
-        if processes.leads:
+        shown = processes.is_main and (on_event is None if progress is None else progress)
+        emit = with_progress(shown, on_event if processes.is_main else None)
+        if processes.is_main:
             check_file(target, force=force)
             refuse_inputs(target, archive, adapter, decoder, *paths)
         base = stack.enter_context(
@@ -131,7 +131,7 @@ def finetune(
         )
         files = archive_files(base)
         check_predicts_text(files)
-        if processes.leads:
+        if processes.is_main:
             stack.enter_context(locked_output(target))
         texts, text_digest = read_texts(paths, FinetuneError)
         stack.enter_context(fixed_numerics(chosen.threads, chosen_device))
@@ -178,7 +178,7 @@ def finetune(
             pieces = chosen.e2e.accumulation
             processes.check_pieces(pieces, "e2e.accumulation", evenly=shard)
         wanted = "block" in chosen.stages or chosen.checkpointing or shard
-        stack.enter_context(_blocks_as_refusals())
+        stack.enter_context(_unfit_to_error())
         modules = find_blocks(tunable.model, tunable.layers) if wanted else []
         tuning = Tuning(
             tunable=tunable,
@@ -210,7 +210,7 @@ def finetune(
             [(block.before, block.after) for block in blocks],
             end.losses if end is not None else (),
         )
-        if not processes.leads:
+        if not processes.is_main:
             size, error = 0, 0.0
         elif into:
             size, error = write_model(
@@ -240,7 +240,7 @@ def finetune(
                 },
                 force=force,
             )
-        if processes.leads:
+        if processes.is_main:
             state.remove()
     return FinetuneReport(
         path=str(target),
@@ -255,7 +255,7 @@ def finetune(
 
 
 @contextlib.contextmanager
-def _blocks_as_refusals() -> Iterator[None]:
+def _unfit_to_error() -> Iterator[None]:
     """Say of blocks that cannot be run one by one what that means for tuning."""
     try:
         yield

@@ -96,7 +96,7 @@ class State:
 
     def due(self) -> bool:
         """Whether the state should be saved now, as the first process or a stop wants it."""
-        late = self._processes.leads and time.monotonic() - self._last >= SECONDS
+        late = self._processes.is_main and time.monotonic() - self._last >= SECONDS
         return self._processes.any(self._stop.requested or late)
 
     def save(self, position: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -115,7 +115,7 @@ class State:
             "position": dict(position),
             "read": dict(self._read()),
         }
-        if self._processes.leads:
+        if self._processes.is_main:
             whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
             try:
                 save_state(self.path, whole, {"state": json.dumps(facts)})

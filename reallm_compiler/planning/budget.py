@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from reallm_compiler.planning.collector import resting_collector
+from reallm_compiler.planning.gc_paused import gc_paused
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,7 +139,7 @@ class Budget:
         bits, size = float(self.totals.exact_bits), self.totals.file_bytes
         return f"Budget({len(self.matrices)} matrices, {bits:.4f} exact bits, {size} bytes)"
 
-    @resting_collector()
+    @gc_paused()
     def to_json(self) -> dict[str, Any]:
         """Plain data under the documented keys of `reallm budget --json`."""
         alike: dict[tuple[int, int, tuple[int, int], bool], dict[str, Any]] = {}

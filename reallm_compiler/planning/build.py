@@ -18,9 +18,9 @@ from reallm_compiler.checkpoint import (
     open_source,
 )
 from reallm_compiler.errors import FormatError, SourceError
-from reallm_compiler.planning.collector import resting_collector
 from reallm_compiler.planning.document import blank_provenance, section_blocks, to_document
 from reallm_compiler.planning.folding import plan_folds
+from reallm_compiler.planning.gc_paused import gc_paused
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.notes import notes_of
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
@@ -44,7 +44,7 @@ KIND = "model"
 _FLOATS = frozenset({"f64", "f32", "f16", "bf16", "f8_e4m3", "f8_e5m2"})
 
 
-@resting_collector()
+@gc_paused()
 def plan(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
     *,
@@ -89,7 +89,7 @@ def open_model(
     return prepare_model(open_source(named, weights=weights), recipe.prepare)
 
 
-@resting_collector()
+@gc_paused()
 def build(recipe: Recipe, inventory: Inventory) -> Plan:
     """The plan for the inventory that `open_model` gave for this recipe."""
     refuse_choice(recipe)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.errors import Problem, RecipeError
 from reallm_compiler.planning.parts import PlannedMatrix, PlannedTensor
-from reallm_compiler.prepare import Feed, feeds_of, fold_factors
+from reallm_compiler.prepare import Activation, activations_of, fold_factors
 from reallm_compiler.recipe import Decision
 from reallm_compiler.stages import TransformStage
 
@@ -25,13 +25,13 @@ class Fold:
     """Factors that some matrices have in common.
 
     Attributes:
-        feed: the matrices' tensors, and what makes their input.
+        activation: the matrices' tensors, and what makes their input.
         stage: the transform that is folded.
         matrices: the matrices, whose plans are without it.
         norm: the kept norm that is divided by the factors; None where a matrix is.
     """
 
-    feed: Feed
+    activation: Activation
     stage: TransformStage
     matrices: tuple[PlannedMatrix, ...]
     norm: PlannedTensor | None
@@ -39,7 +39,7 @@ class Fold:
     @property
     def name(self) -> str:
         """Of the factors: the tensor that makes the input."""
-        return self.feed.maker.tensor
+        return self.activation.producer.tensor
 
 
 def plan_folds(
@@ -66,21 +66,23 @@ def plan_folds(
     wanted = {tensor: stage for tensor, stage in stages.items() if stage is not None}
     if not wanted:
         return {}
-    feeds = feeds_of(inventory, wanted)
+    activations = activations_of(inventory, wanted)
     kept = {tensor.name: tensor for tensor in tensors}
-    refused = dict(feeds.unknown)
+    refused = dict(activations.unknown)
     folds = {}
-    for name, feed in feeds.known.items():
-        first = next(reader for reader in feed.readers if reader in wanted)
-        other = next((one for one in feed.readers if wanted.get(one) != wanted[first]), None)
+    for name, activation in activations.known.items():
+        first = next(consumer for consumer in activation.consumers if consumer in wanted)
+        other = next(
+            (one for one in activation.consumers if wanted.get(one) != wanted[first]), None
+        )
         if other is not None:
             refused[first] = f"`{other}` has the same input, and is not scaled alike"
             continue
         folds[name] = Fold(
-            feed=feed,
+            activation=activation,
             stage=wanted[first],
-            matrices=tuple(by_tensor[reader] for reader in feed.readers),
-            norm=kept[name] if feed.maker.norm else None,
+            matrices=tuple(by_tensor[consumer] for consumer in activation.consumers),
+            norm=kept[name] if activation.producer.norm else None,
         )
     _refuse(refused, by_tensor, decisions)
     return folds
@@ -88,12 +90,16 @@ def plan_folds(
 
 def folded_inventory(inventory: Inventory, folds: Mapping[str, Fold]) -> Inventory:
     """The inventory of the model with its factors folded."""
-    return fold_factors(inventory, [fold.feed for fold in folds.values()]) if folds else inventory
+    return (
+        fold_factors(inventory, [fold.activation for fold in folds.values()])
+        if folds
+        else inventory
+    )
 
 
 def folds_of(folds: Mapping[str, Fold], matrix: PlannedMatrix) -> tuple[Fold, ...]:
     """The factors on which a matrix depends: those of its columns, and of its rows."""
-    inside = [fold for fold in folds.values() if matrix.tensor in fold.feed.readers]
+    inside = [fold for fold in folds.values() if matrix.tensor in fold.activation.consumers]
     return (*inside, *(folds[name] for name in (matrix.tensor,) if name in folds))
 
 

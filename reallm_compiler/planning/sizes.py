@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Protocol
 
 from reallm_compiler.planning.budget import Budget, MatrixBudget, Totals
-from reallm_compiler.planning.collector import resting_collector
+from reallm_compiler.planning.gc_paused import gc_paused
 from reallm_compiler.planning.parts import PlannedFile, PlannedMatrix, PlannedTensor
 from reallm_compiler.storage.base import Cost, SectionSpec
 from reallm_compiler.storage.matrix import TERMS, MatrixLayout
@@ -63,7 +63,7 @@ class PlanParts(Protocol):
         ...
 
 
-@resting_collector()
+@gc_paused()
 def budget_of(plan: PlanParts) -> Budget:
     """The budget of a plan."""
     alike: dict[int, _Alike] = {}

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from reallm_compiler.checkpoint import Inventory
-from reallm_compiler.prepare.graph import Maker, Purpose, graph_of
+from reallm_compiler.prepare.graph import Producer, Purpose, graph_of
 from reallm_compiler.tensors import Origin
 
 FOLD = Purpose(
@@ -16,20 +16,20 @@ FOLD = Purpose(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Feed:
+class Activation:
     """Matrices that read one input, and what makes it.
 
     Attributes:
-        maker: what makes it.
-        readers: the tensors of the matrices, in storage order.
+        producer: what makes it.
+        consumers: the tensors of the matrices, in storage order.
     """
 
-    maker: Maker
-    readers: tuple[str, ...]
+    producer: Producer
+    consumers: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Feeds:
+class Activations:
     """The inputs of some matrices.
 
     Attributes:
@@ -37,11 +37,11 @@ class Feeds:
         unknown: those of the matrices whose input nothing makes alone, and why.
     """
 
-    known: dict[str, Feed]
+    known: dict[str, Activation]
     unknown: dict[str, str]
 
 
-def feeds_of(inventory: Inventory, tensors: Collection[str]) -> Feeds:
+def activations_of(inventory: Inventory, tensors: Collection[str]) -> Activations:
     """The inputs that some matrices read, each with all matrices that read it.
 
     Args:
@@ -53,25 +53,27 @@ def feeds_of(inventory: Inventory, tensors: Collection[str]) -> Feeds:
     """
     specs = {spec.name: spec for spec in inventory.tensors}
     graph = graph_of(inventory.config, specs, inventory.path or "the model", FOLD)
-    readers: dict[str, list[str]] = {}
-    makers: dict[str, Maker] = {}
+    consumers: dict[str, list[str]] = {}
+    producers: dict[str, Producer] = {}
     for name in specs:
-        maker = graph.roles[name].maker
-        if maker is not None and maker.tensor in specs:
-            makers[maker.tensor] = maker
-            readers.setdefault(maker.tensor, []).append(name)
-    found = Feeds(known={}, unknown={})
+        producer = graph.roles[name].producer
+        if producer is not None and producer.tensor in specs:
+            producers[producer.tensor] = producer
+            consumers.setdefault(producer.tensor, []).append(name)
+    found = Activations(known={}, unknown={})
     for name in tensors:
-        maker = graph.roles[name].maker
-        if maker is None or maker.tensor not in specs:
+        producer = graph.roles[name].producer
+        if producer is None or producer.tensor not in specs:
             found.unknown[name] = "its input is made by no norm and no matrix alone"
             continue
-        first, last = maker.rows or (0, specs[maker.tensor].shape[0])
-        if specs[name].shape[-1] != (last - first) * maker.times:
-            found.unknown[name] = f"it has not as many columns as `{maker.tensor}` makes inputs"
+        first, last = producer.rows or (0, specs[producer.tensor].shape[0])
+        if specs[name].shape[-1] != (last - first) * producer.times:
+            found.unknown[name] = f"it has not as many columns as `{producer.tensor}` makes inputs"
             continue
-        own = tuple(readers[maker.tensor])
-        found.known[maker.tensor] = Feed(maker=makers[maker.tensor], readers=own)
+        own = tuple(consumers[producer.tensor])
+        found.known[producer.tensor] = Activation(
+            producer=producers[producer.tensor], consumers=own
+        )
     return found
 
 
@@ -83,31 +85,39 @@ def changed_by(inventory: Inventory) -> frozenset[str]:
     """
     names = [spec.name for spec in inventory.tensors]
     graph = graph_of(inventory.config, names, inventory.path or "the model", FOLD)
-    makers = [(name, role.maker) for name, role in graph.roles.items() if role.maker is not None]
-    changed = {name for reader, maker in makers for name in (reader, maker.tensor, maker.bias)}
+    producers = [
+        (name, role.producer) for name, role in graph.roles.items() if role.producer is not None
+    ]
+    changed = {
+        name
+        for consumer, producer in producers
+        for name in (consumer, producer.tensor, producer.bias)
+    }
     return frozenset(name for name in names if name in changed)
 
 
-def fold_factors(inventory: Inventory, feeds: Iterable[Feed]) -> Inventory:
+def fold_factors(inventory: Inventory, activations: Iterable[Activation]) -> Inventory:
     """The inventory of the model whose matrices are scaled, and their inputs divided.
 
     The factors themselves are named by the tensor that makes the input (`Origin`).
     """
     origins = {spec.name: spec.origin or Origin(tensor=spec.name) for spec in inventory.tensors}
     before = dict(origins)
-    for feed in feeds:
-        maker = feed.maker
-        for name in feed.readers:
+    for activation in activations:
+        producer = activation.producer
+        for name in activation.consumers:
             origins[name] = replace(
-                origins[name], column_factors=maker.tensor, column_heads=(maker.head, maker.times)
+                origins[name],
+                column_factors=producer.tensor,
+                column_heads=(producer.head, producer.times),
             )
-        for made_by in (maker.tensor, maker.bias):
+        for made_by in (producer.tensor, producer.bias):
             if made_by in origins:
                 origins[made_by] = replace(
                     origins[made_by],
-                    row_factors=maker.tensor,
-                    row_range=maker.rows,
-                    offset=maker.offset,
+                    row_factors=producer.tensor,
+                    row_range=producer.rows,
+                    offset=producer.offset,
                 )
     tensors = tuple(
         spec

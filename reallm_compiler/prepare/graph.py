@@ -80,7 +80,7 @@ PREPARE = Purpose(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Maker:
+class Producer:
     """What makes the input of some matrices, one number of it for each gain or row.
 
     Attributes:
@@ -118,7 +118,7 @@ class Role:
         values: first of the rows that are the values of heads, and the row after the last; None
             for none.
         attended: its columns are the values of heads.
-        maker: what makes the input that its columns read; None where nothing does alone.
+        producer: what makes the input that its columns read; None where nothing does alone.
     """
 
     norm: str | None = None
@@ -128,7 +128,7 @@ class Role:
     layer: int | None = None
     values: tuple[int, int] | None = None
     attended: bool = False
-    maker: Maker | None = None
+    producer: Producer | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -255,33 +255,33 @@ def _role(name: str, family: Family, sizes: _Sizes) -> Role | None:
     if name == LAST_NORM:
         return Role(folded=True)
     if name == HEAD:
-        return Role(norm=LAST_NORM, reads=True, maker=_norm(LAST_NORM, family))
+        return Role(norm=LAST_NORM, reads=True, producer=_norm(LAST_NORM, family))
     found = _LAYER.fullmatch(name)
     if found is None:
         return None
     layer, part = int(found[1]), found[2]
     before = {norm: f"model.layers.{layer}.{norm}" for norm in _NORMS}
     attention, mlp = (before[norm] for norm in _NORMS)
-    of_attention = Role(norm=attention, reads=True, maker=_norm(attention, family))
-    of_mlp = Role(norm=mlp, reads=True, maker=_norm(mlp, family))
+    of_attention = Role(norm=attention, reads=True, producer=_norm(attention, family))
+    of_mlp = Role(norm=mlp, reads=True, producer=_norm(mlp, family))
     values = sizes.values
     of_values = replace(of_attention, layer=layer, values=values)
     value = f"model.layers.{layer}.self_attn.{'qkv' if family.fused else 'v'}_proj"
     up = f"model.layers.{layer}.mlp.{'gate_up' if family.fused else 'up'}_proj"
-    attended = Maker(
+    attended = Producer(
         tensor=f"{value}.weight",
         rows=values,
         bias=f"{value}.bias",
         head=sizes.head,
         times=sizes.times,
     )
-    gated = Maker(tensor=f"{up}.weight", rows=sizes.up, bias=f"{up}.bias")
+    gated = Producer(tensor=f"{up}.weight", rows=sizes.up, bias=f"{up}.bias")
     of_layer = {
         _NORMS[0]: Role(folded=True),
         _NORMS[1]: Role(folded=True),
-        "self_attn.o_proj.weight": Role(writes=True, layer=layer, attended=True, maker=attended),
+        "self_attn.o_proj.weight": Role(writes=True, layer=layer, attended=True, producer=attended),
         "self_attn.o_proj.bias": Role(writes=True),
-        "mlp.down_proj.weight": Role(writes=True, maker=gated),
+        "mlp.down_proj.weight": Role(writes=True, producer=gated),
         "mlp.down_proj.bias": Role(writes=True),
     }
     if family.fused:
@@ -305,5 +305,5 @@ def _role(name: str, family: Family, sizes: _Sizes) -> Role | None:
     return of_layer.get(part)
 
 
-def _norm(name: str, family: Family) -> Maker:
-    return Maker(tensor=name, offset=family.gain_offset)
+def _norm(name: str, family: Family) -> Producer:
+    return Producer(tensor=name, offset=family.gain_offset)

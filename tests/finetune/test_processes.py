@@ -16,7 +16,7 @@ import pytest
 
 from reallm_compiler.errors import FinetuneError, ReallmError
 from reallm_compiler.finetune import end_to_end, finetune
-from reallm_compiler.finetune.processes import ElsewhereError, launched, leads
+from reallm_compiler.finetune.processes import ElsewhereError, is_main, world_size
 from reallm_compiler.runs.stop import Interrupted
 
 SHARED = {
@@ -111,7 +111,7 @@ def test_a_stopped_run_goes_on_in_another_number_of_processes(call: Call, tmp_pa
     step = end_to_end.EndToEnd._step
 
     def stop_in_second(self: Any, number: int, blocks: Any) -> float:
-        if number == 2 and not leads():
+        if number == 2 and not is_main():
             signal.raise_signal(signal.SIGTERM)
         return step(self, number, blocks)
 
@@ -150,7 +150,7 @@ def test_a_killed_process_ends_the_other(call: Call, tmp_path: Path) -> None:
     step = end_to_end.EndToEnd._step
 
     def die_in_second(self: Any, number: int, blocks: Any) -> float:
-        if number == 2 and not leads():
+        if number == 2 and not is_main():
             os._exit(9)
         return step(self, number, blocks)
 
@@ -194,5 +194,5 @@ def test_by_torchrun(base: Path, tiny_llama: Path, prose: Path, tmp_path: Path) 
 
 def test_without_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")  # as a job's scheduler may set it
-    assert launched() == 1
-    assert leads()
+    assert world_size() == 1
+    assert is_main()

@@ -18,7 +18,7 @@ from reallm_cli.terminal import Terminal
 from reallm_cli.views import differences, show_sizes
 from reallm_compiler.hints import did_you_mean, nearest
 from reallm_compiler.numbers import counted
-from reallm_compiler.planning.collector import resting_collector
+from reallm_compiler.planning.gc_paused import gc_paused
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.planning.opened import Opened, Stored
 
@@ -65,7 +65,7 @@ from reallm_compiler.planning.opened import Opened, Stored
     help="Also show the keys and values of N tokens, by the recipe's `kv_cache`.",
 )
 @click.pass_obj
-@resting_collector()
+@gc_paused()
 def budget(
     terminal: Terminal,
     source: str,

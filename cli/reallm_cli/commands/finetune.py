@@ -142,7 +142,7 @@ def finetune_command(
     if not dry_run or is_archive(archive):
         check_archive_path(archive)
     from reallm_compiler.finetune import finetune
-    from reallm_compiler.finetune.processes import ElsewhereError, leads
+    from reallm_compiler.finetune.processes import ElsewhereError, is_main
 
     plain = _settings(settings)
     if stages is not None:
@@ -179,7 +179,7 @@ def finetune_command(
             )
         except ElsewhereError:  # the process that failed first says why
             return ExitCode.CANNOT_FINETUNE
-    if not leads():
+    if not is_main():
         return ExitCode.OK
     if as_json:
         terminal.json(

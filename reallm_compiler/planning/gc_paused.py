@@ -1,4 +1,4 @@
-"""Python's collector of reference cycles, which rests while a plan is made."""
+"""Python's collector of reference cycles, paused while a plan is made."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def resting_collector() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No collection meanwhile; also as a decorator.
 
     The plan of a large model is millions of small objects that all stay. The collector would look
