@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from reallm_compiler.calibration.events import Event
 from reallm_compiler.errors import CalibrateError
 from reallm_compiler.planning.statistics import StatisticsForm
+from reallm_compiler.runs.output import Output
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,3 +75,24 @@ class CalibrateOptions:
             "diagonal": self.form.diagonal,
             **({"shards": self.shards} if self.shards > 1 else {}),
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunOptions:
+    """How a calibration is run, beside the settings that the file holds.
+
+    Attributes:
+        texts: files of text; none if the model writes its own.
+        output: the file of statistics.
+        workers: threads, or tasks at once on a cluster; by cores and memory when None.
+        resume: `auto`, `required` or `never`.
+        force: overwrite an existing file.
+        emit: is called with events.
+    """
+
+    texts: tuple[str | os.PathLike[str], ...]
+    output: Output
+    workers: int | None
+    resume: str
+    force: bool
+    emit: Callable[[Event], None]

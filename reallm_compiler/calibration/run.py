@@ -24,7 +24,7 @@ from reallm_compiler.calibration.events import (
 )
 from reallm_compiler.calibration.finish import finish, report_of
 from reallm_compiler.calibration.job import THREADS, CalibrateJob
-from reallm_compiler.calibration.options import CalibrateOptions
+from reallm_compiler.calibration.options import CalibrateOptions, RunOptions
 from reallm_compiler.calibration.preflight import check_disk, memory_need, workers_on
 from reallm_compiler.calibration.prepare import prepare
 from reallm_compiler.calibration.progress import counting_chunks, with_progress
@@ -125,7 +125,14 @@ def calibrate(
         shards=shards,
     )
     options.check()
-    emit = with_progress(on_event is None if progress is None else progress, on_event)
+    run = RunOptions(
+        texts=as_paths(text),
+        output=Output(Path(output).absolute()),
+        workers=workers,
+        resume=resume,
+        force=force,
+        emit=with_progress(on_event is None if progress is None else progress, on_event),
+    )
     with catch_signals() as stop:
         try:
             with (
@@ -135,44 +142,27 @@ def calibrate(
                 ) as machines,
             ):
                 _check_cluster(cluster, machines, options)
-                return _calibrate(
-                    model,
-                    as_paths(text),
-                    Output(Path(output).absolute()),
-                    options,
-                    machines,
-                    resume,
-                    emit,
-                    stop,
-                    workers=workers,
-                    force=force,
-                )
+                return _calibrate(model, options, run, machines, stop)
         except KeyboardInterrupt:
             raise stop.interrupted() from None
 
 
 def _calibrate(
     model: str | os.PathLike[str] | Inventory,
-    paths: tuple[str | os.PathLike[str], ...],
-    output: Output,
     options: CalibrateOptions,
+    run: RunOptions,
     machines: Machines,
-    resume: str,
-    emit: Callable[[Event], None],
     stop: StopRequest,
-    *,
-    workers: int | None,
-    force: bool,
 ) -> CalibrateReport:
-    began = time.monotonic()
+    began, output, emit = time.monotonic(), run.output, run.emit
     # What is known before the first pass depends on shapes alone, and is found out here.
     device = machines.device if isinstance(machines, ThisMachine) else torch.device("cpu")
     inventory = model if isinstance(model, Inventory) else open_source(model)
-    refuse_inputs(output.path, inventory.path or None, *paths)
-    output.check(force=force or output.journal.exists())
+    refuse_inputs(output.path, inventory.path or None, *run.texts)
+    output.check(force=run.force or output.journal.exists())
     with output.open_journal() as journal, fixed_numerics(THREADS, device):
         stop.kept = bool(journal.records)
-        ready = prepare(inventory, paths, options, device, output, emit)
+        ready = prepare(inventory, run.texts, options, device, output, emit)
         measurement = ready.probed.measurement
         identity = {
             "plan": hashlib.sha256(encode_manifest(ready.layout.manifest)).hexdigest(),
@@ -185,7 +175,7 @@ def _calibrate(
         shards = shards_of(ready.chunks, options.shards, states, ready.width)
         schedule = ShardedSchedule(measurement, shards, ready.width)
         graph = schedule.tasks()
-        found = finished_tasks(journal, graph, identity, output, ready.layout, resume=resume)
+        found = finished_tasks(journal, graph, identity, output, ready.layout, resume=run.resume)
         if found is not None:
             check_weights(inventory, found, emit)
             if output.is_finished(found):
@@ -193,7 +183,7 @@ def _calibrate(
                 return report_of(output, ready, began, resumed=len(graph))
             if not schedule.has_files(found, states):
                 found = {}  # hidden states are gone: what needs them is made again
-        output.check(force=force)
+        output.check(force=run.force)
         done = found or {}
         reserve = found is None
         disk = (ready.layout.file_bytes if reserve else 0) + schedule.disk_bytes()
@@ -204,7 +194,9 @@ def _calibrate(
             ready.width,
             sharded=schedule.sharded,
         )
-        count, memory, free = workers_on(machines, need, workers, len(ready.chunks), len(shards))
+        count, memory, free = workers_on(
+            machines, need, run.workers, len(ready.chunks), len(shards)
+        )
         disk_free = check_disk(output.path.parent, disk)
         with stop.in_order():
             if reserve:

@@ -130,7 +130,7 @@ class _Codes(nn.Module):
             rest = term.taken_from(rest)
         self._rest = rest
         order = codec_of(plan.permutation).decoder(plan.permutation, shape, sections)
-        self._places = None if order is None else _places(shape, order).to(rest.device)
+        self._coded_index = None if order is None else _coded_index(shape, order).to(rest.device)
         self._fixed: Tensor | None = None
         self._moved: Tensor | None = None
         self._ends_moved: tuple[Tensor, Tensor] | None = None
@@ -200,8 +200,8 @@ class _Codes(nn.Module):
         for params in self._plan.transform:
             transform = codec_of(params).decoder(params, self._shape, sections, torch.float32)
             latent = transform.apply_(latent)
-        if self._places is not None:
-            latent = latent.view(-1)[self._places].view(self._shape)
+        if self._coded_index is not None:
+            latent = latent.view(-1)[self._coded_index].view(self._shape)
         return latent if self._moved is None else latent + self._moved
 
     @torch.no_grad()
@@ -291,7 +291,7 @@ class _Codes(nn.Module):
         return coder
 
 
-def _places(shape: tuple[int, int], order: ColumnOrder) -> Tensor:
+def _coded_index(shape: tuple[int, int], order: ColumnOrder) -> Tensor:
     """int64 [p q]: where each number of the coded latent stands in the latent [p, q]."""
     count = shape[0] * shape[1]
     numbered = torch.arange(count, dtype=torch.float64).view(shape)

@@ -311,14 +311,14 @@ def _streamed(
     weights: Weights,
 ) -> list[_Part]:
     """How each block is read, if no parameter of any block is also one of another module."""
-    places = Counter(id(value) for _, value in model.named_parameters(remove_duplicate=False))
+    uses = Counter(id(value) for _, value in model.named_parameters(remove_duplicate=False))
     made_by = {name: number for number, (_, made) in enumerate(joined) for name in made}
     found = []
     for path in paths:
         plain, numbers = {}, set()
         for name, value in model.get_submodule(path).named_parameters(path):
             tensor = tensor_of.get(name)
-            if places[id(value)] > 1:
+            if uses[id(value)] > 1:
                 return []
             if tensor is not None and weights.by_name[tensor].shape == tuple(value.shape):
                 plain[name] = tensor
