@@ -134,7 +134,7 @@ class Weights(ShardReader):
 
         Raises:
             SourceError: the shard is missing or too short.
-            CodecError: `dtype` is too narrow for the finite numbers (`codecs.numbers`).
+            CodecError: `dtype` is too narrow for the finite numbers (`codecs.numerics.numbers`).
         """
         spec = self.by_name[tensor]
         # Scales and origins belong to rows of a matrix, so that pieces hold whole rows.

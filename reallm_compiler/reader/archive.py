@@ -350,7 +350,7 @@ def open_archive(
             or a folder of files. When None they are looked for beside the archive, when a matrix
             that needs one is read.
         allow_cost: open it even if decoding it would take longer, or more memory, than a file
-            of its length may ask for (`plan.cost`).
+            of its length may ask for (`planning.cost`).
         verify: when digests of sections are checked: `now`, before their bytes are used, or
             `later`, in the background. Then damage is raised by the next call that reads, by
             `check`, or when the archive is closed.
