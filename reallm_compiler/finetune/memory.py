@@ -108,7 +108,8 @@ def estimate(
         options: settings of the run.
         sequences: how many the text gives, with those held out; as many as can be used when None.
         packed: the coded parts stay as they are stored.
-        shards: processes that share out the coded weights end to end; a block is whole at a time.
+        shards: processes among which the coded weights are sharded end to end; a block is whole at
+            a time.
 
     Raises:
         FinetuneError: the window asked for has more tokens than the model has positions.

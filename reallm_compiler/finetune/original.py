@@ -54,7 +54,11 @@ class Original:
             open_source(model), prepare_stages(archive.recipe)
         )
         if not self.inventory.complete:
-            raise FinetuneError("the original has no weights", location=str(model))
+            raise FinetuneError(
+                "the original has no weights",
+                location=str(model),
+                hint="give the folder that the archive was compiled from, with its safetensors",
+            )
         self.weights = Weights(self.inventory)
         self._check(archive)
         self._skeleton: Any = None

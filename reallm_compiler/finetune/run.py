@@ -87,7 +87,7 @@ def finetune(
             a folder; beside the archive when None.
         allow_cost: decode it whatever its plan costs to decode; see `open_archive`.
         into: write a whole model archive.
-        shard: under torchrun, share out the frozen weights of the blocks among the processes while
+        shard: under torchrun, shard the frozen weights of the blocks among the processes while
             the model is tuned end to end; they must be decoded (`dense`).
         device: `cpu`, `cuda` or `cuda:N`.
         resume: `auto` goes on where an interrupted run stood, `required` refuses to start
@@ -107,7 +107,7 @@ def finetune(
     began = time.monotonic()
     if shard and mode == "packed":
         raise FinetuneError(
-            "packed weights are not shared out",
+            "packed weights cannot be sharded",
             hint="leave out `--packed`, or `--shard`: packed weights take the memory of the file",
         )
     target = Path(output).absolute()

@@ -1,4 +1,4 @@
-"""The frozen weights of the blocks shared out among the processes (torch's FSDP2).
+"""The frozen weights of the blocks sharded among the processes (torch's FSDP2).
 
 Each process keeps a part of every frozen tensor; a block's tensors are gathered when the block is
 run, forward or back, and given back afterwards. What is tuned stays whole in every process, and
@@ -20,13 +20,13 @@ from reallm_compiler.runtime.tunable import TunableModel
 
 
 class Shards:
-    """The blocks of a model, shared out or not.
+    """The blocks of a model, sharded or not.
 
     Args:
         tunable: the model.
         blocks: its blocks.
         processes: of the run.
-        wanted: share them out; with one process nothing is.
+        wanted: shard them; with one process nothing is.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class Shards:
         self._blocks = list(blocks) if wanted and processes.count > 1 else []
         self.active = bool(self._blocks)
 
-    def share_out(self, teacher: Any = None) -> None:  # noqa: ANN401 (transformers has no types)
-        """Share out the blocks, and those of the original beside the model.
+    def shard(self, teacher: Any = None) -> None:  # noqa: ANN401 (transformers has no types)
+        """Shard the blocks, and those of the original beside the model.
 
         Raises:
             FinetuneError: this torch cannot.
@@ -51,11 +51,11 @@ class Shards:
         for block in self._blocks:
             for name in block.layers:
                 layer = self._tunable.layers[name]
-                if isinstance(layer.coded, Tensor):  # a buffer is never shared out
+                if isinstance(layer.coded, Tensor):  # a buffer is never sharded
                     layer.coded = nn.Parameter(layer.coded, requires_grad=False)
-            _share(block.module, self._processes)
+            _shard(block.module, self._processes)
             if teacher is not None:
-                _share(teacher.get_submodule(block.path), self._processes)
+                _shard(teacher.get_submodule(block.path), self._processes)
 
     def parts(self) -> dict[str, dict[str, Tensor]]:
         """The parts of all tuned layers (`TunedLinear.parts`), in storage order."""
@@ -74,8 +74,8 @@ def _parts(tunable: TunableModel, names: Iterable[str]) -> dict[str, dict[str, T
     return {name: tunable.layers[name].parts() for name in names}
 
 
-def _share(module: nn.Module, processes: Processes) -> None:
-    """Share out what is frozen of a module."""
+def _shard(module: nn.Module, processes: Processes) -> None:
+    """Shard what is frozen of a module."""
     from torch.distributed.device_mesh import init_device_mesh
 
     try:
@@ -86,7 +86,7 @@ def _share(module: nn.Module, processes: Processes) -> None:
         fully_shard(module, mesh=mesh, ignored_params=tuned)
     except (ImportError, TypeError) as error:
         raise FinetuneError(
-            f"torch {torch.__version__} cannot share out frozen weights alone",
+            f"torch {torch.__version__} cannot shard the frozen weights alone",
             note=str(error),
             hint="install a newer torch, or leave out `--shard`",
         ) from error

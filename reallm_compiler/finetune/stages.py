@@ -71,7 +71,7 @@ def run_stages(tuning: Tuning, saved: SavedRun | None) -> tuple[list[BlockDone],
         teacher = tuning.original.teacher(tuning.device, tuning.dtype, progress)
     for _, parameter in tuning.tunable.parameters():
         parameter.requires_grad_(True)
-    tuning.shards.share_out(teacher)
+    tuning.shards.shard(teacher)
     end = EndToEnd(tuning, teacher)
     with checkpointed(tuning.blocks, tuning.options.checkpointing):
         end.run(position if in_end else {}, tensors, [plain_of(entry) for entry in blocks])

@@ -34,7 +34,7 @@ class Tuning:
         options: settings.
         state: where to keep how far the run is.
         processes: that share the batches.
-        shards: the frozen weights, shared out among processes or not.
+        shards: the frozen weights, sharded among processes or not.
         emit: is called with events.
     """
 

@@ -165,7 +165,7 @@ class MatrixPlan(Stage):
             if len({type(stage) for stage in stages}) < len(stages):
                 raise ValueError(f"a kind of {name} can stand in the list once")
         if sum(stage.factored for stage in self.residual) > 1:
-            raise ValueError("one residual of the list can be a product of factors")
+            raise ValueError("at most one residual of the list can be a product of factors")
         return self
 
     @model_validator(mode="after")

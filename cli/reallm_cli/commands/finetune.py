@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 @click.option(
     "--shard",
     is_flag=True,
-    help="Under torchrun: share out the frozen weights among the processes (FSDP2).",
+    help="Under torchrun: shard the frozen weights among the processes (FSDP2).",
 )
 @click.option("--window", type=click.IntRange(min=2), metavar="N", help="Tokens per sequence.")
 @click.option(
