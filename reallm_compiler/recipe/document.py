@@ -1,4 +1,4 @@
-"""YAML text to a tree of located nodes. The only module that knows PyYAML.
+"""YAML text to a tree of located nodes. No other module of the recipe language knows PyYAML.
 
 The parser's events are read directly, for four reasons: every key and value keeps its line and
 column; a duplicate key is an error and not a silent overwrite; an alias cannot blow up (depth and
