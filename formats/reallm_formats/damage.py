@@ -13,6 +13,10 @@ from reallm_formats.errors import FormatError
 from reallm_formats.sections import SectionEntry, check_spare
 
 _CHUNK: Final = 1 << 24
+
+_DELAY: Final = 0.1
+"""Seconds before hashing begins: what is read first has the processor to itself."""
+
 HINT: Final = "transfer or compile the file again"
 
 
@@ -62,8 +66,8 @@ def damage_of(
 class LaterChecks:
     """Checks of sections in a thread of their own, in the order in which they are added.
 
-    The thread ends when nothing is left to check and is started again when there is; hashing
-    lets other threads run.
+    The thread ends when nothing is left to check and is started again when there is. It waits a
+    little before it begins, unless somebody waits for it; hashing lets other threads run.
     """
 
     def __init__(self) -> None:
@@ -71,6 +75,7 @@ class LaterChecks:
         self._waiting: deque[tuple[SectionEntry, memoryview]] = deque()
         self._thread: threading.Thread | None = None
         self._found: list[Damage] = []
+        self._awaited = threading.Event()
 
     @property
     def found(self) -> tuple[Damage, ...]:
@@ -95,12 +100,14 @@ class LaterChecks:
 
     def finish(self) -> None:
         """Wait until all that was added is checked."""
+        self._awaited.set()
         with self._lock:
             thread = self._thread
         if thread is not None:
             thread.join()
 
     def _work(self) -> None:
+        self._awaited.wait(_DELAY)
         while True:
             with self._lock:
                 if not self._waiting:
