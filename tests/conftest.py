@@ -97,6 +97,14 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
         shutil.copy(source / name, folder / name)
 
 
+def logits(model: Any) -> Any:
+    """The logits [1, 24, v] of a model for some tokens."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.arange(24)[None] + 3).logits
+
+
 def relative_difference(found: Any, wanted: Any) -> float:
     """||found - wanted|| / ||wanted|| of two tensors or numbers."""
     import torch

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reallm_compiler.codecs.numerics.numbers import type_name
 from reallm_compiler.integrations.grids import Grid, UnfitError
 
 NF4 = (
@@ -56,7 +57,7 @@ class BitsandbytesLayout:
         state = {
             "quant_type": "nf4",
             "blocksize": grid.group,
-            "dtype": _name(grid.dtype),
+            "dtype": type_name(grid.dtype),
             "shape": list(grid.codes.shape),
         }
         text = json.dumps(state).encode()
@@ -80,11 +81,7 @@ class BitsandbytesLayout:
             "load_in_8bit": False,
             "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_use_double_quant": False,
-            "bnb_4bit_compute_dtype": _name(self._dtype),
+            "bnb_4bit_compute_dtype": type_name(self._dtype),
             "bnb_4bit_quant_storage": "uint8",
             "llm_int8_skip_modules": dense,
         }
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

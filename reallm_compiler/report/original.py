@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reallm_compiler.checkpoint import Inventory, MatrixFact, matrix_kind, open_source
+from reallm_compiler.codecs.numerics.numbers import norm
 from reallm_compiler.errors import SourceError
 from reallm_compiler.evaluate.heatmap import same_error
 from reallm_compiler.evaluate.spectrum import spectrum
@@ -102,7 +103,7 @@ def compare(
                 looked_at = row.name in chosen[model.label]
                 weight = read(row.name) if looked_at or key not in known else None
                 if weight is not None and key not in known:
-                    known[key] = _norm(weight)
+                    known[key] = norm(weight)
                 norms[model.label, row.name] = known[key]
                 if looked_at and weight is not None and known[key] > 0:
                     decoded = archive.matrix(row.name, dtype=torch.float32)
@@ -154,36 +155,31 @@ def _curves(
 ) -> tuple[Curves, float]:
     """The curves of a matrix, and its relative error; `decoded` is used up."""
     error = decoded.neg_().add_(weight)  # [p, q], float32
-    norm = _norm(weight)
-    rms = norm / math.sqrt(weight.numel())
+    size = norm(weight)
+    rms = size / math.sqrt(weight.numel())
     count = min(weight.shape)
     residual: list[tuple[float, float]] = []
     if factors is not None:
         left, right = (factor.double() for factor in factors)  # [p, r], [r, q]
         inner = torch.linalg.qr(left)[1] @ torch.linalg.qr(right.t())[1].t()  # [r, r]
-        residual = _points(torch.linalg.svdvals(inner).tolist(), norm, count)
+        residual = _points(torch.linalg.svdvals(inner).tolist(), size, count)
     curves = Curves(
         name=name,
-        weight_spectrum=_points(spectrum(weight).values, norm, count),
-        error_spectrum=_points(spectrum(error).values, norm, count),
+        weight_spectrum=_points(spectrum(weight).values, size, count),
+        error_spectrum=_points(spectrum(error).values, size, count),
         residual_spectrum=residual,
         weight_density=_density(weight, rms),
         error_density=_density(error, rms),
     )
-    return curves, _norm(error) / norm
+    return curves, norm(error) / size
 
 
-def _norm(values: Tensor) -> float:
-    """Frobenius norm, summed in float64."""
-    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
-
-
-def _points(values: Sequence[float], norm: float, count: int) -> list[tuple[float, float]]:
-    """Singular values over their index, `POINTS` of them at most, both ends among them."""
+def _points(values: Sequence[float], size: float, count: int) -> list[tuple[float, float]]:
+    """Singular values by `size` over their index, `POINTS` at most, both ends among them."""
     last = len(values) - 1
     number = min(POINTS, len(values))
     chosen = sorted({round(step * last / max(1, number - 1)) for step in range(number)})
-    return [((index + 1) / count, values[index] / norm) for index in chosen]
+    return [((index + 1) / count, values[index] / size) for index in chosen]
 
 
 def _density(values: Tensor, rms: float) -> list[tuple[float, float]]:

@@ -14,7 +14,7 @@ from fractions import Fraction
 from reallm_compiler.stages import AdditiveQuantizer
 from reallm_compiler.storage.base import Context, SectionSpec, Shape, SizeLaw
 from reallm_compiler.storage.codebooks import codebook_sections
-from reallm_compiler.storage.vq import code_shape, learned_vectors, vectors_of_each
+from reallm_compiler.storage.vq import code_shape, learned_vectors, sample_bytes
 from reallm_compiler.storage.windows import CodeWindows
 from reallm_compiler.storage.work import CODEWORDS, SUMS, Work
 
@@ -78,7 +78,5 @@ class AdditiveLaw(SizeLaw[AdditiveQuantizer]):
         return {CODEWORDS: params.iterations * vectors * codewords, SUMS: joint}
 
     def group_bytes(self, params: AdditiveQuantizer, shapes: Sequence[Shape]) -> int:
-        """Sampled vectors and their weights, in float32."""
-        most = vectors_of_each(len(shapes))
-        counts = (math.prod(code_shape(params, shape)) for shape in shapes)
-        return sum(min(count, most) for count in counts) * params.dim * 8
+        """Sampled vectors."""
+        return sample_bytes(params, shapes)

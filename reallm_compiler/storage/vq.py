@@ -97,10 +97,8 @@ class VectorLaw(SizeLaw[VectorQuantizer]):
         return {CODEWORDS: params.iterations * vectors * params.dim * 2**params.index_bits}
 
     def group_bytes(self, params: VectorQuantizer, shapes: Sequence[Shape]) -> int:
-        """Sampled vectors and their weights, in float32."""
-        most = vectors_of_each(len(shapes))
-        counts = (math.prod(code_shape(params, shape)) for shape in shapes)
-        return sum(min(count, most) for count in counts) * params.dim * 8
+        """Sampled vectors."""
+        return sample_bytes(params, shapes)
 
 
 def learned_vectors(params: VectorGrid, shapes: Sequence[Shape]) -> int:
@@ -108,6 +106,13 @@ def learned_vectors(params: VectorGrid, shapes: Sequence[Shape]) -> int:
     most = vectors_of_each(len(shapes)) if len(shapes) > 1 else None
     counts = [math.prod(code_shape(params, shape)) for shape in shapes]
     return sum(count if most is None else min(count, most) for count in counts)
+
+
+def sample_bytes(params: VectorGrid, shapes: Sequence[Shape]) -> int:
+    """Memory of the vectors that are sampled of some latents, and of their weights, in float32."""
+    most = vectors_of_each(len(shapes))
+    counts = (math.prod(code_shape(params, shape)) for shape in shapes)
+    return sum(min(count, most) for count in counts) * params.dim * 8
 
 
 def vectors_of_each(sharers: int) -> int:

@@ -10,10 +10,7 @@ import torch
 from reallm_compiler.codecs import encode_matrix
 from reallm_compiler.evaluate.magnitudes import codebook_gain, scale_gains
 from reallm_compiler.stages import MatrixPlan
-
-
-def noise(seed, p, q):
-    return torch.randn(p, q, generator=torch.Generator().manual_seed(seed))
+from tests.evaluate.samples import noise
 
 
 def smooth(count, octaves, turns):

@@ -18,26 +18,17 @@ from reallm_compiler.evaluate.statistics import (
     relative_total,
     structure_bits,
 )
-
-
-def noise(p, q, seed=0):
-    return torch.randn(p, q, generator=torch.Generator().manual_seed(seed))
-
-
-def image(p=96, q=160):
-    x, y = torch.linspace(0, 1, p)[:, None], torch.linspace(0, 1, q)[None]
-    return torch.sin(6 * x + 9 * y) + torch.cos(11 * x * y) + torch.sin(20 * x) * torch.cos(15 * y)
-
+from tests.evaluate.samples import image, noise
 
 SAMPLES = {
-    "noise": noise(24, 40),
-    "tall": noise(50, 17, 1),
-    "off centre": noise(24, 40, 2) + 3,
+    "noise": noise(0, 24, 40),
+    "tall": noise(1, 50, 17),
+    "off centre": noise(2, 24, 40) + 3,
     "image": image(20, 31),
-    "columns of their own": noise(30, 20, 3) + 2 * noise(1, 20, 4),
-    "bfloat16": noise(24, 40, 5).to(torch.bfloat16),
-    "transposed": noise(24, 40, 6).t(),
-    "one row": noise(1, 40, 7),
+    "columns of their own": noise(3, 30, 20) + 2 * noise(4, 1, 20),
+    "bfloat16": noise(5, 24, 40).to(torch.bfloat16),
+    "transposed": noise(6, 24, 40).t(),
+    "one row": noise(7, 1, 40),
 }
 samples = pytest.mark.parametrize("weight", SAMPLES.values(), ids=SAMPLES)
 
@@ -63,7 +54,7 @@ def test_singular_values_are_those_of_the_svd(weight):
 
 @pytest.mark.parametrize("shape", [(96, 96), (64, 192), (192, 48)])
 def test_the_share_of_noise_is_what_noise_has(shape):
-    for part in spectrum(noise(*shape)).low_rank[2:]:
+    for part in spectrum(noise(0, *shape)).low_rank[2:]:
         assert part.noise_share == pytest.approx(part.share, abs=0.02)
 
 
@@ -85,7 +76,7 @@ def test_moments_are_those_of_numpy(weight):
 
 
 def test_outliers_are_seen():
-    weight = noise(64, 64)
+    weight = noise(0, 64, 64)
     weight[3, 5] = 100.0
     found = outliers(weight)
     assert found.beyond == pytest.approx(1 / 4096)
@@ -136,7 +127,7 @@ def test_z_is_in_deviations_of_a_random_order(name):
 
 
 def test_order_is_what_counts():
-    weight = image()
+    weight = image(96, 160)
     rows, columns = neighbours(weight)
     assert rows.ordered > 0.95
     assert columns.ordered > 0.95
@@ -152,7 +143,7 @@ def test_what_all_rows_share_is_no_order():
     assert rows.correlation > 0.5
     assert abs(rows.ordered) < 0.1
     assert structure_bits(rows, columns) == 0
-    assert structure_bits(*neighbours(noise(1, 20).expand(30, 20))) == 0
+    assert structure_bits(*neighbours(noise(0, 1, 20).expand(30, 20))) == 0
 
 
 def slow_spread(values, block):
@@ -164,17 +155,17 @@ def slow_spread(values, block):
 
 @pytest.mark.parametrize("q", [128, 100, 40], ids=["whole", "ragged", "short"])
 def test_block_scales_are_those_of_a_slow_count(q):
-    weight = noise(24, q) * (1 + torch.arange(q) % 7)
+    weight = noise(0, 24, q) * (1 + torch.arange(q) % 7)
     assert block_scales(weight).spread == pytest.approx(slow_spread(weight.double().numpy(), 64))
 
 
 def test_noise_has_the_block_scales_of_noise():
-    found = block_scales(noise(256, 256))
+    found = block_scales(noise(0, 256, 256))
     assert found.spread == pytest.approx(found.noise_spread, rel=0.1)
 
 
 def test_mean_squares_of_lines_are_those_of_numpy():
-    weight = noise(37, 53)
+    weight = noise(0, 37, 53)
     rows, columns = line_squares(weight)
     squares = weight.double().numpy() ** 2
     assert rows.numpy() == pytest.approx(squares.mean(axis=1))

@@ -28,17 +28,7 @@ from reallm_compiler.evaluate.regimes import (
 from reallm_compiler.evaluate.survey import survey_model
 from reallm_compiler.planning.budget import MatrixBudget
 from reallm_compiler.planning.build import plan
-
-P, Q = 64, 96
-
-
-def noise(seed, p=P, q=Q):
-    return torch.randn(p, q, generator=torch.Generator().manual_seed(seed))
-
-
-def image(p=P, q=Q):
-    x, y = torch.linspace(0, 1, p)[:, None], torch.linspace(0, 1, q)[None]
-    return torch.sin(6 * x + 9 * y) + torch.cos(11 * x * y) + torch.sin(20 * x) * torch.cos(15 * y)
+from tests.evaluate.samples import P, Q, image, noise
 
 
 def smooth(count, octaves):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,3 +18,9 @@ def reference(
     path = tmp_path_factory.mktemp("reference") / "out.reallm"
     reallm.compile(tiny_recipe, model=tiny_llama, output=path, device="cpu")
     return path.read_bytes()
+
+
+def compiled(recipe: Any, model: Path, output: Path, **options: Any) -> bytes:
+    """The bytes of a compiled archive."""
+    reallm.compile(recipe, model=model, output=output, device="cpu", **options)
+    return output.read_bytes()

@@ -26,11 +26,7 @@ from reallm_compiler.execute.events import Preflight, TaskDone
 from reallm_compiler.execute.runner import CompileRunner
 from reallm_compiler.reader.verify import verify
 from reallm_compiler.runs.stop import Interrupted
-
-
-def compiled(recipe: Any, model: Path, output: Path, **options: Any) -> bytes:
-    reallm.compile(recipe, model=model, output=output, device="cpu", **options)
-    return output.read_bytes()
+from tests.execute.conftest import compiled
 
 
 def test_the_file_is_the_plan(tiny_llama: Path, tiny_recipe: Path, reference: bytes) -> None:

@@ -25,13 +25,9 @@ from reallm_compiler.runs import worker as worker_module
 from reallm_compiler.runs.stop import Interrupted, block_signals, catch_signals
 from reallm_compiler.runs.tasks import Task, TaskResult
 from reallm_formats import Writer
+from tests.execute.conftest import compiled
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM]
-
-
-def compiled(recipe: Any, model: Path, output: Path, **options: Any) -> bytes:
-    reallm.compile(recipe, model=model, output=output, device="cpu", **options)
-    return output.read_bytes()
 
 
 def signal_in(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, *numbers: int) -> None:

@@ -17,14 +17,10 @@ from reallm_compiler.reader.adapter import open_adapter
 from reallm_compiler.reader.verify import verify
 from reallm_compiler.runs.journal import Journal
 from reallm_compiler.runtime import open_tunable
+from tests.conftest import logits
 
 # peft 0.21 asks transformers 5.23 by the old name.
 OLD_NAME = "ignore:.*is_gradient_checkpointing:FutureWarning"
-
-
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model(torch.arange(24)[None] + 3).logits
 
 
 def test_loading_with_an_adapter(base: Path, adapter: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from reallm_compiler.runtime import open_tunable
 from reallm_compiler.runtime.learned import LearnedSection
 from reallm_formats import Archive, names
 from reallm_formats.dtypes import CODES
+from tests.conftest import logits
 
 ALL = ["scales", "tables", "norms", "biases"]
 SHARED = {
@@ -59,11 +60,6 @@ def tune(
         )
 
     return call
-
-
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model(torch.arange(24)[None] + 3).logits
 
 
 def codes_of(path: Path) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ import reallm_compiler as reallm
 from reallm_compiler.errors import FormatError, OutputError, SourceError
 from reallm_compiler.models import shards
 from reallm_compiler.reader.verify import verify
+from tests.conftest import logits
 
 EXACT = {"reallm": 1, "defaults": {}}
 """No residual, no quantizer: everything in its own type."""
@@ -28,11 +29,6 @@ def archive_path(
     path = tmp_path_factory.mktemp("archive") / "out.reallm"
     reallm.compile(tiny_recipe, model=tiny_llama, output=path, device="cpu")
     return path
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(torch.arange(24)[None] + 3).logits
 
 
 def from_folder(folder: Path) -> Any:

@@ -11,7 +11,7 @@ import reallm_compiler as reallm
 from reallm_compiler.runtime import TunedLinear, open_tunable
 from reallm_compiler.runtime.mapped import Mode
 from reallm_compiler.runtime.weight import PackedWeight
-from tests.conftest import relative_difference
+from tests.conftest import logits, relative_difference
 
 RECIPE = {
     "reallm": 1,
@@ -22,11 +22,6 @@ RECIPE = {
         "dora": True,
     },
 }
-
-
-def logits(model: torch.nn.Module) -> torch.Tensor:
-    with torch.no_grad():
-        return model(torch.arange(24)[None] + 3).logits
 
 
 @pytest.fixture(scope="module")
