@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from reallm_compiler.stages.base import Stage
-from reallm_compiler.stages.plan import MatrixPlan, OneKindOf
+from reallm_compiler.stages.one_kind import OneKindOf
+from reallm_compiler.stages.plan import MatrixPlan
 from reallm_compiler.stages.quantizer import QuantizerStage
 from reallm_compiler.stages.registry import kind_name, kinds
 from reallm_compiler.stages.scales import ScalesStage

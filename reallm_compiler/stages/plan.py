@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    GetJsonSchemaHandler,
-    SerializationInfo,
-    model_validator,
-)
-from pydantic_core import CoreSchema, PydanticKnownError, core_schema
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from reallm_compiler.stages.autoencoder import AutoencoderStage, Identity
 from reallm_compiler.stages.base import Stage, as_tuple
+from reallm_compiler.stages.one_kind import OneKindOf
 from reallm_compiler.stages.permutation import NoPermutation, PermutationStage
 from reallm_compiler.stages.quantizer import NoQuantizer, QuantizerStage
 from reallm_compiler.stages.registry import kind_name, kinds
@@ -24,52 +16,6 @@ from reallm_compiler.stages.residual import ResidualStage
 from reallm_compiler.stages.rounding import NearestRounding, RoundingStage
 from reallm_compiler.stages.scales import NoScales, ScalesStage
 from reallm_compiler.stages.transform import TransformStage
-
-
-@dataclass(frozen=True, slots=True)
-class OneKindOf:
-    """Marks a field that holds one kind of a stage, chosen by `kind` among those registered now.
-
-    Unlike a union it need not know them when the class is made, so that a package can add kinds.
-    """
-
-    stage: str
-
-    def __get_pydantic_core_schema__(self, source: object, handler: object) -> CoreSchema:
-        """A validator that looks the kind up, and its own form of plain data."""
-        return core_schema.no_info_plain_validator_function(
-            self.parse,
-            serialization=core_schema.plain_serializer_function_ser_schema(_plain, info_arg=True),
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        """One of the kinds."""
-        choices = {
-            name: params.__pydantic_core_schema__ for name, params in kinds(self.stage).items()
-        }
-        return handler(core_schema.tagged_union_schema(choices, discriminator="kind"))
-
-    def parse(self, value: object) -> Stage:
-        """The parameters of `value`."""
-        known = kinds(self.stage)
-        if isinstance(value, Stage):
-            if type(value) in known.values():
-                return value
-            raise PydanticKnownError("model_attributes_type")
-        if not isinstance(value, dict):
-            raise PydanticKnownError("model_attributes_type")
-        if "kind" not in value:
-            raise PydanticKnownError("union_tag_not_found", {"discriminator": "'kind'"})
-        kind = value["kind"]
-        if not isinstance(kind, str) or kind not in known:
-            expected = ", ".join(f"'{name}'" for name in known)
-            raise PydanticKnownError(
-                "union_tag_invalid",
-                {"discriminator": "'kind'", "tag": str(kind)[:80], "expected_tags": expected},
-            )
-        return known[kind].model_validate(value)
 
 
 def _as_list(value: object) -> object:
@@ -80,10 +26,6 @@ def _as_list(value: object) -> object:
 def _without_none(stages: tuple[ResidualStage, ...]) -> tuple[ResidualStage, ...]:
     """The residuals that keep something: nothing is one way to write no residual."""
     return tuple(stage for stage in stages if stage.stored)
-
-
-def _plain(value: Stage, info: SerializationInfo) -> dict[str, Any]:
-    return value.model_dump(mode=info.mode)
 
 
 class MatrixPlan(Stage):
