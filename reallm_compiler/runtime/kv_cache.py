@@ -204,7 +204,7 @@ class _Codecs:
             if angles is not None and 2 * len(angles) > channels:
                 angles = None
             self._known[key] = PageCodec(
-                name, getattr(params, name), params.page, heads, channels, angles=angles
+                name, params.states[name], params.page, heads, channels, angles=angles
             )
         return self._known[key]
 

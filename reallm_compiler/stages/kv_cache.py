@@ -115,6 +115,11 @@ class KvCache(Stage):
     keys: CachedKeys = Field(description="How keys are coded.")
     values: CachedValues = Field(description="How values are coded.")
 
+    @property
+    def states(self) -> dict[str, CachedStates]:
+        """Both, by name."""
+        return {"keys": self.keys, "values": self.values}
+
     @field_validator("page")
     @classmethod
     def _whole_bytes(cls, page: int) -> int:

@@ -118,7 +118,7 @@ def layer_bytes(params: KvCache, shape: HeadShape, tokens: int, number_bytes: in
     kept = tokens - pages * params.page
     coded: dict[str, int] = {}
     for name, channels in (("keys", shape.keys), ("values", shape.values)):
-        layout = page_layout(getattr(params, name), params.page, shape.heads, channels)
+        layout = page_layout(params.states[name], params.page, shape.heads, channels)
         for spec in own_sections(layout):
             coded[f"{name}.{spec.role}"] = pages * spec.nbytes
     numbers = kept * shape.heads * (shape.keys + shape.values)
@@ -129,7 +129,7 @@ def table_bytes(params: KvCache, shape: HeadShape) -> dict[tuple[MatrixPlan, Sha
     """Bytes of codebooks, by the plan and the shape of the pages that share one."""
     found = {}
     for name, channels in (("keys", shape.keys), ("values", shape.values)):
-        layout = page_layout(getattr(params, name), params.page, shape.heads, channels)
+        layout = page_layout(params.states[name], params.page, shape.heads, channels)
         tables = [spec.nbytes for spec in layout.sections if spec.role in layout.table_roles]
         found[layout.plan, layout.shape] = sum(tables)
     return found
