@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from reallm_formats import v1
 from reallm_formats.errors import FormatError
 
 _TYPE_NAMES = {
@@ -62,3 +63,32 @@ def closed_map(
             note="only a newer minor version may add keys",
         )
     return items
+
+
+def provenance_map(value: object, rule: str, where: str) -> dict[str, str | bytes | int]:
+    """`value`, which must be a map from names to text, bytes or integers.
+
+    Raises:
+        FormatError: `rule` for what is no map, D7 for an entry of another type.
+    """
+    items: dict[str, str | bytes | int] = typed(value, dict, rule, where)
+    for key, entry in items.items():
+        if type(entry) not in (str, bytes, int):
+            message = f"this must be text, bytes or an integer, not {describe(entry)}"
+            raise FormatError("D7", message, location=f"{where}.{key}")
+    return items
+
+
+def matrix_shape(value: object, rule: str, where: str) -> tuple[int, int]:
+    """`value`, which must be the list of the two extents of a matrix.
+
+    Raises:
+        FormatError: `rule`.
+    """
+    shape = typed(value, list, rule, where)
+    for extent in shape:
+        typed(extent, int, rule, where)
+    if len(shape) != 2 or not all(1 <= extent <= v1.MAX_EXTENT for extent in shape):
+        message = f"a matrix has two extents of at least 1, not {shape}"
+        raise FormatError(rule, message, location=where)
+    return shape[0], shape[1]

@@ -210,3 +210,21 @@ def check_spare(section: SectionEntry, data: memoryview) -> None:
             f"the {spare} unused bits of the last byte are not all zero",
             location=f"section {section.name}, byte {section.end - 1}",
         )
+
+
+def check_sections(found: Sequence[Row], wanted: Sequence[Row], rule: str) -> None:
+    """The sections of a file are those that its document asks for, in their order.
+
+    Raises:
+        FormatError: `rule`.
+    """
+    for index, (have, want) in enumerate(zip(found, wanted, strict=False)):
+        if have != want:
+            message = (
+                f"section {have[0]} is {have[1]} {list(have[2])} where the document asks for "
+                f"{want[0]} as {want[1]} {list(want[2])}"
+            )
+            raise FormatError(rule, message, location=f"manifest: sections[{index}]")
+    if len(found) != len(wanted):
+        message = f"the document asks for {len(wanted)} sections; {len(found)} are listed"
+        raise FormatError(rule, message, location="manifest: sections")

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from reallm_formats import names, v1
-from reallm_formats.checks import closed_map, describe, typed
+from reallm_formats.checks import closed_map, matrix_shape, provenance_map, typed
 from reallm_formats.dtypes import NUMBERS
 from reallm_formats.errors import FormatError
-from reallm_formats.sections import Row
+from reallm_formats.sections import Row, check_sections
 
 KEYS: Final = ("base", "matrices", "provenance", "replaced", "settings")
 ROW_KEYS: Final = ("column_gain", "dtype", "gain", "name", "rank", "rounding_error", "shape")
@@ -134,11 +134,7 @@ def parse_adapter(
             message = f"the matrix `{matrix.name}` stands twice"
             raise FormatError("A4", message, location=f"{where}.matrices[{index}].name")
         seen.add(matrix.name)
-    provenance = typed(items["provenance"], dict, "A1", f"{where}.provenance")
-    for key, value in provenance.items():
-        if type(value) not in (str, bytes, int):
-            message = f"this must be text, bytes or an integer, not {describe(value)}"
-            raise FormatError("D7", message, location=f"{where}.provenance.{key}")
+    provenance = provenance_map(items["provenance"], "A1", f"{where}.provenance")
     others = typed(items["replaced"], list, "A1", f"{where}.replaced")
     replaced = tuple(
         _parse_replaced(row, f"{where}.replaced[{index}]", newer=newer)
@@ -151,7 +147,7 @@ def parse_adapter(
         provenance=provenance,
         replaced=replaced,
     )
-    _check_sections(sections, parsed.sections())
+    check_sections(sections, parsed.sections(), "A5")
     return parsed
 
 
@@ -160,12 +156,7 @@ def _parse_row(value: object, where: str, *, newer: bool) -> AdapterEntry:
     items = closed_map(value, ROW_KEYS, "A3", where, newer=newer)
     name = typed(items["name"], str, "A3", f"{where}.name")
     names.check_name(name, f"{where}.name")
-    shape = typed(items["shape"], list, "A3", f"{where}.shape")
-    for extent in shape:
-        typed(extent, int, "A3", f"{where}.shape")
-    if len(shape) != 2 or not all(1 <= extent <= v1.MAX_EXTENT for extent in shape):
-        message = f"a matrix has two extents of at least 1, not {shape}"
-        raise FormatError("A3", message, location=f"{where}.shape")
+    shape = matrix_shape(items["shape"], "A3", f"{where}.shape")
     rank = typed(items["rank"], int, "A3", f"{where}.rank")
     if not 0 <= rank <= min(shape):
         message = f"the rank {rank} is not in 0 to {min(shape)}"
@@ -182,7 +173,7 @@ def _parse_row(value: object, where: str, *, newer: bool) -> AdapterEntry:
         raise FormatError("A3", message, location=f"{where}.rounding_error")
     return AdapterEntry(
         name=name,
-        shape=(shape[0], shape[1]),
+        shape=shape,
         rank=rank,
         dtype=dtype,
         gain=gain,
@@ -205,17 +196,3 @@ def _parse_replaced(value: object, where: str, *, newer: bool) -> Row:
     for extent in shape:
         typed(extent, int, "A6", f"{where}.shape")
     return name, dtype, tuple(shape)
-
-
-def _check_sections(found: Sequence[Row], wanted: Sequence[Row]) -> None:
-    """The sections are those that the rows ask for, in their order (A5)."""
-    for index, (have, want) in enumerate(zip(found, wanted, strict=False)):
-        if have != want:
-            message = (
-                f"section {have[0]} is {have[1]} {list(have[2])} where the document asks for "
-                f"{want[0]} as {want[1]} {list(want[2])}"
-            )
-            raise FormatError("A5", message, location=f"manifest: sections[{index}]")
-    if len(found) != len(wanted):
-        message = f"the document asks for {len(wanted)} sections; {len(found)} are listed"
-        raise FormatError("A5", message, location="manifest: sections")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from reallm_formats import names
-from reallm_formats.checks import closed_map, describe, typed
+from reallm_formats.checks import closed_map, provenance_map, typed
 from reallm_formats.errors import FormatError
 from reallm_formats.sections import Row
 
@@ -56,11 +56,7 @@ def parse_decoder(
     where = "manifest: document"
     items = closed_map(document, KEYS, "E1", where, newer=newer)
     structure = typed(items["structure"], dict, "E1", f"{where}.structure")
-    provenance = typed(items["provenance"], dict, "E1", f"{where}.provenance")
-    for key, value in provenance.items():
-        if type(value) not in (str, bytes, int):
-            message = f"this must be text, bytes or an integer, not {describe(value)}"
-            raise FormatError("D7", message, location=f"{where}.provenance.{key}")
+    provenance = provenance_map(items["provenance"], "E1", f"{where}.provenance")
     _check_sections(sections)
     return DecoderDocument(structure=structure, provenance=provenance)
 

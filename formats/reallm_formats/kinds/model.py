@@ -20,7 +20,7 @@ from operator import itemgetter
 from typing import Any, Final
 
 from reallm_formats import names, v1
-from reallm_formats.checks import closed_map, describe, typed
+from reallm_formats.checks import closed_map, provenance_map, typed
 from reallm_formats.dtypes import FLOATS, NUMBERS
 from reallm_formats.errors import FormatError
 from reallm_formats.sections import Row
@@ -130,11 +130,7 @@ def parse_model(
     _check_sections(sections, matrices)
     ties = typed(items["ties"], dict, "D1", f"{where}.ties")
     _check_ties(ties, matrices, sections, f"{where}.ties")
-    provenance = typed(items["provenance"], dict, "D1", f"{where}.provenance")
-    for key, value in provenance.items():
-        if type(value) not in (str, bytes, int):
-            message = f"this must be text, bytes or an integer, not {describe(value)}"
-            raise FormatError("D7", message, location=f"{where}.provenance.{key}")
+    provenance = provenance_map(items["provenance"], "D1", f"{where}.provenance")
     return ModelDocument(
         recipe=recipe,
         methods=tuple(methods),

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from reallm_formats import names, v1
-from reallm_formats.checks import closed_map, describe, typed
+from reallm_formats.checks import closed_map, matrix_shape, provenance_map, typed
 from reallm_formats.errors import FormatError
-from reallm_formats.sections import Row
+from reallm_formats.sections import Row, check_sections
 
 KEYS: Final = ("matrices", "provenance", "settings", "tokens")
 ROW_KEYS: Final = ("input_form", "inputs", "name", "output_form", "sha256", "shape")
@@ -123,11 +123,7 @@ def parse_statistics(
     if not 1 <= tokens <= v1.MAX_EXTENT:
         message = f"means are taken over 1 to {v1.MAX_EXTENT} tokens, not {tokens}"
         raise FormatError("T1", message, location=f"{where}.tokens")
-    provenance = typed(items["provenance"], dict, "T1", f"{where}.provenance")
-    for key, value in provenance.items():
-        if type(value) not in (str, bytes, int):
-            message = f"this must be text, bytes or an integer, not {describe(value)}"
-            raise FormatError("D7", message, location=f"{where}.provenance.{key}")
+    provenance = provenance_map(items["provenance"], "T1", f"{where}.provenance")
     matrices = tuple(
         _parse_row(row, f"{where}.matrices[{index}]", newer=newer) for index, row in enumerate(rows)
     )
@@ -135,7 +131,7 @@ def parse_statistics(
     parsed = StatisticsDocument(
         matrices=matrices, tokens=tokens, settings=settings, provenance=provenance
     )
-    _check_sections(sections, parsed.sections())
+    check_sections(sections, parsed.sections(), "T5")
     return parsed
 
 
@@ -144,12 +140,7 @@ def _parse_row(value: object, where: str, *, newer: bool) -> StatisticsEntry:
     items = closed_map(value, ROW_KEYS, "T2", where, newer=newer)
     for key in ("name", "inputs"):
         names.check_name(typed(items[key], str, "T2", f"{where}.{key}"), f"{where}.{key}")
-    shape = typed(items["shape"], list, "T2", f"{where}.shape")
-    for extent in shape:
-        typed(extent, int, "T2", f"{where}.shape")
-    if len(shape) != 2 or not all(1 <= extent <= v1.MAX_EXTENT for extent in shape):
-        message = f"a matrix has two extents of at least 1, not {shape}"
-        raise FormatError("T2", message, location=f"{where}.shape")
+    shape = matrix_shape(items["shape"], "T2", f"{where}.shape")
     sha256 = typed(items["sha256"], bytes, "T2", f"{where}.sha256")
     if len(sha256) != v1.DIGEST_BYTES:
         message = f"a digest has {v1.DIGEST_BYTES} bytes, not {len(sha256)}"
@@ -160,7 +151,7 @@ def _parse_row(value: object, where: str, *, newer: bool) -> StatisticsEntry:
             raise FormatError("T2", message, location=f"{where}.{key}")
     return StatisticsEntry(
         name=items["name"],
-        shape=(shape[0], shape[1]),
+        shape=shape,
         sha256=sha256,
         inputs=items["inputs"],
         input_form=items["input_form"],
@@ -187,17 +178,3 @@ def _check_inputs(matrices: Sequence[StatisticsEntry], where: str) -> None:
         if (owner.shape[1], owner.input_form) != (row.shape[1], row.input_form):
             message = f"`{row.name}` and `{owner.name}` share inputs and differ in width or form"
             raise FormatError("T4", message, location=f"{where}[{index}].inputs")
-
-
-def _check_sections(found: Sequence[Row], wanted: Sequence[Row]) -> None:
-    """The sections are those that the rows ask for, in their order (T5)."""
-    for index, (have, want) in enumerate(zip(found, wanted, strict=False)):
-        if have != want:
-            message = (
-                f"section {have[0]} is {have[1]} {list(have[2])} where the document asks for "
-                f"{want[0]} as {want[1]} {list(want[2])}"
-            )
-            raise FormatError("T5", message, location=f"manifest: sections[{index}]")
-    if len(found) != len(wanted):
-        message = f"the document asks for {len(wanted)} sections; {len(found)} are listed"
-        raise FormatError("T5", message, location="manifest: sections")
