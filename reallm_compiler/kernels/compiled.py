@@ -1,7 +1,7 @@
 """Products with packed codes by compiled kernels (`choose.Product`).
 
 A few tokens meet the codes directly. For many, panels of rows are decoded to numbers once and
-multiplied as ordinary matrices, which processors do faster from `MOST_TOKENS` on.
+multiplied as ordinary matrices, which processors do faster from some 12 or 24 tokens on.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ from reallm_compiler.kernels.plain import PlainProduct, add_residuals
 from reallm_compiler.kernels.sides import Sides, sides_of
 from reallm_compiler.kernels.targets import TARGETS
 from reallm_compiler.storage.windows import CodeWindows
-
-MOST_TOKENS = 12
-"""Tokens up to which codes are read for the tokens themselves."""
 
 
 def compiled_product(
@@ -60,6 +57,9 @@ class CompiledProduct:
         dtype: type of activations.
         target: the processor (`jit.targets`).
         exact: activations have two sets of integers, else one; as float32 needs it by default.
+
+    Attributes:
+        most_tokens: tokens up to which codes are read for the tokens themselves.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class CompiledProduct:
         self._dtype = dtype
         exact = dtype == torch.float32 if exact is None else exact
         matrix = MatrixJob(packed, form, sides, dtype, target, exact=exact)
+        self.most_tokens = TARGETS[target].most_tokens(matrix.form)
         self._few = FewTokens(matrix)
         # Where rows have orders of their own, panels have none in common with the inputs.
         self._many = None if matrix.form.orders else ManyTokens(matrix)
@@ -88,7 +89,7 @@ class CompiledProduct:
         """x W^^T: [n, q] -> [n, p]."""
         if not len(x):
             return x.new_empty(0, self._packed.shape[0])
-        if len(x) <= MOST_TOKENS:
+        if len(x) <= self.most_tokens:
             return self._few.linear(x)
         return (self._many or self._plain).linear(x)
 
@@ -140,7 +141,7 @@ class SumProduct:
 
     def linear(self, x: Tensor) -> Tensor:
         """x W^^T: [n, q] -> [n, p]."""
-        if self._ordered and len(x) > MOST_TOKENS:
+        if self._ordered and len(x) > self._terms[0].most_tokens:
             return self._plain.linear(x)
         x = x.to(torch.float32)
         y = self._terms[0].linear(x)

@@ -19,6 +19,15 @@ from reallm_compiler.kernels.llvm_text_nibbles import Nibbles
 from reallm_compiler.kernels.llvm_text_product import Steps
 from reallm_compiler.kernels.llvm_text_wide import ARM, X86, Machine
 
+FEW_TOKENS = 12
+"""Tokens up to which any codes are read for the tokens themselves, as that is faster."""
+
+MOST_TOKENS = 24
+"""Tokens up to which those are that are looked up fast."""
+
+FAST = 4
+"""Registers of tables, for each row of a line, that are looked up fast."""
+
 
 class Target(Protocol):
     """A processor that kernels are written for."""
@@ -37,6 +46,9 @@ class Target(Protocol):
 
     def fits(self, form: Form) -> bool:
         """Whether there is a kernel for a form."""
+
+    def most_tokens(self, form: Form) -> int:
+        """Tokens up to which codes are read for the tokens themselves."""
 
     def planes(self, form: Form) -> bool:
         """Whether activations are two planes of int8, else they are integers of 16 bits."""
@@ -67,6 +79,11 @@ class Vbmi:
     def fits(self, form: Form) -> bool:
         """Where windows and tables fit into registers."""
         return llvm_text_vbmi.fits(form)
+
+    def most_tokens(self, form: Form) -> int:
+        """More with small tables."""
+        fast = llvm_text_vbmi.table_registers(form) <= FAST * form.line_rows
+        return MOST_TOKENS if fast else FEW_TOKENS
 
     def planes(self, form: Form) -> bool:
         """Unless entries have 16 bits."""
@@ -109,6 +126,10 @@ class Wide:
     def fits(self, form: Form) -> bool:
         """Where one of the ways does."""
         return any(way.fits(form) for way in WAYS)
+
+    def most_tokens(self, form: Form) -> int:
+        """The same for all."""
+        return FEW_TOKENS
 
     def planes(self, form: Form) -> bool:
         """Never."""

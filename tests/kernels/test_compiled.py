@@ -17,18 +17,13 @@ from reallm_compiler.codecs.numerics import emit
 from reallm_compiler.errors import FormatError
 from reallm_compiler.kernels import jit, threads
 from reallm_compiler.kernels.choose import product_for
-from reallm_compiler.kernels.compiled import (
-    MOST_TOKENS,
-    CompiledProduct,
-    compiled_product,
-    product_by,
-)
+from reallm_compiler.kernels.compiled import CompiledProduct, compiled_product, product_by
 from reallm_compiler.kernels.form import form_of
 from reallm_compiler.kernels.packed import PackedMatrix
 from reallm_compiler.kernels.plain import PlainProduct
 from reallm_compiler.kernels.planes import further_integers, integer_sums, integers
 from reallm_compiler.kernels.sides import sides_of
-from reallm_compiler.kernels.targets import TARGETS, runs_here
+from reallm_compiler.kernels.targets import FEW_TOKENS, MOST_TOKENS, TARGETS, runs_here
 from reallm_compiler.stages import MatrixPlan
 from tests.kernels.packing import dense, distance, packed_matrix
 from tests.kernels.test_windows import QUANTIZERS, ROW
@@ -327,7 +322,7 @@ def test_results_depend_on_the_token_alone(
     shape = (200, LONG.get(name, (0, 128))[1])
     packed = packed_of(name, shape)
     product = made(packed, target)
-    x = activations(MOST_TOKENS, shape[1])
+    x = activations(FEW_TOKENS, shape[1])
     together = product.linear(x)
     alone = torch.cat([product.linear(row) for row in x.split(1)])
     assert torch.equal(together, alone)
