@@ -11,6 +11,7 @@ import torch
 
 import reallm_compiler as reallm
 from reallm_compiler.checkpoint import open_source
+from reallm_compiler.execute.bands import by_bands
 from reallm_compiler.models.weights import Weights
 from reallm_compiler.runs.machines import ThisMachine
 from reallm_compiler.runs.seeds import seed_for
@@ -97,8 +98,8 @@ def test_it_is_the_kl_of_the_changed_model(tiny_llama: Path, tmp_path: Path) -> 
 
 
 BY_BANDS = {
-    "scales": {"kind": "absmax", "per": "row"},
-    "quantizer": {"kind": "uniform", "bits": 3},
+    "scales": {"kind": "rms", "per": "row"},
+    "quantizer": {"kind": "normal_float", "bits": 2},
 }
 TRELLIS = {
     "transform": [{"kind": "hadamard", "sides": "both"}],
@@ -114,6 +115,7 @@ def test_damage_is_of_noise_and_of_shrinking(
     """By the matrices that a compile stores, split into a smaller weight and the rest."""
     recipe = {"reallm": 1, "defaults": defaults}
     plan = reallm.plan(recipe, model=tiny_llama)
+    assert all(by_bands(plan.by_name[name]) == (defaults is BY_BANDS) for name in WANTED)
     jobs = {name: [plan.by_name[name].plan] for name in WANTED}
     source = open_source(str(tiny_llama))
     found = measure(jobs, source, cache=tmp_path, workers=1)
@@ -126,8 +128,7 @@ def test_damage_is_of_noise_and_of_shrinking(
             coded = archive.matrix(name, dtype=torch.float32).double()
             share = float((weight * coded).sum() / (weight * weight).sum())
             rest = float((coded - share * weight).square().sum() / weight.square().sum())
-            if defaults is TRELLIS:
-                assert share < 0.9
+            assert share < 0.9
             expected = costs[name].noise * rest + costs[name].shrinking * (1 - share) ** 2
             assert damage.kl == pytest.approx(expected, rel=1e-4)
 
