@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from reallm_compiler.stages import LowRank
 from reallm_compiler.storage import dora, low_rank
-from reallm_compiler.storage.base import DTYPES, SectionSpec
+from reallm_compiler.storage.base import DTYPE_NAMES, SectionSpec
 from reallm_compiler.storage.values import Finite
 from reallm_formats import AdapterEntry, names
-
-_RECIPE_DTYPES = {section: name for name, section in DTYPES.items()}
-"""Recipe names of the section types of factors."""
 
 
 def residual(row: AdapterEntry) -> LowRank:
     """The residual stage of a row with factors."""
     return LowRank.model_validate(
-        {"kind": "low_rank", "rank": row.rank, "dtype": _RECIPE_DTYPES[row.dtype]}
+        {"kind": "low_rank", "rank": row.rank, "dtype": DTYPE_NAMES[row.dtype]}
     )
 
 

@@ -20,7 +20,10 @@ from reallm_compiler.storage.work import Work
 from reallm_formats.dtypes import section_bytes
 
 DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "int8": "i8"}
-"""The recipe's words for number types, as section types."""
+"""Number types of recipes, as section types."""
+
+DTYPE_NAMES = {section: name for name, section in DTYPES.items()}
+"""Section types of numbers, as recipes name them."""
 
 Shape = tuple[int, int]
 """Rows p and columns q."""

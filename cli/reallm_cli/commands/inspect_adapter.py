@@ -10,9 +10,8 @@ from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.numbers import grouped
 from reallm_compiler.planning.opened import provenance_text
+from reallm_compiler.storage.base import DTYPE_NAMES
 from reallm_formats import AdapterEntry, Archive, section_bytes
-
-WORDS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "i8": "int8"}
 
 
 def inspect_adapter(
@@ -41,9 +40,9 @@ def inspect_adapter(
                 row.name,
                 f"{row.shape[0]} x {row.shape[1]}",
                 str(row.rank),
-                WORDS[row.dtype] if row.rank else "none",
+                DTYPE_NAMES[row.dtype] if row.rank else "none",
                 _gains(row),
-                grouped(_bytes(row)),
+                grouped(row.nbytes),
                 f"{100 * row.rounding_error:.3f} %",
             )
             for row in rows
@@ -89,8 +88,4 @@ def _gains(row: AdapterEntry) -> str:
 
 
 def _row_json(row: AdapterEntry) -> dict[str, Any]:
-    return {**row.plain(), "bytes": _bytes(row)}
-
-
-def _bytes(row: AdapterEntry) -> int:
-    return sum(section_bytes(dtype, shape) for _, dtype, shape in row.sections())
+    return {**row.plain(), "bytes": row.nbytes}

@@ -10,7 +10,7 @@ from reallm_cli.tables import Sheet, show_facts, show_sheet
 from reallm_cli.terminal import Terminal
 from reallm_compiler.numbers import grouped
 from reallm_compiler.planning.opened import provenance_text
-from reallm_formats import Archive, StatisticsEntry, names, section_bytes
+from reallm_formats import Archive, StatisticsEntry, names
 
 
 def inspect_statistics(
@@ -41,7 +41,7 @@ def inspect_statistics(
                 row.input_form if row.inputs == row.name else f"{row.input_form}, of {row.inputs}",
                 row.output_form,
                 *map(grouped, _counts(archive, row)),
-                grouped(_bytes(row)),
+                grouped(row.nbytes),
             )
             for row in rows
         ],
@@ -68,7 +68,7 @@ def _row_json(archive: Archive, row: StatisticsEntry) -> dict[str, Any]:
         "sha256": row.sha256.hex(),
         "tokens": reached,
         "left_out": left_out,
-        "bytes": _bytes(row),
+        "bytes": row.nbytes,
     }
 
 
@@ -76,7 +76,3 @@ def _counts(archive: Archive, row: StatisticsEntry) -> tuple[int, int]:
     """Tokens that reached a matrix, and those of them that were left out."""
     data = bytes(archive.read(names.matrix_section(row.name, "counts")))
     return int.from_bytes(data[:8], "little"), int.from_bytes(data[8:], "little")
-
-
-def _bytes(row: StatisticsEntry) -> int:
-    return sum(section_bytes(dtype, shape) for _, dtype, shape in row.sections())

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from reallm_formats import names, v1
 from reallm_formats.checks import closed_map, matrix_shape, provenance_map, typed
-from reallm_formats.dtypes import NUMBERS
+from reallm_formats.dtypes import NUMBERS, section_bytes
 from reallm_formats.errors import FormatError
 from reallm_formats.sections import Row, check_sections
 
@@ -66,6 +66,11 @@ class AdapterEntry:
             yield names.matrix_section(self.name, "gain"), "f16", (p,)
         if self.column_gain:
             yield names.matrix_section(self.name, "column_gain"), "f16", (q,)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its sections."""
+        return sum(section_bytes(dtype, shape) for _, dtype, shape in self.sections())
 
     def plain(self) -> dict[str, Any]:
         """The row as the manifest stores it."""

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from reallm_formats import names, v1
 from reallm_formats.checks import closed_map, matrix_shape, provenance_map, typed
+from reallm_formats.dtypes import section_bytes
 from reallm_formats.errors import FormatError
 from reallm_formats.sections import Row, check_sections
 
@@ -71,6 +72,11 @@ class StatisticsEntry:
         """(name, dtype, shape) of its own sections, in the order of the file."""
         for role, dtype, shape in self.parts():
             yield names.matrix_section(self.name, role), dtype, shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its sections."""
+        return sum(section_bytes(dtype, shape) for _, dtype, shape in self.sections())
 
     def plain(self) -> dict[str, Any]:
         """The row as the manifest stores it."""
