@@ -19,7 +19,7 @@ from reallm_compiler.estimates import work as counted
 from reallm_compiler.estimates.nodes import HOUR, Machine, Task, makespan
 from reallm_compiler.estimates.rates import Rates
 from reallm_compiler.execute.preflight import INTERPRETER_BYTES, worker_bytes
-from reallm_compiler.finetune.memory import estimate, tuned_parameters
+from reallm_compiler.finetune.memory import estimate, model_sizes, tuned_parameters
 from reallm_compiler.finetune.options import FinetuneOptions, Stage, options_from
 from reallm_compiler.planning.model import Plan
 from reallm_compiler.storage import work as operations
@@ -158,7 +158,7 @@ def _calibrate(
         work = {**work, operations.BYTES: moved, operations.PROCESSES: workers}
     seconds = rates.seconds(work)
     # Hidden states before every block are written, read, and their gradients too.
-    states = 4 * 4 * counted.SAMPLES * window * _width(config) * (_layers(plan) + 1)
+    states = 4 * 4 * counted.SAMPLES * window * model_sizes(config).width * (_layers(plan) + 1)
     return _step(
         "calibrate",
         nodes,
@@ -266,11 +266,6 @@ def _step(
         gpu_dollars=None if gpu is None else gpu * machine.gpu_price,
         unmeasured=tuple(sorted(missing)),
     )
-
-
-def _width(config: Mapping[str, Any]) -> int:
-    text = config.get("text_config") or config
-    return int(text.get("hidden_size") or text.get("n_embd") or 0)
 
 
 def _layers(plan: Plan) -> int:

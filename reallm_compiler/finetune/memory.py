@@ -79,7 +79,7 @@ class MemoryEstimate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sizes:
+class ModelSizes:
     """Extents of a model: width d, MLP f, queries and keys per token, vocabulary v."""
 
     width: int
@@ -114,7 +114,7 @@ def estimate(
     Raises:
         FinetuneError: the window asked for has more tokens than the model has positions.
     """
-    sizes = _sizes(config)
+    sizes = model_sizes(config)
     window = window_of(options.window, [sizes.positions], FinetuneError)
     width = 2 if options.precision == "bfloat16" else 4
     numel = sum(matrix.numel for matrix in plan.matrices)
@@ -183,7 +183,7 @@ def _largest_block(plan: Plan) -> int:
 def _block_terms(
     plan: Plan,
     tuned: Mapping[str, int],
-    sizes: _Sizes,
+    sizes: ModelSizes,
     window: int,
     width: int,
     options: FinetuneOptions,
@@ -205,7 +205,7 @@ def _block_terms(
 def _end_terms(
     plan: Plan,
     tuned: Mapping[str, int],
-    sizes: _Sizes,
+    sizes: ModelSizes,
     window: int,
     width: int,
     options: FinetuneOptions,
@@ -241,7 +241,7 @@ def _end_terms(
     }
 
 
-def _per_token(sizes: _Sizes, width: int) -> int:
+def _per_token(sizes: ModelSizes, width: int) -> int:
     """Bytes that the backward pass keeps for one token of one block.
 
     Inputs of two norms in float32 and their outputs; rotated queries and keys, values and the
@@ -254,7 +254,7 @@ def _per_token(sizes: _Sizes, width: int) -> int:
     return norms + attention + outputs + 6 * sizes.inner * width
 
 
-def _passing(sizes: _Sizes, width: int) -> int:
+def _passing(sizes: ModelSizes, width: int) -> int:
     """Bytes for one token that stand beside what a block keeps when its memory is at the peak.
 
     Either output, target, difference and its square, in float32; or two gradients inside the MLP
@@ -263,8 +263,9 @@ def _passing(sizes: _Sizes, width: int) -> int:
     return max(4 * FLOAT * sizes.width, (2 * sizes.inner + sizes.width) * width)
 
 
-def _sizes(config: Mapping[str, Any]) -> _Sizes:
-    text = config.get("text_config", config)
+def model_sizes(config: Mapping[str, Any]) -> ModelSizes:
+    """The extents that a model's config.json states; 0 for those that it leaves out."""
+    text = config.get("text_config") or config
     width = int(text.get("hidden_size") or text.get("n_embd") or 0)
     heads = int(text.get("num_attention_heads") or text.get("n_head") or 1)
     groups = int(text.get("num_key_value_heads") or heads)
@@ -272,7 +273,7 @@ def _sizes(config: Mapping[str, Any]) -> _Sizes:
     layers = text.get("num_hidden_layers") or text.get("n_layer") or 0
     inner = text.get("intermediate_size") or text.get("n_inner") or 4 * width
     positions = text.get("max_position_embeddings") or text.get("n_positions")
-    return _Sizes(
+    return ModelSizes(
         width=width,
         inner=int(inner),
         queries=heads * each,
