@@ -1,4 +1,4 @@
-"""The additive quantizer: sums of words, their search and what they lose."""
+"""The additive quantizer: sums of codewords, their search and what they lose."""
 
 from __future__ import annotations
 

@@ -38,16 +38,16 @@ def coded(plan: MatrixPlan, weight: Tensor, given: MatrixStatistics) -> tuple[Te
     return decode_matrix(plan, shape, "f32", found, dtype=torch.float32), found
 
 
-def beam(weight: Tensor, start: Tensor, words: Tensor, gram: Tensor) -> Tensor:
-    """AQLM's search with all sums of words as its beam: group after group of a row is given the
+def beam(weight: Tensor, start: Tensor, codewords: Tensor, gram: Tensor) -> Tensor:
+    """AQLM's search with all sums of codewords as its beam: group after group of a row is given the
     sum with the least cost while the others stay, until nothing changes.
 
     Args:
         weight, start: [p, q], the matrix and what it begins with.
-        words: [p, n, dim], the sums of each row times its norm.
+        codewords: [p, n, dim], the sums of each row times its norm.
         gram: [q, q].
     """
-    decoded, dim = start.clone(), words.shape[2]
+    decoded, dim = start.clone(), codewords.shape[2]
     for _ in range(100):
         before = decoded.clone()
         for first in range(0, weight.shape[1], dim):
@@ -55,9 +55,9 @@ def beam(weight: Tensor, start: Tensor, words: Tensor, gram: Tensor) -> Tensor:
             error = weight - decoded
             error[:, group] = 0
             tilt = error @ gram[:, group]  # [p, dim]
-            rest = weight[:, None, group] - words  # [p, n, dim]
+            rest = weight[:, None, group] - codewords  # [p, n, dim]
             costs = ((rest @ gram[group, group]) * rest).sum(2) + 2 * (rest * tilt[:, None]).sum(2)
-            decoded[:, group] = words[torch.arange(len(weight)), costs.argmin(1)]
+            decoded[:, group] = codewords[torch.arange(len(weight)), costs.argmin(1)]
         if torch.equal(before, decoded):
             break
     return decoded
@@ -77,10 +77,10 @@ def test_the_loss_of_aqlm() -> None:
         books = sections["codebook"].double().view(2, 16, 4) * scale.view(-1, 1, 1)
         pairs = torch.tensor(list(itertools.product(range(16), repeat=2)))
         every = books[0][pairs[:, 0]] + books[1][pairs[:, 1]]  # [256, 4]
-        words = sections["scales"].double()[:, None, None] * every
-        near = torch.cdist(weight.double().view(24, 16, 4), words).argmin(2)  # [24, 16]
-        start = torch.stack([words[row][near[row]].view(-1) for row in range(24)])
-        plain = beam(weight.double(), start, words, given.inputs.double())
+        codewords = sections["scales"].double()[:, None, None] * every
+        near = torch.cdist(weight.double().view(24, 16, 4), codewords).argmin(2)  # [24, 16]
+        start = torch.stack([codewords[row][near[row]].view(-1) for row in range(24)])
+        plain = beam(weight.double(), start, codewords, given.inputs.double())
         ratios.append(cost(decoded - weight, given) / cost(plain - weight, given))
         assert cost(plain - weight, given) < 0.7 * cost(start - weight, given)
     assert max(ratios) < 1.08

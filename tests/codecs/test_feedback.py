@@ -335,7 +335,7 @@ def test_sweeps_are_for_the_input_side_and_for_single_codes():
 
 
 def test_the_loss_of_sums_is_that_of_a_slow_search(gaussian):
-    """AQLM's search by plain loops: for each row and group the pair of words of least cost."""
+    """AQLM's search by plain loops: for each row and group the pair of codewords of least cost."""
     weight, given = gaussian(P, Q), statistics()
     plan = planned("additive", sides="input", sweeps=4)
     encoded = encode_matrix(plan, weight, seed=1, source_dtype="f32", statistics=given)

@@ -29,12 +29,12 @@ from reallm_compiler.storage.trellis import (
 ROW = {"kind": "rms", "per": "row"}
 
 
-def quantizer(bits, state_bits=6, **words):
-    return {"kind": "trellis", "bits": bits, "state_bits": state_bits, "iterations": 3} | words
+def quantizer(bits, state_bits=6, **fields):
+    return {"kind": "trellis", "bits": bits, "state_bits": state_bits, "iterations": 3} | fields
 
 
-def parameters(bits, **words) -> TrellisQuantizer:
-    return TrellisQuantizer.model_validate(quantizer(bits, **words))
+def parameters(bits, **fields) -> TrellisQuantizer:
+    return TrellisQuantizer.model_validate(quantizer(bits, **fields))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (5, 4), (33, 100)])
@@ -42,7 +42,7 @@ def parameters(bits, **words) -> TrellisQuantizer:
 @pytest.mark.parametrize(
     "scales",
     [{"kind": "none"}, ROW, {"kind": "rms", "per": "column"}, {"kind": "minmax", "block": 12}],
-    ids=lambda words: words.get("per", words["kind"]),
+    ids=lambda fields: fields.get("per", fields["kind"]),
 )
 def test_laws(shape, bits, scales, gaussian, plan_of, check_codec):
     check_codec(plan_of(scales=scales, quantizer=quantizer(bits)), gaussian(*shape))
@@ -260,7 +260,7 @@ def test_a_block_of_columns_goes_on_where_the_last_one_ended(gaussian, plan_of):
 
 
 @pytest.mark.parametrize(
-    ("words", "reason"),
+    ("fields", "reason"),
     [
         (quantizer(9), "between 1 and 8"),
         (quantizer("1/2"), "between 1 and 8"),
@@ -270,9 +270,9 @@ def test_a_block_of_columns_goes_on_where_the_last_one_ended(gaussian, plan_of):
     ],
     ids=str,
 )
-def test_what_cannot_be_is_refused(words, reason, plan_of):
+def test_what_cannot_be_is_refused(fields, reason, plan_of):
     with pytest.raises(ValidationError, match=reason):
-        plan_of(quantizer=words)
+        plan_of(quantizer=fields)
 
 
 def test_a_row_is_that_of_the_specification():
