@@ -12,9 +12,8 @@ Activations are integers of 16 bits. Pairs of entries and activations are multip
 - `Vectors`: a code is looked up once for the eight columns that it stands for;
 - `Single`: every entry by itself, whatever the form.
 
-`Nibbles` and `Evened` stand in `llvm_text_nibbles` and `llvm_text_evened`, the others in
-`llvm_text_looked`. All is plain LLVM but for a few instructions, which `Machine` names for each
-architecture.
+`Nibbles`, `Evened` and `Vectors` stand in files of these names, the others in `llvm_text_looked`.
+All is plain LLVM but for a few instructions, which `Machine` names for each architecture.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from reallm_compiler.kernels import llvm_text_vbmi, llvm_text_words
 from reallm_compiler.kernels.form import Form
 from reallm_compiler.kernels.llvm_text import Text
 from reallm_compiler.kernels.llvm_text_evened import Evened
-from reallm_compiler.kernels.llvm_text_looked import Computed, Pairs, Rows, Single, Vectors
+from reallm_compiler.kernels.llvm_text_looked import Computed, Pairs, Rows, Single
 from reallm_compiler.kernels.llvm_text_nibbles import Nibbles
 from reallm_compiler.kernels.llvm_text_product import Steps
+from reallm_compiler.kernels.llvm_text_vectors import Vectors
 from reallm_compiler.kernels.llvm_text_wide import ARM, X86, Machine
 
 FEW_TOKENS = 12
