@@ -266,7 +266,7 @@ def correlation_row(case: Case) -> str:
     ratios = sorted(predicted / measured for predicted, measured in pairs)
     middle = ratios[len(ratios) // 2]
     kls = [measured for _, measured in pairs]
-    how = "with statistics" if case.calibrated else "own text and noise"
+    how = "with statistics" if case.calibrated else "data-free"
     return (
         f"| {case.study.name} | {how} | {len(pairs)} | {found:.3f} "
         f"| {min(kls):.4f} to {max(kls):.4f} | {middle:.2f} |"
