@@ -2,7 +2,8 @@
 
 `next_token` lowers the cross-entropy of the text, `distill` the divergence KL(original || model)
 of the predictions, which needs the whole original in memory as well. The held-out loss is taken
-before the first step and a few times on the way, and the best factors are kept.
+before the first step and a few times on the way, and the best factors are kept. Where it has
+become a multiple of what it was, the steps that are left are not made: they would not come back.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ from reallm_compiler.units import ceil_div
 HELD_OUT_BATCH = 8
 """Sequences of a batch of the held-out ones."""
 
+DIVERGED = 2
+"""A held-out loss of so many times the one before any step has diverged."""
+
 PROBE = 16
 """Tokens of the sequences on which it is tried whether a model runs in two parts."""
 
@@ -56,6 +60,7 @@ class EndToEnd:
     Attributes:
         before: held-out loss at the beginning.
         least: the best held-out loss.
+        diverged: the step after which the held-out loss had diverged; None if it never did.
         losses: each held-out loss with the number of steps made before it.
         speed: steps per second of those made by this process; None without any.
     """
@@ -73,6 +78,7 @@ class EndToEnd:
         self.device = tuning.device
         self.parameters = dict(self.tunable.parameters())
         self.before = self.least = math.nan
+        self.diverged: int | None = None
         self.losses: list[tuple[int, float]] = []
         self.speed: float | None = None
         self._best: dict[str, Tensor] = {}
@@ -108,7 +114,7 @@ class EndToEnd:
             self._keep_best()
         began, first = time.monotonic(), step
         checked = 0.0
-        while step < self.steps:
+        while step < self.steps and self.diverged is None:
             loss = self._step(step, blocks)
             step += 1
             held = None
@@ -118,6 +124,8 @@ class EndToEnd:
                 if held < self.least:
                     self.least = held
                     self._keep_best()
+                elif held > DIVERGED * self.before:
+                    self.diverged = step
                 checked += time.monotonic() - started
             self.speed = (step - first) / max(1e-9, time.monotonic() - began - checked)
             self.emit(StepDone(step=step, steps=self.steps, loss=loss, held_out=held))

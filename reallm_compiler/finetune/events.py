@@ -126,6 +126,8 @@ class FinetuneReport:
         blocks: one entry for each tuned block.
         before: held-out loss end to end before that stage; None without it.
         after: held-out loss with what was kept.
+        diverged: the step that ended that stage, as the held-out loss was twice that before it;
+            None if it never was.
         rounding_error: largest ||R - R'|| / ||R|| of the stored factors over all matrices.
         file_bytes: length of the file.
         seconds: wall time of this run.
@@ -136,6 +138,7 @@ class FinetuneReport:
     blocks: tuple[BlockDone, ...]
     before: float | None
     after: float | None
+    diverged: int | None
     rounding_error: float
     file_bytes: int
     seconds: float

@@ -247,6 +247,7 @@ def finetune(
         blocks=tuple(blocks),
         before=end.before if end is not None else None,
         after=end.least if end is not None else None,
+        diverged=end.diverged if end is not None else None,
         rounding_error=error,
         file_bytes=size,
         seconds=time.monotonic() - began,

@@ -237,6 +237,17 @@ def test_a_loss_that_is_not_a_number_stops(
     assert all(torch.isfinite(value).all() for value in load_file(kept.path).values())
 
 
+def test_a_held_out_loss_that_diverges_ends_the_steps(run: Any, tmp_path: Path) -> None:
+    """What was best is kept: here the numbers of the archive, as no step made them better."""
+    events: list[Any] = []
+    e2e = {"lr": 1.0, "loss": "distill", "batch": 2, "accumulation": 1, "steps": 8, "checks": 4}
+    report = run(changes={"stages": ["e2e"], "e2e": e2e}, on_event=events.append)
+    assert report.diverged == 2
+    assert report.after == report.before
+    assert max(event.step for event in events if isinstance(event, StepDone)) == 2
+    assert (tmp_path / "out.adapter").exists()
+
+
 def test_never_two_blocks_of_the_original(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[torch.nn.Module]] = []
     most = []

@@ -191,6 +191,7 @@ def finetune_command(
                 ],
                 "before": report.before,
                 "after": report.after,
+                "diverged": report.diverged,
                 "rounding_error": report.rounding_error,
                 "file_bytes": report.file_bytes,
                 "seconds": report.seconds,
@@ -208,6 +209,11 @@ def finetune_command(
     if report.before is not None and report.after is not None:
         terminal.data(
             f"held-out loss end to end: {report.before:.4f} before, {report.after:.4f} after"
+        )
+    if report.diverged is not None:
+        terminal.log(
+            f"warning: the held-out loss was twice that before tuning at step {report.diverged}: "
+            "no more steps were made, and the best state is kept; give a smaller `e2e.lr`"
         )
     terminal.data(f"rounding of the factors: at most {100 * report.rounding_error:.3f} %")
     terminal.log(
