@@ -47,7 +47,7 @@ PROMISED = {
     "int4",
 }
 NAMES = list_shipped()
-NOT_MEASURED = {"paper-hnerv", "aqlm-1x16"}
+NOT_MEASURED = {"paper-hnerv"}
 """Hours of training, and methods of others that are measured next."""
 
 
