@@ -182,10 +182,10 @@ def grouped(values: Sequence[Value], size: int) -> list[list[Value]]:
     return [list(values[first : first + size]) for first in range(0, len(values), size)]
 
 
-def ask(text: Text, base: str, ahead: int, size: str | None = None) -> None:
-    """Asks for memory some bytes ahead of an address, or at each page of a stretch from there on.
+def prefetch(text: Text, base: str, ahead: int, size: str | None = None) -> None:
+    """Prefetches what lies some bytes ahead of an address, or at each page of `size` bytes there.
 
-    Into the first cache: to ask for bytes in the second one takes longer than to look them up.
+    Into the first cache: a prefetch into the second one takes longer than to look bytes up there.
     """
 
     def one(place: str) -> None:

@@ -18,7 +18,7 @@ from reallm_compiler.codecs.windows import LOW, WindowValues
 from reallm_compiler.kernels.form import LANES, STEP, Form
 from reallm_compiler.kernels.llvm_text import Text, constants
 from reallm_compiler.kernels.llvm_text_numbers import F16, product_sum, same
-from reallm_compiler.kernels.llvm_text_product import PAGES_AHEAD, Ends, ask, grouped
+from reallm_compiler.kernels.llvm_text_product import PAGES_AHEAD, Ends, grouped, prefetch
 
 FEATURES = ("avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni")
 
@@ -148,7 +148,7 @@ class Registers:
 
     def line(self, base: str) -> None:
         """A line of codes begins at `base`."""
-        ask(self._text, base, PAGES_AHEAD, self._ends.size)
+        prefetch(self._text, base, PAGES_AHEAD, self._ends.size)
         self._base = self._ends.line(base)
 
     def carried(self) -> list[tuple[str, str]]:
@@ -221,7 +221,7 @@ class Registers:
         text, window = self._text, self._windows[step]
         start = text.let(f"mul i64 {period}, {self._period_bytes}")
         place = text.at(self._base, text.let(f"add i64 {start}, {window.first}"))
-        ask(text, place, AHEAD)
+        prefetch(text, place, AHEAD)
         return text.load(f"<{window.width} x i8>", place)
 
     def _bit(self, value: list[str], bit: int) -> str:

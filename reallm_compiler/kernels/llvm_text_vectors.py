@@ -11,7 +11,7 @@ from reallm_compiler.kernels.form import LANES, STEP, Form
 from reallm_compiler.kernels.llvm_text import Text
 from reallm_compiler.kernels.llvm_text_looked import Looked
 from reallm_compiler.kernels.llvm_text_numbers import F16
-from reallm_compiler.kernels.llvm_text_product import ask, grouped
+from reallm_compiler.kernels.llvm_text_product import grouped, prefetch
 from reallm_compiler.kernels.llvm_text_wide import W16, Machine
 
 AHEAD = 1024
@@ -52,7 +52,7 @@ class Vectors(Looked):
         self.at_period(period)
         if step == 0 and codes.books << codes.window > FIRST_CACHE:
             for byte in range(AHEAD, AHEAD + self.period_bytes, CACHE_LINE):
-                ask(text, self._place, byte)
+                prefetch(text, self._place, byte)
         found = []
         for first in range(STEP * step, STEP * (step + 1), codes.books):
             total = ""

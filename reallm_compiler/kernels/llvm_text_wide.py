@@ -25,7 +25,7 @@ from reallm_compiler.codecs.windows import LOW
 from reallm_compiler.kernels.form import LANES, STEP, Form
 from reallm_compiler.kernels.llvm_text import Text
 from reallm_compiler.kernels.llvm_text_numbers import F16, product_sum, same
-from reallm_compiler.kernels.llvm_text_product import PAGES_AHEAD, Ends, ask, grouped
+from reallm_compiler.kernels.llvm_text_product import PAGES_AHEAD, Ends, grouped, prefetch
 
 BEHIND = 72
 """Bytes behind the last period of a line that a step may read."""
@@ -96,7 +96,7 @@ class Wide:
 
     def line(self, base: str) -> None:
         """A line of codes begins at `base`."""
-        ask(self.text, base, PAGES_AHEAD, self._ends.size)
+        prefetch(self.text, base, PAGES_AHEAD, self._ends.size)
         self._line = self._ends.line(base)
 
     def carried(self) -> list[tuple[str, str]]:
