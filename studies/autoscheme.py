@@ -142,6 +142,10 @@ def main() -> None:
                 keep_row(row, given.rows)
                 kept.append(row)
     lines = [
+        "## AutoScheme",
+        "",
+        "Printed by `python studies/autoscheme.py` (its first lines say how to call it).",
+        "",
         "| model | asked for | exact bits | 2, 3, 4, 8 bits | KL (nats) | perplexity |",
         "|---|---|---|---|---|---|",
     ]

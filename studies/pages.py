@@ -61,6 +61,6 @@ def write_part(path: Path, script: str, text: str) -> None:
     for index in indices[:1]:
         parts[index] = new
     if not indices:
-        parts.append(new)
+        parts += [[""], new]
     page = "\n".join(line for part in parts for line in part)
     path.write_text(page.strip() + "\n", encoding="utf-8")
