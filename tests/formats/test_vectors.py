@@ -48,6 +48,17 @@ def test_the_maker_writes_only_when_asked(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "cases.json").read_bytes() == (FOLDER / "cases.json").read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["adapter", "statistics"])
+def test_an_entry_says_the_bytes_of_its_sections(kind):
+    with Archive.open(FOLDER / "accepted" / f"{kind}.bin") as archive:
+        entries = getattr(archive, kind).matrices
+        stored = [
+            sum(len(archive.read(name)) for name, _, _ in entry.sections()) for entry in entries
+        ]
+    assert [entry.nbytes for entry in entries] == stored
+    assert any(stored)
+
+
 @pytest.mark.parametrize("case", ACCEPTED, ids=by_name)
 def test_accepted(case):
     path = FOLDER / case["file"]
