@@ -97,13 +97,13 @@ def killed(case: Case, output: Path, kills: int, tasks: int, seconds: float) -> 
     for number in range(1, kills + 1):
         process, began = start(case, output, WORKERS[-1]), time.monotonic()
         share = number / (kills + 1)
-
-        def due(began: float = began, share: float = share) -> bool:
+        while process.poll() is None:
             if case.text is not None:
-                return time.monotonic() - began >= share * seconds
-            return records(output) >= 1 + int(tasks * share)
-
-        while process.poll() is None and not due():
+                due = time.monotonic() - began >= share * seconds
+            else:
+                due = records(output) >= 1 + int(tasks * share)
+            if due:
+                break
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()

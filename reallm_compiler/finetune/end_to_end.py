@@ -60,7 +60,6 @@ class EndToEnd:
     Attributes:
         before: held-out loss at the beginning.
         least: the best held-out loss.
-        diverged: the step after which the held-out loss had diverged; None if it never did.
         losses: each held-out loss with the number of steps made before it.
         speed: steps per second of those made by this process; None without any.
     """
@@ -78,7 +77,6 @@ class EndToEnd:
         self.device = tuning.device
         self.parameters = dict(self.tunable.parameters())
         self.before = self.least = math.nan
-        self.diverged: int | None = None
         self.losses: list[tuple[int, float]] = []
         self.speed: float | None = None
         self._best: dict[str, Tensor] = {}
@@ -92,6 +90,12 @@ class EndToEnd:
     def steps(self) -> int:
         """Steps in all."""
         return steps_of(self.options, len(self.train))
+
+    @property
+    def diverged(self) -> int | None:
+        """The step after which the held-out loss had diverged, which was the last; None without."""
+        step, loss = self.losses[-1] if self.losses else (0, math.nan)
+        return step if loss > DIVERGED * self.before else None
 
     def run(
         self, position: dict[str, Any], tensors: dict[str, Tensor], blocks: list[dict[str, Any]]
@@ -124,8 +128,6 @@ class EndToEnd:
                 if held < self.least:
                     self.least = held
                     self._keep_best()
-                elif held > DIVERGED * self.before:
-                    self.diverged = step
                 checked += time.monotonic() - started
             self.speed = (step - first) / max(1e-9, time.monotonic() - began - checked)
             self.emit(StepDone(step=step, steps=self.steps, loss=loss, held_out=held))

@@ -248,6 +248,24 @@ def test_a_held_out_loss_that_diverges_ends_the_steps(run: Any, tmp_path: Path) 
     assert (tmp_path / "out.adapter").exists()
 
 
+def test_a_run_stopped_where_it_diverged_makes_no_more_steps(run: Any, tmp_path: Path) -> None:
+    e2e = {"lr": 1.0, "loss": "distill", "batch": 2, "accumulation": 1, "steps": 8, "checks": 4}
+    changes = {"stages": ["e2e"], "e2e": e2e}
+
+    def stop(event: Any) -> None:
+        if isinstance(event, StepDone) and event.held_out is not None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(changes=changes, on_event=stop)
+    events: list[Any] = []
+    report = run(changes=changes, on_event=events.append, resume="required")
+    assert report.diverged == 2
+    assert not any(isinstance(event, StepDone) for event in events)
+    run("whole.adapter", changes=changes)
+    assert (tmp_path / "out.adapter").read_bytes() == (tmp_path / "whole.adapter").read_bytes()
+
+
 def test_never_two_blocks_of_the_original(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[torch.nn.Module]] = []
     most = []
