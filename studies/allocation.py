@@ -33,7 +33,7 @@ from typing import Any
 import reallm_compiler as reallm
 from reallm_compiler.planning.build import open_model
 from reallm_compiler.recipe import load_recipe
-from reallm_compiler.search.damage import Damage, measure
+from reallm_compiler.search.damage import Damage, joint_kl, measure
 from studies.pages import write_part
 from studies.results import Measured, Study, Subject
 
@@ -252,7 +252,7 @@ def correlation(case: Case) -> tuple[float, list[tuple[float, float]]]:
     pairs = []
     for _ in range(MIXES):
         chosen = {name: draw.randrange(len(MIXED)) for name in sorted(damages)}
-        predicted = sum(damages[name][index].kl for name, index in chosen.items())
+        predicted = joint_kl([damages[name][index] for name, index in chosen.items()])
         rates = {name: MIXED[index] for name, index in chosen.items()}
         measured = case.compiled(case.recipe(rates, OWN_TABLES))
         if measured is not None:

@@ -56,7 +56,7 @@ def choose(program: Program, limit: int, exact: Callable[[Choice], int]) -> Choi
         if found == beyond:
             break
         beyond = found
-    return _filled(program, best, limit, exact)
+    return filled(program, best, limit, exact)
 
 
 def upgrades(program: Program, choice: Sequence[int], most: int) -> list[tuple[int, int]]:
@@ -74,8 +74,8 @@ def upgrades(program: Program, choice: Sequence[int], most: int) -> list[tuple[i
     return [(int(table.unit[row]), int(row - table.starts[table.unit[row]])) for row in ordered]
 
 
-def _filled(program: Program, choice: Choice, limit: int, exact: Callable[[Choice], int]) -> Choice:
-    """The choice with single upgrades until none fits any more."""
+def filled(program: Program, choice: Choice, limit: int, exact: Callable[[Choice], int]) -> Choice:
+    """A choice with single upgrades, the largest gain first, until none fits any more."""
     while True:
         size = exact(choice)
         for unit, index in upgrades(program, choice, limit - size + MARGIN):

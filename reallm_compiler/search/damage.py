@@ -3,7 +3,8 @@
 Every candidate is really coded, by the way that a compile codes. With measured gradients the KL
 divergence that its error E alone causes is predicted as 1/2 tr(HOw E HIw E^T) / gx, the Kronecker
 form of the Fisher information (`codecs.statistics`); without, by what noise and shrinking cost in
-this matrix (`search.noise`). To first order the damages of several matrices add up.
+this matrix (`search.noise`). To first order the damages of several matrices add up, but for those
+of smaller matrices (`search.joint`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.codecs.statistics_file import StatisticsFile
@@ -52,10 +56,27 @@ class Damage:
     Attributes:
         error: ||W - W^||^2 / ||W||^2, relative squared error of the coded matrix.
         kl: predicted KL(original || coded) that this matrix alone causes, in nats per token.
+        shift: float32 [k], the change of the logits that adds up with those of other matrices, and
+            whose square is a part of `kl`; empty where none is known.
     """
 
     error: float
     kl: float
+    shift: NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros(0, dtype=np.float32), compare=False
+    )
+
+    @property
+    def alone(self) -> float:
+        """The part of the KL that adds up with that of other matrices."""
+        return self.kl - float(np.square(self.shift, dtype=np.float64).sum())
+
+
+def joint_kl(damages: Sequence[Damage]) -> float:
+    """The predicted KL that several matrices cause together, in nats per token."""
+    shifts = [one.shift for one in damages if len(one.shift)]
+    together = np.sum(shifts, axis=0, dtype=np.float64)
+    return sum(one.alone for one in damages) + float(np.square(together).sum())
 
 
 def measure(
@@ -141,18 +162,18 @@ def measure(
             report=progress_callback(progress, "run", "runs of the model"),
         )
     return {
-        name: [Damage(error=one.error, kl=_kl(one, costs.get(name))) for one in several]
-        for name, several in found.items()
+        name: [_damage(one, costs.get(name)) for one in several] for name, several in found.items()
     }
 
 
-def _kl(found: Found, costs: Slopes | None) -> float:
-    """The predicted KL of a candidate, in nats per token."""
+def _damage(found: Found, costs: Slopes | None) -> Damage:
+    """The damage of a candidate."""
     if found.kl is not None:
-        return found.kl
+        return Damage(error=found.error, kl=found.kl)
     assert costs is not None  # of all matrices without a KL
     assert found.shrink is not None  # as there is no KL
-    return costs.kl(found.error, found.shrink)
+    kl = costs.kl(found.error, found.shrink)
+    return Damage(error=found.error, kl=kl, shift=costs.shift(found.shrink))
 
 
 def _checked(

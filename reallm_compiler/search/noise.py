@@ -7,6 +7,9 @@ one matrix at a time, and with that matrix made smaller, and the KL divergence f
 measured on a text that the model has written itself. For small errors it is linear in both squares:
 
     KL = noise (||E||^2 / ||W||^2 - shrink^2) + shrinking shrink^2.
+
+Smaller matrices work together, as `search.joint` says. So what a smaller matrix does to the logits
+is kept too, as the direction of p^(1/2) (log q - log p) over all tokens, in few numbers.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reallm_compiler.checkpoint import Inventory, MatrixFact
@@ -31,12 +36,19 @@ from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.runs.oom import oom_to_error
 from reallm_compiler.runs.seeds import seed_for
 from reallm_compiler.runs.tasks import Task, TaskResult
+from reallm_compiler.search.sketch import BUCKETS, sketch
 
 SIZE = 1 / 16
 """||E||^2 / ||W||^2 of the noise: about that of two bits a weight."""
 
 SHRINK = 1 / 8
 """The share by which a matrix is made smaller: about that of one and a half bits a weight."""
+
+TOGETHER = 1 / 2
+"""The part of what smaller matrices cost that follows the sum of their changes. For small errors it
+is all; with errors as large as those of two bits changes cancel less than their products say, and a
+choice must not rest on that. Half ranks mixes best on the models of docs/allocate.md.
+"""
 
 RUN = 1 << 25
 """Logits that are computed at once, about."""
@@ -49,28 +61,47 @@ class Slopes:
     Attributes:
         noise: KL by ||E||^2 / ||W||^2 of an error like noise.
         shrinking: KL by the square of the share by which the matrix is smaller.
+        direction: float32 [BUCKETS], how the logits change then: a sketch of norm 1, or zeros.
     """
 
     noise: float
     shrinking: float
+    direction: NDArray[np.float32] = field(compare=False)
 
     def kl(self, error: float, shrink: float) -> float:
         """Of coding with a relative squared error, a part of which is that W^ is smaller."""
         return self.noise * max(0.0, error - shrink**2) + self.shrinking * shrink**2
 
+    def shift(self, shrink: float) -> NDArray[np.float32]:
+        """float32 [BUCKETS]: the change of the logits by a smaller matrix that is counted together
+        with those of others. Its square is `TOGETHER` of the KL that it causes alone.
+
+        Args:
+            shrink: the share by which the matrix is smaller.
+        """
+        return self.direction * np.float32(shrink * math.sqrt(TOGETHER * self.shrinking))
+
     def facts(self) -> dict[str, str]:
         """The facts of an entry of the cache."""
         return {"noise": self.noise.hex(), "shrinking": self.shrinking.hex()}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of an entry of the cache."""
+        return {"direction": torch.from_numpy(self.direction)}
+
     @staticmethod
-    def of(facts: Mapping[str, str]) -> Slopes | None:
+    def of(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Slopes | None:
         """What an entry of the cache says; None if it is not one of these."""
         try:
             noise, shrinking = (float.fromhex(facts[name]) for name in ("noise", "shrinking"))
+            direction = tensors["direction"]
         except (KeyError, ValueError, OverflowError):
             return None
         known = 0 <= noise < math.inf and 0 <= shrinking < math.inf
-        return Slopes(noise=noise, shrinking=shrinking) if known else None
+        fits = direction.shape == (BUCKETS,) and direction.dtype == torch.float32
+        if not known or not fits or not bool(direction.isfinite().all()):
+            return None
+        return Slopes(noise=noise, shrinking=shrinking, direction=direction.numpy())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +173,8 @@ class NoiseRunner:
             weight.add_(noise, alpha=math.sqrt(SIZE * size / own))
             with_noise = self._kl() / SIZE
             torch.mul(kept, 1 - SHRINK, out=weight)
-            smaller = self._kl() / SHRINK**2
+            moved = torch.zeros(BUCKETS, device=kept.device)
+            smaller = self._kl(moved) / SHRINK**2
             weight.copy_(kept)
         if not math.isfinite(with_noise + smaller):
             raise CompileError(
@@ -150,14 +182,29 @@ class NoiseRunner:
                 location=task.key,
                 hint="measure statistics with `reallm calibrate`, or leave it out of `allocate`",
             )
-        found = Slopes(noise=max(0.0, with_noise), shrinking=max(0.0, smaller))
+        norm = float(torch.linalg.vector_norm(moved))
+        found = Slopes(
+            noise=max(0.0, with_noise),
+            shrinking=max(0.0, smaller),
+            direction=(moved / (norm or 1.0)).cpu().numpy(),
+        )
         return SlopesResult(task=task.key, slopes=found)
 
-    def _kl(self) -> float:
-        """KL of the model as it is now, in nats per token."""
+    def _kl(self, moved: Tensor | None = None) -> float:
+        """KL of the model as it is now, in nats per token.
+
+        Args:
+            moved: float32 [BUCKETS], to which the sketch of p^(1/2) (log q - log p) is added.
+        """
         total = 0.0
+        signs = torch.Generator(self._job.device)
+        signs.manual_seed(seed_for(self._job.seed, "signs"))
         for ids, expected in zip(self._parts, self._expected, strict=True):
-            total += _divergence(expected, self._predicted(ids))
+            predicted = self._predicted(ids)
+            total += _divergence(expected, predicted)
+            if moved is not None:
+                for log_p, log_q in zip(expected, predicted, strict=True):  # [t, v] each
+                    moved += sketch((log_p / 2).exp() * (log_q - log_p), signs)
         return total / self._job.ids.numel()
 
     def _predicted(self, ids: Tensor) -> Tensor:

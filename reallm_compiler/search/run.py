@@ -26,7 +26,7 @@ from reallm_compiler.recipe.allocation import (
     target_of_bytes,
 )
 from reallm_compiler.runs.cluster import ClusterOptions
-from reallm_compiler.search.choose import SmallestError, choose
+from reallm_compiler.search.choose import SmallestError
 from reallm_compiler.search.damage import measure
 from reallm_compiler.search.offers import find_offers
 from reallm_compiler.search.report import AllocateReport, Lock
@@ -123,7 +123,7 @@ def allocate(
     locks = []
     for target in targets:
         try:
-            choice = choose(search.program, search.limit(target), search.exact)
+            choice = search.choose(target)
         except SmallestError as error:
             raise _too_small(target, search, error) from None
         locks.append(search.lock(target, choice, head))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from reallm_compiler.checkpoint import Inventory
 from reallm_compiler.errors import Problem, RecipeError
@@ -13,12 +13,13 @@ from reallm_compiler.planning.model import Plan
 from reallm_compiler.recipe import Recipe, load_recipe
 from reallm_compiler.recipe.allocation import Allocation, Scope, Target
 from reallm_compiler.search.damage import Damage
+from reallm_compiler.search.joint import Joint
 from reallm_compiler.search.lock import Chosen, LockRule, lock_document, lock_rules, lock_text
 from reallm_compiler.search.offers import Offers
 from reallm_compiler.search.program import Choice, Program
 from reallm_compiler.search.report import Lock, Point, Share
 from reallm_compiler.search.sizes import limit_of, program_of, stored_bytes
-from reallm_compiler.search.solver import frontier
+from reallm_compiler.search.solver import bytes_without_items, cheapest, frontier
 
 POINTS = 12
 """Points of the frontier."""
@@ -64,11 +65,25 @@ class Search:
                 message=f"no candidate fits all of {error}, which are to get the same",
             )
             raise RecipeError([problem]) from None
+        taken = [
+            list(zip(unit, option, strict=True))
+            for unit, options in zip(offers.units, self._choices.offers, strict=True)
+            for option in options
+        ]
+        self._joint = Joint.of(self._choices.program, taken, damage)
 
     @property
     def program(self) -> Program:
         """What is chosen from, as numbers."""
-        return self._choices.program
+        return self._joint.program
+
+    def choose(self, target: Target) -> Choice:
+        """The choice for a target.
+
+        Raises:
+            SmallestError: no choice fits.
+        """
+        return self._joint.choose(self.limit(target), self.exact)
 
     def exact(self, choice: Choice) -> int:
         """Bytes of a choice, by the planner's own numbers."""
@@ -91,14 +106,16 @@ class Search:
             label=label,
             nbytes=self.exact(choice),
             numel=self._numel,
-            kl=self.program.damage(choice),
+            kl=self._joint.damage(choice),
         )
 
     def frontier(self) -> tuple[Point, ...]:
         """Choices from the smallest to the largest, each the best of its size but for a little."""
         found = {}
-        for choice in frontier(self.program, POINTS):
-            point = self.point(choice)
+        for first in frontier(self.program, POINTS):
+            nbytes = bytes_without_items(self.program, first)
+            best = self._joint.settled(first, partial(cheapest, limit=nbytes))
+            point = self.point(best)
             found[point.nbytes] = point
         return tuple(found[nbytes] for nbytes in sorted(found))
 

@@ -30,6 +30,7 @@ from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.runs.stop import StopRequest
 from reallm_compiler.runs.tasks import Task, TaskGraph
 from reallm_compiler.search.noise import SHRINK, SIZE, NoiseJob, Slopes, SlopesResult
+from reallm_compiler.search.sketch import BUCKETS
 from reallm_compiler.system import cores, free_memory
 
 SAMPLES = 16
@@ -90,7 +91,7 @@ def slopes(
             for result in running:
                 assert isinstance(result, SlopesResult)  # such are the tasks
                 found[result.task] = result.slopes
-                store.put(keys[result.task], result.slopes.facts(), {})
+                store.put(keys[result.task], result.slopes.facts(), result.slopes.tensors())
                 report(RUNS * len(found), RUNS * len(wanted))
     return {name: found[name] for name in wanted}
 
@@ -104,14 +105,14 @@ def _identity(inventory: Inventory, seed: int, device: torch.device) -> dict[str
         **machine_fields(device),
         "model": weights.take_digests(),
         "origins": [repr(spec.origin) for spec in inventory.tensors],
-        "text": [SAMPLES, WINDOW, SIZE, SHRINK, seed],
+        "text": [SAMPLES, WINDOW, SIZE, SHRINK, BUCKETS, seed],
     }
 
 
 def _known(store: Cache, keys: Mapping[str, str]) -> dict[str, Slopes]:
     """The slopes that are kept, by matrix."""
     entries = {name: store.get(key) for name, key in keys.items()}
-    found = {name: Slopes.of(entry[0]) for name, entry in entries.items() if entry is not None}
+    found = {name: Slopes.of(*entry) for name, entry in entries.items() if entry is not None}
     return {name: one for name, one in found.items() if one is not None}
 
 

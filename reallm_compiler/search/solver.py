@@ -82,7 +82,17 @@ def frontier(program: Program, count: int) -> list[Choice]:
     low = int(table.nbytes[table.least(table.nbytes.astype(np.float64))].sum())
     high = int(table.nbytes[table.least(table.damage)].sum())
     limits = [low + (high - low) * number // max(count - 1, 1) for number in range(count)]
-    return list(dict.fromkeys(tuple(_at(program, _price(program, limit))[0]) for limit in limits))
+    return list(dict.fromkeys(cheapest(program, limit) for limit in limits))
+
+
+def bytes_without_items(program: Program, choice: Choice) -> int:
+    """Bytes of a choice for free items."""
+    return int(program.table.nbytes[program.table.rows(choice)].sum())
+
+
+def cheapest(program: Program, limit: int) -> Choice:
+    """What units take by themselves at the price of a byte at which they fit, for free items."""
+    return tuple(_at(program, _price(program, limit))[0])
 
 
 def fill(program: Program, limit: int, choice: Sequence[int]) -> Choice:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,8 +20,9 @@ from reallm_compiler.runs.seeds import seed_for
 from reallm_compiler.runs.stop import Interrupted, StopRequest
 from reallm_compiler.search import noise
 from reallm_compiler.search import slopes as driver
-from reallm_compiler.search.damage import measure
+from reallm_compiler.search.damage import Damage, joint_kl, measure
 from reallm_compiler.search.noise import Slopes
+from reallm_compiler.search.sketch import BUCKETS
 
 WANTED = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
 
@@ -46,7 +49,9 @@ def test_nothing_but_matrix_and_seed_decides_them(tiny_llama: Path, tmp_path: Pa
     first = slopes(tiny_llama, tmp_path / "a")
     assert all(one.noise > 0 and one.shrinking > 0 for one in first.values())
     assert slopes(tiny_llama, tmp_path / "b", WANTED[::-1]) == first
-    assert slopes(tiny_llama, tmp_path / "c", workers=2) == first
+    other = slopes(tiny_llama, tmp_path / "c", workers=2)
+    assert other == first
+    assert all(np.array_equal(other[name].direction, first[name].direction) for name in WANTED)
     (alone,) = slopes(tiny_llama, tmp_path / "d", WANTED[1:]).values()
     assert alone == first[WANTED[1]]
 
@@ -54,7 +59,9 @@ def test_nothing_but_matrix_and_seed_decides_them(tiny_llama: Path, tmp_path: Pa
 def test_they_are_kept(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = slopes(tiny_llama, tmp_path)
     monkeypatch.setattr(driver, "NoiseJob", None)
-    assert slopes(tiny_llama, tmp_path) == first
+    kept = slopes(tiny_llama, tmp_path)
+    assert kept == first
+    assert all(np.array_equal(kept[name].direction, first[name].direction) for name in WANTED)
     with pytest.raises(TypeError):
         slopes(tiny_llama, tmp_path, ["model.layers.0.mlp.up_proj"])
 
@@ -69,6 +76,68 @@ def test_the_kl_is_linear_in_the_squared_error(
     monkeypatch.setattr(driver, size, smaller)  # it is a part of the key
     for name, found in slopes(tiny_llama, tmp_path).items():
         assert getattr(found, slope) == pytest.approx(getattr(first[name], slope), rel=0.4)
+
+
+def test_query_and_key_change_the_logits_alike(tiny_llama: Path, tmp_path: Path) -> None:
+    """Either makes the scores of attention smaller; value and output are such a pair too."""
+    projections = [f"model.layers.0.self_attn.{one}_proj" for one in "qkvo"]
+    found = slopes(tiny_llama, tmp_path, projections)
+    query, key, value, output = (found[name].direction for name in projections)
+    assert query.dtype == np.float32
+    for one in (query, key, value, output):
+        assert float(one @ one) == pytest.approx(1, rel=1e-5)
+    assert float(query @ key) > 0.99
+    assert float(value @ output) > 0.99
+    assert abs(float(query @ value)) < 0.9
+
+
+def test_the_kl_of_two_smaller_matrices_is_that_of_the_model(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    names = [f"model.layers.{layer}.self_attn.q_proj" for layer in (0, 1)]
+    names += [f"model.layers.0.self_attn.{one}_proj" for one in "kvo"]
+    found = slopes(tiny_llama, tmp_path, names)
+    ids = driver._text(open_source(str(tiny_llama)), 0, torch.device("cpu"))
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    shrink = 1 / 16
+
+    def damage(name: str) -> Damage:
+        slope = found[name]
+        kl = slope.kl(shrink**2, shrink)
+        whole = slope.shift(shrink) / np.float32(noise.TOGETHER**0.5)
+        return Damage(error=shrink**2, kl=kl, shift=whole)
+
+    with torch.no_grad():
+        before = model(ids).logits.double().log_softmax(-1)
+        for pair in itertools.combinations(names, 2):
+            weights = [model.get_parameter(f"{name}.weight").detach() for name in pair]
+            for weight in weights:
+                weight.mul_(1 - shrink)
+            after = model(ids).logits.double().log_softmax(-1)
+            for weight in weights:
+                weight.div_(1 - shrink)
+            kl = float((before.exp() * (before - after)).sum(-1).mean())
+            assert joint_kl([damage(name) for name in pair]) == pytest.approx(kl, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "direction",
+    [
+        {},
+        {"direction": torch.zeros(3)},
+        {"direction": torch.zeros(BUCKETS, dtype=torch.float64)},
+        {"direction": torch.full((BUCKETS,), math.nan)},
+    ],
+    ids=["none", "short", "float64", "nan"],
+)
+def test_an_entry_with_another_direction_is_as_if_it_were_not_there(
+    direction: dict[str, torch.Tensor],
+) -> None:
+    facts = {"noise": (1.0).hex(), "shrinking": (2.0).hex()}
+    assert Slopes.of(facts, direction) is None
+    assert Slopes.of(facts, {"direction": torch.zeros(BUCKETS)}) is not None
 
 
 def test_it_is_the_kl_of_the_changed_model(tiny_llama: Path, tmp_path: Path) -> None:
