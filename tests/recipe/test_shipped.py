@@ -48,7 +48,7 @@ PROMISED = {
 }
 NAMES = list_shipped()
 NOT_MEASURED = {"paper-hnerv"}
-"""Hours of training, and methods of others that are measured next."""
+"""Days of training."""
 
 
 def test_all_promised_recipes_are_there():
