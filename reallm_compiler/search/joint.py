@@ -25,6 +25,9 @@ from reallm_compiler.search.program import Choice, Option, Program
 ROUNDS = 8
 """Solutions around others."""
 
+ROWS = 4096
+"""Options that are looked at in one step."""
+
 Taken = Sequence[tuple[str, int]]
 """The offers that the matrices of a unit take with one option: names, and indices of offers."""
 
@@ -36,12 +39,12 @@ class Joint:
     Attributes:
         program: with the damage that each option does alone.
         alone: float64 [options], the part of it that adds up, in the rows of the program's table.
-        shifts: float64 [options, k], the change of the logits by each; k is 0 where none is known.
+        shifts: float32 [options, k], the change of the logits by each; k is 0 where none is known.
     """
 
     program: Program
     alone: NDArray[np.float64]
-    shifts: NDArray[np.float64]
+    shifts: NDArray[np.float32]
 
     @staticmethod
     def of(
@@ -56,7 +59,7 @@ class Joint:
         """
         rows = [[damage[name][offer] for name, offer in one] for one in taken]
         width = max((len(one.shift) for row in rows for one in row), default=0)
-        shifts = np.zeros((len(rows), width))
+        shifts = np.zeros((len(rows), width), dtype=np.float32)
         alone = np.array([sum(one.alone for one in row) for row in rows], dtype=np.float64)
         for index, row in enumerate(rows):
             for one in row:
@@ -65,8 +68,8 @@ class Joint:
 
     def damage(self, choice: Sequence[int]) -> float:
         """Damage of a choice."""
-        rows = self.program.table.rows(choice)
-        return float(self.alone[rows].sum() + np.square(self.shifts[rows].sum(0)).sum())
+        together = self.shifts_of(choice).sum(0)
+        return float(self.alone[self.program.table.rows(choice)].sum() + together @ together)
 
     def around(self, chosen: NDArray[np.float64]) -> Program:
         """The program whose damages are those of one exchange, from the least of each unit.
@@ -75,8 +78,12 @@ class Joint:
             chosen: float64 [units, k], the shift by each unit as it is.
         """
         table = self.program.table
-        others = (chosen.sum(0) - chosen)[table.unit]  # [options, k], by all other units
-        costs = self.alone + (self.shifts * (self.shifts + 2 * others)).sum(1)
+        others = chosen.sum(0) - chosen  # [units, k]: the shift by all other units
+        costs = self.alone.copy()
+        for first in range(0, len(costs), ROWS):
+            own = self.shifts[first : first + ROWS].astype(np.float64)
+            unit = table.unit[first : first + ROWS]
+            costs[first : first + ROWS] += (own * (own + 2 * others[unit])).sum(1)
         costs -= np.minimum.reduceat(costs, table.starts)[table.unit]
         changed = iter(costs.tolist())
         units = [
@@ -87,7 +94,7 @@ class Joint:
 
     def shifts_of(self, choice: Sequence[int]) -> NDArray[np.float64]:
         """float64 [units, k]: the shift by each unit of a choice."""
-        return self.shifts[self.program.table.rows(choice)]
+        return self.shifts[self.program.table.rows(choice)].astype(np.float64)
 
     def settled(self, choice: Choice, again: Callable[[Program], Choice]) -> Choice:
         """The best of a choice and of those that are chosen around it and what followed it.
