@@ -112,7 +112,6 @@ def measured(subject: Subject, average: float, group: int, iterations: int) -> d
         reference=original,
     )
     return {
-        "model": subject.name,
         "target": average,
         "bits": exact_bits(counted, group),
         "kl": result.kl,
@@ -134,13 +133,15 @@ def main() -> None:
     for subject in subjects:
         if subject.calibration is None:
             raise SystemExit(f"{subject.name}: AutoRound learns from a text: give calibrate=FILE")
-    kept = read_rows(given.rows)
+    found: list[tuple[str, dict[str, Any]]] = []
     for subject in subjects:
+        kept = read_rows(given.rows, subject.inputs)
         for target in given.target or []:
-            if not any((row["model"], row["target"]) == (subject.name, target) for row in kept):
+            if not any(row["target"] == target for row in kept):
                 row = measured(subject, target, given.group, given.iterations)
-                keep_row(row, given.rows)
+                keep_row(row, subject.inputs, given.rows)
                 kept.append(row)
+        found += [(subject.name, row) for row in sorted(kept, key=lambda row: row["bits"])]
     lines = [
         "## AutoScheme",
         "",
@@ -149,11 +150,11 @@ def main() -> None:
         "| model | asked for | exact bits | 2, 3, 4, 8 bits | KL (nats) | perplexity |",
         "|---|---|---|---|---|---|",
     ]
-    for row in sorted(kept, key=lambda row: (row["model"], row["bits"])):
+    for name, row in found:
         shares = {int(bits): share for bits, share in row["shares"].items()}
         parts = ", ".join(f"{100 * shares.get(bits, 0):.0f}" for bits in BITS)
         lines.append(
-            f"| {row['model']} | {row['target']:g} | {row['bits']:.4f} | {parts} % "
+            f"| {name} | {row['target']:g} | {row['bits']:.4f} | {parts} % "
             f"| {row['kl']:.4f} | {row['perplexity']:.3f} |"
         )
     text = "\n".join(lines) + "\n"

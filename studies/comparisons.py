@@ -136,8 +136,8 @@ class Comparison:
         self.names = [matrix.name for matrix in plan.matrices]
         self.numel = plan.totals.numel
         self.points: dict[str, Point] = {}
-        for row in read_rows(rows):
-            if row.pop("model") == subject.name and not (mirror and row["mirrored"] is None):
+        for row in read_rows(rows, subject.inputs):
+            if not (mirror and row["mirrored"] is None):
                 self.points[row["name"]] = Point(**row)
 
     @cached_property
@@ -258,7 +258,7 @@ class Comparison:
 
     def _keep(self, point: Point) -> None:
         self.points[point.name] = point
-        keep_row({"model": self.subject.name, **asdict(point)}, self.rows)
+        keep_row(asdict(point), self.subject.inputs, self.rows)
 
     @property
     def _options(self) -> dict[str, Any]:

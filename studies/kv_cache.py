@@ -220,8 +220,7 @@ class Measuring:
         self.model, self.tokenizer = load_for_evaluation(subject.folder)
         self._known = {
             (row["cache"], row["how"], row["bits"], row["window"], row["step"]): row
-            for row in read_rows(rows)
-            if row["model"] == subject.name
+            for row in read_rows(rows, subject.inputs)
         }
         self._greedy: torch.Tensor | None = None
 
@@ -229,8 +228,7 @@ class Measuring:
         """What is measured of a cache; None if it fails on this model, or is not measured."""
         key = (rival.cache, rival.how, rival.bits, self.subject.window, self.step)
         if key in self._known:
-            known = {name: value for name, value in self._known[key].items() if name != "model"}
-            return Row(**known)
+            return Row(**self._known[key])
         if not self._new:
             return None
         meter = Meter(self.model, rival)
@@ -267,7 +265,7 @@ class Measuring:
             greedy=greedy,
             seconds=seconds,
         )
-        keep_row({"model": self.subject.name, **asdict(row)}, self._path)
+        keep_row(asdict(row), self.subject.inputs, self._path)
         return row
 
     def _same_tokens(self, rival: Rival) -> float:

@@ -162,11 +162,8 @@ class Measuring:
         self._new = measure
         self._path = rows
         self._known = {
-            (row["recipe"], row["bits"], row["file_bytes"]): Row(
-                **{key: value for key, value in row.items() if key != "model"}
-            )
-            for row in read_rows(rows)
-            if row["model"] == study.name
+            (row["recipe"], row["bits"], row["file_bytes"]): Row(**row)
+            for row in read_rows(rows, study.subject.inputs)
         }
 
     def row(self, candidate: Candidate) -> Row | None:
@@ -201,7 +198,7 @@ class Measuring:
             seconds=seconds,
             peak_bytes=peak,
         )
-        keep_row({"model": self.study.name, **asdict(row)}, self._path)
+        keep_row(asdict(row), subject.inputs, self._path)
         return row
 
     def _measure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
@@ -15,19 +16,30 @@ LINEAR_ONLY = {"role": ["embedding", "head"], "keep": "source", "optional": True
 """A rule for comparisons with papers and tools that leave embeddings and heads as they are."""
 
 
-def keep_row(row: Mapping[str, Any], path: Path | None) -> None:
-    """Print a row that was measured, and add it to the file of those that are kept, if any."""
-    line = json.dumps(row)
+def keep_row(row: Mapping[str, Any], inputs: Mapping[str, str], path: Path | None) -> None:
+    """Print a row that was measured, and add it to the file of those that are kept, if any.
+
+    Args:
+        row: what was measured.
+        inputs: by what: the model's name, and digests of texts and of statistics.
+        path: the file.
+    """
+    line = json.dumps({**row, "inputs": dict(inputs)})
     print(line, file=sys.stderr, flush=True)
     if path is not None:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
 
-def read_rows(path: Path | None) -> list[dict[str, Any]]:
-    """The rows that an earlier run kept, if any.
+def read_rows(path: Path | None, inputs: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows that an earlier run kept, if any, of these inputs.
 
     A last line that is half a row is cut off, in the file too, so that the next row begins a line.
+
+    Args:
+        path: the file.
+        inputs: as of `keep_row`. A row is left out that was measured by another one of them; one
+            that it was measured without does not matter.
     """
     rows: list[dict[str, Any]] = []
     if path is None or not path.exists():
@@ -38,9 +50,21 @@ def read_rows(path: Path | None) -> list[dict[str, Any]]:
             with path.open("r+b") as file:
                 file.truncate(good)
             break
-        rows.append(json.loads(line))
+        row = json.loads(line)
+        by = row.pop("inputs")
+        if all(by.get(name, digest) == digest for name, digest in inputs.items()):
+            rows.append(row)
         good += len(line)
     return rows
+
+
+def digest_of(*parts: object) -> str:
+    """A short digest of texts, numbers and files, for `inputs`; a path stands for its content."""
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.read_bytes() if isinstance(part, Path) else repr(part).encode()
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:16]
 
 
 def write_part(path: Path, script: str, text: str) -> None:

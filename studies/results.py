@@ -41,7 +41,7 @@ import reallm_compiler as reallm
 from reallm_compiler.evaluate import Evaluation, evaluate, load_for_evaluation
 from reallm_compiler.planning.budget import MatrixBudget
 from reallm_compiler.recipe import list_shipped, load_recipe
-from studies.pages import keep_row, read_rows, write_part
+from studies.pages import digest_of, keep_row, read_rows, write_part
 
 SHIPPED: dict[str, Any] = {}
 EMBEDDINGS: dict[str, dict[str, Any]] = {
@@ -98,6 +98,16 @@ class Subject:
             sequences = int(samples), int(tokens)
         return cls(name, Path(folder), text, window, separator, statistics, calibration, sequences)
 
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """What a row is measured by."""
+        found = {"model": self.name, "text": digest_of(self.text, self.window, self.separator)}
+        if self.statistics is not None:
+            found["statistics"] = digest_of(self.statistics)
+        if self.calibration is not None:
+            found["calibration"] = digest_of(self.calibration, self.sequences)
+        return found
+
     def learning(self, recipe: str | dict[str, Any]) -> str | dict[str, Any]:
         """A recipe whose blocks learn by so many sequences of so many tokens."""
         fit = load_recipe(recipe).fit
@@ -149,8 +159,8 @@ class Study:
         self.totals = plain.totals
         self.known = {
             self._key(row["recipe"], row["file_bytes"]): row
-            for row in read_rows(rows)
-            if row["model"] == self.name and "file_bytes" in row
+            for row in read_rows(rows, subject.inputs)
+            if "file_bytes" in row
         }
 
     @property
@@ -231,13 +241,12 @@ class Study:
             return Evaluation(**known["evaluation"]), known["seconds"]
         found, seconds = measure()
         row = {
-            "model": self.name,
             "recipe": recipe,
             "file_bytes": planned,
             "evaluation": asdict(found),
             "seconds": seconds,
         }
-        keep_row(row, self.rows)
+        keep_row(row, self.subject.inputs, self.rows)
         return found, seconds
 
     @staticmethod
