@@ -33,7 +33,8 @@ from typing import Any
 import reallm_compiler as reallm
 from reallm_compiler.planning.build import open_model
 from reallm_compiler.recipe import load_recipe
-from reallm_compiler.search.damage import Damage, joint_kl, measure
+from reallm_compiler.search.damage import Damage, measure
+from reallm_compiler.search.joint import joint_kl
 from studies.pages import write_part
 from studies.results import Measured, Study, Subject
 

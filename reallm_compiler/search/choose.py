@@ -7,6 +7,7 @@ upgrade of one unit is left whose file would still fit.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -29,22 +30,25 @@ class SmallestError(ValueError):
         self.choice = choice
 
 
-def choose(program: Program, limit: int, exact: Callable[[Choice], int]) -> Choice:
+def choose(
+    program: Program, limit: int, exact: Callable[[Choice], int], known: Choice | None = None
+) -> Choice:
     """The choice of least damage whose exact bytes are at most `limit`.
 
     Args:
         program: what is chosen from.
         limit: bytes at most.
         exact: bytes of a choice as the planner has them.
+        known: a choice that fits, if one is known.
 
     Raises:
         SmallestError: there is none.
     """
-    least = smallest(program)
-    size = exact(least)
+    best = smallest(program) if known is None else known
+    size = exact(best)
     if size > limit:
-        raise SmallestError(least)
-    best, beyond = least, size - program.nbytes(least)
+        raise SmallestError(best)
+    beyond = size - program.nbytes(best)
     for _ in range(ROUNDS):
         choice = solve(program, limit - beyond)
         if choice is None:
@@ -74,9 +78,21 @@ def upgrades(program: Program, choice: Sequence[int], most: int) -> list[tuple[i
     return [(int(table.unit[row]), int(row - table.starts[table.unit[row]])) for row in ordered]
 
 
-def filled(program: Program, choice: Choice, limit: int, exact: Callable[[Choice], int]) -> Choice:
-    """A choice with single upgrades, the largest gain first, until none fits any more."""
-    while True:
+def filled(
+    program: Program,
+    choice: Choice,
+    limit: int,
+    exact: Callable[[Choice], int],
+    most: int | None = None,
+) -> Choice:
+    """A choice with single upgrades, the largest gain first, until none fits any more.
+
+    Args:
+        program, limit, exact: as of `choose`.
+        choice: a choice that fits.
+        most: upgrades at most.
+    """
+    for _ in itertools.count() if most is None else range(most):
         size = exact(choice)
         for unit, index in upgrades(program, choice, limit - size + MARGIN):
             other = (*choice[:unit], index, *choice[unit + 1 :])
@@ -87,4 +103,5 @@ def filled(program: Program, choice: Choice, limit: int, exact: Callable[[Choice
                 choice = other
                 break
         else:
-            return choice
+            break
+    return choice

@@ -56,27 +56,21 @@ class Damage:
     Attributes:
         error: ||W - W^||^2 / ||W||^2, relative squared error of the coded matrix.
         kl: predicted KL(original || coded) that this matrix alone causes, in nats per token.
-        shift: float32 [k], the change of the logits that adds up with those of other matrices, and
-            whose square is a part of `kl`; empty where none is known.
+        shift: size of the change of the logits that adds up with those by other matrices. Its
+            square is a part of `kl`.
+        direction: float32 [k], of norm 1, of that change; None where none is known. All candidates
+            of a matrix have the same.
     """
 
     error: float
     kl: float
-    shift: NDArray[np.float32] = field(
-        default_factory=lambda: np.zeros(0, dtype=np.float32), compare=False
-    )
+    shift: float = 0.0
+    direction: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     @property
     def alone(self) -> float:
         """The part of the KL that adds up with that of other matrices."""
-        return self.kl - float(np.square(self.shift, dtype=np.float64).sum())
-
-
-def joint_kl(damages: Sequence[Damage]) -> float:
-    """The predicted KL that several matrices cause together, in nats per token."""
-    shifts = [one.shift for one in damages if len(one.shift)]
-    together = np.sum(shifts, axis=0, dtype=np.float64)
-    return sum(one.alone for one in damages) + float(np.square(together).sum())
+        return self.kl - self.shift**2
 
 
 def measure(
@@ -172,8 +166,12 @@ def _damage(found: Found, costs: Slopes | None) -> Damage:
         return Damage(error=found.error, kl=found.kl)
     assert costs is not None  # of all matrices without a KL
     assert found.shrink is not None  # as there is no KL
-    kl = costs.kl(found.error, found.shrink)
-    return Damage(error=found.error, kl=kl, shift=costs.shift(found.shrink))
+    return Damage(
+        error=found.error,
+        kl=costs.kl(found.error, found.shrink),
+        shift=costs.shift(found.shrink),
+        direction=costs.direction,
+    )
 
 
 def _checked(

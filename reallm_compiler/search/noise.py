@@ -36,7 +36,7 @@ from reallm_compiler.runs.numerics import fixed_numerics
 from reallm_compiler.runs.oom import oom_to_error
 from reallm_compiler.runs.seeds import seed_for
 from reallm_compiler.runs.tasks import Task, TaskResult
-from reallm_compiler.search.sketch import BUCKETS, sketch
+from reallm_compiler.search.sketch import BUCKETS, random_signs, sketch
 
 SIZE = 1 / 16
 """||E||^2 / ||W||^2 of the noise: about that of two bits a weight."""
@@ -47,7 +47,7 @@ SHRINK = 1 / 8
 TOGETHER = 1 / 2
 """The part of what smaller matrices cost that follows the sum of their changes. For small errors it
 is all; with errors as large as those of two bits changes cancel less than their products say, and a
-choice must not rest on that. Half ranks mixes best on the models of docs/allocate.md.
+choice must not rest on that. docs/log.md has what other parts do.
 """
 
 RUN = 1 << 25
@@ -72,14 +72,15 @@ class Slopes:
         """Of coding with a relative squared error, a part of which is that W^ is smaller."""
         return self.noise * max(0.0, error - shrink**2) + self.shrinking * shrink**2
 
-    def shift(self, shrink: float) -> NDArray[np.float32]:
-        """float32 [BUCKETS]: the change of the logits by a smaller matrix that is counted together
-        with those of others. Its square is `TOGETHER` of the KL that it causes alone.
+    def shift(self, shrink: float) -> float:
+        """Size of the change of the logits by a smaller matrix that adds up with those by others.
+
+        Its square is `TOGETHER` of the KL that it causes alone.
 
         Args:
             shrink: the share by which the matrix is smaller.
         """
-        return self.direction * np.float32(shrink * math.sqrt(TOGETHER * self.shrinking))
+        return shrink * math.sqrt(TOGETHER * self.shrinking)
 
     def facts(self) -> dict[str, str]:
         """The facts of an entry of the cache."""
@@ -87,7 +88,7 @@ class Slopes:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of an entry of the cache."""
-        return {"direction": torch.from_numpy(self.direction)}
+        return {"direction": torch.tensor(self.direction)}
 
     @staticmethod
     def of(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Slopes | None:
@@ -149,6 +150,7 @@ class NoiseRunner:
         vocabulary = int(self._model.model.config.get_text_config().vocab_size)
         step = max(1, RUN // (vocabulary * job.ids.shape[1]))
         self._parts = torch.split(job.ids.to(job.device), step)
+        self._signs = random_signs((*job.ids.shape, vocabulary), job.seed).to(job.device)
         self._expected = [self._predicted(ids) for ids in self._parts]  # [b, t, v] each
 
     def run(self, task: Task) -> SlopesResult:
@@ -176,13 +178,13 @@ class NoiseRunner:
             moved = torch.zeros(BUCKETS, device=kept.device)
             smaller = self._kl(moved) / SHRINK**2
             weight.copy_(kept)
-        if not math.isfinite(with_noise + smaller):
+            norm = float(torch.linalg.vector_norm(moved))
+        if not math.isfinite(with_noise + smaller + norm):
             raise CompileError(
                 "with an error in this matrix the model predicts numbers that are not finite",
                 location=task.key,
                 hint="measure statistics with `reallm calibrate`, or leave it out of `allocate`",
             )
-        norm = float(torch.linalg.vector_norm(moved))
         found = Slopes(
             noise=max(0.0, with_noise),
             shrinking=max(0.0, smaller),
@@ -197,14 +199,14 @@ class NoiseRunner:
             moved: float32 [BUCKETS], to which the sketch of p^(1/2) (log q - log p) is added.
         """
         total = 0.0
-        signs = torch.Generator(self._job.device)
-        signs.manual_seed(seed_for(self._job.seed, "signs"))
+        signs = iter(self._signs)
         for ids, expected in zip(self._parts, self._expected, strict=True):
             predicted = self._predicted(ids)
             total += _divergence(expected, predicted)
             if moved is not None:
                 for log_p, log_q in zip(expected, predicted, strict=True):  # [t, v] each
-                    moved += sketch((log_p / 2).exp() * (log_q - log_p), signs)
+                    change = torch.where(log_p.isfinite(), log_q - log_p, 0.0)
+                    moved += sketch((log_p / 2).exp() * change, next(signs))
         return total / self._job.ids.numel()
 
     def _predicted(self, ids: Tensor) -> Tensor:

@@ -111,13 +111,16 @@ class Search:
 
     def frontier(self) -> tuple[Point, ...]:
         """Choices from the smallest to the largest, each the best of its size but for a little."""
-        found = {}
+        points = []
         for first in frontier(self.program, POINTS):
             nbytes = bytes_without_items(self.program, first)
             best = self._joint.settled(first, partial(cheapest, limit=nbytes))
-            point = self.point(best)
-            found[point.nbytes] = point
-        return tuple(found[nbytes] for nbytes in sorted(found))
+            points.append(self.point(best))
+        falling: list[Point] = []
+        for point in sorted(points, key=lambda point: (point.nbytes, point.kl)):
+            if not falling or point.kl < falling[-1].kl:
+                falling.append(point)
+        return tuple(falling)
 
     def uniform(self) -> tuple[Point, ...]:
         """The candidates that all matrices can get alike, the smallest first."""

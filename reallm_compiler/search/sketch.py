@@ -11,17 +11,34 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from reallm_compiler.runs.seeds import seed_for
+
 BUCKETS = 1024
 """Numbers of a sketch."""
 
 
-def sketch(values: Tensor, generator: torch.Generator) -> Tensor:
+def random_signs(shape: tuple[int, ...], seed: int) -> Tensor:
+    """int8: -1 or 1 for each number, the same on every machine.
+
+    Args:
+        shape: of what is sketched.
+        seed: of the run.
+    """
+    generator = torch.Generator().manual_seed(seed_for(seed, "signs"))
+    return torch.empty(shape, dtype=torch.int8).random_(0, 2, generator=generator).mul_(2).sub_(1)
+
+
+def sketch(values: Tensor, signs: Tensor) -> Tensor:
     """float32 [BUCKETS] of values [t, v].
+
+    The bucket of a number is its column plus its row, so that a column in which all rows are large
+    (a frequent token) is spread over many.
 
     Args:
         values: float32.
-        generator: of the signs, on the same device: in the same state for all that is compared.
+        signs: int8 of the same shape, the same for all that is compared.
     """
-    signed = torch.empty_like(values).random_(0, 2, generator=generator)
-    signed.mul_(2).sub_(1).mul_(values)
-    return pad(signed, (0, -values.shape[1] % BUCKETS)).view(-1, BUCKETS).sum(0)
+    columns = values.shape[1]
+    rows = pad(values * signs, (0, (1 - columns) % BUCKETS))  # one more than whole runs of buckets
+    flat = rows.flatten()
+    return pad(flat, (0, -len(flat) % BUCKETS)).view(-1, BUCKETS).sum(0)

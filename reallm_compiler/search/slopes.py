@@ -105,7 +105,8 @@ def _identity(inventory: Inventory, seed: int, device: torch.device) -> dict[str
         **machine_fields(device),
         "model": weights.take_digests(),
         "origins": [repr(spec.origin) for spec in inventory.tensors],
-        "text": [SAMPLES, WINDOW, SIZE, SHRINK, BUCKETS, seed],
+        "text": [SAMPLES, WINDOW, SIZE, SHRINK, seed],
+        "sketch": BUCKETS,
     }
 
 
@@ -131,10 +132,12 @@ def _text(inventory: Inventory, seed: int, device: torch.device) -> Tensor:
 def _backend(
     machines: Machines, inventory: Inventory, asked: int | None, tasks: int, ids: Tensor
 ) -> Backend:
-    """Processes, each of which holds the whole model in float32 and the logits of the text."""
+    """Processes, each of which holds the whole model and the logits of the text in float32, and a
+    sign for each logit.
+    """
     numel = sum(spec.count for spec in inventory.tensors)
     vocabulary = max(spec.shape[0] for spec in inventory.tensors if len(spec.shape) == 2)
-    each = 4 * (numel + ids.numel() * vocabulary) + INTERPRETER_BYTES
+    each = 4 * numel + 5 * ids.numel() * vocabulary + INTERPRETER_BYTES
     slots = machines.slots(each, each)
     if slots is not None:
         count = slots.count

@@ -20,7 +20,8 @@ from reallm_compiler.runs.seeds import seed_for
 from reallm_compiler.runs.stop import Interrupted, StopRequest
 from reallm_compiler.search import noise
 from reallm_compiler.search import slopes as driver
-from reallm_compiler.search.damage import Damage, joint_kl, measure
+from reallm_compiler.search.damage import Damage, measure
+from reallm_compiler.search.joint import joint_kl
 from reallm_compiler.search.noise import Slopes
 from reallm_compiler.search.sketch import BUCKETS
 
@@ -105,9 +106,12 @@ def test_the_kl_of_two_smaller_matrices_is_that_of_the_model(
 
     def damage(name: str) -> Damage:
         slope = found[name]
-        kl = slope.kl(shrink**2, shrink)
-        whole = slope.shift(shrink) / np.float32(noise.TOGETHER**0.5)
-        return Damage(error=shrink**2, kl=kl, shift=whole)
+        return Damage(
+            error=shrink**2,
+            kl=slope.kl(shrink**2, shrink),
+            shift=slope.shift(shrink) / noise.TOGETHER**0.5,
+            direction=slope.direction,
+        )
 
     with torch.no_grad():
         before = model(ids).logits.double().log_softmax(-1)
