@@ -92,7 +92,7 @@ class EndToEndOptions(_Settings):
         description="Largest learning rate of Adam; by default 2e-5 where factors or gains of DoRA "
         "are learned, else 5e-3.",
     )
-    betas: Betas = Field(default=(0.9, 0.999), description="Adam's betas, below 1.")
+    betas: Betas = Field(default=(0.9, 0.95), description="Adam's betas, below 1.")
     epochs: float = Field(default=0.5, gt=0, le=100000, description="Passes over the text.")
     steps: int | None = Field(
         default=None, ge=1, le=MAX_INTEGER, description="Steps, instead of `epochs`."
