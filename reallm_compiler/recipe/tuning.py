@@ -90,7 +90,7 @@ class EndToEndOptions(_Settings):
         gt=0,
         le=1,
         description="Largest learning rate of Adam; by default 2e-5 where factors or gains of DoRA "
-        "are learned, else 5e-3.",
+        "are learned, else 2e-3.",
     )
     betas: Betas = Field(default=(0.9, 0.95), description="Adam's betas, below 1.")
     epochs: float = Field(default=0.5, gt=0, le=100000, description="Passes over the text.")
@@ -182,7 +182,7 @@ class FinetuneOptions(_Settings):
         """With the learning rate that goes with what is learned where none is given."""
         if self.e2e.lr is not None:
             return self
-        lr = 2e-5 if set(self.learn) & set(DEFAULT_LEARN) else 5e-3
+        lr = 2e-5 if set(self.learn) & set(DEFAULT_LEARN) else 2e-3
         return self.model_copy(update={"e2e": self.e2e.model_copy(update={"lr": lr})})
 
     def plain(self) -> dict[str, Any]:

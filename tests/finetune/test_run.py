@@ -398,7 +398,7 @@ def test_a_hostile_archive_sets_nothing_wrong(section: object, message: str) -> 
     [
         ({}, 2e-5),
         ({"learn": ["gains", "scales"]}, 2e-5),
-        ({"learn": ["scales", "rows"]}, 5e-3),
+        ({"learn": ["scales", "rows"]}, 2e-3),
         ({"learn": ["scales"], "e2e": {"lr": 1e-4}}, 1e-4),
     ],
 )
