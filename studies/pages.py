@@ -38,8 +38,8 @@ def read_rows(path: Path | None, inputs: Mapping[str, str]) -> list[dict[str, An
 
     Args:
         path: the file.
-        inputs: as of `keep_row`. A row is left out that was measured by another one of them; one
-            that it was measured without does not matter.
+        inputs: as of `keep_row`. A row is left out that was measured by another one of them, or
+            says none; one that it was measured without does not matter.
     """
     rows: list[dict[str, Any]] = []
     if path is None or not path.exists():
@@ -51,8 +51,10 @@ def read_rows(path: Path | None, inputs: Mapping[str, str]) -> list[dict[str, An
                 file.truncate(good)
             break
         row = json.loads(line)
-        by = row.pop("inputs")
-        if all(by.get(name, digest) == digest for name, digest in inputs.items()):
+        by = row.pop("inputs", None)
+        if by is not None and all(
+            by.get(name, digest) == digest for name, digest in inputs.items()
+        ):
             rows.append(row)
         good += len(line)
     return rows

@@ -102,6 +102,7 @@ class Subject:
     def inputs(self) -> dict[str, str]:
         """What a row is measured by."""
         found = {"model": self.name, "text": digest_of(self.text, self.window, self.separator)}
+        found["weights"] = digest_of(*sorted(self.folder.glob("*.safetensors")))
         if self.statistics is not None:
             found["statistics"] = digest_of(self.statistics)
         if self.calibration is not None:

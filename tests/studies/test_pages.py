@@ -22,6 +22,9 @@ def test_a_row_is_taken_again_for_its_inputs_alone(tmp_path: Path) -> None:
     assert read_rows(path, {**MODEL, "statistics": "bb"}) == [{"kl": 1.0}]
     assert read_rows(path, {**MODEL, "text": "1f"}) == []
     assert read_rows(path, {**MODEL, "model": "other"}) == []
+    with path.open("a") as file:
+        file.write('{"kl": 3.0}\n')
+    assert read_rows(path, MODEL) == [{"kl": 1.0}, {"kl": 2.0}]
 
 
 def test_half_a_row_is_cut_off(tmp_path: Path) -> None:
