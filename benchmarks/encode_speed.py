@@ -19,16 +19,15 @@ from unittest.mock import patch
 
 import torch
 
+from benchmarks.one_matrix import made_statistics, plan_of
 from benchmarks.timing import Timer, add_options, conditions, interleaved
 from reallm_compiler.codecs import encode_matrix
-from reallm_compiler.codecs.statistics import MatrixStatistics
-from reallm_compiler.recipe import load_recipe
 
 
 def ours(recipe: str, weight: torch.Tensor, *, measured: bool) -> Callable[[], object]:
-    # A shared codebook becomes the matrix's own, so that it is learned in the time.
-    plan = load_recipe(recipe).plan.model_copy(update={"share": None})
-    statistics = made_statistics(*weight.shape) if plan.needs_statistics else None
+    plan, generator = plan_of(recipe), torch.Generator().manual_seed(1)
+    p, q = weight.shape
+    statistics = made_statistics(p, q, generator) if plan.needs_statistics else None
 
     def run() -> object:
         unmeasured = patch("reallm_compiler.codecs.encode.relative_error", lambda *_: 0.0)
@@ -36,25 +35,6 @@ def ours(recipe: str, weight: torch.Tensor, *, measured: bool) -> Callable[[], o
             return encode_matrix(plan, weight, seed=1, source_dtype="bf16", statistics=statistics)
 
     return run
-
-
-def made_statistics(p: int, q: int) -> MatrixStatistics:
-    """Statistics of made-up inputs and gradients, whose columns are correlated."""
-
-    def moment(extent: int) -> torch.Tensor:
-        draw = torch.Generator().manual_seed(extent)
-        parts = torch.randn(extent, 64, generator=draw)
-        return parts @ parts.t() / 64 + torch.eye(extent)
-
-    return MatrixStatistics(
-        inputs=moment(q),
-        weighted_inputs=moment(q),
-        outputs=moment(p),
-        weighted_outputs=moment(p),
-        energy=1.0,
-        mean_abs=torch.ones(q),
-        count=4096,
-    )
 
 
 def bitsandbytes(kind: str, weight: torch.Tensor, *, double: bool) -> Callable[[], object]:

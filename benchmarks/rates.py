@@ -29,13 +29,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.one_matrix import made_statistics, plan_of
 from benchmarks.scale import COMMAND, ENVIRONMENT, write_checkpoint
 from benchmarks.timing import Timer, conditions
 from reallm_compiler.codecs import encode_matrix
-from reallm_compiler.codecs.statistics import MatrixStatistics
 from reallm_compiler.estimates import rates as known
 from reallm_compiler.estimates.rates import Point, Rates
-from reallm_compiler.recipe import load_recipe
 from reallm_compiler.storage import work as operations
 from reallm_compiler.storage.matrix import layout_of
 
@@ -77,29 +76,6 @@ BLOCKS = ((1024, 2816), (2048, 5632), (4096, 11008))
 """Width and inner width of the blocks of a Llama that are run."""
 
 ROUNDS = 100_000
-
-
-def plan_of(recipe: Any) -> Any:
-    # A shared codebook becomes the matrix's own, so that it is learned in the time.
-    return load_recipe(recipe).plan.model_copy(update={"share": None})
-
-
-def made_statistics(p: int, q: int, generator: torch.Generator) -> MatrixStatistics:
-    def gram(n: int) -> torch.Tensor:
-        values = torch.randn(n + 64, n, generator=generator)
-        values *= torch.linspace(0.2, 2, n)
-        return values.t() @ values / len(values)
-
-    inputs, outputs = gram(q), gram(p)
-    return MatrixStatistics(
-        inputs=inputs,
-        weighted_inputs=inputs,
-        outputs=outputs,
-        weighted_outputs=outputs,
-        energy=1.0,
-        mean_abs=inputs.diagonal().sqrt(),
-        count=4096,
-    )
 
 
 def coded(title: str, recipe: Any, shape: tuple[int, int]) -> Point:

@@ -52,7 +52,7 @@ from reallm_compiler.evaluate import evaluate, load_for_evaluation
 from reallm_compiler.stages import MatrixPlan
 from reallm_compiler.storage.matrix import layout_of
 from studies.matrices import Matrix, loaded, synthetic
-from studies.pages import write_part
+from studies.pages import weights_digest, write_part
 from studies.results import Subject
 
 SOURCE = "f16"
@@ -117,7 +117,7 @@ class Study:
         Of a model whose matrices are coded by rules; the others are as they were.
         """
         words = [subject.text, subject.separator, subject.window]
-        kept = self._kept([rules, _folder_digest(subject.folder), *words])
+        kept = self._kept([rules, weights_digest(subject.folder), *words])
         if not kept.exists():
             recipe = {"reallm": 1, "rules": [{"match": "*", "keep": "source"}, *rules]}
             path = self.work / f"{kept.stem}.reallm"
@@ -324,15 +324,6 @@ def _plan(**words: Any) -> MatrixPlan:
 
 def _digest(values: Tensor) -> str:
     return hashlib.sha256(values.contiguous().numpy().data).hexdigest()
-
-
-def _folder_digest(folder: Path) -> str:
-    """Digest of a checkpoint's weights."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

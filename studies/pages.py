@@ -21,7 +21,7 @@ def keep_row(row: Mapping[str, Any], inputs: Mapping[str, str], path: Path | Non
 
     Args:
         row: what was measured.
-        inputs: by what: the model's name, and digests of texts and of statistics.
+        inputs: by what: the model's name, and digests of weights, texts and statistics.
         path: the file.
     """
     line = json.dumps({**row, "inputs": dict(inputs)})
@@ -61,12 +61,20 @@ def read_rows(path: Path | None, inputs: Mapping[str, str]) -> list[dict[str, An
 
 
 def digest_of(*parts: object) -> str:
-    """A short digest of texts, numbers and files, for `inputs`; a path stands for its content."""
+    """SHA-256, in hex, of texts, numbers and files; a path stands for its content."""
     digest = hashlib.sha256()
     for part in parts:
-        content = part.read_bytes() if isinstance(part, Path) else repr(part).encode()
-        digest.update(hashlib.sha256(content).digest())
-    return digest.hexdigest()[:16]
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            digest.update(hashlib.sha256(repr(part).encode()).digest())
+    return digest.hexdigest()
+
+
+def weights_digest(folder: Path) -> str:
+    """Digest of a checkpoint's weights."""
+    return digest_of(*sorted(folder.glob("*.safetensors")))
 
 
 def write_part(path: Path, script: str, text: str) -> None:

@@ -41,7 +41,7 @@ import reallm_compiler as reallm
 from reallm_compiler.evaluate import Evaluation, evaluate, load_for_evaluation
 from reallm_compiler.planning.budget import MatrixBudget
 from reallm_compiler.recipe import list_shipped, load_recipe
-from studies.pages import digest_of, keep_row, read_rows, write_part
+from studies.pages import digest_of, keep_row, read_rows, weights_digest, write_part
 
 SHIPPED: dict[str, Any] = {}
 EMBEDDINGS: dict[str, dict[str, Any]] = {
@@ -101,8 +101,11 @@ class Subject:
     @cached_property
     def inputs(self) -> dict[str, str]:
         """What a row is measured by."""
-        found = {"model": self.name, "text": digest_of(self.text, self.window, self.separator)}
-        found["weights"] = digest_of(*sorted(self.folder.glob("*.safetensors")))
+        found = {
+            "model": self.name,
+            "weights": weights_digest(self.folder),
+            "text": digest_of(self.text, self.window, self.separator),
+        }
         if self.statistics is not None:
             found["statistics"] = digest_of(self.statistics)
         if self.calibration is not None:
